@@ -30,14 +30,14 @@ from shared.comms.joining import join
 from shared.comms.shaped_network import Job, missing_rights, shaped_network, succeed
 
 MBIT_S, HOSTS, PER_HOST, TURNS = 100.0, 2, 2, 5
-WIDTH, DEPTH, BATCH, MOST_ROWS = 512, 12, 1024, 16384
+WIDTH, DEPTH, BATCH, MAX_ROWS = 512, 12, 1024, 16384
 WAYS = {
     "flat": ("flat", "none"),
     "ring": ("ring", "none"),
     "hierarchical": ("hierarchical", "none"),
     "hierarchical bf16": ("hierarchical", "bf16"),
 }
-LEAST_HIDDEN = 0.15
+MIN_HIDDEN = 0.15
 
 
 def network() -> nn.Module:
@@ -57,7 +57,7 @@ def measure() -> dict[str, list[float]]:
             exchange = gradient_exchange(group, model, route=route, compression=compression)
             models[name].register_comm_hook(exchange, lambda state, bucket: state(bucket))
             rehearse(models[name], exchange)
-        x = torch.randn(MOST_ROWS, WIDTH, generator=torch.Generator().manual_seed(group.rank))
+        x = torch.randn(MAX_ROWS, WIDTH, generator=torch.Generator().manual_seed(group.rank))
         rows = torch.tensor(BATCH)
         plain = models["flat"]
         gradients = [torch.zeros_like(parameter) for parameter in plain.parameters()]
@@ -93,7 +93,7 @@ def measure() -> dict[str, list[float]]:
             return taken
 
         least = min(timed(actions["compute"]) for _ in range(3))
-        rows = torch.tensor(min(MOST_ROWS, int(BATCH * timed(communicate("flat")) / least)))
+        rows = torch.tensor(min(MAX_ROWS, int(BATCH * timed(communicate("flat")) / least)))
         dist.broadcast(rows, 0)
         found: dict[str, list[float]] = {"rows of a batch": [float(rows)] * TURNS}
         for _ in range(TURNS):
@@ -123,10 +123,10 @@ def main() -> None:
     hidden = {name: hidden_share(found, name, name) for name in WAYS}
     figures |= {f"{name}: hidden share": share for name, share in hidden.items()}
     figures["after (no hooks): hidden share"] = hidden_share(found, "after", "flat")
-    misses = [f"{name} hides {share:.0%}" for name, share in hidden.items() if share < LEAST_HIDDEN]
+    misses = [f"{name} hides {share:.0%}" for name, share in hidden.items() if share < MIN_HIDDEN]
     if seconds["flat"] > seconds["after"]:
         misses.append("the flat hook is slower than summing afterwards")
-    note = f"{'; '.join(misses)}, and the bar is {LEAST_HIDDEN:.0%}" if misses else "all bars hold"
+    note = f"{'; '.join(misses)}, and the bar is {MIN_HIDDEN:.0%}" if misses else "all bars hold"
     report("ddp_overlap", figures, ratio=seconds["after"] / seconds["flat"], ok=not misses, note=note)
 
 

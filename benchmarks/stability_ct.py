@@ -35,7 +35,7 @@ Changed = tuple[str, CTVolume, Float64]
 """What was done, the scan after it, and by how much (LPS mm) what is in it has moved."""
 
 STILL = np.zeros(3)
-LEAST_RADIUS_MM = 4.0
+MIN_RADIUS_MM = 4.0
 
 
 def main() -> None:
@@ -147,7 +147,7 @@ def _above(predictor: NodulePredictor, scan: CTVolume) -> Sequence[Nodule]:
 
 def _same(one: Nodule, other: Nodule, moved_mm: Float64) -> bool:
     apart = np.linalg.norm(np.subtract(other.centre_lps_mm, one.centre_lps_mm) - moved_mm)
-    return bool(apart < max(one.mean_diameter_mm / 2, LEAST_RADIUS_MM))
+    return bool(apart < max(one.mean_diameter_mm / 2, MIN_RADIUS_MM))
 
 
 def _scan(file: Path | None, *, quick: bool) -> tuple[CTVolume, str]:

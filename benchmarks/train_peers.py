@@ -31,7 +31,7 @@ from shared.optimizers import AdamW
 
 KITTI_CONFIG = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
 KITTI_NAMES = {"pedestrian": "Pedestrian", "cyclist": "Cyclist", "car": "Car"}
-FEWEST_POINTS = 5
+MIN_POINTS = 5
 
 
 class Times(NamedTuple):

@@ -38,7 +38,7 @@ _HOW_LONG = (
 )
 HOW_COMPUTED = ("strategy", "compile")
 """Settings by which a run computes the same in another way; it may be resumed with others."""
-_MOST_ALIASES = 100
+_MAX_ALIASES = 100
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class _FewAliases(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
-            if self._named or self._aliases > _MOST_ALIASES:
+            if self._named or self._aliases > _MAX_ALIASES:
                 raise yaml.YAMLError("it holds aliases (*name) of aliases, or too many; write out what they stand for")
             return super().compose_node(parent, index)
         named = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]

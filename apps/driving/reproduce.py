@@ -33,7 +33,7 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
 from shared.progress_bar import progress_bar
 
-FEWEST_POINTS = 5
+MIN_POINTS = 5
 _ROOT = Path(__file__).parent
 _CLASSES = ("car", "pedestrian", "cyclist")
 _SEED = 90_001
@@ -73,7 +73,7 @@ def table(quick: bool) -> Table:
         f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them learnt "
         "from. AP R40 in % by KITTI's protocol (overlap 0.7 for cars, 0.5 for others), moderate; bars are for 100.",
         "Real: the frames of the data registry, at the least scores chosen on synthetic scenes; the shipped networks "
-        f"have seen synthetic scenes alone. Objects with at least {FEWEST_POINTS} returns; of KITTI the easy and "
+        f"have seen synthetic scenes alone. Objects with at least {MIN_POINTS} returns; of KITTI the easy and "
         "moderate ones, others excuse a box. So few frames tell whether the cars are found, not how often.",
         "Peer, on the same frames: PointPillars without its second stage.",
     ]
@@ -201,7 +201,7 @@ def found_in_real(
                 kind,
                 criterion="iou" if criterion == "iou" else "centre",
                 threshold=threshold,
-                fewest_points=FEWEST_POINTS,
+                fewest_points=MIN_POINTS,
             )
             counts.append(counted)
             parts.append(f"{label}: {counted.true_positives} of {counted.objects}, {counted.false_positives} false")
@@ -225,7 +225,7 @@ def beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
         assert truth is not None
         counted = np.array([name == kind for name in truth.names], bool)
         if truth.point_counts is not None:
-            counted &= truth.point_counts >= FEWEST_POINTS
+            counted &= truth.point_counts >= MIN_POINTS
         number += int((counted & ~detector.in_range(frame, truth)).sum())
     return number
 

@@ -34,12 +34,12 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from apps.finance.adapters.table import Contents
 
-LEAST_ROWS = 60
+MIN_ROWS = 60
 ROWS_PER_SECOND = 2500
 """Of the time that somebody waits, one core scores these in a quarter: the rest is for the queue and for others."""
-MOST_ROWS = 2_000_000
+MAX_ROWS = 2_000_000
 _OPTIONS = (*OPTION_NAMES, "instrument", "columns", "events_per_day", "events_per_1000_rows", "threshold")
-MOST_EVENTS_PER_1000_ROWS = 10.0
+MAX_EVENTS_PER_1000_ROWS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +162,7 @@ def _one_column_alone(value: str, beside: tuple[str, ...]) -> InvalidInputError:
 
 def _most(outputs: Sequence[Detection]) -> int:
     """How many rows of each series are drawn before somebody looks closer."""
-    return files.MOST_POINTS if len(outputs) == 1 else most_points(len(outputs))
+    return files.MAX_POINTS if len(outputs) == 1 else most_points(len(outputs))
 
 
 def _only(files: tuple[Path, ...]) -> Path:
@@ -222,7 +222,7 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     """The series with enough values, and the file's notes; refuses a file without one."""
     observed = [int(np.isfinite(one.target).sum()) for one in contents.series]
-    enough = tuple(one for one, count in zip(contents.series, observed, strict=True) if count >= LEAST_ROWS)
+    enough = tuple(one for one, count in zip(contents.series, observed, strict=True) if count >= MIN_ROWS)
     if not enough:
         column = contents.series[0].column
         most = max(observed)
@@ -230,13 +230,13 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
         if len(observed) > 1:
             which = f"{len(observed)} series with at most {which}"
         raise InvalidInputError(
-            f"{name} has {which}; scoring needs at least {LEAST_ROWS}, and is better the more there are"
+            f"{name} has {which}; scoring needs at least {MIN_ROWS}, and is better the more there are"
         )
-    short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < LEAST_ROWS]
+    short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < MIN_ROWS]
     if not short:
         return enough, contents.notes
     first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
-    note = f"{len(short)} series with fewer than {LEAST_ROWS} values were left out ({first})"
+    note = f"{len(short)} series with fewer than {MIN_ROWS} values were left out ({first})"
     return enough, (*contents.notes, note)
 
 
@@ -251,13 +251,13 @@ def _ended(series: Sequence[Series]) -> tuple[str, ...]:
 
 
 def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
-    if rows > MOST_ROWS:
-        raise InvalidInputError(f"{name} has {rows} rows; hand in at most {MOST_ROWS} at a time")
+    if rows > MAX_ROWS:
+        raise InvalidInputError(f"{name} has {rows} rows; hand in at most {MAX_ROWS} at a time")
     if seconds is not None and rows > seconds * ROWS_PER_SECOND:
         raise InvalidInputError(
             f"{name} has {rows} rows, and in the {seconds:g} s that are waited for an answer "
             f"{seconds * ROWS_PER_SECOND:.0f} are scored; hand it in as a job (POST /api/finance/jobs), which takes "
-            f"{MOST_ROWS} as the command line does, or hand in fewer: a shorter time, longer bars, fewer series",
+            f"{MAX_ROWS} as the command line does, or hand in fewer: a shorter time, longer bars, fewer series",
             status=413,
         )
 
@@ -283,9 +283,9 @@ def _for_series(wanted: Options, series: Sequence[Series]) -> Options:
         return wanted
     budget = Budget(per_day=wanted.events_per_day, per_1000_rows=wanted.events_per_1000_rows)
     most = max(budget.rate(one) for one in series)
-    if most > MOST_EVENTS_PER_1000_ROWS * (1 + 1e-9):
+    if most > MAX_EVENTS_PER_1000_ROWS * (1 + 1e-9):
         raise InvalidInputError(
-            f"that is an event every {1000 / most:.3g} rows; ask for at most {MOST_EVENTS_PER_1000_ROWS:g} in 1,000"
+            f"that is an event every {1000 / most:.3g} rows; ask for at most {MAX_EVENTS_PER_1000_ROWS:g} in 1,000"
         )
     return wanted
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.app import App, Table
 
-_MOST_ROWS = 10
+_MAX_ROWS = 10
 _SENTENCES = ("remarks", "notes")
 
 
@@ -23,11 +23,11 @@ def result_table(app: App, result: Mapping[str, Any]) -> Table | None:
 
 
 def _table(title: str, items: list[dict[str, Any]]) -> Table:
-    shown = items[:_MOST_ROWS]
+    shown = items[:_MAX_ROWS]
     names = dict.fromkeys(name for item in items for name in item)
     columns = [name for name in names if any(_fits(item.get(name)) for item in items)]
     return Table(
-        title=title + (f", the first {_MOST_ROWS} shown" if len(items) > _MOST_ROWS else ""),
+        title=title + (f", the first {_MAX_ROWS} shown" if len(items) > _MAX_ROWS else ""),
         columns=columns,
         rows=[[_short(item.get(name)) for name in columns] for item in shown],
     )

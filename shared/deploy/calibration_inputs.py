@@ -24,7 +24,7 @@ from shared.recipes import recipe_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST_ROWS, MOST_ROWS, MOST_CALLS = 8, 64, 64
+MIN_ROWS, MAX_ROWS, MAX_CALLS = 8, 64, 64
 CALLS_OF_A_CASE = 8
 """Of a case in which the network is called often, such as a scan in tiles, so many calls are taken, drawn evenly."""
 COMPARED = 3
@@ -80,13 +80,13 @@ def calibration_inputs(
     files: Sequence[Path] = (),
     *,
     data: DataConfig | None = None,
-    least: int = LEAST_ROWS,
-    most: int = MOST_CALLS,
+    least: int = MIN_ROWS,
+    most: int = MAX_CALLS,
 ) -> Examples:
     """What the artifact's network is given in calls: of ``files``; else of the cases that ``data`` has to learn from.
 
     An application that states no training cases, or no ``data``, gives its samples. No further case is looked at once
-    there are ``most`` calls, or ``MOST_ROWS`` inputs in them.
+    there are ``most`` calls, or ``MAX_ROWS`` inputs in them.
 
     Raises ``InvalidInputError`` where the application cannot read the files, where the network sees less than
     ``least`` rows, and where all that it sees of an input is one value.
@@ -103,7 +103,7 @@ def calibration_inputs(
             look()
             read += 1
             kept.end_case()
-            if len(kept.calls) >= most or kept.rows >= MOST_ROWS:
+            if len(kept.calls) >= most or kept.rows >= MAX_ROWS:
                 break
     said = title(read)
     kept.calls = kept.calls[:most]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from shared.app import App, DenseNetwork, DomainScore
 from shared.deploy.artifact import Artifact, ProgramEntry, describe_file, write_manifest
-from shared.deploy.calibration_inputs import MOST_ROWS, calibration_inputs
+from shared.deploy.calibration_inputs import MAX_ROWS, calibration_inputs
 from shared.deploy.predictor import programs_of
 from shared.deploy.programs.choices import forget_choices
 from shared.deploy.programs.choosing import asked_program
@@ -33,9 +33,9 @@ from shared.recipe import DataConfig
 from shared.threads import compute_threads
 
 Method = Literal["static", "dynamic"]
-MOST_LOSS = 0.01
+MAX_LOSS = 0.01
 """How far a score may fall, in parts of itself."""
-ASIDE, MOST_ASIDE = 6, 8
+ASIDE, MAX_ASIDE = 6, 8
 """One of so many calibration inputs is kept aside, to find on it the layers that hurt; at most so many."""
 PROGRAMS: dict[Method, str] = {"static": "openvino-int8", "dynamic": "onnx-int8"}
 
@@ -65,7 +65,7 @@ def quantize(
     With ``into_artifact`` it becomes a part of the artifact, whose manifest then names it. It is calibrated on
     ``files``, or on what ``data`` has to learn from; the domain's scores before and after are taken of what ``data``
     has to validate on, of at most ``cases`` cases. Raises ``InvalidInputError`` where a score falls by more than
-    ``MOST_LOSS`` and ``force`` is not given; what was accepted before stays as it was. ``static`` is refused, before
+    ``MAX_LOSS`` and ``force`` is not given; what was accepted before stays as it was. ``static`` is refused, before
     anything is computed, for a network with recurrent layers. ``say`` is told, too, where a predictor passes the
     program over all the same, for its outputs on the predictor's own example are too far off.
     """
@@ -120,7 +120,7 @@ def quantize(
             )
             before = before or _scores(app, artifact, data, cases, "torch")
             after = _scores(app, artifact, data, cases, name, Found(tried / file, entry))
-            accepted = all(one.loss(other) <= MOST_LOSS for one, other in zip(before, after, strict=True))
+            accepted = all(one.loss(other) <= MAX_LOSS for one, other in zip(before, after, strict=True))
             told = {"accepted": accepted, "before": [asdict(s) for s in before], "after": [asdict(s) for s in after]}
             found = Found(tried / file, replace(entry, scores={**entry.scores, **told}))
             for one, other in zip(before, after, strict=True):
@@ -134,8 +134,7 @@ def quantize(
         entry = _kept(artifact, name, found, force)
     if not entry.scores["accepted"]:
         raise InvalidInputError(
-            f"{artifact.manifest.name} loses more than {MOST_LOSS:.0%} of a score in INT8; --force takes it all the "
-            "same"
+            f"{artifact.manifest.name} loses more than {MAX_LOSS:.0%} of a score in INT8; --force takes it all the same"
         )
     if into_artifact:
         _put_into(artifact, name, entry)
@@ -226,7 +225,7 @@ def _rows(examples: Examples, dense: DenseNetwork) -> list[dict[str, Any]]:
         {name: value[number : number + 1] for name, value in call.items()}
         for call in calls
         for number in range(len(next(iter(call.values()))))
-    ][:MOST_ROWS]
+    ][:MAX_ROWS]
 
 
 def _written(
@@ -251,7 +250,7 @@ def _written(
     from shared.deploy.sensitivity import Judge, candidates
 
     rows = _rows(examples, dense)
-    kept = set(range(ASIDE - 1, len(rows), max(ASIDE, len(rows) // MOST_ASIDE)))
+    kept = set(range(ASIDE - 1, len(rows), max(ASIDE, len(rows) // MAX_ASIDE)))
     aside = [row for number, row in enumerate(rows) if number in kept]
     rest = [row for number, row in enumerate(rows) if number not in kept]
     place = Placement("cpu", compute_threads())

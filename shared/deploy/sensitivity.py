@@ -20,7 +20,7 @@ from shared.deploy.int8_network import SMOOTHING, in_floating_point, layers, qua
 if TYPE_CHECKING:
     from shared.deploy.programs.program import Arrays
 
-TRIED_AGAIN, MOST_LAYERS = 6, 12
+TRIED_AGAIN, MAX_LAYERS = 6, 12
 """After one layer was chosen, so many of the next best are tried again; so many are chosen at most."""
 
 
@@ -209,7 +209,7 @@ class Search:
     def undo(self, budget: Budget, say: Callable[[str], object]) -> None:
         """Leaves the layer in floating point that takes most of the error away, then the next, as ``budget`` allows."""
         run_whole = self.judge.compiled(self.whole.model)
-        while self.left and len(self.floating) < MOST_LAYERS:
+        while self.left and len(self.floating) < MAX_LAYERS:
             errors = {
                 name: self.judge.error(self.judge.compiled(in_floating_point(self.now, name))) for name in self.left
             }

@@ -32,7 +32,7 @@ backend reads, ``model.xml`` with its weights in ``model.bin``.
 """
 _OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
 """Settings of the OpenVINO backend: rows come together in one batch, which one stream has all threads for."""
-MOST_ROWS, DELAY_US = 8, 2000
+MAX_ROWS, DELAY_US = 8, 2000
 
 
 def triton_config(manifest: Manifest, program: str = "onnx") -> str:
@@ -51,7 +51,7 @@ def triton_config(manifest: Manifest, program: str = "onnx") -> str:
         f'name: "{manifest.name}"',
         f'backend: "{backend}"',
         f'default_model_filename: "{file}"',
-        f"max_batch_size: {MOST_ROWS if batched else 0}",
+        f"max_batch_size: {MAX_ROWS if batched else 0}",
         _tensors("input", manifest.inputs, drop),
         _tensors("output", manifest.outputs, drop),
         "version_policy { latest { num_versions: 1 } }",

@@ -58,7 +58,7 @@ from shared.store.promotions import Promotions
 log = logging.getLogger("trivium.serve")
 _EXPIRE_EVERY_S = 3600.0
 _EMPTY_JOURNAL_EVERY_S = 5.0
-_MOST_EVENT_STREAMS = 1000
+_MAX_EVENT_STREAMS = 1000
 """Each reads its job from the database every two seconds."""
 _OWN_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
@@ -151,8 +151,8 @@ def create_app(
     server.state.client_places = ClientPlaces(settings.max_per_client)
     server.state.event_streams = ClientPlaces(
         settings.max_per_client,
-        most_of_all=_MOST_EVENT_STREAMS,
-        most_of_group=_MOST_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
+        most_of_all=_MAX_EVENT_STREAMS,
+        most_of_group=_MAX_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
     )
     json_routes: list[re.Pattern[str]] = []
     add_middleware(

@@ -45,7 +45,7 @@ _RENEW_TICKS = 100
 """And every ten seconds for a new certificate."""
 
 
-_MOST_FILES = 1 << 16
+_MAX_FILES = 1 << 16
 _BACKLOG = 2048
 """Connections that are accepted at once, at the most: asyncio takes all that wait before any is looked at."""
 
@@ -210,12 +210,12 @@ def allow_files() -> int:
     else. Out of them, neither files nor the database could be opened.
     """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    wanted = _MAX_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_FILES)
     if now != resource.RLIM_INFINITY and now < wanted:
         with suppress(OSError, ValueError):  # a system may allow less than it states
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
             now = wanted
-    return _MOST_FILES if now == resource.RLIM_INFINITY else now
+    return _MAX_FILES if now == resource.RLIM_INFINITY else now
 
 
 def collect_rarely() -> None:

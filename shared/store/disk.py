@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from shared.errors import InvalidInputError
 
-LEAST_FREE_BYTES = 64_000_000
+MIN_FREE_BYTES = 64_000_000
 """With less space than this a store is said to be full: an answer with its files may take as much."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,14 +47,14 @@ def full_disk_named(what: str) -> Iterator[None]:
 
 def has_space(folder: Path, count: int) -> bool:
     """Whether the disk of a folder has space for ``count`` bytes, and is not full with them."""
-    return shutil.disk_usage(folder).free - count >= LEAST_FREE_BYTES
+    return shutil.disk_usage(folder).free - count >= MIN_FREE_BYTES
 
 
 def disk_fault(folder: Path) -> str | None:
     """Why nothing can be kept in a folder, found by writing a little there; None where it can be."""
     try:
         free = shutil.disk_usage(folder).free
-        if free < LEAST_FREE_BYTES:
+        if free < MIN_FREE_BYTES:
             return f"the disk of the store has {free / 1e6:.0f} MB left; {_REMEDY}"
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(1 << 12))

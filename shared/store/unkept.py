@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.store.records import Bytes, Case, Outputs
 
-_MOST_BYTES = 64_000_000
+_MAX_BYTES = 64_000_000
 
 
 class UnkeptCases:
@@ -24,7 +24,7 @@ class UnkeptCases:
         made = {name: bytes(content) for name, content in {**outputs.sources, **contents}.items()}
         with self._lock:
             self._held[case.id] = case, made, outputs
-            while len(self._held) > 1 and sum(one.bytes for one, *_ in self._held.values()) > _MOST_BYTES:
+            while len(self._held) > 1 and sum(one.bytes for one, *_ in self._held.values()) > _MAX_BYTES:
                 self._held.popitem(last=False)
 
     def get(self, case_id: str) -> Case | None:

@@ -1,6 +1,6 @@
 """A process that reads files as it is told to, a line of JSON each, so that a reader may not end the tests with it.
 
-It may have no more memory than ``MOST_BYTES`` beyond what it has once its libraries are loaded.
+It may have no more memory than ``MAX_BYTES`` beyond what it has once its libraries are loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 
 
 def read(what: str, files: list[Path]) -> Any:
@@ -34,7 +34,7 @@ def read(what: str, files: list[Path]) -> Any:
 def limit_memory() -> None:
     """Bounds this process's data (setrlimit(2), RLIMIT_DATA)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-    most = int(line.split()[1]) * 1024 + MOST_BYTES
+    most = int(line.split()[1]) * 1024 + MAX_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 

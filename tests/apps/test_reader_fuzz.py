@@ -34,7 +34,7 @@ from apps.driving.app import app as driving
 from tests.fuzzing import repeatable
 
 EXAMPLES = 20
-MOST_SECONDS, MOST_WAIT_S = 10.0, 60.0
+MAX_SECONDS, MAX_WAIT_S = 10.0, 60.0
 
 Make = Callable[[Path], dict[str, bytes]]
 
@@ -221,9 +221,9 @@ class Reading:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps([what, *map(str, files)]) + "\n")
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], MOST_WAIT_S)[0]:
+        if not select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
             self.close()
-            return 500, f"no answer after {MOST_WAIT_S:g} s", MOST_WAIT_S
+            return 500, f"no answer after {MAX_WAIT_S:g} s", MAX_WAIT_S
         if not (line := self._process.stdout.readline()):
             ended = self._process.wait(10)
             self.close()
@@ -275,6 +275,6 @@ def test_a_damaged_file_is_read_or_refused(kind: str, tmp_path: Path, reading: R
     def damage(changes: list[Any]) -> None:
         status, words, seconds = reading.read(what, hand_in(changed(first, changes)))
         assert status is None or (status in (413, 422) and words), words
-        assert seconds < MOST_SECONDS
+        assert seconds < MAX_SECONDS
 
     damage()

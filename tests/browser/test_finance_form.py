@@ -314,7 +314,7 @@ def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_
 def test_a_long_series_is_drawn_row_by_row_where_somebody_looks_closer(
     page: Page, site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MOST_POINTS", ROWS // 5)
+    monkeypatch.setattr(files, "MAX_POINTS", ROWS // 5)
     opened(page, site)
     thinning = page.locator(".thinning")
     expect(thinning).to_contain_text("Of every 5 rows")

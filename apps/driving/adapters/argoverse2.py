@@ -25,7 +25,7 @@ from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError
 
 LIDAR = "up_lidar"
-MOST_APART_NS = 60_000_000
+MAX_APART_NS = 60_000_000
 """A camera's image belongs to a sweep where its timestamp is no further off."""
 
 
@@ -119,7 +119,7 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
     cameras = {}
     for folder in folders:
         images = sorted(folder.glob("*.jpg"), key=lambda file: abs(int(file.stem) - timestamp_ns))
-        if not images or abs(int(images[0].stem) - timestamp_ns) > MOST_APART_NS or folder.name not in focal:
+        if not images or abs(int(images[0].stem) - timestamp_ns) > MAX_APART_NS or folder.name not in focal:
             continue
         # Boxes and points are relative to the LiDAR's origin, which lies at ``origin`` in the vehicle's frame.
         to_vehicle = np.eye(4)

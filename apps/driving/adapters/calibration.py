@@ -20,7 +20,7 @@ STARTS = ("P2:", "P2 ", "P_rect_02:", "R0_rect", "R_rect", "Tr_velo", "Tr:")
 """How the lines begin by which a calibration is told from labels."""
 RAW_MOUNTS = ("calib_velo_to_cam.txt", "calib_imu_to_velo.txt")
 """Files of raw data that accompany calib_cam_to_cam.txt."""
-MOST_APART_M = 20.0
+MAX_APART_M = 20.0
 """How far apart the LiDAR and a camera of one vehicle may be."""
 _P2, _RECTIFY, _MOUNT = ("P2", "P_rect_02"), ("R0_rect", "R_rect", "R_rect_00"), ("Tr_velo_to_cam", "Tr_velo_cam")
 
@@ -90,7 +90,7 @@ def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
             "right, y down, z ahead) it must turn up into -y. Is it the inverse, from the camera to the LiDAR?"
         )
     apart = float(np.linalg.norm(lidar_to_camera[:3, 3]))
-    if apart > MOST_APART_M:
+    if apart > MAX_APART_M:
         raise InvalidInputError(f"{what} puts the camera {apart:.0f} m from the LiDAR; is it in metres?")
 
 

@@ -24,7 +24,7 @@ from shared.errors import InvalidInputError
 POINTS, LABELS = "points", "labels"
 BoxOrigin: TypeAlias = Literal["centre", "bottom"]
 """Whether z of a label is that of the box's gravity centre (OpenPCDet) or of the middle of its bottom."""
-_MOST_YAW = 2 * np.pi + 0.01
+_MAX_YAW = 2 * np.pi + 0.01
 _COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw")
 
 
@@ -108,7 +108,7 @@ def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
         rows.append(box_numbers(row, f"{path.name}, line {number}"))
         if min(row[3:6]) <= 0:
             raise InvalidInputError(f"{path.name}, line {number}: {words[-1]} has a size that is not positive")
-        if abs(row[6]) > _MOST_YAW:
+        if abs(row[6]) > _MAX_YAW:
             raise InvalidInputError(f"{path.name}, line {number}: a yaw of {row[6]:g}; expected radians, not degrees")
         refuse_other_units(words[-1], row[3:6], row[:3], f"{path.name}, line {number}")
         names.append(words[-1].lower())

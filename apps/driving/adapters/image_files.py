@@ -13,11 +13,11 @@ from apps.driving.adapters.device_jpeg import decode_on_device
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
-MOST_PIXELS = 40_000_000
-MOST_OFF_CENTRE = 0.2
+MAX_PIXELS = 40_000_000
+MAX_OFF_CENTRE = 0.2
 """Further from the middle than this share of its width or height lies no camera's centre whose image was not cut or
 resized."""
-MOST_OFF_BOTH = 0.05
+MAX_OFF_BOTH = 0.05
 """The same where it is off in width and height alike, as in an image that was resized in proportion. KITTI's centre is
 0.04 of the height above the middle, those of nuScenes up to 0.06 below, all within 0.02 of the width."""
 
@@ -31,7 +31,7 @@ def read_image(path: Path, device: str = "cpu") -> np.ndarray[tuple[int, ...], n
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > MOST_PIXELS:
+                if image.width * image.height > MAX_PIXELS:
                     raise InvalidInputError(
                         f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
                     )
@@ -53,8 +53,8 @@ def resized(name: str, shape: tuple[int, ...], intrinsics: Floats) -> tuple[str,
     height, width = shape[:2]
     across, down = float(intrinsics[0, 2]), float(intrinsics[1, 2])
     off = across / width - 0.5, down / height - 0.5
-    alike = off[0] * off[1] > 0 and min(map(abs, off)) > MOST_OFF_BOTH
-    if max(map(abs, off)) <= MOST_OFF_CENTRE and not alike:
+    alike = off[0] * off[1] > 0 and min(map(abs, off)) > MAX_OFF_BOTH
+    if max(map(abs, off)) <= MAX_OFF_CENTRE and not alike:
         return ()
     return (
         f"{name} has {width} x {height} pixels, but its calibration has the camera's centre at ({across:.0f}, "

@@ -37,7 +37,7 @@ from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.data.archive import unpacked
 from shared.errors import InvalidInputError
 
-MOST_FRAMES = 200
+MAX_FRAMES = 200
 _Id = TypeVar("_Id")
 _LABEL_COLUMNS = (
     "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, rotation_y"
@@ -265,9 +265,9 @@ def within_limit(ids: list[_Id], name: str) -> list[_Id]:
 
 def refuse_many(count: int, name: str) -> None:
     """Refuses more frames than are held in memory at once."""
-    if count > MOST_FRAMES:
+    if count > MAX_FRAMES:
         raise InvalidInputError(
-            f"{name} holds {count} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
+            f"{name} holds {count} frames; at most {MAX_FRAMES} are taken at a time, since all stay in memory. "
             "The command line takes any number, one after the other: trivium predict driving PATH --each --out DIR"
         )
 

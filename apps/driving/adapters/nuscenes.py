@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
 from apps.driving.adapters.image_files import read_image, resized
-from apps.driving.adapters.nuscenes_tables import MOST_SWEEPS
+from apps.driving.adapters.nuscenes_tables import MAX_SWEEPS
 from apps.driving.adapters.point_files import dropped, finite
 from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
@@ -224,14 +224,14 @@ def _to_global(sample: dict[str, Any]) -> NDArray[np.float64] | None:
 def _earlier_sweeps(
     sample: dict[str, Any], find: Callable[[str], Path], read_sweep: Callable[[Path], Floats]
 ) -> Iterator[EarlierSweep]:
-    """The sweeps before a key frame that there are files of, at most ``MOST_SWEEPS``, the latest first.
+    """The sweeps before a key frame that there are files of, at most ``MAX_SWEEPS``, the latest first.
 
     ``lidar2sensor`` is taken as the rigid transform that its name says. The loader of mmdet3d 1.4 takes its translation
     without its rotation (open-mmlab/mmdetection3d, issue 3054), which differs where the vehicle turns.
     """
     turn = np.eye(4)
     turn[:3, :3] = _TURN
-    for sweep in (sample.get("lidar_sweeps") or ())[:MOST_SWEEPS]:
+    for sweep in (sample.get("lidar_sweeps") or ())[:MAX_SWEEPS]:
         described = sweep["lidar_points"]
         try:
             file = find(described["lidar_path"])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shared.errors import InvalidInputError
 
 LIDAR = "LIDAR_TOP"
-MOST_SWEEPS = 10
+MAX_SWEEPS = 10
 """Of the sweeps before a key frame, the latest that are read: the models of nuScenes learnt from as many."""
 DETECTION_NAMES = {
     "movable_object.barrier": "barrier",
@@ -121,7 +121,7 @@ def _sweeps_before(
     row: dict[str, Any], lidar_to_global: Matrix, tables: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The sweeps before that of a key frame, the latest first, as OpenMMLab's infos describe them."""
-    for _ in range(MOST_SWEEPS):
+    for _ in range(MAX_SWEEPS):
         if (before := tables["sweep"].get(row.get("prev", ""))) is None:
             return
         row = before

@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 
 Column = NDArray[Any]
 _HEADER_BYTES = 1 << 16
-_MOST_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28
 """Of all points together."""
 _KINDS = {
     **{("F", size): f"<f{size}" for size in (4, 8)},
@@ -48,10 +48,10 @@ def read_pcd(path: Path, most_points: int) -> tuple[Mapping[str, Column], tuple[
     """
     content = path.read_bytes()
     header = _header(content, path.name)
-    if header.points > most_points or header.points * header.dtype.itemsize > _MOST_BYTES:
+    if header.points > most_points or header.points * header.dtype.itemsize > _MAX_BYTES:
         raise InvalidInputError(
             f"{path.name} holds {header.points} points of {header.dtype.itemsize} bytes; at most {most_points} points "
-            f"and {_MOST_BYTES >> 20} MB are taken. Is it one sweep?"
+            f"and {_MAX_BYTES >> 20} MB are taken. Is it one sweep?"
         )
     body = memoryview(content)[header.begins :]
     if header.encoding == "ascii":

@@ -19,8 +19,8 @@ from shared.errors import InvalidInputError
 KIND = "sensor_msgs/msg/PointCloud2"
 _KINDS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 """Of PointField's datatypes."""
-_MOST_BYTES = 1 << 28
-_MOST_FIELDS = 1000
+_MAX_BYTES = 1 << 28
+_MAX_FIELDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def stamp_ns(data: bytes, *, ros1: bool) -> int:
 
 def read_cloud(data: bytes, name: str, most_points: int, *, ros1: bool) -> PointCloud:
     """The cloud in a message. Raises ``InvalidInputError`` where it is damaged, or larger than is read."""
-    if len(data) > _MOST_BYTES:
+    if len(data) > _MAX_BYTES:
         raise InvalidInputError(
-            f"{name} has {len(data)} bytes; at most {_MOST_BYTES >> 20} MB are taken. Is it one sweep?"
+            f"{name} has {len(data)} bytes; at most {_MAX_BYTES >> 20} MB are taken. Is it one sweep?"
         )
     try:
         _refuse_many_fields(data, name, ros1)
@@ -87,8 +87,8 @@ def _refuse_many_fields(data: bytes, name: str, ros1: bool) -> None:
     place = 16 + letters
     place += 0 if ros1 else -place % 4
     (fields,) = struct.unpack_from(order + "I", data, place + 8)
-    if fields > _MOST_FIELDS:
-        raise InvalidInputError(f"{name} has {fields} fields; at most {_MOST_FIELDS} are read")
+    if fields > _MAX_FIELDS:
+        raise InvalidInputError(f"{name} has {fields} fields; at most {_MAX_FIELDS} are read")
 
 
 @cache

@@ -13,7 +13,7 @@ from apps.driving.adapters.pcd import read_pcd
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
-MOST_POINTS = 2_000_000
+MAX_POINTS = 2_000_000
 SWEEPS = (".bin", ".pcd", ".npy")
 """Files of one sweep each, by their ending."""
 
@@ -22,11 +22,11 @@ _BIN_COLUMNS = (4, 5, 6)
 mmdet3d's ``load_dim`` says it."""
 _PLACE = ("x", "y", "z")
 _COLUMNS = (*_PLACE, "intensity")
-_MOST_COLUMNS = 32
+_MAX_COLUMNS = 32
 """An array with more has its points side by side."""
 _INTENSITY = ("intensity", "i", "reflectivity", "remission", "scalar_intensity")
 """What PCD files and structured arrays call it, the usual name first."""
-_MOST_INTENSITY, _FARTHEST_M = 255.0, 1000.0
+_MAX_INTENSITY, _FARTHEST_M = 255.0, 1000.0
 
 
 def read_points(path: Path) -> Floats:
@@ -44,14 +44,14 @@ def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
     """
     kind = path.suffix.lower()
     if kind == ".pcd":
-        columns, said = read_pcd(path, MOST_POINTS)
+        columns, said = read_pcd(path, MAX_POINTS)
         points, remarks = sweep_of(columns, path.name)
         return points, said + remarks
     if kind != ".bin":
         return sweep_of(_array(path), path.name)
     whole, said = _bin(path)
     points, remarks = _near(whole, path.name)
-    if points[:, 3].min() < 0 or points[:, 3].max() > _MOST_INTENSITY:
+    if points[:, 3].min() < 0 or points[:, 3].max() > _MAX_INTENSITY:
         raise InvalidInputError(
             f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
             "intensity lies in [0, 1] or [0, 255]; scale it, or check the number of columns (KITTI has four)"
@@ -120,9 +120,7 @@ def _is_sweep(points_N4: Floats) -> bool:
     with np.errstate(invalid="ignore"):
         known = points_N4[np.isfinite(points_N4).all(axis=1)]
         return len(known) > 0 and bool(
-            np.abs(known[:, :3]).max() <= _FARTHEST_M
-            and known[:, 3].min() >= 0
-            and known[:, 3].max() <= _MOST_INTENSITY
+            np.abs(known[:, :3]).max() <= _FARTHEST_M and known[:, 3].min() >= 0 and known[:, 3].max() <= _MAX_INTENSITY
         )
 
 
@@ -141,13 +139,13 @@ def _array(path: Path) -> Mapping[str, NDArray[Any]]:
         raise InvalidInputError(f"{path.name} holds no points; {expected}")
     names = found.dtype.names
     if names is None:
-        if not (found.ndim == 2 and 3 <= found.shape[1] <= _MOST_COLUMNS and found.dtype.kind in "fiu"):
+        if not (found.ndim == 2 and 3 <= found.shape[1] <= _MAX_COLUMNS and found.dtype.kind in "fiu"):
             raise InvalidInputError(f"{path.name} holds an array of {found.shape} {found.dtype}; {expected}")
         columns = {name: found[:, place] for place, name in enumerate(_COLUMNS[: found.shape[1]])}
     else:
         columns = {name.lower(): found[name] for name in names if _is_number(found.dtype[name])}
-    if found.size // (1 if names else found.shape[1]) > MOST_POINTS:
-        raise InvalidInputError(f"{path.name} holds more than {MOST_POINTS} points. Is it one sweep?")
+    if found.size // (1 if names else found.shape[1]) > MAX_POINTS:
+        raise InvalidInputError(f"{path.name} holds more than {MAX_POINTS} points. Is it one sweep?")
     return columns
 
 
@@ -180,16 +178,16 @@ def _scaled(points: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
     if least >= 0 and most <= 1:
         return points, ()
     points = points.copy()
-    points[:, 3] = np.clip(points[:, 3] / _MOST_INTENSITY, 0, 1)
-    if least >= 0 and most <= _MOST_INTENSITY:
+    points[:, 3] = np.clip(points[:, 3] / _MAX_INTENSITY, 0, 1)
+    if least >= 0 and most <= _MAX_INTENSITY:
         return points, ()
     return points, (f"The intensity of {name} runs from {least:.3g} to {most:.3g}: it was cut to 0 to 255.",)
 
 
 def finite(points: Floats, name: str) -> Floats:
     """The points (N, C) whose columns are finite numbers; refuses a sweep without any, and one that is too large."""
-    if len(points) > MOST_POINTS:
-        raise InvalidInputError(f"{name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?")
+    if len(points) > MAX_POINTS:
+        raise InvalidInputError(f"{name} holds {len(points)} points; at most {MAX_POINTS} are taken. Is it one sweep?")
     good = np.isfinite(points).all(axis=1)
     if not len(points):
         raise InvalidInputError(f"{name} holds no point")

@@ -17,7 +17,7 @@ from pathlib import Path
 from apps.driving.adapters.kitti import refuse_many
 from apps.driving.adapters.kitti_layouts import frame_roots
 from apps.driving.adapters.point_cloud2 import KIND, read_cloud, stamp_ns
-from apps.driving.adapters.point_files import MOST_POINTS, sweep_of
+from apps.driving.adapters.point_files import MAX_POINTS, sweep_of
 from apps.driving.types import Frame
 from shared.errors import InvalidInputError
 
@@ -30,8 +30,8 @@ _PACKETS = re.compile(r"^(?!sensor_msgs/).*(packet|scan|custommsg|lidar|velodyne
 _METADATA = "metadata.yaml"
 """What ROS 2 writes beside the files of a recording; they are read without it."""
 _NOT_LIDARS = ("base_link", "base_footprint", "ego_vehicle", "vehicle", "odom", "map", "world", "earth")
-_MOST_SWEEPS = 2_000_000
-_MOST_NAMED = 8
+_MAX_SWEEPS = 2_000_000
+_MAX_NAMED = 8
 """Topics that a sentence names."""
 
 
@@ -48,7 +48,7 @@ class BagSweep:
     def read(self) -> Frame:
         """Raises ``InvalidInputError`` where it is damaged."""
         try:
-            cloud = read_cloud(self.data, self.name, MOST_POINTS, ros1=self.ros1)
+            cloud = read_cloud(self.data, self.name, MAX_POINTS, ros1=self.ros1)
             points, remarks = sweep_of(cloud.columns, self.name)
         except InvalidInputError as refusal:
             raise InvalidInputError(f"{self.file}: {refusal}") from refusal
@@ -80,8 +80,8 @@ class Bag:
                 name = f"{_shown(self.topic).strip('/')}/{time_ns}"
                 name = name if name not in names else f"{name}-{len(names)}"
                 names.add(name)
-                if len(names) > _MOST_SWEEPS:
-                    raise InvalidInputError(f"{self.name} holds more than {_MOST_SWEEPS} sweeps; split it")
+                if len(names) > _MAX_SWEEPS:
+                    raise InvalidInputError(f"{self.name} holds more than {_MAX_SWEEPS} sweeps; split it")
                 yield BagSweep(name, file.name, message.data, time_ns, message.ros1)
 
 
@@ -147,7 +147,7 @@ def _one_recording(paths: Sequence[Path]) -> list[Path]:
     recordings = {(folder, _SPLIT.sub("", stem)) for folder, stem in stems}
     parts = {(folder, _SPLIT.sub(r"_\4", stem)) for folder, stem in stems}
     if len(recordings) > 1 or len(parts) < len(files):
-        names = ", ".join(sorted(file.name for file in files)[:_MOST_NAMED])
+        names = ", ".join(sorted(file.name for file in files)[:_MAX_NAMED])
         raise InvalidInputError(f"there are several ROS bags ({names}); hand in one at a time")
     return sorted(files, key=lambda file: (len(file.name), file.name))  # drive_9 before drive_10
 
@@ -166,9 +166,9 @@ def _listed(counts: Mapping[str, int], kinds: Mapping[str, str] | None = None) -
     """The topics, their types where they are given, and how many messages they have."""
     listed = [
         f"{_shown(topic)} ({_shown(kinds[topic]) + ', ' if kinds else ''}{count} messages)"
-        for topic, count in islice(counts.items(), _MOST_NAMED)
+        for topic, count in islice(counts.items(), _MAX_NAMED)
     ]
-    return ", ".join(listed) + (f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else "")
+    return ", ".join(listed) + (f" and {len(counts) - _MAX_NAMED} more" if len(counts) > _MAX_NAMED else "")
 
 
 def _shown(name: str) -> str:

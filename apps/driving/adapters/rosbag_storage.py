@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Messages: TypeAlias = Generator[tuple[Connection, int, bytes], None, None]
 
-_MOST_BYTES = 1 << 29
+_MAX_BYTES = 1 << 29
 """Of a chunk, or of a message, once it is inflated."""
 _ALWAYS_BYTES, _EXPANSION = 1 << 24, 200
 """More is inflated to at most so many times its size: real clouds give 2 to 10."""
@@ -145,7 +145,7 @@ def _whole(file: Path) -> Iterator[Path]:
 
 def _inflated(content: bytes, decompressor: Any, size: int | None = None) -> bytes:
     """``content`` decompressed; refuses what does not end, or is not of the stated ``size``."""
-    most = min(_MOST_BYTES, max(_ALWAYS_BYTES, _EXPANSION * len(content)))
+    most = min(_MAX_BYTES, max(_ALWAYS_BYTES, _EXPANSION * len(content)))
     if size is not None and size > most:
         raise InvalidInputError(f"a chunk of {len(content)} bytes states {size}; {most} at most are inflated")
     whole: bytes = decompressor.decompress(content, max_length=most + 1 if size is None else max(size, 1))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Split: TypeAlias = Literal["train", "validation"]
 Input: TypeAlias = LidarInput | CameraInput
-_REACH_OF_LENGTH, _LEAST_REACH_M = 0.25, 0.5
+_REACH_OF_LENGTH, _MIN_REACH_M = 0.25, 0.5
 _STRIDE = 32
 """Camera networks are exported for images whose sides are multiples of it."""
 
@@ -179,7 +179,7 @@ def mean_class(name: str, table: Floats) -> ObjectClass:
         name=name,
         size_m=(round(float(size[0]), 2), round(float(size[1]), 2), round(float(size[2]), 2)),
         bottom_m=round(bottom, 2),
-        reach_m=round(max(_LEAST_REACH_M, _REACH_OF_LENGTH * float(size[0])), 2),
+        reach_m=round(max(_MIN_REACH_M, _REACH_OF_LENGTH * float(size[0])), 2),
     )
 
 

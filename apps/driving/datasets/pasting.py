@@ -12,11 +12,11 @@ from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.types import Boxes3D, Floats
 from shared.data.build_cache import get_or_build
 
-FEWEST_POINTS = 5
+MIN_POINTS = 5
 _VERSION = 1
 _MARGIN_M = 0.1
 _AROUND_M = 1.0
-_MOST_LIFTED_M = 1.5
+_MAX_LIFTED_M = 1.5
 
 
 class ObjectBank:
@@ -26,7 +26,7 @@ class ObjectBank:
     """
 
     def __init__(self, pack: Pack, numbers: NDArray[np.int64]) -> None:
-        name = hashlib.sha256(f"{pack.folder.name} {FEWEST_POINTS} {_VERSION}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"{pack.folder.name} {MIN_POINTS} {_VERSION}".encode()).hexdigest()[:24]
         folder = get_or_build(f"driving-objects-{name}", lambda aside: _cut_out(pack, aside))
         self._points = np.load(folder / "points.npy", mmap_mode="r")
         table = np.load(folder / "table.npy")
@@ -70,7 +70,7 @@ class ObjectBank:
             return points, boxes, labels
         pasted = self._boxes[objects].copy()
         lift = np.array([ground_below(points, box) - (box[2] - box[5] / 2) for box in pasted], np.float32)
-        seen = np.abs(lift) < _MOST_LIFTED_M
+        seen = np.abs(lift) < _MAX_LIFTED_M
         objects, kinds, pasted, lift = objects[seen], kinds[seen], pasted[seen], lift[seen]
         pasted[:, 2] += lift
         points = points[~_inside_any(points, pasted)]
@@ -92,7 +92,7 @@ def ground_below(points_N4: Floats, box_7: Floats) -> float:
     """
     reach = float(np.hypot(box_7[3], box_7[4])) / 2 + _AROUND_M
     near = points_N4[_near(points_N4[:, 0], points_N4[:, 1], box_7, reach), 2]
-    return float(np.quantile(near, 0.1)) if len(near) >= FEWEST_POINTS else float("nan")
+    return float(np.quantile(near, 0.1)) if len(near) >= MIN_POINTS else float("nan")
 
 
 def free_places(candidates_N7: Floats, standing_K7: Floats) -> NDArray[np.bool_]:
@@ -160,7 +160,7 @@ def _cut_out(pack: Pack, folder: Path) -> None:
     for index in range(len(pack)):
         sweep, table = pack.points(index), pack.table(index)
         for row, mask in zip(table, _as_boxes(table[:, :7]).inside(sweep), strict=True):
-            if mask.sum() >= FEWEST_POINTS:
+            if mask.sum() >= MIN_POINTS:
                 points.append(sweep[mask])
                 row[RETURNS] = mask.sum()
                 rows.append(row)

@@ -13,9 +13,9 @@ from apps.driving.types import Floats
 
 CERTAIN = 1e-4
 """The detector's scores are taken as so far from 0 and 1 at least."""
-LEAST_M = 0.05
+MIN_M = 0.05
 """Sides are taken as so long at least."""
-MOST_GROWTH = 0.7
+MAX_GROWTH = 0.7
 """The logarithm of the factor by which a side may change, at most."""
 FLIPPED = 8
 """The column of the network's outputs that says whether a box is turned about."""
@@ -37,7 +37,7 @@ def box_features(
         away / 30 - 1,
         np.log1p(away) - 3,
         boxes_N7[:, 2] + 1,
-        *np.log(np.maximum(boxes_N7[:, 3:6], LEAST_M)).T,
+        *np.log(np.maximum(boxes_N7[:, 3:6], MIN_M)).T,
         np.cos(turned),
         np.sin(turned),
         np.cos(2 * turned),
@@ -62,7 +62,7 @@ def decode_boxes(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
     boxes[:, 0] += cosine * along - sine * across
     boxes[:, 1] += sine * along + cosine * across
     boxes[:, 2] += up
-    boxes[:, 3:6] *= np.exp(np.clip(found[:, 4:7], -MOST_GROWTH, MOST_GROWTH))
+    boxes[:, 3:6] *= np.exp(np.clip(found[:, 4:7], -MAX_GROWTH, MAX_GROWTH))
     boxes[:, 6] += found[:, 7] + np.where(found[:, FLIPPED] > 0, math.pi, 0)
     boxes[:, 6] = np.mod(boxes[:, 6] + math.pi, 2 * math.pi) - math.pi
     return boxes, (0.5 + 0.5 * np.tanh(found[:, 0].astype(np.float64) / 2)).astype(np.float32)
@@ -77,7 +77,7 @@ def encode_boxes(boxes_N7: Floats, wanted_N7: Floats) -> tuple[Floats, NDArray[n
         cosine * offset[:, 0] + sine * offset[:, 1],
         cosine * offset[:, 1] - sine * offset[:, 0],
         offset[:, 2],
-        *np.log(np.maximum(wanted_N7[:, 3:6], LEAST_M) / np.maximum(boxes_N7[:, 3:6], LEAST_M)).T,
+        *np.log(np.maximum(wanted_N7[:, 3:6], MIN_M) / np.maximum(boxes_N7[:, 3:6], MIN_M)).T,
         np.mod(turn + math.pi / 2, math.pi) - math.pi / 2,
     ]
     return np.stack(moved, axis=1).astype(np.float32), np.cos(turn) < 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
     from shared.recipe import Recipe
 
-MOST_SAMPLES, MOST_SWEEPS = 48, 160
+MAX_SAMPLES, MAX_SWEEPS = 48, 160
 
 
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         return _operating_point(recipe, *score_second_stage(recipe, recipe.input, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_SAMPLES, len(dataset))).round().astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_SAMPLES, len(dataset))).round().astype(np.int64))
     model.eval()
     with torch.inference_mode():
         for number in chosen:
@@ -71,7 +71,7 @@ def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tup
     names = [kind.name for kind in input.classes]
     pack = data.pack("validation", input)
     number = 0
-    for one in found_in_pack(pack, input, dict(data.merge), second, most=MOST_SWEEPS):
+    for one in found_in_pack(pack, input, dict(data.merge), second, most=MAX_SWEEPS):
         # An all-round sweep is looked at twice: what counts is what lies in the range ahead.
         found = one.boxes.take(within(one.boxes.centre_lidar_m, input.range_m))
         assert found.scores is not None
@@ -101,7 +101,7 @@ def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) ->
     names = [kind.name for kind in detector.input.classes]
     scores = DetectionScores(classes=tuple((kind.name, kind.reach_m * factor) for kind in detector.input.classes))
     frames, merge = 0, dict(data.merge)
-    for frame in labelled_frames(data, detector, MOST_SAMPLES):
+    for frame in labelled_frames(data, detector, MAX_SAMPLES):
         assert frame.truth is not None
         found, truth = detector.detect(frame), frame.truth
         if data.protocol == "kitti" or not sees_points:

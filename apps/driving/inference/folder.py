@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from apps.driving.adapters import argoverse2, cityscapes3d, custom, kitti, rosbag
 from apps.driving.adapters import nuscenes as nuscenes_frames
 from apps.driving.adapters.kitti_layouts import frame_root, frame_roots, layout_of
-from apps.driving.adapters.nuscenes_tables import MOST_SWEEPS
+from apps.driving.adapters.nuscenes_tables import MAX_SWEEPS
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.video import overlapped
@@ -172,7 +172,7 @@ def _of_nuscenes(versions: list[Path], *, images: bool) -> _Found:
 def _of_described(info: Path, *, images: bool) -> _Found:
     """Key frames that a ``sample.json`` describes."""
     described = nuscenes_frames.describe(info)
-    earlier = lru_cache(MOST_SWEEPS + 1)(nuscenes_frames.read_points)  # neighbours share sweeps
+    earlier = lru_cache(MAX_SWEEPS + 1)(nuscenes_frames.read_points)  # neighbours share sweeps
     read = partial(described.read, labelled=False, earlier=earlier)
     frames = [
         _Unread(

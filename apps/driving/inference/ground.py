@@ -15,7 +15,7 @@ AROUND_M = 1.0
 """How far around a box the ground is looked for."""
 QUANTILE, FEWEST = 0.2, 10
 """The ground is where this share of the points near a box's lower face lies below."""
-MOST_MOVED_M = 0.4
+MAX_MOVED_M = 0.4
 """Further than this from where the network puts it, the lower face is not moved."""
 
 
@@ -32,13 +32,13 @@ def set_on_ground(boxes_N7: Floats, points_N3: Floats) -> Floats:
     begin = np.stack([x_N - reach_N, y_N - reach_N], axis=1).astype(np.float32)
     end = np.stack([x_N + reach_N, y_N + reach_N], axis=1).astype(np.float32)
     # A millimetre more: what is near enough is judged below.
-    room_m = MOST_MOVED_M + 0.001
+    room_m = MAX_MOVED_M + 0.001
     cells = PointCells(points_N3, begin - 0.001, end + 0.001, bottom_N.min() - room_m, bottom_N.max() + room_m)
     for number, (y, z, height, reach, bottom) in enumerate(zip(y_N, z_N, height_N, reach_N, bottom_N, strict=True)):
         near = cells.near(number)
         inside = (near[:, 0] >= begin[number, 0]) & (near[:, 0] < end[number, 0]) & (np.abs(near[:, 1] - y) < reach)
         low = near[inside, 2]
-        low = low[np.abs(low - bottom) < MOST_MOVED_M]
+        low = low[np.abs(low - bottom) < MAX_MOVED_M]
         if len(low) >= FEWEST:
             ground, top = _quantile(low, QUANTILE), z + height / 2
             placed[number, 2], placed[number, 5] = (ground + top) / 2, top - ground

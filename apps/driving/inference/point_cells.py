@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.driving.types import Floats, within
 
-CELL_M, MOST_CELLS = 2.0, 500
+CELL_M, MAX_CELLS = 2.0, 500
 """Side of the cells, and how many there are along an axis at most."""
 
 
@@ -19,7 +19,7 @@ class PointCells:
 
     def __init__(self, points_N3: Floats, begin: Floats, end: Floats, lowest: float, highest: float) -> None:
         low, high = begin.min(axis=0), end.max(axis=0)
-        cell_m = np.float32(max(CELL_M, float((high - low).max()) / MOST_CELLS))
+        cell_m = np.float32(max(CELL_M, float((high - low).max()) / MAX_CELLS))
         rows, columns = (int(count) + 1 for count in (high - low) // cell_m)
         high = low + np.array((rows, columns), np.float32) * cell_m
         held = points_N3[within(points_N3, (*low, lowest, *high, highest)), :3]

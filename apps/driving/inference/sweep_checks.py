@@ -10,7 +10,7 @@ FEWEST = 200
 GROUND_M = (-2.9, -0.9)
 """Where the lowest points must lie for the networks: they learnt from a sensor 1.73 m (KITTI) or 1.84 m (nuScenes)
 above the road, on slopes too."""
-_FAR_M, _FLAT_M, _MOST_ASIDE = 15.0, 0.5, 2.0
+_FAR_M, _FLAT_M, _MAX_ASIDE = 15.0, 0.5, 2.0
 """A road goes on ahead: of six real sweeps and 25 synthetic ones all had at most 1.6 times as many returns of flat
 ground within 30 degrees of the sideways axis as of the forward one, beyond 15 m."""
 
@@ -59,7 +59,7 @@ def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[s
             f"The {int(own.sum())} returns within {_OWN_M:g} m of the sensor, of the vehicle's own roof, lie farther "
             "to the sides than ahead. Is x ahead and y to the left? Some sensors write x to the right and y ahead."
         ]
-    if across > max(_MOST_ASIDE * along, FEWEST):
+    if across > max(_MAX_ASIDE * along, FEWEST):
         return [
             f"Flat ground goes on to the sides ({across} returns beyond {_FAR_M:g} m) and not ahead ({along}), unlike "
             "a road. Is x ahead and y to the left? Some sensors write x to the right and y ahead."

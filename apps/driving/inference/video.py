@@ -25,7 +25,7 @@ Given = TypeVar("Given")
 Ready = TypeVar("Ready")
 Computed = TypeVar("Computed")
 Result = TypeVar("Result")
-_MOST_READERS = 4
+_MAX_READERS = 4
 
 
 def overlapped(
@@ -43,7 +43,7 @@ def overlapped(
     cores, 4 at most), and two are finished behind it. What tuples, lists and mappings a step returns may hold tensors
     on the device, which the next step uses. An interrupt comes after the results of what was computed before.
     """
-    count = readers or min(_MOST_READERS, max(1, usable_cores() // 2))
+    count = readers or min(_MAX_READERS, max(1, usable_cores() // 2))
     begin, middle, end = _Step(read, device), _Step(compute, device, own_stream=False), _Step(finish, device)
     upcoming = iter(items)
     reading: deque[tuple[Item, Future[_Handed[Ready]]]] = deque()

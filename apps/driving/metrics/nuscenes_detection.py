@@ -24,13 +24,13 @@ RANGES_M: Mapping[str, float] = {
 """The classes, and how far from the vehicle each is judged."""
 THRESHOLDS_M = (0.5, 1.0, 2.0, 4.0)
 ERROR_THRESHOLD_M = 2.0
-LEAST_RECALL = LEAST_PRECISION = 0.1
+MIN_RECALL = MIN_PRECISION = 0.1
 ERRORS = ("ate", "ase", "aoe", "ave", "aae")
 """Of translation (m), scale (1 - IoU), orientation (rad), velocity (m/s) and attribute (1 - accuracy)."""
 UNDEFINED: Mapping[str, Sequence[str]] = {"traffic_cone": ("aoe", "ave", "aae"), "barrier": ("ave", "aae")}
 """Errors that a class does not have."""
 _RECALLS = np.linspace(0, 1, 101)
-_FIRST = round(100 * LEAST_RECALL) + 1
+_FIRST = round(100 * MIN_RECALL) + 1
 _MEAN_AP_WEIGHT = 5
 
 
@@ -123,8 +123,8 @@ def _average_precision(hit_D: Integers, objects: int) -> float:
         return 0.0
     right = np.cumsum(hit_D >= 0)
     precision = np.interp(_RECALLS, right / objects, right / np.arange(1, len(hit_D) + 1), right=0)
-    above = np.maximum(precision[_FIRST:] - LEAST_PRECISION, 0)
-    return float(above.mean() / (1 - LEAST_PRECISION))
+    above = np.maximum(precision[_FIRST:] - MIN_PRECISION, 0)
+    return float(above.mean() / (1 - MIN_PRECISION))
 
 
 def _errors(

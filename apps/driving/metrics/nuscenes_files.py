@@ -20,7 +20,7 @@ from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.metrics.overlap import Doubles
 from shared.errors import InvalidInputError
 
-MOST_BOXES = 500
+MAX_BOXES = 500
 RACK = "static_object.bicycle_rack"
 _IN_RACKS = ("bicycle", "motorcycle")
 _LONGEST_S = 1.5
@@ -141,8 +141,8 @@ def _detections(
 ) -> list[_Row]:
     rows = []
     for token, boxes in by_sample.items():
-        if len(boxes) > MOST_BOXES:
-            raise InvalidInputError(f"sample {token} has {len(boxes)} detections; nuScenes takes {MOST_BOXES} at most")
+        if len(boxes) > MAX_BOXES:
+            raise InvalidInputError(f"sample {token} has {len(boxes)} detections; nuScenes takes {MAX_BOXES} at most")
         for box in boxes:
             numbers = (*box["translation"], *box["size"], *box["rotation"], box["detection_score"])
             if not np.isfinite(numbers).all():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 _CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float64) / 2
-_MOST_VERTICES = 8
+_MAX_VERTICES = 8
 _PAIRS_AT_ONCE = 20_000
 _PLANE = [0, 1, 3, 4, 6]
 
@@ -96,7 +96,7 @@ def _ratio(part: Doubles, whole: Doubles) -> Doubles:
 
 def _clip(subject_K42: Doubles, window_K42: Doubles) -> Doubles:
     """(K, 8, 2): what of each subject lies within its window; short polygons repeat a vertex."""
-    polygon = np.concatenate([subject_K42, np.repeat(subject_K42[:, :1], _MOST_VERTICES - 4, axis=1)], axis=1)
+    polygon = np.concatenate([subject_K42, np.repeat(subject_K42[:, :1], _MAX_VERTICES - 4, axis=1)], axis=1)
     for edge in range(4):
         start, end = window_K42[:, edge], window_K42[:, (edge + 1) % 4]
         along = end - start
@@ -110,7 +110,7 @@ def _clip(subject_K42: Doubles, window_K42: Doubles) -> Doubles:
         crossing = polygon + share[..., None] * (following - polygon)
         points = np.stack([polygon, crossing], axis=2).reshape(len(polygon), -1, 2)
         valid = np.stack([inside, crosses], axis=2).reshape(len(polygon), -1)
-        order = np.argsort(~valid, axis=1, kind="stable")[:, :_MOST_VERTICES]
+        order = np.argsort(~valid, axis=1, kind="stable")[:, :_MAX_VERTICES]
         polygon = np.take_along_axis(points, order[..., None], axis=1)
         kept = np.take_along_axis(valid, order, axis=1)
         polygon = np.where(kept[..., None], polygon, np.where(kept[:, :1, None], polygon[:, :1], 0.0))

@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.errors import InvalidInputError
 
-_MOST_CHARACTERS = 1_000_000
+_MAX_CHARACTERS = 1_000_000
 _DEEPEST = 60
 _NUMBERS = {"inf": math.inf, "nan": math.nan}
 """How Python writes the numbers that are no literals."""
@@ -24,7 +24,7 @@ def read_config_text(text: str, name: str) -> dict[str, Any]:
 
     Raises ``InvalidInputError`` with the line of what is no literal, ``dict(...)`` or ``float('inf')``.
     """
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         raise InvalidInputError(f"the configuration in {name} has {len(text)} characters; at most a million are read")
     try:
         tree = ast.parse(text)

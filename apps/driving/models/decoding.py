@@ -20,7 +20,7 @@ from shared.device import sent
 
 Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
-_MOST_COMPARED = 512
+_MAX_COMPARED = 512
 """So many of the candidates times classes, the best, are compared pair by pair on a GPU."""
 _APART = 1e5
 """Metres; farther than any box from another."""
@@ -189,7 +189,7 @@ def settled(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[
     All shapes are fixed, and no value is read on the host: a GPU does not wait before the boxes are picked out.
     """
     all_scores = score_NC.reshape(-1)
-    compared = min(len(all_scores), _MOST_COMPARED)
+    compared = min(len(all_scores), _MAX_COMPARED)
     score, place = all_scores.topk(min(len(all_scores), compared + 1))
     # None of the rest counts where the best of it does not, or where there are boxes enough before it.
     rest, score, place = score[compared:], score[:compared], place[:compared]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apps.driving.types import CameraInput, LidarInput
     from shared.recipe import DataConfig, Recipe
 
-LEAST_SCORE = 0.3
+MIN_SCORE = 0.3
 """From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
 _GREATEST_INTENSITY = 65535
 _GREATEST_FOCAL_PX = 1e5
@@ -83,7 +83,7 @@ def load_mmdet3d(
             "parity": compared,
         },
         calibration={
-            "least_scores": {kind.name: LEAST_SCORE for kind in input.classes},
+            "least_scores": {kind.name: MIN_SCORE for kind in input.classes},
             "source": "mmdet3d's default for showing boxes; `trivium calibrate` sets it on your data",
         },
     )

@@ -19,9 +19,9 @@ from apps.driving.models.own_settings import (
 from apps.driving.types import LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
-_MOST_CELLS = 2048 * 2048
-_MOST_ANCHORS = 1 << 27
-_MOST_IN_PILLARS = 1 << 24
+_MAX_CELLS = 2048 * 2048
+_MAX_ANCHORS = 1 << 27
+_MAX_IN_PILLARS = 1 << 24
 _ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
 
@@ -129,7 +129,7 @@ class OwnConfiguration:
         anchors = math.prod(len(generator.get(name) or [0]) for name in ("sizes", "rotations", "scales"))
         most = self.voxel_layer.get("max_voxels", 20000)
         points = self.voxel_layer.get("max_num_points", 0) * max(most if isinstance(most, list) else [most])
-        if rows * columns > _MOST_CELLS or rows * columns * anchors > _MOST_ANCHORS or points > _MOST_IN_PILLARS:
+        if rows * columns > _MAX_CELLS or rows * columns * anchors > _MAX_ANCHORS or points > _MAX_IN_PILLARS:
             raise InvalidInputError(
                 f"a grid of {rows} by {columns} pillars with {anchors} anchors each, or {points} points in pillars, "
                 "are more than is computed here"

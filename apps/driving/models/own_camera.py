@@ -17,10 +17,10 @@ from apps.driving.models.own_settings import (
 from apps.driving.types import CameraInput, ObjectClass
 from shared.errors import InvalidInputError
 
-_MOST_PIXELS = 1 << 23
+_MAX_PIXELS = 1 << 23
 """Of an image after its resize: those of 3840 x 2160."""
-_LEAST_SIDE = 32
-_LEAST_FACTOR, _MOST_FACTOR = 0.05, 4.0
+_MIN_SIDE = 32
+_MIN_FACTOR, _MAX_FACTOR = 0.05, 4.0
 _PADDED_TO = 32
 _ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
@@ -36,9 +36,9 @@ class ImageResize:
     def __post_init__(self) -> None:
         if self.scale is not None:
             _check_pixels("Resize", *self.scale)
-        if not all(_LEAST_FACTOR <= one <= _MOST_FACTOR for one in self.factor):
+        if not all(_MIN_FACTOR <= one <= _MAX_FACTOR for one in self.factor):
             raise InvalidInputError(
-                f"Resize by {self.factor}; factors from {_LEAST_FACTOR:g} to {_MOST_FACTOR:g} are taken"
+                f"Resize by {self.factor}; factors from {_MIN_FACTOR:g} to {_MAX_FACTOR:g} are taken"
             )
 
     def in_words(self) -> str:
@@ -133,14 +133,14 @@ class OwnCamera:
             return
         wide, high, stride = self.affine
         _check_pixels("AffineResize", wide, high)
-        if not 0 < stride <= _LEAST_SIDE:
-            raise InvalidInputError(f"AffineResize at a stride of {stride}; expected 1 to {_LEAST_SIDE}")
+        if not 0 < stride <= _MIN_SIDE:
+            raise InvalidInputError(f"AffineResize at a stride of {stride}; expected 1 to {_MIN_SIDE}")
 
 
 def _check_pixels(step: str, wide: int, high: int) -> None:
     """Refuses images of a size that no camera network here sees."""
-    if min(wide, high) < _LEAST_SIDE or wide * high > _MOST_PIXELS:
+    if min(wide, high) < _MIN_SIDE or wide * high > _MAX_PIXELS:
         raise InvalidInputError(
-            f"{step} to {wide} x {high} pixels; images from {_LEAST_SIDE} pixels a side up to 3840 x 2160 are computed "
+            f"{step} to {wide} x {high} pixels; images from {_MIN_SIDE} pixels a side up to 3840 x 2160 are computed "
             "here"
         )

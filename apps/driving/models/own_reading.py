@@ -21,7 +21,7 @@ _STEPS = (
 """Steps of a test pipeline that are done here, or that leave the points as they are."""
 _LAYERS = ("voxel_encoder.pfn_layers.0", "voxel_encoder.vfe_layers.0")
 _PARTS = (("linear", "norm"), ("0", "1"))
-_MOST_SWEEPS = 100
+_MAX_SWEEPS = 100
 _CONTRADICTION = 0.05
 """By how much of the means that were kept the equations may miss them."""
 
@@ -117,8 +117,8 @@ def _columns(step: Mapping[str, Any] | None, default: list[int]) -> tuple[int, .
 
 
 def _sweeps(number: Any) -> int:
-    if not isinstance(number, int) or not 0 <= number <= _MOST_SWEEPS:
-        raise InvalidInputError(f"sweeps_num of the test pipeline is {number}; expected 0 to {_MOST_SWEEPS}")
+    if not isinstance(number, int) or not 0 <= number <= _MAX_SWEEPS:
+        raise InvalidInputError(f"sweeps_num of the test pipeline is {number}; expected 0 to {_MAX_SWEEPS}")
     return number
 
 

@@ -54,11 +54,11 @@ _LARGEST_COUNT = 1_000_000
 _ENDLESS = 1_000_000_000
 """What stands for no end of the sizes that a level learns from."""
 _FROM_ONE = ("strides", "dilations", "channels", "pad_size_divisor")
-_MOST_PADDED = 256
+_MAX_PADDED = 256
 _LONGEST_LIST = 256
 SHORT_M = 2.5
 """Classes of which an object is no longer than this are matched within half a metre, as KITTI's are."""
-_MOST_PARAMETERS = 200_000_000
+_MAX_PARAMETERS = 200_000_000
 _SET_ASIDE = 50_000_000
 """How many parameters besides its own a network may make while it is built: RegNet first makes those of a ResNet-50."""
 
@@ -120,7 +120,7 @@ def _most(path: str, key: str) -> int:
     if key == "regress_ranges":
         return _ENDLESS
     if key == "pad_size_divisor":
-        return _MOST_PADDED
+        return _MAX_PADDED
     return 16 if key.endswith(("strides", "dilations")) and path != "model.bbox_head.strides" else _LARGEST
 
 
@@ -138,7 +138,7 @@ def build_network(settings: Mapping[str, Any], name: str, most_parameters: int |
 
     Refuses settings that it cannot build, or of far more parameters than ``most_parameters``.
     """
-    most = _MOST_PARAMETERS if most_parameters is None else min(most_parameters + _SET_ASIDE, _MOST_PARAMETERS)
+    most = _MAX_PARAMETERS if most_parameters is None else min(most_parameters + _SET_ASIDE, _MAX_PARAMETERS)
     try:
         with _limited_parameters(most):
             return build(dict(settings))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from apps.driving.schemas import DrivingFrame
 
 FILE = "results_nusc.json"
-MOST_BOXES = 500
+MAX_BOXES = 500
 _NAMES = {name: name for name in DETECTION_NAMES.values()} | {"cyclist": "bicycle"}
 """Classes of the networks as the task calls them; a bicycle's box holds its rider. Others are left out."""
 
@@ -44,7 +44,7 @@ def _boxes(line: DrivingFrame) -> list[dict[str, Any]]:
     to_global = np.array(line["lidar_to_global"], np.float64)
     turn = _quaternion(to_global[:3, :3])
     named = [box for box in line["boxes"] if box["name"] in _NAMES]
-    best = sorted(named, key=lambda box: -box["score"])[:MOST_BOXES]
+    best = sorted(named, key=lambda box: -box["score"])[:MAX_BOXES]
     return [
         {
             "sample_token": line["name"],

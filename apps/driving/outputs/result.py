@@ -12,7 +12,7 @@ from shared.app import Table
 if TYPE_CHECKING:
     from apps.driving.schemas import DrivingBox, DrivingFrame, DrivingFrameBox, DrivingResult
 
-_MOST_ROWS = 10
+_MAX_ROWS = 10
 
 
 def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> DrivingResult:
@@ -89,8 +89,8 @@ def result_table(content: Mapping[str, Any]) -> Table:
             " x ".join(f"{value:.1f}" for value in box["size_m"]),
             f"{box['yaw']:.2f}",
         ]
-        for box in boxes[:_MOST_ROWS]
+        for box in boxes[:_MAX_ROWS]
     ]
     columns = [*(["frame"] if several else []), "class", "score", "x, y, z (LiDAR, m)", "l x w x h (m)", "yaw (rad)"]
-    more = f", the first {_MOST_ROWS} shown" if len(boxes) > _MOST_ROWS else ""
+    more = f", the first {_MAX_ROWS} shown" if len(boxes) > _MAX_ROWS else ""
     return Table(title=f"Objects: {len(boxes)}{more}", columns=columns, rows=rows)

@@ -13,7 +13,7 @@ from PIL import Image
 from apps.driving.adapters.projection import edge_pixels
 from apps.driving.types import Boxes3D, Camera, Floats, Frame, left_to_right
 
-MOST_POINTS = 60_000
+MAX_POINTS = 60_000
 
 
 def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]:
@@ -66,7 +66,7 @@ def plain(name: str) -> str:
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
 
 
-def thin(points_lidar_m: Floats, most: int = MOST_POINTS) -> Floats:
+def thin(points_lidar_m: Floats, most: int = MAX_POINTS) -> Floats:
     """At most ``most`` points, evenly out of all; near the vehicle, where they lie densest, more are left out."""
     if len(points_lidar_m) <= most:
         return points_lidar_m

@@ -15,13 +15,13 @@ from apps.finance.adapters.binance import binance_columns
 from apps.finance.adapters.columns import TIMES, plain
 from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.side_by_side import names_above, stacked
-from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
+from apps.finance.adapters.table import MAX_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
 
-LARGEST, MOST_LINES = 512 * 1024 * 1024, 2_500_000
+LARGEST, MAX_LINES = 512 * 1024 * 1024, 2_500_000
 """Three million equal rows in 72 MB took half a minute and 1.5 GB; more than two million are not scored at a time."""
 _MARKS = ",;\t|"
-LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER, _BLOCK = 100, 40, 4, 16
+LOOKED_AT, _MAX_PREAMBLE, _MAX_HEADER, _BLOCK = 100, 40, 4, 16
 _TIME = re.compile(r"\d{4}[-/.年]\d{1,2}([-/.月]\d|$)|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{8}( |T|$)")
 _WORDS = re.compile(r"[\s\"'(]*([^\W\d_]|[#*©])")
 _NUMBER = re.compile(r"[+-]?[$€£¥]?\d[\d.,]*([eE][+-]?\d+)?[%KMB]?$")
@@ -33,8 +33,8 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
     if path.stat().st_size > LARGEST:
         raise InvalidInputError(f"{name} is larger than {LARGEST >> 20} MiB; split it by time, or hand in Parquet")
     content = path.read_bytes()
-    if (ends := max(content.count(b"\n"), content.count(b"\r"))) > MOST_LINES:
-        raise InvalidInputError(f"{name} has {ends} lines, and {MOST_LINES} can be read; split it by time")
+    if (ends := max(content.count(b"\n"), content.count(b"\r"))) > MAX_LINES:
+        raise InvalidInputError(f"{name} has {ends} lines, and {MAX_LINES} can be read; split it by time")
     text = _decode(content, name)
     separator, labels, first, notes, names = table_layout(
         text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or ""))
@@ -89,8 +89,8 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
         raise InvalidInputError(f"{name} is empty; it needs a header line such as 'timestamp,value' and rows")
     if re.match(r"\s*(<(!doctype|html|head|\?xml|table)|[\[{])", lines[filled[0]], re.IGNORECASE):
         raise InvalidInputError(f"{name} is HTML or JSON and not CSV; export the series as CSV or Parquet")
-    if max(line.count(mark) for line in lines for mark in _MARKS) >= MOST_COLUMNS:
-        raise InvalidInputError(f"{name} has more than {MOST_COLUMNS} columns; hand in a file with those that matter")
+    if max(line.count(mark) for line in lines for mark in _MARKS) >= MAX_COLUMNS:
+        raise InvalidInputError(f"{name} has more than {MAX_COLUMNS} columns; hand in a file with those that matter")
     first = [lines[number][:131_072] for number in filled]  # the longest cell that csv reads
     if not numbered and (known := binance_columns(first[: -1 if len(first) > 1 else None])):
         said = f"the file has no header, and its columns are those of Binance's {known[0]}"
@@ -108,7 +108,7 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
     header = next(named, next(place for place, row in enumerate(cells) if len(row) == width))
     labels = [cells[header][0].lstrip("# "), *cells[header][1:]]
     bare = any(map(_TIME.match, labels)) or (labels[0] != "" and len(list(filter(_NUMBER.match, labels))) >= width - 1)
-    if header > _MOST_PREAMBLE or (bare and not numbered):
+    if header > _MAX_PREAMBLE or (bare and not numbered):
         how = "put one such as 'timestamp,value' before the rows, or name columns by number: time=1 and value=5"
         raise InvalidInputError(f"{name} has no header line that names its columns; {how}")
     if len(labels) != width:
@@ -120,7 +120,7 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
     notes = [f"the first {left} lines were left out: they stand in front of line {filled[header] + 1}"] * (left > 0)
     if bare:
         return separator, [str(number + 1) for number in range(width)], filled[header], notes, []
-    below = cells[header + 1 : header + _MOST_HEADER + 2]
+    below = cells[header + 1 : header + _MAX_HEADER + 2]
     more = next((n for n, row in enumerate(below) if not _describes_columns(row, below)), 0)
     notes += [f"{more} further line{'s' * (more > 1)} of names below the header belong to it"] if more else []
     for row in below[:more]:

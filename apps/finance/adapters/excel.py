@@ -18,12 +18,12 @@ from apps.finance.adapters.columns import TIMES, plain
 from apps.finance.adapters.csv import LOOKED_AT, table_layout
 from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.side_by_side import stacked
-from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
+from apps.finance.adapters.table import MAX_COLUMNS, Contents, to_contents
 from shared.data.archive import ArchiveLimits, open_archive
 from shared.errors import InvalidInputError
 
 _LIMITS = ArchiveLimits(files=1000, unpacked_bytes=1 << 30)
-_MOST_CELLS = 20_000_000
+_MAX_CELLS = 20_000_000
 _SERIAL_DAYS = (20_000, 80_000)
 """From 1954 to 2119."""
 
@@ -72,8 +72,8 @@ def _refuse_large(path: Path) -> None:
             content = member.read()
             columns = {_place(letters) for letters in {*re.findall(rb"\br\s*=\s*[\"']([A-Z]{1,3})\d", content)}}
             rows = {int(one) for one in {*re.findall(rb"\br\s*=\s*[\"'][A-Z]{0,3}(\d{1,7})[\"']", content)}}
-            if (size := max(columns, default=0) * max(rows, default=0)) > _MOST_CELLS:
-                what = f"a sheet of {size} cells, empty ones included, and {_MOST_CELLS} can be read"
+            if (size := max(columns, default=0) * max(rows, default=0)) > _MAX_CELLS:
+                what = f"a sheet of {size} cells, empty ones included, and {_MAX_CELLS} can be read"
                 how = "delete rows and columns beyond the table, or hand it in as CSV or Parquet"
                 raise InvalidInputError(f"{path.name} has {what}; {how}", status=413)
 
@@ -87,8 +87,8 @@ def _chosen(sheets: list[tuple[str, pl.DataFrame]], name: str, numbered: bool) -
     """The first sheet with a header and rows, and its layout; refuses a workbook without one as its first sheet is."""
     refused: InvalidInputError | None = None
     for sheet, top in sheets:
-        if top.width > MOST_COLUMNS:
-            raise InvalidInputError(f"{name}, sheet {sheet!r} has more than {MOST_COLUMNS} columns; leave out some")
+        if top.width > MAX_COLUMNS:
+            raise InvalidInputError(f"{name}, sheet {sheet!r} has more than {MAX_COLUMNS} columns; leave out some")
         text = io.StringIO()
         csv.writer(text, delimiter="\t", lineterminator="\n").writerows(_on_one_line(row) for row in top.iter_rows())
         try:

@@ -12,11 +12,11 @@ import pyarrow.parquet
 
 from apps.finance.adapters.columns import matching_label
 from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
+from apps.finance.adapters.table import MAX_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
 
 _TWO_LEVELS = re.compile(r"\('(\\.|[^'\\])*', '(\\.|[^'\\])*'\)$")
-MOST_CELLS, MOST_FILE_ROWS = 100_000_000, 10_000_000
+MAX_CELLS, MAX_FILE_ROWS = 100_000_000, 10_000_000
 """Equal rows pack into nothing: 40 million in 250 kB took 2 GB and half a minute before they were refused."""
 
 
@@ -28,15 +28,15 @@ def read_parquet(path: Path, options: TableOptions) -> Contents:
         paths = (metadata.schema.column(one).path for one in range(metadata.num_columns))
         tops = [path if path in known else path.split(".")[0] for path in paths]
         rows, labels = metadata.num_rows, _one_level(dict.fromkeys(tops))
-        if rows > MOST_FILE_ROWS:
-            raise InvalidInputError(f"{path.name} has {rows} rows, and {MOST_FILE_ROWS} can be read; split it by time")
-        if len(tops) > MOST_COLUMNS or rows * len(tops) > MOST_CELLS:
+        if rows > MAX_FILE_ROWS:
+            raise InvalidInputError(f"{path.name} has {rows} rows, and {MAX_FILE_ROWS} can be read; split it by time")
+        if len(tops) > MAX_COLUMNS or rows * len(tops) > MAX_CELLS:
             named = [options.time, options.value, options.series, *([options.labels] if options.labels else [])]
             wanted = [matching_label(name or "", list(labels.values())) for name in named]
             labels = labels if None in wanted else {one: label for one, label in labels.items() if label in wanted}
         width = sum(top in labels for top in tops)
-        if width > MOST_COLUMNS or rows * width > MOST_CELLS:
-            what = f"{rows} rows of {width} columns, and {MOST_COLUMNS} columns and {MOST_CELLS} cells can be read"
+        if width > MAX_COLUMNS or rows * width > MAX_CELLS:
+            what = f"{rows} rows of {width} columns, and {MAX_COLUMNS} columns and {MAX_CELLS} cells can be read"
             how = "split it by time, or name what matters with the options time, value and series"
             raise InvalidInputError(f"{path.name} has {what}; {how}")
         frame = pl.read_parquet(path, columns=list(labels)).rename(labels)

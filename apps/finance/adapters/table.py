@@ -17,7 +17,7 @@ from apps.finance.adapters.times import Column, Rows, read_times, to_utc, zone_i
 from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, Words, usual_interval_ns
 from shared.errors import InvalidInputError
 
-MOST_COLUMNS = 2000
+MAX_COLUMNS = 2000
 Values = dict[str, Floats]
 Faults = dict[str, str]
 Cells = dict[str, Floats | Words]

@@ -24,7 +24,7 @@ from apps.finance.types import (
 )
 from shared.errors import InvalidInputError
 
-MOST_CATEGORIES = 1000
+MAX_CATEGORIES = 1000
 """So many different words of a column, and names of series, are told apart at most."""
 TARGET, GROUP, ROW = "value", "series", "row"
 """What the value, the name of a series and the number of a row are called in a network that is trained here."""
@@ -46,7 +46,7 @@ def fit_network(
     """``input`` with the settings of a network over the value, the calendar and these columns.
 
     Scalers, words and names of series are those of the rows that train, all but the last ``validation_share`` of each
-    series. Refuses a column without a value there, and one with more than ``MOST_CATEGORIES`` different words.
+    series. Refuses a column without a value there, and one with more than ``MAX_CATEGORIES`` different words.
     """
     training = [head(one.series, first_validation_row(len(one.series), validation_share)) for one in items]
     columns: dict[str, str] = {}
@@ -65,7 +65,7 @@ def fit_network(
             categories[name] = _codes(words, f"column {column!r} holds", "words", "leave it out, or put words together")
     names = {one.series.name for one in items}
     if groups is None:
-        groups = 1 < len(names) <= MOST_CATEGORIES
+        groups = 1 < len(names) <= MAX_CATEGORIES
     if groups and len(names) > 1:
         categories[GROUP] = _codes(names, "the table has", "series", "leave out --data.groups")
     given = [name for name, column in columns.items() if column in known]
@@ -207,9 +207,9 @@ def _network_name(column: str, taken: Mapping[str, str]) -> str:
 def _codes(words: Iterable[str], what: str, kind: str, remedy: str) -> dict[str, int]:
     """A code from 1 on for each word; 0 is that of all others."""
     ordered = sorted(words)
-    if len(ordered) > MOST_CATEGORIES:
+    if len(ordered) > MAX_CATEGORIES:
         raise InvalidInputError(
-            f"{what} {len(ordered)} different {kind} in the rows that train, and at most {MOST_CATEGORIES} are told "
+            f"{what} {len(ordered)} different {kind} in the rows that train, and at most {MAX_CATEGORIES} are told "
             f"apart; {remedy}"
         )
     return {word: code for code, word in enumerate(ordered, 1)}

@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from shared.data.dataset import Dataset
 
-LEAST_ROWS = 60
+MIN_ROWS = 60
 
 
 def first_validation_row(length: int, validation_share: float) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _VALIDATION, _CALIBRATION, _EVALUATION = 1 << 20, 1 << 21, 1 << 23
 """The first stream of random numbers of each use, so that no two uses share a series."""
-_MOST_CASES, _MOST_ROWS = 60, 3000
+_MAX_CASES, _MAX_ROWS = 60, 3000
 _LONGER = 3
 """The series on which the threshold is set are so many times as long, as scores change with age."""
 
@@ -68,19 +68,19 @@ class Synthetic:
 
     def normal(self) -> list[LabelledSeries]:
         """Series without anomalies that training has not seen, from which detectors learn what is usual."""
-        number, rows = min(_MOST_CASES, self.series), min(_MOST_ROWS, self.rows)
+        number, rows = min(_MAX_CASES, self.series), min(_MAX_ROWS, self.rows)
         return synthesise(self.seed, _CALIBRATION, number, rows, 0.0)
 
     def labelled(self) -> list[LabelledSeries]:
         """Series that training has not seen, two of three with anomalies, on which the threshold is set."""
-        number, rows = min(_MOST_CASES, self.series), min(_MOST_ROWS, self.rows)
+        number, rows = min(_MAX_CASES, self.series), min(_MAX_ROWS, self.rows)
         faulty, first = number * 2 // 3, _CALIBRATION + number
         with_anomalies = synthesise(self.seed, first, faulty, _LONGER * rows, 2.0 * _LONGER)
         return [*with_anomalies, *synthesise(self.seed, first + faulty, number - faulty, _LONGER * rows, 0.0)]
 
     def cases(self) -> list[LabelledSeries]:
         """Series with anomalies that neither training nor calibration has seen, to be scored on."""
-        return synthesise(self.seed, _EVALUATION, self.validation_series, min(_MOST_ROWS, self.rows), 2.0)
+        return synthesise(self.seed, _EVALUATION, self.validation_series, min(_MAX_ROWS, self.rows), 2.0)
 
     def _windows(self, stream: int, number: int, stride: int, input: FinanceInput) -> Windows:
         from apps.finance.datasets.windows import Windows, tabulate

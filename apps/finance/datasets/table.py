@@ -18,7 +18,7 @@ from apps.finance.adapters.options import TableOptions
 from apps.finance.datasets.columns import number_column, word_column
 from apps.finance.datasets.covariates import covariate_facts, fit_network, further_network
 from apps.finance.datasets.database import read_query, refuse_password
-from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
+from apps.finance.datasets.splits import MIN_ROWS, series_facts, training_windows, validation_windows
 from apps.finance.types import FinanceInput, Floats, LabelledSeries, Series, Words, usual_interval_ns
 from shared.errors import InvalidInputError
 
@@ -189,16 +189,16 @@ def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> Read:
         for one, labelled in zip(found.series, windows, strict=True):
             parts.setdefault(one.name, []).append(LabelledSeries(series=one, windows=labelled))
     items = [_together(same) for same in parts.values()]
-    enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= LEAST_ROWS)
+    enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= MIN_ROWS)
     if not enough:
         most = max(int(np.isfinite(item.series.target).sum()) for item in items)
         raise InvalidInputError(
-            f"{table._source()} has {len(items)} series with at most {most} values; {LEAST_ROWS} are needed"
+            f"{table._source()} has {len(items)} series with at most {most} values; {MIN_ROWS} are needed"
         )
     several = len(contents) > 1
     notes = [f"{name}: {note}" if several else note for name, found in contents.items() for note in found.notes]
     if len(enough) < len(items):
-        notes.append(f"{len(items) - len(enough)} series with fewer than {LEAST_ROWS} values are left out")
+        notes.append(f"{len(items) - len(enough)} series with fewer than {MIN_ROWS} values are left out")
     return enough, tuple(notes)
 
 

@@ -41,9 +41,9 @@ UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
 _DAYS, _WEEKS, _BLOCK, _HISTORY = 4, 2, 64, 2000
-_LEAST_CONTEXT = 16
+_MIN_CONTEXT = 16
 _FLOOR, _RELATIVE_FLOOR = 0.1, 1e-5
-_LEAST_STEP = 0.02
+_MIN_STEP = 0.02
 _WANDERING = 0.8
 """From this lag-1 correlation on the last value is the origin of what is forecast."""
 _FARTHEST, _HIGHEST = 12.0, 30.0
@@ -212,7 +212,7 @@ class Windows:
         starts, first = [], 0
         for table, row in zip(tables, first_rows or [0] * len(tables), strict=True):
             last = len(table.rows) - context - horizon
-            least = max(min(_LEAST_CONTEXT, max(last, 0)), row)
+            least = max(min(_MIN_CONTEXT, max(last, 0)), row)
             starts.append(first + np.arange(least, last + 1, stride, dtype=np.int64))
             first += len(table.rows)
         self.starts = np.concatenate(starts)
@@ -240,7 +240,7 @@ def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
     keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
     windows[:, :, 2:4] *= keep_day[:, None, None]
     windows[:, :, 4:6] *= (keep_day & keep_week)[:, None, None]
-    oldest = np.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _LEAST_CONTEXT), 0).astype(np.int64)
+    oldest = np.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _MIN_CONTEXT), 0).astype(np.int64)
     windows[:, :context, 1][np.arange(context)[None] < oldest[:, None]] = 1
     sign = np.where(draws[:, 4] < 0.5, -1.0, 1.0)[:, None]
     for column in (0, 2, 4):
@@ -301,7 +301,7 @@ def _movement(level: Floats, missing: NDArray[np.bool_]) -> tuple[Floats, Floats
     deviation is that correlation (von Neumann, 1941, with absolute values for squares).
     """
     step = _mean(np.abs(np.diff(level, axis=1)), missing[:, 1:] | missing[:, :-1]) * _MEAN_DEVIATION
-    step = np.maximum(step, _LEAST_STEP)
+    step = np.maximum(step, _MIN_STEP)
     deviation = _mean(np.abs(level - _median(level, missing)), missing) * _MEAN_DEVIATION
     correlation = 1 - step**2 / (2 * deviation**2 + 1e-12)
     return level[:, -1:] * (correlation / _WANDERING).clip(0, 1), step

@@ -17,11 +17,11 @@ from apps.finance.types import DAY_NS, Floats, Series
 
 _USUAL = (Fraction(3, 2), *(Fraction(number) for number in (2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 40, 50, 100)))
 """New shares for old ones in splits, and old for new in reverse splits from 2 on."""
-_LEAST_SPLIT = 1.15
+_MIN_SPLIT = 1.15
 _NEAR_RATIO = 0.005
-_LEAST_ADJUSTMENT = 0.0015
-_MOST_SHARE = 0.05
-_PAST, _LEAST_PAST = 60, 20
+_MIN_ADJUSTMENT = 0.0015
+_MAX_SHARE = 0.05
+_PAST, _MIN_PAST = 60, 20
 _USUAL_CHANGES, _FARTHEST = 4.0, 0.08
 _VOLUME_WITHIN = 2.5
 
@@ -85,9 +85,9 @@ def _by_adjusted(close: Floats, adjusted: Floats) -> tuple[CorporateAction, ...]
     # Prices are written with so many decimals: the ratio is known to half of the last one of each.
     rounding = _half_decimal(close[rows]) / close[rows] + _half_decimal(adjusted[rows]) / adjusted[rows]
     steps = np.diff(ratios)
-    noise = _LEAST_ADJUSTMENT + rounding[1:] + rounding[:-1]
+    noise = _MIN_ADJUSTMENT + rounding[1:] + rounding[:-1]
     places = np.flatnonzero(np.abs(steps) > noise)
-    if len(places) > max(_MOST_SHARE * len(rows), 2):
+    if len(places) > max(_MAX_SHARE * len(rows), 2):
         return ()  # not an adjusted close as exporters write it
     usual = np.abs(np.diff(np.log(adjusted[rows])))
     found = []
@@ -95,12 +95,12 @@ def _by_adjusted(close: Floats, adjusted: Floats) -> tuple[CorporateAction, ...]
         factor = float(np.exp(-steps[place]))
         past = usual[max(0, place - _PAST) : place]
         before = float(close[rows[place]])
-        split = _ratio(1 / factor) if not 1 / _LEAST_SPLIT < factor < _LEAST_SPLIT else None
+        split = _ratio(1 / factor) if not 1 / _MIN_SPLIT < factor < _MIN_SPLIT else None
         if split is not None:
             note, listed = _split(split), True
         elif factor < 1:
             note = f"dividend of {before * (1 - factor):.4g} ({100 * (1 - factor):.2g} %)"
-            listed = len(past) >= _LEAST_PAST and -np.log(factor) > _USUAL_CHANGES * float(np.mean(past))
+            listed = len(past) >= _MIN_PAST and -np.log(factor) > _USUAL_CHANGES * float(np.mean(past))
         else:
             note, listed = f"adjusted by {factor:.4g}", True
         found.append(CorporateAction(int(rows[place + 1]), factor, note, bool(listed)))
@@ -115,7 +115,7 @@ def _by_volume(series: Series, volume: Floats) -> tuple[CorporateAction, ...]:
     for place in np.flatnonzero((np.abs(changes) > np.log(1.4)) & (np.diff(days) > 0)).tolist():
         past, volumes = np.abs(changes[max(0, place - _PAST) : place]), traded[max(0, place + 1 - _PAST) : place + 1]
         volumes = volumes[np.isfinite(volumes) & (volumes > 0)]
-        if min(len(past), len(volumes)) < _LEAST_PAST or not traded[place + 1] > 0:
+        if min(len(past), len(volumes)) < _MIN_PAST or not traded[place + 1] > 0:
             continue
         within = min(_USUAL_CHANGES * float(np.mean(past)), _FARTHEST)
         candidates = [ratio for one in _USUAL for ratio in ((one,) if one < 2 else (one, 1 / one))]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
 """The standard normal distribution's quantiles at ``QUANTILES``."""
 _FARTHEST = 50.0
-_LEAST_BAND = 1e-3
+_MIN_BAND = 1e-3
 CPU_BATCH, _AROUND, _GPU_BATCH = 128, 256, 2048
 """On a CPU a small batch stays in its cache, and a larger one has fewer operations: of 64 to 256 windows the middle is
 nearly as fast as the most, and leaves less of a short series' last batch empty. What is around the network takes 256 at
@@ -181,7 +181,7 @@ def normal_scores(values: Floats, quantiles: Floats, levels: tuple[float, ...] =
     median = quantiles[..., middle]
     # Distances from the median, made to rise strictly: a forecast may be certain.
     offsets = quantiles - median[..., None]
-    least = _LEAST_BAND * np.abs(np.asarray(normal))
+    least = _MIN_BAND * np.abs(np.asarray(normal))
     offsets = np.sign(np.arange(number) - middle) * np.maximum(np.abs(offsets), least)
     away = values - median
     score = np.zeros_like(away)

@@ -14,12 +14,12 @@ from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Series, Ti
 
 _LONG, _PAUSE = 5.0, 2.0
 """In usual intervals: the least gap, and the least step that is remembered as a pause."""
-_LEAST_ROWS = 64
+_MIN_ROWS = 64
 _WEEKEND_NS, _SATURDAY = 4 * DAY_NS, 5
 _DAYS_A_PAUSE = 8
 """Pauses that come at least once in so many days are the series' rhythm."""
 _AFTER, _LASTING = 3, 48
-_MOST_PAUSES = 4096
+_MAX_PAUSES = 4096
 """So many of the longest are remembered: enough to tell a rhythm of eight days from none through 90 years."""
 _YOUNG_PAUSES = 3
 """In the first three days a series has no rhythm that a gap could break once so many pauses are as long."""
@@ -102,7 +102,7 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
     for place in (new + np.flatnonzero(steps[new:] > _PAUSE * usual[new : len(steps)])).tolist():
         step, ends = int(steps[place]), dead and place == len(steps) - 1
         before, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - began
-        if step > _LONG * usual[place] and earlier + place >= _LEAST_ROWS:
+        if step > _LONG * usual[place] and earlier + place >= _MIN_ROWS:
             if history < 3 * DAY_NS:
                 same = any(one[1] >= step / 2 and _same_time(one[0], int(times[place])) for one in starts)
                 needed = 0.0 if same else float(_YOUNG_PAUSES)
@@ -125,9 +125,9 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
                 # Of ticks every few are a pause. Where three are as long, a step is no gap at any time of day.
                 if len(starts) > _YOUNG_PAUSES:
                     starts.remove(min(starts, key=lambda one: one[1]))
-            if len(lengths) >= 2 * _MOST_PAUSES:
-                del lengths[:-_MOST_PAUSES]
-    del lengths[:-_MOST_PAUSES]
+            if len(lengths) >= 2 * _MAX_PAUSES:
+                del lengths[:-_MAX_PAUSES]
+    del lengths[:-_MAX_PAUSES]
     return found
 
 

@@ -11,9 +11,9 @@ from apps.finance.inference.detectors.trailing import change, trailing_mean
 from apps.finance.types import Floats
 
 MEMORY = 8000
-_MOST_ROWS = 48
+_MAX_ROWS = 48
 """The longest stretch of rows that is measured."""
-_LEAST_ROWS = 30
+_MIN_ROWS = 30
 _OF_MEDIAN, _OF_MEAN = 1.4826, 1.2533
 """A normal distribution's standard deviation over its median, and over its mean, absolute deviation."""
 
@@ -40,7 +40,7 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
     (``nearest``, ``rhythm``) it is the distance from what was ``expected``, in deviations of the changes from row to
     row. The past are up to ``memory`` rows before the event.
     """
-    begin = max(0, first - memory - _MOST_ROWS)
+    begin = max(0, first - memory - _MAX_ROWS)
     values, first, peak = values[begin : peak + 1], first - begin, peak - begin
     if detector in ("jump", "move"):
         rows, since = (1, "the row before") if detector == "jump" else (4, "four rows before")
@@ -84,14 +84,14 @@ def _magnitude(words: str, value: float, usual: float, spread: float) -> Magnitu
 def _median(past: Floats) -> float:
     """NaN where fewer than 30 are known."""
     past = past[np.isfinite(past)]
-    return float(np.median(past)) if len(past) >= _LEAST_ROWS else math.nan
+    return float(np.median(past)) if len(past) >= _MIN_ROWS else math.nan
 
 
 def _spread(past: Floats, middle: float) -> float:
     """The robust deviation of the past from ``middle``: by the median absolute deviation, and by the mean where more
     than half of the past stands still (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."""
     apart = np.abs(past[np.isfinite(past)] - middle)
-    if len(apart) < _LEAST_ROWS:
+    if len(apart) < _MIN_ROWS:
         return math.nan
     return _OF_MEDIAN * float(np.median(apart)) or _OF_MEAN * float(np.mean(apart))
 

@@ -35,7 +35,7 @@ from shared.utc_time import iso_utc
 if TYPE_CHECKING:
     from apps.finance.predictor import FinancePredictor
 
-LEAST_HISTORY = 65
+MIN_HISTORY = 65
 """The interval by which a budget by the day begins is that of the first 64 steps."""
 _RECENT = 192
 """An event is told at most so many rows after its beginning: one in the wake of a gap when it has lasted."""
@@ -60,9 +60,9 @@ class Monitor:
     @classmethod
     def begin(cls, predictor: FinancePredictor, series: Series, options: Options) -> Monitor:
         """Begins with the history: its events count as told."""
-        if len(series) < LEAST_HISTORY:
+        if len(series) < MIN_HISTORY:
             raise InvalidInputError(
-                f"a monitor of {series.name} must begin with {LEAST_HISTORY} rows of history or more, and there are "
+                f"a monitor of {series.name} must begin with {MIN_HISTORY} rows of history or more, and there are "
                 f"{len(series)}; a thousand are better, and 10,000 better still"
             )
         if predictor.trained_on is not None:

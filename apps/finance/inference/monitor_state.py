@@ -23,10 +23,10 @@ from apps.finance.types import DAY_NS, Floats, Series, Times
 from shared.atomic_files import write_whole
 from shared.errors import InvalidInputError
 
-_DAYS, _MOST_ROWS = 15, 1_300_000
+_DAYS, _MAX_ROWS = 15, 1_300_000
 """The same time one and two weeks before is looked up in so many days, if these are not more rows than this: as many
 as rows by the second are."""
-_LEAST_REACH = 5 * ALIGNED
+_MIN_REACH = 5 * ALIGNED
 _FORMAT = 1
 
 
@@ -112,11 +112,11 @@ def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
     guarded, and those since it renewed what it knows of them, but for the same time on other days.
     """
     series, rows = state.series, state.rows
-    reach = max(-(-(memory + 192 + ALIGNED) // ALIGNED) * ALIGNED, _LEAST_REACH)
+    reach = max(-(-(memory + 192 + ALIGNED) // ALIGNED) * ALIGNED, _MIN_REACH)
     drop = max(rows - reach, 0) // ALIGNED * ALIGNED
     front = len(series) - rows + drop
     old = int(np.searchsorted(series.times_ns, series.times_ns[-1] - _DAYS * DAY_NS))
-    cut = min(max(old, len(series) - _MOST_ROWS, 0) // ALIGNED * ALIGNED, front)
+    cut = min(max(old, len(series) - _MAX_ROWS, 0) // ALIGNED * ALIGNED, front)
     if not drop and not cut:
         return state
     gone = slice(front - drop, front)

@@ -17,7 +17,7 @@ from apps.finance.metrics.nab import Rows, probation
 from apps.finance.types import Floats, Series
 
 _ROWS = 16
-_LEAST_ROWS = 64
+_MIN_ROWS = 64
 LEVELS = (0.1, 0.5, 0.9)
 """The levels of quantiles that Fracast and this application's network both have."""
 
@@ -39,7 +39,7 @@ def pyod_scores(series: Series) -> dict[str, Floats]:
 
     values = last_seen(series.target)
     first = int(np.argmax(np.isfinite(values)))
-    values, learnt = values[first:], max(probation(len(series)), _LEAST_ROWS) - first
+    values, learnt = values[first:], max(probation(len(series)), _MIN_ROWS) - first
     found = {}
     detectors: dict[str, Any] = {"isolation forest": IForest(random_state=0), "nearest neighbours": KNN()}
     for name, detector in detectors.items():

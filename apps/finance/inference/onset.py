@@ -11,8 +11,8 @@ _BEFORE = 512
 """The former median is that of so many rows before those that are looked through."""
 REACH = _LOOKS_BACK + _BEFORE
 """An estimate depends on so many rows."""
-_LEAST_ROWS = 64
-_LEAST_EARLIER = 4
+_MIN_ROWS = 64
+_MIN_EARLIER = 4
 
 
 def onset(values: Floats, row: int) -> int | None:
@@ -26,7 +26,7 @@ def onset(values: Floats, row: int) -> int | None:
     first = max(row - _LOOKS_BACK + 1, 0)
     former = values[max(row - REACH + 1, 0) : first]
     former = former[np.isfinite(former)]
-    if len(former) < _LEAST_ROWS:
+    if len(former) < _MIN_ROWS:
         return None
     departures = (values[first : row + 1] - np.median(former))[::-1]
     # From the latest row back: a drift that began n rows ago is as far away as the row is from its beginning.
@@ -38,4 +38,4 @@ def onset(values: Floats, row: int) -> int | None:
     step = total**2 / np.maximum(number, 1)
     drift = along**2 / np.maximum(n**2 * number - 2 * n * ages + squares, 1)
     earlier = int(np.argmax(np.maximum(step, drift)))
-    return row - earlier if _LEAST_EARLIER <= earlier < _LOOKS_BACK - 1 else None
+    return row - earlier if _MIN_EARLIER <= earlier < _LOOKS_BACK - 1 else None

@@ -7,15 +7,15 @@ from typing import Any
 
 from shared.app import Table
 
-MOST_EVENTS = 20
+MAX_EVENTS = 20
 _COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "why")
 
 
 def events_table(result: Mapping[str, Any]) -> Table:
     """The strongest events in the order of time; the notes of the file are said by whatever prints the result."""
     events = result["events"]
-    strongest = sorted(events, key=lambda event: -float(event["score"]))[:MOST_EVENTS]
-    shown = [event for event in events if event in strongest] if len(events) > MOST_EVENTS else events
+    strongest = sorted(events, key=lambda event: -float(event["score"]))[:MAX_EVENTS]
+    shown = [event for event in events if event in strongest] if len(events) > MAX_EVENTS else events
     columns = ("series", *_COLUMNS) if "parts" in result else _COLUMNS
     more = f", the {len(shown)} strongest shown" if len(shown) < len(events) else ""
     many = f" in {len(result['parts'])} series" if "parts" in result else ""

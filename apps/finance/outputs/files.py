@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         FinanceTrueWindow,
     )
 
-MOST_POINTS = 50_000
+MAX_POINTS = 50_000
 SCORE = (
     "weighted root mean square of -log10 of the tail probabilities that detectors give a row, over 5, or 0.12 of "
     "low_volatility's: it ranks rows, and is no frequency; the forecast draws the band, and takes part in it where the "
@@ -104,7 +104,7 @@ def event_entry(anomaly: Anomaly) -> FinanceEvent:
 
 def series_json(detection: Detection) -> bytes:
     """What the viewer draws; see ``drawing``."""
-    return json.dumps(drawing(detection, MOST_POINTS), separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(drawing(detection, MAX_POINTS), separators=(",", ":"), allow_nan=False).encode()
 
 
 def drawing(detection: Detection, most: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _VALUE, _BAND, _EVENT = "#222222", "#1f5f8b", "#9ecae1", "#d9480f"
-_MOST_PANELS = 6
+_MAX_PANELS = 6
 _CHINESE = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -78,7 +78,7 @@ def draw_several(detections: Sequence[Detection], name: str) -> bytes:
     def strongest(one: Detection) -> float:
         return max((anomaly.score for anomaly in one.anomalies), default=0.0)
 
-    shown = sorted(detections, key=strongest, reverse=True)[:_MOST_PANELS]
+    shown = sorted(detections, key=strongest, reverse=True)[:_MAX_PANELS]
     figure = Figure(figsize=(12, 0.6 + 2.2 * len(shown)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]

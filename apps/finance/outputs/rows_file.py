@@ -8,7 +8,7 @@ import numpy as np
 
 from apps.finance.types import Detection
 
-_MOST_ROWS = 500_000
+_MAX_ROWS = 500_000
 """A file of more rows, 20 MB, is for the command line; there nobody zooms."""
 
 
@@ -18,7 +18,7 @@ ROWS = "rows.bin"
 def has_rows_file(detections: Sequence[Detection], most: int) -> bool:
     """Whether there is a ``rows.bin``: where a series of more than ``most`` rows is thinned."""
     lengths = [len(one.series) for one in detections]
-    return max(lengths) > most and sum(lengths) <= _MOST_ROWS
+    return max(lengths) > most and sum(lengths) <= _MAX_ROWS
 
 
 def rows_file(detections: Sequence[Detection]) -> bytes:

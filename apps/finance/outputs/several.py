@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apps.finance.outputs.files import (
-    MOST_POINTS,
+    MAX_POINTS,
     SCORE,
     drawing,
     event_entry,
@@ -23,7 +23,7 @@ from shared.text_cell import text_cell
 if TYPE_CHECKING:
     from apps.finance.schemas import FinanceResult
 
-_LEAST_POINTS = 500
+_MIN_POINTS = 500
 
 
 def several_result(
@@ -73,7 +73,7 @@ def several_series_json(detections: Sequence[Detection]) -> bytes:
 
 def most_points(series: int) -> int:
     """How many rows of each of so many series are drawn before somebody looks closer."""
-    return max(_LEAST_POINTS, MOST_POINTS // series)
+    return max(_MIN_POINTS, MAX_POINTS // series)
 
 
 def several_scores_csv(detections: Sequence[Detection]) -> bytes:

@@ -48,7 +48,7 @@ _HELD_BYTES = 256 << 20
 """Of files whose content is kept from the reading of their headers; those beyond are read, and unpacked, once more."""
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_ALWAYS_TAKEN_BYTES, _MOST_EXPANSION, _PORTION = 16 << 20, 200, 1 << 20
+_ALWAYS_TAKEN_BYTES, _MAX_EXPANSION, _PORTION = 16 << 20, 200, 1 << 20
 _PIXELS = b"\xe0\x7f\x10\x00"
 """The tag of PixelData (7FE0,0010) in little endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -204,14 +204,14 @@ def _must_not_grow(member: Member, content: bytes) -> None:
     start = 144 + int.from_bytes(content[140:144], "little")  # PS3.10 7.1: what stands before has this length
     if content[128:132] != b"DICM" or _DEFLATED not in content[:start]:
         return
-    most = max(_ALWAYS_TAKEN_BYTES, _MOST_EXPANSION * len(content))
+    most = max(_ALWAYS_TAKEN_BYTES, _MAX_EXPANSION * len(content))
     unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
     with suppress(zlib.error):  # whoever reads it says what is damaged
         while packed and not unpacker.eof:
             size += len(unpacker.decompress(packed, _PORTION))
             if size > most:
                 raise InvalidInputError(
-                    f"{member.label} would unpack to more than {_MOST_EXPANSION} times its size", status=413
+                    f"{member.label} would unpack to more than {_MAX_EXPANSION} times its size", status=413
                 )
             packed = unpacker.unconsumed_tail
 

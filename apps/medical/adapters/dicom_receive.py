@@ -44,7 +44,7 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 DISCARDED = 0xB006
 """Of C-STORE (PS3.4 B.2.3); 0xB006 is a warning, which no sender stops at."""
 LARGEST_OBJECT = 1 << 30
-MOST_UNREAD = 1 << 31
+MAX_UNREAD = 1 << 31
 """Of objects that all senders together have begun to send; they are in memory until they are whole."""
 _HEADER_BYTES = 4 << 20
 _IDLE_S, _NEGOTIATION_S, _COLLECT_S, _TELL_AGAIN_S = 60, 30, 30, 60
@@ -237,7 +237,7 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
     def make_room() -> None:
         for collected in (False, True):
             with lock:
-                if sum(one.unread for one in connections) <= MOST_UNREAD:
+                if sum(one.unread for one in connections) <= MAX_UNREAD:
                     return
                 largest = max(connections, key=lambda one: int(one.unread))
                 if collected:

@@ -18,7 +18,7 @@ from shared.job_client import JobClient, JobFailed, JobGone, ServerAway
 
 log = logging.getLogger("trivium.gateway")
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 _LOOK_S, _ASK_S = 0.2, 0.5
 
 
@@ -26,7 +26,7 @@ class Answering:
     """Has the server answer what is ready in the spool, until ``stop`` is set.
 
     While the server cannot be reached, a series is kept and tried again, after pauses that grow. What the server
-    refuses is deleted, and the log says why; what it fails at ``MOST_TRIES`` times is put aside.
+    refuses is deleted, and the log says why; what it fails at ``MAX_TRIES`` times is put aside.
 
     With ``kernels``, which may be empty, one series of a study is answered, as ``best_reconstruction`` has it, and the
     others are deleted; where it cannot be answered the next one goes. What comes of the study meanwhile has it looked
@@ -103,11 +103,11 @@ class Answering:
 
     def _failed(self, taken: Taken, why: str) -> None:
         self._failures[taken.series] += 1
-        if self._failures[taken.series] < MOST_TRIES:
+        if self._failures[taken.series] < MAX_TRIES:
             pause_s = self._backoff.failed(taken.series)
             log.warning("series %s waits: %s; next try in %.0f s", short(taken.series), why, pause_s)
             return
-        log.error("series %s put aside after %d tries: %s", short(taken.series), MOST_TRIES, why)
+        log.error("series %s put aside after %d tries: %s", short(taken.series), MAX_TRIES, why)
         self._spool.put_aside(taken)
         self._backoff.forget(taken.series)
         del self._failures[taken.series]

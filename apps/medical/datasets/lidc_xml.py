@@ -37,7 +37,7 @@ Characteristic: TypeAlias = Literal[
 ]
 CHARACTERISTICS: tuple[Characteristic, ...] = get_args(Characteristic)
 CT, RADIOGRAPH = "LidcReadMessage", "IdriReadMessage"
-_MOST_PIXELS = 1 << 15
+_MAX_PIXELS = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,7 @@ def _outline(roi: ElementTree.Element, points: str, name: str, space: str) -> Ou
         raise InvalidInputError(f"mark {name} has a point without two numbers") from None
     if not image or not len(pixels):
         raise InvalidInputError(f"mark {name} lacks imageSOP_UID or points")
-    if not (np.abs(pixels) < _MOST_PIXELS).all():
+    if not (np.abs(pixels) < _MAX_PIXELS).all():
         raise InvalidInputError(f"mark {name} has a point that is in no image")
     stated = (roi.findtext(f"{space}inclusion") or "TRUE").strip().upper()
     return Outline(image=image, pixels=np.rint(pixels).astype(np.int32), included=stated != "FALSE")

@@ -22,7 +22,7 @@ Coordinates: TypeAlias = Literal["lps", "ras", "voxel"]
 """Positions in mm in DICOM's patient frame or in NIfTI's, or indices (i, j, k) from 0 of the array as it is stored."""
 
 
-_MOST_LOOKED_AT = 100
+_MAX_LOOKED_AT = 100
 """Files of an archive that are looked at for a patient."""
 
 
@@ -156,7 +156,7 @@ def _archived_patient(path: Path) -> str:
     from pydicom.errors import InvalidDicomError
 
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist()[:_MOST_LOOKED_AT]:
+        for member in archive.infolist()[:_MAX_LOOKED_AT]:
             try:
                 with archive.open(member) as file:
                     header = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"])

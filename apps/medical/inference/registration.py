@@ -30,13 +30,13 @@ SMOOTH_VOXELS = 2.0
 
 SEED = 1
 _BACK_ITERATIONS, _BACK_MM = 30, 0.1
-_SLIDE_MM, _LEAST_OVERLAP = 12.0, 0.5
+_SLIDE_MM, _MIN_OVERLAP = 12.0, 0.5
 """Steps along the body in which the first place is looked for, and the least share of the shorter box that overlaps."""
 
 _UNLIKE_WIDTH = 1.2
 """Where one box is so many times as wide, the other may be that of one lung: it is tried at either side too."""
 
-_LEAST_GAIN = 1.05
+_MIN_GAIN = 1.05
 """So many times as alike must the images be where the boxes are slid, not scaled: of whole lungs the scale is right."""
 
 
@@ -157,7 +157,7 @@ def _first(
     sizes, other_sizes = np.ptp(box_lps_mm, axis=0), np.ptp(other_box_lps_mm, axis=0)
     across = other_sizes / sizes
     heights = sizes[2], other_sizes[2]
-    farthest = sum(heights) / 2 - _LEAST_OVERLAP * min(heights)
+    farthest = sum(heights) / 2 - _MIN_OVERLAP * min(heights)
 
     def begun(scale: Float64, slid_mm: Sequence[float]) -> SimpleITK.Transform:
         transform = SimpleITK.AffineTransform(3)
@@ -181,7 +181,7 @@ def _first(
         sides = np.array([-0.5, 0.5]) * (other_sizes[0] - sizes[0])
         slid += [begun(np.array([1.0, across[1], 1.0]), (side, 0.0, step)) for side in sides for step in steps]
     best = max(slid, key=alike, default=scaled)
-    return best if alike(best) > _LEAST_GAIN * alike(scaled) else scaled
+    return best if alike(best) > _MIN_GAIN * alike(scaled) else scaled
 
 
 def _affine(

@@ -39,7 +39,7 @@ vessels alone tell patients apart where there are enough of them. Of two phantom
 UNLIKE_SLICES = 1.5
 """Sizes are compared with care where the slices of one scan are so many times as thick."""
 
-MOST_DAYS = 36_525.0
+MAX_DAYS = 36_525.0
 
 
 def compare_folders(folder: Path, earlier: Path, days: float | None) -> tuple[MedicalComparison, Table]:
@@ -64,7 +64,7 @@ def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: floa
 
     Raises ``InvalidInputError`` where one of them was not searched.
     """
-    if days is not None and not 0 < days <= MOST_DAYS:
+    if days is not None and not 0 < days <= MAX_DAYS:
         raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, and a century at most")
     result, earlier = (_result(one[0]) for one in (now, before))
     box, earlier_box = _lung_box(result, "later"), _lung_box(earlier, "earlier")

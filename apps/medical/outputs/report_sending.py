@@ -17,7 +17,7 @@ from shared.backoff import Backoff
 
 log = logging.getLogger("trivium.gateway")
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 _LOOK_S = 0.2
 _TOGETHER = 20
 
@@ -34,7 +34,7 @@ class Sending:
     """Sends what the spool has for the archive, until ``stop`` is set.
 
     While the archive cannot be reached, reports are kept and tried again, after pauses that grow; once it takes one,
-    all that waited for it are sent. One that it refuses ``MOST_TRIES`` times is put aside.
+    all that waited for it are sent. One that it refuses ``MAX_TRIES`` times is put aside.
     """
 
     def __init__(self, spool: Spool, archive: Destination, stop: threading.Event, backoff: Backoff) -> None:
@@ -80,11 +80,11 @@ class Sending:
                     self._forget(path)
                     continue
                 self._refusals[path.name] += 1
-                if self._refusals[path.name] < MOST_TRIES:
+                if self._refusals[path.name] < MAX_TRIES:
                     pause_s = self._backoff.failed(path.name)
                     log.warning("the %s of series %s waits: %s; next try in %.0f s", what, name, refusal, pause_s)
                 else:
-                    log.error("the %s of series %s put aside after %d tries: %s", what, name, MOST_TRIES, refusal)
+                    log.error("the %s of series %s put aside after %d tries: %s", what, name, MAX_TRIES, refusal)
                     self._spool.put_report_aside(path)
                     self._forget(path)
         except ArchiveAway as away:

@@ -2,13 +2,13 @@
 import { element } from "../shared/case.js";
 import { position, sliceName, statedGeometry } from "./volume.js";
 
-const LEAST_MM = 0.5;
+const MIN_MM = 0.5;
 
 /** The list of missed nodules in `review`, and what adds one. `viewer()` is the viewer of the slices, once there is one. */
 export function missedList(review, { volume, viewer }) {
   const whole = statedGeometry(volume);
   const rows = element("ol", { class: "findings missed", "aria-label": "Missed nodules" });
-  const diameter = element("input", { type: "number", min: LEAST_MM, max: 300, step: 0.5, value: 6, "aria-label": "Diameter of a missed nodule in mm" });
+  const diameter = element("input", { type: "number", min: MIN_MM, max: 300, step: 0.5, value: 6, "aria-label": "Diameter of a missed nodule in mm" });
   const button = element("button", { type: "button", title: "Key M", onclick: () => add() }, "Add");
   const where = element("span", {});
   const adding = element("p", { class: "small adding" }, "Missed a nodule? ", where, diameter, " mm ", button);
@@ -16,7 +16,7 @@ export function missedList(review, { volume, viewer }) {
   function add() {
     const pointed = viewer()?.pointed();
     const size = Number(diameter.value);
-    if (!pointed || !(size >= LEAST_MM && size <= 300)) return;
+    if (!pointed || !(size >= MIN_MM && size <= 300)) return;
     review.add({ centre_lps_mm: pointed.lps.map((v) => Number(v.toFixed(2))), diameter_mm: size });
     viewer().clear();
   }

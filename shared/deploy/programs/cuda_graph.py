@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from shared.app import DenseNetwork
 
-_MOST_GRAPHS = 8
+_MAX_GRAPHS = 8
 """Each holds the memory of its network's activations."""
-_MOST_SEEN = 64
+_MAX_SEEN = 64
 """Shapes that came are remembered, so many."""
 
 
@@ -39,7 +39,7 @@ def graphed(
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
     made: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
 ) -> Compute:
-    """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last.
+    """Computes by graphs that ``capture`` makes, the ``_MAX_GRAPHS`` shapes that were used last.
 
     A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once. It
     takes the place of a graph that was not used since; where more shapes than that take turns, the others are computed
@@ -58,7 +58,7 @@ def graphed(
     def gets_a_graph(shapes: Any) -> bool:
         if shapes not in seen:
             return False
-        return len(graphs) < _MOST_GRAPHS or used[next(iter(graphs))] < seen[shapes]
+        return len(graphs) < _MAX_GRAPHS or used[next(iter(graphs))] < seen[shapes]
 
     def named(found: Sequence[Tensor]) -> dict[str, Tensor]:
         # Copies, since the next replay writes over what this one gave.
@@ -74,11 +74,11 @@ def graphed(
             if shapes not in graphs and not gets_a_graph(shapes):
                 seen[shapes] = number
                 seen.move_to_end(shapes)
-                if len(seen) > _MOST_SEEN:
+                if len(seen) > _MAX_SEEN:
                     seen.popitem(last=False)
                 return named(_listed(module(*_held([inputs[name] for name in names], dtype, device))))
             if shapes not in graphs:
-                if len(graphs) == _MOST_GRAPHS:
+                if len(graphs) == _MAX_GRAPHS:
                     del used[graphs.popitem(last=False)[0]]
                 graphs[shapes] = _captured(module, [inputs[name] for name in names], dtype, device, capture)
             used[shapes] = number

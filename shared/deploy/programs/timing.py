@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from shared.deploy.programs.program import Program, Tensors
 
-_SECONDS, _LEAST_RUNS, _MOST_RUNS = 0.25, 2, 20
+_SECONDS, _MIN_RUNS, _MAX_RUNS = 0.25, 2, 20
 
 
 def measure(
@@ -18,9 +18,9 @@ def measure(
     ``clock`` tells seconds: ``time.process_time`` has those of the processor, which others on the machine disturb less.
     """
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(_MOST_RUNS):
+    for turn in range(_MAX_RUNS):
         for name, program in programs.items():
-            if turn >= _LEAST_RUNS and sum(times[name]) > _SECONDS:
+            if turn >= _MIN_RUNS and sum(times[name]) > _SECONDS:
                 continue
             began = clock()
             program(example)

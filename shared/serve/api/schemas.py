@@ -145,7 +145,7 @@ def case_document(case: Case, result: bytes, root: str) -> bytes:
     return json.dumps(head).encode()[:-1] + b', "result": ' + result.strip() + b"}"
 
 
-MOST_MISSED = 1000
+MAX_MISSED = 1000
 Reviewer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 Number = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
@@ -162,7 +162,7 @@ class ReviewBody(BaseModel):
         default={}, description="by the finding's number in `result`, from 1; what is left out is undecided"
     )
     missed: list[dict[str, JsonValue]] = Field(
-        default=[], max_length=MOST_MISSED, description="findings that should have been made"
+        default=[], max_length=MAX_MISSED, description="findings that should have been made"
     )
     note: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
     replaces: str | None = Field(

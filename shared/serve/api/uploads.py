@@ -21,7 +21,7 @@ from shared.errors import InvalidInputError
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
 _LARGEST_OPTION = 1 << 16
-_MOST_OPTIONS = 100
+_MAX_OPTIONS = 100
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ async def receive(
         async for chunk in _limited(stream, max_bytes):
             body += chunk[: _CHUNK + 1 - len(body)]
         try:
-            fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS)
+            fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MAX_OPTIONS)
         except ValueError:  # a file as it is, which curl calls a form; what Python says of it has all of it
             fields = None
         if fields is not None and len(body) <= _CHUNK:
@@ -174,8 +174,8 @@ class _Form:
         if not name:
             raise InvalidInputError("a part of the form has no name", status=400)
         if b"filename" not in options:
-            if len(self._upload.fields) >= _MOST_OPTIONS:
-                raise InvalidInputError(f"the form has more than {_MOST_OPTIONS} fields")
+            if len(self._upload.fields) >= _MAX_OPTIONS:
+                raise InvalidInputError(f"the form has more than {_MAX_OPTIONS} fields")
             self._field = (name, bytearray())
         elif options[b"filename"]:
             if name != "files":

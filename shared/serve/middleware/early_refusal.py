@@ -16,7 +16,7 @@ from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
 
 _LONGEST_PAUSE_S, _PAUSE_SHARE = 2.0, 0.2
-_MOST_PAUSED, _LARGE = 1000, 999_999
+_MAX_PAUSED, _LARGE = 1000, 999_999
 _SPREAD = (0.7, 1.3)
 
 
@@ -27,7 +27,7 @@ class EarlyRefusal:
     answer is answered first and read to its end then. One that keeps it, as it may to ask again at once, is answered
     after about two seconds (a fifth of the deadline): a client that waits costs nothing, and those that ask in a loop
     would take the time that answers need. One with a large body, which takes time to drop, waits twice as long. At most
-    ``_MOST_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
+    ``_MAX_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
     """
 
     def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[str | None], None]], deadline_s: float) -> None:
@@ -41,7 +41,7 @@ class EarlyRefusal:
             if check is not None:
                 check(group_of(scope))
         except Busy as busy:
-            if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
+            if self._paused < _MAX_PAUSED and stays_open(Request(scope)):
                 self._paused += 1
                 try:
                     await asyncio.sleep(self._pause_s * random.uniform(*_SPREAD) * (2 if _is_large(scope) else 1))

@@ -16,7 +16,7 @@ from shared.serve.runtime.connection import drain_body
 _READING = ("GET", "HEAD", "OPTIONS")
 _PATHS = ("/api/models/", "/v2/repository/")
 _REVIEW = re.compile(r"/api/[^/]+/cases/[^/]+/review\Z")
-_MOST_BYTES, _MOST_REVIEW_BYTES, _LONGEST_S = 1 << 16, 1 << 20, 10.0
+_MAX_BYTES, _MAX_REVIEW_BYTES, _LONGEST_S = 1 << 16, 1 << 20, 10.0
 
 
 class SmallBodies:
@@ -62,9 +62,9 @@ class SmallBodies:
         if scope["type"] != "http" or scope["method"] in _READING:
             return None
         if scope["method"] == "POST" and scope["path"].startswith(_PATHS):
-            return _MOST_BYTES, _LONGEST_S
+            return _MAX_BYTES, _LONGEST_S
         if scope["method"] == "PUT" and _REVIEW.match(scope["path"]):
-            return _MOST_REVIEW_BYTES, _LONGEST_S
+            return _MAX_REVIEW_BYTES, _LONGEST_S
         return self._limits_of_own if any(path.match(scope["path"]) for path in self._own) else None
 
 

@@ -33,7 +33,7 @@ from shared.serve.runtime.places import Place
 
 log = logging.getLogger("trivium.serve")
 _SERVICE = f"{PACKAGE}.GRPCInferenceService"
-_MOST_MESSAGE = 64_000_000
+_MAX_MESSAGE = 64_000_000
 """gRPC holds a message in memory before it is admitted, so it may be smaller than a body over REST."""
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,7 +52,7 @@ _STOP_S = 1.0
 _IDLE_S = 60.0
 """A connection that has no call for so long is closed; clients begin another with their next call by themselves."""
 
-_MOST_CONNECTIONS = 8192
+_MAX_CONNECTIONS = 8192
 _CALLS = 10
 """For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
 _PROBES = ("ServerLive", "ServerReady")
@@ -79,7 +79,7 @@ class GrpcService:
 
         Raises ``InvalidInputError`` for an address that is taken.
         """
-        size = min(self._networks.settings.max_tensor_bytes, _MOST_MESSAGE)
+        size = min(self._networks.settings.max_tensor_bytes, _MAX_MESSAGE)
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size),
@@ -315,7 +315,7 @@ async def stop(server: Any) -> None:
 def _most_connections() -> int:
     """An eighth of the files that this process may have open: the connections of HTTP leave a quarter."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(files // 8, _MOST_CONNECTIONS))
+    return _MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(files // 8, _MAX_CONNECTIONS))
 
 
 def _credentials(certificate: Certificate) -> Any:

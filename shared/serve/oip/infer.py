@@ -24,13 +24,13 @@ from shared.serve.runtime.connection import receive_into, while_connected, withi
 from shared.serve.runtime.models import processes_wanted
 from shared.serve.runtime.places import Place
 from shared.serve.worker.codec import BadTensor
-from shared.serve.worker.messages import MOST_INLINE, Blob, SharedBytes
+from shared.serve.worker.messages import MAX_INLINE, Blob, SharedBytes
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 
 _LENGTH = "Inference-Header-Content-Length"
-_MOST_CHUNK = 1 << 16
-_MOST_SENT = 1 << 18
-_LEAST_PACKED = 1 << 14
+_MAX_CHUNK = 1 << 16
+_MAX_SENT = 1 << 18
+_MIN_PACKED = 1 << 14
 _REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
     404: {"model": InferenceError, "description": "There is no such model, or it was unloaded"},
@@ -132,12 +132,12 @@ class PartsResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         left = self._size
         for part in self._parts:
-            for start in range(0, len(part), _MOST_SENT):
-                piece = memoryview(part)[start : start + _MOST_SENT]
+            for start in range(0, len(part), _MAX_SENT):
+                piece = memoryview(part)[start : start + _MAX_SENT]
                 left -= len(piece)
                 # Some event loops copy nothing, and hold on to what the socket has not taken yet: at the end that must
                 # be nothing of what is held here. What is larger than their buffers goes out before the last message.
-                copied = left < _MOST_SENT and self._held is not None
+                copied = left < _MAX_SENT and self._held is not None
                 body = bytes(piece) if copied else piece
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -145,7 +145,7 @@ class PartsResponse(Response):
 
 async def _packed(parts: Sequence[Blob], accepted: str) -> tuple[Sequence[Blob], bool]:
     """The answer, compressed where the client asks for it by name and it is worth while."""
-    if sum(map(len, parts)) < _LEAST_PACKED or not _takes_gzip(accepted):
+    if sum(map(len, parts)) < _MIN_PACKED or not _takes_gzip(accepted):
         return parts, False
     return [await run_in_threadpool(gzip.compress, b"".join(parts), compresslevel=1)], True
 
@@ -205,7 +205,7 @@ async def _stated_body(
 ) -> bytearray | SharedBytes:
     """A body whose size is stated, which HTTP holds it to; a large one in memory that a worker process can read."""
     settings = networks.settings
-    if size < MOST_INLINE or not processes_wanted(settings):
+    if size < MAX_INLINE or not processes_wanted(settings):
         body = bytearray()
         async for chunk in within_upload_limits(request, settings, place):
             body += chunk
@@ -237,7 +237,7 @@ def _unpacker(encoding: str) -> Callable[[bytes], Iterator[bytes]] | None:
     def unpack(data: bytes) -> Iterator[bytes]:
         try:
             while data:
-                yield decompressor.decompress(data, _MOST_CHUNK)
+                yield decompressor.decompress(data, _MAX_CHUNK)
                 data = decompressor.unconsumed_tail
         except zlib.error as error:
             raise BadTensor(f"the body cannot be unpacked: {error}") from error

@@ -25,7 +25,7 @@ from shared.serve.worker.messages import Blob, Message, SharedBytes
 
 log = logging.getLogger("trivium.serve")
 _BODIES_IN_MEMORY, _READ_AT_A_TIME = 4, 4
-_MOST_ROOM = 4.0
+_MAX_ROOM = 4.0
 _MEMORY_KEPT = 1 << 27
 
 
@@ -88,7 +88,7 @@ class NetworkModel:
 
     def room(self, size: int) -> int:
         """How much room the answer to a request of this size is given: what the largest so far would have needed."""
-        return int(size * min(self._answer_share, _MOST_ROOM))
+        return int(size * min(self._answer_share, _MAX_ROOM))
 
     async def unload(self) -> None:
         """Ends the workers once they have answered what they were given. Until it is loaded, it answers no more."""

@@ -6,7 +6,7 @@ import logging
 import time
 
 log = logging.getLogger("trivium.serve")
-_MOST_NS = 365 * 86_400 * 10**9
+_MAX_NS = 365 * 86_400 * 10**9
 """No machine sleeps for so long; a wrong year typed in, or a time server's fault, is more."""
 
 
@@ -20,7 +20,7 @@ class AgeLimit:
 
     def days(self) -> float | None:
         """After how many days cases are deleted; None for never, or while the clock is not to be believed."""
-        wrong = time.time_ns() - time.monotonic_ns() - self._began_ns > _MOST_NS
+        wrong = time.time_ns() - time.monotonic_ns() - self._began_ns > _MAX_NS
         if wrong and self._days is not None and not self._said:
             log.error(
                 "the machine's clock was set forward by over a year: no case of %s is deleted for its age "

@@ -21,7 +21,7 @@ log = logging.getLogger("trivium.serve")
 _LOOK_S = 5.0
 _BEAT_S = 10.0
 _LOST_AFTER_S = 60.0
-_MOST_ATTEMPTS = 3
+_MAX_ATTEMPTS = 3
 _READ_AGAIN_S = 2.0
 _LOOK_WHETHER_ENDED_S = 0.25
 _WRITE_AGAIN_S = 1.0
@@ -109,7 +109,7 @@ class JobRunner:
     async def _run(self) -> None:
         while True:
             try:
-                job = await run_in_threadpool(self._jobs.claim, self._app, self._lost_after_s, _MOST_ATTEMPTS)
+                job = await run_in_threadpool(self._jobs.claim, self._app, self._lost_after_s, _MAX_ATTEMPTS)
                 self._lost_after_s = _LOST_AFTER_S
                 if job is not None:
                     await self._answer(job)

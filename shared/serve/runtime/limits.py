@@ -13,7 +13,7 @@ from shared.errors import InvalidInputError
 from shared.serve.runtime.loading import Loaded, LoadOnce
 from shared.serve.runtime.places import Place, take_from_stalled
 
-_MEASURED, _LEAST_MEASURED = 16, 4
+_MEASURED, _MIN_MEASURED = 16, 4
 _SOON_S = 2.0
 _RESERVE_S = 0.5
 """Left for what is not measured here: a busy network and event loop. At most a tenth of the deadline."""
@@ -169,7 +169,7 @@ class RequestLimit:
 
     def _foretold_s(self, ahead: int) -> float | None:
         """When an answer comes that has so many ahead, by the last times; None where too few were measured."""
-        if len(self._seconds) < _LEAST_MEASURED:
+        if len(self._seconds) < _MIN_MEASURED:
             return None
         return (ahead + 1) * sum(self._seconds) / len(self._seconds)
 

@@ -23,7 +23,7 @@ from shared.serve.worker.messages import Message
 
 log = logging.getLogger("trivium.serve")
 _RETRY_LOADING_S = 5.0
-_MOST_RUNS = 2
+_MAX_RUNS = 2
 
 State = Literal["loading", "idle", "busy", "failed"]
 
@@ -256,7 +256,7 @@ class WorkerPool:
             self._settle(entry)
             if entry.answer.done():
                 continue
-            if again and entry.runs < _MOST_RUNS:
+            if again and entry.runs < _MAX_RUNS:
                 self._queue.put_back(entry)
                 self._await_deadline(entry)
             else:

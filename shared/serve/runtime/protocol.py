@@ -10,7 +10,7 @@ from http import HTTPStatus
 from shared.serve.access_line import log_line, usable_identifier
 from shared.serve.runtime.large_bodies import LargeBodyProtocol
 
-MOST_HEADER_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 16
 REST_S, REST_BYTES = 30.0, 100_000
 """So much must come in so many seconds of a body that was answered before it was there; of a chunked one, all."""
 
@@ -45,7 +45,7 @@ def with_header_deadline(seconds: float, idle: dict[int, socket.socket] | None =
                 self._header_bytes += len(data)
             super().data_received(data)
             # What came along with the header's end is body.
-            if not self._in_body and self._header_timer is not None and self._header_bytes > MOST_HEADER_BYTES:
+            if not self._in_body and self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the header is larger than 64 KiB")
 
         def send_400_response(self, msg: str) -> None:

@@ -30,7 +30,7 @@ log = logging.getLogger("trivium.serve")
 _PREFIX, _KEY_BYTES = "whsec_", range(24, 65)
 _LOOK_S = 2.0
 _TIMEOUT_S = 10.0
-_LEAST_S, _MOST_S = 15.0, 86_400.0
+_MIN_S, _MAX_S = 15.0, 86_400.0
 """A job is told of again after as long as has passed since it ended, but for a day at the most."""
 
 
@@ -114,7 +114,7 @@ class Webhook:
 
     def _deliver_one(self, jobs: JobStore) -> bool:
         """Tells of a job that is to be told of now; False where there is none."""
-        claimed = jobs.claim_to_tell(_LEAST_S, _MOST_S)
+        claimed = jobs.claim_to_tell(_MIN_S, _MAX_S)
         if claimed is None:
             return False
         job, last = claimed

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.serve.runtime.worker import Listener
-from shared.serve.worker.messages import MOST_HANDED_OVER, BrokenMessage, Message, bundle, pair, receive, send, unbundle
+from shared.serve.worker.messages import MAX_HANDED_OVER, BrokenMessage, Message, bundle, pair, receive, send, unbundle
 from shared.serve.worker.work import Work
 
 log = logging.getLogger("trivium.serve")
@@ -117,7 +117,7 @@ class WorkerProcess:
         elif "event" not in message.head:
             self._listener.has_replied(self, replies)
         elif message.head["event"] == "ready":
-            self.most, self.load_s = min(int(message.head["most"]), MOST_HANDED_OVER), float(message.head["load_s"])
+            self.most, self.load_s = min(int(message.head["most"]), MAX_HANDED_OVER), float(message.head["load_s"])
             self.programs = {str(name): str(why) for name, why in message.head["programs"].items()}
             self._listener.is_ready(self)
         elif message.head["event"] == "stage":

@@ -39,7 +39,7 @@ DTYPES: Mapping[str, type[np.generic]] = {
 }
 
 
-_MOST_VALUES = 2**59
+_MAX_VALUES = 2**59
 """An array of 8-byte values cannot have more, an empty one included: its sizes without the zeros count."""
 
 
@@ -197,7 +197,7 @@ def _shape(entry: RequestInput, spec: TensorSpec) -> tuple[int, ...]:
     if entry.datatype != spec.datatype:
         raise BadTensor(f"the input {spec.name!r} is {spec.datatype}, not {entry.datatype}")
     shape = entry.shape
-    if math.prod(max(n, 1) for n in shape) >= _MOST_VALUES:
+    if math.prod(max(n, 1) for n in shape) >= _MAX_VALUES:
         raise BadTensor(f"the input {spec.name!r} has a shape that no array can have")
     if len(shape) != len(spec.shape) or any(want not in (-1, n) for want, n in zip(spec.shape, shape, strict=True)):
         raise BadTensor(f"the input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), not {shape}")

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Blob = bytes | bytearray | memoryview
-MOST_INLINE = 60_000
-MOST_HANDED_OVER = 250
+MAX_INLINE = 60_000
+MAX_HANDED_OVER = 250
 """How many ``SharedBytes`` go with one message: a packet carries at most 253 descriptors (SCM_MAX_FD)."""
-_MOST_PACKET = 1 << 16
+_MAX_PACKET = 1 << 16
 _SHARED = b"\1"
 _SIZE_SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0)
 _SEALS = _SIZE_SEALS | getattr(fcntl, "F_SEAL_WRITE", 0)
@@ -84,7 +84,7 @@ class Message:
 def write_to_room(parts: Sequence[Blob], room: memoryview | None) -> list[tuple[int, int]] | None:
     """Writes what is too large for a packet into the room: where each part lies there, or None where they do not."""
     sizes = [len(part) for part in parts]
-    if room is None or not MOST_INLINE <= sum(sizes) <= len(room):
+    if room is None or not MAX_INLINE <= sum(sizes) <= len(room):
         return None
     spans, at = [], 0
     for part, size in zip(parts, sizes, strict=True):
@@ -105,7 +105,7 @@ def send(connection: socket.socket, message: Message) -> None:
     parts = [memoryview(part).cast("B") for part in (head, *message.blobs)]
     table = struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts))
     shared = [one.place for one in message.shared]
-    if len(table) + sum(map(len, parts)) < MOST_INLINE:
+    if len(table) + sum(map(len, parts)) < MAX_INLINE:
         packet: list[Blob] = [b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])]
         if shared:
             socket.send_fds(connection, packet, shared)
@@ -138,7 +138,7 @@ def _seal(place: int) -> None:
 
 def receive(connection: socket.socket) -> Message | None:
     """The next message, or None when the other side is gone. Raises ``BrokenMessage``."""
-    packet, places, _, _ = socket.recv_fds(connection, _MOST_PACKET, 1 + MOST_HANDED_OVER)
+    packet, places, _, _ = socket.recv_fds(connection, _MAX_PACKET, 1 + MAX_HANDED_OVER)
     try:
         if not packet:
             return None

@@ -305,7 +305,7 @@ def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
         for part, ending in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt")):
             (root / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(synthetic[1] / part / f"000007.{ending}", root / part / f"{number:06d}.{ending}")
-    monkeypatch.setattr(kitti, "MOST_FRAMES", 2)
+    monkeypatch.setattr(kitti, "MAX_FRAMES", 2)
     loose = tmp_path / "loose"
     shutil.copytree(root / "velodyne", loose)
     for paths in ([root], [loose], sorted((root / "velodyne").iterdir())):

@@ -12,7 +12,7 @@ from apps.driving.app import app
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.folder import predict_folder
 from apps.driving.metrics.nuscenes_files import read_submission
-from apps.driving.outputs.nuscenes import MOST_BOXES, submission
+from apps.driving.outputs.nuscenes import MAX_BOXES, submission
 from apps.driving.outputs.result import frame_line
 from apps.driving.predictor import Options
 from apps.driving.types import Detections
@@ -74,7 +74,7 @@ def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, pr
     (line,) = [json.loads(text) for text in (out / "frames.jsonl").read_text().splitlines()]
     assert list(written["results"]) == [line["name"]]
     boxes = written["results"][line["name"]]
-    assert 0 < len(boxes) == min(len(line["boxes"]), MOST_BOXES)
+    assert 0 < len(boxes) == min(len(line["boxes"]), MAX_BOXES)
     assert read_submission(out / "results_nusc.json", data_set / "v1.0-mini").samples == 1
     # The info file states other poses than these tables: the boxes are alike, not their places in the world.
     response = ask(Request(files=(data_root / "driving" / "nuscenes_sample",), options={"score": "0.2"}))

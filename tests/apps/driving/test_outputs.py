@@ -81,7 +81,7 @@ def test_the_viewer_gets_points_image_and_boxes(frame, found):
     files = view.files([frame], [found])
     assert set(files) == {"boxes.json", "points.bin", "image.jpg"}
     points = np.frombuffer(files["points.bin"], "<f4").reshape(-1, 4)
-    assert 0 < len(points) <= view.MOST_POINTS
+    assert 0 < len(points) <= view.MAX_POINTS
     assert opened(files["image.jpg"]).size == (frame.cameras["image_2"].image_HWC.shape[1::-1])
     (described,) = json.loads(files["boxes.json"])["frames"]
     assert described["points"] == len(frame.points_lidar_m)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apps.driving.adapters.point_files import MOST_POINTS, read_points, read_sweep
+from apps.driving.adapters.point_files import MAX_POINTS, read_points, read_sweep
 from apps.driving.adapters.registry import read_frames
 from shared.errors import InvalidInputError
 from tests.apps.driving.pcd_files import header, pcd
@@ -129,7 +129,7 @@ def bad_files(points):
     yield "short", header(1, data="ascii").encode() + b"1 2 3\n", "a row of its points is not 4 numbers"
     yield "bomb", compressed + np.uint32([10, 4_000_000_000]).tobytes() + b"0" * 10, "has another size than it says"
     yield "damaged", compressed + np.uint32([10, 800]).tobytes() + b"\xff" * 10, "compressed part is damaged"
-    yield "many", header(10**12, data="binary_compressed").encode(), f"at most {MOST_POINTS}"
+    yield "many", header(10**12, data="binary_compressed").encode(), f"at most {MAX_POINTS}"
     yield "wide", wide.encode(), "points of 1932 bytes; at most 2000000 points and 256 MB"
     yield "endless", header(50, counts="1 1 1 99999999").encode(), "numbers a point"
     yield "fewer", header(50, fields="x y z").encode() + points.tobytes(), "FIELDS, SIZE, TYPE and COUNT do not fit"

@@ -12,7 +12,7 @@ from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Q
 from apps.driving.datasets.synth.image import camera_rays
 from apps.driving.datasets.synth.layout import KINDS, SCATTERED, PlacedShape, Street, lay_out
 from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
-from apps.driving.datasets.synth.scenes import FEWEST_POINTS, returns, scene
+from apps.driving.datasets.synth.scenes import MIN_POINTS, returns, scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors, beams, lidar_rays
 from apps.driving.datasets.synth.shapes import Shape, block, ellipsoid, place
 from apps.driving.types import Boxes3D, LidarInput, within
@@ -235,7 +235,7 @@ def test_porous_parts_let_light_through():
 
 def test_boxes_that_lidar_cannot_find_are_flagged(scenes):
     counts = np.concatenate([frame.truth.point_counts for frame in scenes])
-    assert (counts < FEWEST_POINTS).any() and (counts >= FEWEST_POINTS).any()
+    assert (counts < MIN_POINTS).any() and (counts >= MIN_POINTS).any()
     assert (counts > 0).all()
 
 
@@ -290,7 +290,7 @@ def test_crowns_hang_over_cars_and_people():
     for seed in range(12):
         frame = scene(np.random.default_rng(seed), sensors=sensors, kind=("street", "alley")[seed % 2])
         truth = frame.truth
-        seen = truth.point_counts >= FEWEST_POINTS
+        seen = truth.point_counts >= MIN_POINTS
         overhead = replace(truth, centre_lidar_m=truth.centre_lidar_m + np.array([0, 0, 2], np.float32))
         cars += seen.sum()
         above += ((overhead.inside(frame.points_lidar_m).sum(1) >= 3) & seen).sum()

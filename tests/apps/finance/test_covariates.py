@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from apps.finance.datasets.covariates import MOST_CATEGORIES, unknown_notes
+from apps.finance.datasets.covariates import MAX_CATEGORIES, unknown_notes
 from apps.finance.datasets.table import Table
 from apps.finance.inference.forecasting import forecast
 from apps.finance.recipes import tiny
@@ -234,7 +234,7 @@ REFUSED = {
     "the value": ({"known": ("load",)}, "column 'load' holds the value, and cannot be a covariate as well"),
     "the times": ({"observed": ("time",)}, "column 'time' holds the times, and cannot be"),
     "the series": ({"observed": ("Region",)}, "column 'region' holds the names of series, and cannot be"),
-    "words": ({"known": ("note",)}, rf"column 'note' holds 640 different words .* at most {MOST_CATEGORIES}"),
+    "words": ({"known": ("note",)}, rf"column 'note' holds 640 different words .* at most {MAX_CATEGORIES}"),
     "nothing": ({"known": ("later",)}, "column 'later' has no value in the rows that train"),
     "a gap": (
         {"known": ("flag",)},
@@ -246,9 +246,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", list(REFUSED))
 def test_what_cannot_be_a_covariate_is_refused_in_a_sentence(tmp_path, monkeypatch, what):
-    monkeypatch.setattr("apps.finance.datasets.covariates.MOST_CATEGORIES", MOST_CATEGORIES if what != "words" else 600)
+    monkeypatch.setattr("apps.finance.datasets.covariates.MAX_CATEGORIES", MAX_CATEGORIES if what != "words" else 600)
     settings, sentence = REFUSED[what]
-    sentence = sentence.replace(str(MOST_CATEGORIES), "600")
+    sentence = sentence.replace(str(MAX_CATEGORIES), "600")
     made = frame().assign(note=[f"note {n}" for n in range(2 * ROWS)], power="10 USD")
     row = made.groupby("region").cumcount()
     made["later"] = np.where(row >= TRAINING, 1.0, np.nan)

@@ -231,7 +231,7 @@ def begin_object(association, size: int) -> None:
 
 
 def test_of_senders_that_have_begun_more_than_fits_in_memory_the_largest_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_receive, "MOST_UNREAD", 1 << 20)
+    monkeypatch.setattr(dicom_receive, "MAX_UNREAD", 1 << 20)
     with Receiver(tmp_path) as receiver:
         other, growing = associate(receiver.port), associate(receiver.port)
         begin_object(growing, 1 << 18)

@@ -26,7 +26,7 @@ JOBS = "/api/echo/jobs"
 @pytest.fixture
 def address(settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server where one address may follow two jobs, and all together three."""
-    monkeypatch.setattr(building, "_MOST_EVENT_STREAMS", 3)
+    monkeypatch.setattr(building, "_MAX_EVENT_STREAMS", 3)
     echo.gate.clear()
     server = create_app(settings.model_copy(update={"hosts": None, "max_per_client": 2}), {"echo": echo_app})
     with serving(server, proxy_headers=True) as found:
@@ -58,7 +58,7 @@ def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
 def test_one_group_leaves_streams_to_others(
     settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_MOST_EVENT_STREAMS", 4)
+    monkeypatch.setattr(building, "_MAX_EVENT_STREAMS", 4)
     echo.gate.clear()
     server = create_app(settings.model_copy(update={"hosts": None, "require_key": True}), {"echo": echo_app})
     keys = Keys(server.state.store.engine)

@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     monkeypatch.setattr(webhook, "_LOOK_S", 0.01)
-    monkeypatch.setattr(webhook, "_LEAST_S", 0.05)
+    monkeypatch.setattr(webhook, "_MIN_S", 0.05)
     with Receiver() as found:
         threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
         yield found
@@ -201,7 +201,7 @@ def test_after_a_day_it_is_told_no_more(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(webhook, "_MOST_S", 0.2)
+    monkeypatch.setattr(webhook, "_MAX_S", 0.2)
     receiver.statuses = [500] * 1000
     with caplog.at_level(logging.WARNING, "trivium.serve"):
         job = serve_with(serve, receiver).post(JOBS, data={"sample": "three"}).json()["job"]

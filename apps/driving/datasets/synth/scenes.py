@@ -24,7 +24,7 @@ REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
 LOSS = np.array([row[2] for row in MATERIALS], np.float32)
 _NEAREST_M = 1.4
 KITTI = Sensors()
-FEWEST_POINTS = 5
+MIN_POINTS = 5
 """Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
 
 

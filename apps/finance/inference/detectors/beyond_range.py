@@ -9,7 +9,7 @@ from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.inference.detectors.trailing import running_range
 from apps.finance.types import Floats
 
-_LEAST_ROWS = 64
+_MIN_ROWS = 64
 
 
 def beyond_range(one: ForecastedSeries, memory: int) -> Floats:
@@ -21,7 +21,7 @@ def beyond_range(one: ForecastedSeries, memory: int) -> Floats:
     low, high = running_range(values, memory)
     width = np.maximum(high - low, np.maximum(1e-3 * np.abs(high + low) / 2, 1e-9))
     result = np.maximum(low - values, values - high) / width
-    result[:_LEAST_ROWS] = np.nan
+    result[:_MIN_ROWS] = np.nan
     return np.maximum(result, -0.5)
 
 

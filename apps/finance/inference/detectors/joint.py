@@ -12,7 +12,7 @@ from apps.finance.types import Floats, Forecast, Series
 _ROWS = 6
 _HIGHEST = 50.0
 """No single row counts for more than so many usual ones in the mean."""
-_CHUNK, _LEAST_ROWS = 256, 128
+_CHUNK, _MIN_ROWS = 256, 128
 _VARIANCE = 0.9
 _RIDGE = 1e-3
 _NONE = Forecast(levels=(), quantiles=np.empty((0, 0)), surprise=np.empty((0, 0)))
@@ -31,7 +31,7 @@ def joint(one: ForecastedSeries, memory: int) -> Floats:
     result = np.full(length, np.nan)
     if columns < 2:
         return result
-    for start in (_LEAST_ROWS + block for block in blocks(max(one.first - _LEAST_ROWS, 0), length, _CHUNK)):
+    for start in (_MIN_ROWS + block for block in blocks(max(one.first - _MIN_ROWS, 0), length, _CHUNK)):
         past = changes[max(1, start - memory) : start]
         block = slice(start, start + _CHUNK)
         result[block] = np.maximum(*_over_usual(changes[block], past))

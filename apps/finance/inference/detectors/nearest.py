@@ -12,7 +12,7 @@ from apps.finance.types import Floats
 
 _ROWS = 4
 _CHUNK = 512
-_LEAST_ROWS = 64
+_MIN_ROWS = 64
 _FEW = 1536
 """A chunk and up to so many vectors are compared one with another: scipy.spatial takes longer to import."""
 
@@ -25,7 +25,7 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
     """
     values = last_seen(one.series.target)
     length, result = len(values), np.full(len(values), np.nan)
-    if length < _LEAST_ROWS + 2 * _ROWS:
+    if length < _MIN_ROWS + 2 * _ROWS:
         return result
     first = int(np.argmax(np.isfinite(values)))
     vectors = np.lib.stride_tricks.sliding_window_view(values, _ROWS)  # vector k holds rows k to k + 3
@@ -44,7 +44,7 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
         inside = _squared_distances(here[new:], here)
         inside[np.arange(new, len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
         distance[start + new : end] = np.minimum(best[new:], np.sqrt(inside.min(axis=1)))
-    distance[: first + _LEAST_ROWS] = np.nan
+    distance[: first + _MIN_ROWS] = np.nan
     result[_ROWS - 1 :] = distance / np.sqrt(_ROWS)
     low, high = running_range(values, memory)
     return np.where(np.isfinite(result), result / np.maximum(high - low, 1e-9), np.nan)

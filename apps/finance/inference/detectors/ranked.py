@@ -20,9 +20,9 @@ from apps.finance.types import Floats
 
 _GRID = np.concatenate([np.linspace(0.0, 0.95, 20), 1 - np.geomspace(0.05, 1e-4, 30)[1:]])
 """The levels at which a statistic's distribution on normal series is tabulated."""
-_LEAST_EXCESS = 0.1
+_MIN_EXCESS = 0.1
 """No tail is taken to fall faster than about the normal distribution's does beyond its 98 % quantile."""
-_LEAST_ROWS = 50
+_MIN_ROWS = 50
 _REPEATED = 0.05
 _SMALLEST = 1e-16
 
@@ -106,7 +106,7 @@ def _tail_probability(
     for edge in blocks(first, len(values)):
         block, rows_before = slice(max(edge, first), edge + BLOCK), past(edge, ranking.memory)
         before = np.sort(logs[rows_before][kept[rows_before] > 0])
-        if len(before) < _LEAST_ROWS:
+        if len(before) < _MIN_ROWS:
             result[block] = usual[block]
             continue
         tail = _fit(before, ranking.tail)
@@ -139,7 +139,7 @@ def _by_prior(logs: Floats, prior: Floats, share: float) -> Floats:
     # On a grid of levels the mean excess is an integral over the levels.
     weights = np.diff(np.append(_GRID[above], 1.0))
     excess = float(np.sum((prior[above] - begin) * weights) / max(weights.sum(), 1e-12))
-    tail = _Tail(begin, max(excess, _LEAST_EXCESS), share)
+    tail = _Tail(begin, max(excess, _MIN_EXCESS), share)
     seen = np.where(logs <= prior[-1], 1 - np.interp(logs - 1e-9, prior, _GRID), 0.0)
     return -np.log10(np.maximum(np.maximum(seen, tail.survival(logs)), _SMALLEST))
 
@@ -150,7 +150,7 @@ def _fit(before: Floats, share: float) -> _Tail:
     above = before[np.searchsorted(before, begin, "right") :]
     # Three pseudo-observations of a usual excess steady the mean where the tail holds few values.
     excess = float(((above - begin).sum() + 3 * 0.15) / (len(above) + 3))
-    return _Tail(begin, max(excess, _LEAST_EXCESS), max(len(above), 1) / (len(before) + 1))
+    return _Tail(begin, max(excess, _MIN_EXCESS), max(len(above), 1) / (len(before) + 1))
 
 
 def _quantile(ordered: Floats, level: float) -> float:

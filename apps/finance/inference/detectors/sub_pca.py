@@ -12,7 +12,7 @@ from apps.finance.types import Floats
 _ROWS = 32
 _CHUNK = 512
 _VARIANCE = 0.9
-_LEAST_ROWS = 4 * _ROWS
+_MIN_ROWS = 4 * _ROWS
 
 
 def sub_pca(one: ForecastedSeries, memory: int) -> Floats:
@@ -25,10 +25,10 @@ def sub_pca(one: ForecastedSeries, memory: int) -> Floats:
     values = last_seen(one.series.target)
     length, result = len(values), np.full(len(values), np.nan)
     first = int(np.argmax(np.isfinite(values)))
-    if length - first < _LEAST_ROWS + _ROWS:
+    if length - first < _MIN_ROWS + _ROWS:
         return result
     parts = np.lib.stride_tricks.sliding_window_view(values, _ROWS)
-    begin = first + _LEAST_ROWS
+    begin = first + _MIN_ROWS
     edges = [begin, *(edge for edge in (2 * begin, 4 * begin) if edge < _CHUNK)]
     edges += list(range((max(edges[-1], 1) // _CHUNK + 1) * _CHUNK, length, _CHUNK))
     for start, end in zip(edges, [*edges[1:], length], strict=True):
