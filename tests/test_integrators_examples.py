@@ -1,4 +1,4 @@
-"""The examples in docs/integrators.md run as they stand, against a server with the installed applications."""
+"""The examples in docs/integrators.md and docs/operating.md run as they stand, against a server."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from shared.serve.settings import Settings
 from shared.store.keys import Keys
 from tests.conftest import serving
 
-PAGE = Path(__file__).parents[1] / "docs" / "integrators.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("integrators.md", "operating.md")]
 SERVER = "http://127.0.0.1:8000"
 LIMIT_S = 150
 
 
 def examples(containing: str = SERVER.removeprefix("http://")) -> list[tuple[str, str]]:
     """Language and text of the code blocks that hold this text, by default those that ask a server."""
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [(language, text) for language, text in blocks if containing in text]
 
 

@@ -1,4 +1,4 @@
-"""nginx before a server, as docs/integrators.md has it."""
+"""nginx before a server, as docs/operating.md has it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ http {{
 
 
 def documented(upstream: str) -> str:
-    """What docs/integrators.md has nginx do for a server at ``upstream`` under the path /trivium."""
-    page = (Path(__file__).parents[2] / "docs" / "integrators.md").read_text(encoding="utf-8")
+    """What docs/operating.md has nginx do for a server at ``upstream`` under the path /trivium."""
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     whole, under = (block for block in blocks if "proxy_pass" in block)
     found: str = whole.partition("location")[0] + under
