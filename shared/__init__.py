@@ -1,1 +1,1 @@
-"""The runtime that the applications stand on: training engine, data, communication, deployment, serving."""
+"""The runtime of the applications: training engine, data loading, communication, deployment and serving."""

@@ -1,4 +1,4 @@
-"""The seam between the runtime and its applications, and how applications are found."""
+"""The interface between the runtime and its applications, and how applications are found."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ log = logging.getLogger("trivium")
 class DenseNetwork:
     """The part of a model that is exported: tensors in, tensors out.
 
-    ``inputs`` are example tensors by name, in the order of ``module.forward``; axis 0 of each is the batch, unless
-    ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}); an axis called
-    ``16*x`` is a multiple of 16. ``logits`` are those outputs that are logits of scores, one a channel (axis 1): what
-    else is said of a cell counts as much as its score, so that a quantised network is compared where it matters.
-    ``has_onnx`` is False for one with an operation of which no ONNX is made: programs that need it are not tried.
+    ``inputs`` are example tensors by name, in the order of ``module.forward``. Axis 0 of each tensor is the batch,
+    unless ``dynamic`` lists the dynamic axes of an input or output ({tensor name: {axis: name}}); an axis named
+    ``16*x`` is a multiple of 16. ``logits`` are the outputs that hold logits of scores, one score per channel (axis 1).
+    When a quantised network is compared with the original, the other outputs of a cell are weighted by its score.
+    ``has_onnx`` is False if the network has an operation that cannot be exported to ONNX: programs that need ONNX are
+    then not tried.
     """
 
     module: nn.Module
@@ -51,7 +52,10 @@ class DenseNetwork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A case that the forms offer. ``files`` returns what to predict on, making it in ``folder`` where it must."""
+    """A case that the forms offer.
+
+    ``files`` takes a folder and returns the paths to predict on; it creates generated files in that folder.
+    """
 
     name: str
     title: str
@@ -62,9 +66,9 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """What ``reproduce`` prints: rows of claim, peer and ours. ``notes`` say what the figures rest on.
+    """A table to print, such as that of ``reproduce``: claim, peer and ours. ``notes`` say what the figures rest on.
 
-    ``further`` are tables of other columns, which are printed below it.
+    ``further`` are tables with other columns, which are printed below this one.
     """
 
     title: str
@@ -76,7 +80,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DomainScore:
-    """A score by the domain's own protocol, on so many of what ``count`` says; ``data`` is what it was taken of."""
+    """A score by the protocol of the domain.
+
+    ``count`` says how many items were scored, such as "88 scans"; ``data`` describes the data set.
+    """
 
     name: str
     value: float
@@ -85,22 +92,23 @@ class DomainScore:
     higher_is_better: bool = True
 
     def loss(self, other: DomainScore) -> float:
-        """By how much ``other`` is worse, in parts of this one; below 0 where it is better."""
+        """By how much ``other`` is worse, relative to this score; negative if it is better."""
         worse = self.value - other.value if self.higher_is_better else other.value - self.value
         return worse / max(abs(self.value), 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Importer:
-    """Turns a public checkpoint into a model of the application: weights only, by name.
+    """Converts a public checkpoint into a model of the application: weights only, matched by name.
 
-    ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``, in
-    brackets what may be left out; ``load`` takes them, the data set that is named with ``--data`` where one is, and by
-    keyword the ``options`` that are given with ``--option``, and returns the model. ``options`` are these by name, with
-    the values that they take.
-    ``recipe`` reads the recipe of such a model back from the settings ``model`` and ``input`` in its artifact, so that
-    it can be calibrated; None where they are the settings of a named recipe. ``fine_tuned`` gives a recipe that starts
-    from such a model its network and its input; None where the network is that of the recipe.
+    ``arguments`` are the names of the positional arguments that follow the importer's name on the command line, such
+    as ``CHECKPOINT``; optional ones are in brackets. ``options`` maps the names that ``--option`` takes to their
+    values. ``load`` takes the arguments, then the data set if ``--data`` names one, then the given options as keyword
+    arguments, and returns the model.
+    ``recipe`` rebuilds the recipe of an imported model from the settings ``model`` and ``input`` in its artifact, so
+    that it can be calibrated; None if they are the settings of a named recipe. ``fine_tuned`` takes a recipe that
+    starts from an imported model, and those settings, and returns the recipe with that model's network and input; None
+    if the network is that of the recipe.
     """
 
     summary: str
@@ -113,10 +121,10 @@ class Importer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What an importer made: a recipe whose ``model`` and ``input`` describe the network, and the network itself.
+    """What an importer returns: a recipe whose ``model`` and ``input`` describe the network, and the network itself.
 
-    ``source`` says in JSON types where the weights come from (file name, SHA-256, library, what was compared);
-    ``calibration`` goes into the manifest, as that of an export does.
+    ``source`` says where the weights come from, in JSON types: file name, SHA-256, library, what was compared.
+    ``calibration`` goes into the manifest, as it does for an export.
     """
 
     recipe: Recipe
@@ -127,9 +135,9 @@ class Imported:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schemas:
-    """Typed dictionaries of a request's options and of ``result.json``, which the HTTP interface is described by.
+    """Typed dictionaries for a request's options and for ``result.json``; the OpenAPI document is generated from them.
 
-    ``missed`` is that of a finding that a reviewer says was missed; None where reviews are verdicts and a note alone.
+    ``missed`` is the type of a finding that a reviewer adds as missed; None if reviews have only verdicts and a note.
     """
 
     options: type
@@ -138,64 +146,71 @@ class Schemas:
 
 
 class Gateway(Protocol):
-    """What brings cases from the domain's own network to a running server, and its answers back.
+    """Forwards cases from a network of the domain (such as DICOM) to a running server, and returns its answers.
 
-    A dataclass: its fields are settings of ``trivium gateway APP``, and its docstring is their help.
+    A dataclass: its fields are the settings of ``trivium gateway APP``, and its docstring is their help text.
     """
 
     def run(self, jobs: JobClient, folder: Path, stop: threading.Event) -> None:
-        """Runs until ``stop`` is set; what waits lies in ``folder``, so that it goes on when it is started again."""
+        """Runs until ``stop`` is set. Pending work is stored in ``folder``, so a restarted gateway continues it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class App:
-    """One vertical. Its functions are imported when they are called (``on_use``), so that finding an app costs nothing.
+    """One vertical. Its functions are imported when they are first called (``on_use``), so finding an app is cheap.
+
+    Fields whose default is None are optional. Arguments of functions are in parentheses.
 
     notice       what it must not be used for
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
-    models       the names of the models that it predicts with, the one that serves by default first
-    partners     those of ``models`` that take part in the answers of another alone, such as a second stage: by name,
-                 whether one belongs to an artifact of another model (partner, other)
+    models       names of the models that it predicts with; the first one serves by default
+    partners     those of ``models`` that only assist another model, such as a second stage: maps the name to a function
+                 (partner artifact, artifact of the other model) that says whether the two belong together
     recipes      named recipes: functions that return one
-    dense        the dense network of a model that a recipe built, for export; NotImplementedError where it has none
-    calibrate    what turns the trained network's outputs into decisions (JSON types), or None; ``calibrate_second`` the
-                 same of a network that an artifact is served with, for both together
-    predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
-    codec        what decodes requests for a predictor and encodes its outputs
-    read_options what a request's options say, as the codec reads them, without its files; refuses unknown and bad ones.
-                 So that a job is refused before it waits. Or None
-    schemas      what describes options, result.json and missed findings, for clients made from the OpenAPI document;
-                 or None
-    data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
-    importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
-    fine_tuned   gives a recipe that starts from a network that was trained here what it must keep of that: recipe, the
-                 settings that were recorded of the network. Or None
-    evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
-    score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
-    training_cases  inputs of a predictor from what a data set has to learn from, evenly chosen: data set, the recipe's
-                 input, at most how many. What a network is quantised on; None, or where it gives None, for the samples
-    served_with  the artifacts that one is always served with, such as a second stage: they are scored together. After
-                 the artifact come registries in which they are looked for first
-    score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
-                 option name
-    result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
-    case_label   what stands for a ``result.json`` in a list of cases, beside the time and size of its inputs; or None
-    models_table the public models that it runs or refuses, with what was tested: what ``trivium models`` prints
-    samples      the cases that the form offers; only those whose files are at hand
-    router       routes of the domain under /api/<name>, besides those that every app has; or None. The JSON that they
-                 take is bounded by TRIVIUM_MAX_JSON_BYTES; a form of theirs is theirs to bound
-    predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
-                 options, who is told how far it is; returns how many cases were left out. Or None
-    reviewing    how its cases are reviewed; None for what ``shared.review.IN_GENERAL`` says
-    compare      two folders that ``trivium predict`` wrote, the newer first, on what is the same at two times, and the
-                 days between them or None: content in JSON types, and its table. Or None
-    gateway      the class of its gateway: see ``Gateway``. Or None
-    kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
-    job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
-    input_needed what a file must hold for the network of an artifact, in words for the form, which then offers no
-                 samples; None for one that takes any file of the application. Or None
-    sample_jobs  whether samples are as large, so that the form hands them in as jobs and shows the stage
-    reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
+    dense        returns the dense network of a model, for export (recipe, model); raises NotImplementedError if the
+                 model has none
+    calibrate    returns the calibration, in JSON types, that turns the outputs of the trained network into decisions
+                 (recipe, model)
+    calibrate_second  the same for a network that is served with an artifact, calibrated for both together (recipe,
+                 model, artifact)
+    predictor    returns a predictor (artifacts, device); there may be artifacts for only some of ``models``
+    codec        returns the codec that decodes requests for a predictor and encodes its outputs (predictor)
+    read_options reads the options of a request as the codec does, but without its files, and refuses unknown and
+                 invalid ones, so that a job is refused before it is queued (options)
+    schemas      returns the types of options, result.json and missed findings, for clients generated from the OpenAPI
+                 document
+    data_sets    config classes of the data sets for training and evaluation, by the name that ``--data`` takes
+    importers    converters of public checkpoints into artifacts, by the name that ``trivium import`` takes
+    fine_tuned   returns a recipe that starts from a network trained here, with what it must keep of that network
+                 (recipe, recorded settings of the network)
+    evaluate     scores a predictor on a data set by the protocol of the field (predictor, data set, maximum number of
+                 cases or None)
+    score        the few scores of that protocol by which two programs of one network are compared; same arguments
+    training_cases  yields predictor inputs, evenly chosen from the training part of a data set, on which a network is
+                 quantised (data set, the recipe's input, maximum number); if it is None or returns None, the samples
+                 are used
+    served_with  returns the artifacts that are always served with an artifact, such as a second stage, and are scored
+                 with it (artifact, registries to search first)
+    score_files  scores result files without a model, such as a submission against annotations (paths by option name)
+    result_table the rows of a ``result.json`` that ``trivium predict`` prints
+    case_label   a short text for a ``result.json`` in a list of cases, shown beside the time and the inputs
+    models_table the public models that it runs or refuses, and what was tested: what ``trivium models`` prints
+    samples      the cases that the form offers; only those whose files are available
+    router       routes of the domain under /api/<name>, besides those that every app has. TRIVIUM_MAX_JSON_BYTES limits
+                 their JSON bodies; a route that takes a form must limit it itself
+    predict_folder  predicts on the cases in a folder or in a file of many cases, one by one, and returns how many it
+                 skipped (predictor, folder, output folder, options, function that is called with the progress)
+    reviewing    how its cases are reviewed; None for ``shared.review.IN_GENERAL``
+    compare      compares two output folders of ``trivium predict`` for the same subject at two times, and returns the
+                 content in JSON types and its table (newer folder, older folder, days between them or None)
+    gateway      the class of its gateway: see ``Gateway``
+    kinds        file name suffixes. If given, file names may contain names of persons, and a case stores the suffix
+                 instead
+    job_bytes    the form submits larger uploads as jobs, because they take longer than a user waits
+    input_needed for the form: what a file must contain for the network of an artifact, in which case no samples are
+                 offered; returns None for a network that takes any file of the application
+    sample_jobs  whether the samples are that large, so that the form submits them as jobs and shows the stage
+    reproduce    returns the headline table; with ``quick`` it takes minutes on two cores
     """
 
     name: str
@@ -252,28 +267,28 @@ class App:
 
 
 def on_use(place: str) -> Callable[..., Any]:
-    """What calls the function at ``place``, as in ``package.module:function``, and imports its module then."""
-    return partial(_use, place)
+    """A function that imports and calls ``place``, written as ``package.module:function``, only when it is called."""
+    return partial(_import_and_call, place)
 
 
-def _use(place: str, *arguments: Any) -> Any:
+def _import_and_call(place: str, *arguments: Any) -> Any:
     return resolve_name(place)(*arguments)
 
 
 @cache
 def installed() -> dict[str, App]:
-    """The installed applications by name. One that cannot be imported is left out, and the log says why."""
+    """The installed applications by name. One that cannot be imported is skipped, with a warning in the log."""
     found: dict[str, App] = {}
-    for point in entry_points(group=GROUP):
+    for entry_point in entry_points(group=GROUP):
         try:
-            found[point.name] = point.load()
+            found[entry_point.name] = entry_point.load()
         except Exception as error:
-            log.warning("the application %s is left out: %s (%s)", point.name, error, point.value)
+            log.warning("skipping the application %s: %s (%s)", entry_point.name, error, entry_point.value)
     return found
 
 
 def find(name: str) -> App:
-    """The application called ``name``; refuses one that is not installed."""
+    """The application with this name. Raises ``InvalidInputError`` if it is not installed."""
     apps = installed()
     if name not in apps:
         raise InvalidInputError(f"there is no application {name!r}; installed: {', '.join(apps) or 'none'}")

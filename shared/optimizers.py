@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: settings that build their own component. Torch is imported on use."""
+"""Settings of optimizers and learning-rate schedules, which build the component. They import torch only when used."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The trainable parameters in two groups: matrices and kernels with weight decay, norms and biases without.
 
-    Parameters of fewer than two dimensions are norms and biases (the practice of GPT-2's and ConvNeXt's trainings).
+    Parameters with fewer than two dimensions count as norms and biases, as in the training of GPT-2 and ConvNeXt.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
-    others = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    not_decayed = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def _fusible(model: nn.Module) -> bool:
-    """Whether torch has one kernel for the whole step: a loop over the parameters takes several times as long."""
+def _can_fuse(model: nn.Module) -> bool:
+    """Whether torch has a fused kernel for the step. A loop over the parameters takes several times as long."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
 
 
@@ -44,7 +44,7 @@ class AdamW:
         import torch
 
         groups = parameter_groups(model, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=_fusible(model))
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=_can_fuse(model))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +62,8 @@ class SGD:
         from shared.comms.sharded_state import is_spread
 
         groups = parameter_groups(model, self.weight_decay)
-        # torch 2.14 has no fused SGD for tensors that are spread over processes.
-        fused = _fusible(model) and not any(map(is_spread, model.parameters()))
+        # torch 2.14 has no fused SGD for tensors sharded over processes.
+        fused = _can_fuse(model) and not any(map(is_spread, model.parameters()))
         return torch.optim.SGD(
             groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=fused
         )
@@ -88,7 +88,7 @@ class CosineRestarts:
             )
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of step number ``step`` as a fraction of the highest."""
+        """The learning rate at step ``step``, counted from 0, as a fraction of the maximum."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         position = (step - self.warmup_steps) / steps_per_epoch
@@ -122,9 +122,9 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """A linear warm-up, then a learning rate that is multiplied by ``factor`` at each of the ``milestones``, in epochs.
+    """Linear warm-up, then the learning rate is multiplied by ``factor`` at each of the ``milestones``, in epochs.
 
-    ``gamma`` and ``milestones`` of ``MultiStepLR``.
+    These are ``gamma`` and ``milestones`` of ``MultiStepLR``.
     """
 
     warmup_steps: int = 0
@@ -140,11 +140,11 @@ class Steps:
     def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
         from torch.optim.lr_scheduler import LambdaLR
 
-        def share(step: int) -> float:
+        def learning_rate_factor(step: int) -> float:
             passed = sum(step >= round(at * steps_per_epoch) for at in self.milestones)
             return min(1.0, (step + 1) / (self.warmup_steps + 1)) * self.factor**passed
 
-        return LambdaLR(optimizer, share)
+        return LambdaLR(optimizer, learning_rate_factor)
 
 
 OPTIMIZERS: Mapping[str, type[AdamW | SGD]] = {"adamw": AdamW, "sgd": SGD}
@@ -153,4 +153,4 @@ SCHEDULES: Mapping[str, type[CosineRestarts | Constant | Steps]] = {
     "constant": Constant,
     "steps": Steps,
 }
-"""By what ``trivium train`` calls them."""
+"""The classes by their name on the command line of ``trivium train``."""

@@ -1,6 +1,7 @@
-"""Everything that a run needs, as nested frozen dataclasses. On the ground floor: importing it imports no torch.
+"""Everything that a run needs, as nested frozen dataclasses. Importing this module does not import torch.
 
-A named recipe is a plain function that returns one. A setting builds its own component (``recipe.model.build``).
+A named recipe is a plain function that returns a ``Recipe``. Each config builds its own component
+(``recipe.model.build``).
 """
 
 from __future__ import annotations
@@ -26,43 +27,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """What model, data and inference must agree on, stated once; an application's own subclass has the fields."""
+    """The settings that model, data and inference must agree on. Each application has a subclass with its fields."""
 
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """Settings that build the network for inputs as ``input`` says, with weights from torch's global generator."""
+    """Settings that build the network for inputs described by ``input``; torch's global generator draws the weights."""
 
     def build(self, input: Any) -> nn.Module: ...
 
 
 class Axis(NamedTuple):
-    """One axis of a tensor, and what stands at each of its places; a place of a class has the class's name in it."""
+    """One axis of a tensor, and a key for each index along it. The key of a class contains the class name."""
 
     number: int
     places: Sequence[Hashable]
 
 
 ClassAxes: TypeAlias = Mapping[str, Axis]
-"""The axes along which a network keeps its classes, by the tensor's name."""
+"""The axes along which a network has its classes, by the name of the tensor."""
 
 
 @runtime_checkable
 class Classed(Protocol):
-    """A model's config that says where its network keeps what it learns of each class, so that it is carried over."""
+    """A model config that names the tensor axes of the classes, so that fine-tuning can carry their weights over."""
 
     def class_axes(self, classes: Sequence[str]) -> ClassAxes: ...
 
 
 @runtime_checkable
 class DataConfig(Protocol):
-    """Settings that build the data sets. ``fingerprint`` says what the data is, in JSON types.
+    """Settings that build the data sets. ``fingerprint`` describes the data in JSON types.
 
-    It holds at least ``description`` (a sentence) and ``synthetic`` (a bool), and goes into the manifest. Optional:
+    It has at least ``description`` (a sentence) and ``synthetic`` (a bool), and goes into the manifest. Optional are:
 
-    ``fit_input(input) -> input``   what model and inference must know of this data (its classes, its column of values)
-    ``facts(input) -> mapping``     what is printed before training: counts, ranges, classes, doubtful splits
-    ``order(seed, batch) -> Order`` another order of samples than a permutation
+    ``fit_input(input) -> input``   the input with what model and inference must know about this data (its classes, its
+                                    value column)
+    ``facts(input) -> mapping``     facts to print before training: counts, ranges, classes, questionable splits
+    ``order(seed, batch) -> Order`` an order of the samples other than a permutation
     """
 
     def train(self, input: Any) -> Dataset: ...
@@ -81,27 +83,27 @@ class TaskConfig(Protocol):
 
 @runtime_checkable
 class OptimizerConfig(Protocol):
-    """Settings that build the optimizer of a model, whose parameters can be grouped by name."""
+    """Settings that build the optimizer of a model. They get the model so that parameters can be grouped by name."""
 
     def build(self, model: nn.Module) -> Optimizer: ...
 
 
 @runtime_checkable
 class ScheduleConfig(Protocol):
-    """Settings that build the learning-rate schedule, stepped once an optimizer step."""
+    """Settings that build the learning-rate schedule, which is stepped once per optimizer step."""
 
     def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long a run goes on, in which portions, and when it stops early.
+    """The length of a run, its batch sizes, and when it validates, saves and stops early.
 
-    ``batch`` is the global batch, shared by all processes. ``micro_batch`` is the most samples that a process takes
-    through the model at once: of a larger share of the batch the gradients are accumulated. ``steps``, where
-    given, is the length of a run in place of ``epochs``; ``minutes`` ends it earlier.
-    A run is validated every ``validate_every`` steps, by default at the end of each epoch, and where it ends. Early
-    stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
+    ``batch`` is the global batch size over all processes. ``micro_batch`` is the maximum number of samples that a
+    process passes through the model at once; if its share of the batch is larger, it accumulates gradients. ``steps``,
+    if given, sets the length of a run in place of ``epochs``; ``minutes`` can end it earlier.
+    A run is validated every ``validate_every`` steps, by default at the end of each epoch, and when it ends. Early
+    stopping follows ``monitor``, the name of a validation score (``loss`` always exists).
     """
 
     epochs: int = 10
@@ -142,11 +144,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A run, fully described. An app narrows the types of ``model``, ``data``, ``task`` and ``input``.
+    """All settings of a run. An app narrows the types of ``model``, ``data``, ``task`` and ``input``.
 
-    ``init`` is where the weights start from: an artifact, a run, or a file of weights; by default they are random.
-    ``ema_decay``, where given (0.999, 0.9999), keeps an exponential moving average of the weights: it is validated and
-    exported in place of the last ones. ``compile`` has the forward pass compiled by ``torch.compile``.
+    ``init`` is the source of the initial weights: an artifact, a run, or a file of weights; by default they are random.
+    ``ema_decay``, if given (0.999, 0.9999), keeps an exponential moving average of the weights, which is validated and
+    exported in place of the last weights. ``compile`` compiles the forward pass with ``torch.compile``.
     """
 
     model: ModelConfig
@@ -180,6 +182,6 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 def resolve(recipe: RecipeT) -> RecipeT:
-    """The recipe with its input fitted to its data, where the data's config has ``fit_input``."""
+    """The recipe with its input fitted to its data, if the data config has ``fit_input``; else the same recipe."""
     fit_input = getattr(recipe.data, "fit_input", None)
     return recipe if fit_input is None else replace(recipe, input=fit_input(recipe.input))

@@ -1,7 +1,7 @@
-"""A recipe's way to ``recipe.yaml`` and back.
+"""Writes recipes to ``recipe.yaml`` and reads them back.
 
-The file holds the recipe's name, every setting, and the class of each component. The classes are for the reader and
-for the digest; they are never imported by name: reading back (``shared.recipes``) starts from the named recipe.
+The file has the recipe's name, every setting, and the class of each component. The class names serve human readers and
+the digest and are never imported by name: reading back (``shared.recipes``) starts from the named recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shared.recipe import Recipe
 
 Settings = TypeVar("Settings")
 
-_HOW_LONG = (
+_SCHEDULING_SETTINGS = (
     "epochs",
     "steps",
     "minutes",
@@ -37,54 +37,54 @@ _HOW_LONG = (
     "loader_threads",
 )
 HOW_COMPUTED = ("strategy", "compile")
-"""Settings by which a run computes the same in another way; it may be resumed with others."""
+"""Settings that change how a run computes but not what; a run can be resumed with other values of them."""
 _MAX_ALIASES = 100
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
-    """Every setting of the recipe, in JSON types."""
+    """All settings of the recipe, in JSON types."""
     mapping: dict[str, Any] = json.loads(json.dumps(_settings(recipe), default=str))
     return mapping
 
 
 def component_classes(recipe: Recipe) -> dict[str, str]:
-    """The class of every component by its path: ``{"model": "package.module.Class", ...}``."""
+    """The class of every component, by its path in the recipe: ``{"model": "package.module.Class", ...}``."""
     return {path: f"{type(part).__module__}.{type(part).__qualname__}" for path, part in _components(recipe, "")}
 
 
 def digest(recipe: Recipe) -> str:
-    """SHA-256 of what decides the weights: all settings but how long the run goes on, when and in which portions it is
-    validated, in how many parts it computes and whether it is compiled.
+    """SHA-256 of the settings that determine the weights.
 
-    The names of the components' classes are among it, for equal settings of two classes make two things; the modules
-    are not, so that a class may move.
+    It omits the length of the run, when and in which batches it validates, the micro-batch, the strategy and whether
+    the model is compiled. It includes the class names of the components, because equal settings of two classes build
+    different components, but not their modules, so that a class can be moved.
     """
     mapping = to_mapping(recipe)
-    for name in _HOW_LONG:
+    for name in _SCHEDULING_SETTINGS:
         mapping["limits"].pop(name)
     for name in HOW_COMPUTED:
         mapping.pop(name)
     if mapping["ema_decay"] is None:
         mapping.pop("ema_decay")
-    # Recipes from before there was a setting keep their digests.
+    # Recipes from before a setting existed keep their digests.
     mapping["input"] = {name: value for name, value in mapping["input"].items() if value is not None}
     named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith(HOW_COMPUTED)}
-    return hashlib.sha256(json.dumps([_numbers_alike(mapping), named], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_floats_as_integers(mapping), named], sort_keys=True).encode()).hexdigest()
 
 
-def _numbers_alike(value: Any) -> Any:
-    """The same settings with 1.0 as 1: a float that was given as an int is read back from a file as a float."""
+def _floats_as_integers(value: Any) -> Any:
+    """The same settings with 1 in place of 1.0, because a float that was given as an int is read back as a float."""
     if isinstance(value, dict):
-        return {name: _numbers_alike(part) for name, part in value.items()}
+        return {name: _floats_as_integers(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_numbers_alike(part) for part in value]
+        return [_floats_as_integers(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str, begun_under: str | None = None) -> None:
-    """Writes ``recipe.yaml``: the application, the recipe's name and digest, every setting as resolved, the classes.
+    """Writes ``recipe.yaml``: the application, the recipe's name and digest, all resolved settings and the classes.
 
-    ``begun_under`` is the digest of a run that an earlier version began, which its checkpoints go by.
+    ``begun_under`` is the digest of a run that an earlier version began; its checkpoints contain that digest.
     """
     document = {
         "app": app,
@@ -96,38 +96,41 @@ def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str, begun_under:
     write_whole(path, yaml.safe_dump(document, sort_keys=False))
 
 
-class _FewAliases(yaml.SafeLoader):
-    """Reads aliases, as PyYAML writes them for what stands twice, but none of what holds others, and at most a hundred.
+class _LimitedAliasLoader(yaml.SafeLoader):
+    """Reads at most a hundred aliases, which PyYAML writes for repeated values, and none inside an anchored value.
 
-    By such a few lines stand for gigabytes.
+    Nested aliases could expand a few lines to gigabytes.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._aliases = self._named = 0
+        self._aliases = self._open_anchors = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
-            if self._named or self._aliases > _MAX_ALIASES:
-                raise yaml.YAMLError("it holds aliases (*name) of aliases, or too many; write out what they stand for")
+            if self._open_anchors or self._aliases > _MAX_ALIASES:
+                raise yaml.YAMLError("it has nested aliases (*name) or too many aliases; write out their values")
             return super().compose_node(parent, index)
-        named = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]
-        self._named += named
+        has_anchor = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]
+        self._open_anchors += has_anchor
         node = super().compose_node(parent, index)
-        self._named -= named
+        self._open_anchors -= has_anchor
         return node
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
-    """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest``, ``recipe`` and ``classes``, in JSON types."""
+    """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest``, ``recipe`` and ``classes``, in JSON types.
+
+    Raises ``InvalidInputError`` if the file is missing, is not YAML or is not a recipe file.
+    """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _FewAliases)
+        document = yaml.load(path.read_text(encoding="utf-8"), _LimitedAliasLoader)
     except FileNotFoundError as error:
         raise InvalidInputError(
-            f"{path} does not exist; a run's directory holds recipe.yaml once training has begun"
+            f"{path} does not exist; the directory of a run contains recipe.yaml once training has started"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: an invalid date
         raise InvalidInputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not {"app", "name", "recipe"} <= document.keys():
         raise InvalidInputError(f"{path} is not a recipe file; expected the keys app, name, digest, recipe")
@@ -135,7 +138,10 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
 
 
 def class_mismatch(recipe: Recipe, classes: Mapping[str, str]) -> str | None:
-    """The first component whose class has not the recorded name, in words: ``data is a Luna16, not a Phantoms``."""
+    """Describes the first component whose class differs from the recorded one: ``data is a Luna16, not a Phantoms``.
+
+    Returns None if there is no difference.
+    """
     for path, part in _components(recipe, ""):
         recorded = class_name(classes.get(path, ""))
         if recorded and recorded != type(part).__name__:
@@ -144,38 +150,41 @@ def class_mismatch(recipe: Recipe, classes: Mapping[str, str]) -> str | None:
 
 
 def class_name(recorded: str) -> str:
-    """The name alone of a class recorded with its module."""
+    """The class name in a recorded class, without its module."""
     return recorded.rsplit(".", 1)[-1]
 
 
 def settings_beside(part: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe, in JSON types, without those that ``recorded`` knows nothing of and that have their
-    defaults: a run from before there was such a setting goes on."""
+    """The settings of a recipe, in JSON types, for comparison with the ``recorded`` ones.
+
+    It omits settings that ``recorded`` does not have if they have their default values, so that a run from before such
+    a setting existed can be resumed.
+    """
     kept: dict[str, Any] = {}
     for field in fields(part):
         name, value = field.name, getattr(part, field.name)
         if name not in recorded and value == _default(field, None):
             continue
-        inside = recorded.get(name)
-        if is_dataclass(value) and isinstance(inside, Mapping):
-            kept[name] = settings_beside(value, inside)
+        nested = recorded.get(name)
+        if is_dataclass(value) and isinstance(nested, Mapping):
+            kept[name] = settings_beside(value, nested)
         else:
             kept[name] = json.loads(json.dumps(_settings(value), default=str))
     return kept
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """How the settings of one recipe differ from those of another, a phrase each: ``seed is 1, not 0``."""
-    for name in {**one, **other}:
-        here, there = one.get(name), other.get(name)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            yield from differences(here, there, f"{path}{name}.")
-        elif here != there and not (path == "limits." and name in _HOW_LONG):
-            yield f"{path}{name} is {_brief(here)}, not {_brief(there)}"
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yields a phrase for each difference between the settings of two recipes: ``seed is 1, not 0``."""
+    for name in {**found, **expected}:
+        value, wanted = found.get(name), expected.get(name)
+        if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+            yield from differences(value, wanted, f"{path}{name}.")
+        elif value != wanted and not (path == "limits." and name in _SCHEDULING_SETTINGS):
+            yield f"{path}{name} is {_brief(value)}, not {_brief(wanted)}"
 
 
 def _brief(value: Any) -> Any:
-    """A setting as a sentence names it: of settings within it, which may fill a page, only that they are there."""
+    """The value for a sentence. Nested settings, which could fill a page, are shown as ``given``."""
     return "given" if isinstance(value, Mapping) else value
 
 
@@ -184,10 +193,10 @@ def from_mapping(base: type[Settings], mapping: Mapping[str, Any], path: str = "
 @overload
 def from_mapping(base: Settings, mapping: Mapping[str, Any], path: str = "") -> Settings: ...
 def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
-    """``base`` with the settings in ``mapping`` (JSON types), each checked against its field's type.
+    """``base`` with the settings in ``mapping`` (JSON types), each checked against the type of its field.
 
-    Components keep the classes that they have in ``base``, or by default where it is a class; the class names in a file
-    are never imported. Refuses a setting that ``base`` does not have.
+    Components keep their classes in ``base`` or, if ``base`` is a class, its default ones; class names in a file are
+    never imported. Raises ``InvalidInputError`` for a setting that ``base`` does not have or whose value does not fit.
     """
     kind = base if isinstance(base, type) else type(base)
     hints = get_type_hints(kind)
@@ -196,9 +205,9 @@ def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
         raise InvalidInputError(f"{kind.__name__} has no setting {path}{', '.join(unknown)}; it has {', '.join(known)}")
     values = {}
     for name, value in mapping.items():
-        now = _default(known[name], hints[name]) if base is kind else getattr(base, name)
-        if isinstance(value, Mapping) and is_dataclass(now):
-            values[name] = from_mapping(now, value, f"{path}{name}.")
+        current = _default(known[name], hints[name]) if base is kind else getattr(base, name)
+        if isinstance(value, Mapping) and is_dataclass(current):
+            values[name] = from_mapping(current, value, f"{path}{name}.")
         else:
             values[name] = _checked(hints[name], value, f"{path}{name}")
     try:
@@ -209,7 +218,7 @@ def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
 
 
 def _settings(value: Any) -> Any:
-    """The fields of a dataclass by name, at every depth."""
+    """Converts a dataclass to a dictionary of its fields, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _settings(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -220,7 +229,7 @@ def _settings(value: Any) -> Any:
 
 
 def _components(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """A dataclass and those within it, with their paths."""
+    """Yields a dataclass and the dataclasses nested in it, with their paths."""
     if is_dataclass(value) and not isinstance(value, type):
         yield path, value
         for field in fields(value):
@@ -233,9 +242,9 @@ def _default(field: Field[Any], hint: Any) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _checked(hint: Any, value: Any, what: str) -> Any:
+def _checked(hint: Any, value: Any, setting: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         faults = "; ".join(".".join(map(str, e["loc"])) + f" {e['msg']}" for e in error.errors())
-        raise InvalidInputError(f"{what} is {value!r}: {faults.strip()}") from error
+        raise InvalidInputError(f"{setting} is {value!r}: {faults.strip()}") from error

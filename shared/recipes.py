@@ -1,4 +1,4 @@
-"""An application's recipes and data sets: by name, from a recipe file, from what a run or an artifact recorded."""
+"""Finds an application's recipes and data sets by name, or reads them from a recipe file, a run or an artifact."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _COMPONENTS: dict[str, tuple[type[Any], ...]] = {
     "schedule": tuple(SCHEDULES.values()),
     "strategy": (Auto, DDP, FSDP),
 }
-"""What may be recorded in place of the class that the named recipe has, besides the application's data sets."""
+"""Classes that a run may record in place of the named recipe's own, besides the application's data sets."""
 
 
 def choose_recipe(app: App, chosen: str) -> tuple[str, Recipe]:
-    """The recipe with the name ``chosen``, or the one in the file of that name, and what it is called."""
+    """The name and the recipe for ``chosen``, which is the name of a recipe or the path of a recipe file."""
     if Path(chosen).suffix in (".yaml", ".yml"):
         document = read_recipe_file(Path(chosen))
         return str(document["name"]), recipe_of(app, document)
@@ -31,7 +31,7 @@ def choose_recipe(app: App, chosen: str) -> tuple[str, Recipe]:
 
 
 def named_recipe(app: App, name: str) -> Recipe:
-    """The recipe called ``name``; refuses an unknown one."""
+    """The recipe with this name. Raises ``InvalidInputError`` for an unknown name."""
     recipes = app.recipes()
     if name not in recipes:
         raise InvalidInputError(f"{app.name} has no recipe {name!r}; it has {', '.join(recipes)}")
@@ -39,9 +39,10 @@ def named_recipe(app: App, name: str) -> Recipe:
 
 
 def with_initial_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
-    """The recipe; with the network that it starts from, where that is of its own: imported, or fitted to its data.
+    """The recipe, adapted to the network that it starts from if that network is imported or was fitted to its data.
 
-    ``chosen`` is the recipe before any setting was given. Refuses settings that were given and are the network's.
+    ``chosen`` is the recipe before the user's settings were applied. Raises ``InvalidInputError`` if the user set
+    something that the network determines.
     """
     if recipe.init is None or not (recipe.init / "recipe.yaml").is_file():
         return recipe
@@ -50,28 +51,28 @@ def with_initial_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
     fine_tuned = app.fine_tuned if importer is None else importer.fine_tuned
     if fine_tuned is None or document["app"] != app.name:
         return recipe
-    made = fine_tuned(recipe, document["recipe"])
-    if taken := [*_not_taken("model", recipe, chosen, made), *_not_taken("input", recipe, chosen, made)]:
+    adapted = fine_tuned(recipe, document["recipe"])
+    if overridden := [*_overridden("model", recipe, chosen, adapted), *_overridden("input", recipe, chosen, adapted)]:
         raise InvalidInputError(
-            f"the network in {recipe.init} has its own {', '.join(taken)}, which no setting changes; leave "
-            f"{'it' if len(taken) == 1 else 'them'} out"
+            f"the network in {recipe.init} has its own {', '.join(overridden)}, which no setting changes; leave "
+            f"{'it' if len(overridden) == 1 else 'them'} out"
         )
-    return made
+    return adapted
 
 
-def _not_taken(part: str, given: Recipe, chosen: Recipe, made: Recipe) -> list[str]:
-    """Settings of ``model`` or ``input`` that were given, and that the recipe that was made of them has otherwise."""
-    asked, before, after = (getattr(recipe, part) for recipe in (given, chosen, made))
+def _overridden(part: str, given: Recipe, chosen: Recipe, adapted: Recipe) -> list[str]:
+    """The options for settings of ``model`` or ``input`` that the user set and that the adapted recipe overrides."""
+    given_part, chosen_part, adapted_part = (getattr(recipe, part) for recipe in (given, chosen, adapted))
     return [
         f"--{part}.{field.name.replace('_', '-')}"
-        for field in fields(asked)
-        if getattr(asked, field.name) != getattr(before, field.name, None)
-        and getattr(asked, field.name) != getattr(after, field.name, None)
+        for field in fields(given_part)
+        if getattr(given_part, field.name) != getattr(chosen_part, field.name, None)
+        and getattr(given_part, field.name) != getattr(adapted_part, field.name, None)
     ]
 
 
 def named_data_set(app: App, name: str) -> type[DataConfig]:
-    """The config class of the data set called ``name``; refuses an unknown one."""
+    """The config class of the data set with this name. Raises ``InvalidInputError`` for an unknown name."""
     known = app.data_sets() if app.data_sets is not None else {}
     if name not in known:
         raise InvalidInputError(f"{app.name} has no data set {name!r}; it has {', '.join(known) or 'none'}")
@@ -79,15 +80,16 @@ def named_data_set(app: App, name: str) -> type[DataConfig]:
 
 
 def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = None) -> Recipe:
-    """The recipe in a ``recipe.yaml`` document, with ``data`` in place of the recorded data set where it is given.
+    """The recipe in a ``recipe.yaml`` document, with ``data``, if given, in place of the recorded data set.
 
-    Reading begins with the named recipe; for an imported model, with one whose network takes the recorded settings.
+    The settings are applied to the named recipe or, for an imported model, to one whose network accepts them. Raises
+    ``InvalidInputError`` if the document belongs to another application or cannot be read back.
     """
     if document["app"] != app.name:
         raise InvalidInputError(f"the run belongs to {document['app']}, not to {app.name}")
     settings = dict(document["recipe"])
     recorded = settings.pop("data", None)
-    recipe = _read_beside(app, document, settings)
+    recipe = _read_without_data(app, document, settings)
     classes: Mapping[str, str] = document.get("classes", {})
     if data is not None:
         return replace(recipe, data=data)
@@ -95,13 +97,13 @@ def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = N
         recipe = replace(recipe, data=_read_data(app, recipe.data, recorded, class_name(classes.get("data", ""))))
     if mismatch := class_mismatch(recipe, classes):
         raise InvalidInputError(
-            f"the recipe cannot be read back from {app.name}'s recipe {document['name']}: there {mismatch}, as "
-            "recorded; use it from Python, where its classes are at hand"
+            f"the recorded classes differ from those of {app.name}'s recipe {document['name']}, whose {mismatch}; use "
+            "the recorded recipe from Python, where its classes are available"
         )
     return recipe
 
 
-def _read_beside(app: App, document: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
+def _read_without_data(app: App, document: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
     recipes, name = app.recipes(), str(document["name"])
     if name in recipes or settings.keys() - {"model", "input"}:
         return _with_recorded_components(named_recipe(app, name), document.get("classes", {}), settings)
@@ -117,19 +119,19 @@ def _read_beside(app: App, document: Mapping[str, Any], settings: Mapping[str, A
 
 
 def _with_recorded_components(base: Recipe, classes: Mapping[str, str], settings: Mapping[str, Any]) -> Recipe:
-    """``base`` with the settings; with another optimizer, schedule or strategy of the runtime where it was recorded."""
-    left = dict(settings)
+    """``base`` with the settings, and with the recorded optimizer, schedule and strategy if those are the runtime's."""
+    remaining = dict(settings)
     for name, kinds in _COMPONENTS.items():
         recorded = class_name(classes.get(name, ""))
         kind = next((kind for kind in kinds if kind.__name__ == recorded), None)
         if kind is not None and kind is not type(getattr(base, name)):
-            component: Any = from_mapping(kind, left.pop(name), f"{name}.")
+            component: Any = from_mapping(kind, remaining.pop(name), f"{name}.")
             base = replace(base, **{name: component})
-    return from_mapping(base, left)
+    return from_mapping(base, remaining)
 
 
 def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any], kind_name: str) -> DataConfig:
-    """The data set that was recorded: the named recipe's own, or the one of the application with these settings."""
+    """The recorded data set: that of the named recipe, or one of the application that has these settings."""
     for kind in (app.data_sets() if app.data_sets is not None else {}).values():
         if kind.__name__ == kind_name != type(base).__name__:
             found: DataConfig = from_mapping(kind, recorded, "data.")

@@ -1,4 +1,4 @@
-"""What every application's ``result.json`` says of the models that it was computed with."""
+"""The fields about models that the ``result.json`` of every application has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class ComputedWith(TypedDict):
-    """By model, of those that had a part in the answer; an application's own result goes on from here."""
+    """Facts by model name, for the models that took part in the answer. An application's result type extends this."""
 
     versions: NotRequired[Annotated[dict[str, int], Field(description="the version of its artifact")]]
     programs: NotRequired[Annotated[dict[str, str], Field(description="what its network was computed with")]]

@@ -1,6 +1,6 @@
-"""Reviews: what a reader says of a case's findings, and what an application says of how its own are reviewed.
+"""Reviews of cases: a reader's verdicts on the findings, and how an application has its cases reviewed.
 
-A finding is addressed by its number in ``result.json``, from 1.
+A finding is identified by its number in ``result.json``, counted from 1.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Verdict: TypeAlias = Literal["accepted", "rejected"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Review:
-    """What one reader says of a case; a later review of the same reader takes its place.
+    """One reader's review of a case. A later review by the same reader replaces it.
 
-    reviewer     who; None where nobody was named
-    reviewed_ns  when, UTC nanoseconds
-    verdicts     by the finding's number; what is not in it is undecided
-    missed       findings that should have been made, as the application's ``Schemas.missed`` describes them
+    reviewer     name of the reader; None if no name was given
+    reviewed_ns  time of the review, UTC nanoseconds
+    verdicts     by the number of the finding; a finding without a verdict is undecided
+    missed       findings that the model missed, in the type of the application's ``Schemas.missed``
     """
 
     reviewer: str | None
@@ -40,11 +40,11 @@ class Review:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReviewedCase:
-    """A case with the review that counts, as it goes into training data.
+    """A case with the review to use, for export as training data.
 
-    ``result`` is ``result.json``. ``file`` gives a file of the case, or where it was not made yet what it is made from
-    by name; None where there is neither. ``input`` gives what was analysed, whole, by the application's name for it in
-    ``Later.inputs``; None where it was not kept.
+    ``result`` is the content of ``result.json``. ``file`` returns a file of the case or, if it has not been generated
+    yet, its sources by name; None if there is neither. ``input`` returns the whole input that was analysed, by its name
+    in ``Later.inputs``; None if it was not kept.
     """
 
     id: str
@@ -57,22 +57,23 @@ class ReviewedCase:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether there are findings to judge, and the review neither judges one nor adds one."""
+        """Whether the review neither judges a finding nor adds one."""
         return not (self.review.verdicts or self.review.missed)
 
     def numbers(self, verdict: Verdict) -> list[int]:
-        """The numbers of the findings with a verdict, in their order."""
-        return sorted(number for number, said in self.review.verdicts.items() if said == verdict)
+        """The numbers of the findings that have this verdict, in ascending order."""
+        return sorted(number for number, given in self.review.verdicts.items() if given == verdict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reviewing:
     """How an application's cases are reviewed.
 
-    count    how many findings a ``result.json`` has
-    check    refuses findings that were missed, ``Schemas.missed``, for which a ``result.json`` has no place
-    export   writes reviewed cases, the oldest first, as training data into an empty folder; returns sentences for who
-             trains on it: what was left out, and the command. None where it cannot
+    count    returns the number of findings in a ``result.json``
+    check    raises ``InvalidInputError`` for missed findings (``Schemas.missed``) that do not fit a ``result.json``,
+             such as a frame that it does not have
+    export   writes reviewed cases, the oldest first, as training data into an empty folder; returns sentences for the
+             person who trains on it: what was skipped, and the command to train. None if the application has no export
     """
 
     count: Callable[[Mapping[str, Any]], int]
@@ -80,22 +81,22 @@ class Reviewing:
     export: Callable[[Sequence[ReviewedCase], Path], Sequence[str]] | None = None
 
 
-def _count_in_general(result: Mapping[str, Any]) -> int:
+def _count_findings(result: Mapping[str, Any]) -> int:
     findings = result.get("findings")
     return len(findings) if isinstance(findings, list) else 1
 
 
-IN_GENERAL = Reviewing(count=_count_in_general)
-"""Of an application that says nothing of reviews: its list ``findings``, or else its result as one finding."""
+IN_GENERAL = Reviewing(count=_count_findings)
+"""For an application without ``reviewing``: its findings are ``result["findings"]``, or the whole result."""
 
 
 def check_review(
     reviewing: Reviewing, result: Mapping[str, Any], verdicts: Mapping[int, Verdict], missed: Sequence[Any]
 ) -> None:
-    """Refuses verdicts on findings that are not there, and missed findings for which there is no place."""
+    """Raises ``InvalidInputError`` for verdicts on findings that do not exist, or missed findings that do not fit."""
     count = reviewing.count(result)
     if unknown := sorted(number for number in verdicts if not 1 <= number <= count):
-        there = {0: "no findings", 1: "one finding, number 1"}.get(count, f"findings 1 to {count}")
-        raise InvalidInputError(f"the case has no finding {unknown[0]}; it has {there}")
+        available = {0: "no findings", 1: "one finding, number 1"}.get(count, f"findings 1 to {count}")
+        raise InvalidInputError(f"the case has no finding {unknown[0]}; it has {available}")
     if missed and reviewing.check is not None:
         reviewing.check(missed, result)

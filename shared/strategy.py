@@ -1,4 +1,4 @@
-"""How a model is spread over the processes of a run: what a recipe says of it. Torch is imported on use."""
+"""Settings for how a model is distributed over the processes of a run. Torch is imported only when used."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """A model spread over the processes of a run.
+    """A model distributed over the processes of a run.
 
-    ``wrap`` is called once, before the optimizer is built, and returns what the task calls; the model itself may be
-    changed in place (as FSDP2 does), and keeps its parameters' names. ``clip`` scales the gradients to a norm of at
-    most ``norm`` over all processes and returns the norm before that. Within ``accumulating`` a backward pass adds to
-    the gradients without exchanging them: all micro-batches of a step but the last run there. Within ``whole`` the
-    model scores: processes call it as often as each likes.
+    ``wrap`` is called once, before the optimizer is built, and returns the module that the task calls. It may change
+    the model in place (as FSDP2 does), but keeps the names of the parameters. ``clip`` scales the gradients to a norm
+    of at most ``norm`` over all processes, and returns the norm before clipping. Inside ``accumulating``, a backward
+    pass adds to the gradients without exchanging them; all micro-batches of a step except the last run there. Inside
+    ``whole``, the model is evaluated, and each process may call it any number of times.
 
-    A strategy may also keep a state of each process's own: see ``OwnState``.
+    A strategy may also keep a state for each process: see ``OwnState``.
     """
 
     def wrap(self, model: nn.Module) -> nn.Module: ...
@@ -42,10 +42,10 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class OwnState(Protocol):
-    """What a process keeps for itself and a checkpoint has for each of them, such as the errors of a compression.
+    """A state that each process has for itself and that checkpoints save per process, such as compression errors.
 
-    ``own_layout`` says what the state belongs to, in JSON types: it is restored where that is equal, and left out,
-    which the run says, where it is not. None where there is no state.
+    ``own_layout`` describes, in JSON types, the layout that the state belongs to; None if there is no state. A state is
+    restored only if its layout is equal; else the run skips it and says so.
     """
 
     def own_layout(self) -> dict[str, Any] | None: ...
@@ -59,7 +59,7 @@ class OwnState(Protocol):
 class StrategyConfig(Protocol):
     """Settings that build the strategy for a group of processes.
 
-    ``find_unused_parameters`` is whether the task says that a step may leave parameters of the model out.
+    ``find_unused_parameters`` is true if the task declares that a step may leave parameters of the model unused.
     """
 
     def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy: ...
@@ -67,12 +67,12 @@ class StrategyConfig(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Joining:
-    """How the processes of a run find each other, and how long they wait.
+    """How the processes of a run are ordered, and how long they wait for each other.
 
-    topology        a file that tells the switches (see ``trivium topology``), by which ranks are ordered
+    topology        a file that describes the switches (see ``trivium topology``), by which ranks are ordered
     start_timeout_s, timeout_s
-                    how long processes wait for each other before the first step is done, and after it
-    silence_s       after how long without a sign of life a process counts as lost
+                    how long processes wait for each other until the first step is done, and after it
+    silence_s       a process counts as lost after this time without a heartbeat
     """
 
     topology: Path | None = None
@@ -90,7 +90,7 @@ class Joining:
 
     @property
     def timeouts(self) -> Timeouts:
-        """How long processes wait for each other."""
+        """The timeouts for waiting on other processes."""
         from shared.comms.watch import Timeouts
 
         return Timeouts(start_s=self.start_timeout_s, step_s=self.timeout_s, silence_s=self.silence_s)
@@ -100,16 +100,16 @@ class Joining:
 class DDP(Joining):
     """torch's DistributedDataParallel: the whole model on every process, gradients averaged. One process: no wrapper.
 
-    route           how gradients are summed: ``flat`` (the backend's own), ``ring`` (by point-to-point messages),
+    route           how gradients are summed: ``flat`` (the backend's all-reduce), ``ring`` (point-to-point messages),
                     ``hierarchical`` (inside each node, then across nodes by shard); ``auto`` is hierarchical on CPUs of
-                    several hosts, and flat elsewhere, for NCCL chooses by itself
+                    several hosts and flat otherwise, because NCCL chooses its algorithm itself
     compression     ``fp16`` and ``bf16`` halve the bytes; ``powersgd`` sends gradients of rank ``powersgd_rank``, from
-                    step ``powersgd_start`` on, and keeps the error. In a hierarchical route only what goes across
+                    step ``powersgd_start`` on, with error feedback. In the hierarchical route only the exchange across
                     nodes is compressed
-    bucket_mb       how many MB (2**20 bytes) of gradients go at once
-    shard           processes in a node of the hierarchical route; by default those of each host
+    bucket_mb       size of a gradient bucket in MB (2**20 bytes)
+    shard           number of processes in a node of the hierarchical route; by default those on the same host
     find_unused_parameters
-                    whether a step may leave parameters out; by default what the task says
+                    whether a step may leave parameters unused; by default as the task declares
     """
 
     route: Literal["auto", "flat", "ring", "hierarchical"] = "auto"
@@ -129,26 +129,27 @@ class DDP(Joining):
     def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy:
         if group.world == 1:
             return SingleStrategy()
-        asked = self.find_unused_parameters
-        return DDPStrategy(group, self, find_unused_parameters if asked is None else asked)
+        override = self.find_unused_parameters
+        return DDPStrategy(group, self, find_unused_parameters if override is None else override)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Auto(DDP):
-    """The model as it is on one process, and ``DDP`` on several, with the same settings."""
+    """``DDP`` on several processes, with the same settings; on one process the model is not wrapped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FSDP(Joining):
-    """torch's FSDP2: parameters, gradients and the optimizer's state are spread over the processes.
+    """torch's FSDP2: parameters, gradients and optimizer state are sharded over the processes.
 
-    A layer is whole on a process only while it computes. One process: no wrapper.
+    The parameters of a layer are gathered on a process only while the layer computes. One process: no wrapper.
 
-    shard           over how many neighbouring processes a copy of the model is spread; by default all of them. Fewer
-                    (those of a host) is HSDP: every such group holds a copy, and gradients are summed across groups
-    unit_mb         layers of lists and sequences with at least so many MB (2**20 bytes) of parameters are gathered one
-                    by one, all others together; all together where the task says that a step may leave some out
-    compression     ``fp16`` and ``bf16`` halve the bytes that go across groups
+    shard           number of neighbouring processes over which a copy of the model is sharded; by default all. Fewer
+                    (such as those of a host) is HSDP: each group of them has a copy, and gradients are summed across
+                    groups
+    unit_mb         layers in lists and sequences with at least this many MB (2**20 bytes) of parameters are gathered
+                    one by one, all others together; all together if the task declares that a step may leave some unused
+    compression     ``fp16`` and ``bf16`` halve the bytes that are sent across groups
     """
 
     shard: int | None = None
@@ -174,11 +175,11 @@ class FSDP(Joining):
 
 
 STRATEGIES: Mapping[str, type[DDP | FSDP]] = {"ddp": Auto, "fsdp": FSDP}
-"""By the names that the command line has for them."""
+"""The classes by their name on the command line."""
 
 
 def join_group(config: StrategyConfig, device: str | None) -> AbstractContextManager[Group]:
-    """Joins the processes that train, with the strategy's timeouts and its order of hosts where it has such."""
+    """Joins the process group of the training, with the timeouts and the topology of the strategy if it has them."""
     from shared.comms.joining import join
 
     settings = config if isinstance(config, Joining) else Joining()
@@ -186,7 +187,7 @@ def join_group(config: StrategyConfig, device: str | None) -> AbstractContextMan
 
 
 class SingleStrategy:
-    """The model as it is."""
+    """The model on one process, without a wrapper."""
 
     def __init__(self) -> None:
         self._parameters: list[nn.Parameter] = []
@@ -198,7 +199,7 @@ class SingleStrategy:
     def clip(self, model: nn.Module, norm: float) -> Tensor:
         from torch.nn.utils import clip_grad_norm_
 
-        # Going through a model for its parameters takes longer than their norm.
+        # Iterating over a model's parameters takes longer than computing their norm.
         return clip_grad_norm_(self._parameters, norm)
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -209,7 +210,7 @@ class SingleStrategy:
 
 
 class DDPStrategy(SingleStrategy):
-    """Every process has all gradients after the backward pass, so each clips by itself."""
+    """DistributedDataParallel. Every process has all gradients after the backward pass, so each clips on its own."""
 
     def __init__(self, group: Group, settings: DDP, find_unused_parameters: bool) -> None:
         super().__init__()
@@ -253,8 +254,8 @@ class DDPStrategy(SingleStrategy):
         if not self._exchange.whole:
             unused = [name for name, parameter in self._names if parameter.grad is None]
             raise InvalidInputError(
-                f"a step left parameters out ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}), so that "
-                "processes would wait for their gradients: let the task say leaves_parameters_unused = True, or give "
+                f"a step left parameters unused ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}), so "
+                "processes would wait for their gradients: set leaves_parameters_unused = True in the task, or use "
                 "--strategy.find-unused-parameters True"
             )
         self._exchange.whole = False
@@ -267,7 +268,7 @@ class DDPStrategy(SingleStrategy):
         return self._wrapped.no_sync()
 
     def own_layout(self) -> dict[str, Any] | None:
-        """The compression and the processes by node: another number of them splits errors differently."""
+        """The compression settings and the processes of each node: other processes split the errors differently."""
         if self._settings.compression != "powersgd" or self._exchange is None:
             return None
         settings = self._settings

@@ -35,13 +35,13 @@ def test_auto_is_bf16_on_a_cpu_that_is_faster_in_it(monkeypatch, found, expected
     chosen = choose_precision("auto", CPU)
     for told in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
         told.cache_clear()
-    assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU computes in" in chosen.reason else None)
+    assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU supports" in chosen.reason else None)
 
 
 def test_what_the_recipe_says_is_done():
     assert autocast_dtype("fp32", CPU) is None and autocast_dtype("bf16", CPU) == torch.bfloat16
-    assert choose_precision("bf16", CPU).reason == "bf16, as the recipe says"
-    with pytest.raises(InvalidInputError, match="fp16 is for GPUs"):
+    assert choose_precision("bf16", CPU).reason == "bf16, set in the recipe"
+    with pytest.raises(InvalidInputError, match="fp16 needs a GPU"):
         autocast_dtype("fp16", CPU)
     assert autocast_dtype("fp16", torch.device("cuda")) == torch.float16
 
@@ -57,7 +57,7 @@ def test_the_context_of_the_forward_pass():
 def test_a_recurrent_network_is_refused_where_the_cpu_has_no_recurrent_layers(monkeypatch):
     model = nn.Sequential(nn.Linear(1, 1), nn.LSTM(1, 1))
     monkeypatch.setattr(precision, "cpu_runs_recurrent_layers", lambda dtype: False)
-    with pytest.raises(InvalidInputError, match="this CPU cannot compute the LSTM 1 in bfloat16; say --precision fp32"):
+    with pytest.raises(InvalidInputError, match="this CPU cannot compute the LSTM 1 in bfloat16; use --precision fp32"):
         refuse_unsupported(model, torch.bfloat16, CPU)
     refuse_unsupported(model, None, CPU)
     refuse_unsupported(model[0], torch.bfloat16, CPU)

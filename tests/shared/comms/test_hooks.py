@@ -91,5 +91,5 @@ def test_on_other_numbers_of_processes_the_errors_start_anew(hosts, powersgd_run
 
 def test_parameters_that_a_step_leaves_out_are_named_unless_the_task_says_so(hosts, tmp_path):
     for refused, trained in succeed(Job(hosts[:1], 2, workers.train_half_used, tmp_path).results(60)):
-        assert refused.startswith("a step left parameters out (unused.weight, unused.bias)")
+        assert refused.startswith("a step left parameters unused (unused.weight, unused.bias)")
         assert trained == "trained"

@@ -119,7 +119,7 @@ def test_schedules_that_never_come_to_an_end_are_refused(settings):
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match="fp16 is for GPUs"):
+    with pytest.raises(InvalidInputError, match="fp16 needs a GPU"):
         line.run(replace(line.recipe(), precision="fp16"), tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_a_redirected_log_has_a_line_for_every_logging_step(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=True
     )
     lines = done.stdout.splitlines()
-    assert lines[0] == "line quick: on cpu, fp32, as the recipe says"
+    assert lines[0] == "line quick: on cpu, fp32, set in the recipe"
     assert [row.split(":")[1].strip() for row in lines if " loss " in row and "/30" in row] == [
         f"step {step}/30, epoch {-(-step // 10)}/3" for step in range(5, 31, 5)
     ]

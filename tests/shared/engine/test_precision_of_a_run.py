@@ -31,7 +31,7 @@ def test_a_run_moved_to_another_machine_goes_on_in_the_format_that_it_began_with
     assert all(torch.equal(whole[name], moved[name]) for name in whole)
     first, second = ("bf16", "fp32") if gains else ("fp32", "bf16")
     told = begun_in((tmp_path / "moved" / "events.jsonl").read_text())
-    assert told[1].endswith(f"{first}, in which the run began ({second} would be chosen for a new one here)")
+    assert told[1].endswith(f"{first}, in which the run began (a new run would use {second} here)")
     line.run(recipe, tmp_path / "new")
     new = weights(tmp_path / "new", 30)
     assert not all(torch.equal(whole[name], new[name]) for name in whole)
