@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and survive a power cut; and locks between processes."""
+"""Atomic writes of files and directories that survive a power cut, and file locks between processes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-def publish(aside: Path, final: Path) -> None:
-    """Gives a finished directory its name, once everything in it is on the disk. ``final`` must not exist."""
-    for path in (*aside.rglob("*"), aside):
+def publish(temporary: Path, final: Path) -> None:
+    """Flushes a finished directory and everything in it to disk, then renames it to ``final``, which must not exist."""
+    for path in (*temporary.rglob("*"), temporary):
         _flush(path)
-    aside.rename(final)
+    temporary.rename(final)
     _flush(final.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file, a text in UTF-8, that replaces the one of its name at once."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file atomically, replacing an existing one; a text is encoded as UTF-8."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        _flush(aside)
-        aside.replace(path)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _flush(temporary)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _flush(path.parent)
 
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds the lock file ``path``, made where it is missing, which one process may hold at a time.
+    """Holds the lock file ``path``, which only one process can hold at a time; creates the file if it is missing.
 
-    The lock goes with its process, however that ends. Raises ``BlockingIOError`` where another process holds it and
-    ``wait`` is false.
+    The lock is released when its process ends, however it ends. Raises ``BlockingIOError`` if another process holds it
+    and ``wait`` is false.
     """
     try:
         lock = FileLock(path, timeout=-1 if wait else 0).acquire()
@@ -48,7 +48,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds ``file_lock(path)`` now. It is looked at, not held and not made."""
+    """Whether a process on this machine holds ``file_lock(path)`` now. Neither takes the lock nor creates the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""HTTP connections that end after a time, however little comes at a time: a socket's time-out counts anew per byte."""
+"""HTTP connections with a limit on their total time. A socket's own timeout starts again with every byte received."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from http.client import HTTPConnection, HTTPSConnection
 
 
 class BoundedConnection(HTTPConnection):
-    """A connection that is broken off ``longest_s`` seconds after it was made: who reads gets an end or an error.
+    """A connection that is shut down ``longest_s`` seconds after it connects; its reader then gets an end or an error.
 
-    ``end`` it when the answer was read: ``close`` may come before that.
+    Call ``end`` after reading the answer: ``http.client`` may call ``close`` before that.
     """
 
     longest_s = 600.0
-    _ending: tuple[threading.Timer, socket.socket] | None = None
+    _timer_and_socket: tuple[threading.Timer, socket.socket] | None = None
 
     def connect(self) -> None:
-        """Connects; of a connection over TLS the handshake counts too."""
+        """Connects. With TLS, the time limit includes the handshake."""
         super().connect()
-        duplicate = self.sock.dup()  # TLS takes the socket itself away
-        self._ending = threading.Timer(self.longest_s, _shut_down, [duplicate]), duplicate
-        self._ending[0].daemon = True
-        self._ending[0].start()
+        duplicate = self.sock.dup()  # wrapping in TLS detaches the socket itself
+        self._timer_and_socket = threading.Timer(self.longest_s, _shut_down, [duplicate]), duplicate
+        self._timer_and_socket[0].daemon = True
+        self._timer_and_socket[0].start()
 
     def end(self) -> None:
-        """Closes it for good."""
+        """Closes the connection and cancels its time limit."""
         self.close()
-        if self._ending is not None:
-            timer, duplicate = self._ending
+        if self._timer_and_socket is not None:
+            timer, duplicate = self._timer_and_socket
             timer.cancel()
             timer.join()
             duplicate.close()
 
 
 class BoundedTLSConnection(HTTPSConnection, BoundedConnection):
-    """The same over TLS."""
+    """``BoundedConnection`` over TLS."""
 
 
 def bounded_connection(
     host: str, port: int | None, *, timeout_s: float, longest_s: float, tls: ssl.SSLContext | None
 ) -> BoundedConnection:
-    """A connection, over TLS where there is a context, on which nothing may come for ``timeout_s`` seconds."""
+    """A connection, over TLS if a context is given.
+
+    It ends when nothing arrives for ``timeout_s`` seconds, and at the latest after ``longest_s`` seconds.
+    """
     if tls is None:
-        made = BoundedConnection(host, port, timeout=timeout_s)
+        connection = BoundedConnection(host, port, timeout=timeout_s)
     else:
-        made = BoundedTLSConnection(host, port, timeout=timeout_s, context=tls)
-    made.longest_s = longest_s
-    return made
+        connection = BoundedTLSConnection(host, port, timeout=timeout_s, context=tls)
+    connection.longest_s = longest_s
+    return connection
 
 
 def _shut_down(connection: socket.socket) -> None:
-    with suppress(OSError):  # it has ended by itself
+    with suppress(OSError):  # it has already ended
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,13 +1,13 @@
-"""Bad input, refused at the edge."""
+"""The error for invalid input."""
 
 from __future__ import annotations
 
 
 class InvalidInputError(Exception):
-    """An input that cannot be used, with a sentence that names it and says what to do.
+    """An input that cannot be used. The message names the input, what is wrong with it and what to do.
 
-    Raised by adapters, predictors and the command line; the command exits with 2, the server answers with
-    ``status``. The inside of the project trusts its types and never raises it.
+    Adapters, services, predictors and the command line raise it. A command then exits with code 2, and the server
+    answers with the HTTP status ``status``.
     """
 
     def __init__(self, message: str, *, status: int = 422) -> None:

@@ -1,4 +1,4 @@
-"""A client of a running server's jobs, for programs that hand in cases by themselves. Needs Python alone."""
+"""A client for the jobs of a running server, for programs that submit cases. Uses only Python's standard library."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from shared.errors import InvalidInputError
 from shared.secure.access import API_KEY_HEADER, PREFIX
 
 _CHUNK = 1 << 20
-_LONGEST_ANSWER = 256 << 20
-_PATIENCE_S, _LONGEST_S = 60.0, 3600.0
-"""How long nothing may come, and how long one request may take altogether, its upload included."""
-_REFUSED = (413, 422)
-_FAILED = (400, 500, 504)
-_OTHER = "; is that address Trivium's?"
-_NO_KEY = "; TRIVIUM_KEY holds the key that it wants"
-_WRONG_KEY = "; the key that was sent is not known, or was revoked"
+_MAX_ANSWER_BYTES = 256 << 20
+_TIMEOUT_S, _MAX_REQUEST_S = 60.0, 3600.0
+"""The timeout while nothing arrives, and the limit on a authorization request, including its upload."""
+_INPUT_REFUSED = (413, 422)
+_SERVER_FAILED = (400, 500, 504)
+_WRONG_ADDRESS_HINT = "; is that address Trivium's?"
+_NO_KEY_HINT = "; it requires a key: set TRIVIUM_KEY"
+_WRONG_KEY_HINT = "; the key is unknown or was revoked"
 _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
-"""X509_verify_cert's errors of a certificate whose authority is not among those that are trusted."""
+"""Error codes of X509_verify_cert for a certificate from an authority that is not trusted."""
 
 
 class ServerAway(Exception):
-    """The server cannot be asked now, or not by this client: what was to be done may be tried again later."""
+    """The server cannot be reached, or does not accept this client. The request can be retried later."""
 
 
 class JobFailed(Exception):
-    """The server cannot answer this case; ``status`` says whether for the input (413, 422) or by a fault of its own.
+    """The server cannot answer this case. ``status`` is 413 or 422 if the input is at fault, else the server is.
 
-    The words are the server's: they name files as they were handed in.
+    The message is the server's and names files as they were uploaded.
     """
 
     def __init__(self, words: str, status: int) -> None:
@@ -48,19 +48,19 @@ class JobFailed(Exception):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the input is at fault, so that the same answer would come again."""
-        return self.status in _REFUSED
+        """Whether the input is at fault, so that a retry would get the same answer."""
+        return self.status in _INPUT_REFUSED
 
 
 class JobGone(Exception):
-    """The server does not know the job, the case or the file any more, or somebody cancelled the job."""
+    """The server no longer has the job, the case or the file, or the job was cancelled."""
 
 
 class JobClient:
-    """The jobs of the application ``app`` on the server at ``server``, which may stand behind a proxy.
+    """The jobs of the application ``app`` on the server at the URL ``server``, which may be behind a proxy.
 
-    ``credentials`` are headers that say who asks, for the server and for such a proxy. Once ``stop`` is set, an upload
-    is broken off with ``ServerAway``.
+    ``credentials`` are headers that authenticate the client to the server and to the proxy. Once ``stop`` is set,
+    uploads are aborted with ``ServerAway``. Methods raise ``ServerAway``, ``JobFailed`` or ``JobGone``.
     """
 
     def __init__(self, server: str, app: str, credentials: Mapping[str, str] | None = None) -> None:
@@ -68,47 +68,49 @@ class JobClient:
             parts = urlsplit(server)
             port = parts.port
         except ValueError as error:
-            raise InvalidInputError(f"{server} is no address of a server ({error})") from error
+            raise InvalidInputError(f"{server} is not a server address ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise InvalidInputError(f"{server} is no address of a server; write it as http://127.0.0.1:8000")
+            raise InvalidInputError(f"{server} is not a server address; write it as http://127.0.0.1:8000")
         self.server, self.app, self.stop = server.rstrip("/"), app, threading.Event()
         self._host, self._port, self._root = parts.hostname, port, parts.path.rstrip("/")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = dict(credentials or {})
 
     def check(self) -> None:
-        """Asks whether the server knows the application. Raises ``ServerAway`` where it does not or does not answer."""
+        """Checks that the server has the application. Raises ``ServerAway`` if it does not, or does not answer."""
         try:
-            self._ask("GET", f"/api/{self.app}/jobs?limit=1")
+            self._request("GET", f"/api/{self.app}/jobs?limit=1")
         except JobGone as error:
-            raise ServerAway(f"the server at {self.server} knows no {self.app}; is that address Trivium's?") from error
+            raise ServerAway(
+                f"the server at {self.server} has no application {self.app}; is that address Trivium's?"
+            ) from error
 
     def submit(self, files: Sequence[Path], options: Mapping[str, str]) -> str:
-        """Hands in a job, its files streamed from the disk; returns the job's path on the server."""
+        """Submits a job, streaming its files from disk; returns the path of the job on the server."""
         boundary = secrets.token_hex(16)
         fields = [(_field(boundary, name, value), None) for name, value in options.items()]
         parts = [*fields, *((_file(boundary, path), path) for path in files)]
         end = f"--{boundary}--\r\n".encode()
         size = sum(len(head) + (0 if path is None else path.stat().st_size + 2) for head, path in parts) + len(end)
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(size)}
-        answer = self._ask("POST", f"/api/{self.app}/jobs", headers, self._body(parts, end))
+        answer = self._request("POST", f"/api/{self.app}/jobs", headers, self._body(parts, end))
         return str(_json(answer)["url"])
 
     def job(self, path: str) -> dict[str, Any]:
-        """How far the job at this path is, as docs/integrators.md says."""
-        return _json(self._ask("GET", path))
+        """The state of the job at this path, in the fields that docs/integrators.md lists."""
+        return _json(self._request("GET", path))
 
     def cancel(self, path: str) -> None:
-        """Cancels the job, where it has not ended."""
-        self._ask("DELETE", path)
+        """Cancels the job if it has not ended."""
+        self._request("DELETE", path)
 
     def case(self, path: str) -> dict[str, Any]:
-        """An answered case."""
-        return _json(self._ask("GET", path))
+        """The case at this path, with its result."""
+        return _json(self._request("GET", path))
 
     def file(self, path: str) -> bytes:
-        """The content of a case's file."""
-        return self._ask("GET", path)
+        """The content of the case file at this path."""
+        return self._request("GET", path)
 
     def _body(self, parts: Sequence[tuple[bytes, Path | None]], end: bytes) -> Iterator[bytes]:
         for head, path in parts:
@@ -117,18 +119,18 @@ class JobClient:
                 with path.open("rb") as file:
                     while chunk := file.read(_CHUNK):
                         if self.stop.is_set():
-                            raise ServerAway("the gateway ends")
+                            raise ServerAway("the gateway is stopping")
                         yield chunk
                 yield b"\r\n"
         yield end
 
-    def _ask(
+    def _request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
     ) -> bytes:
-        """The content of the answer. Raises ``ServerAway``, ``JobFailed`` or ``JobGone`` for any that is no success."""
+        """The body of a successful response. Raises ``ServerAway``, ``JobFailed`` or ``JobGone`` for any other."""
         connection = self._connect()
         try:
-            # A server that knows the path it is reached under has put that before the addresses in its answers.
+            # A server that knows its root path has already put it before the addresses in its answers.
             connection.putrequest(method, path if path.startswith(f"{self._root}/") else self._root + path)
             for name, value in {**self._headers, **(headers or {})}.items():
                 connection.putheader(name, value)
@@ -137,66 +139,69 @@ class JobClient:
                 for chunk in body or ():
                     connection.send(chunk)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it has answered before it read all
+                pass  # the server answered before it read the authorization body
             response = connection.getresponse()
-            content = response.read(_LONGEST_ANSWER + 1)
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
+            content = response.read(_MAX_ANSWER_BYTES + 1)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk with a negative length
             raise ServerAway(f"the server at {self.server} does not answer ({connection_problem(error)})") from error
         finally:
             connection.end()
-        if 200 <= response.status < 300 and len(content) <= _LONGEST_ANSWER:
+        if 200 <= response.status < 300 and len(content) <= _MAX_ANSWER_BYTES:
             return content
         raise self._problem(method, response, content)
 
     def _problem(self, method: str, response: HTTPResponse, content: bytes) -> Exception:
-        status, sentence = response.status, _sentence(content)
-        hints = {401: _WRONG_KEY if self._headers else _NO_KEY, 404: _OTHER}
-        if sentence is None:
-            # A proxy's, which says nothing of the case: 413 may be its own limit of a body.
-            led = in_one_line(response.getheader("Location", ""))
-            hint = f"; give --server the address that it leads to, {led}" if led else _OTHER
+        status, detail = response.status, _detail(content)
+        hints = {401: _WRONG_KEY_HINT if self._headers else _NO_KEY_HINT, 404: _WRONG_ADDRESS_HINT}
+        if detail is None:
+            # The answer of a proxy, which says nothing about the case: 413 may be the proxy's own limit on a body.
+            location = in_one_line(response.getheader("Location", ""))
+            hint = f"; set --server to the address it redirects to, {location}" if location else _WRONG_ADDRESS_HINT
             return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, hint)}")
         if status in (404, 410) and method == "GET":
-            return JobGone("it is gone from the server")
-        if status in _FAILED or (status in _REFUSED and method == "POST"):
-            return JobFailed(sentence, status)
+            return JobGone("the server no longer has it")
+        if status in _SERVER_FAILED or (status in _INPUT_REFUSED and method == "POST"):
+            return JobFailed(detail, status)
         return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, '')}")
 
     def _connect(self) -> BoundedConnection:
-        return bounded_connection(self._host, self._port, timeout_s=_PATIENCE_S, longest_s=_LONGEST_S, tls=self._tls)
+        return bounded_connection(self._host, self._port, timeout_s=_TIMEOUT_S, longest_s=_MAX_REQUEST_S, tls=self._tls)
 
 
 def credentials() -> dict[str, str]:
-    """The headers by TRIVIUM_KEY, a key, and by TRIVIUM_AUTHORIZATION, what a proxy before the server wants.
+    """The headers for TRIVIUM_KEY, a key, and TRIVIUM_AUTHORIZATION, which a proxy in front of the server requires.
 
-    With both the key goes in ``X-Api-Key``. Refuses what is no key, and what no header can hold.
+    If both are set, the key goes into ``X-Api-Key``. Raises ``InvalidInputError`` if TRIVIUM_KEY is not a key, or if
+    TRIVIUM_AUTHORIZATION has characters that a header cannot have.
     """
-    key, whole = (os.environ.get(name, "").strip() for name in ("TRIVIUM_KEY", "TRIVIUM_AUTHORIZATION"))
+    key, authorization = (os.environ.get(name, "").strip() for name in ("TRIVIUM_KEY", "TRIVIUM_AUTHORIZATION"))
     if key and not re.fullmatch(rf"{PREFIX}[\w-]+", key, re.ASCII):
-        raise InvalidInputError(f"TRIVIUM_KEY holds no key; write it as `trivium keys add` prints it: {PREFIX}...")
-    if not (whole.isascii() and whole.isprintable()):
-        raise InvalidInputError("TRIVIUM_AUTHORIZATION holds what no header can; write it as Bearer TOKEN")
-    if key and whole:
-        return {"Authorization": whole, API_KEY_HEADER: key}
-    return {"Authorization": f"Bearer {key}" if key else whole} if key or whole else {}
+        raise InvalidInputError(f"TRIVIUM_KEY is not a key; copy it as `trivium keys add` prints it: {PREFIX}...")
+    if not (authorization.isascii() and authorization.isprintable()):
+        raise InvalidInputError(
+            "TRIVIUM_AUTHORIZATION has characters that a header cannot have; write it as Bearer TOKEN"
+        )
+    if key and authorization:
+        return {"Authorization": authorization, API_KEY_HEADER: key}
+    return {"Authorization": f"Bearer {key}" if key else authorization} if key or authorization else {}
 
 
 def connection_problem(error: Exception) -> str:
-    """Why a server cannot be asked, and what to do where its certificate or TLS itself is the cause."""
+    """Why the connection to a server failed, with a remedy if its certificate or TLS is the cause."""
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         unknown = cause.verify_code in _UNKNOWN_AUTHORITY
-        hint = "; name its authority's file in SSL_CERT_FILE" if unknown else ""
+        hint = "; set SSL_CERT_FILE to the file of its authority's certificate" if unknown else ""
         return f"its certificate is not trusted: {cause.verify_message.rstrip('.')}{hint}"
     if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-        return "it does not answer over TLS; write its address with http://"
+        return "it does not use TLS; write its address with http://"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused; is the server running?"
     return getattr(cause, "strerror", None) or in_one_line(str(cause)) or type(cause).__name__
 
 
 def in_one_line(text: str) -> str:
-    """The first 200 characters of what another machine says, so that it can be logged: nothing that moves a cursor."""
+    """The first 200 characters of a text from another machine, safe to log: one line, without control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text[:200]).split())
 
 
@@ -215,12 +220,12 @@ def _json(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ServerAway("what answers is no server of Trivium")
+        raise ServerAway("the answer is not from a Trivium server")
     return found
 
 
-def _sentence(content: bytes) -> str | None:
-    """The sentence of a refusal of Trivium's; None where the answer is none of its."""
+def _detail(content: bytes) -> str | None:
+    """The ``detail`` of an error answer from Trivium; None if the answer is not Trivium's."""
     try:
         return str(json.loads(content)["detail"])
     except (ValueError, KeyError, TypeError, RecursionError):

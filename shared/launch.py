@@ -1,8 +1,8 @@
-"""``torchrun`` whose exit code says what became of the training, for schedulers that act on it.
+"""``torchrun`` with the exit code of the training, for schedulers that act on it.
 
-``torchrun`` ends with 1 whatever its processes ended with. ``python -P -m shared.launch`` takes the same arguments and
-ends with the exit code of the process that failed first: 2 where the training was refused, which starting it again
-does not mend; 143 or 138 where it was told to stop by SIGTERM or SIGUSR1, and goes on when it is started again.
+``torchrun`` exits with 1 whatever exit codes its processes had. ``python -P -m shared.launch`` takes the same arguments
+and exits with the code of the process that failed first: 2 if the training was refused, where a restart does not help;
+143 or 138 if SIGTERM or SIGUSR1 stopped it, where a restart resumes it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.distributed.run import main as torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``torchrun`` with the arguments, and returns an exit code; 128 + N for a signal N, as shells do."""
+    """Runs ``torchrun`` with the arguments and returns the exit code; 128 + N for signal N, as in shells."""
     try:
         torchrun(sys.argv[1:] if arguments is None else list(arguments))
-    except ChildFailedError as failed:
-        code = failed.get_first_failure()[1].exitcode
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
         return code if code >= 0 else 128 - code
-    except SignalException as told:
-        return 128 + told.sigval
+    except SignalException as stopped:
+        return 128 + stopped.sigval
     return 0
 
 

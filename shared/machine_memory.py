@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that the process runs in, has."""
+"""The memory of this machine, or of the container that the process runs in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def machine_memory_bytes() -> int | None:
-    """The bytes of memory that a process may have here; None where that cannot be told."""
-    found = []
+    """The memory in bytes that a process can use here; None if it is unknown."""
+    limits = []
     with suppress(OSError, ValueError, AttributeError):
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # "max" is none
-            found.append(int(Path(place).read_text()))
-    return min(found, default=None)
+        with suppress(OSError, ValueError):  # ValueError: "max" means no limit
+            limits.append(int(Path(place).read_text()))
+    return min(limits, default=None)

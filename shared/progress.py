@@ -1,4 +1,4 @@
-"""How far a long computation is: said by what computes, heard by whoever listens around it, else by nobody."""
+"""Progress of long computations: the computation reports stages to the listener around it, if there is one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
-_EVERY_S = 0.25
+_INTERVAL_S = 0.25
 _listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """``listener`` is told each stage that is reported inside, in a few words: ``tiles 12 of 80``."""
+    """Calls ``listener`` with each stage that is reported inside, a short text such as ``tiles 12 of 80``."""
     token = _listener.set(listener)
     try:
         yield
@@ -25,7 +25,7 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def within(stage: str) -> Iterator[None]:
-    """What is reported inside is a part of ``stage``, and told with it: ``series 3 of 8, part 1 of 4``."""
+    """Prefixes each stage that is reported inside with ``stage``: ``series 3 of 8, part 1 of 4``."""
     listener = _listener.get()
     if listener is None:
         yield
@@ -35,16 +35,16 @@ def within(stage: str) -> Iterator[None]:
 
 
 def report_stage(stage: str) -> None:
-    """Says what is begun now."""
+    """Reports the stage that begins now to the listener, if there is one."""
     if (listener := _listener.get()) is not None:
         listener(stage)
 
 
 def report_each(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, saying ``what 3 of 8`` before each; where they go by fast, four times a second."""
-    told = -_EVERY_S
+    """Yields the items, and reports ``what 3 of 8`` before each, at most four times a second."""
+    last_report = -_INTERVAL_S
     for number, item in enumerate(items, start=1):
-        if len(items) > 1 and time.monotonic() - told >= _EVERY_S:
-            told = time.monotonic()
+        if len(items) > 1 and time.monotonic() - last_report >= _INTERVAL_S:
+            last_report = time.monotonic()
             report_stage(f"{what} {number} of {len(items)}")
         yield item

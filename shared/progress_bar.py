@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on standard error: a bar in a terminal, a line a minute elsewhere."""
+"""Progress on standard error: a bar in a terminal, otherwise one line a minute."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rich.console import Console
 from rich.progress import track
 
 Item = TypeVar("Item")
-EVERY_S = 60.0
-SOON_S = 2.0
-"""Work that takes less says nothing."""
+INTERVAL_S = 60.0
+FIRST_LINE_S = 2.0
+"""Work that takes less time prints nothing."""
 
 
 def progress_bar(items: Iterable[Item], total: int | None, title: str) -> Iterator[Item]:
-    """Passes the items on, and says under ``title`` how many there were, of ``total`` where that is known."""
+    """Yields the items, and shows under ``title`` how many were done, out of ``total`` if that is known."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, title, total=total, console=console, transient=True)
         return
-    begun = time.monotonic()
-    due = begun + SOON_S
+    started = time.monotonic()
+    due = started + FIRST_LINE_S
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
         if now >= due:
-            left = "" if total is None else f" of {total}, {(now - begun) * (total - done) / done / 60:.0f} min left"
+            left = "" if total is None else f" of {total}, {(now - started) * (total - done) / done / 60:.0f} min left"
             sys.stderr.write(f"{title}: {done}{left}\n")
             sys.stderr.flush()
-            due = now + EVERY_S
+            due = now + INTERVAL_S

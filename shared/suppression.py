@@ -1,4 +1,4 @@
-"""Greedy suppression of overlapping boxes with no value read on the host, so that it does not wait for a GPU."""
+"""Greedy non-maximum suppression of boxes that reads no value on the host, so that the host does not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROUNDS = 16
+_ITERATIONS = 16
 
 
 def suppressed(hits_NN: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) which boxes, best first, greedy suppression keeps of those that are ``valid``; (N,) whether that is certain.
+    """Returns (N,) whether greedy suppression keeps each ``valid`` box, and (N,) whether that answer is certain.
 
-    ``hits_NN[i, j]``, for i < j alone, says that box i, where it is kept, removes box j. All shapes are fixed, so that
-    the kernels can be captured in a graph. Certain are all boxes before the first that hangs on more than ``_ROUNDS``
-    others, each removed by the one before.
+    Boxes are in descending order of score. ``hits_NN[i, j]``, for i < j only, says that box i removes box j if box i is
+    kept. All shapes are fixed, so that the kernels can be captured in a CUDA graph. A box is certain if it comes before
+    the first box whose answer depends on a chain of more than ``_ITERATIONS`` boxes, each removed by the one before it.
     """
-    before = kept = valid_N
-    # Whether a box stays is settled once all better ones are; what a round leaves as it was is what is sought.
-    for _ in range(_ROUNDS):
-        before, kept = kept, valid_N & ~(hits_NN & kept[:, None]).any(0)
-    return kept, (kept == before).int().cumprod(0) > 0
+    previous = kept = valid_N
+    # A box is decided once all better boxes are, so the iteration has converged when a round changes nothing.
+    for _ in range(_ITERATIONS):
+        previous, kept = kept, valid_N & ~(hits_NN & kept[:, None]).any(0)
+    return kept, (kept == previous).int().cumprod(0) > 0

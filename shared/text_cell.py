@@ -1,4 +1,4 @@
-"""Texts of a user's file in a table that spreadsheets open: none is taken for a formula.
+"""Escapes texts from a user's file in CSV cells, so that no spreadsheet runs them as a formula.
 
 https://owasp.org/www-community/attacks/CSV_Injection
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 
-_BLANKS = r"[ \t\r\n\v\f]*"
+_WHITESPACE = r"[ \t\r\n\v\f]*"
 # Spreadsheets also split a line at semicolons and tabs, whatever separates its cells.
-_FORMULA = re.compile(rf"(\A|[;\t\r\n])(?={_BLANKS}[=+\-@＝＋－＠])")
+_FORMULA = re.compile(rf"(\A|[;\t\r\n])(?={_WHITESPACE}[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def text_cell(text: str) -> str:
-    """The text of a cell with ``'`` before what Excel and LibreOffice would compute; a number as it is.
+    """The text with ``'`` before each part that Excel or LibreOffice would take for a formula; numbers are unchanged.
 
-    These are texts that begin with ``=``, ``+``, ``-`` or ``@``, perhaps after blanks. Only texts that somebody else
-    wrote need it: a number that is written as one is never a formula.
+    Such a part begins with ``=``, ``+``, ``-`` or ``@``, possibly after whitespace. Only texts from others need this:
+    a number that is written as a number is never a formula.
     """
     return text if _NUMBER.fullmatch(text) else _FORMULA.sub(r"\1'", text)

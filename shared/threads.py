@@ -1,4 +1,4 @@
-"""How many threads the process computes with: one setting for torch and for every other runtime."""
+"""The number of threads that the process computes with: one setting for torch and every other runtime."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from shared.errors import InvalidInputError
 
 
 def compute_threads(workers: int = 1) -> int:
-    """The threads of each of ``workers`` that compute at the same time: their share of the process's.
+    """The number of threads for each of ``workers`` that compute at the same time: an equal share, at least 1.
 
-    TRIVIUM_THREADS says how many the process has; else OMP_NUM_THREADS; else one for each core that it may use.
+    The process has TRIVIUM_THREADS threads if that is set, else OMP_NUM_THREADS, else one for each usable core. Raises
+    ``InvalidInputError`` if the variable is not a positive integer.
     """
     for name in ("TRIVIUM_THREADS", "OMP_NUM_THREADS"):
         if text := os.environ.get(name, "").partition(",")[0].strip():
             if not text.isdecimal() or not int(text):
-                raise InvalidInputError(f"{name} is {text!r}; expected a number of threads from 1 up")
+                raise InvalidInputError(f"{name} is {text!r}; expected a number of threads of at least 1")
             return max(1, int(text) // workers)
     return max(1, usable_cores() // workers)
 
 
 @contextmanager
 def compute_threads_divided(workers: int) -> Iterator[None]:
-    """Within it each of ``workers`` threads of this process computes with its share of the process's threads.
+    """Inside this context, each of ``workers`` threads of this process computes with its share of the compute threads.
 
-    It holds for programs that are opened within it. For a command, which has its process to itself.
+    It applies to programs that are opened inside the context. It changes the environment, so only commands, which have
+    the process to themselves, may use it.
     """
     before, share = os.environ.get("TRIVIUM_THREADS"), compute_threads(workers)
     os.environ["TRIVIUM_THREADS"] = str(share)
@@ -43,10 +45,10 @@ def compute_threads_divided(workers: int) -> Iterator[None]:
 
 @contextmanager
 def torch_threads_divided(workers: int) -> Iterator[None]:
-    """Within it torch computes with the share of each of ``workers`` in the calling thread's number of threads.
+    """Inside this context, torch divides the calling thread's number of compute threads by ``workers``.
 
-    So it does in the calling thread and in those that begin within it; others that run already keep their number.
-    Programs keep the threads that they were loaded with, but for those that torch computes.
+    This applies to the calling thread and to threads started inside the context; other running threads keep their
+    number. Programs that torch does not run keep the number of threads that they were loaded with.
     """
     import torch
 
@@ -59,12 +61,12 @@ def torch_threads_divided(workers: int) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_compute_threads() -> int:
-    """Gives torch the threads of a process by itself, as ``compute_threads`` says; returns their number."""
+    """Sets torch's number of threads to ``compute_threads()``, and returns it."""
     import torch
 
     threads = compute_threads()

@@ -19,5 +19,5 @@ def test_by_default_it_is_the_gpu_where_there_is_one(monkeypatch, there):
     if there:
         assert choose_device("cuda") == "cuda"
     else:
-        with pytest.raises(InvalidInputError, match="there is no GPU that torch can use here"):
+        with pytest.raises(InvalidInputError, match="torch finds no usable GPU"):
             choose_device("cuda")

@@ -73,14 +73,14 @@ def test_a_redirection_names_the_address_to_give() -> None:
         JobClient(address, "echo").check()
 
 
-@pytest.mark.parametrize(("key", "words"), [(None, "TRIVIUM_KEY holds the key"), (KEY, "was revoked")])
+@pytest.mark.parametrize(("key", "words"), [(None, "set TRIVIUM_KEY"), (KEY, "was revoked")])
 def test_a_key_that_was_revoked_is_told_from_none(key: str | None, words: str) -> None:
     with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
         JobClient(address, "echo", {} if key is None else {"Authorization": f"Bearer {key}"}).check()
 
 
 def test_a_server_that_answers_in_drops_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_client, "_LONGEST_S", 0.3)
+    monkeypatch.setattr(job_client, "_MAX_REQUEST_S", 0.3)
     left = threading.Event()
 
     def drip() -> None:

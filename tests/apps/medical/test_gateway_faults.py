@@ -60,7 +60,7 @@ def test_the_log_says_at_the_start_that_another_server_answers_and_that_the_arch
     stub, archive = around
     stub.gone = {"/api/medical/jobs?limit=1"}
     with gateway(tmp_path, stub.address, archive.port):
-        wait_for(lambda: f"the server at {stub.address} knows no medical" in log.text)
+        wait_for(lambda: f"the server at {stub.address} has no application medical" in log.text)
         wait_for(lambda: f"PACS@127.0.0.1:{archive.port} takes reports" in log.text)
 
 
@@ -253,7 +253,7 @@ def test_two_gateways_do_not_share_a_spool(tmp_path, around):
     [
         (["--to", "PACS"], "TITLE@HOST:PORT"),
         (["--to", "P@h:104", "--aet", "LONGER_THAN_A_TITLE"], "no AE title"),
-        (["--to", "P@h:104", "--server", "ftp://x"], "no address of a server"),
+        (["--to", "P@h:104", "--server", "ftp://x"], "not a server address"),
         (["--to", "P@h:104", "--most-slice-thickness-mm", "0"], "--most-slice-thickness-mm is 0.0; it must be above 0"),
     ],
 )

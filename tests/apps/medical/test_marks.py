@@ -111,7 +111,7 @@ def test_a_gpu_is_waited_for_once_and_marks_what_a_cpu_does(second_look):
 def test_where_suppression_came_to_no_end_on_a_gpu_the_host_goes_on(monkeypatch):
     volume, on_cpu, on_gpu = body_with_lungs(), MapsOfChance(), MapsOfChance()
     expected, _ = search(volume, network=on_cpu)
-    monkeypatch.setattr(shared.suppression, "_ROUNDS", 1)
+    monkeypatch.setattr(shared.suppression, "_ITERATIONS", 1)
     with fake_cuda():
         found, _ = search(volume, "cuda", network=on_gpu)
     assert_same(found, expected)
