@@ -1,4 +1,4 @@
-"""A store as one file, whichever database it has, and back: into an empty store, on SQLite or PostgreSQL."""
+"""Backs up a store to one file, and restores it into an empty store; both work on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow,
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
 _MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
-# Jobs before cases: of a job that is done by then its case is there. Reviews after cases, which they refer to.
+# Jobs are written before cases, so that the case of a job that is done is in the backup too. Reviews are written after
+# cases, because they refer to them.
 _TABLES = {
     "jobs": JobRow,
     "cases": CaseRow,
@@ -34,42 +35,43 @@ _FOLDERS = ("cases", "jobs")
 
 
 def backup(engine: Engine, folder: Path, target: Path) -> int:
-    """Writes all cases and jobs with their files to ``target``, whole or not at all; returns how many cases.
+    """Writes all cases, their reviews, and all jobs, with their files, to ``target``; returns the number of cases.
 
-    Reviews go with their cases. The server may go on meanwhile: a case that is deleted while it is written is left out,
-    and a job that ends is written as one that has ended, with its case.
+    ``target`` appears only when it is complete. The server may keep running: a case that is deleted while the backup is
+    written is skipped, and a job that ends meanwhile is written as ended, with its case. Raises ``InvalidInputError``
+    if ``target`` exists or cannot be written.
     """
     if target.exists():
-        raise InvalidInputError(f"{target} exists; name a new file")
-    aside = target.with_name(f".partial-{target.name}")
+        raise InvalidInputError(f"{target} already exists; name a new file")
+    temporary = target.with_name(f".partial-{target.name}")
     try:
-        with open(aside, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
                 cases = _write(engine, folder, archive)
             os.fsync(file.fileno())
-        aside.rename(target)
+        temporary.rename(target)
     except OSError as error:
         raise InvalidInputError(f"the backup {target} cannot be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return cases
 
 
 def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
-    """Writes the files and then the rows; returns how many cases."""
+    """Writes the files and then the rows; returns the number of cases."""
     lines = [json.dumps({"format": FORMAT, "created_s": round(time.time())})]
     cases: set[str] = set()
-    for table, row in _rows(engine):
+    for table, row in _read_rows(engine):
         if table == "reviews" and row["case_id"] not in cases:
             continue
-        if table == "cases" and not _add(archive, folder / table / str(row["id"]), f"{table}/{row['id']}"):
+        if table == "cases" and not _add_folder(archive, folder / table / str(row["id"]), f"{table}/{row['id']}"):
             continue
         if table == "jobs" and row["state"] not in FINAL:
-            _add(archive, folder / table / str(row["id"]), f"{table}/{row['id']}")
-            now = _row(engine, JobRow, str(row["id"]))
-            if now is None:
+            _add_folder(archive, folder / table / str(row["id"]), f"{table}/{row['id']}")
+            current = _read_row(engine, JobRow, str(row["id"]))
+            if current is None:
                 continue
-            row = now
+            row = current
         lines.append(json.dumps({"table": table, "row": row}))
         if table == "cases":
             cases.add(str(row["id"]))
@@ -80,8 +82,11 @@ def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
     return len(cases)
 
 
-def _add(archive: tarfile.TarFile, home: Path, name: str) -> bool:
-    """Writes a folder; False where it is gone. Files of it may go meanwhile, for others that were made from them."""
+def _add_folder(archive: tarfile.TarFile, home: Path, name: str) -> bool:
+    """Adds a folder to the archive; returns False if it no longer exists.
+
+    It retries if a file disappears meanwhile, as sources do once the files generated from them are there.
+    """
     while home.is_dir():
         try:
             archive.add(home, name)
@@ -92,12 +97,13 @@ def _add(archive: tarfile.TarFile, home: Path, name: str) -> bool:
 
 
 def restore(engine: Engine, folder: Path, source: Path) -> int:
-    """Brings what ``backup`` wrote into an empty store; returns how many cases. Refuses a store that is not empty."""
+    """Restores a backup into an empty store; returns the number of cases.
+
+    Raises ``InvalidInputError`` if the store is not empty or ``source`` is not a complete backup.
+    """
     with Session(engine) as session:
         if any(session.scalar(select(func.count()).select_from(row)) for row in _TABLES.values()):
-            raise InvalidInputError(
-                f"the store {folder} holds cases or jobs; restore into an empty one (TRIVIUM_STORE)"
-            )
+            raise InvalidInputError(f"the store {folder} has cases or jobs; restore into an empty one (TRIVIUM_STORE)")
     try:
         with tarfile.open(source) as archive:
             rows = None
@@ -107,12 +113,12 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
                 elif member.isfile() and _MEMBER.match(member.name):
                     archive.extract(member, folder, filter="data")
                 elif not member.isdir():
-                    raise InvalidInputError(f"{source} holds {member.name!r}, which is no file of a store")
+                    raise InvalidInputError(f"{source} contains {member.name!r}, which does not belong to a store")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise InvalidInputError(f"{source} cannot be read as a backup: {error}") from error
     if not rows or rows[0].get("format") != FORMAT:
-        raise InvalidInputError(f"{source} is no backup of a store, or is cut off; `trivium backup FILE` makes one")
-    _remove_what_no_row_names(folder, rows[1:])
+        raise InvalidInputError(f"{source} is not a backup, or is truncated; `trivium backup FILE` writes one")
+    _remove_orphaned_files(folder, rows[1:])
     for table in _FOLDERS:
         (folder / table).mkdir(mode=0o700, exist_ok=True)
         for path in (folder / table).rglob("*"):
@@ -123,27 +129,27 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
     return sum(entry["table"] == "cases" for entry in rows[1:])
 
 
-def _remove_what_no_row_names(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Removes files of cases that were deleted, and of jobs that ended, while they were written."""
-    named = {
+def _remove_orphaned_files(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Removes the files of cases that were deleted, and of jobs that ended, while the backup was written."""
+    with_files = {
         (entry["table"], entry["row"]["id"])
         for entry in rows
         if entry["table"] == "cases" or (entry["table"] == "jobs" and entry["row"]["state"] not in FINAL)
     }
     for table in _FOLDERS:
         for home in (folder / table).glob("*"):
-            if (table, home.name) not in named:
+            if (table, home.name) not in with_files:
                 shutil.rmtree(home)
 
 
-def _rows(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_rows(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
     for table, row in _TABLES.items():
         with Session(engine) as session:
-            found = [_as_dict(row, one) for one in session.execute(select(*row.__table__.columns))]
-        yield from ((table, one) for one in found)
+            found = [_as_dict(row, values) for values in session.execute(select(*row.__table__.columns))]
+        yield from ((table, values) for values in found)
 
 
-def _row(engine: Engine, row: type[Base], number: str) -> dict[str, Any] | None:
+def _read_row(engine: Engine, row: type[Base], number: str) -> dict[str, Any] | None:
     columns = row.__table__.columns
     with Session(engine) as session:
         found = session.execute(select(*columns).where(columns["id"] == number)).first()

@@ -1,4 +1,4 @@
-"""Cases: what was asked, what came out, and the files of both, kept so that a person may look again."""
+"""Cases: requests with their results and files, kept so that a person can open them again."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "
 _PARTIAL = ".partial-"
 _NOT_KEPT = "the answer was computed but is not kept"
 _DAY_NS = 86_400 * 10**9
-_ANY_NUMBER = 2**62
-_BEGUN_S = 3600.0
+_UNLIMITED = 2**62
+_ABANDONED_AFTER_S = 3600.0
 
 
 class CaseStore:
-    """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
+    """Cases in a database (SQLite in ``folder``, unless ``url`` names another), with their files in ``folder/cases``.
 
-    On SQLite a folder has one server at a time, and a second is refused; on another database several servers may share
-    folder and database. ``beside`` opens a store that is there, and that a server may have, to look after it.
-    ``setting`` is what named the folder, for sentences that refuse it. What it makes is private to the account that it
-    runs under: cases may be of patients.
+    On SQLite, only one server at a time can use a folder, and a second is refused; on another database, several servers
+    may share the folder and the database. ``beside`` opens an existing store for maintenance, even while a server uses
+    it. ``setting`` is the name of the setting that named the folder, for error messages. All files are readable only by
+    the account of the process, because cases may be those of patients.
     """
 
     def __init__(
@@ -54,35 +54,35 @@ class CaseStore:
         self.unkept = UnkeptCases()
         self._cases = folder / "cases"
         if beside and not is_store(folder, url):
-            raise InvalidInputError(f"there is no store in {folder}; name that of the server in {setting}")
-        with ExitStack() as held:
+            raise InvalidInputError(f"there is no store in {folder}; set {setting} to the folder of the server's store")
+        with ExitStack() as stack:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._cases.mkdir(mode=0o700, exist_ok=True)
                 _make_private(self._cases, 0o700)
                 if not self.shared and not beside:
-                    held.enter_context(file_lock(folder / LOCK, wait=False))
+                    stack.enter_context(file_lock(folder / LOCK, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
-                    f"the store {folder} is in use by another server; give this one a folder of its own "
-                    "(TRIVIUM_STORE), end the other, or let both use one PostgreSQL (TRIVIUM_STORE_URL)"
+                    f"the store {folder} is in use by another server; give this one its own folder "
+                    "(TRIVIUM_STORE), stop the other, or let both use one PostgreSQL database (TRIVIUM_STORE_URL)"
                 ) from error
             except OSError as error:
                 raise InvalidInputError(
-                    f"the store {folder} cannot be written ({error.strerror}); name another folder in {setting}"
+                    f"the store {folder} cannot be written ({error.strerror}); set {setting} to another folder"
                 ) from error
             if url is None:
-                # SQLite gives its journal the permissions of the database.
+                # SQLite creates its journal with the permissions of the database.
                 (folder / DATABASE).touch(mode=0o600)
                 _make_private(folder / DATABASE, 0o600)
-                elsewhere = f"name another folder in {setting}"
+                alternative = f"set {setting} to another folder"
             else:
-                elsewhere = "name another database in TRIVIUM_STORE_URL"
-            self.engine = connect(url or sqlite_url(folder / DATABASE), elsewhere)
+                alternative = "set TRIVIUM_STORE_URL to another database"
+            self.engine = connect(url or sqlite_url(folder / DATABASE), alternative)
             self.reviews = ReviewStore(self.engine)
-            self._held = held.pop_all()
+            self._lock = stack.pop_all()
         if not beside:
-            self._remove_what_was_begun()
+            self._remove_partial_cases()
 
     def add(
         self,
@@ -96,19 +96,19 @@ class CaseStore:
         most_bytes: int | None = None,
         group: str | None = None,
     ) -> Case:
-        """Keeps a case. Its folder appears whole, before the row that makes it known.
+        """Keeps a case. Its folder is written completely before its row is added to the database.
 
-        Where the disk is full, or the case alone takes more than ``most_bytes``, it is kept without its inputs. Where
-        that is too much as well it has a ``remark`` that says so, and is held in memory for a while instead.
+        If the disk is full, or the case alone takes more than ``most_bytes``, it is kept without its inputs. If there
+        is no room even then, it is held in memory for a while instead, and its ``remark`` says why.
         """
-        given = tuple(inputs)
+        input_files = tuple(inputs)
         case = Case(
             id=uuid.uuid4().hex,
             app=app,
             created_ns=time.time_ns(),
             interface=interface,
-            inputs=given,
-            inputs_sha256=digest_of_all(given),
+            inputs=input_files,
+            inputs_sha256=digest_of_all(input_files),
             options=dict(options),
             artifact_name=artifact[0],
             artifact_version=artifact[1],
@@ -122,8 +122,8 @@ class CaseStore:
             outputs = replace(outputs, inputs={})
             case = case.model_copy(update={"bytes": outputs.bytes})
         if most_bytes is not None and case.bytes > most_bytes:
-            whose = "together" if group is None else "of its group together"
-            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases {whose} may take {most_bytes / 1e6:.1f} MB"
+            scope = "together" if group is None else "of its group together"
+            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases {scope} may take {most_bytes / 1e6:.1f} MB"
             return self._hold(case, outputs, f"{_NOT_KEPT}: {sizes} (TRIVIUM_KEEP_BYTES)")
         try:
             with full_disk_named(_NOT_KEPT):
@@ -133,23 +133,26 @@ class CaseStore:
         return case
 
     def _write_with_inputs(self, case: Case, outputs: Outputs, most_bytes: int | None) -> bool:
-        """Keeps a case whole; False, and a line in the log, where there is no room for what was analysed."""
+        """Keeps a case with its inputs. If there is no room for them, it logs a warning and returns False."""
         if most_bytes is not None and case.bytes > most_bytes:
-            why = f"the case would take {case.bytes / 1e6:.1f} MB (TRIVIUM_KEEP_BYTES)"
+            reason = f"the case would take {case.bytes / 1e6:.1f} MB (TRIVIUM_KEEP_BYTES)"
         elif not has_space(self.folder, case.bytes):
-            why = "the disk of the store would be full"
+            reason = "the disk of the store would be full"
         else:
             try:
-                with full_disk_named("not all of it found space"):
+                with full_disk_named("there was no space for all of it"):
                     self._write(case, outputs)
                 return True
             except DiskFull as full:
-                why = str(full)
-        log.warning("what was analysed is not kept with case %s: %s", case.id, why)
+                reason = str(full)
+        log.warning("the inputs are not kept with case %s: %s", case.id, reason)
         return False
 
     def keep_held(self, case: Case) -> Case | None:
-        """Keeps a case that found no space, where there is some now: then it has no remark; None where it is gone."""
+        """Keeps a case that is held in memory, and returns it without its remark.
+
+        Returns the same case if there is still no space, and None if it is no longer held.
+        """
         if (outputs := self.unkept.outputs(case.id)) is None:
             return None
         kept = case.model_copy(update={"remark": None})
@@ -167,7 +170,7 @@ class CaseStore:
         return case
 
     def get(self, app: str, case_id: str, group: str | None = None) -> Case | None:
-        """The case of an application, and of a ``group`` where one is given; or None."""
+        """The case with this id of an application, and of a ``group`` if one is given; None if there is none."""
         found = self.unkept.get(case_id)
         if found is None:
             with Session(self.engine) as session:
@@ -178,9 +181,10 @@ class CaseStore:
     def recent(
         self, app: str, limit: int = 20, before: str | None = None, group: str | None = None
     ) -> list[CaseSummary]:
-        """The newest cases of an application, the newest first; of those that came ``before`` the case of that name.
+        """The newest cases of an application, the newest first, and only those of a ``group`` if one is given.
 
-        Only those of a ``group`` where one is given. Refuses (404) where there is no such case.
+        With ``before``, the id of a case, only older cases than that. Raises ``InvalidInputError`` (404) if there is no
+        such case.
         """
         columns = [getattr(CaseRow, name) for name in CaseSummary.model_fields]
         with Session(self.engine) as session:
@@ -193,23 +197,23 @@ class CaseStore:
         self._remove(case.id)
 
     def apps(self) -> list[str]:
-        """The applications of which there are cases."""
+        """The names of the applications that have cases."""
         with Session(self.engine) as session:
             return sorted(session.scalars(select(CaseRow.app).distinct()))
 
     def number(self, app: str) -> int:
-        """How many cases of an application are kept."""
+        """The number of an application's cases."""
         with Session(self.engine) as session:
             return session.scalar(select(func.count()).where(CaseRow.app == app)) or 0
 
     def used_bytes(self, app: str) -> int:
-        """What the files of an application's cases take."""
+        """The size of the files of an application's cases, in bytes."""
         with Session(self.engine) as session:
-            # PostgreSQL's sum of BIGINT is a NUMERIC, which comes as a Decimal.
+            # PostgreSQL's sum of BIGINT is a NUMERIC, which becomes a Decimal.
             return int(session.scalar(select(func.sum(CaseRow.bytes)).where(CaseRow.app == app)) or 0)
 
     def kept_by_group(self, app: str) -> dict[str | None, tuple[int, int]]:
-        """How many cases of an application are kept of each group, and the bytes of their files; None has no group."""
+        """The number of an application's cases and the bytes of their files, by group; None for no group."""
         query = select(CaseRow.group, func.count(), func.sum(CaseRow.bytes)).where(CaseRow.app == app)
         with Session(self.engine) as session:
             found = session.execute(query.group_by(CaseRow.group)).all()
@@ -218,20 +222,21 @@ class CaseStore:
     def expire(
         self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None
     ) -> int:
-        """Deletes an application's cases older than ``days``, and the oldest above ``number`` or ``most_bytes``.
+        """Deletes an application's cases older than ``days``, and the oldest ones above ``number`` or ``most_bytes``.
 
-        Those are of each group by itself, and of the cases without a group: none goes for another group's. One that
-        alone takes more than ``most_bytes`` goes, and no other for its sake. Returns how many it deleted.
+        The limits apply to each group separately, and to the cases without a group, so no group's cases displace those
+        of another. A case that alone takes more than ``most_bytes`` is deleted and displaces no other. Returns the
+        number of deleted cases.
         """
-        most, largest = (_ANY_NUMBER if given is None else given for given in (number, most_bytes))
+        max_number, max_bytes = (_UNLIMITED if limit is None else limit for limit in (number, most_bytes))
         since_ns = 0 if days is None else time.time_ns() - round(days * _DAY_NS)
         newest = CaseRow.created_ns.desc(), CaseRow.id.desc()
-        fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= largest)
+        fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= max_bytes)
         rank = func.row_number().over(partition_by=CaseRow.group, order_by=newest).label("rank")
         taken = fitting.over(partition_by=CaseRow.group, order_by=newest, rows=(None, 0)).label("taken")
         kept = select(CaseRow.id, CaseRow.created_ns, CaseRow.bytes, rank, taken).where(CaseRow.app == app).subquery()
-        too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > most
-        too_large = or_(kept.c.bytes > largest, kept.c.taken > largest)
+        too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > max_number
+        too_large = or_(kept.c.bytes > max_bytes, kept.c.taken > max_bytes)
         with Session(self.engine) as session:
             found = list(session.scalars(select(kept.c.id).where(or_(too_old, too_many, too_large))))
         for case_id in found:
@@ -239,7 +244,7 @@ class CaseStore:
         return len(found)
 
     def fault(self) -> str | None:
-        """Why no case can be kept at the moment, as a sentence; None where it can be. Writes a little."""
+        """The reason why no case can be kept now, as a sentence; None if it can. Writes a small temporary file."""
         try:
             with self.engine.connect():
                 return disk_fault(self.folder)
@@ -249,28 +254,28 @@ class CaseStore:
             raise
 
     def file(self, case: Case, name: str) -> Path | None:
-        """Where a file of a case lies; None for a name that is not among its files."""
+        """The path of a file of a case; None if the case has no file of this name, or it is not generated yet."""
         if name not in (RESULT, PICTURE, *case.files):
             return None
         path = self._cases / case.id / name
         return path if path.is_file() else None
 
     def sources(self, case: Case, name: str) -> dict[str, Path | bytes] | None:
-        """What a file of a case that is not made yet is made from; None where it cannot be made."""
+        """The sources of a file that is not generated yet, by name; None if it cannot be generated."""
         if self.unkept.get(case.id) is not None:
             return self.unkept.sources(case.id, name)
         return later_files.sources(self._cases / case.id, name)
 
     def lasting(self, case: Case, name: str) -> Path | None:
-        """Where a source of a case lies that stays as long as the case; None where there is none of that name."""
+        """The path of a source that is kept as long as its case; None if there is none of this name."""
         return later_files.lasting(self._cases / case.id, name)
 
     def kept_input(self, case: Case, name: str) -> Path | None:
-        """Where what was analysed lies, by the application's name for it; None where it was not kept."""
+        """The path of a kept input, by the application's name for it; None if it was not kept."""
         return later_files.kept_input(self._cases / case.id, name)
 
     def keep(self, case: Case, name: str, content: Bytes) -> None:
-        """Keeps a file that was made now. Where that cannot be, as on a full disk, it is made again when asked for."""
+        """Keeps a file that was just generated. If that fails, as on a full disk, it is generated again on request."""
         if self.unkept.get(case.id) is not None:
             return
         try:
@@ -282,16 +287,16 @@ class CaseStore:
             session.execute(update(CaseRow).where(CaseRow.id == case.id).values(bytes=size))
 
     def close(self) -> None:
-        """Gives the connections and the folder back."""
+        """Closes the database connections and releases the lock on the folder."""
         self.engine.dispose()
-        self._held.close()
+        self._lock.close()
 
-    def _remove_what_was_begun(self) -> None:
-        """Removes what a server that was killed had begun; where others share the folder, only what is old."""
-        for left in self._cases.glob(f"{_PARTIAL}*"):
+    def _remove_partial_cases(self) -> None:
+        """Removes cases that a killed server left unfinished; if servers share the folder, only old ones."""
+        for partial in self._cases.glob(f"{_PARTIAL}*"):
             with suppress(FileNotFoundError):
-                if not self.shared or time.time() - left.stat().st_mtime > _BEGUN_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                if not self.shared or time.time() - partial.stat().st_mtime > _ABANDONED_AFTER_S:
+                    shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, case: Case, outputs: Outputs) -> None:
         self._write_files(case.id, outputs)
@@ -303,53 +308,53 @@ class CaseStore:
             raise
 
     def _remove(self, case_id: str) -> None:
-        # Renamed first: what a server that is killed leaves of the files is removed by the next.
-        aside = self._cases / f"{_PARTIAL}{case_id}"
+        # The folder is renamed first, so that the next server removes what a killed one leaves of the files.
+        partial = self._cases / f"{_PARTIAL}{case_id}"
         with suppress(FileNotFoundError):
-            (self._cases / case_id).rename(aside)
+            (self._cases / case_id).rename(partial)
         try:
             self._remove_row(case_id)
         except OperationalError as error:
             if not is_disk_full(error):
                 raise
-            # To delete a row takes space too: that of the files, on a disk that is full.
-            shutil.rmtree(aside, ignore_errors=True)
+            # Deleting a row needs space too; on a full disk, deleting the files frees it.
+            shutil.rmtree(partial, ignore_errors=True)
             self._remove_row(case_id)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
     def _remove_row(self, case_id: str) -> None:
         with Session(self.engine) as session, session.begin():
             session.execute(delete(CaseRow).where(CaseRow.id == case_id))
 
     def _write_files(self, case_id: str, outputs: Outputs) -> None:
-        aside = self._cases / f"{_PARTIAL}{case_id}"
-        aside.mkdir(mode=0o700)
+        partial = self._cases / f"{_PARTIAL}{case_id}"
+        partial.mkdir(mode=0o700)
         try:
             for name in (*outputs.files, *outputs.later, *outputs.sources, *outputs.inputs):
                 if not _is_free_name(name) and not (name == PICTURE and name in outputs.later):
-                    raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
+                    raise ValueError(f"{name!r} cannot be the name of a case file: it has a folder or is reserved")
             for name, content in file_contents(outputs).items():
-                write_private(aside / name, content)
-            later_files.write(aside, outputs)
-            publish(aside, self._cases / case_id)
+                write_private(partial / name, content)
+            later_files.write(partial, outputs)
+            publish(partial, self._cases / case_id)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
 def is_store(folder: Path, url: str | None) -> bool:
-    """Whether there is a store in a folder, with its database there or at ``url``."""
+    """Whether ``folder`` contains a store, whose database is in the folder or at ``url``."""
     return (folder / "cases" if url is not None else folder / DATABASE).exists()
 
 
 def _make_private(path: Path, mode: int) -> None:
-    # Stores of earlier versions were readable by all; on a volume of another owner this is the owner's matter.
+    # Stores of earlier versions were readable by everyone. On a volume with another owner, that owner sets permissions.
     with suppress(PermissionError):
         path.chmod(mode)
 
 
 def file_contents(outputs: Outputs) -> dict[str, Bytes]:
-    """The files that are there at once, by name."""
+    """The files that exist at once, rather than being generated on request, by name."""
     picture = {} if PICTURE in outputs.later else {PICTURE: outputs.picture}
     return {RESULT: outputs.result, **picture, **outputs.files}
 

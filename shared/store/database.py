@@ -1,4 +1,4 @@
-"""The database of a store: SQLite or PostgreSQL, brought to this version's tables when it is opened."""
+"""The database of a store: SQLite or PostgreSQL, migrated to this version's tables when it is opened."""
 
 from __future__ import annotations
 
@@ -24,44 +24,46 @@ from shared.store.disk import is_disk_full
 from shared.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_FIRST = "0001"
+_FIRST_REVISION = "0001"
 _BUSY_TIMEOUT = "busy_timeout = 10000"
-_GONE_STATES = ("08", "53", "57")
-"""Classes of PostgreSQL's SQLSTATE (its appendix A): no connection, no resources, shut down or starting."""
-_LOCK = 7_481_301
-"""Whoever migrates a PostgreSQL database holds this advisory lock: several servers may start on it at once."""
+_UNAVAILABLE_STATES = ("08", "53", "57")
+"""Classes of PostgreSQL's SQLSTATE (its appendix A): connection exception, insufficient resources, and operator
+intervention, such as shutting down or starting up."""
+_MIGRATION_LOCK = 7_481_301
+"""Advisory lock during the migration of a PostgreSQL database, because several servers may start on it at once."""
 
 
-def connect(address: str, elsewhere: str) -> Engine:
-    """An engine for a database's address, migrated to this version; refuses one that cannot be reached or is another's.
+def connect(address: str, alternative: str) -> Engine:
+    """An engine for the database at a URL, migrated to this version.
 
-    ``elsewhere`` says, in that refusal, where another is named: "name another folder in TRIVIUM_STORE".
-    SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through pg8000.
+    SQLite uses its write-ahead log, so that readers and the writer do not wait for each other. The driver for
+    PostgreSQL is pg8000. Raises ``InvalidInputError`` if the database cannot be reached or belongs to another version;
+    ``alternative`` tells the user in that message how to choose another: "set TRIVIUM_STORE to another folder".
     """
     try:
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+pg8000")
-        # A database that was started again has ended the connections that are held. Errors go to the log, and without
-        # what was to be written: names of files may be those of patients.
+        # A restarted database has closed the pooled connections. Errors are logged without the parameters of the
+        # statement, because names of files may be those of patients.
         engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite", hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise InvalidInputError(
-            f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}"
+            f"TRIVIUM_STORE_URL is not the URL of a database that SQLAlchemy supports: {error}"
         ) from error
     except ImportError as error:
-        extra = "trivium[postgres]" if url.drivername == "postgresql+pg8000" else error.name
-        raise InvalidInputError(f"the store's database needs the package {error.name}; install {extra}") from error
+        package = "trivium[postgres]" if url.drivername == "postgresql+pg8000" else error.name
+        raise InvalidInputError(f"the store's database needs the package {error.name}; install {package}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
-    shown = url.render_as_string()
+    masked_url = url.render_as_string()
     try:
         with engine.begin() as connection:
-            _migrate(connection, shown, elsewhere)
+            _migrate(connection, masked_url, alternative)
     except SQLAlchemyError as error:
         engine.dispose()
         reason = getattr(error, "orig", None) or error
-        raise InvalidInputError(f"the store's database {shown} cannot be used: {reason}") from error
+        raise InvalidInputError(f"the store's database {masked_url} cannot be used: {reason}") from error
     except InvalidInputError:
         engine.dispose()
         raise
@@ -69,9 +71,9 @@ def connect(address: str, elsewhere: str) -> Engine:
 
 
 def empty_journal(engine: Engine) -> None:
-    """Empties SQLite's write-ahead log, which would hold what was deleted until other rows come in its place.
+    """Truncates SQLite's write-ahead log, which would otherwise contain deleted rows until others overwrite them.
 
-    It waits for nobody: where somebody reads or writes, the log is left as it is until the next time.
+    It does not wait for other connections: if one reads or writes, the log stays as it is until the next call.
     """
     if engine.dialect.name != "sqlite":
         return
@@ -84,10 +86,10 @@ def empty_journal(engine: Engine) -> None:
 
 
 def is_database_gone(error: BaseException) -> bool:
-    """Whether an error is that a database cannot be reached, or ended while it was asked.
+    """Whether an error means that the database cannot be reached, or stopped during a query.
 
-    pg8000 raises some of its own, and the socket's, past SQLAlchemy where a connection ends in the middle. A full disk,
-    of which SQLite says so, is another matter.
+    When a connection breaks, some errors of pg8000 and of the socket are not wrapped by SQLAlchemy. A full disk, which
+    SQLite also reports as an ``OperationalError``, does not count.
     """
     if is_disk_full(error):
         return False
@@ -96,19 +98,19 @@ def is_database_gone(error: BaseException) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if type(cause).__module__.partition(".")[0] != "pg8000":
         return False
-    stated = cause.args[0] if cause is not None and cause.args else None
-    return str(stated.get("C", "")).startswith(_GONE_STATES) if isinstance(stated, dict) else True
+    fields = cause.args[0] if cause is not None and cause.args else None
+    return str(fields.get("C", "")).startswith(_UNAVAILABLE_STATES) if isinstance(fields, dict) else True
 
 
 def sqlite_url(path: Path) -> str:
-    """The address of an SQLite file."""
+    """The database URL of an SQLite file."""
     return f"sqlite:///{path.resolve().as_posix()}"
 
 
-def _migrate(connection: Connection, shown: str, elsewhere: str) -> None:
-    """Brings the tables to this version, from none, from those of an earlier one, or from the first release's."""
+def _migrate(connection: Connection, masked_url: str, alternative: str) -> None:
+    """Migrates the tables to this version: from an empty database, an earlier version or the first release."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
@@ -116,17 +118,17 @@ def _migrate(connection: Connection, shown: str, elsewhere: str) -> None:
     present = MigrationContext.configure(connection).get_current_revision()
     if present is not None and present not in known:
         raise InvalidInputError(
-            f"the store's database {shown} was made by a newer version of Trivium (tables {present}); use that "
-            f"version, or {elsewhere}"
+            f"the store's database {masked_url} was created by a newer version of Trivium (tables {present}); use that "
+            f"version, or {alternative}"
         )
     if present is None and inspect(connection).has_table("cases"):
-        _check_first_release(connection, shown, elsewhere)
-        command.stamp(config, _FIRST)
+        _check_first_release(connection, masked_url, alternative)
+        command.stamp(config, _FIRST_REVISION)
     command.upgrade(config, "head")
 
 
-def _check_first_release(connection: Connection, shown: str, elsewhere: str) -> None:
-    """Refuses tables without a version that are not those of the first release, which stated none."""
+def _check_first_release(connection: Connection, masked_url: str, alternative: str) -> None:
+    """Raises ``InvalidInputError`` if tables without a version are not those of the first release, which had none."""
     first = {column.name for column in Base.metadata.tables["cases"].columns} - {"bytes", "interface", "group"}
     known = first | {"door", "result"}
     present = inspect(connection).get_columns("cases")
@@ -134,13 +136,13 @@ def _check_first_release(connection: Connection, shown: str, elsewhere: str) -> 
     required = {column["name"] for column in present if not column["nullable"] and column["default"] is None}
     if differing := sorted(missing | (required - known)):
         raise InvalidInputError(
-            f"the store's database {shown} was made by another version of Trivium: its table cases "
-            f"differs in {', '.join(differing)}; {elsewhere}, or use that version"
+            f"the store's database {masked_url} was created by another version of Trivium: its table cases "
+            f"differs in {', '.join(differing)}; {alternative}, or use that version"
         )
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # Not every build of SQLite overwrites what is deleted unless it is told to.
+    # Not every build of SQLite overwrites deleted content by default: hence secure_delete.
     for pragma in (
         "journal_mode = WAL",
         "synchronous = NORMAL",

@@ -1,4 +1,4 @@
-"""A disk that is full: named in a sentence where something could not be written, and found before that."""
+"""Errors of a full disk, and checks for one before anything is written."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from sqlalchemy.exc import OperationalError
 from shared.errors import InvalidInputError
 
 MIN_FREE_BYTES = 64_000_000
-"""With less space than this a store is said to be full: an answer with its files may take as much."""
+"""With less free space than this a store counts as full, because an answer with its files may take as much."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "free space there, delete cases, or set TRIVIUM_KEEP_DAYS or TRIVIUM_KEEP_CASES"
 
 
 class DiskFull(InvalidInputError):
-    """Something could not be written for want of space (507)."""
+    """Something could not be written because the disk is full (HTTP status 507)."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: the disk of the store is full; {_REMEDY}", status=507)
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}: the disk of the store is full; {_REMEDY}", status=507)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error is that a file, or SQLite's database, found no space."""
+    """Whether an error from the file system or from SQLite means that the disk is full."""
     if isinstance(error, OperationalError):
         return "is full" in str(error.orig)
-    return isinstance(error, OSError) and error.errno in _FULL
+    return isinstance(error, OSError) and error.errno in _FULL_ERRNOS
 
 
 @contextmanager
-def full_disk_named(what: str) -> Iterator[None]:
-    """Raises ``DiskFull`` where what is written inside finds no space; ``what`` says what could not be done."""
+def full_disk_named(problem: str) -> Iterator[None]:
+    """Turns errors of a full disk inside the context into ``DiskFull``; ``problem`` says what could not be done."""
     try:
         yield
     except (OSError, OperationalError) as error:
         if is_disk_full(error):
-            raise DiskFull(what) from error
+            raise DiskFull(problem) from error
         raise
 
 
-def has_space(folder: Path, count: int) -> bool:
-    """Whether the disk of a folder has space for ``count`` bytes, and is not full with them."""
-    return shutil.disk_usage(folder).free - count >= MIN_FREE_BYTES
+def has_space(folder: Path, size: int) -> bool:
+    """Whether the disk of a folder has space for ``size`` bytes and does not count as full afterwards."""
+    return shutil.disk_usage(folder).free - size >= MIN_FREE_BYTES
 
 
 def disk_fault(folder: Path) -> str | None:
-    """Why nothing can be kept in a folder, found by writing a little there; None where it can be."""
+    """The reason why nothing can be written to a folder, found by writing a small file there; None if there is none."""
     try:
         free = shutil.disk_usage(folder).free
         if free < MIN_FREE_BYTES:

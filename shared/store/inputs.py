@@ -1,4 +1,4 @@
-"""What is kept of the files that were handed in: names, sizes and digests."""
+"""The record of the input files of a case: names, sizes and digests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from shared.store.records import InputFile
 
 
 def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -> tuple[InputFile, ...]:
-    """Name, size and digest of files; those in a folder are named from it down.
+    """The name, size and SHA-256 of each file. Files in a folder have their path from that folder on as the name.
 
-    With ``kinds``, endings such as ``.nii.gz``, no name is kept: a file is called after the ending that it has.
+    With ``kinds``, suffixes such as ``.nii.gz``, no file name is kept: the name is made from the suffix, such as
+    "nii.gz file".
     """
-    found = []
+    described = []
     for path in paths:
         members = sorted(member for member in path.rglob("*") if member.is_file()) if path.is_dir() else [path]
         for member in members:
@@ -24,17 +25,17 @@ def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -
                 name = member.relative_to(path.parent).as_posix() if path.is_dir() else member.name
             with member.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
-            found.append(InputFile(name=name, bytes=member.stat().st_size, sha256=digest))
-    return tuple(found)
+            described.append(InputFile(name=name, bytes=member.stat().st_size, sha256=digest))
+    return tuple(described)
 
 
 def digest_of_all(inputs: Iterable[InputFile]) -> str:
-    """SHA-256 of all inputs together; their order does not matter."""
+    """The SHA-256 of all inputs together, independent of their order."""
     lines = sorted(f"{item.sha256}  {item.name}\n" for item in inputs)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _kind(name: str, kinds: Sequence[str]) -> str:
-    # An ending that is not among them may be a part of a person's name.
-    found = max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
-    return f"{found[1:]} file" if found else "file"
+    # Another suffix may be part of a person's name.
+    suffix = max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
+    return f"{suffix[1:]} file" if suffix else "file"

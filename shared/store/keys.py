@@ -1,4 +1,4 @@
-"""The keys in the store's database, as all servers on it know them."""
+"""API keys in the store's database, shared by all servers on it."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 
 
 class Keys:
-    """Adds, lists and revokes keys. No backup holds them: an old one would bring revoked keys back."""
+    """Adds, lists and revokes keys. Backups do not contain keys: restoring an old one would revive revoked keys."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def add(self, name: str, role: Role, group: str | None = None) -> str:
-        """Makes a key and returns it, which nothing can afterwards. Refuses a name that is no name or is taken.
+        """Creates a key and returns it; it cannot be read again later.
 
-        With a ``group`` it sees only the cases and jobs of keys of that group, and an operator has none.
+        A key with a ``group`` sees only the cases and jobs of keys in that group. Raises ``InvalidInputError`` if a
+        name is invalid, the name of the key is taken, or an operator's key has a group.
         """
-        for given, what in ((name, "a key"), (group, "a group")):
-            if given is not None and not _NAME.match(given):
+        for value, owner in ((name, "a key"), (group, "a group")):
+            if value is not None and not _NAME.match(value):
                 raise InvalidInputError(
-                    f"{given!r} cannot be the name of {what}; take up to 64 letters, digits and . _ @ -, as in pacs-1"
+                    f"{value!r} cannot be the name of {owner}; use up to 64 letters, digits and . _ @ -, as in pacs-1"
                 )
         if group is not None and role == "operator":
-            raise InvalidInputError("an operator sees the cases of all; leave the group out, or make it a user's key")
+            raise InvalidInputError("an operator sees all cases; leave the group out, or create a user's key")
         key = new_key()
         row = KeyRow(name=name, role=role, digest=digest_of(key), created_ns=time.time_ns(), group=group)
         try:
             with Session(self._engine) as session, session.begin():
                 session.add(row)
         except IntegrityError as error:
-            raise InvalidInputError(f"there is a key {name!r} already; revoke it, or choose another name") from error
+            raise InvalidInputError(f"a key {name!r} already exists; revoke it, or choose another name") from error
         return key
 
     def revoke(self, name: str) -> None:
-        """Deletes a key. Refuses a name that no key has."""
+        """Deletes a key. Raises ``InvalidInputError`` if no key has this name."""
         with Session(self._engine) as session, session.begin():
-            found = cast(CursorResult[None], session.execute(delete(KeyRow).where(KeyRow.name == name)))
-        if not found.rowcount:
-            raise InvalidInputError(f"there is no key {name!r}; `trivium keys list` names those that there are")
+            result = cast(CursorResult[None], session.execute(delete(KeyRow).where(KeyRow.name == name)))
+        if not result.rowcount:
+            raise InvalidInputError(f"there is no key {name!r}; `trivium keys list` shows the existing ones")
 
     def all(self) -> tuple[Key, ...]:
-        """The keys, by name."""
+        """All keys, ordered by name."""
         with Session(self._engine) as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.name)).all()
         return tuple(

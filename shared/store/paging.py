@@ -1,4 +1,4 @@
-"""Lists in pages: the newest first, each page after the last row of the one before."""
+"""Lists in pages, newest rows first. Each page starts after the last row of the previous one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def newest_first(
     before: str | None,
     group: str | None,
 ) -> Select[Any]:
-    """The query of an application's rows in order, and only those older than the row ``before`` where one is named.
+    """The query restricted to an application's rows, the newest first.
 
-    So only those of a ``group``. Refuses (404) a row that is not among them.
+    With ``before``, the id of a row, only older rows; with ``group``, only those of that group. Raises
+    ``InvalidInputError`` (404) if there is no such row among them.
     """
     query = query.where(table.app == app).order_by(table.created_ns.desc(), table.id.desc())
     if group is not None:
@@ -30,6 +31,6 @@ def newest_first(
         return query
     last: CaseRow | JobRow | None = session.get(table, before)  # type: ignore[assignment]
     if last is None or last.app != app or group not in (None, last.group):
-        raise InvalidInputError(f"{app} has none called {before!r} to list what came before", status=404)
+        raise InvalidInputError(f"{app} has no {before!r}, so nothing before it can be listed", status=404)
     same_time = and_(table.created_ns == last.created_ns, table.id < before)
     return query.where(or_(table.created_ns < last.created_ns, same_time))

@@ -1,4 +1,4 @@
-"""Which version of each model is the live one, and which were before: what all servers on a store agree on."""
+"""The live version of each model and the earlier ones, shared by all servers on a store."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ Stage = Literal["candidate", "live", "retired"]
 
 
 class Promotions:
-    """The promotions in the store's database. A model of which none is known has its newest version live."""
+    """The promotions in the store's database. If a model was never promoted, its newest version is live."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def live(self) -> dict[str, int]:
-        """The live version of each model of which one was promoted."""
+        """The live version of each model that has a promotion."""
         with Session(self._engine) as session:
-            rows = session.scalars(_in_force().order_by(PromotionRow.promoted_ns)).all()
+            rows = session.scalars(_active().order_by(PromotionRow.promoted_ns)).all()
         return {row.model: row.version for row in rows}
 
     def before(self, model: str) -> int | None:
-        """The version that rolling a model back makes live again, or None; a retired one is not."""
+        """The version that a rollback of the model makes live again; None if there is none or it is retired."""
         with Session(self._engine) as session:
-            found = session.scalars(_in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
+            newest = session.scalars(_active(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
             retired = session.scalars(_retired(model)).all()
-        return found[1].version if len(found) == 2 and found[1].version not in retired else None
+        return newest[1].version if len(newest) == 2 and newest[1].version not in retired else None
 
-    def promote(self, model: str, version: int, instead_of: int) -> None:
-        """Makes a version live; ``instead_of`` is the one that was, so that the first promotion can be rolled back."""
+    def promote(self, model: str, version: int, previous: int) -> None:
+        """Makes a version live. ``previous`` is the version that was live, to which a first promotion rolls back."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(RetiredRow).where(RetiredRow.model == model, RetiredRow.version == version))
-            last = session.scalars(_in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
-            versions = [version] if last is not None else [instead_of, version]
-            for number, one in enumerate(versions):
-                if last is None or last.version != one:
+            last = session.scalars(_active(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
+            versions = [version] if last is not None else [previous, version]
+            for number, promoted in enumerate(versions):
+                if last is None or last.version != promoted:
                     row = PromotionRow(
                         id=uuid.uuid4().hex,
                         model=model,
-                        version=one,
+                        version=promoted,
                         promoted_ns=time.time_ns() + number,
                         rolled_back=False,
                     )
@@ -53,39 +53,42 @@ class Promotions:
                     last = row
 
     def roll_back(self, model: str) -> None:
-        """Takes the last promotion of a model back."""
-        newest = _in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
+        """Undoes the last promotion of a model."""
+        newest = _active(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
         with Session(self._engine) as session, session.begin():
             if (row := session.scalars(newest).first()) is not None:
                 session.execute(update(PromotionRow).where(PromotionRow.id == row.id).values(rolled_back=True))
 
     def retire(self, model: str, version: int) -> None:
-        """Takes a version out of use until it is promoted."""
+        """Retires a version until it is promoted again."""
         with Session(self._engine) as session, session.begin():
             if version not in session.scalars(_retired(model)).all():
                 row = RetiredRow(id=uuid.uuid4().hex, model=model, version=version, retired_ns=time.time_ns())
                 session.add(row)
 
     def retired(self) -> set[tuple[str, int]]:
-        """The models and versions that are out of use."""
+        """The retired versions, as pairs of model and version."""
         with Session(self._engine) as session:
             return {(row.model, row.version) for row in session.scalars(select(RetiredRow))}
 
     def stages(self, model: str, versions: Collection[int], live: Collection[int]) -> dict[int, Stage]:
-        """The stage of each version: what was live, is older than what is live, or was retired, is retired."""
+        """The stage of each version.
+
+        A version is retired if it was live before, is older than the live one, or was retired by an operator.
+        """
         with Session(self._engine) as session:
-            used = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
-            used |= set(session.scalars(_retired(model)))
+            retired = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
+            retired |= set(session.scalars(_retired(model)))
 
         def stage(version: int) -> Stage:
             if version in live:
                 return "live"
-            return "retired" if version in used or version < max(live, default=0) else "candidate"
+            return "retired" if version in retired or version < max(live, default=0) else "candidate"
 
         return {version: stage(version) for version in versions}
 
 
-def _in_force(model: str | None = None) -> Select[PromotionRow]:
+def _active(model: str | None = None) -> Select[PromotionRow]:
     query = select(PromotionRow).where(PromotionRow.rolled_back.is_(False))
     return query if model is None else query.where(PromotionRow.model == model)
 

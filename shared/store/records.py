@@ -1,4 +1,4 @@
-"""What is kept of a case, as the store gives it out."""
+"""The records of cases that the store takes and returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from: the ``interface`` (form, json, or a protocol's name), and its key's ``group``."""
+    """Where a request came from: its ``interface`` (form, json, or a protocol's name) and the ``group`` of its key."""
 
     interface: str
     group: str | None = None
@@ -23,11 +23,11 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outputs:
-    """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name.
+    """The parts of an answer to keep: the bytes of ``result.json`` and of a PNG, and the app's own files by name.
 
-    ``later`` says of files that are made when they are asked for, ``picture.png`` too, what they are made from: names
-    in ``sources`` or in ``files``. Those of ``sources`` that are in ``lasting`` stay as long as the case, and so does
-    what was analysed, ``inputs``, where it is to be kept at all.
+    ``later`` maps each file that is generated on request, possibly ``picture.png``, to the names of its sources in
+    ``sources`` or ``files``. The sources named in ``lasting`` are kept as long as the case, and so are ``inputs``, the
+    inputs that were analysed, if the server keeps inputs.
     """
 
     result: Bytes
@@ -40,15 +40,15 @@ class Outputs:
 
     @property
     def bytes(self) -> int:
-        """What all of it takes."""
-        kept = (*self.files.values(), *self.sources.values(), *self.inputs.values())
-        return sum(map(len, (self.result, self.picture, *kept)))
+        """The total size in bytes."""
+        contents = (*self.files.values(), *self.sources.values(), *self.inputs.values())
+        return sum(map(len, (self.result, self.picture, *contents)))
 
 
 class InputFile(BaseModel):
-    """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept.
+    """An uploaded file: its name, size in bytes and SHA-256. It does not contain the content.
 
-    ``name`` is the kind of the file where names may be those of persons: "nii.gz file".
+    ``name`` is the kind of file, such as "nii.gz file", if names may be those of persons.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,7 +61,7 @@ class InputFile(BaseModel):
 class CaseSummary(BaseModel):
     """A case in a list, without the result, which may be large. ``created_ns`` is UTC in nanoseconds.
 
-    ``interface`` is the way that the request came: form, json, or the name of a protocol.
+    ``interface`` is the interface of the request: form, json, or the name of a protocol.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -74,14 +74,14 @@ class CaseSummary(BaseModel):
 
     @property
     def created(self) -> str:
-        """The time of the case in ISO 8601, UTC, to the millisecond."""
+        """The creation time in ISO 8601, UTC, to the millisecond."""
         return iso_utc(self.created_ns / 1e9)
 
     @property
     def names(self) -> list[str]:
-        """The names of the inputs; kinds that stand for several are counted, as "111 dcm files"."""
-        found = Counter(item.name for item in self.inputs)
-        counted = {name: f"{count} {name}s" for name, count in found.items() if count > 1 and name.endswith("file")}
+        """The names of the inputs. Inputs that have only a kind are counted, as in "111 dcm files"."""
+        counts = Counter(item.name for item in self.inputs)
+        counted = {name: f"{count} {name}s" for name, count in counts.items() if count > 1 and name.endswith("file")}
         return [*counted.values(), *(item.name for item in self.inputs if item.name not in counted)]
 
     @property
@@ -94,11 +94,11 @@ class CaseSummary(BaseModel):
 
 
 class Case(CaseSummary):
-    """A kept case, whole. ``inputs_sha256`` is the digest of all inputs together, in whichever order they came.
+    """A complete case. ``inputs_sha256`` is the digest of all inputs together, independent of their order.
 
-    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``; ``bytes`` is what all
-    take on disk. ``remark`` says where that is so why the case is not kept. ``group`` is that of the key that handed it
-    in, and None for one without.
+    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``. ``bytes`` is the total
+    size of the files on disk. ``remark`` says why the case is not kept; None if it is kept. ``group`` is the group of
+    the key that submitted it; None for a key without a group.
     """
 
     inputs_sha256: str
@@ -111,5 +111,5 @@ class Case(CaseSummary):
     group: str | None = None
 
     def seen_by(self, group: str | None) -> bool:
-        """Whether a key of the group may see it; None sees all."""
+        """Whether a key of this group may see the case; a key without a group sees all."""
         return group in (None, self.group)

@@ -1,4 +1,4 @@
-"""The reviews in the store's database: of each case one of each reviewer, which goes with the case."""
+"""Reviews in the store's database: one per case and reviewer, deleted together with the case."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shared.store.tables import CaseRow, ReviewRow
 from shared.utc_time import iso_utc
 
 _NOBODY = ""
-"""The reviewer in the table where nobody was named: a primary key takes no null."""
+"""The reviewer column if no name was given, because a primary key cannot be null."""
 
 _NOT_KEPT = "the review is not kept"
-_NO_CASE = (IntegrityError, ProgrammingError)
-"""What a row is refused by whose case, or whose place, is gone; the latter is pg8000's word for the former."""
+_CONFLICTS = (IntegrityError, ProgrammingError)
+"""Errors for a row whose case was deleted or whose key was taken; pg8000 raises the second in place of the first."""
 
 
 class ReviewLine(NamedTuple):
-    """Who reviewed a case, and when, without what was said."""
+    """The reviewer and time of a review, without its content."""
 
     reviewer: str | None
     reviewed: str
@@ -37,48 +37,50 @@ class ReviewStore:
         self._engine = engine
 
     def put(self, case_id: str, review: Review) -> None:
-        """Keeps a review in place of the reviewer's earlier one. Refuses (404) where the case is gone."""
-        row = _row(case_id, review)
+        """Saves a review, replacing the reviewer's earlier one. Raises ``InvalidInputError`` (404) without the case."""
+        row = _to_row(case_id, review)
         try:
             self._merge(row)
-        except _NO_CASE:
-            self._refuse_gone(case_id)
-            self._merge(row)  # the reviewer's first review came at the same moment, from elsewhere
+        except _CONFLICTS:
+            self._check_case_exists(case_id)
+            self._merge(row)  # the reviewer's first review was saved at the same moment by another request
 
-    def put_over(self, case_id: str, review: Review, earlier: str | None) -> None:
-        """Keeps a review in place of the reviewer's one of the time ``earlier``, or where that is None as the first.
+    def put_if_unchanged(self, case_id: str, review: Review, earlier: str | None) -> None:
+        """Saves a review if the reviewer's current review has the time ``earlier``; None means that there is none.
 
-        Refuses where the reviewer's review is another one (412) or the case is gone (404).
+        Raises ``InvalidInputError`` if the current review is another one (412) or the case was deleted (404).
         """
-        row = _row(case_id, review)
+        row = _to_row(case_id, review)
         try:
             with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
-                held = session.get(ReviewRow, (case_id, row.reviewer))
-                if (None if held is None else _review(held).reviewed) != earlier:
-                    raise _changed()
-                if held is None:
+                current = session.get(ReviewRow, (case_id, row.reviewer))
+                if (None if current is None else _to_review(current).reviewed) != earlier:
+                    raise _changed_meanwhile()
+                if current is None:
                     session.add(row)
                     return
-                # Whoever came between the reading and this changed the time.
-                one = (*_of(case_id, row.reviewer), ReviewRow.reviewed_ns == held.reviewed_ns)
-                said = {
+                # A concurrent request that saved between the read and this update has changed the time.
+                unchanged = (*_is_row_of(case_id, row.reviewer), ReviewRow.reviewed_ns == current.reviewed_ns)
+                values = {
                     "reviewed_ns": row.reviewed_ns,
                     "verdicts": row.verdicts,
                     "missed": row.missed,
                     "note": row.note,
                 }
-                taken = session.execute(update(ReviewRow).where(*one).values(said).returning(ReviewRow.case_id)).all()
-                if not taken:
-                    raise _changed()
-        except _NO_CASE:
-            self._refuse_gone(case_id)
-            raise _changed() from None
+                updated = session.execute(
+                    update(ReviewRow).where(*unchanged).values(values).returning(ReviewRow.case_id)
+                ).all()
+                if not updated:
+                    raise _changed_meanwhile()
+        except _CONFLICTS:
+            self._check_case_exists(case_id)
+            raise _changed_meanwhile() from None
 
     def _merge(self, row: ReviewRow) -> None:
         with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
             session.merge(row)
 
-    def _refuse_gone(self, case_id: str) -> None:
+    def _check_case_exists(self, case_id: str) -> None:
         with Session(self._engine) as session:
             if session.get(CaseRow, case_id) is None:
                 raise InvalidInputError(f"the case {case_id} is gone from the store", status=404) from None
@@ -87,10 +89,10 @@ class ReviewStore:
         """The reviews of a case, the newest first."""
         query = select(ReviewRow).where(ReviewRow.case_id == case_id).order_by(ReviewRow.reviewed_ns.desc())
         with Session(self._engine) as session:
-            return [_review(row) for row in session.scalars(query)]
+            return [_to_review(row) for row in session.scalars(query)]
 
     def of_app(self, app: str) -> dict[str, list[Review]]:
-        """The reviews of an application's cases by case, the oldest case first, the newest review first."""
+        """The reviews of an application's cases, by case id: the oldest case first, its newest review first."""
         query = (
             select(ReviewRow)
             .join(CaseRow, CaseRow.id == ReviewRow.case_id)
@@ -100,11 +102,11 @@ class ReviewStore:
         found: dict[str, list[Review]] = {}
         with Session(self._engine) as session:
             for row in session.scalars(query):
-                found.setdefault(row.case_id, []).append(_review(row))
+                found.setdefault(row.case_id, []).append(_to_review(row))
         return found
 
     def lines(self, case_ids: Iterable[str]) -> dict[str, list[ReviewLine]]:
-        """Who reviewed these cases, the newest first; cases without a review are left out."""
+        """Who reviewed these cases and when, by case id, the newest review first; omits cases without a review."""
         columns = (ReviewRow.case_id, ReviewRow.reviewer, ReviewRow.reviewed_ns)
         query = select(*columns).where(ReviewRow.case_id.in_(list(case_ids))).order_by(ReviewRow.reviewed_ns.desc())
         found: dict[str, list[ReviewLine]] = {}
@@ -114,32 +116,32 @@ class ReviewStore:
         return found
 
     def remove(self, case_id: str, reviewer: str | None) -> None:
-        """Deletes a reviewer's review of a case; one that is gone already is no error."""
+        """Deletes a reviewer's review of a case, if there is one."""
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(ReviewRow).where(*_of(case_id, reviewer or _NOBODY)))
+            session.execute(delete(ReviewRow).where(*_is_row_of(case_id, reviewer or _NOBODY)))
 
 
-def _of(case_id: str, reviewer: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Whose row of which case."""
+def _is_row_of(case_id: str, reviewer: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The conditions that select a reviewer's row of a case."""
     return ReviewRow.case_id == case_id, ReviewRow.reviewer == reviewer
 
 
-def _changed() -> InvalidInputError:
-    return InvalidInputError("the reviewer has reviewed the case meanwhile; read that review first", status=412)
+def _changed_meanwhile() -> InvalidInputError:
+    return InvalidInputError("the reviewer's review has changed meanwhile; read it again first", status=412)
 
 
-def _row(case_id: str, review: Review) -> ReviewRow:
+def _to_row(case_id: str, review: Review) -> ReviewRow:
     return ReviewRow(
         case_id=case_id,
         reviewer=review.reviewer or _NOBODY,
         reviewed_ns=review.reviewed_ns,
         verdicts={str(number): verdict for number, verdict in sorted(review.verdicts.items())},
-        missed=[dict(one) for one in review.missed],
+        missed=[dict(finding) for finding in review.missed],
         note=review.note,
     )
 
 
-def _review(row: ReviewRow) -> Review:
+def _to_review(row: ReviewRow) -> Review:
     return Review(
         reviewer=row.reviewer or None,
         reviewed_ns=row.reviewed_ns,

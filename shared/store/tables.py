@@ -1,4 +1,4 @@
-"""The tables of the store. A change here comes with a step in ``migrations/versions``."""
+"""The tables of the store. A change here needs a migration in ``migrations/versions``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """The base of all tables, which says how Python types are kept."""
+    """The base of all tables, which maps Python types to column types."""
 
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
 
 class CaseRow(Base):
-    """One request that a person may look at again. Its files, the result among them, lie in ``cases/<id>``.
+    """A request that a person can open again. Its files, including the result, are in ``cases/<id>``.
 
-    ``group`` is that of the key that handed it in, null for none.
+    ``group`` is the group of the key that submitted it; null for a key without a group.
     """
 
     __tablename__ = "cases"
@@ -41,7 +41,7 @@ class CaseRow(Base):
 
 
 class ReviewRow(Base):
-    """What a reviewer says of a case; ``reviewer`` is empty where nobody was named. Deleted with the case."""
+    """A reviewer's review of a case; ``reviewer`` is empty if no name was given. It is deleted with the case."""
 
     __tablename__ = "reviews"
 
@@ -54,11 +54,12 @@ class ReviewRow(Base):
 
 
 class JobRow(Base):
-    """A request that is answered later. Its files lie in ``jobs/<id>`` until it is, and their names in ``files``.
+    """A request that is answered later. Until then its files are in ``jobs/<id>``, and their names in ``files``.
 
-    ``state`` is queued, running, done, failed or cancelled; ``stage`` what is being done; ``server`` who runs it, and
-    has said at ``changed_ns`` that it still does. ``problem`` and ``status`` say why it failed. ``tell_ns`` is when the
-    webhook is to be told that it has ended; null where it was, or where there is none. ``group`` is as in ``CaseRow``.
+    ``state`` is queued, running, done, failed or cancelled; ``stage`` describes the current step. ``server`` is the
+    server that runs the job; ``changed_ns`` is the time of its last heartbeat. ``problem`` and ``status`` say why the
+    job failed. ``tell_ns`` is the time to notify the webhook that the job has ended; null if it was notified or there
+    is no webhook. ``group`` is as in ``CaseRow``.
     """
 
     __tablename__ = "jobs"
@@ -87,7 +88,7 @@ class JobRow(Base):
 
 
 class PromotionRow(Base):
-    """A version of a model that was made the live one; the newest that was not rolled back is."""
+    """A promotion of a version of a model. The newest one that was not rolled back is in force."""
 
     __tablename__ = "promotions"
     __table_args__ = (Index("promotions_by_model_and_time", "model", "promoted_ns"),)
@@ -100,7 +101,7 @@ class PromotionRow(Base):
 
 
 class RetiredRow(Base):
-    """A version of a model that an operator retired: it has no workers, and is not rolled back to."""
+    """A version of a model that an operator retired: it has no workers, and a rollback does not return to it."""
 
     __tablename__ = "retired_versions"
 
@@ -111,9 +112,9 @@ class RetiredRow(Base):
 
 
 class KeyRow(Base):
-    """A key that lets its holder use the server: the SHA-256 of it, and its ``role``, user or operator.
+    """An API key of the server: ``digest`` is its SHA-256, ``role`` is user or operator.
 
-    With a ``group`` it sees only the cases and jobs of the keys of that group.
+    A key with a ``group`` sees only the cases and jobs of keys in that group.
     """
 
     __tablename__ = "keys"

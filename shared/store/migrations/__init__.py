@@ -1,4 +1,4 @@
-"""The versions of the store's tables, in Alembic's layout: what a store of an earlier version is brought through.
+"""Migrations of the store's tables, in Alembic's layout.
 
-A change of ``shared/store/tables.py`` comes with a file in ``versions/``; a test compares the two.
+A change of ``shared/store/tables.py`` needs a migration in ``versions/``; a test compares the two.
 """

@@ -1,4 +1,4 @@
-"""What Alembic runs to migrate: on the connection that it is given."""
+"""Alembic's environment script: runs the migrations on the connection in the configuration."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_a_store_that_is_not_there_is_named_by_the_setting_that_names_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRIVIUM_STORE", "nowhere")
     assert cli.main(["reviews", "medical", "--out", "new", *words]) == 2
-    assert f"there is no store in nowhere; name that of the server in {setting}" in capsys.readouterr().err
+    assert f"there is no store in nowhere; set {setting} to the folder of the server's store" in capsys.readouterr().err
 
 
 def test_one_reviewers_reviews_are_exported(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,7 +160,7 @@ def test_a_job_that_ends_every_server_is_given_up(serve: Serve, settings: Settin
         database.execute("UPDATE jobs SET state = 'running', server = 'killed', attempts = 3")
         database.commit()
     told = events(serve(), job)[-1]
-    assert told["state"] == "failed" and "begun 3 times" in told["problem"]
+    assert told["state"] == "failed" and "started 3 times" in told["problem"]
     echo.gate.set()
 
 

@@ -75,7 +75,7 @@ def test_a_case_that_fits_without_them_alone_is_kept_without(
     small, large = ask(client, 1), ask(client, *([1] * 50))
     assert stored(client, small) == b"[1.0]" and stored(client, large) is None
     assert names(settings, large) == {"result.json", "doubled.csv", ".later.json", ".source-numbers"}
-    assert f"what was analysed is not kept with case {large}: " in caplog.text and "KEEP_BYTES" in caplog.text
+    assert f"the inputs are not kept with case {large}: " in caplog.text and "KEEP_BYTES" in caplog.text
 
 
 def test_a_case_for_whose_inputs_the_disk_has_no_space_is_kept_without(
@@ -93,7 +93,7 @@ def test_a_case_for_whose_inputs_the_disk_has_no_space_is_kept_without(
         case = ask(client, 1, 2)
     assert names(settings, case) == {"result.json", "doubled.csv", ".later.json", ".source-numbers"}
     assert [path.name for path in (settings.store / "cases").iterdir()] == [case], "nothing half written is left"
-    assert f"what was analysed is not kept with case {case}: " in caplog.text and "disk of the store" in caplog.text
+    assert f"the inputs are not kept with case {case}: " in caplog.text and "disk of the store" in caplog.text
 
 
 def test_who_asked_is_answered_where_they_cannot_be_made(

@@ -51,7 +51,7 @@ def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient)
     for replaces in (None, "2020-01-01T00:00:00.000Z"):
         refused = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}, "replaces": replaces})
         assert refused.status_code == 412
-        assert refused.json()["detail"] == "the reviewer has reviewed the case meanwhile; read that review first"
+        assert refused.json()["detail"] == "the reviewer's review has changed meanwhile; read it again first"
     # Another's review is nothing that this one takes the place of.
     assert echo_client.put(home, json={"reviewer": "Grace", "replaces": None}).status_code == 200
     second = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "rejected"}, "replaces": read})
@@ -98,7 +98,7 @@ def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Call
     client.headers.update(grace)
     refused = client.put(home, json={"reviewer": "ada", "verdicts": {}})
     assert refused.status_code == 422
-    assert refused.json()["detail"] == "the reviewer is the name of the key, 'grace'; leave reviewer out"
+    assert refused.json()["detail"] == "the name of the key, 'grace', is the reviewer; leave reviewer out"
     assert client.delete(home, params={"reviewer": "ada"}).status_code == 422
     assert client.put(home, json={"verdicts": {"1": "accepted"}}).json()["reviewer"] == "grace"
     found = client.get(home).json()
@@ -112,7 +112,7 @@ def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Call
         ('{"verdicts": {"2": "accepted"}}', "the case has no finding 2; it has one finding, number 1"),
         ('{"verdicts": {"0": "accepted"}}', "body.verdicts.0"),
         ('{"verdicts": {"1": "maybe"}}', "body.verdicts.1"),
-        ('{"missed": [{"x": 1}]}', "echo takes verdicts and a note, and no missed findings"),
+        ('{"missed": [{"x": 1}]}', "reviews of echo take only verdicts and a note, no missed findings"),
         ('{"reviewer": "a\\u0000b"}', "body.reviewer"),
         ('{"reviewer": "' + "a" * 65 + '"}', "body.reviewer"),
         ('{"note": "' + "a" * 2001 + '"}', "body.note"),

@@ -48,7 +48,7 @@ def test_a_backup_of_a_store_in_use_is_restored_whole(
         assert found.stat().st_mode & 0o077 == found.parent.stat().st_mode & 0o077 == 0
     capsys.readouterr()
     assert cli.main(["restore", str(tmp_path / "all.tar")]) == 2
-    assert "holds cases or jobs" in capsys.readouterr().err
+    assert "has cases or jobs" in capsys.readouterr().err
 
 
 def test_a_backup_holds_the_reviews_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

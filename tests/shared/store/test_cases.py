@@ -72,7 +72,7 @@ def test_only_a_cases_own_files_are_found(store: CaseStore) -> None:
 
 @pytest.mark.parametrize("name", ["../out.csv", "a/b", "", "..", "result.json", "picture.png"])
 def test_names_with_folders_or_taken_names_are_not_written(store: CaseStore, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no name for a file of a case"):
+    with pytest.raises(ValueError, match="cannot be the name of a case file"):
         keep(store, files={name: b""})
     assert not list((tmp_path / "store" / "cases").iterdir()) and not store.recent("echo")
 
@@ -119,7 +119,7 @@ def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
 def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> None:
     half = tmp_path / "store" / "cases" / ".partial-1"
     half.mkdir()
-    with pytest.raises(InvalidInputError, match="in use by another server; give this one a folder of its own"):
+    with pytest.raises(InvalidInputError, match="in use by another server; give this one its own folder"):
         CaseStore(tmp_path / "store")
     assert half.exists(), "it may be what the other server is writing"
     with closing(CaseStore(tmp_path / "other")):
@@ -130,7 +130,7 @@ def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInputError, match=r"cannot be written .*; name another folder in TRIVIUM_STORE"):
+    with pytest.raises(InvalidInputError, match=r"cannot be written .*; set TRIVIUM_STORE to another folder"):
         CaseStore(tmp_path / "file")
 
 
@@ -138,8 +138,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ("url", "words"),
     [
         ("postgresql://me:secret@localhost/trivium", r"the package pg8000; install trivium\[postgres\]"),
-        ("nonsense", "TRIVIUM_STORE_URL is no address"),
-        ("abacus://here", "TRIVIUM_STORE_URL is no address"),
+        ("nonsense", "TRIVIUM_STORE_URL is not the URL"),
+        ("abacus://here", "TRIVIUM_STORE_URL is not the URL"),
         ("sqlite:////nowhere/at/all.sqlite", "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open"),
     ],
 )
@@ -261,18 +261,18 @@ def test_a_refused_store_says_where_another_is_named(tmp_path: Path) -> None:
     for file in (database, tmp_path / "given" / "trivium.sqlite"):
         with closing(sqlite3.connect(file)) as connection:
             connection.executescript(_FIRST_RELEASE + "ALTER TABLE cases DROP COLUMN door")
-    with pytest.raises(InvalidInputError, match="door; name another database in TRIVIUM_STORE_URL, or use that"):
+    with pytest.raises(InvalidInputError, match="door; set TRIVIUM_STORE_URL to another database, or use that"):
         CaseStore(tmp_path / "beside", f"sqlite:///{database}")
-    with pytest.raises(InvalidInputError, match="door; name another folder in --store, or use that"):
+    with pytest.raises(InvalidInputError, match="door; set --store to another folder, or use that"):
         CaseStore(tmp_path / "given", setting="--store")
     for file in (database, tmp_path / "given" / "trivium.sqlite"):
         with closing(sqlite3.connect(file)) as connection:
             connection.executescript("DROP TABLE cases; CREATE TABLE alembic_version (version_num TEXT);")
             connection.execute("INSERT INTO alembic_version VALUES ('9999')")
             connection.commit()
-    with pytest.raises(InvalidInputError, match="use that version, or name another database in TRIVIUM_STORE_URL"):
+    with pytest.raises(InvalidInputError, match="use that version, or set TRIVIUM_STORE_URL to another database"):
         CaseStore(tmp_path / "beside", f"sqlite:///{database}")
-    with pytest.raises(InvalidInputError, match="use that version, or name another folder in --store"):
+    with pytest.raises(InvalidInputError, match="use that version, or set --store to another folder"):
         CaseStore(tmp_path / "given", setting="--store")
 
 
@@ -301,7 +301,7 @@ def test_a_store_of_another_version_is_refused_in_one_sentence(tmp_path: Path, c
     with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
         connection.executescript(_FIRST_RELEASE + change)
     with pytest.raises(
-        InvalidInputError, match=f"another version of Trivium: its table cases differs in {column}; name"
+        InvalidInputError, match=f"another version of Trivium: its table cases differs in {column}; set"
     ):
         CaseStore(tmp_path)
     with pytest.raises(InvalidInputError, match="another version"):

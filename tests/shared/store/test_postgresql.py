@@ -75,11 +75,11 @@ def test_reviews_are_kept_replaced_and_gone_with_their_case(server: str, tmp_pat
             store.reviews.put(case.id, review)
         assert [one.reviewed_ns for one in store.reviews.of_case(case.id)] == [9, 8]
         newer, read = replace(first, reviewed_ns=10_000_000), first.reviewed
-        store.reviews.put_over(case.id, newer, read)
+        store.reviews.put_if_unchanged(case.id, newer, read)
         for review in (first, replace(first, reviewer="Grace")):
             with pytest.raises(InvalidInputError, match="meanwhile"):
-                store.reviews.put_over(case.id, review, read)
-        store.reviews.put_over(case.id, replace(first, reviewer="Grace"), None)
+                store.reviews.put_if_unchanged(case.id, review, read)
+        store.reviews.put_if_unchanged(case.id, replace(first, reviewer="Grace"), None)
         store.remove(case)
         assert store.reviews.of_app("reviewed") == {} == store.reviews.lines([case.id])
         with pytest.raises(InvalidInputError, match="is gone from the store"):

@@ -1,4 +1,4 @@
-"""The cases, as the first release kept them."""
+"""The table of cases, as in the first release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0001", None
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table and its index."""
     op.create_table(
         "cases",
         sa.Column("id", sa.String(32), primary_key=True),

@@ -1,4 +1,4 @@
-"""A case's result lies in its ``result.json`` alone; what its files take is counted."""
+"""Results are stored only in ``result.json``, and the size of a case's files is recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0002", "0001"
 
 
 def upgrade() -> None:
-    """Drops the column ``result``, names ``door`` as it is called now, and adds ``bytes``."""
+    """Drops the column ``result``, renames ``door`` to ``interface``, and adds ``bytes``."""
     with op.batch_alter_table("cases") as cases:
         cases.drop_column("result")
         cases.alter_column("door", new_column_name="interface")

@@ -1,4 +1,4 @@
-"""Jobs: requests that are answered later."""
+"""The table of jobs: requests that are answered later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0003", "0002"
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table and its index."""
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(32), primary_key=True),

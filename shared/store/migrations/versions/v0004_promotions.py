@@ -1,4 +1,4 @@
-"""Promotions: which version of a model is the live one, and which were before."""
+"""The table of promotions: the live version of each model and the earlier ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0004", "0003"
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table and its index."""
     op.create_table(
         "promotions",
         sa.Column("id", sa.String(32), primary_key=True),

@@ -1,4 +1,4 @@
-"""Retired versions: those that an operator took out of use."""
+"""The table of model versions that an operator retired."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0005", "0004"
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table."""
     op.create_table(
         "retired_versions",
         sa.Column("id", sa.String(32), primary_key=True),

@@ -1,4 +1,4 @@
-"""Jobs that have ended keep no names of files: they may be those of persons."""
+"""Ended jobs do not keep the names of their files, because they may be those of persons."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ revision, down_revision = "0006", "0005"
 
 
 def upgrade() -> None:
-    """Takes them out."""
+    """Deletes the names."""
     op.execute("UPDATE jobs SET files = '[]' WHERE state IN ('done', 'failed', 'cancelled')")

@@ -1,4 +1,4 @@
-"""When the webhook is to be told that a job has ended."""
+"""The time at which to notify the webhook that a job has ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ revision, down_revision = "0007", "0006"
 
 
 def upgrade() -> None:
-    """Adds the column; of jobs that have ended by now nobody is told."""
+    """Adds the column and its index. The webhook is not notified of jobs that have already ended."""
     op.add_column("jobs", sa.Column("tell_ns", sa.BigInteger, nullable=True))
     op.create_index("jobs_by_time_to_tell", "jobs", ["tell_ns"])

@@ -1,4 +1,4 @@
-"""Keys: who may use the server."""
+"""The table of API keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0008", "0007"
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table."""
     op.create_table(
         "keys",
         sa.Column("name", sa.String(64), primary_key=True),

@@ -1,7 +1,7 @@
-"""Reviews: what readers say of cases.
+"""The table of reviews.
 
-They go with their case by its foreign key: a later step that makes the table ``cases`` anew, as SQLite's batches do,
-has to keep them aside.
+Reviews are deleted with their case through the foreign key. A later migration that recreates the table ``cases``, as
+Alembic's batch mode for SQLite does, must therefore save the reviews first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ revision, down_revision = "0009", "0008"
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table."""
     op.create_table(
         "reviews",
         sa.Column("case_id", sa.String(32), sa.ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),

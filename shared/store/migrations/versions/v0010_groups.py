@@ -1,4 +1,4 @@
-"""Groups of keys: whose cases and jobs a key sees."""
+"""Groups of keys: a key with a group sees only the cases and jobs of that group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ revision, down_revision = "0010", "0009"
 
 
 def upgrade() -> None:
-    """Adds the columns; what is there belongs to no group."""
+    """Adds the columns and an index. Existing rows belong to no group."""
     for table in ("keys", "cases", "jobs"):
         op.add_column(table, sa.Column("group", sa.String(64), nullable=True))
     op.create_index("cases_by_app_group_and_time", "cases", ["app", "group", "created_ns"])
