@@ -18,7 +18,7 @@ _ROUTERS = (predict.router, cases.router, reviews.router, jobs.router)
 
 
 def app_routes(service: Service) -> APIRouter:
-    """The routes that every application has, as those of one, under /api/<name>."""
+    """The routes that every application has, for the application of ``service``, under /api/<name>."""
     name = service.app.name
     router = APIRouter(
         prefix=f"/api/{name}",
@@ -27,16 +27,16 @@ def app_routes(service: Service) -> APIRouter:
         responses=REFUSED,
         generate_unique_id_function=lambda route: f"{name}_{route.name}",
     )
-    for one in _ROUTERS:
-        router.include_router(one)
+    for subrouter in _ROUTERS:
+        router.include_router(subrouter)
     return router
 
 
 def domain_operation_ids(app: str, domain: APIRouter) -> Callable[[APIRoute], str]:
-    """What names the operations of an application's own routes as those of every application are: ``medical_cases``.
+    """A function that names the operations of an application's own routes, such as ``medical_cases``.
 
-    Generators of clients make functions of these names. A name that is there already gives way to FastAPI's.
+    Client generators turn these names into function names. If a name is already taken, FastAPI's default is used.
     """
-    routes = (route for one in (*_ROUTERS, domain) for route in one.routes if isinstance(route, APIRoute))
-    named = Counter(route.name for route in routes if route.include_in_schema)
-    return lambda route: f"{app}_{route.name}" if named[route.name] == 1 else generate_unique_id(route)
+    routes = (route for router in (*_ROUTERS, domain) for route in router.routes if isinstance(route, APIRoute))
+    name_counts = Counter(route.name for route in routes if route.include_in_schema)
+    return lambda route: f"{app}_{route.name}" if name_counts[route.name] == 1 else generate_unique_id(route)

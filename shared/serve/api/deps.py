@@ -1,4 +1,4 @@
-"""What routes depend on, as annotated types."""
+"""Dependencies of the routes, as annotated types."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.records import Case, Origin
 
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 def use(service: Service) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that makes the routes of a router those of one application: ``ServiceDep`` gives its service."""
+    """A dependency for a router, which makes ``ServiceDep`` return this service in all its routes."""
 
     async def set_service(request: Request) -> None:
         request.state.service = service
@@ -34,19 +34,19 @@ def use(service: Service) -> Callable[[Request], Awaitable[None]]:
 
 
 async def get_service(request: Request) -> Service:
-    """The application that the path belongs to."""
+    """The service of the application that the path belongs to."""
     service: Service = request.state.service
     return service
 
 
 async def get_services(request: Request) -> Mapping[str, Service]:
-    """All applications by name."""
+    """The services of all applications, by name."""
     services: Mapping[str, Service] = request.app.state.services
     return services
 
 
 async def get_metrics(request: Request) -> Metrics:
-    """The counters of the server."""
+    """The metrics of the server."""
     metrics: Metrics = request.app.state.metrics
     return metrics
 
@@ -54,14 +54,15 @@ async def get_metrics(request: Request) -> Metrics:
 ServiceDep = Annotated[Service, Depends(get_service)]
 ServicesDep = Annotated[Mapping[str, Service], Depends(get_services)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
-LimitDep = Annotated[int, Query(ge=1, le=200, description="how many at the most")]
-BeforeDep = Annotated[str | None, Query(description="the last of a list, to go on after it")]
+LimitDep = Annotated[int, Query(ge=1, le=200, description="the maximum number of entries")]
+BeforeDep = Annotated[str | None, Query(description="the id of the last entry of a page, to get the next page")]
 
 
 async def get_operator(request: Request) -> None:
-    """Who may see how the server does: an operator, or without keys who asks from its own machine; 403 for others.
+    """Admits operators or, on a server without keys, clients on the server's own machine; refuses others (403).
 
-    A proxy there is none of them: it asks for others, under another name or with a header that says so.
+    A proxy on this machine is not admitted: it forwards requests of others, under another host name or with a header
+    that says so.
     """
     if request.app.state.keys is not None:
         await require_operator(request)
@@ -72,15 +73,15 @@ async def get_operator(request: Request) -> None:
     except ValueError:
         local = False
     host = request.headers.get("host", "").lower()
-    own = not {host, host.rpartition(":")[0]}.isdisjoint(LOOPBACK_NAMES)
-    if not (local and own) or any(name in request.headers for name in _FORWARDED):
+    loopback_host = not {host, host.rpartition(":")[0]}.isdisjoint(LOOPBACK_NAMES)
+    if not (local and loopback_host) or any(name in request.headers for name in _PROXY_HEADERS):
         raise InvalidInputError(
-            "this page is shown on the server's own machine alone, or to operators where keys are required", status=403
+            "this page is shown only on the server's own machine or, if keys are required, to operators", status=403
         )
 
 
 def get_case(service: ServiceDep, case_id: str, group: GroupDep) -> Case:
-    """The case that the path names; 404 where there is none that who asks may see."""
+    """The case that the path names. Refuses (404) a case that does not exist or that the client's key may not see."""
     return service.case(case_id, group)
 
 
@@ -90,7 +91,7 @@ CaseDep = Annotated[Case, Depends(get_case)]
 async def get_origin(
     group: GroupDep, trivium_interface: Annotated[str | None, Header(include_in_schema=False)] = None
 ) -> Origin:
-    """The way that a request came, and of which group."""
+    """The interface and the group of a request."""
     return Origin("form" if trivium_interface == "form" else "json", group)
 
 
@@ -98,7 +99,7 @@ OriginDep = Annotated[Origin, Depends(get_origin)]
 
 
 async def admit(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
-    """The request's place, before its body is read and until its answer is there; 503 where there is no room."""
+    """The request's place, from before its body is read until its answer is ready; refuses (503) without room."""
     with service.admit(group) as place:
         yield place
 
@@ -107,7 +108,7 @@ PlaceDep = Annotated[Place, Depends(admit, scope="function")]
 
 
 async def get_folder(service: ServiceDep, _: PlaceDep) -> AsyncIterator[Path]:
-    """A folder for the files of an admitted request, removed afterwards."""
+    """A temporary folder for the files of an admitted request."""
     async with contextmanager_in_threadpool(service.incoming()) as folder:
         yield folder
 
@@ -116,7 +117,7 @@ FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
 
 
 async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, place: PlaceDep) -> Upload:
-    """The form of an admitted request, its files streamed to disk within the server's limits."""
+    """The form of an admitted request. Its files are streamed to disk, within the server's limits."""
     return await _receive(request, service, folder, place)
 
 
@@ -124,7 +125,7 @@ UploadDep = Annotated[Upload, Depends(get_upload)]
 
 
 async def admit_job(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
-    """The place of a job while it is handed in; 503, before its body is read, where as many wait as may."""
+    """The place of a job while it is submitted; refuses (503), before its body is read, if too many jobs wait."""
     await run_in_threadpool(service.check_room_for_jobs, group)
     with service.admit_job(group) as place:
         yield place
@@ -134,7 +135,7 @@ JobPlaceDep = Annotated[Place, Depends(admit_job, scope="function")]
 
 
 async def get_job_folder(service: ServiceDep, _: JobPlaceDep) -> AsyncIterator[Path]:
-    """A folder for the files of a job that is handed in, removed afterwards where the job did not take it."""
+    """A folder for the files of a job that is being submitted; removed afterwards unless the job took it over."""
     async with contextmanager_in_threadpool(service.incoming()) as folder:
         yield folder
 
@@ -143,7 +144,7 @@ JobFolderDep = Annotated[Path, Depends(get_job_folder, scope="function")]
 
 
 async def get_job_upload(request: Request, service: ServiceDep, folder: JobFolderDep, place: JobPlaceDep) -> Upload:
-    """The form of a job, received as that of a prediction is."""
+    """The form of a job, received in the same way as that of a prediction."""
     return await _receive(request, service, folder, place)
 
 
@@ -152,7 +153,7 @@ JobUploadDep = Annotated[Upload, Depends(get_job_upload)]
 
 async def _receive(request: Request, service: Service, folder: Path, place: Place) -> Upload:
     settings = service.settings
-    with full_disk_named("the upload cannot be taken"):
+    with full_disk_named("the upload cannot be stored"):
         return await receive(
             within_upload_limits(request, settings, place),
             request.headers,

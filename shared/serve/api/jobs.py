@@ -1,4 +1,4 @@
-"""Jobs: predictions that take longer than a client wants to wait. Accepted with 202, followed by events, kept."""
+"""Routes for jobs: predictions that run in the background, are accepted with 202, and can be followed by events."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from shared.store.disk import full_disk_named
 from shared.store.jobs import Job, NewJob
 from shared.store.records import Origin
 
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: content("text/event-stream"),
-    429: {"model": Problem, "description": "This client follows as many jobs as it may; see Retry-After"},
-    503: {"model": Problem, "description": "As many jobs are followed as can be; see Retry-After"},
+    429: {"model": Problem, "description": "This client already follows the maximum number of jobs; see Retry-After"},
+    503: {"model": Problem, "description": "Too many jobs are being followed; see Retry-After"},
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     202: {"headers": header("Location", "the address of the job, as `url` in the answer")},
     400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
-    409: {"model": Problem, "description": "The same job is being handed in under this key"},
+    409: {"model": Problem, "description": "The same job is being submitted with this key"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},
     503: {"model": Problem, "description": "There are too many jobs already; see Retry-After"},
     507: {"model": Problem, "description": "The disk is full"},
 }
-_KEY = "the same key with the same form answers with the job that is there already, so that a client may ask again"
+_KEY_DESCRIPTION = "a repeated request with the same key and form returns the existing job, so that a client can retry"
 router = APIRouter(prefix="/jobs")
 
 
 def get_job(service: ServiceDep, job_id: str, group: GroupDep) -> Job:
-    """The job that the path names; 404 where there is none that who asks may see."""
+    """The job that the path names. Refuses (404) a job that does not exist or that the client's key may not see."""
     job = service.jobs.get(service.app.name, job_id, group)
     if job is None:
         raise InvalidInputError(f"{service.app.name} has no job {job_id!r}", status=404)
@@ -54,7 +54,7 @@ JobDep = Annotated[Job, Depends(get_job)]
 
 
 async def get_stream_place(request: Request, group: GroupDep) -> AsyncIterator[None]:
-    """The place of a stream of events until it ends; refuses (429, 503) where there is none."""
+    """A place for a stream of events, until the stream ends; refuses (429, 503) if there is none."""
     client = request.client.host if request.client is not None else "local"
     with request.app.state.event_streams.take(client, group):
         yield
@@ -72,12 +72,11 @@ async def add_job(
     upload: JobUploadDep,
     folder: JobFolderDep,
     origin: OriginDep,
-    idempotency_key: Annotated[str | None, Header(description=_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(description=_KEY_DESCRIPTION)] = None,
 ) -> JobAnswer:
-    """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is.
+    """Accepts the same form as `predict` and answers at once; the address of the job returns its progress.
 
-    Options that `predict` refuses whatever the files, models that are not loaded, and unknown samples are refused here
-    as well.
+    It refuses options that `predict` refuses for any files, models that are not loaded, and unknown samples.
     """
     check_upload(upload)
     job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, origin, idempotency_key)
@@ -101,26 +100,26 @@ def _add(
     service.check_model(options.get("model"))
     if job.sample is not None:
         service.samples.get(job.sample)
-    with full_disk_named("the job cannot be taken"):
+    with full_disk_named("the job cannot be stored"):
         return service.jobs.add(job, folder, identifier)
 
 
-@router.get("", responses=_MISSING)
+@router.get("", responses=_NOT_FOUND)
 def jobs(service: ServiceDep, group: GroupDep, limit: LimitDep = 20, before: BeforeDep = None) -> Jobs:
-    """The newest jobs, or those that came before one."""
-    found = service.jobs.recent(service.app.name, limit, before, group)
-    return Jobs(jobs=[JobAnswer.of(job, service.settings.root) for job in found])
+    """The newest jobs, or the newest ones before a given job."""
+    recent = service.jobs.recent(service.app.name, limit, before, group)
+    return Jobs(jobs=[JobAnswer.of(job, service.settings.root) for job in recent])
 
 
-@router.get("/{job_id}", responses=_MISSING)
+@router.get("/{job_id}", responses=_NOT_FOUND)
 def job(service: ServiceDep, job: JobDep) -> JobAnswer:
-    """How far a job is; `case` is the address of its answer once it is done."""
+    """The state of a job; `case` is the address of its answer once the job is done."""
     return JobAnswer.of(job, service.settings.root)
 
 
-@router.delete("/{job_id}", responses=_MISSING)
+@router.delete("/{job_id}", responses=_NOT_FOUND)
 async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
-    """Cancels a job, and stops what computes it; one that has ended stays as it is."""
+    """Cancels a job and stops its computation; a job that has ended does not change."""
     await service.runner.cancel(job)
     return JobAnswer.of(await run_in_threadpool(get_job, service, job.id, job.group), service.settings.root)
 
@@ -128,22 +127,25 @@ async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
 @router.get(
     "/{job_id}/events",
     response_class=StreamingResponse,
-    responses=_MISSING | _EVENTS,
+    responses=_NOT_FOUND | _EVENTS,
     dependencies=[Depends(get_stream_place)],
 )
 async def job_events(request: Request, service: ServiceDep, job: JobDep) -> StreamingResponse:
-    """Server-sent events: the job now and whenever it has changed, until it has ended; comments in between.
+    """Server-sent events: the job now and after each change until it has ended, with keep-alive comments in between.
 
-    They end where the server does: ask again.
+    The stream also ends when the server shuts down; then request it again.
     """
 
     drain: Drain = request.app.state.drain
 
     async def events() -> AsyncIterator[str]:
-        async for now in service.runner.follow(job, lambda: drain.begun):
-            if now is None:
-                yield ": it goes on\n\n"
+        async for current in service.runner.follow(job, lambda: drain.begun):
+            if current is None:
+                yield ": keep-alive\n\n"
             else:
-                yield f"event: {now.state}\ndata: {JobAnswer.of(now, service.settings.root).model_dump_json()}\n\n"
+                yield (
+                    f"event: {current.state}\n"
+                    f"data: {JobAnswer.of(current, service.settings.root).model_dump_json()}\n\n"
+                )
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

@@ -1,4 +1,4 @@
-"""The versions of the models and their stages: which one is live, promoted, rolled back and reloaded in one call."""
+"""Routes for model versions and their stages: promote, roll back, retire and reload, each in one call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shared.store.promotions import Stage
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is no such model, or no such version of it"},
-    409: {"model": Problem, "description": "No version was live before, or the one to retire is live"},
+    409: {"model": Problem, "description": "There is no earlier live version, or the version to retire is live"},
     422: {"model": Problem, "description": "The request, or the version's files, cannot be used"},
-    503: {"model": Problem, "description": "The version cannot be loaded; the one that was live still is"},
+    503: {"model": Problem, "description": "The version cannot be loaded; the live version has not changed"},
 }
 router = APIRouter(prefix="/api/models", tags=["Server"])
 
@@ -35,7 +35,7 @@ class Models(BaseModel):
 
 
 class Promotion(BaseModel):
-    """Which version is to be live, or retired."""
+    """The version to promote or retire."""
 
     model_config = ConfigDict(strict=True)
 
@@ -43,9 +43,9 @@ class Promotion(BaseModel):
 
 
 async def get_live_versions(request: Request) -> LiveVersions:
-    """What changes the versions that are served."""
-    found: LiveVersions = request.app.state.live_versions
-    return found
+    """The object that changes which versions are served."""
+    live_versions: LiveVersions = request.app.state.live_versions
+    return live_versions
 
 
 LiveVersionsDep = Annotated[LiveVersions, Depends(get_live_versions)]
@@ -53,39 +53,40 @@ LiveVersionsDep = Annotated[LiveVersions, Depends(get_live_versions)]
 
 @router.get("", operation_id="models")
 async def models(live: LiveVersionsDep) -> Models:
-    """Every model's versions and their stages."""
+    """The versions of every model, and their stages."""
     return Models(models=[await _versions(live, name) for name in live.models()])
 
 
 @router.post("/{name}/promote", operation_id="promote", responses=_PROBLEMS, dependencies=[OperatorOnly])
-async def promote(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versions:
-    """Makes a version the live one, once it is loaded beside the one that was, which answers what it was given."""
-    await live.promote(name, wanted.version)
+async def promote(name: str, promotion: Promotion, live: LiveVersionsDep) -> Versions:
+    """Makes a version live after loading it beside the current one, which still answers the requests it has."""
+    await live.promote(name, promotion.version)
     return await _versions(live, name)
 
 
 @router.post("/{name}/rollback", operation_id="rollback", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def roll_back(name: str, live: LiveVersionsDep) -> Versions:
-    """Makes the version live again that was before the last promotion, or before a reload took up a newer one."""
+    """Makes the version live that was live before the last promotion, or before a reload found a newer version."""
     await live.roll_back(name)
     return await _versions(live, name)
 
 
 @router.post("/{name}/retire", operation_id="retire", responses=_PROBLEMS, dependencies=[OperatorOnly])
-async def retire(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versions:
-    """Takes a version out of use: its workers end once they have answered, and it is not rolled back to.
+async def retire(name: str, promotion: Promotion, live: LiveVersionsDep) -> Versions:
+    """Retires a version: its workers end after answering their requests, and a rollback does not return to it.
 
-    The live version cannot be retired. One that was retired can be promoted again.
+    The live version cannot be retired. A retired version can be promoted again.
     """
-    await live.retire(name, wanted.version)
+    await live.retire(name, promotion.version)
     return await _versions(live, name)
 
 
 @router.post("/{name}/reload", operation_id="reload", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def reload(name: str, live: LiveVersionsDep) -> Versions:
-    """Reads the registry again, and has new workers take the place of the model's, which answer what they were given.
+    """Reads the registry again and replaces the model's workers; the old ones still answer the requests they have.
 
-    A new version becomes live where none was ever promoted; else it is a candidate, which answers by its number.
+    A new version becomes live if no version was ever promoted; otherwise it is a candidate, which answers only requests
+    that name its version.
     """
     await live.reload(name)
     return await _versions(live, name)

@@ -1,4 +1,4 @@
-"""From a form to a case: the routes that predict."""
+"""The routes that predict: they turn a form into a case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},
-    503: {"model": Problem, "description": "There is no room, or no model is at hand; see Retry-After"},
+    503: {"model": Problem, "description": "The server is at capacity, or no model is available; see Retry-After"},
     504: {"model": Problem, "description": "The deadline passed"},
     507: {"model": Problem, "description": "The disk is full"},
 }
@@ -31,7 +31,7 @@ router = APIRouter()
 
 @router.get("/samples")
 def samples(service: ServiceDep) -> Samples:
-    """The samples that can be predicted on without a file."""
+    """The samples that can be predicted on without uploading a file."""
     return Samples(samples=[SampleAnswer.of(sample) for sample in service.samples.at_hand()])
 
 
@@ -44,7 +44,7 @@ def samples(service: ServiceDep) -> Samples:
 async def predict(
     request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, origin: OriginDep
 ) -> Response:
-    """Predicts on uploaded files (field `files`, repeated) or on a sample (field `sample`), and keeps the case.
+    """Predicts on uploaded files (field `files`, may be repeated) or on a sample (field `sample`), and keeps the case.
 
     Every other field is an option of the application.
     """
@@ -56,14 +56,14 @@ async def _submit(service: Service, upload: Upload, folder: Path, origin: Origin
     check_upload(upload)
     sample, files = upload.fields.get("sample"), tuple(upload.files)
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
-    wanted = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
-    return await service.submit(wanted, origin, sample=sample, folder=folder, arrived=upload.arrived)
+    predictor_request = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
+    return await service.submit(predictor_request, origin, sample=sample, folder=folder, arrived=upload.arrived)
 
 
 def check_upload(upload: Upload) -> None:
-    """Refuses a form that has neither files nor the name of a sample, or both."""
+    """Raises ``InvalidInputError`` for a form that has both files and the name of a sample, or neither."""
     if "sample" in upload.fields and upload.files:
-        raise InvalidInputError("send files or the name of a sample, not both")
+        raise InvalidInputError("send either files or the name of a sample, not both")
     if "sample" not in upload.fields and not upload.files:
         raise InvalidInputError(
             "the request has no files; send them in the field 'files', or name a sample in 'sample'"

@@ -1,4 +1,4 @@
-"""What the JSON routes take and answer."""
+"""The request bodies and responses of the JSON routes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from shared.store.reviews import ReviewLine
 
 UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 _FormText = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
-"""A form has no null: what is not said is left out."""
+"""A form has no null: a field without a value is omitted."""
 
 
 class PredictForm(BaseModel):
-    """Files, or the name of a sample instead; every other field is an option of the application."""
+    """Either files or the name of a sample; every other field is an option of the application."""
 
     __pydantic_extra__: dict[str, str] = Field(init=False)
     model_config = ConfigDict(extra="allow")
 
-    files: list[UploadedFile] = Field(default=[], description="repeated where there are several")
+    files: list[UploadedFile] = Field(default=[], description="repeated for several files")
     sample: _FormText = Field(default=None, description="the name of a sample, instead of files")
 
 
@@ -42,12 +42,12 @@ class SampleAnswer(BaseModel):
 
     @classmethod
     def of(cls, sample: Sample) -> SampleAnswer:
-        """What is told of a sample."""
+        """The answer for a sample."""
         return cls(name=sample.name, title=sample.title, synthetic=sample.synthetic, source=sample.source)
 
 
 class Samples(BaseModel):
-    """The samples at hand."""
+    """The available samples."""
 
     samples: list[SampleAnswer]
 
@@ -60,14 +60,14 @@ class ArtifactVersion(BaseModel):
 
     @classmethod
     def of(cls, manifest: Manifest) -> ArtifactVersion:
-        """What is told of an artifact."""
+        """The answer for an artifact."""
         return cls(name=manifest.name, version=manifest.version)
 
 
 class CaseReviewer(BaseModel):
     """Who reviewed a case, and when."""
 
-    reviewer: str | None = Field(description="null where nobody was named")
+    reviewer: str | None = Field(description="null if no name was given")
     reviewed: str = Field(description="UTC, ISO 8601")
 
 
@@ -78,20 +78,20 @@ class CaseLine(BaseModel):
     created: str
     interface: str
     inputs: list[str]
-    label: str = Field(description="what was handed in, and what was found where the application has words for it")
-    reviews: list[CaseReviewer] = Field(description="by whom it was reviewed, the newest first")
+    label: str = Field(description="the inputs and, if the application provides a label, the result")
+    reviews: list[CaseReviewer] = Field(description="who reviewed it, the newest review first")
     url: str
 
     @classmethod
     def of(cls, case: CaseSummary, label: str, reviews: Iterable[ReviewLine], root: str) -> CaseLine:
-        """What is told of a case in a list, by a server that is reached under ``root``."""
+        """The answer for a case in a list; ``root`` is the path under which the server is reached."""
         return cls(
             case=case.id,
             created=case.created,
             interface=case.interface,
             inputs=case.names,
             label=label,
-            reviews=[CaseReviewer(reviewer=one.reviewer, reviewed=one.reviewed) for one in reviews],
+            reviews=[CaseReviewer(reviewer=review.reviewer, reviewed=review.reviewed) for review in reviews],
             url=_address(case, root),
         )
 
@@ -103,19 +103,19 @@ class Cases(BaseModel):
 
 
 class CaseAnswer(BaseModel):
-    """A case: what was handed in, what came out."""
+    """A case: the inputs and the result."""
 
     case: str = Field(description="its identifier")
     url: str
     app: str
     created: str = Field(description="UTC, ISO 8601")
-    interface: str = Field(description="the way that the request came: form, json, or the name of a protocol")
+    interface: str = Field(description="the interface of the request: form, json, or the name of a protocol")
     inputs: list[InputFile] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
     inputs_sha256: str
     options: dict[str, str]
     artifact: ArtifactVersion = Field(description="the model that answered")
     remark: str | None = Field(
-        description="why the case is not kept, where it is too large or the disk of the store is full"
+        description="why the case is not kept, if it is too large or the disk of the store is full; else null"
     )
     result: dict[str, JsonValue] = Field(description="the content of result.json")
     picture: str = Field(description="address of a PNG")
@@ -123,9 +123,9 @@ class CaseAnswer(BaseModel):
 
 
 def case_document(case: Case, result: bytes, root: str) -> bytes:
-    """A ``CaseAnswer`` as JSON, of a server that is reached under ``root``.
+    """A ``CaseAnswer`` as JSON; ``root`` is the path under which the server is reached.
 
-    ``result.json`` goes in as it is: it may be large, and nobody here need read it.
+    ``result.json`` is inserted without parsing it, because it may be large.
     """
     home = _address(case, root)
     head = {
@@ -151,32 +151,32 @@ Number = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
 class ReviewBody(BaseModel):
-    """What a reviewer says of a case, in place of what the same reviewer said before."""
+    """A review of a case; it replaces an earlier review by the same reviewer."""
 
     model_config = ConfigDict(extra="forbid")
 
     reviewer: Reviewer | None = Field(
-        default=None, description="who says it; where the server requires keys that is the name of the key"
+        default=None, description="the reviewer's name; if the server requires keys, this is the name of the key"
     )
     verdicts: dict[Number, Verdict] = Field(
-        default={}, description="by the finding's number in `result`, from 1; what is left out is undecided"
+        default={}, description="by the finding's number in `result`, from 1; findings left out are undecided"
     )
     missed: list[dict[str, JsonValue]] = Field(
-        default=[], max_length=MAX_MISSED, description="findings that should have been made"
+        default=[], max_length=MAX_MISSED, description="findings that the model missed"
     )
     note: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
     replaces: str | None = Field(
         default=None,
         max_length=64,
-        description="`reviewed` of the reviewer's review that was read before, null for none; where it is another one "
-        "by now, this is refused (412). Left out, the review takes the place of whichever there is",
+        description="`reviewed` of the reviewer's review that the client has read, null if there was none; if the "
+        "current review is another one, this one is refused (412). If left out, it replaces any current review",
     )
 
 
 class ReviewAnswer(BaseModel):
-    """What a reviewer said of a case."""
+    """A reviewer's review of a case."""
 
-    reviewer: str | None = Field(description="null where nobody was named")
+    reviewer: str | None = Field(description="null if no name was given")
     reviewed: str = Field(description="UTC, ISO 8601")
     verdicts: dict[str, Verdict] = Field(description="by the finding's number in `result`, from 1")
     missed: list[dict[str, JsonValue]]
@@ -184,43 +184,45 @@ class ReviewAnswer(BaseModel):
 
     @classmethod
     def of(cls, review: Review) -> ReviewAnswer:
-        """What is told of a review."""
+        """The answer for a review."""
         return cls(
             reviewer=review.reviewer,
             reviewed=review.reviewed,
             verdicts={str(number): verdict for number, verdict in review.verdicts.items()},
-            missed=[dict(one) for one in review.missed],
+            missed=[dict(finding) for finding in review.missed],
             note=review.note,
         )
 
 
 class Reviews(BaseModel):
-    """The reviews of a case, one of each reviewer."""
+    """The reviews of a case, one per reviewer."""
 
     case: str
-    reviewer: str | None = Field(description="as whom who asks would review it, where the server requires keys")
+    reviewer: str | None = Field(
+        description="the client's own name as reviewer, if the server requires keys; else null"
+    )
     reviews: list[ReviewAnswer] = Field(description="the newest first")
 
 
 class JobAnswer(BaseModel):
-    """How far a job is. ``stage`` says in a few words what is done while it runs: ``reading``, ``frame 3 of 8``."""
+    """The state of a job. While it runs, ``stage`` describes the current step: ``reading``, ``frame 3 of 8``."""
 
     job: str
     app: str
     created: str = Field(description="UTC, ISO 8601")
     state: JobState
     stage: str
-    attempts: int = Field(description="how often it was begun: again where its server or worker ended")
+    attempts: int = Field(description="how often it was started; it is restarted if its server or worker ends")
     problem: str | None = Field(description="why it failed")
-    status: int | None = Field(description="the status that `predict` would have answered with, where it failed")
-    case: str | None = Field(description="address of the case, once it is done")
-    case_id: str | None = Field(description="the identifier of the case, which its answer has as `case`")
+    status: int | None = Field(description="if it failed, the status that `predict` would have answered with")
+    case: str | None = Field(description="address of the case, once the job is done")
+    case_id: str | None = Field(description="the identifier of the case, which is `case` in the case's answer")
     url: str
     events: str = Field(description="address of its server-sent events")
 
     @classmethod
     def of(cls, job: Job, root: str) -> JobAnswer:
-        """What is told of a job by a server that is reached under ``root``."""
+        """The answer for a job; ``root`` is the path under which the server is reached."""
         home = f"{root}/api/{job.app}/jobs/{job.id}"
         return cls(
             job=job.id,
@@ -253,22 +255,22 @@ class Problem(BaseModel):
 REFUSED: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The input cannot be used; the sentence says why"}
 }
-"""What every route of an application may answer."""
+"""Responses that every route of an application may return."""
 
 
 class WorkerHealth(BaseModel):
-    """A worker: a process with its memory, or (without ``pid``) a thread of the server."""
+    """A worker: a process with its own memory, or, if ``pid`` is null, a thread of the server."""
 
     state: Literal["loading", "idle", "busy", "failed"]
     pid: int | None
     memory_bytes: int | None = Field(description="resident set")
     restarts: int = Field(description="how often it was replaced")
     failure: str | None = Field(description="why it cannot compute")
-    programs: dict[str, str] = Field(description="what each network computes with, and why")
+    programs: dict[str, str] = Field(description="the program that runs each network, and why it was chosen")
 
 
 class AppHealth(BaseModel):
-    """The state of an application's predictor, what it predicts with, and the workers that do."""
+    """The state of an application's predictor, its artifacts and its workers."""
 
     predictor: Literal["loaded", "failed", "not loaded"]
     failure: str | None
@@ -277,7 +279,7 @@ class AppHealth(BaseModel):
 
 
 class Alive(BaseModel):
-    """That the server runs."""
+    """The answer that the server runs."""
 
     status: Literal["ok"]
 
@@ -287,7 +289,7 @@ class Health(Alive):
 
     version: str
     apps: dict[str, AppHealth]
-    networks: dict[str, list[WorkerHealth]] = Field(description="the workers of the dense networks that are loaded")
+    networks: dict[str, list[WorkerHealth]] = Field(description="the workers of the loaded dense networks")
 
 
 def _address(case: CaseSummary, root: str) -> str:

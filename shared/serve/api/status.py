@@ -1,4 +1,4 @@
-"""The state of the server: counters for Prometheus, and the state of every predictor."""
+"""Routes for the state of the server: metrics for Prometheus, and the health of every predictor."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ router = APIRouter(tags=["Server"])
     response_class=Response,
     responses={
         200: content("text/plain", {"type": "string"}),
-        403: {"model": Problem, "description": "A user's key, where keys are required"},
+        403: {"model": Problem, "description": "The key is not an operator's"},
     },
 )
 async def metrics(request: Request, counters: MetricsDep, services: ServicesDep) -> Response:
-    """Counters and gauges in Prometheus' text format, under Triton's names."""
+    """Counters and gauges in Prometheus' text format, with Triton's names."""
     networks: Networks = request.app.state.networks
     pools = [(name, pool) for name, service in services.items() for pool in service.pools()]
-    pools += [(one.manifest.name, one.model.value) for one in networks.all() if one.model.value is not None]
-    jobs, free_bytes = await run_in_threadpool(_store, request.app.state.store, services)
+    pools += [(net.manifest.name, net.model.value) for net in networks.all() if net.model.value is not None]
+    jobs, free_bytes = await run_in_threadpool(_jobs_and_free_bytes, request.app.state.store, services)
     memory, restarts = Counter[str](), Counter[str]()
     for name, pool in pools:
         states = pool.states()
@@ -48,8 +48,8 @@ async def metrics(request: Request, counters: MetricsDep, services: ServicesDep)
     return Response(counters.exposition(), media_type=CONTENT_TYPE)
 
 
-def _store(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str, dict[str, int]], int]:
-    """Jobs by application and state, none while the database is away, and the bytes that are free on the disk."""
+def _jobs_and_free_bytes(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str, dict[str, int]], int]:
+    """The number of jobs by application and state, empty while the database is unreachable; and the free disk bytes."""
     free_bytes = shutil.disk_usage(store.folder).free
     try:
         return {name: service.jobs.unanswered(name) for name, service in services.items()}, free_bytes
@@ -62,7 +62,7 @@ def _store(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str,
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="healthz")
 async def health(request: Request, services: ServicesDep) -> Health | Alive:
-    """Whether the server runs, and the state of each predictor; only the former without a key where one is wanted."""
+    """Whether the server runs, and the state of each predictor; without a required key, only whether it runs."""
     if request.app.state.keys is not None and not hasattr(request.state, "key"):
         return Alive(status="ok")
     apps = {name: await _state(service) for name, service in services.items()}
@@ -81,7 +81,7 @@ async def _state(service: Service) -> AppHealth:
     workers = [] if model is None else [WorkerHealth.model_validate(state) for state in model.workers.states()]
     if model is not None and not model.workers.usable:
         failure = failure or next((worker.failure for worker in workers if worker.failure), None)
-    # Only a predictor that is loaded knows its manifests without reading files.
+    # Without a loaded predictor, its manifests are read from files.
     manifests = service.manifests if loaded else await run_in_threadpool(lambda: service.manifests)
     return AppHealth(
         predictor="failed" if failure else "loaded" if loaded else "not loaded",

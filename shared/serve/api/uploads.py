@@ -1,4 +1,4 @@
-"""Uploads, streamed to disk as they come in: nothing of a file is held in memory, and the limits hold on the way."""
+"""Uploads, streamed to disk as they arrive: files are not held in memory, and the limits apply while they arrive."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from starlette.concurrency import run_in_threadpool
 
 from shared.errors import InvalidInputError
 
-_CHUNK = 1 << 20
-_LONGEST_NAME = 200
-_LARGEST_OPTION = 1 << 16
-_MAX_OPTIONS = 100
+_CHUNK_BYTES = 1 << 20
+_MAX_NAME_BYTES = 200
+_MAX_FIELD_BYTES = 1 << 16
+_MAX_FIELDS = 100
 
 
 @dataclass(slots=True)
 class Upload:
-    """What a request carried: files on disk, and its other fields as text; and when it was there (monotonic clock)."""
+    """An uploaded form: its files on disk, its other fields as text, and when it had arrived (monotonic clock)."""
 
     files: list[Path] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
 
     def add_field(self, name: str, value: str) -> None:
-        """Keeps a field; refuses one that is there already, for one of the two would be passed over."""
+        """Adds a field. Refuses a repeated one, because one of the two values would be ignored."""
         if name in self.fields:
-            raise InvalidInputError(f"the field {name!r} is given twice; give it once")
+            raise InvalidInputError(f"the field {name!r} is given twice; send it once")
         self.fields[name] = value
 
 
@@ -44,14 +44,15 @@ async def receive(
 ) -> Upload:
     """Reads a form from a request body into ``folder``.
 
-    Files come in the field ``files`` (multipart/form-data); without files, application/x-www-form-urlencoded will do.
-    Refuses with 413 above ``max_bytes``, 415 for another content type, and 422 for a form that cannot be read.
+    Files are in the field ``files`` (multipart/form-data); a form without files may be
+    application/x-www-form-urlencoded. Raises ``InvalidInputError`` with status 413 above ``max_bytes``, 415 for another
+    content type, and 400 or 422 for a form that cannot be read or used.
     """
-    stated = headers.get("content-length", "")
-    if stated.isdecimal() and (len(stated) > 19 or int(stated) > max_bytes):
+    content_length = headers.get("content-length", "")
+    if content_length.isdecimal() and (len(content_length) > 19 or int(content_length) > max_bytes):
         raise _too_large(max_bytes)
-    kind, options = parse_options_header(headers.get("content-type", ""))
-    if kind == b"multipart/form-data" and options.get(b"boundary"):
+    content_type, options = parse_options_header(headers.get("content-type", ""))
+    if content_type == b"multipart/form-data" and options.get(b"boundary"):
         form = _Form(folder, options[b"boundary"], max_files)
         try:
             async for chunk in _limited(stream, max_bytes):
@@ -60,15 +61,15 @@ async def receive(
             return form.finish(arrived)
         finally:
             form.close()
-    if kind == b"application/x-www-form-urlencoded":
+    if content_type == b"application/x-www-form-urlencoded":
         body = b""
         async for chunk in _limited(stream, max_bytes):
-            body += chunk[: _CHUNK + 1 - len(body)]
+            body += chunk[: _CHUNK_BYTES + 1 - len(body)]
         try:
-            fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MAX_OPTIONS)
-        except ValueError:  # a file as it is, which curl calls a form; what Python says of it has all of it
+            fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MAX_FIELDS)
+        except ValueError:  # a raw file, which curl labels as a form; Python's error would repeat all of it
             fields = None
-        if fields is not None and len(body) <= _CHUNK:
+        if fields is not None and len(body) <= _CHUNK_BYTES:
             upload = Upload()
             for name, value in fields:
                 upload.add_field(name, value)
@@ -79,47 +80,48 @@ async def receive(
     )
 
 
-async def _limited(stream: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    """The stream in portions of about a mebibyte; refuses what goes on beyond ``most`` bytes."""
-    total, waiting, size = 0, [], 0
+async def _limited(stream: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    """The stream in chunks of about a mebibyte; refuses a stream of more than ``max_bytes``."""
+    total, buffer, size = 0, [], 0
     async for chunk in stream:
         total += len(chunk)
-        if total > most:
-            raise _too_large(most)
-        waiting.append(chunk)
+        if total > max_bytes:
+            raise _too_large(max_bytes)
+        buffer.append(chunk)
         size += len(chunk)
-        if size >= _CHUNK:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    yield b"".join(waiting)
+        if size >= _CHUNK_BYTES:
+            yield b"".join(buffer)
+            buffer, size = [], 0
+    yield b"".join(buffer)
 
 
-def _too_large(most: int) -> InvalidInputError:
+def _too_large(max_bytes: int) -> InvalidInputError:
     return InvalidInputError(
-        f"the request is larger than this server takes ({most:,} bytes); send less, or raise TRIVIUM_MAX_UPLOAD_BYTES",
+        f"the request is larger than this server accepts ({max_bytes:,} bytes); send less, or increase "
+        "TRIVIUM_MAX_UPLOAD_BYTES",
         status=413,
     )
 
 
 def safe_name(name: str) -> str:
-    """A file's name without folders and control characters, of at most 200 bytes; its ending is kept."""
-    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
-    last = "".join(letter for letter in last if letter.isprintable()).strip()
-    if not last.strip(". "):
+    """The name of a file without folders and control characters, cut to 200 bytes before its suffix."""
+    base = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    base = "".join(letter for letter in base if letter.isprintable()).strip()
+    if not base.strip(". "):
         return "upload"
-    stem, ending = (last, "") if len(Path(last).suffix) > 20 else (Path(last).stem, Path(last).suffix)
-    while len((stem + ending).encode()) > _LONGEST_NAME:
+    stem, suffix = (base, "") if len(Path(base).suffix) > 20 else (Path(base).stem, Path(base).suffix)
+    while len((stem + suffix).encode()) > _MAX_NAME_BYTES:
         stem = stem[:-1]
-    return stem + ending
+    return stem + suffix
 
 
 class _Form:
-    """The parser's callbacks: parts with a file name go to disk, the others into fields."""
+    """Callbacks of the multipart parser, which write parts with a file name to disk and the others into fields."""
 
     def __init__(self, folder: Path, boundary: bytes, max_files: int) -> None:
         self._folder, self._max_files = folder, max_files
         self._upload = Upload()
-        self._seen: Counter[str] = Counter()
+        self._name_counts: Counter[str] = Counter()
         self._header_name, self._header_value = b"", b""
         self._headers: dict[bytes, bytes] = {}
         self._file: BinaryIO | None = None
@@ -147,7 +149,7 @@ class _Form:
 
     def finish(self, arrived: float) -> Upload:
         if not self._complete:
-            raise InvalidInputError("the form ends in the middle; was the upload interrupted?", status=400)
+            raise InvalidInputError("the form is incomplete; was the upload interrupted?", status=400)
         self._upload.arrived = arrived
         return self._upload
 
@@ -174,20 +176,22 @@ class _Form:
         if not name:
             raise InvalidInputError("a part of the form has no name", status=400)
         if b"filename" not in options:
-            if len(self._upload.fields) >= _MAX_OPTIONS:
-                raise InvalidInputError(f"the form has more than {_MAX_OPTIONS} fields")
+            if len(self._upload.fields) >= _MAX_FIELDS:
+                raise InvalidInputError(f"the form has more than {_MAX_FIELDS} fields")
             self._field = (name, bytearray())
         elif options[b"filename"]:
             if name != "files":
-                raise InvalidInputError(f"the field {name!r} holds a file; files belong in the field 'files'")
+                raise InvalidInputError(f"the field {name!r} contains a file; send files in the field 'files'")
             if len(self._upload.files) >= self._max_files:
-                raise InvalidInputError(f"more than {self._max_files} files; send them as one zip file", status=413)
+                raise InvalidInputError(
+                    f"the form has more than {self._max_files} files; send them as one zip file", status=413
+                )
             self._open(safe_name(options[b"filename"].decode(errors="replace")))
 
     def _open(self, name: str) -> None:
-        # Files of one name (a series from several folders) keep it, each in a folder of its own.
-        self._seen[name.casefold()] += 1
-        path = self._folder / str(self._seen[name.casefold()]) / name
+        # Files with the same name, such as a series from several folders, keep it; each gets its own folder.
+        self._name_counts[name.casefold()] += 1
+        path = self._folder / str(self._name_counts[name.casefold()]) / name
         path.parent.mkdir(exist_ok=True)
         self._file = path.open("xb")
         self._upload.files.append(path)
@@ -197,8 +201,8 @@ class _Form:
             self._file.write(memoryview(data)[start:end])
         elif self._field is not None:
             name, value = self._field
-            if len(value) + end - start > _LARGEST_OPTION:
-                raise InvalidInputError(f"the field {name!r} is longer than {_LARGEST_OPTION} bytes")
+            if len(value) + end - start > _MAX_FIELD_BYTES:
+                raise InvalidInputError(f"the field {name!r} is longer than {_MAX_FIELD_BYTES} bytes")
             value += data[start:end]
 
     def _end(self) -> None:

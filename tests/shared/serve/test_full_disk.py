@@ -74,7 +74,7 @@ def test_a_database_that_cannot_grow_leaves_no_files(
 def test_an_upload_that_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads._Form, "write", fail(OSError(errno.ENOSPC, "No space left on device")))
     answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 507 and "the upload cannot be taken" in answer.json()["detail"]
+    assert answer.status_code == 507 and "the upload cannot be stored" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("error", [*FAULTS, OSError("No space left on device (os error 28)")])
@@ -159,7 +159,7 @@ def test_a_job_that_finds_no_space_is_507(
 ) -> None:
     monkeypatch.setattr(Session, "add", fail(error))
     answer = echo_client.post("/api/echo/jobs", files=[csv(1)])
-    assert answer.status_code == 507 and "the job cannot be taken: the disk" in answer.json()["detail"]
+    assert answer.status_code == 507 and "the job cannot be stored: the disk" in answer.json()["detail"]
     assert list((settings.store / "jobs").iterdir()) == []
 
 

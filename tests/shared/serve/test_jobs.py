@@ -375,6 +375,6 @@ def test_a_connection_over_which_nothing_happens_is_kept_open_and_can_be_taken_u
     monkeypatch.setattr(JobStore, "get", open_after_a_while)
     with echo_client.stream("GET", job["events"]) as stream:
         lines = [line for line in stream.iter_lines() if line]
-    assert lines.count(": it goes on") >= 3 and lines[-2] == "event: done"
+    assert lines.count(": keep-alive") >= 3 and lines[-2] == "event: done"
     again = [line for line in echo_client.get(job["events"], headers={"Last-Event-ID": "1"}).text.splitlines() if line]
     assert again == lines[-2:], "the first event is how it is now"

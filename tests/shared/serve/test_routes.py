@@ -64,7 +64,7 @@ def test_routes_of_the_domain_stand_beside_them(echo_client: TestClient) -> None
         ({"data": {"sample": "four"}}, 422, "'four'; it has three"),
         ({"files": [csv(1), ("sample", (None, "three"))]}, 422, "not both"),
         ({"files": [("files", ("bad.csv", b"1,two", "text/csv"))]}, 422, "bad.csv is not a CSV"),
-        ({"files": [("image", ("a.csv", b"1", "text/csv"))]}, 422, "belong in the field 'files'"),
+        ({"files": [("image", ("a.csv", b"1", "text/csv"))]}, 422, "send files in the field 'files'"),
         ({"files": [csv(1) for _ in range(6)]}, 413, "more than 5 files"),
         ({"files": [("files", ("big.csv", b"1," * 200_000, "text/csv"))]}, 413, "200,000 bytes"),
         ({"files": [csv(1)], "data": {"unit": "m" * 70_000}}, 422, "'unit' is longer"),
