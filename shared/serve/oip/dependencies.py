@@ -1,4 +1,4 @@
-"""What the routes of the protocol depend on, as annotated types."""
+"""Dependencies of the protocol's routes, as annotated types."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ async def get_networks(request: Request) -> Networks:
 NetworksDep = Annotated[Networks, Depends(get_networks)]
 
 
-async def get_newest(networks: NetworksDep, name: str) -> NetworkModel:
+async def get_live(networks: NetworksDep, name: str) -> NetworkModel:
     """The live version of the model that the path names."""
     return networks.find(name, None)
 
 
 async def get_version(networks: NetworksDep, name: str, version: str) -> NetworkModel:
-    """The version of a model that the path names."""
+    """The version that the path names of the model that the path names."""
     return networks.find(name, version)
 
 
-NewestDep = Annotated[NetworkModel, Depends(get_newest)]
+LiveDep = Annotated[NetworkModel, Depends(get_live)]
 VersionDep = Annotated[NetworkModel, Depends(get_version)]

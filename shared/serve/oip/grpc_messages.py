@@ -1,9 +1,10 @@
-"""The messages of the Open Inference Protocol over gRPC, as its interface publishes them.
+"""The gRPC messages of the Open Inference Protocol.
 
-https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto and ``model_config.proto``:
-field names, numbers and types are theirs, and a test compares each with what the package tritonclient has generated.
-Of a model's configuration there are the fields that this server sets. The messages lie in a pool of their own, so that
-a client's generated ones may be imported in the same process.
+Field names, numbers and types are those of
+https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto and ``model_config.proto``; a
+test compares each with the generated code in the package tritonclient. ``ModelConfig`` has only the fields that this
+server sets. The messages are in their own descriptor pool, so that the generated messages of a client can be imported
+in the same process.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 PACKAGE = "inference"
-_NAMED = "string name = 1; string version = 2"
-_TYPED = "string name = 1; enum DataType data_type = 2"
+_NAME_AND_VERSION = "string name = 1; string version = 2"
+_NAME_AND_TYPE = "string name = 1; enum DataType data_type = 2"
 _PARAMETERS = "map InferParameter parameters = 4"
 _TENSOR = (
     f"string name = 1; string datatype = 2; repeated int64 shape = 3; {_PARAMETERS}; InferTensorContents contents = 5"
@@ -28,11 +29,11 @@ MESSAGES = {
     "ServerLiveResponse": "bool live = 1",
     "ServerReadyRequest": "",
     "ServerReadyResponse": "bool ready = 1",
-    "ModelReadyRequest": _NAMED,
+    "ModelReadyRequest": _NAME_AND_VERSION,
     "ModelReadyResponse": "bool ready = 1",
     "ServerMetadataRequest": "",
     "ServerMetadataResponse": "string name = 1; string version = 2; repeated string extensions = 3",
-    "ModelMetadataRequest": _NAMED,
+    "ModelMetadataRequest": _NAME_AND_VERSION,
     "ModelMetadataResponse": "string name = 1; repeated string versions = 2; string platform = 3; "
     "repeated ModelMetadataResponse.TensorMetadata inputs = 4; "
     "repeated ModelMetadataResponse.TensorMetadata outputs = 5",
@@ -51,19 +52,19 @@ MESSAGES = {
     "repeated ModelInferResponse.InferOutputTensor outputs = 5; repeated bytes raw_output_contents = 6",
     "ModelInferResponse.InferOutputTensor": _TENSOR,
     "ModelStreamInferResponse": "string error_message = 1; ModelInferResponse infer_response = 2",
-    "ModelConfigRequest": _NAMED,
+    "ModelConfigRequest": _NAME_AND_VERSION,
     "ModelConfigResponse": "ModelConfig config = 1",
     "ModelConfig": "string name = 1; string platform = 2; ModelVersionPolicy version_policy = 3; "
     "int32 max_batch_size = 4; repeated ModelInput input = 5; repeated ModelOutput output = 6; "
     "repeated ModelInstanceGroup instance_group = 7; ModelDynamicBatching dynamic_batching = 11; string backend = 17",
     "ModelVersionPolicy": "ModelVersionPolicy.All all = 2",
     "ModelVersionPolicy.All": "",
-    "ModelInput": f"{_TYPED}; repeated int64 dims = 4; ModelTensorReshape reshape = 5",
-    "ModelOutput": f"{_TYPED}; repeated int64 dims = 3; ModelTensorReshape reshape = 5",
+    "ModelInput": f"{_NAME_AND_TYPE}; repeated int64 dims = 4; ModelTensorReshape reshape = 5",
+    "ModelOutput": f"{_NAME_AND_TYPE}; repeated int64 dims = 3; ModelTensorReshape reshape = 5",
     "ModelTensorReshape": "repeated int64 shape = 1",
     "ModelInstanceGroup": "string name = 1; int32 count = 2; enum ModelInstanceGroup.Kind kind = 4",
     "ModelDynamicBatching": "uint64 max_queue_delay_microseconds = 2",
-    "ModelStatisticsRequest": _NAMED,
+    "ModelStatisticsRequest": _NAME_AND_VERSION,
     "ModelStatisticsResponse": "repeated ModelStatistics model_stats = 1",
     "ModelStatistics": "string name = 1; string version = 2; uint64 inference_count = 4; uint64 execution_count = 5; "
     "InferStatistics inference_stats = 6",
@@ -73,42 +74,42 @@ MESSAGES = {
     "choice string string_param = 3; choice bytes bytes_param = 4",
     "RepositoryIndexRequest": "string repository_name = 1; bool ready = 2",
     "RepositoryIndexResponse": "repeated RepositoryIndexResponse.ModelIndex models = 1",
-    "RepositoryIndexResponse.ModelIndex": f"{_NAMED}; string state = 3; string reason = 4",
+    "RepositoryIndexResponse.ModelIndex": f"{_NAME_AND_VERSION}; string state = 3; string reason = 4",
     "RepositoryModelLoadRequest": _REPOSITORY_MODEL,
     "RepositoryModelLoadResponse": "",
     "RepositoryModelUnloadRequest": _REPOSITORY_MODEL,
     "RepositoryModelUnloadResponse": "",
 }
-"""Each message's fields in proto3's notation; ``map X`` is map<string, X>, ``choice`` a field of its one oneof."""
+"""The fields of each message in proto3's notation. ``map X`` is map<string, X>; ``choice`` is a field of the oneof."""
 ENUMS = {
     "DataType": "TYPE_INVALID TYPE_BOOL TYPE_UINT8 TYPE_UINT16 TYPE_UINT32 TYPE_UINT64 TYPE_INT8 TYPE_INT16 TYPE_INT32 "
     "TYPE_INT64 TYPE_FP16 TYPE_FP32 TYPE_FP64 TYPE_STRING TYPE_BF16",
     "ModelInstanceGroup.Kind": "KIND_AUTO KIND_GPU KIND_CPU KIND_MODEL",
 }
-"""Each enumeration's values, from 0 on."""
+"""The values of each enumeration, numbered from 0."""
 
-_CHOICE = "parameter_choice"
+_ONEOF = "parameter_choice"
 _FIELD = re.compile(r"(?:(repeated|map|choice|enum) )?([\w.]+) (\w+) = (\d+)")
 _SCALARS = ("bool", "int32", "int64", "uint32", "uint64", "float", "double", "string", "bytes")
 
 
 def message(name: str) -> Any:
-    """The class of a message, such as ``ModelInferRequest``."""
+    """The class of the message with this name, such as ``ModelInferRequest``."""
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
 @cache
 def _pool() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package=PACKAGE, syntax="proto3")
-    made: dict[str, Any] = {}
+    descriptors: dict[str, Any] = {}
     for name, fields in MESSAGES.items():
-        home, _, last = name.rpartition(".")
-        made[name] = (made[home].nested_type if home else file.message_type).add(name=last)
+        parent, _, last = name.rpartition(".")
+        descriptors[name] = (descriptors[parent].nested_type if parent else file.message_type).add(name=last)
         for kind, type_, field, number in _FIELD.findall(fields):
-            _add_field(made[name], name, kind, type_, field, int(number))
+            _add_field(descriptors[name], name, kind, type_, field, int(number))
     for name, values in ENUMS.items():
-        home, _, last = name.rpartition(".")
-        enum = (made[home] if home else file).enum_type.add(name=last)
+        parent, _, last = name.rpartition(".")
+        enum = (descriptors[parent] if parent else file).enum_type.add(name=last)
         for number, value in enumerate(values.split()):
             enum.value.add(name=value, number=number)
     pool = descriptor_pool.DescriptorPool()
@@ -116,25 +117,28 @@ def _pool() -> Any:
     return pool
 
 
-def _add_field(made: Any, home: str, kind: str, type_: str, name: str, number: int) -> None:
-    known = descriptor_pb2.FieldDescriptorProto
+def _add_field(descriptor: Any, message_name: str, kind: str, type_: str, name: str, number: int) -> None:
+    """Adds a field to the descriptor of the message ``message_name``."""
+    proto = descriptor_pb2.FieldDescriptorProto
     repeated = kind in ("repeated", "map")
-    field = made.field.add(name=name, number=number, label=known.LABEL_REPEATED if repeated else known.LABEL_OPTIONAL)
+    field = descriptor.field.add(
+        name=name, number=number, label=proto.LABEL_REPEATED if repeated else proto.LABEL_OPTIONAL
+    )
     if kind == "map":
-        entry = made.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
+        entry = descriptor.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
         entry.options.map_entry = True
-        entry.field.add(name="key", number=1, label=known.LABEL_OPTIONAL, type=known.TYPE_STRING)
+        entry.field.add(name="key", number=1, label=proto.LABEL_OPTIONAL, type=proto.TYPE_STRING)
         entry.field.add(
-            name="value", number=2, label=known.LABEL_OPTIONAL, type=known.TYPE_MESSAGE, type_name=f".{PACKAGE}.{type_}"
+            name="value", number=2, label=proto.LABEL_OPTIONAL, type=proto.TYPE_MESSAGE, type_name=f".{PACKAGE}.{type_}"
         )
-        field.type, field.type_name = known.TYPE_MESSAGE, f".{PACKAGE}.{home}.{entry.name}"
+        field.type, field.type_name = proto.TYPE_MESSAGE, f".{PACKAGE}.{message_name}.{entry.name}"
         return
     if kind == "choice":
-        if not made.oneof_decl:
-            made.oneof_decl.add(name=_CHOICE)
+        if not descriptor.oneof_decl:
+            descriptor.oneof_decl.add(name=_ONEOF)
         field.oneof_index = 0
     if type_ in _SCALARS:
-        field.type = getattr(known, f"TYPE_{type_.upper()}")
+        field.type = getattr(proto, f"TYPE_{type_.upper()}")
     else:
-        field.type = known.TYPE_ENUM if kind == "enum" else known.TYPE_MESSAGE
+        field.type = proto.TYPE_ENUM if kind == "enum" else proto.TYPE_MESSAGE
         field.type_name = f".{PACKAGE}.{type_}"

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: the same networks behind the same queues as over REST."""
+"""The Open Inference Protocol over gRPC, with the same networks and queues as over REST."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from shared.serve.runtime.places import Place
 
 log = logging.getLogger("trivium.serve")
 _SERVICE = f"{PACKAGE}.GRPCInferenceService"
-_MAX_MESSAGE = 64_000_000
-"""gRPC holds a message in memory before it is admitted, so it may be smaller than a body over REST."""
-_CODES = {
+_MAX_MESSAGE_BYTES = 64_000_000
+"""gRPC receives a message into memory before it is admitted, so the limit is smaller than for a body over REST."""
+_STATUS_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -48,22 +48,22 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_STOP_S = 1.0
-_IDLE_S = 60.0
-"""A connection that has no call for so long is closed; clients begin another with their next call by themselves."""
+_SHUTDOWN_GRACE_S = 1.0
+_IDLE_TIMEOUT_S = 60.0
+"""A connection without a call is closed after this time; clients reconnect automatically with their next call."""
 
 _MAX_CONNECTIONS = 8192
-_CALLS = 10
-"""For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
+_CALLS_PER_REQUEST = 10
+"""Open calls allowed per admitted request, for streams without a request, queries, and calls that are refused."""
 _PROBES = ("ServerLive", "ServerReady")
-_OF_OPERATORS = ("RepositoryModelLoad", "RepositoryModelUnload")
+_OPERATOR_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
 Method = Callable[[Any, str | None], Awaitable[Any]]
 
 
 class GrpcService:
-    """The methods of ``GRPCInferenceService``. What it does not have (shared memory, tracing) is UNIMPLEMENTED.
+    """The methods of ``GRPCInferenceService``. Others (shared memory, tracing) return UNIMPLEMENTED.
 
-    ``state`` is the application's: its networks, readiness, drain, store, metrics and places of clients.
+    ``state`` is the state of the FastAPI application: networks, readiness, drain, store, metrics and client places.
     """
 
     def __init__(self, state: Any, version: str) -> None:
@@ -72,39 +72,39 @@ class GrpcService:
         self._drain: Drain = state.drain
         self._keys: KnownKeys | None = state.keys
         self._places: ClientPlaces = state.client_places
-        self._coming = RequestLimit("the server", self._networks.settings.request_limit)
+        self._upload_limit = RequestLimit("the server", self._networks.settings.request_limit)
 
     async def start(self, host: str, port: int, certificate: Certificate | None = None) -> tuple[Any, int]:
-        """Listens, over TLS with a ``certificate``, and gives the server and the port.
+        """Starts listening, over TLS if there is a ``certificate``, and returns the server and the port.
 
-        Raises ``InvalidInputError`` for an address that is taken.
+        Raises ``InvalidInputError`` if the address is in use.
         """
-        size = min(self._networks.settings.max_tensor_bytes, _MAX_MESSAGE)
+        max_message_bytes = min(self._networks.settings.max_tensor_bytes, _MAX_MESSAGE_BYTES)
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", size),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_allowed_incoming_connections", _most_connections()),
-                ("grpc.max_connection_idle_ms", round(1000 * _IDLE_S)),
+                ("grpc.max_allowed_incoming_connections", _max_connections()),
+                ("grpc.max_connection_idle_ms", round(1000 * _IDLE_TIMEOUT_S)),
                 ("grpc.server_handshake_timeout_ms", round(1000 * self._networks.settings.header_s)),
             ],
-            maximum_concurrent_rpcs=_CALLS * self._networks.settings.request_limit,
+            maximum_concurrent_rpcs=_CALLS_PER_REQUEST * self._networks.settings.request_limit,
         )
         server.add_generic_rpc_handlers((self._handlers(),))
         address = f"[{host}]" if ":" in host else host
         try:
             if certificate is None:
-                found = server.add_insecure_port(f"{address}:{port}")
+                bound_port = server.add_insecure_port(f"{address}:{port}")
             else:
-                found = server.add_secure_port(f"{address}:{port}", _credentials(certificate))
+                bound_port = server.add_secure_port(f"{address}:{port}", _credentials(certificate))
         except RuntimeError as error:
-            raise InvalidInputError(f"{host}:{port} cannot be listened on; choose another with --grpc-port") from error
+            raise InvalidInputError(f"cannot listen on {host}:{port}; choose another port with --grpc-port") from error
         await server.start()
-        return server, found
+        return server, bound_port
 
     def _handlers(self) -> Any:
-        asking: dict[str, Method] = {
+        queries: dict[str, Method] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -114,19 +114,19 @@ class GrpcService:
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
         }
-        working: dict[str, Method] = {
+        admitted: dict[str, Method] = {
             "ModelInfer": self._infer,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
         handlers = {
-            # On the wire a stream of one message is that message, and here it can be waited for with a limit.
+            # On the wire, a stream of one message equals that message. As a stream, it can be received with a timeout.
             name: grpc.stream_unary_rpc_method_handler(
-                self._guarded(name, method, works=name in working),
+                self._guarded(name, method, needs_place=name in admitted),
                 request_deserializer=message(f"{name}Request").FromString,
                 response_serializer=message(f"{name}Response").SerializeToString,
             )
-            for name, method in (asking | working).items()
+            for name, method in (queries | admitted).items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._stream,
@@ -135,57 +135,64 @@ class GrpcService:
         )
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
-    def _guarded(self, name: str, method: Method, *, works: bool) -> Method:
-        """The method with what the middleware does over REST: key, drain, client places, identifier, log, errors."""
+    def _guarded(self, name: str, method: Method, *, needs_place: bool) -> Method:
+        """Adds what the middleware does over REST to a method: keys, drain, client places, request ids, log, errors."""
 
         async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
             metadata = dict(context.invocation_metadata())
-            number, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
-            await context.send_initial_metadata((("x-request-id", number),))
-            began, status, key = time.monotonic(), 499, None
+            request_id, traceparent = (
+                usable_identifier(metadata.get("x-request-id", "")),
+                metadata.get("traceparent", ""),
+            )
+            await context.send_initial_metadata((("x-request-id", request_id),))
+            started, status, key = time.monotonic(), 499, None
             try:
                 if name not in _PROBES:
                     key = await self._key(metadata)
-                if name in _OF_OPERATORS:
+                if name in _OPERATOR_METHODS:
                     check_operator(key)
-                request = await self._received(requests, str(context.peer()), works=works)
-                reply = await (self._work(method, request, context, key) if works else method(request, _group(key)))
+                request = await self._receive(requests, str(context.peer()), needs_place=needs_place)
+                reply = await (
+                    self._run_with_place(method, request, context, key) if needs_place else method(request, _group(key))
+                )
                 status = 200
                 return reply
-            except InvalidInputError as refusal:
-                status = refusal.status
-                if isinstance(refusal, Busy):
-                    context.set_trailing_metadata((("grpc-retry-pushback-ms", str(1000 * refusal.retry_after_s)),))
-                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(refusal))
+            except InvalidInputError as error:
+                status = error.status
+                if isinstance(error, Busy):
+                    context.set_trailing_metadata((("grpc-retry-pushback-ms", str(1000 * error.retry_after_s)),))
+                await context.abort(_STATUS_CODES.get(status, grpc.StatusCode.INTERNAL), str(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:
-                status, error = 500, secrets.token_hex(4)
-                log.exception("error %s in %s, request %s", error, name, number)
-                words = f"Something went wrong in the server (error {error}). Its log holds the details."
-                await context.abort(grpc.StatusCode.INTERNAL, words)
+                status, error_id = 500, secrets.token_hex(4)
+                log.exception("error %s in %s, request %s", error_id, name, request_id)
+                detail = f"Something went wrong in the server (error {error_id}). Its log holds the details."
+                await context.abort(grpc.StatusCode.INTERNAL, detail)
             finally:
-                self._log(name, context, number, traceparent, began, status, key)
+                self._log(name, context, request_id, traceparent, started, status, key)
 
         return answer
 
     def _log(
-        self, name: str, context: Any, number: str, traceparent: str, began: float, status: int, key: Key | None
+        self, name: str, context: Any, request_id: str, traceparent: str, started: float, status: int, key: Key | None
     ) -> None:
-        took, path = time.monotonic() - began, f"/{_SERVICE}/{name}"
-        self._state.metrics.requested(path, "POST", status, took)
-        log_line(number, _client(context), "POST", path, status, took, traceparent, "" if key is None else key.name)
+        seconds, path = time.monotonic() - started, f"/{_SERVICE}/{name}"
+        self._state.metrics.requested(path, "POST", status, seconds)
+        log_line(
+            request_id, _client(context), "POST", path, status, seconds, traceparent, "" if key is None else key.name
+        )
 
     async def _key(self, metadata: Mapping[str, Any]) -> Key | None:
-        """The key that a call brings; refuses (401) one without, where keys are wanted."""
+        """The key of a call; None if the server requires no keys. Refuses (401) a call without a valid key."""
         return None if self._keys is None else await self._keys.find(metadata)
 
-    async def _received(self, requests: AsyncIterator[Any], peer: str, *, works: bool) -> Any:
-        """The message of a call, which has a place while it comes where it is one that works. Raises ``Busy``."""
-        with self._coming.admit() if works else nullcontext(Place()) as place:
+    async def _receive(self, requests: AsyncIterator[Any], peer: str, *, needs_place: bool) -> Any:
+        """Receives the message of a call; it has a place meanwhile if the method needs one. Raises ``Busy``."""
+        with self._upload_limit.admit() if needs_place else nullcontext(Place()) as place:
             return await Upload(requests, *_address(peer), self._networks.settings).whole(place)
 
-    async def _work(self, method: Method, request: Any, context: Any, key: Key | None) -> Any:
+    async def _run_with_place(self, method: Method, request: Any, context: Any, key: Key | None) -> Any:
         if self._drain.begun:
             raise InvalidInputError("the server is being shut down; try again in a few seconds", status=503)
         with self._places.take(_client(context)):
@@ -199,15 +206,15 @@ class GrpcService:
         return message("ServerLiveResponse")(live=True)
 
     async def _server_ready(self, request: Any, group: str | None) -> Any:
-        found: ServerReady = await routes.server_readiness(self._state)
-        return message("ServerReadyResponse")(ready=found.ready)
+        readiness: ServerReady = await routes.server_readiness(self._state)
+        return message("ServerReadyResponse")(ready=readiness.ready)
 
     async def _model_ready(self, request: Any, group: str | None) -> Any:
         network = self._networks.find(request.name, request.version or None)
         try:
             await network.model.get()
-        except InvalidInputError as refusal:
-            if refusal.status not in (404, 503):  # unloaded, or cannot be loaded
+        except InvalidInputError as error:
+            if error.status not in (404, 503):  # unloaded, or cannot be loaded
                 raise
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=True)
@@ -218,22 +225,22 @@ class GrpcService:
     async def _model_metadata(self, request: Any, group: str | None) -> Any:
         network = self._networks.find(request.name, request.version or None)
         versions = [network.version] if request.version else self._networks.versions(request.name)
-        return _filled("ModelMetadataResponse", routes.describe(network, versions))
+        return _to_message("ModelMetadataResponse", routes.describe(network, versions))
 
     async def _model_config(self, request: Any, group: str | None) -> Any:
-        found = repository.describe_config(self._networks.find(request.name, request.version or None), self._networks)
-        return message("ModelConfigResponse")(config=_filled("ModelConfig", found))
+        config = repository.describe_config(self._networks.find(request.name, request.version or None), self._networks)
+        return message("ModelConfigResponse")(config=_to_message("ModelConfig", config))
 
     async def _model_statistics(self, request: Any, group: str | None) -> Any:
         check_no_group(group)
-        found = repository.statistics_of(self._networks, request.name or None, request.version or None)
-        return _filled("ModelStatisticsResponse", found)
+        statistics = repository.statistics_of(self._networks, request.name or None, request.version or None)
+        return _to_message("ModelStatisticsResponse", statistics)
 
     async def _repository_index(self, request: Any, group: str | None) -> Any:
-        made = message("RepositoryIndexResponse")()
+        response = message("RepositoryIndexResponse")()
         for entry in repository.index_of(self._networks, ready=request.ready):
-            made.models.add(**entry.model_dump())
-        return made
+            response.models.add(**entry.model_dump())
+        return response
 
     async def _load(self, request: Any, group: str | None) -> Any:
         _repository_parameters(request).check_load()
@@ -258,49 +265,49 @@ class GrpcService:
             return reply
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Answers each request of a stream in turn; one that is refused does not end the stream.
+        """Answers the requests of a stream one after the other; a refused request does not end the stream.
 
-        A stream takes the place of another call: one that brings nothing for as long as an upload may take ends.
-        So does one whose key was revoked. The log has a line for each request, and one for what ends the stream.
+        An open stream occupies a call, so it ends if it sends nothing for as long as an upload may take, or if its key
+        is revoked. The log has a line for each request, and one for the error that ends the stream.
         """
         metadata = dict(context.invocation_metadata())
-        number, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
-        await context.send_initial_metadata((("x-request-id", number),))
+        request_id, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
+        await context.send_initial_metadata((("x-request-id", request_id),))
         key: Key | None = None
 
         def log_request(status: int) -> None:
-            self._log("ModelStreamInfer", context, number, traceparent, began, status, key)
+            self._log("ModelStreamInfer", context, request_id, traceparent, started, status, key)
 
         seconds = self._networks.settings.upload_s
         while True:
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 key = await self._key(metadata)
                 request = await asyncio.wait_for(anext(requests), seconds)
-                began = time.monotonic()
+                started = time.monotonic()
                 key = await self._key(metadata)
-            except InvalidInputError as refusal:
-                log_request(refusal.status)
-                await context.abort(_CODES[refusal.status], str(refusal))
+            except InvalidInputError as error:
+                log_request(error.status)
+                await context.abort(_STATUS_CODES[error.status], str(error))
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 log_request(408)
-                words = f"nothing came over the stream for {seconds:g} seconds; begin another"
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, words)
-            made, status = message("ModelStreamInferResponse")(), 499
+                detail = f"the stream received nothing for {seconds:g} seconds; open a new one"
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, detail)
+            response, status = message("ModelStreamInferResponse")(), 499
             try:
-                made.infer_response.CopyFrom(await self._work(self._infer, request, context, key))
+                response.infer_response.CopyFrom(await self._run_with_place(self._infer, request, context, key))
                 status = 200
-            except InvalidInputError as refusal:
-                status = refusal.status
-                made.error_message, made.infer_response.id = str(refusal), request.id
+            except InvalidInputError as error:
+                status = error.status
+                response.error_message, response.infer_response.id = str(error), request.id
             except Exception:
                 status = 500
                 raise
             finally:
                 log_request(status)
-            yield made
+            yield response
 
 
 def _group(key: Key | None) -> str | None:
@@ -308,50 +315,50 @@ def _group(key: Key | None) -> str | None:
 
 
 async def stop(server: Any) -> None:
-    """Ends a server: what is computed still has a second."""
-    await server.stop(_STOP_S)
+    """Stops a server, after one second of grace for running calls."""
+    await server.stop(_SHUTDOWN_GRACE_S)
 
 
-def _most_connections() -> int:
-    """An eighth of the files that this process may have open: the connections of HTTP leave a quarter."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(files // 8, _MAX_CONNECTIONS))
+def _max_connections() -> int:
+    """An eighth of the limit on open files of this process; the connections over HTTP leave a quarter of it."""
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MAX_CONNECTIONS if open_files == resource.RLIM_INFINITY else max(1, min(open_files // 8, _MAX_CONNECTIONS))
 
 
 def _credentials(certificate: Certificate) -> Any:
-    """Shows the certificate that is in its files when a client connects."""
+    """TLS credentials that use the certificate that is in its files when a client connects."""
     renewals = Renewals(certificate)
-    shown: list[Any] = []
+    current: list[Any] = []
 
     def read(pair: Certificate) -> None:
-        shown[:] = [grpc.ssl_server_certificate_configuration([(pair.key.read_bytes(), pair.chain.read_bytes())])]
+        current[:] = [grpc.ssl_server_certificate_configuration([(pair.key.read_bytes(), pair.chain.read_bytes())])]
 
     def newest() -> Any:
         renewals.take_up(read)
-        return shown[0]
+        return current[0]
 
     read(certificate)
-    return grpc.dynamic_ssl_server_credentials(shown[0], newest, require_client_authentication=False)
+    return grpc.dynamic_ssl_server_credentials(current[0], newest, require_client_authentication=False)
 
 
 def _client(context: Any) -> str:
-    """The address of who asks."""
+    """The IP address of the client."""
     return _address(str(context.peer()))[0] or "local"
 
 
 def _address(peer: str) -> tuple[str, int]:
-    """Address and port of a peer as gRPC writes it: ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``."""
+    """The address and port of a peer in gRPC's notation: ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``."""
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
     return host.strip("[]"), int(port) if port.isdecimal() else 0
 
 
-def _filled(name: str, found: BaseModel) -> Any:
-    return json_format.ParseDict(found.model_dump(exclude_none=True), message(name)(), ignore_unknown_fields=True)
+def _to_message(name: str, model: BaseModel) -> Any:
+    return json_format.ParseDict(model.model_dump(exclude_none=True), message(name)(), ignore_unknown_fields=True)
 
 
 def _repository_parameters(request: Any) -> RepositoryParameters:
-    given = {
+    parameters = {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
         for name, parameter in request.parameters.items()
     }
-    return RepositoryParameters(parameters=given)
+    return RepositoryParameters(parameters=parameters)

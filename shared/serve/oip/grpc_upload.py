@@ -1,4 +1,4 @@
-"""The message of a call over gRPC while it comes: within the limits, or given up for a call that finds no place."""
+"""Receives the message of a gRPC call within time and rate limits, or gives it up for a call that needs its place."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from shared.serve.settings import Settings
 
 
 class Upload:
-    """The one message of a call; ``host`` and ``port`` are its client's."""
+    """The single message of a call from the client at ``host`` and ``port``."""
 
     def __init__(self, requests: AsyncIterator[Any], host: str, port: int, settings: Settings) -> None:
         self._requests, self._address, self._settings = requests, (host, port), settings
         self._gave_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._since, self._before = time.monotonic(), 0
+        self._window_start, self._bytes_before = time.monotonic(), 0
 
     async def whole(self, place: Place) -> Any:
-        """The message; refuses (408) one that is not there in time: its call takes the place of another.
+        """Receives the complete message.
 
-        So one whose connection brings less than the least rate. What other calls bring over it counts as well.
+        The call occupies a place meanwhile. So this raises ``InvalidInputError`` (408) if it takes too long, or if the
+        connection, with all its calls, receives less than the minimum rate.
         """
-        given = self._settings
-        seconds = min(given.upload_s, given.deadline_s)
+        settings = self._settings
+        seconds = min(settings.upload_s, settings.deadline_s)
         ends = time.monotonic() + seconds
         message = asyncio.ensure_future(anext(self._requests))
         place.upload = self
@@ -42,10 +43,10 @@ class Upload:
                 if message.done():
                     break
                 if time.monotonic() >= ends:
-                    raise InvalidInputError(f"the message did not come within {seconds:g} seconds", status=408)
-                if self._is_slower_than(given.min_upload_rate * window_s):
-                    raise connection.too_slow_a_rate(given.min_upload_rate)
-                self._since, self._before = time.monotonic(), received_bytes(*self._address) or 0
+                    raise InvalidInputError(f"the message did not arrive within {seconds:g} seconds", status=408)
+                if self._is_slower_than(settings.min_upload_rate * window_s):
+                    raise connection.too_slow_a_rate(settings.min_upload_rate)
+                self._window_start, self._bytes_before = time.monotonic(), received_bytes(*self._address) or 0
             return message.result()
         except StopAsyncIteration:
             raise InvalidInputError("the call has no message", status=400) from None
@@ -54,14 +55,17 @@ class Upload:
             message.cancel()
 
     def give_way(self) -> bool:
-        """Whether less than the least rate came in the current window, of which two seconds have passed at least."""
-        window_s = time.monotonic() - self._since
+        """Gives up this upload if it is stalled; returns whether it did.
+
+        It is stalled if at least two seconds of the current window have passed and its rate is below the minimum.
+        """
+        window_s = time.monotonic() - self._window_start
         if window_s < connection.STALLED_S or not self._is_slower_than(self._settings.min_upload_rate * window_s):
             return False
         self._gave_way.set_result(None)
         return True
 
     def _is_slower_than(self, size: float) -> bool:
-        """Whether fewer bytes came since the window began, as far as can be told."""
+        """Whether fewer than ``size`` bytes arrived since the window began; false if the number is unknown."""
         received = received_bytes(*self._address)
-        return received is not None and received - self._before < size
+        return received is not None and received - self._bytes_before < size

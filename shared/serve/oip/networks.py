@@ -1,4 +1,4 @@
-"""The dense networks of the artifacts as models of the Open Inference Protocol, behind workers that run them."""
+"""The dense networks of the artifacts as models of the Open Inference Protocol, run by worker processes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from shared.serve.settings import Settings
 from shared.serve.worker.messages import Blob, Message, SharedBytes
 
 log = logging.getLogger("trivium.serve")
-_BODIES_IN_MEMORY, _READ_AT_A_TIME = 4, 4
-_MAX_ROOM = 4.0
-_MEMORY_KEPT = 1 << 27
+_MAX_BODIES_IN_MEMORY, _CONCURRENT_UPLOADS = 4, 4
+_MAX_ANSWER_SHARE = 4.0
+_SHARED_MEMORY_CACHE_BYTES = 1 << 27
 
 
 class NetworkModel:
-    """One version of a model. Its workers load on the first request, its files checked against their digests."""
+    """One version of a model. Its workers are loaded on the first request, after its files are checked by digest."""
 
     def __init__(self, path: Path, manifest: Manifest, settings: Settings, metrics: Metrics, loading: Threads) -> None:
         self.manifest = manifest
@@ -44,39 +44,42 @@ class NetworkModel:
             close=lambda workers: workers.close(),
             usable=lambda workers: workers.usable,
         )
-        self.turns = Turns(_READ_AT_A_TIME)
+        self.turns = Turns(_CONCURRENT_UPLOADS)
         self._answer_share = 0.0
         self._retired: str | None = None
 
     @property
     def version(self) -> str:
-        """The version, as the protocol writes it."""
+        """The version, as text, as in the protocol."""
         return str(self.manifest.version)
 
     @property
     def retired(self) -> bool:
-        """Whether it is out of use until it is promoted."""
+        """Whether the version is retired, until it is promoted again."""
         return self._retired is not None
 
     def check_room(self, group: str | None) -> None:
-        """Raises ``Busy`` (503), counted as a rejected request, where a request of the group would not be admitted."""
+        """Raises ``Busy`` (503), counted as a rejected request, if a request of the group would not be admitted."""
         with self.metrics.failures():
             self.limit.check(group)
 
     async def infer(
         self, body: Blob | SharedBytes, header_length: int | None, group: str | None
     ) -> tuple[Sequence[Blob], bool]:
-        """The body of the answer to a request's body: its JSON, then tensors where the second says that it is binary.
+        """Runs the network on a request body; returns the parts of the response body, and whether it is binary.
 
-        ``header_length`` is the length of the request's JSON part where tensors follow it. What is answered may lie in
-        the request's memory, which is to be held until it is sent. Raises ``InvalidInputError``.
+        The first part is JSON; in a binary response, the tensors follow. ``header_length`` is the length in bytes of
+        the request's JSON part if tensors follow it. The parts may lie in the memory of the request, which must be kept
+        until they are sent. Raises ``InvalidInputError``.
         """
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
         workers = await loaded(self.model, deadline)
         with self.limit.computing(group):
-            given = {"header_length": header_length, "arrived": arrived}
-            request = Message(given, (), [body]) if isinstance(body, SharedBytes) else Message(given, [body])
+            request_head = {"header_length": header_length, "arrived": arrived}
+            request = (
+                Message(request_head, (), [body]) if isinstance(body, SharedBytes) else Message(request_head, [body])
+            )
             reply = await workers.answer(request, deadline, group=group)
         head = reply.head
         self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
@@ -87,34 +90,34 @@ class NetworkModel:
         return parts, head["binary"]
 
     def room(self, size: int) -> int:
-        """How much room the answer to a request of this size is given: what the largest so far would have needed."""
-        return int(size * min(self._answer_share, _MAX_ROOM))
+        """The bytes to reserve for the answer to a request of this size, by the largest ratio of sizes so far."""
+        return int(size * min(self._answer_share, _MAX_ANSWER_SHARE))
 
     async def unload(self) -> None:
-        """Ends the workers once they have answered what they were given. Until it is loaded, it answers no more."""
+        """Ends the workers after they have answered the requests they have. It then refuses requests until loaded."""
         name = self.manifest.name
         await self._end(
-            f"version {self.version} of {name} was unloaded; POST /v2/repository/models/{name}/load loads it"
+            f"version {self.version} of {name} was unloaded; load it with POST /v2/repository/models/{name}/load"
         )
 
     async def retire(self) -> None:
-        """As ``unload``, until it is promoted."""
+        """Ends the workers as ``unload`` does, until the version is promoted."""
         name = self.manifest.name
-        self._retired = f"version {self.version} of {name} is retired; POST /api/models/{name}/promote has it answer"
+        self._retired = f"version {self.version} of {name} is retired; promote it with POST /api/models/{name}/promote"
         await self._end(self._retired)
 
     def unretire(self) -> None:
-        """Has it load when it is next asked, where it was retired."""
+        """If the version was retired, lets it load again on the next request."""
         if self._retired is not None and self.model.unloaded == self._retired:
             self.model.unloaded = None
         self._retired = None
 
-    async def _end(self, why: str) -> None:
-        if (workers := await self.model.unload(why)) is not None:
+    async def _end(self, reason: str) -> None:
+        if (workers := await self.model.unload(reason)) is not None:
             await workers.end()
 
     async def reload(self) -> None:
-        """Has new workers take the place of those that are loaded, which answer first what they were given."""
+        """Replaces loaded workers by new ones; the old ones first answer the requests they have."""
         if (old := await self.model.replace()) is not None:
             await old.end()
 
@@ -128,15 +131,15 @@ class NetworkModel:
             metrics=self.metrics,
         )
         await workers.start()
-        self.turns.most = max(_READ_AT_A_TIME, 2 * workers.most + 2)
+        self.turns.most = max(_CONCURRENT_UPLOADS, 2 * workers.most + 2)
         return workers
 
 
 class Networks:
     """All versions of all models in the registry, by name and version.
 
-    ``memory`` bounds the bodies of all requests, and ``shared_memory`` is where the large ones lie. ``live`` says which
-    version answers where none is named: the newest where it says None.
+    ``memory`` limits the total size of request bodies; large bodies are in ``shared_memory``. ``live`` returns the
+    version of a model that answers requests without a version; None for the newest.
     """
 
     def __init__(
@@ -149,71 +152,71 @@ class Networks:
         self._live = live
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
-        bodies = _BODIES_IN_MEMORY * settings.max_tensor_bytes
-        of_group = bodies - settings.max_tensor_bytes if settings.require_key else bodies
-        self.memory = MemoryLimit("the Open Inference Protocol", bodies, of_group)
-        self.shared_memory = SharedMemory(_MEMORY_KEPT)
+        max_bytes = _MAX_BODIES_IN_MEMORY * settings.max_tensor_bytes
+        max_group_bytes = max_bytes - settings.max_tensor_bytes if settings.require_key else max_bytes
+        self.memory = MemoryLimit("the Open Inference Protocol", max_bytes, max_group_bytes)
+        self.shared_memory = SharedMemory(_SHARED_MEMORY_CACHE_BYTES)
         self._loading = Threads("load-network", 1)
         self._registry, self._metrics = registry, metrics
         for name in registry.names():
-            self._read(name)
+            self._read_versions(name)
 
     async def load(self, name: str) -> None:
-        """Takes up new versions of a model, and loads what is not loaded; 404 for one that is not in the registry."""
+        """Reads new versions of a model and loads those not loaded; refuses (404) a model not in the registry."""
         await self.take_up(name)
         for network in self._versions(name).values():
             if not network.retired:
                 await network.model.load()
 
     async def take_up(self, name: str) -> None:
-        """Takes up the versions of a model that are not known yet, and loads none."""
-        await self._loading.run(self._read, name)
+        """Reads versions of a model that are new in the registry, without loading them."""
+        await self._loading.run(self._read_versions, name)
 
     async def unload(self, name: str) -> None:
-        """Ends a model's workers once they have answered what they were given; ``load`` has it answer again."""
+        """Ends a model's workers after they have answered the requests they have, until ``load`` is called."""
         for network in self._versions(name).values():
             await network.unload()
 
     async def retire_version(self, name: str, version: int) -> None:
-        """Ends the workers of a version, where there are any, once they have answered what they were given."""
+        """Retires a version, if it is known: its workers end after they have answered the requests they have."""
         if (network := self._models.get(name, {}).get(str(version))) is not None:
             await network.retire()
 
     async def load_version(self, name: str, version: int) -> None:
-        """Loads a version of a model where another is loaded, so that it can take its place."""
+        """Loads a version of a model if another version is loaded, so that it can replace that one."""
         versions = self._models.get(name, {})
         if str(version) in versions:
             versions[str(version)].unretire()
-        if str(version) in versions and any(other.model.value is not None for other in versions.values()):
+        if str(version) in versions and any(network.model.value is not None for network in versions.values()):
             await versions[str(version)].model.load()
 
     async def reload(self, name: str) -> None:
-        """Has new workers take the place of those of a model that are loaded."""
+        """Replaces the loaded workers of a model by new ones."""
         for network in list(self._models.get(name, {}).values()):
             await network.reload()
 
-    def _read(self, name: str) -> None:
-        """Takes up the versions of a model that are not known yet."""
+    def _read_versions(self, name: str) -> None:
+        """Reads the manifests of versions of a model that are not known yet."""
         for path in self._registry.versions(name).values():
             try:
                 manifest = TypeAdapter(Manifest).validate_json(manifest_bytes(path))
             except (OSError, ValidationError) as error:
-                log.warning("%s is left out: %s", path, error)
+                log.warning("skipping %s: %s", path, error)
                 continue
             if manifest.has_network and str(manifest.version) not in self._models.get(manifest.name, {}):
                 network = NetworkModel(path, manifest, self.settings, self._metrics, self._loading)
                 self._models.setdefault(manifest.name, {})[network.version] = network
 
     def names(self) -> list[str]:
-        """The models that there are."""
+        """The names of all models."""
         return sorted(self._models)
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model, the oldest first."""
+        """The versions of a model, the oldest first. Refuses (404) an unknown model."""
         return sorted(self._versions(name), key=int)
 
     def find(self, name: str, version: str | None) -> NetworkModel:
-        """A version of a model, the live one by default; refuses an unknown one with 404."""
+        """A version of a model; for None the live one. Refuses (404) an unknown model or version."""
         versions = self._versions(name)
         live = str(self._live(name))
         chosen = version if version is not None else live if live in versions else max(versions, key=int)
@@ -229,7 +232,7 @@ class Networks:
         return [network for versions in self._models.values() for network in versions.values()]
 
     def close(self) -> None:
-        """Refuses what waits, and waits for nothing."""
+        """Refuses waiting requests and closes without waiting for running ones."""
         for network in self.all():
             network.model.close()
         self._loading.close()
@@ -238,6 +241,6 @@ class Networks:
     def _versions(self, name: str) -> dict[str, NetworkModel]:
         if name not in self._models:
             raise InvalidInputError(
-                f"there is no model {name!r}; there are {', '.join(self._models) or 'none'}", status=404
+                f"there is no model {name!r}; available: {', '.join(self._models) or 'none'}", status=404
             )
         return self._models[name]

@@ -1,4 +1,4 @@
-"""Triton's extensions of the protocol: a model's configuration and statistics, and the repository.
+"""Triton's extensions of the protocol: model configuration, statistics, and the model repository.
 
 https://github.com/triton-inference-server/server/tree/main/docs/protocol (model_configuration, statistics,
 model_repository).
@@ -14,7 +14,7 @@ from fastapi import APIRouter
 
 from shared.deploy.artifact import TensorSpec
 from shared.serve.known_keys import NoGroup, OperatorOnly
-from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
+from shared.serve.oip.dependencies import LiveDep, NetworksDep, VersionDep
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
     Duration,
@@ -29,30 +29,30 @@ from shared.serve.oip.schemas import (
 )
 from shared.serve.settings import Settings
 
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
-_OF_ALL: dict[int | str, dict[str, Any]] = {
-    403: {"model": InferenceError, "description": "The key is of a group, and the counters are of all"}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {
+    403: {"model": InferenceError, "description": "The key has a group, but the counters cover all groups"}
 }
-_CHANGE: dict[int | str, dict[str, Any]] = {
-    **_UNKNOWN,
-    400: {"model": InferenceError, "description": "A parameter that is not taken"},
+_CHANGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    **_NOT_FOUND,
+    400: {"model": InferenceError, "description": "A parameter is not supported"},
 }
-_UNUSABLE: dict[int | str, dict[str, Any]] = {
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"},
     503: {"model": InferenceError, "description": "The model cannot be loaded"},
 }
-# The protocol's clients send JSON without saying so.
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE, strict_content_type=False)
+# Clients of the protocol send JSON without its content type.
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_PROBLEMS, strict_content_type=False)
 
 
-@router.get("/models/stats", operation_id="oip_stats", responses=_OF_ALL, dependencies=[NoGroup])
+@router.get("/models/stats", operation_id="oip_stats", responses=_FORBIDDEN, dependencies=[NoGroup])
 async def all_statistics(networks: NetworksDep) -> Statistics:
-    """What every model counted since the server started."""
+    """The counters of every model since the server started."""
     return statistics_of(networks, None, None)
 
 
-@router.get("/models/{name}/config", operation_id="oip_config", responses=_UNKNOWN, response_model_exclude_none=True)
-async def config(network: NewestDep, networks: NetworksDep) -> ModelConfig:
+@router.get("/models/{name}/config", operation_id="oip_config", responses=_NOT_FOUND, response_model_exclude_none=True)
+async def config(network: LiveDep, networks: NetworksDep) -> ModelConfig:
     """A model's configuration, as in Triton's config.pbtxt."""
     return describe_config(network, networks)
 
@@ -60,7 +60,7 @@ async def config(network: NewestDep, networks: NetworksDep) -> ModelConfig:
 @router.get(
     "/models/{name}/versions/{version}/config",
     operation_id="oip_config_version",
-    responses=_UNKNOWN,
+    responses=_NOT_FOUND,
     response_model_exclude_none=True,
 )
 async def config_version(network: VersionDep, networks: NetworksDep) -> ModelConfig:
@@ -69,66 +69,71 @@ async def config_version(network: VersionDep, networks: NetworksDep) -> ModelCon
 
 
 @router.get(
-    "/models/{name}/stats", operation_id="oip_model_stats", responses=_UNKNOWN | _OF_ALL, dependencies=[NoGroup]
+    "/models/{name}/stats", operation_id="oip_model_stats", responses=_NOT_FOUND | _FORBIDDEN, dependencies=[NoGroup]
 )
 async def statistics(name: str, networks: NetworksDep) -> Statistics:
-    """What all versions of a model counted since the server started; durations are in nanoseconds."""
+    """The counters of all versions of a model since the server started; durations are in nanoseconds."""
     return statistics_of(networks, name, None)
 
 
 @router.get(
     "/models/{name}/versions/{version}/stats",
     operation_id="oip_model_stats_version",
-    responses=_UNKNOWN | _OF_ALL,
+    responses=_NOT_FOUND | _FORBIDDEN,
     dependencies=[NoGroup],
 )
 async def statistics_version(network: VersionDep) -> Statistics:
-    """What one version of a model counted."""
+    """The counters of one version of a model."""
     return Statistics(model_stats=[_statistics(network)])
 
 
 @router.post("/repository/index", operation_id="oip_repository_index")
-async def index(networks: NetworksDep, wanted: IndexRequest | None = None) -> list[IndexEntry]:
-    """Every version of every model, and whether it is loaded; with `ready` only those that are."""
-    return index_of(networks, ready=wanted is not None and wanted.ready)
+async def index(networks: NetworksDep, body: IndexRequest | None = None) -> list[IndexEntry]:
+    """Every version of every model, and whether it is loaded; with `ready`, only the loaded ones."""
+    return index_of(networks, ready=body is not None and body.ready)
 
 
-@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_CHANGE, dependencies=[OperatorOnly])
-async def load(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
-    """Reads the registry again for the model's versions, and loads those that are not loaded."""
-    (given or RepositoryParameters()).check_load()
+@router.post(
+    "/repository/models/{name}/load", operation_id="oip_load", responses=_CHANGE_PROBLEMS, dependencies=[OperatorOnly]
+)
+async def load(name: str, networks: NetworksDep, body: RepositoryParameters | None = None) -> dict[str, Any]:
+    """Reads the model's versions from the registry again, and loads those that are not loaded."""
+    (body or RepositoryParameters()).check_load()
     await networks.load(name)
     return {}
 
 
 @router.post(
-    "/repository/models/{name}/unload", operation_id="oip_unload", responses=_CHANGE, dependencies=[OperatorOnly]
+    "/repository/models/{name}/unload",
+    operation_id="oip_unload",
+    responses=_CHANGE_PROBLEMS,
+    dependencies=[OperatorOnly],
 )
-async def unload(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
-    """Ends the model's workers once they have answered what they were given; it answers again once it is loaded."""
-    (given or RepositoryParameters()).check_unload()
+async def unload(name: str, networks: NetworksDep, body: RepositoryParameters | None = None) -> dict[str, Any]:
+    """Ends the model's workers after they have answered the requests they have; loading the model starts new ones."""
+    (body or RepositoryParameters()).check_unload()
     await networks.unload(name)
     return {}
 
 
 def statistics_of(networks: Networks, name: str | None, version: str | None) -> Statistics:
-    """What all models counted, or all versions of one, or one version. Refuses unknown ones with 404."""
+    """The counters of all models, of all versions of one model, or of one version. Refuses (404) unknown ones."""
     if name is None:
-        found = networks.all()
+        selected = networks.all()
     else:
         versions = networks.versions(name) if version is None else [version]
-        found = [networks.find(name, one) for one in versions]
-    return Statistics(model_stats=[_statistics(network) for network in found])
+        selected = [networks.find(name, known_version) for known_version in versions]
+    return Statistics(model_stats=[_statistics(network) for network in selected])
 
 
 def index_of(networks: Networks, *, ready: bool) -> list[IndexEntry]:
-    """Every version of every model; with ``ready`` only those that are loaded."""
+    """Every version of every model; with ``ready``, only the loaded ones."""
     entries = [_entry(network) for network in networks.all()]
     return [entry for entry in entries if entry.state == "READY" or not ready]
 
 
 def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
-    """A model's configuration. One without a batch axis is not batched, as Triton says with ``max_batch_size`` 0."""
+    """A model's configuration. A model without a batch axis has ``max_batch_size`` 0, as in Triton."""
     manifest = network.manifest
     batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
 
@@ -149,7 +154,7 @@ def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
 
 
 def _tensor(spec: TensorSpec, dims: Sequence[int]) -> dict[str, Any]:
-    """Triton wants at least one dimension besides the batch."""
+    """A tensor of the configuration. Triton requires at least one dimension besides the batch."""
     described = {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(dims) or [1]}
     return described if dims else {**described, "reshape": {"shape": []}}
 
@@ -191,7 +196,7 @@ def _entry(network: NetworkModel) -> IndexEntry:
 
 
 def _instance_groups(name: str, settings: Settings) -> list[dict[str, Any]]:
-    """Triton's instance groups: how many workers of a model there are on each device."""
+    """Triton's instance groups: the number of workers of a model on each device."""
     groups = Counter(settings.worker_devices or [(settings.device, None)])
     return [
         {

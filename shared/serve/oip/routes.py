@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from shared.serve.middleware.draining import Drain
-from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
+from shared.serve.oip.dependencies import LiveDep, NetworksDep, VersionDep
 from shared.serve.oip.networks import NetworkModel
 from shared.serve.oip.schemas import (
     InferenceError,
@@ -24,22 +24,22 @@ from shared.serve.runtime.readiness import Readiness
 from shared.store.cases import CaseStore
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-_UNKNOWN: dict[int | str, dict[str, Any]] = {
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": InferenceError, "description": "There is no such model, or it was unloaded"}
 }
-_UNUSABLE: dict[int | str, dict[str, Any]] = {
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"}
 }
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE)
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_PROBLEMS)
 
 
 async def get_readiness(request: Request) -> ServerReady:
-    """``server_readiness`` of the server that is asked."""
+    """The ``server_readiness`` of the server that received the request."""
     return await server_readiness(request.app.state)
 
 
 async def server_readiness(state: Any) -> ServerReady:
-    """Whether every model can answer, cases can be kept, and the server is not about to end."""
+    """Whether every model can answer, cases can be kept, and the server is not shutting down."""
     readiness: Readiness = state.readiness
     drain: Drain = state.drain
     store: CaseStore = state.store
@@ -51,7 +51,7 @@ async def server_readiness(state: Any) -> ServerReady:
 
 @router.get("", operation_id="oip_server")
 async def server(request: Request, networks: NetworksDep) -> ServerMetadata:
-    """The server, what it speaks, and (beyond the protocol) which models it has."""
+    """The server, the protocol extensions that it supports and, beyond the protocol, its models."""
     version = request.app.version
     return ServerMetadata(name="trivium", version=version, extensions=list(EXTENSIONS), models=networks.names())
 
@@ -68,31 +68,31 @@ async def live() -> ServerLive:
     "/health/ready", operation_id="oip_ready", response_model=ServerReady, responses={503: {"model": ServerReady}}
 )
 async def server_ready(state: Annotated[ServerReady, Depends(get_readiness)]) -> JSONResponse:
-    """Whether every model can answer and cases can be kept (200), or not (503)."""
+    """Answers 200 if every model can answer and cases can be kept, else 503."""
     return JSONResponse(state.model_dump(exclude_none=True), 200 if state.ready else 503)
 
 
-@router.get("/models/{name}", operation_id="oip_model", responses=_UNKNOWN)
-async def model(networks: NetworksDep, network: NewestDep) -> ModelMetadata:
-    """A model's inputs and outputs; -1 in a shape is any size."""
+@router.get("/models/{name}", operation_id="oip_model", responses=_NOT_FOUND)
+async def model(networks: NetworksDep, network: LiveDep) -> ModelMetadata:
+    """A model's inputs and outputs; -1 in a shape stands for any size."""
     return describe(network, networks.versions(network.manifest.name))
 
 
-@router.get("/models/{name}/versions/{version}", operation_id="oip_model_version", responses=_UNKNOWN)
+@router.get("/models/{name}/versions/{version}", operation_id="oip_model_version", responses=_NOT_FOUND)
 async def model_version(network: VersionDep) -> ModelMetadata:
     """The inputs and outputs of one version of a model."""
     return describe(network, [network.version])
 
 
-@router.get("/models/{name}/ready", operation_id="oip_model_ready", responses=_UNKNOWN)
-async def model_ready(network: NewestDep) -> ModelReady:
-    """Whether the model can answer; loads it where that has not been done."""
+@router.get("/models/{name}/ready", operation_id="oip_model_ready", responses=_NOT_FOUND)
+async def model_ready(network: LiveDep) -> ModelReady:
+    """Whether the model can answer; loads it if necessary."""
     return await _ready(network)
 
 
-@router.get("/models/{name}/versions/{version}/ready", operation_id="oip_model_version_ready", responses=_UNKNOWN)
+@router.get("/models/{name}/versions/{version}/ready", operation_id="oip_model_version_ready", responses=_NOT_FOUND)
 async def model_version_ready(network: VersionDep) -> ModelReady:
-    """Whether one version of a model can answer; loads it where that has not been done."""
+    """Whether one version of a model can answer; loads it if necessary."""
     return await _ready(network)
 
 
@@ -102,7 +102,7 @@ async def _ready(network: NetworkModel) -> ModelReady:
 
 
 def describe(network: NetworkModel, versions: list[str]) -> ModelMetadata:
-    """The inputs and outputs of a model that has these versions."""
+    """The metadata of a model: its inputs, outputs and the given versions."""
     manifest = network.manifest
     return ModelMetadata(
         name=manifest.name,

@@ -1,4 +1,4 @@
-"""The messages of the Open Inference Protocol, version 2, over REST.
+"""The REST messages of the Open Inference Protocol, version 2.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md, with Triton's
 extension of binary tensor data.
@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 
 
 class ServerMetadata(BaseModel):
-    """What the server is and speaks. ``models`` goes beyond the protocol."""
+    """The server and the extensions that it supports. ``models`` is an addition to the protocol."""
 
     name: str
     version: str
@@ -29,14 +29,14 @@ class ServerLive(BaseModel):
 
 
 class ServerReady(BaseModel):
-    """Whether the server can answer. ``reason``, beyond the protocol, says why not."""
+    """Whether the server can answer. ``reason``, an addition to the protocol, says why not."""
 
     ready: bool
     reason: str | None = None
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that a model takes or gives; -1 in ``shape`` is any size."""
+    """An input or output tensor of a model; -1 in ``shape`` stands for any size."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -69,27 +69,27 @@ class InferenceError(BaseModel):
 
 
 class RepositoryParameters(BaseModel):
-    """Parameters of loading and unloading. What cannot be obeyed is refused (400)."""
+    """The parameters of loading or unloading a model. Unsupported ones are refused (400)."""
 
     parameters: dict[str, Any] = {}
 
     def check_load(self) -> None:
-        """Refuses all: the registry alone says what a model is."""
-        if given := sorted(self.parameters):
-            _refuse(given[0], "a model is loaded as it is in the registry")
+        """Refuses all parameters, because only the registry defines a model."""
+        if unsupported := sorted(self.parameters):
+            _refuse(unsupported[0], "a model is loaded as it is in the registry")
 
     def check_unload(self) -> None:
-        """Takes ``unload_dependents``: no model depends on another."""
-        if given := sorted(self.parameters.keys() - {"unload_dependents"}):
-            _refuse(given[0], "unloading knows unload_dependents alone")
+        """Refuses all parameters except ``unload_dependents``, which has no effect: no model depends on another."""
+        if unsupported := sorted(self.parameters.keys() - {"unload_dependents"}):
+            _refuse(unsupported[0], "unloading takes only unload_dependents")
 
 
-def _refuse(parameter: str, why: str) -> None:
-    raise InvalidInputError(f"the parameter {parameter[:40]!r} is not taken: {why}", status=400)
+def _refuse(parameter: str, reason: str) -> None:
+    raise InvalidInputError(f"the parameter {parameter[:40]!r} is not supported: {reason}", status=400)
 
 
 class ModelConfig(BaseModel):
-    """A model's configuration, in the fields of Triton's ModelConfig that say something here."""
+    """A model's configuration: the fields of Triton's ModelConfig that apply to this server."""
 
     name: str
     platform: str
@@ -103,14 +103,14 @@ class ModelConfig(BaseModel):
 
 
 class Duration(BaseModel):
-    """How often, and for how many nanoseconds in all."""
+    """A count, and the total duration in nanoseconds."""
 
     count: int
     ns: int
 
 
 class InferenceStatistics(BaseModel):
-    """Durations of a model's requests and of what they went through."""
+    """The durations of a model's requests and of their stages."""
 
     success: Duration
     fail: Duration
@@ -121,7 +121,7 @@ class InferenceStatistics(BaseModel):
 
 
 class ModelStatistics(BaseModel):
-    """What one version of a model counted."""
+    """The counters of one version of a model."""
 
     name: str
     version: str
@@ -132,13 +132,13 @@ class ModelStatistics(BaseModel):
 
 
 class Statistics(BaseModel):
-    """What models counted."""
+    """The counters of models."""
 
     model_stats: list[ModelStatistics]
 
 
 class IndexRequest(BaseModel):
-    """Which models are asked for: with ``ready`` only those that are loaded."""
+    """The filter of an index request: with ``ready``, only loaded models."""
 
     ready: bool = Field(default=False, strict=True)
 

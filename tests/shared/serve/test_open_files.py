@@ -134,7 +134,7 @@ def test_connections_over_grpc_leave_files_for_others(tmp_path: Path) -> None:
 def test_a_grpc_connection_without_calls_is_closed(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_service, "_IDLE_S", 0.3)
+    monkeypatch.setattr(grpc_service, "_IDLE_TIMEOUT_S", 0.3)
     client = serve(grpc_port=0)
     port = client.app.state.grpc_port  # type: ignore[attr-defined]
     with socket.create_connection(("127.0.0.1", port), timeout=60) as idle:

@@ -309,7 +309,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
     with serving(application), unsent(application, 2) as (channel, calls):  # all the places that there are
         for call in calls:
-            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not come within 0.5" in call.details()
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.5" in call.details()
         assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
 
 
