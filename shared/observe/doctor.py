@@ -1,4 +1,4 @@
-"""Checks the machine and the installation, and names a remedy for each fault."""
+"""Checks the machine and the installation, and gives a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMPROMISED = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was checked: what was found, and what to do where it is a fault."""
+    """The result of one check: what was found and, if it is a fault, the remedy."""
 
     name: str
     ok: bool
@@ -27,7 +27,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Every check, in the order in which a person would ask."""
+    """The results of all checks: Python and the machine, packages, then devices."""
     return [*_python(), *_packages(), *_devices()]
 
 
@@ -52,9 +52,12 @@ def _packages() -> Iterator[Check]:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        bad = version in versions
+        compromised = version in versions
         yield Check(
-            name, not bad, version, "a compromised release: remove it and change all credentials" if bad else ""
+            name,
+            not compromised,
+            version,
+            "a compromised release: remove it and change all credentials" if compromised else "",
         )
 
 

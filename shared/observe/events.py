@@ -1,4 +1,4 @@
-"""What happened in a run: one JSON line an event, and the same numbers for TensorBoard."""
+"""The events of a run: one JSON line per event, and their numbers as TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TAIL_BYTES = 2**16
 
 
 class Events:
-    """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; silent where ``path`` is None.
+    """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; does nothing if ``path`` is None.
 
-    A run that goes on after ``step`` steps forgets what it had noted of later ones, which it will do again. An
-    error that ends it is its last event, ``end`` with the reason ``failed``.
+    A run that resumes after ``step`` steps drops the events of later steps, which it will repeat. If an error ends the
+    run, its last event is ``end`` with the reason ``failed``.
     """
 
     def __init__(self, path: Path | None, step: int = 0) -> None:
@@ -39,7 +39,7 @@ class Events:
             self._board = SummaryWriter(str(path), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Records ``event`` after ``step`` steps; numbers also become TensorBoard scalars ``event/name``."""
+        """Records ``event`` after ``step`` steps; numbers are also written as TensorBoard scalars ``event/name``."""
         if self._file is None:
             return
         self._step = step
@@ -63,7 +63,7 @@ class Events:
             self._board.close()
 
     def _write_end(self, error: BaseException) -> None:
-        with suppress(OSError):  # on a full disk the error itself is what is told
+        with suppress(OSError):  # on a full disk, the error itself must be reported
             if isinstance(error, Exception):
                 self.write("end", self._step, reason="failed", why=f"{type(error).__name__}: {error}")
             else:
@@ -71,12 +71,12 @@ class Events:
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """The events in an ``events.jsonl``, without a line that a kill tore or a disk damaged."""
+    """The events in an ``events.jsonl``, without lines that are truncated or damaged."""
     return _parsed(file.read_bytes())
 
 
 def read_last_events(file: Path) -> list[dict[str, Any]]:
-    """The last of the events in an ``events.jsonl``, some hundreds; none where there is no file."""
+    """The last few hundred events in an ``events.jsonl``; an empty list if there is no file."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -98,7 +98,7 @@ def _parsed(lines: bytes) -> list[dict[str, Any]]:
 
 
 def without_nan(value: Any) -> Any:
-    """The value as JSON has it: None for numbers that are not finite."""
+    """The value with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Keys by which a server knows who asks, and what each of them may do."""
+"""API keys, which identify the clients of a server, and their roles."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 PREFIX = "trv_"
 API_KEY_HEADER = "X-Api-Key"
-_BYTES = 32
+_KEY_BYTES = 32
 Role = Literal["user", "operator"]
-"""A user predicts and reads, reviews and deletes cases; an operator also changes models and reads metrics."""
+"""A user predicts, and reads, reviews and deletes cases; an operator also changes models and reads metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """A key as it is kept: never itself, but its digest.
+    """A key as it is stored: only its digest, never the key itself.
 
-    ``group`` are the keys whose cases and jobs it sees, and no others; None sees those of all.
+    A key with a ``group`` sees only the cases and jobs of keys in that group; a key without a group sees all.
     """
 
     name: str
@@ -32,23 +32,23 @@ class Key:
 
 
 def new_key() -> str:
-    """A key of 256 random bits, which cannot be guessed: no number of tries needs to be bounded."""
-    return PREFIX + secrets.token_urlsafe(_BYTES)
+    """A new key of 256 random bits, which cannot be guessed, so the number of attempts need not be limited."""
+    return PREFIX + secrets.token_urlsafe(_KEY_BYTES)
 
 
 def digest_of(key: str) -> str:
-    """The SHA-256 of a key in hexadecimal. What is that random needs neither salt nor a slow hash."""
+    """The SHA-256 of a key in hexadecimal. A key of that much randomness needs neither a salt nor a slow hash."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def presented_key(headers: Mapping[str, Any]) -> str | None:
-    """The key in a request's headers, by their names in small letters.
+    """The key in the headers of a request, whose names are lower-case; None if there is none.
 
-    ``X-Api-Key``, where it is there: then ``Authorization`` is a proxy's. Else ``Authorization``: ``Bearer KEY``, or
-    the password of ``Basic``, whoever it names.
+    If there is an ``X-Api-Key``, that is the key, and ``Authorization`` belongs to a proxy. Otherwise the key is in
+    ``Authorization``: after ``Bearer``, or as the password of ``Basic``, with any user name.
     """
-    if own := str(headers.get(API_KEY_HEADER.lower(), "")).strip():
-        return own
+    if key := str(headers.get(API_KEY_HEADER.lower(), "")).strip():
+        return key
     scheme, _, value = str(headers.get("authorization", "")).partition(" ")
     match scheme.lower():
         case "bearer":
@@ -62,10 +62,10 @@ def presented_key(headers: Mapping[str, Any]) -> str | None:
 
 
 def matching_key(keys: Iterable[Key], presented: str) -> Key | None:
-    """The key that was presented, or None; how long that takes says nothing of the digests."""
+    """The stored key that matches the presented one, or None. The time taken reveals nothing about the digests."""
     digest = digest_of(presented)
-    found = None
+    match = None
     for key in keys:
         if hmac.compare_digest(key.digest, digest):
-            found = key
-    return found
+            match = key
+    return match

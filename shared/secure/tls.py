@@ -1,4 +1,4 @@
-"""The certificate by which a server is known over TLS."""
+"""The TLS certificate of a server, and its renewal while the server runs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ log = logging.getLogger("trivium")
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate with those that lead from it to its authority, and its private key without a passphrase; PEM."""
+    """The PEM files of a certificate with its chain of issuers, and of its private key without a passphrase."""
 
     chain: Path
     key: Path
 
 
 def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None:
-    """The certificate in two files, or None where neither is named. Refuses one alone, and what is no such pair."""
+    """The certificate in two files, or None if neither is given.
+
+    Raises ``InvalidInputError`` if only one is given, or if they are not a certificate and its private key.
+    """
     if chain is None and key is None:
         return None
     if chain is None or key is None:
         raise InvalidInputError("TLS needs both --tls-cert and --tls-key (TRIVIUM_TLS_CERT, TRIVIUM_TLS_KEY)")
 
     def no_passphrase() -> bytes:
-        raise InvalidInputError(f"{key} asks for a passphrase; `openssl pkey -in {key}` writes the key without one")
+        raise InvalidInputError(f"{key} needs a passphrase; `openssl pkey -in {key}` writes the key without one")
 
     for file in (chain, key):
         try:
@@ -38,32 +41,34 @@ def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None
             raise InvalidInputError(f"{file} cannot be read: {error.strerror}") from error
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, no_passphrase)
-    except (OSError, ValueError) as error:  # TLS's own errors are OSErrors
-        why = getattr(error, "reason", None) or error
-        raise InvalidInputError(f"{chain} and {key} are no certificate and its private key in PEM ({why})") from error
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = getattr(error, "reason", None) or error
+        raise InvalidInputError(
+            f"{chain} and {key} are not a certificate and its private key in PEM ({reason})"
+        ) from error
     return Certificate(chain, key)
 
 
 class Renewals:
-    """Takes up a certificate whose files are replaced while a server listens, as they are before it expires."""
+    """Detects that the files of a certificate were replaced while the server runs, as happens before it expires."""
 
     def __init__(self, certificate: Certificate) -> None:
         self._certificate = certificate
-        self._seen = self._stamps()
+        self._last_stamps = self._stamps()
 
     def take_up(self, use: Callable[[Certificate], None]) -> None:
-        """Calls ``use`` where there is another pair since the last time. One that cannot be used is logged once."""
-        found = self._stamps()
-        if found == self._seen:
+        """Calls ``use`` if the files have changed since the last call. A pair that cannot be used is logged once."""
+        stamps = self._stamps()
+        if stamps == self._last_stamps:
             return
-        self._seen = found
+        self._last_stamps = stamps
         try:
             read_certificate(self._certificate.chain, self._certificate.key)
             use(self._certificate)
         except (InvalidInputError, OSError) as error:
-            log.error("the new certificate cannot be used, and the one before stays: %s", error)
+            log.error("the new certificate cannot be used, so the previous one stays in use: %s", error)
         else:
-            log.info("the certificate in %s was replaced, and is used from now on", self._certificate.chain)
+            log.info("the certificate in %s was replaced and is now in use", self._certificate.chain)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(file) for file in (self._certificate.chain, self._certificate.key)]
@@ -71,7 +76,7 @@ class Renewals:
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -130,9 +130,9 @@ def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
         (chain, None, "both"),
         (None, key, "both"),
         (chain, tmp_path / "none", "cannot be read"),
-        (chain, chain, "no certificate and its private key"),
+        (chain, chain, "not a certificate and its private key"),
         (key, chain, r"\(\[SSL\]"),
-        (tmp_path / "no.pem", key, "no certificate and its private key"),
+        (tmp_path / "no.pem", key, "not a certificate and its private key"),
         (chain, locked, "openssl pkey"),
     ):
         with pytest.raises(InvalidInputError, match=words):
