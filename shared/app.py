@@ -278,13 +278,13 @@ def _import_and_call(place: str, *arguments: Any) -> Any:
 @cache
 def installed() -> dict[str, App]:
     """The installed applications by name. One that cannot be imported is skipped, with a warning in the log."""
-    found: dict[str, App] = {}
+    apps: dict[str, App] = {}
     for entry_point in entry_points(group=GROUP):
         try:
-            found[entry_point.name] = entry_point.load()
+            apps[entry_point.name] = entry_point.load()
         except Exception as error:
             log.warning("skipping the application %s: %s (%s)", entry_point.name, error, entry_point.value)
-    return found
+    return apps
 
 
 def find(name: str) -> App:

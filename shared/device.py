@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def choose_device(asked: str | None) -> str:
+def choose_device(requested: str | None) -> str:
     """Returns ``cpu`` or ``cuda``. For None and ``auto`` this is ``cuda`` if there is a GPU.
 
     Raises ``InvalidInputError`` for ``cuda`` if there is no GPU.
     """
-    if asked == "cpu" or (asked != "cuda" and "torch" not in sys.modules and not _has_driver()):
+    if requested == "cpu" or (requested != "cuda" and "torch" not in sys.modules and not _has_driver()):
         return "cpu"
     import torch
 
-    if asked == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("torch finds no usable GPU on this machine; omit --device, or use --device cpu")
     return "cuda" if torch.cuda.is_available() else "cpu"
 

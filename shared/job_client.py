@@ -42,8 +42,8 @@ class JobFailed(Exception):
     The message is the server's and names files as they were uploaded.
     """
 
-    def __init__(self, words: str, status: int) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
         self.status = status
 
     @property
@@ -216,12 +216,12 @@ def _file(boundary: str, path: Path) -> bytes:
 
 def _json(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        document = None
+    if not isinstance(document, dict):
         raise ServerAway("the answer is not from a Trivium server")
-    return found
+    return document
 
 
 def _detail(content: bytes) -> str | None:

@@ -1,8 +1,8 @@
 """``torchrun`` with the exit code of the training, for schedulers that act on it.
 
 ``torchrun`` exits with 1 whatever exit codes its processes had. ``python -P -m shared.launch`` takes the same arguments
-and exits with the code of the process that failed first: 2 if the training was refused, where a restart does not help;
-143 or 138 if SIGTERM or SIGUSR1 stopped it, where a restart resumes it.
+and exits with the code of the process that failed first: 2 if the training was refused, so that a restart does not
+help; 143 or 138 if SIGTERM or SIGUSR1 stopped it, so that a restart resumes it.
 """
 
 from __future__ import annotations

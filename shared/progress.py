@@ -40,11 +40,11 @@ def report_stage(stage: str) -> None:
         listener(stage)
 
 
-def report_each(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Yields the items, and reports ``what 3 of 8`` before each, at most four times a second."""
+def report_each(items: Sequence[Item], noun: str) -> Iterator[Item]:
+    """Yields the items, and reports ``noun 3 of 8`` before each, at most four times a second."""
     last_report = -_INTERVAL_S
     for number, item in enumerate(items, start=1):
         if len(items) > 1 and time.monotonic() - last_report >= _INTERVAL_S:
             last_report = time.monotonic()
-            report_stage(f"{what} {number} of {len(items)}")
+            report_stage(f"{noun} {number} of {len(items)}")
         yield item

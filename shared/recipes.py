@@ -134,15 +134,15 @@ def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any], kind_nam
     """The recorded data set: that of the named recipe, or one of the application that has these settings."""
     for kind in (app.data_sets() if app.data_sets is not None else {}).values():
         if kind.__name__ == kind_name != type(base).__name__:
-            found: DataConfig = from_mapping(kind, recorded, "data.")
-            return found
+            data: DataConfig = from_mapping(kind, recorded, "data.")
+            return data
     try:
         return from_mapping(base, recorded)
     except InvalidInputError:
         for kind in (app.data_sets() if app.data_sets is not None else {}).values():
             try:
-                made: DataConfig = from_mapping(kind, recorded)
-                return made
+                matching: DataConfig = from_mapping(kind, recorded)
+                return matching
             except (InvalidInputError, TypeError):
                 continue
         raise

@@ -62,7 +62,7 @@ class ReviewedCase:
 
     def numbers(self, verdict: Verdict) -> list[int]:
         """The numbers of the findings that have this verdict, in ascending order."""
-        return sorted(number for number, given in self.review.verdicts.items() if given == verdict)
+        return sorted(number for number, own_verdict in self.review.verdicts.items() if own_verdict == verdict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,14 +82,14 @@ def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
     return len(cases)
 
 
-def _add_folder(archive: tarfile.TarFile, home: Path, name: str) -> bool:
+def _add_folder(archive: tarfile.TarFile, folder: Path, name: str) -> bool:
     """Adds a folder to the archive; returns False if it no longer exists.
 
     It retries if a file disappears meanwhile, as sources do once the files generated from them are there.
     """
-    while home.is_dir():
+    while folder.is_dir():
         try:
-            archive.add(home, name)
+            archive.add(folder, name)
             return True
         except FileNotFoundError:
             continue
@@ -108,8 +108,8 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         with tarfile.open(source) as archive:
             rows = None
             for member in archive:
-                if member.name == ROWS and (found := archive.extractfile(member)) is not None:
-                    rows = [json.loads(line) for line in found.read().decode().splitlines()]
+                if member.name == ROWS and (content := archive.extractfile(member)) is not None:
+                    rows = [json.loads(line) for line in content.read().decode().splitlines()]
                 elif member.isfile() and _MEMBER.match(member.name):
                     archive.extract(member, folder, filter="data")
                 elif not member.isdir():
@@ -137,23 +137,23 @@ def _remove_orphaned_files(folder: Path, rows: list[dict[str, Any]]) -> None:
         if entry["table"] == "cases" or (entry["table"] == "jobs" and entry["row"]["state"] not in FINAL)
     }
     for table in _FOLDERS:
-        for home in (folder / table).glob("*"):
-            if (table, home.name) not in with_files:
-                shutil.rmtree(home)
+        for entry_folder in (folder / table).glob("*"):
+            if (table, entry_folder.name) not in with_files:
+                shutil.rmtree(entry_folder)
 
 
 def _read_rows(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
     for table, row in _TABLES.items():
         with Session(engine) as session:
-            found = [_as_dict(row, values) for values in session.execute(select(*row.__table__.columns))]
-        yield from ((table, values) for values in found)
+            rows = [_as_dict(row, values) for values in session.execute(select(*row.__table__.columns))]
+        yield from ((table, values) for values in rows)
 
 
 def _read_row(engine: Engine, row: type[Base], number: str) -> dict[str, Any] | None:
     columns = row.__table__.columns
     with Session(engine) as session:
-        found = session.execute(select(*columns).where(columns["id"] == number)).first()
-    return None if found is None else _as_dict(row, found)
+        values = session.execute(select(*columns).where(columns["id"] == number)).first()
+    return None if values is None else _as_dict(row, values)
 
 
 def _as_dict(row: type[Base], values: Iterable[Any]) -> dict[str, Any]:

@@ -171,12 +171,12 @@ class CaseStore:
 
     def get(self, app: str, case_id: str, group: str | None = None) -> Case | None:
         """The case with this id of an application, and of a ``group`` if one is given; None if there is none."""
-        found = self.unkept.get(case_id)
-        if found is None:
+        case = self.unkept.get(case_id)
+        if case is None:
             with Session(self.engine) as session:
                 row = session.get(CaseRow, case_id)
-                found = None if row is None else Case.model_validate(row)
-        return found if found is not None and found.app == app and found.seen_by(group) else None
+                case = None if row is None else Case.model_validate(row)
+        return case if case is not None and case.app == app and case.seen_by(group) else None
 
     def recent(
         self, app: str, limit: int = 20, before: str | None = None, group: str | None = None
@@ -192,7 +192,7 @@ class CaseStore:
             return [CaseSummary.model_validate(row) for row in session.execute(query)]
 
     def remove(self, case: CaseSummary) -> None:
-        """Deletes a case and its files; one that is gone already is no error."""
+        """Deletes a case and its files, if it still exists."""
         self.unkept.remove(case.id)
         self._remove(case.id)
 
@@ -216,8 +216,8 @@ class CaseStore:
         """The number of an application's cases and the bytes of their files, by group; None for no group."""
         query = select(CaseRow.group, func.count(), func.sum(CaseRow.bytes)).where(CaseRow.app == app)
         with Session(self.engine) as session:
-            found = session.execute(query.group_by(CaseRow.group)).all()
-        return {group: (int(number), int(size)) for group, number, size in found}
+            rows = session.execute(query.group_by(CaseRow.group)).all()
+        return {group: (int(number), int(size)) for group, number, size in rows}
 
     def expire(
         self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None
@@ -238,10 +238,10 @@ class CaseStore:
         too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > max_number
         too_large = or_(kept.c.bytes > max_bytes, kept.c.taken > max_bytes)
         with Session(self.engine) as session:
-            found = list(session.scalars(select(kept.c.id).where(or_(too_old, too_many, too_large))))
-        for case_id in found:
+            expired = list(session.scalars(select(kept.c.id).where(or_(too_old, too_many, too_large))))
+        for case_id in expired:
             self._remove(case_id)
-        return len(found)
+        return len(expired)
 
     def fault(self) -> str | None:
         """The reason why no case can be kept now, as a sentence; None if it can. Writes a small temporary file."""

@@ -99,21 +99,21 @@ class ReviewStore:
             .where(CaseRow.app == app)
             .order_by(CaseRow.created_ns, CaseRow.id, ReviewRow.reviewed_ns.desc())
         )
-        found: dict[str, list[Review]] = {}
+        reviews: dict[str, list[Review]] = {}
         with Session(self._engine) as session:
             for row in session.scalars(query):
-                found.setdefault(row.case_id, []).append(_to_review(row))
-        return found
+                reviews.setdefault(row.case_id, []).append(_to_review(row))
+        return reviews
 
     def lines(self, case_ids: Iterable[str]) -> dict[str, list[ReviewLine]]:
         """Who reviewed these cases and when, by case id, the newest review first; omits cases without a review."""
         columns = (ReviewRow.case_id, ReviewRow.reviewer, ReviewRow.reviewed_ns)
         query = select(*columns).where(ReviewRow.case_id.in_(list(case_ids))).order_by(ReviewRow.reviewed_ns.desc())
-        found: dict[str, list[ReviewLine]] = {}
+        lines: dict[str, list[ReviewLine]] = {}
         with Session(self._engine) as session:
             for case_id, reviewer, reviewed_ns in session.execute(query):
-                found.setdefault(case_id, []).append(ReviewLine(reviewer or None, iso_utc(reviewed_ns / 1e9)))
-        return found
+                lines.setdefault(case_id, []).append(ReviewLine(reviewer or None, iso_utc(reviewed_ns / 1e9)))
+        return lines
 
     def remove(self, case_id: str, reviewer: str | None) -> None:
         """Deletes a reviewer's review of a case, if there is one."""

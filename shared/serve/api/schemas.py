@@ -127,10 +127,10 @@ def case_document(case: Case, result: bytes, root: str) -> bytes:
 
     ``result.json`` is inserted without parsing it, because it may be large.
     """
-    home = _address(case, root)
+    address = _address(case, root)
     head = {
         "case": case.id,
-        "url": home,
+        "url": address,
         "app": case.app,
         "created": case.created,
         "interface": case.interface,
@@ -139,8 +139,8 @@ def case_document(case: Case, result: bytes, root: str) -> bytes:
         "options": case.options,
         "artifact": {"name": case.artifact_name, "version": case.artifact_version},
         "remark": case.remark,
-        "picture": f"{home}/{PICTURE}",
-        "files": {name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
+        "picture": f"{address}/{PICTURE}",
+        "files": {name: f"{address}/files/{quote(name)}" for name in (RESULT, *case.files)},
     }
     return json.dumps(head).encode()[:-1] + b', "result": ' + result.strip() + b"}"
 
@@ -223,7 +223,7 @@ class JobAnswer(BaseModel):
     @classmethod
     def of(cls, job: Job, root: str) -> JobAnswer:
         """The answer for a job; ``root`` is the path under which the server is reached."""
-        home = f"{root}/api/{job.app}/jobs/{job.id}"
+        address = f"{root}/api/{job.app}/jobs/{job.id}"
         return cls(
             job=job.id,
             app=job.app,
@@ -235,8 +235,8 @@ class JobAnswer(BaseModel):
             status=job.status,
             case=None if job.case_id is None else f"{root}/api/{job.app}/cases/{job.case_id}",
             case_id=job.case_id,
-            url=home,
-            events=f"{home}/events",
+            url=address,
+            events=f"{address}/events",
         )
 
 

@@ -190,7 +190,7 @@ class GrpcService:
     async def _receive(self, requests: AsyncIterator[Any], peer: str, *, needs_place: bool) -> Any:
         """Receives the message of a call; it has a place meanwhile if the method needs one. Raises ``Busy``."""
         with self._upload_limit.admit() if needs_place else nullcontext(Place()) as place:
-            return await Upload(requests, *_address(peer), self._networks.settings).whole(place)
+            return await Upload(requests, *_address(peer), self._networks.settings).receive(place)
 
     async def _run_with_place(self, method: Method, request: Any, context: Any, key: Key | None) -> Any:
         if self._drain.begun:

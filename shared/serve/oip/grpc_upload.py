@@ -22,7 +22,7 @@ class Upload:
         self._gave_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._window_start, self._bytes_before = time.monotonic(), 0
 
-    async def whole(self, place: Place) -> Any:
+    async def receive(self, place: Place) -> Any:
         """Receives the complete message.
 
         The call occupies a place meanwhile. So this raises ``InvalidInputError`` (408) if it takes too long, or if the

@@ -130,15 +130,15 @@ class PartsResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        left = self._size
+        remaining = self._size
         for part in self._parts:
             for start in range(0, len(part), _MAX_SEND_BYTES):
                 piece = memoryview(part)[start : start + _MAX_SEND_BYTES]
-                left -= len(piece)
+                remaining -= len(piece)
                 # Some event loops do not copy what the socket has not taken yet, but keep a reference to it. At the end
                 # this must not be the held memory, so the last pieces are copied. Anything beyond the size of the
                 # loops' buffers is sent before the last message.
-                copy = left < _MAX_SEND_BYTES and self._held is not None
+                copy = remaining < _MAX_SEND_BYTES and self._held is not None
                 body = bytes(piece) if copy else piece
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
