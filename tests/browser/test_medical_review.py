@@ -229,7 +229,7 @@ def test_a_review_without_a_name_that_was_there_is_taken_over_on_request_alone(p
     said = {one["reviewer"]: (one["verdicts"], one["note"]) for one in reviews(page, site)}
     assert said == {"Ada": ({"2": "rejected"}, ""), None: ({"1": "accepted", "2": "rejected"}, "whose?")}
     with page.expect_response(lambda response: response.request.method == "DELETE"):
-        page.get_by_role("button", name="Take it over").click()
+        page.get_by_role("button", name="Add it to my review").click()
     expect(page.get_by_label("Accept finding 1")).to_be_checked()
     (one,) = reviews(page, site)
     assert one["reviewer"] == "Ada" and one["verdicts"] == {"1": "accepted", "2": "rejected"}
@@ -339,7 +339,7 @@ def test_a_case_without_findings_is_marked_as_reviewed_and_that_is_taken_back(pa
         page.get_by_role("button", name="Mark as reviewed").click()
     assert [one["verdicts"] for one in reviews(page, site)] == [{}]
     with page.expect_response(lambda response: response.request.method == "DELETE"):
-        page.get_by_role("button", name="Take the review back").click()
+        page.get_by_role("button", name="Withdraw the review").click()
     expect(page.locator(".review")).not_to_contain_text("Reviewed at")
     assert reviews(page, site) == []
 
@@ -372,7 +372,7 @@ def test_nothing_is_saved_over_a_review_that_could_not_be_read(page: Page, site:
     page.route(_SAVED, lambda route: route.fulfill(status=503, json={"detail": "the server is being shut down"}))
     page.reload()
     expect(page.locator(".review [role=alert]")).to_contain_text(
-        "could not be read, and so none is saved: the server is"
+        "could not be read, so nothing is saved: the server is"
     )
     page.get_by_label("Reject finding 2").click()
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()

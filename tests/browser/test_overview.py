@@ -117,12 +117,12 @@ def test_a_request_can_be_cancelled(page: Page, address: str, echo: Echo) -> Non
 def test_errors_are_sentences_on_the_page(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(f"{address}/echo")
     page.get_by_role("button", name="Analyse").click()
-    expect(page.get_by_role("alert")).to_have_text("Choose a file first, or take a sample.")
+    expect(page.get_by_role("alert")).to_have_text("Choose a file or a sample first.")
     (tmp_path / "bad.csv").write_text("x")
     (tmp_path / "large.csv").write_bytes(b"1," * 1_500_000)
     page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
     page.get_by_role("button", name="Analyse").click()
-    expect(page.get_by_role("alert")).to_contain_text("larger (3.0 MB) than this server takes (2.0 MB)")
+    expect(page.get_by_role("alert")).to_contain_text("larger (3.0 MB) than this server accepts (2.0 MB)")
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
     expect(page.get_by_role("alert")).to_be_hidden()

@@ -58,7 +58,7 @@ def test_what_a_failing_server_did_not_take_is_saved_once_it_answers(page: Page,
     refuse_saves(page, 503, "the server is being shut down")
     page.get_by_label("Accept finding 1").check()
     alert = page.locator(".review [role=alert]")
-    expect(alert).to_contain_text("could not be saved: the server is being shut down. It is tried again")
+    expect(alert).to_contain_text("could not be saved: the server is being shut down. Saving is retried")
     # It is in view wherever the page is.
     page.mouse.wheel(0, -5000)
     expect(alert).to_be_in_viewport()

@@ -1,27 +1,27 @@
-// The standard form of an application: files or a sample in, a case out.
+// The standard form of an application: takes files or a sample, and shows the resulting case.
 //
 //   import { caseForm, element, table, downloads } from "../shared/case.js";
 //   caseForm({ render(case_) { document.querySelector("#result").append(downloads(case_)); } });
 //
-// `render(case)` gets what POST /api/<app>/predict answers: { case, app, result, picture, files: {name: url},
-// inputs, artifact, created, interface }. It fills the element #result, which is empty when it is called; it may be async.
+// `render(case)` gets the answer of POST /api/<app>/predict: { case, app, result, picture, files: {name: url}, inputs,
+// artifact, created, interface }. It fills the element #result, which is empty when it is called; it may be async.
 
-/** The path that the server is reached under, as /trivium; empty where that is none. */
+/** The path under which the server is reached, such as /trivium; empty by default. */
 const root = document.body.dataset.root ?? "";
 
-/** Makes an element: element("td", { class: "number" }, "12.5"). Text is never read as HTML. */
+/** Creates an element: element("td", { class: "number" }, "12.5"). Text is never parsed as HTML. */
 export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return node;
 }
 
-/** A table in a frame that scrolls. Cells are texts, numbers or elements; numbers are set flush right. */
+/** A table in a scrollable frame. Cells are texts, numbers or elements; numbers are right-aligned. */
 export function table(columns, rows, caption = "") {
   const cell = (value) => element("td", typeof value === "number" ? { class: "number" } : {}, value instanceof Node ? value : String(value ?? ""));
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "Table" },
@@ -31,19 +31,19 @@ export function table(columns, rows, caption = "") {
       element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell))))));
 }
 
-/** The case's files as a list of links. */
+/** The files of a case as a list of links. */
 export function downloads(answer, heading = "Files") {
   return element("section", { class: "downloads" },
     element("h2", {}, heading),
     element("ul", {}, Object.entries(answer.files).map(([name, url]) => element("li", {}, element("a", { href: url, download: name }, name)))));
 }
 
-/** The case's picture. */
+/** The picture of a case. */
 export function picture(answer, description) {
   return element("img", { class: "picture", src: answer.picture, alt: description });
 }
 
-/** Wires the form that the macro `upload` made. Returns { open(id), submit(FormData) }. */
+/** Connects the form of the macro `upload` to the server. Returns { open(id), submit(FormData) }. */
 export function caseForm({ render, app = document.body.dataset.app } = {}) {
   const form = document.querySelector("[data-case-form]");
   const part = (name) => form.querySelector(`[data-${name}]`);
@@ -59,10 +59,10 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let address = location.search;
 
   function showStatus(text) {
-    const began = text && !part("status").textContent;
+    const appeared = text && !part("status").textContent;
     part("status").textContent = text;
-    // Below the fields it may be out of sight.
-    if (began) part("status").scrollIntoView({ block: "nearest" });
+    // It is below the fields and may be out of view.
+    if (appeared) part("status").scrollIntoView({ block: "nearest" });
   }
   function showError(text) {
     part("error").textContent = text;
@@ -71,33 +71,33 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     fold(false);
     part("error").scrollIntoView({ block: "nearest" });
   }
-  /** Leaves one button of the form, so that a result comes first. */
+  /** Collapses the form to one button, so that the result is at the top. */
   const fold = (on) => { form.classList.toggle("folded", on); part("again").hidden = !on; };
 
-  /** Shows a case or a job in the address; Back leads to the case that was there before. */
-  function remember(query) {
+  /** Puts a case or a job into the page's address; the Back button returns to the previous case. */
+  function setAddress(query) {
     history[new URLSearchParams(location.search).has("case") ? "pushState" : "replaceState"](null, "", query);
     address = location.search;
   }
-  // A link within the page moves through the history too, and leaves the address as it is.
+  // A link within the page also fires popstate, but does not change the query.
   addEventListener("popstate", () => { if (location.search !== address) location.reload(); });
 
   function showChosen() {
     const files = dropped.length ? dropped : [...input.files];
     const bytes = files.reduce((sum, file) => sum + file.size, 0);
     part("chosen").hidden = files.length === 0;
-    part("chosen").textContent = files.length === 1 ? `${files[0].name} (${size(bytes)})` : `${files.length} files (${size(bytes)})`;
+    part("chosen").textContent = files.length === 1 ? `${files[0].name} (${formatSize(bytes)})` : `${files.length} files (${formatSize(bytes)})`;
   }
 
-  /** Takes files in place of what was chosen before; `stale` is the field that this overrules, the folder's if none. */
-  function take(files, stale = folder) {
+  /** Replaces the chosen files; `overruled` is the input field to clear, by default that of the folder. */
+  function choose(files, overruled = folder) {
     dropped = files;
-    if (stale) stale.value = "";
+    if (overruled) overruled.value = "";
     showChosen();
     showError("");
   }
 
-  function busy(on) {
+  function setBusy(on) {
     form.setAttribute("aria-busy", String(on));
     for (const button of form.querySelectorAll("button")) button.disabled = on;
     part("cancel").hidden = !on;
@@ -106,11 +106,11 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     if (!on) { running = null; showStatus(""); }
   }
 
-  function working() {
-    const began = Date.now();
-    const tick = () => showStatus(`Working … ${Math.round((Date.now() - began) / 1000)} s`);
+  function showElapsedTime() {
+    const started = Date.now();
+    const tick = () => showStatus(`Working … ${Math.round((Date.now() - started) / 1000)} s`);
     showStatus("Working …");
-    // A screen reader would read out every change: the clock moves every five seconds.
+    // A screen reader reads every change aloud, so the time is updated only every five seconds.
     clock = setInterval(tick, 5000);
   }
 
@@ -121,66 +121,66 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       if (answer.remark) result.prepend(element("p", { class: "notice", role: "status" }, `Note: ${answer.remark}.`));
     } catch (error) {
       console.error(error);
-      showError(`The result was computed, but could not be drawn: ${error.message}`);
+      showError(`The result was computed, but could not be displayed: ${error.message}`);
       return;
     }
-    // What was said while it ran and the form are taken away first, for they move what is below.
-    busy(false);
+    // The status and the form are hidden before scrolling, because that moves the result.
+    setBusy(false);
     fold(true);
     result.focus({ preventScroll: true });
     result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
 
-  /** Shows how far a job is until it has ended, then its case. The server goes on whether this page is open or not. */
-  async function follow(job) {
-    remember(`?job=${encodeURIComponent(job.job)}`);
-    const began = Date.parse(job.created);
-    let said = "";
-    let lost = false;
-    const say = (now) => {
-      const stage = now.state === "queued" ? "waiting for its turn" : now.stage || "starting";
-      // What counts on changes often: a screen reader is told the stage, the numbers stand beside it.
-      const text = lost ? "The server cannot be reached. Trying again …" : `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - began) / 1000))} s. It goes on if you close this page.`;
-      if (text !== said) showStatus(said = text);
+  /** Shows the progress of a job until it has ended, then its case. The job continues if this page is closed. */
+  async function followJob(job) {
+    setAddress(`?job=${encodeURIComponent(job.job)}`);
+    const created = Date.parse(job.created);
+    let shownText = "";
+    let disconnected = false;
+    const showStage = (current) => {
+      const stage = current.state === "queued" ? "waiting for its turn" : current.stage || "starting";
+      // The status is a live region, so it is updated only if its text has changed.
+      const text = disconnected ? "The server cannot be reached. Trying again …" : `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - created) / 1000))} s. The analysis continues if you close this page.`;
+      if (text !== shownText) showStatus(shownText = text);
     };
     running = { abort: () => fetch(job.url, { method: "DELETE", headers: { Accept: "application/json" } }).catch(() => showError("The server could not be reached.")) };
     const ended = await new Promise((resolve, reject) => {
       const events = new EventSource(job.events);
       const end = (settle, value) => { events.close(); clearInterval(clock); settle(value); };
       let latest = job;
-      const hear = (event) => {
+      const onEvent = (event) => {
         latest = JSON.parse(event.data);
         if (["done", "failed", "cancelled"].includes(latest.state)) end(resolve, latest);
-        else say(latest);
+        else showStage(latest);
       };
-      for (const state of ["queued", "running", "done", "failed", "cancelled"]) events.addEventListener(state, hear);
-      // A connection that broke is taken up again by the browser; one that is refused is not.
+      for (const state of ["queued", "running", "done", "failed", "cancelled"]) events.addEventListener(state, onEvent);
+      // The browser reconnects after a broken connection, but not after a refused one.
       events.onerror = () => {
-        lost = true;
-        say(latest);
-        if (events.readyState === EventSource.CLOSED) end(reject, new Error("The server could not be reached. Open this page again to see how far the analysis is."));
+        disconnected = true;
+        showStage(latest);
+        if (events.readyState === EventSource.CLOSED) end(reject, new Error("The server could not be reached. Reload this page to see the progress of the analysis."));
       };
-      events.onopen = () => { lost = false; say(latest); };
-      say(latest);
-      clock = setInterval(() => say(latest), 5000);
+      events.onopen = () => { disconnected = false; showStage(latest); };
+      showStage(latest);
+      clock = setInterval(() => showStage(latest), 5000);
     });
-    if (ended.state === "cancelled") { remember(location.pathname); throw new Error("Cancelled."); }
+    if (ended.state === "cancelled") { setAddress(location.pathname); throw new Error("Cancelled."); }
     if (ended.state === "failed") throw new Error(ended.problem);
-    const answer = await read(ended.case);
-    remember(`?case=${encodeURIComponent(answer.case)}`);
+    const answer = await getJson(ended.case);
+    setAddress(`?case=${encodeURIComponent(answer.case)}`);
     await show(answer);
   }
 
-  async function resume(id) {
+  async function openJob(id) {
     showError("");
-    busy(true);
+    setBusy(true);
     showStatus("Opening the analysis …");
     try {
-      await follow(await read(`${root}/api/${app}/jobs/${encodeURIComponent(id)}`));
+      await followJob(await getJson(`${root}/api/${app}/jobs/${encodeURIComponent(id)}`));
     } catch (error) {
       showError(error.message);
     } finally {
-      busy(false);
+      setBusy(false);
     }
   }
 
@@ -188,50 +188,50 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     if (running) return;
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
     const { jobBytes, sampleJobs } = document.body.dataset;
-    await hand(body, bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample")));
+    await upload(body, bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample")));
   }
 
-  /** Uploads a form for an answer at once, or as a job: also where it is refused so in a sentence that names the jobs. */
-  async function hand(body, asJob) {
-    let tooMuch = false;
+  /** Uploads the form, for an immediate answer or as a job. If the error message names the jobs, it retries as a job. */
+  async function upload(body, asJob) {
+    let retryAsJob = false;
     showError("");
     result.replaceChildren();
-    busy(true);
+    setBusy(true);
     showStatus("Uploading …");
     try {
-      const answer = await send(`${root}/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
+      const answer = await postForm(`${root}/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
         started: (request) => { running = request; },
         progress: (fraction) => showStatus(`Uploading … ${Math.round(100 * fraction)} %`),
-        uploaded: asJob ? () => showStatus("Uploaded …") : working,
+        uploaded: asJob ? () => showStatus("Uploaded …") : showElapsedTime,
       });
-      if (asJob) { await follow(answer); return; }
-      remember(`?case=${encodeURIComponent(answer.case)}`);
+      if (asJob) { await followJob(answer); return; }
+      setAddress(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      // What no memory holds, or states a size that nothing has, is 413 too, and a job would be refused alike.
-      tooMuch = error.status === 413 && !asJob && error.message.includes(`/api/${app}/jobs`);
-      if (!tooMuch) showError(error.message);
+      // Other inputs get 413 too, such as a file that states an impossible size, and a job would refuse them as well.
+      retryAsJob = error.status === 413 && !asJob && error.message.includes(`/api/${app}/jobs`);
+      if (!retryAsJob) showError(error.message);
     } finally {
-      busy(false);
+      setBusy(false);
     }
-    if (tooMuch) await hand(body, true);
+    if (retryAsJob) await upload(body, true);
   }
 
   async function open(id) {
     showError("");
     fold(true);
-    busy(true);
+    setBusy(true);
     showStatus("Opening the case …");
     try {
-      await show(await read(`${root}/api/${app}/cases/${encodeURIComponent(id)}`));
+      await show(await getJson(`${root}/api/${app}/cases/${encodeURIComponent(id)}`));
     } catch (error) {
       showError(error.message);
     } finally {
-      busy(false);
+      setBusy(false);
     }
   }
 
-  /** The form's fields: options, and the files where `sample` is null. */
+  /** The fields of the form: the options, with the name of the sample or, if `sample` is null, the files. */
   function fields(sample) {
     const body = new FormData(form);
     body.delete("files");
@@ -244,51 +244,51 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const body = fields(null);
-    if (!body.has("files")) { showError("Choose a file first, or take a sample."); input.focus(); return; }
+    if (!body.has("files")) { showError("Choose a file or a sample first."); input.focus(); return; }
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
-    if (bytes > limit) { showError(`The files are larger (${size(bytes)}) than this server takes (${size(limit)}).`); return; }
+    if (bytes > limit) { showError(`The files are larger (${formatSize(bytes)}) than this server accepts (${formatSize(limit)}).`); return; }
     submit(body);
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
   part("cancel").addEventListener("click", () => running?.abort());
   part("again").addEventListener("click", () => { fold(false); input.focus(); form.scrollIntoView({ block: "nearest" }); });
-  input.addEventListener("change", () => take([]));
-  folder?.addEventListener("change", () => take([...folder.files], input));
+  input.addEventListener("change", () => choose([]));
+  folder?.addEventListener("change", () => choose([...folder.files], input));
 
-  // Files are taken wherever they are dropped: a browser would leave the page for one that falls beside the frame.
+  // Files can be dropped anywhere on the page, because a browser would open a file that is dropped beside the frame.
   const zone = part("drop");
-  const ofFiles = (event) => event.dataTransfer.types.includes("Files");
-  document.addEventListener("dragover", (event) => { if (ofFiles(event)) { event.preventDefault(); zone.classList.add("over"); } });
+  const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+  document.addEventListener("dragover", (event) => { if (hasFiles(event)) { event.preventDefault(); zone.classList.add("over"); } });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) zone.classList.remove("over"); });
   document.addEventListener("drop", async (event) => {
-    if (!ofFiles(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     zone.classList.remove("over");
     fold(false);
     form.scrollIntoView({ block: "nearest" });
     const found = await filesIn(event.dataTransfer);
     const tooMany = !input.multiple && found.length > 1;
-    take(tooMany ? [] : found);
+    choose(tooMany ? [] : found);
     input.value = "";
     showChosen();
-    showError(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
+    showError(tooMany ? `Only one file can be analysed, but ${found.length} were dropped; drop a single file.` : "");
   });
 
-  const asked = new URLSearchParams(location.search);
-  if (asked.get("case")) open(asked.get("case"));
-  else if (asked.get("job")) resume(asked.get("job"));
+  const query = new URLSearchParams(location.search);
+  if (query.get("case")) open(query.get("case"));
+  else if (query.get("job")) openJob(query.get("job"));
   return { open, submit };
 }
 
-async function read(url) {
+async function getJson(url) {
   const response = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => { throw new Error("The server could not be reached. Is it still running? Reload the page to try again."); });
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
   return answer;
 }
 
-// fetch does not report how much of an upload is done, XMLHttpRequest does.
-function send(url, body, { started, progress, uploaded }) {
+// Uses XMLHttpRequest because fetch does not report the progress of an upload.
+function postForm(url, body, { started, progress, uploaded }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", url);
@@ -311,22 +311,22 @@ function send(url, body, { started, progress, uploaded }) {
 async function filesIn(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files];
-  return (await Promise.all(entries.map(walk))).flat();
+  return (await Promise.all(entries.map(filesInEntry))).flat();
 }
 
-async function walk(entry) {
+async function filesInEntry(entry) {
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
   const reader = entry.createReader();
   const found = [];
   for (;;) {
-    // readEntries gives a hundred at a time, and none when it has given all.
+    // readEntries returns at most a hundred entries at a time, and none after the last.
     const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!batch.length) return found;
-    found.push(...(await Promise.all(batch.map(walk))).flat());
+    found.push(...(await Promise.all(batch.map(filesInEntry))).flat());
   }
 }
 
-function size(bytes) {
+function formatSize(bytes) {
   if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
   return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 }

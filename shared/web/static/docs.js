@@ -1,4 +1,4 @@
-// The API description, drawn by the vendored Swagger UI; nothing is fetched from elsewhere.
+// Renders the API description with the vendored Swagger UI, without requests to other servers.
 globalThis.SwaggerUIBundle({
   url: `${document.body.dataset.root ?? ""}/openapi.json`,
   dom_id: "#swagger",

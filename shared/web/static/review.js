@@ -1,261 +1,263 @@
-// The review of a case: verdicts on its findings, what was missed, a note; saved at once, and shown when it is opened again.
+// The review of a case: verdicts on its findings, missed findings and a note. Each change is saved at once, and the review
+// is shown when the case is opened again.
 //
 //   import { openReview, verdictBoxes } from "../shared/review.js";
 //   const review = openReview(answer, { changed() { ... } });
 //   list.append(verdictBoxes(review, 1)); place.append(review.node);
 //
-// A finding is known by its number in result.json, from 1.
+// A finding is identified by its number in result.json, from 1.
 import { element } from "./case.js";
 
-const NAME = "trivium-reviewer";
-const AGAIN_MS = 4000;
+const STORAGE_KEY = "trivium-reviewer";
+const RETRY_INTERVAL_MS = 4000;
 
-const empty = () => ({ verdicts: new Map(), missed: [], note: "" });
-const copied = ({ verdicts, missed, note }) => ({ verdicts: new Map(verdicts), missed: [...missed], note });
-const stated = (answer) => (answer ? copied({ ...answer, verdicts: Object.entries(answer.verdicts).map(([number, verdict]) => [Number(number), verdict]) }) : empty());
-const TURNING = /[\u202a-\u202e\u2066-\u2069]/g;
-const RUNS_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
-/** A name or a note that turns nothing beside it, whichever way its letters run (Unicode Standard Annex 9, section 2). */
+const emptyReview = () => ({ verdicts: new Map(), missed: [], note: "" });
+const copyReview = ({ verdicts, missed, note }) => ({ verdicts: new Map(verdicts), missed: [...missed], note });
+const fromAnswer = (answer) => (answer ? copyReview({ ...answer, verdicts: Object.entries(answer.verdicts).map(([number, verdict]) => [Number(number), verdict]) }) : emptyReview());
+const BIDI_CONTROLS = /[\u202a-\u202e\u2066-\u2069]/g;
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+/** A name or note that does not change the direction of the text beside it (Unicode Standard Annex 9, section 2). */
 export function isolated(text) {
-  const plain = text.replace(TURNING, "");
-  return RUNS_LEFT.test(plain) ? `\u2068${plain}\u2069` : plain;
+  const plain = text.replace(BIDI_CONTROLS, "");
+  return RIGHT_TO_LEFT.test(plain) ? `\u2068${plain}\u2069` : plain;
 }
-const named = (reviewer) => (reviewer === null ? "a reader without a name" : isolated(reviewer));
-/** What was missed as a text, whatever the order of its parts: a review that was read again has others than the page. */
-const spelt = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
+const displayName = (reviewer) => (reviewer === null ? "a reader without a name" : isolated(reviewer));
+/** A missed finding as text, with its fields sorted, because the server may return them in another order than the page. */
+const asText = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
 
 /**
- * The reader's own review of a case, and who else reviewed it. `changed()` is called when it was loaded and whenever it
- * changes. `node` says by whom the case was reviewed, and holds the reviewer's name and a note.
+ * The reader's own review of a case, and the list of its other reviewers. `changed()` is called when the review is loaded
+ * and whenever it changes. `node` shows who reviewed the case, and has fields for the reviewer's name and a note.
  */
 export function openReview(answer, { changed = () => {} } = {}) {
   const address = `${answer.url}/review`;
-  const kept = !answer.remark;   // a case that could not be kept takes no review: verdicts stay on the page
-  const state = empty();         // what the page shows: what was saved last, and the changes that wait
-  let saved = empty();
-  const waiting = [];            // changes of a review that are not saved yet, the oldest first
-  let early = 0;                 // how many changes wait for the earlier review to be read
-  let unnamed = [];              // changes that were made on this page while it had no name of a reader
-  let found = false;             // whether there is a review without a name that this page did not begin
-  let key = null;                // the name of the key, where the server requires keys
+  const kept = !answer.remark;   // the review of a case that could not be kept is not saved: verdicts stay on the page
+  const state = emptyReview();   // what the page shows: the saved review with the pending changes
+  let saved = emptyReview();
+  const pending = [];            // changes that are not saved yet, the oldest first
+  let beforeLoad = 0;            // how many changes wait until the earlier review is loaded
+  let unnamedChanges = [];       // changes that were made on this page before a reviewer's name was entered
+  let foundUnnamed = false;      // whether there is a review without a name that this page did not start
+  let key = null;                // the name of the key, if the server requires keys
   let reviews = [];
-  let reviewer = recall();
+  let reviewer = readStoredName();
   let saving = null;
-  let later = 0;
-  let told = "";                 // the note as it was put into its field
+  let retryTimer = 0;
+  let shownNote = "";            // the note that was last put into its field
 
-  const said = element("div", { class: "small reviewers" });
-  const why = element("span");
-  const again = element("button", { type: "button", onclick: () => save() }, "Try again");
-  const fault = element("p", { class: "error", role: "alert", hidden: true }, why, " ", again);
-  const name = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: reviewer ?? "", onchange: () => rename() });
-  const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => write() });
-  const mark = element("button", { type: "button", title: "Also where there is nothing to accept, reject or add", onclick: () => change() }, "Mark as reviewed");
-  const back = element("button", { type: "button", hidden: true, onclick: () => withdraw() }, "Take the review back");
-  const field = element("label", {}, "Reviewer ", name);
+  const reviewList = element("div", { class: "small reviewers" });
+  const errorText = element("span");
+  const retryButton = element("button", { type: "button", onclick: () => save() }, "Try again");
+  const errorBox = element("p", { class: "error", role: "alert", hidden: true }, errorText, " ", retryButton);
+  const nameInput = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: reviewer ?? "", onchange: () => changeReviewer() });
+  const noteInput = element("textarea", { rows: 2, maxlength: 2000, onchange: () => saveNote() });
+  const markButton = element("button", { type: "button", title: "Also if there is nothing to accept, reject or add", onclick: () => change() }, "Mark as reviewed");
+  const withdrawButton = element("button", { type: "button", hidden: true, onclick: () => withdraw() }, "Withdraw the review");
+  const nameLabel = element("label", {}, "Reviewer ", nameInput);
   const summary = element("summary", {}, "Reviewer and note");
-  const more = element("details", { class: "small" }, summary, field, element("label", {}, "Note ", note), element("p", {}, mark, " ", back));
-  const node = element("section", { class: "review", "aria-label": "Review" }, said, fault, more);
+  const details = element("details", { class: "small" }, summary, nameLabel, element("label", {}, "Note ", noteInput), element("p", {}, markButton, " ", withdrawButton));
+  const node = element("section", { class: "review", "aria-label": "Review" }, reviewList, errorBox, details);
   node.hidden = !kept;
 
-  const who = () => key ?? reviewer;
-  const by = (one) => reviews.find((review) => review.reviewer === one);
-  const others = () => reviews.filter((review) => review.reviewer !== who());
+  const ownName = () => key ?? reviewer;
+  const reviewBy = (name) => reviews.find((review) => review.reviewer === name);
+  const otherReviews = () => reviews.filter((review) => review.reviewer !== ownName());
 
   function show() {
-    const lines = reviews.map((one) => {
-      const verdicts = Object.values(one.verdicts);
-      const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [one.missed.length, "missed"]];
-      const what = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
-      const whose = one.reviewer === null ? "" : ` by ${named(one.reviewer)}`;
-      const isOwn = one.reviewer === who();
-      return element("p", {}, `Reviewed${whose} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`,
-        one.note && !isOwn ? ` “${isolated(one.note)}”` : null,
-        // With a key, whose name the server takes, there is none to be taken over.
-        one.reviewer === null && !isOwn && key === null ? [" ", element("button", { type: "button", title: "Puts what was said without a name under yours, where you said nothing else", onclick: () => takeOver() }, "Take it over")] : null);
+    const lines = reviews.map((review) => {
+      const verdicts = Object.values(review.verdicts);
+      const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [review.missed.length, "missed"]];
+      const totals = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
+      const byWhom = review.reviewer === null ? "" : ` by ${displayName(review.reviewer)}`;
+      const isOwn = review.reviewer === ownName();
+      return element("p", {}, `Reviewed${byWhom} at ${review.reviewed.slice(0, 16).replace("T", " ")} UTC${totals ? `: ${totals}` : ""}.`,
+        review.note && !isOwn ? ` “${isolated(review.note)}”` : null,
+        // With a key, the server uses the key's name, so there is no unnamed review to adopt.
+        review.reviewer === null && !isOwn && key === null ? [" ", element("button", { type: "button", title: "Moves the verdicts, missed findings and note that were entered without a name to your review, where yours has none", onclick: () => adoptUnnamed() }, "Add it to my review")] : null);
     });
-    said.replaceChildren(...lines);
-    // On a computer that several read at, the name of the one before may still be there.
-    summary.textContent = `Reviewer and note${who() ? ` (${isolated(who())})` : ""}`;
-    back.hidden = !by(who());
-    // A note that is being written stays as it is.
-    if (note.value === told) note.value = state.note;
-    told = state.note;
+    reviewList.replaceChildren(...lines);
+    // On a shared computer, the name of the previous reader may still be stored.
+    summary.textContent = `Reviewer and note${ownName() ? ` (${isolated(ownName())})` : ""}`;
+    withdrawButton.hidden = !reviewBy(ownName());
+    // Does not overwrite a note that is being edited.
+    if (noteInput.value === shownNote) noteInput.value = state.note;
+    shownNote = state.note;
     changed();
   }
 
-  function say(text, tryAgain = false) {
-    why.textContent = text;
-    again.hidden = !tryAgain;
-    fault.hidden = !text;
+  function showError(text, canRetry = false) {
+    errorText.textContent = text;
+    retryButton.hidden = !canRetry;
+    errorBox.hidden = !text;
   }
 
-  /** Takes `review` as what was saved last; what waits is said of it anew. */
-  function take(review) {
-    saved = stated(review);
-    Object.assign(state, copied(saved));
-    for (const apply of waiting) apply(state);
+  /** Sets `review` as the saved one, and applies the pending changes to it again. */
+  function setSaved(review) {
+    saved = fromAnswer(review);
+    Object.assign(state, copyReview(saved));
+    for (const apply of pending) apply(state);
     show();
   }
 
   async function load() {
-    const read = await ask("GET", address);
-    [key, reviews] = [read.reviewer, read.reviews];
-    found ||= by(null) !== undefined;
-    field.hidden = key !== null;
-    take(by(who()));
+    const loaded = await ask("GET", address);
+    [key, reviews] = [loaded.reviewer, loaded.reviews];
+    foundUnnamed ||= reviewBy(null) !== undefined;
+    nameLabel.hidden = key !== null;
+    setSaved(reviewBy(ownName()));
   }
 
-  /** Changes the review and saves it, once the earlier one is there: what was said before must not be lost. */
+  /** Changes the review and saves it, after the earlier review is loaded, so that its content is not lost. */
   async function change(apply = () => {}) {
-    early += 1;
-    const read = await ready;
-    early -= 1;
-    if (!read) { changed(); return; }
+    beforeLoad += 1;
+    const loaded = await ready;
+    beforeLoad -= 1;
+    if (!loaded) { changed(); return; }
     apply(state);
-    if (kept) waiting.push(apply);
-    if (kept && who() === null) unnamed.push(apply);
+    if (kept) pending.push(apply);
+    if (kept && ownName() === null) unnamedChanges.push(apply);
     changed();
     await save();
   }
 
-  function write() {
-    const text = told = note.value;
-    return change((to) => { to.note = text; });
+  function saveNote() {
+    const text = shownNote = noteInput.value;
+    return change((target) => { target.note = text; });
   }
 
-  /** Saves what waits, after what is being saved already. */
+  /** Saves the pending changes, after a save that is already running. */
   function save() {
-    saving ??= send().finally(() => { saving = null; });
+    saving ??= sendPending().finally(() => { saving = null; });
     return saving;
   }
 
-  async function send() {
-    clearTimeout(later);
-    for (let most = Infinity; waiting.length;) {
-      const now = waiting.slice(0, most);
-      const { verdicts, missed, note: text } = now.reduce((to, apply) => { apply(to); return to; }, copied(saved));
-      // Another window may have saved since: then its review is read, and what waits is said of that one.
-      const body = { verdicts: Object.fromEntries(verdicts), missed, note: text, replaces: by(who())?.reviewed ?? null };
-      if (key === null && who()) body.reviewer = who();
+  async function sendPending() {
+    clearTimeout(retryTimer);
+    for (let maxChanges = Infinity; pending.length;) {
+      const batch = pending.slice(0, maxChanges);
+      const { verdicts, missed, note } = batch.reduce((target, apply) => { apply(target); return target; }, copyReview(saved));
+      // If another window has saved since, the server refuses this; then its review is loaded, and the changes are applied to it.
+      const body = { verdicts: Object.fromEntries(verdicts), missed, note, replaces: reviewBy(ownName())?.reviewed ?? null };
+      if (key === null && ownName()) body.reviewer = ownName();
       try {
-        const made = await ask("PUT", address, body);
-        waiting.splice(0, now.length);
-        saved = stated(made);
-        reviews = [made, ...reviews.filter((one) => one.reviewer !== made.reviewer)];
-        say("");
+        const stored = await ask("PUT", address, body);
+        pending.splice(0, batch.length);
+        saved = fromAnswer(stored);
+        reviews = [stored, ...reviews.filter((review) => review.reviewer !== stored.reviewer)];
+        showError("");
         show();
       } catch (refusal) {
         let error = refusal;
         try {
           if (error.status === 412) { await load(); continue; }
-        } catch (unread) { error = unread; }
+        } catch (loadError) { error = loadError; }
         if (error.status === 422 || error.status === 413) {
-          // What the server will never take must not hold up the rest; one of several is found one by one.
-          if (now.length > 1) { most = 1; continue; }
-          const refused = waiting.shift();
-          unnamed = unnamed.filter((one) => one !== refused);
-          Object.assign(state, copied(saved));
-          for (const apply of waiting) apply(state);
+          // A change that the server will never accept must not block the others; sending them one by one finds it.
+          if (batch.length > 1) { maxChanges = 1; continue; }
+          const refused = pending.shift();
+          unnamedChanges = unnamedChanges.filter((apply) => apply !== refused);
+          Object.assign(state, copyReview(saved));
+          for (const apply of pending) apply(state);
           show();
-          say(`This could not be saved, and is taken back: ${error.message}`);
-          if (waiting.length) continue;
+          showError(`This change could not be saved and was undone: ${error.message}`);
+          if (pending.length) continue;
         } else if (error.status === 404) {
-          waiting.length = 0;
-          say(`The review could not be saved: ${error.message}`);
+          pending.length = 0;
+          showError(`The review could not be saved: ${error.message}`);
         } else {
-          const passing = !error.status || error.status >= 500 || error.status === 408 || error.status === 429;
-          say(`The review could not be saved: ${error.message} ${passing ? "It is tried again every few seconds; leave this page open." : ""}`, true);
-          if (passing) later = setTimeout(save, AGAIN_MS);
+          const temporary = !error.status || error.status >= 500 || error.status === 408 || error.status === 429;
+          showError(`The review could not be saved: ${error.message} ${temporary ? "Saving is retried every few seconds; leave this page open." : ""}`, true);
+          if (temporary) retryTimer = setTimeout(save, RETRY_INTERVAL_MS);
         }
         return;
       }
     }
   }
 
-  async function withdraw(whose = who()) {
+  async function withdraw(name = ownName()) {
     await saving;
     try {
-      await ask("DELETE", key === null && whose ? `${address}?reviewer=${encodeURIComponent(whose)}` : address);
-      reviews = reviews.filter((one) => one.reviewer !== whose);
-      if (whose === null) [unnamed, found] = [[], false];
-      if (whose !== who()) { show(); return; }
-      waiting.length = 0;
-      clearTimeout(later);
-      say("");
-      take(null);
+      await ask("DELETE", key === null && name ? `${address}?reviewer=${encodeURIComponent(name)}` : address);
+      reviews = reviews.filter((review) => review.reviewer !== name);
+      if (name === null) [unnamedChanges, foundUnnamed] = [[], false];
+      if (name !== ownName()) { show(); return; }
+      pending.length = 0;
+      clearTimeout(retryTimer);
+      showError("");
+      setSaved(null);
     } catch (error) {
-      say(`The review could not be taken back: ${error.message}`);
+      showError(`The review could not be withdrawn: ${error.message}`);
     }
   }
 
-  /** Another name: that reader's review; what was said on this page without a name goes under it. */
-  async function rename() {
-    const given = name.value.trim() || null;
+  /** Switches to the review of the reader with the entered name; changes made on this page without a name move to it. */
+  async function changeReviewer() {
+    const entered = nameInput.value.trim() || null;
     if (!(await ready)) return;
     await save();
-    const before = reviewer;
-    if (given === before) return;
-    // What waits was said by the reader before.
-    if (waiting.length && before !== null) { name.value = before; return; }
-    reviewer = given;
-    remember(given ?? "");
-    const mine = before === null && given !== null ? unnamed.splice(0) : [];
-    if (mine.length) waiting.splice(0, waiting.length, ...mine);
-    take(by(given));
+    const previous = reviewer;
+    if (entered === previous) return;
+    // The pending changes are those of the previous reader.
+    if (pending.length && previous !== null) { nameInput.value = previous; return; }
+    reviewer = entered;
+    storeName(entered ?? "");
+    const own = previous === null && entered !== null ? unnamedChanges.splice(0) : [];
+    if (own.length) pending.splice(0, pending.length, ...own);
+    setSaved(reviewBy(entered));
     await save();
-    // Another reader may have begun the review without a name: then it stays.
-    if (mine.length && !found && !waiting.length && by(null)) await withdraw(null);
+    // Another reader may have started the review without a name: then it is kept.
+    if (own.length && !foundUnnamed && !pending.length && reviewBy(null)) await withdraw(null);
   }
 
-  /** Puts what was said without a name under the reader's own, where the reader said nothing else. */
-  async function takeOver() {
-    const from = stated(by(null));
-    await change((to) => {
-      for (const [number, verdict] of from.verdicts) if (!to.verdicts.has(number)) to.verdicts.set(number, verdict);
-      const there = new Set(to.missed.map(spelt));
-      to.missed = [...to.missed, ...from.missed.filter((one) => !there.has(spelt(one)))];
-      to.note ||= from.note;
+  /** Merges the review without a name into the reader's own, whose verdicts and note have priority. */
+  async function adoptUnnamed() {
+    const unnamed = fromAnswer(reviewBy(null));
+    await change((target) => {
+      for (const [number, verdict] of unnamed.verdicts) if (!target.verdicts.has(number)) target.verdicts.set(number, verdict);
+      const existing = new Set(target.missed.map(asText));
+      target.missed = [...target.missed, ...unnamed.missed.filter((missed) => !existing.has(asText(missed)))];
+      target.note ||= unnamed.note;
     });
-    if (!waiting.length) await withdraw(null);
+    if (!pending.length) await withdraw(null);
   }
 
-  // What is written or waits would be lost with the page.
-  addEventListener("beforeunload", (event) => { if (early || waiting.length || (node.isConnected && note.value !== told)) event.preventDefault(); });
+  // Unsaved text and pending changes would be lost with the page.
+  addEventListener("beforeunload", (event) => { if (beforeLoad || pending.length || (node.isConnected && noteInput.value !== shownNote)) event.preventDefault(); });
   const ready = !kept ? Promise.resolve(true) : load().then(() => true, (error) => {
-    say(`The reviews of this case could not be read, and so none is saved: ${error.message} Reload the page to try again.`);
+    showError(`The reviews of this case could not be read, so nothing is saved: ${error.message} Reload the page to try again.`);
     return false;
   });
   return {
     node, state,
     address,
-    /** The reader's own review as it was saved, or the newest one; null where nobody reviewed the case. */
-    saved: () => by(who()) ?? reviews[0] ?? null,
+    /** The reader's own saved review, else the newest review; null if there is none. */
+    saved: () => reviewBy(ownName()) ?? reviews[0] ?? null,
     verdict: (number) => state.verdicts.get(number) ?? null,
-    /** What other readers said of a finding: "accepted by Ada, rejected by Grace"; empty where none did. */
-    others: (number) => others().filter((one) => one.verdicts[number]).map((one) => `${one.verdicts[number]} by ${named(one.reviewer)}`).join(", "),
-    /** What other readers missed, each with who did. */
-    othersMissed: () => others().flatMap((one) => one.missed.map((missed) => ({ missed, reader: named(one.reviewer) }))),
-    /** Accepts or rejects a finding; null leaves it undecided. */
-    decide: (number, verdict) => change((to) => (verdict === null ? to.verdicts.delete(number) : to.verdicts.set(number, verdict))),
+    /** Other readers' verdicts on a finding: "accepted by Ada, rejected by Grace"; empty if there are none. */
+    others: (number) => otherReviews().filter((review) => review.verdicts[number]).map((review) => `${review.verdicts[number]} by ${displayName(review.reviewer)}`).join(", "),
+    /** The missed findings that other readers added, each with the reader's name. */
+    othersMissed: () => otherReviews().flatMap((review) => review.missed.map((missed) => ({ missed, reader: displayName(review.reviewer) }))),
+    /** Accepts or rejects a finding; null makes it undecided. */
+    decide: (number, verdict) => change((target) => (verdict === null ? target.verdicts.delete(number) : target.verdicts.set(number, verdict))),
     /** Accepts those of the findings that have no verdict. */
-    acceptOthers: (numbers) => change((to) => { for (const number of numbers) if (!to.verdicts.has(number)) to.verdicts.set(number, "accepted"); }),
-    add: (missed) => change((to) => { to.missed = [...to.missed, missed]; }),
-    remove: (missed) => change((to) => {
-      const at = to.missed.findIndex((one) => spelt(one) === spelt(missed));
-      if (at >= 0) to.missed = to.missed.filter((one, place) => place !== at);
+    acceptOthers: (numbers) => change((target) => { for (const number of numbers) if (!target.verdicts.has(number)) target.verdicts.set(number, "accepted"); }),
+    add: (missed) => change((target) => { target.missed = [...target.missed, missed]; }),
+    remove: (missed) => change((target) => {
+      const index = target.missed.findIndex((finding) => asText(finding) === asText(missed));
+      if (index >= 0) target.missed = target.missed.filter((finding, position) => position !== index);
     }),
   };
 }
 
 /**
- * Two boxes that accept and reject a finding, of which at most one is ticked, as `node`. `called` is what it is called:
- * "finding 1". What other readers said of it is the tip of the boxes, and the line `others` for where there is room.
+ * Two checkboxes, as `node`, to accept or reject a finding; at most one of them is checked. `title` is the name of the
+ * finding: "finding 1". The tooltip of the boxes shows the verdicts of other readers; so does the element `others`, for
+ * pages that have room for it.
  */
-export function verdictBoxes(review, number, called = `finding ${number}`) {
+export function verdictBoxes(review, number, title = `finding ${number}`) {
   const boxes = { accepted: ["✓", "Accept"], rejected: ["✗", "Reject"] };
   const inputs = Object.entries(boxes).map(([verdict, [sign, word]]) => {
-    const input = element("input", { type: "checkbox", "aria-label": `${word} ${called}`, onchange: () => review.decide(number, input.checked ? verdict : null) });
+    const input = element("input", { type: "checkbox", "aria-label": `${word} ${title}`, onchange: () => review.decide(number, input.checked ? verdict : null) });
     return [verdict, input, element("label", { class: `verdict ${verdict}` }, input, element("span", { "aria-hidden": "true" }, sign)), word];
   });
   const node = element("span", { class: "verdicts", role: "group" }, inputs.map(([, , label]) => label));
@@ -263,33 +265,33 @@ export function verdictBoxes(review, number, called = `finding ${number}`) {
   return {
     node, others,
     update() {
-      const said = review.others(number);
-      node.setAttribute("aria-label", `Verdict on ${called}${said ? `: ${said}` : ""}`);
+      const otherVerdicts = review.others(number);
+      node.setAttribute("aria-label", `Verdict on ${title}${otherVerdicts ? `: ${otherVerdicts}` : ""}`);
       for (const [verdict, input, label, word] of inputs) {
         input.checked = review.verdict(number) === verdict;
-        label.title = said ? `${word}; ${said}` : word;
+        label.title = otherVerdicts ? `${word}; ${otherVerdicts}` : word;
       }
-      others.textContent = said && `${said[0].toUpperCase()}${said.slice(1)}`;
-      others.hidden = !said;
+      others.textContent = otherVerdicts && `${otherVerdicts[0].toUpperCase()}${otherVerdicts.slice(1)}`;
+      others.hidden = !otherVerdicts;
     },
   };
 }
 
-/** What the server answers, as JSON; throws with its sentence where it refuses. */
+/** Sends a request and returns the server's answer as JSON; throws an error with the server's message if it refuses. */
 export async function ask(method, url, body) {
-  const given = body === undefined ? {} : { body: JSON.stringify(body) };
-  const response = await fetch(url, { method, headers: { Accept: "application/json", "Content-Type": "application/json" }, ...given })
+  const content = body === undefined ? {} : { body: JSON.stringify(body) };
+  const response = await fetch(url, { method, headers: { Accept: "application/json", "Content-Type": "application/json" }, ...content })
     .catch(() => { throw new Error("the server could not be reached."); });
   const answer = response.status === 204 ? {} : await response.json().catch(() => ({}));
   if (!response.ok) throw Object.assign(new Error(`${answer.detail ?? `the server answered ${response.status}`}.`), { status: response.status });
   return answer;
 }
 
-// A browser may keep nothing for a page, and refuse to be asked.
-function recall() {
-  try { return localStorage.getItem(NAME) || null; } catch { return null; }
+// A browser may have no storage for a page, and throw an error on access.
+function readStoredName() {
+  try { return localStorage.getItem(STORAGE_KEY) || null; } catch { return null; }
 }
 
-function remember(name) {
-  try { localStorage.setItem(NAME, name); } catch { /* it is asked for again */ }
+function storeName(name) {
+  try { localStorage.setItem(STORAGE_KEY, name); } catch { /* the page asks for the name again */ }
 }
