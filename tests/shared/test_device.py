@@ -1,4 +1,4 @@
-"""Where is computed what nobody said where to compute: a server's setting is ``auto`` by default."""
+"""The default device: a server's setting is ``auto`` by default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.serve.settings import Settings
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_by_default_it_is_the_gpu_where_there_is_one(monkeypatch, there):
+def test_the_default_is_the_gpu_if_there_is_one(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     for asked in (None, "auto", Settings().device):
         assert choose_device(asked) == ("cuda" if there else "cpu")

@@ -1,4 +1,4 @@
-"""What a client of the jobs makes of answers that are not Trivium's, and of the key in the environment."""
+"""The job client: answers that are not Trivium's, and the key in the environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROXY, TRIVIUM = b"<html>nginx</html>", b'{"detail": "no"}'
 
 @contextmanager
 def answering(status: int, content: bytes, headers: dict[str, str] | None = None) -> Iterator[str]:
-    """The address of what gives this answer to everything."""
+    """The address of a server that gives this answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -48,7 +48,7 @@ def answering(status: int, content: bytes, headers: dict[str, str] | None = None
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422, 500, 504])
-def test_what_a_proxy_answers_says_nothing_of_the_case(tmp_path: Path, status: int) -> None:
+def test_an_error_of_a_proxy_is_not_a_failure_of_the_case(tmp_path: Path, status: int) -> None:
     (tmp_path / "a.dcm").write_bytes(b"1")
     with answering(status, PROXY) as address:
         for ask in (lambda one: one.submit([tmp_path / "a.dcm"], {}), lambda one: one.job("/api/echo/jobs/1")):
@@ -56,7 +56,7 @@ def test_what_a_proxy_answers_says_nothing_of_the_case(tmp_path: Path, status: i
                 ask(JobClient(address, "echo"))
 
 
-def test_what_the_server_answers_does(tmp_path: Path) -> None:
+def test_an_error_of_the_server_is_a_failure_of_the_case(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"1")
     with answering(413, TRIVIUM) as address, pytest.raises(JobFailed, match="no") as failed:
         JobClient(address, "echo").submit([tmp_path / "a.dcm"], {})
@@ -65,7 +65,7 @@ def test_what_the_server_answers_does(tmp_path: Path) -> None:
         JobClient(address, "echo").job("/api/echo/jobs/1")
 
 
-def test_a_redirection_names_the_address_to_give() -> None:
+def test_a_redirect_shows_the_address_to_use() -> None:
     with (
         answering(301, PROXY, {"Location": "https://hospital.example/trivium/"}) as address,
         pytest.raises(ServerAway, match=r"--server .*https://hospital\.example/trivium/"),
@@ -74,12 +74,12 @@ def test_a_redirection_names_the_address_to_give() -> None:
 
 
 @pytest.mark.parametrize(("key", "words"), [(None, "set TRIVIUM_KEY"), (KEY, "was revoked")])
-def test_a_key_that_was_revoked_is_told_from_none(key: str | None, words: str) -> None:
+def test_a_missing_key_and_a_revoked_key_get_different_hints(key: str | None, words: str) -> None:
     with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
         JobClient(address, "echo", {} if key is None else {"Authorization": f"Bearer {key}"}).check()
 
 
-def test_a_server_that_answers_in_drops_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_answers_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_client, "_MAX_REQUEST_S", 0.3)
     left = threading.Event()
 
@@ -102,14 +102,14 @@ def test_a_server_that_answers_in_drops_is_left(monkeypatch: pytest.MonkeyPatch)
     assert left.is_set()
 
 
-def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_versions_refuses_an_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(404, PROXY) as address:
         assert cli.main(["versions", "--server", address]) == 2
     assert "404" in (said := capsys.readouterr().err) and "--server" in said
 
 
 @pytest.mark.parametrize("written", [KEY, f"{KEY}\n", f" {KEY}\r\n"])
-def test_the_end_of_a_line_is_not_of_the_key(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+def test_whitespace_around_the_key_is_ignored(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TRIVIUM_KEY", written)
     assert credentials() == {"Authorization": f"Bearer {KEY}"}
     monkeypatch.setenv("TRIVIUM_AUTHORIZATION", "Basic abc")
@@ -117,7 +117,7 @@ def test_the_end_of_a_line_is_not_of_the_key(monkeypatch: pytest.MonkeyPatch, wr
 
 
 @pytest.mark.parametrize("written", [f"Bearer {KEY}", f'"{KEY}"', "/etc/trivium/key", f"{KEY}\n{KEY}", "trv_é", "trv_"])
-def test_what_is_no_key_is_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+def test_an_invalid_key_is_refused_before_any_request(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TRIVIUM_KEY", written)
     with pytest.raises(InvalidInputError, match="trivium keys add"):
         credentials()

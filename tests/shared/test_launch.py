@@ -1,4 +1,4 @@
-"""``shared.launch``: torchrun's arguments, and an exit code that says how the training ended."""
+"""``shared.launch``: torchrun's arguments, with the exit code of the training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def launched(*words: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def launches() -> dict[str, subprocess.Popen[str]]:
-    """A launch of each command in ``ENDS``, all at once: each takes seconds, of which most are waited."""
+    """A launch of each command in ``ENDS``, all at the same time, because each spends most of its seconds waiting."""
     words = ("--standalone", "--nproc-per-node", "1", "--no-python")
     return {name: launched(*words, *command) for name, (command, _) in ENDS.items()}
 
@@ -43,7 +43,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(
     assert "Traceback" not in errors
 
 
-def test_a_host_that_is_told_to_end_has_the_others_save_and_end_alike(tmp_path: Path) -> None:
+def test_when_one_host_is_stopped_the_others_save_and_stop_too(tmp_path: Path) -> None:
     """As on Kubernetes, where one pod of a Job is evicted."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""In which format a forward pass runs, and why."""
+"""The number format of the forward pass, and the reason for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_auto_is_bf16_on_a_cpu_that_is_faster_in_it(monkeypatch, found, expected
     assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU supports" in chosen.reason else None)
 
 
-def test_what_the_recipe_says_is_done():
+def test_a_precision_in_the_recipe_is_used():
     assert autocast_dtype("fp32", CPU) is None and autocast_dtype("bf16", CPU) == torch.bfloat16
     assert choose_precision("bf16", CPU).reason == "bf16, set in the recipe"
     with pytest.raises(InvalidInputError, match="fp16 needs a GPU"):
@@ -54,7 +54,7 @@ def test_the_context_of_the_forward_pass():
         assert layer(torch.zeros(1, 2)).dtype == torch.float32
 
 
-def test_a_recurrent_network_is_refused_where_the_cpu_has_no_recurrent_layers(monkeypatch):
+def test_a_recurrent_network_is_refused_if_the_cpu_has_no_such_layers_in_bf16(monkeypatch):
     model = nn.Sequential(nn.Linear(1, 1), nn.LSTM(1, 1))
     monkeypatch.setattr(precision, "cpu_runs_recurrent_layers", lambda dtype: False)
     with pytest.raises(InvalidInputError, match="this CPU cannot compute the LSTM 1 in bfloat16; use --precision fp32"):
@@ -64,7 +64,7 @@ def test_a_recurrent_network_is_refused_where_the_cpu_has_no_recurrent_layers(mo
     refuse_unsupported(model, torch.bfloat16, torch.device("cuda"))
 
 
-def test_whether_the_cpu_has_recurrent_layers_is_tried_out_and_true():
+def test_the_support_for_recurrent_layers_is_found_by_running_one():
     state = torch.get_rng_state()
     precision.cpu_runs_recurrent_layers.cache_clear()
     runs = precision.cpu_runs_recurrent_layers(torch.bfloat16)
@@ -88,7 +88,7 @@ def test_whether_the_cpu_has_recurrent_layers_is_tried_out_and_true():
         (nn.Conv2d(16, 16, 3, padding=1), (8, 8)),
     ],
 )
-def test_gradients_of_small_convolutions_are_right_in_bf16(layer, size):
+def test_gradients_of_small_convolutions_are_correct_in_bf16(layer, size):
     torch.manual_seed(0)
     x, gradients = torch.randn(2, 16, *size), []
     for dtype in (None, torch.bfloat16):

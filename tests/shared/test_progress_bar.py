@@ -1,4 +1,4 @@
-"""How far long work is, where standard error is no terminal."""
+"""Progress on a standard error that is not a terminal."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from shared import progress_bar as subject
 from shared.progress_bar import progress_bar
 
 
-def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress_bar(iter("abc"), 3, "packing")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
 
 
-def test_long_work_says_soon_and_then_every_minute_how_far_it_is(
+def test_long_work_prints_its_progress_soon_and_then_every_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 5000, 40))

@@ -1,4 +1,4 @@
-"""What recipe.yaml records, and how a recipe is read back: from the named one, never by importing a class."""
+"""What recipe.yaml records, and reading it back: from the named recipe, never by importing a class."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_the_name_every_setting_and_every_class_are_recorded(tmp_path):
     assert found["classes"] == component_classes(line.recipe())
 
 
-def test_equal_settings_of_two_classes_are_two_recipes():
+def test_equal_settings_of_different_classes_have_different_digests():
     assert digest(replace(line.recipe(), data=Ring())) != digest(line.recipe())
     assert digest(replace(line.recipe(), optimizer=twin_of_adamw())) != digest(line.recipe())
 
 
-def test_in_how_many_parts_a_batch_is_computed_is_no_part_of_the_digest():
+def test_the_micro_batch_does_not_change_the_digest():
     same = replace(line.recipe(micro_batch=2), strategy=DDP(find_unused_parameters=False))
     assert digest(same) == digest(line.recipe())
     assert digest(replace(line.recipe(), init="weights.pt")) != digest(line.recipe())
@@ -84,7 +84,7 @@ def test_in_how_many_parts_a_batch_is_computed_is_no_part_of_the_digest():
     ],
     ids=["the named recipe", "a data set of the application", "other components of the runtime", "other settings"],
 )
-def test_a_recipe_is_read_back_as_it_was(tmp_path, changes):
+def test_a_recipe_is_read_back_unchanged(tmp_path, changes):
     recipe = replace(line.recipe(), **changes)
     name, found = choose_recipe(APP, str((document(tmp_path, recipe), tmp_path / "recipe.yaml")[1]))
     assert name == "line" and found == recipe
@@ -93,7 +93,7 @@ def test_a_recipe_is_read_back_as_it_was(tmp_path, changes):
     }
 
 
-def test_a_class_that_stands_nowhere_is_refused_and_not_imported(tmp_path):
+def test_an_unknown_class_is_refused_and_not_imported(tmp_path):
     found = document(tmp_path, replace(line.recipe(), optimizer=twin_of_adamw()))
     with pytest.raises(InvalidInputError, match=r"recorded classes differ .* whose optimizer is a AdamW, not a AdamX"):
         recipe_of(APP, found)
@@ -116,13 +116,13 @@ def test_a_file_without_classes_is_still_read(tmp_path):
         "a: &a [x, x]\napp: &b [*a, *a]\nname: *b\nrecipe: {}",
     ],
 )
-def test_what_is_no_recipe_file_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InvalidInputError, match=r"recipe\.yaml (cannot be read as YAML|is not a recipe file)"):
         read_recipe_file(tmp_path / "recipe.yaml")
 
 
-def test_the_components_are_what_their_protocols_ask_for():
+def test_the_components_implement_their_protocols():
     assert isinstance(AdamW(), OptimizerConfig) and isinstance(Constant(), ScheduleConfig)
     assert isinstance(Auto(), StrategyConfig) and not isinstance(line.recipe().limits, OptimizerConfig)
 

@@ -1,4 +1,4 @@
-"""One setting says how many threads there are, and workers share them."""
+"""One setting limits the number of threads, and workers share them."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from shared.serve.settings import Settings
 from shared.threads import compute_threads, torch_threads_divided, usable_cores
 
 
-def test_threads_are_the_process_s_own_setting_and_are_shared(monkeypatch):
+def test_workers_share_the_threads_of_the_process(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     assert compute_threads() == 6 and compute_threads(4) == 1 and compute_threads(2) == 3
     monkeypatch.setenv("TRIVIUM_THREADS", "2")
@@ -31,7 +31,7 @@ def test_the_workers_of_a_model_divide_the_threads_among_them(monkeypatch, tmp_p
     assert [worker._work.threads for worker in workers] == [2, 2, 2]
 
 
-def test_torch_s_threads_are_divided_in_the_calling_thread_and_in_those_that_begin_meanwhile():
+def test_torch_s_threads_are_divided_in_the_calling_thread_and_in_new_ones():
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:

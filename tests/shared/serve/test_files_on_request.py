@@ -1,4 +1,4 @@
-"""Files that nobody asked for are not made; who asks gets them under the addresses that the answer gave."""
+"""Files are generated only on request, under the addresses in the answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(settings: Settings, case: dict[str, Any]) -> Path:
     return settings.store / "cases" / case["case"]
 
 
-def test_they_are_made_once_when_asked_for_and_what_they_are_made_from_goes(
+def test_files_are_generated_once_on_request_and_their_sources_are_deleted(
     echo_client: TestClient, echo: Echo, settings: Settings
 ) -> None:
     case = ask(echo_client)
@@ -37,7 +37,7 @@ def test_they_are_made_once_when_asked_for_and_what_they_are_made_from_goes(
     assert {path.name for path in home.iterdir()} == {"result.json", "doubled.csv", ".later.json", ".source-numbers"}
     for _ in range(2):
         assert echo_client.get(case["files"]["sum.txt"]).text == "6.0"
-    assert echo.made == ["sum.txt"] and (home / ".source-numbers").is_file(), "the picture needs it still"
+    assert echo.made == ["sum.txt"] and (home / ".source-numbers").is_file(), "the picture still needs it"
     picture = echo_client.get(case["picture"])
     assert picture.content == PICTURE and picture.headers["content-type"] == "image/png"
     assert echo.made == ["sum.txt", "picture.png"] and not (home / ".source-numbers").exists()
@@ -47,7 +47,7 @@ def test_they_are_made_once_when_asked_for_and_what_they_are_made_from_goes(
     assert echo_client.get(f"/api/echo/cases/{case['case']}").json()["result"] == case["result"]
 
 
-def test_the_next_server_makes_them_and_the_store_knows_what_they_take(
+def test_the_next_server_generates_files_and_the_store_counts_their_size(
     serve: Callable[..., TestClient], settings: Settings
 ) -> None:
     first = serve()
@@ -62,25 +62,25 @@ def test_the_next_server_makes_them_and_the_store_knows_what_they_take(
     store.close()
 
 
-def test_a_deleted_case_has_none(echo_client: TestClient, echo: Echo) -> None:
+def test_a_deleted_case_has_no_files(echo_client: TestClient, echo: Echo) -> None:
     case = ask(echo_client)
     assert echo_client.delete(f"/api/echo/cases/{case['case']}").status_code == 204
     assert echo_client.get(case["picture"]).status_code == 404 and echo.made == []
 
 
-def test_they_wait_their_turn_like_answers_and_are_refused_without_room(
+def test_generating_files_is_queued_like_requests_and_refused_without_room(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(queue_length=1, max_batch=1, deadline_s=0.5)
     until(lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422)  # it is loaded
     case = ask(client)
     echo.gate.clear()
-    assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it holds the worker"
+    assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it occupies the worker"
     assert client.get(case["picture"]).status_code in (503, 504)
     echo.gate.set()
 
 
-def test_a_full_disk_keeps_nothing_of_them_and_gives_them_all_the_same(
+def test_on_a_full_disk_files_are_sent_but_not_kept(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_nothing_of_them_and_gives_them_all_the_same(
     assert echo_client.get(unkept["files"]["doubled.csv"]).text == "2.0\n4.0"
 
 
-def test_without_a_server_nothing_is_left_for_later(tmp_path: Path, echo: Echo) -> None:
+def test_without_a_server_all_files_are_written_at_once(tmp_path: Path, echo: Echo) -> None:
     (tmp_path / "numbers.csv").write_text("1,2")
     found = answer(echo, Request(files=(tmp_path / "numbers.csv",), options={"later": "yes"}), echo)
     assert found.picture == PICTURE and found.files["sum.txt"] == b"6.0" and found.later is None

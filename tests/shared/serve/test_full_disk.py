@@ -39,7 +39,7 @@ def fail(error: Exception) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("error", FAULTS)
-def test_an_answer_that_cannot_be_kept_is_given_with_a_remark_and_held_for_a_while(
+def test_an_answer_that_cannot_be_kept_has_a_remark_and_is_held_for_a_while(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: OSError
 ) -> None:
     with monkeypatch.context() as full:
@@ -49,7 +49,7 @@ def test_an_answer_that_cannot_be_kept_is_given_with_a_remark_and_held_for_a_whi
     remark = answer.json()["remark"]
     assert remark.startswith("the answer was computed but is not kept: the disk of the store is full")
     assert "TRIVIUM_KEEP_DAYS" in remark
-    assert list((settings.store / "cases").iterdir()) == [], "nothing of it is left"
+    assert list((settings.store / "cases").iterdir()) == [], "no files are left"
     place = f"/api/echo/cases/{answer.json()['case']}"
     assert echo_client.get(place).json() == answer.json()
     assert echo_client.get(answer.json()["picture"]).content.startswith(b"\x89PNG")
@@ -71,14 +71,16 @@ def test_a_database_that_cannot_grow_leaves_no_files(
     assert list((settings.store / "cases").iterdir()) == []
 
 
-def test_an_upload_that_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_without_disk_space_is_refused_with_507(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploads._Form, "write", fail(OSError(errno.ENOSPC, "No space left on device")))
     answer = echo_client.post(PREDICT, files=[csv(1)])
     assert answer.status_code == 507 and "the upload cannot be stored" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("error", [*FAULTS, OSError("No space left on device (os error 28)")])
-def test_an_archive_or_a_sample_that_finds_no_space_where_it_is_read_is_507(
+def test_reading_an_archive_or_a_sample_without_disk_space_is_507(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     with monkeypatch.context() as full:
@@ -92,7 +94,7 @@ def test_an_archive_or_a_sample_that_finds_no_space_where_it_is_read_is_507(
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200, "once there is space"
 
 
-def test_another_fault_of_the_disk_is_still_an_unexpected_error(
+def test_another_disk_error_is_still_an_unexpected_error(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cases, "publish", fail(OSError(errno.EIO, "Input/output error")))
@@ -154,7 +156,7 @@ def test_cases_can_be_purged_on_a_full_disk(
 
 
 @pytest.mark.parametrize("error", [*FAULTS, OperationalError("INSERT", {}, Exception("database or disk is full"))])
-def test_a_job_that_finds_no_space_is_507(
+def test_a_job_without_disk_space_is_refused_with_507(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: Exception
 ) -> None:
     monkeypatch.setattr(Session, "add", fail(error))
@@ -163,7 +165,7 @@ def test_a_job_that_finds_no_space_is_507(
     assert list((settings.store / "jobs").iterdir()) == []
 
 
-def test_a_job_goes_on_once_there_is_space(
+def test_a_job_continues_once_there_is_space(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
@@ -199,7 +201,7 @@ def test_the_answer_of_a_job_is_kept_once_there_is_space(
     assert echo_client.get(case["files"]["sum.txt"]).text == "2.0"
 
 
-def test_what_else_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_writes_without_disk_space_are_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     error = OperationalError("INSERT", {}, Exception("database or disk is full"))
     monkeypatch.setattr(Promotions, "promote", fail(error))
     answer = echo_client.post("/api/models/echo/promote", json={"version": 1})

@@ -1,4 +1,4 @@
-"""Jobs: accepted at once, followed by events, cancelled, and found again by the next server."""
+"""Jobs: accepted at once, followed by events, cancelled, and resumed by the next server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add(client: TestClient, *numbers: float, **options: str) -> dict[str, Any]:
 
 
 def events(client: TestClient, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """What its events said, until it had ended."""
+    """The events of a job until it has ended."""
     with client.stream("GET", job["events"]) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         return [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
@@ -63,16 +63,14 @@ def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
     assert [one["job"] for one in echo_client.get(JOBS).json()["jobs"]] == [job["job"]]
 
 
-def test_a_sample_is_a_job_too_and_who_waits_for_an_answer_does_not_stand_behind_it(
-    echo_client: TestClient, echo: Echo
-) -> None:
+def test_a_sample_can_be_a_job_and_requests_do_not_wait_behind_jobs(echo_client: TestClient, echo: Echo) -> None:
     job = echo_client.post(JOBS, data={"sample": "three"}).json()
     assert echo_client.post("/api/echo/predict", files=[csv(7)]).json()["result"]["doubled"] == [14]
     done = events(echo_client, job)[-1]
     assert echo_client.get(done["case"]).json()["result"]["doubled"] == [2, 4, 6]
 
 
-def test_jobs_are_counted_apart_from_requests(echo_client: TestClient) -> None:
+def test_jobs_are_counted_separately_from_requests(echo_client: TestClient) -> None:
     assert echo_client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
     events(echo_client, add(echo_client, 2))
     text = echo_client.get("/metrics").text
@@ -82,7 +80,7 @@ def test_jobs_are_counted_apart_from_requests(echo_client: TestClient) -> None:
         assert f"trivium_inference_request_duration_seconds_count{label}" in text
 
 
-def test_a_job_that_failed_keeps_no_name_of_a_file(echo_client: TestClient) -> None:
+def test_a_failed_job_keeps_no_file_names(echo_client: TestClient) -> None:
     job = echo_client.post(JOBS, files=[("files", ("Mueller_Hans.csv", b"1,two"))]).json()
     told = events(echo_client, job)[-1]
     assert told["state"] == "failed" and "the file is not a CSV of numbers" in told["problem"]
@@ -97,7 +95,7 @@ def test_a_job_that_failed_keeps_no_name_of_a_file(echo_client: TestClient) -> N
     ("content", "options", "status", "words"),
     [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log holds the details")],
 )
-def test_a_job_that_fails_says_why(
+def test_a_failed_job_states_the_reason(
     echo_client: TestClient,
     content: bytes,
     options: dict[str, str],
@@ -115,7 +113,7 @@ def test_a_job_that_fails_says_why(
         assert any(number in record.message and record.exc_info for record in caplog.records)
 
 
-def test_what_is_cancelled_is_not_computed_and_leaves_nothing(
+def test_a_cancelled_job_is_not_computed_and_leaves_no_files(
     echo_client: TestClient, echo: Echo, settings: Settings
 ) -> None:
     echo.gate.clear()
@@ -132,14 +130,14 @@ def test_what_is_cancelled_is_not_computed_and_leaves_nothing(
     assert list((settings.store / "jobs").iterdir()) == []
 
 
-def test_the_next_server_finds_a_job_whose_server_was_killed(serve: Serve, echo: Echo, settings: Settings) -> None:
+def test_the_next_server_resumes_a_job_whose_server_was_killed(serve: Serve, echo: Echo, settings: Settings) -> None:
     echo.gate.clear()
     first = serve()
     job = add(first, 5)
     until(echo.entered.is_set)
     first.__exit__(None, None, None)
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
-        # As a server leaves it that is killed: one that ends gives the job back.
+        # The state that a killed server leaves; a server that shuts down puts the job back into the queue.
         assert database.execute("SELECT state, attempts FROM jobs").fetchone() == ("queued", 0)
         database.execute("UPDATE jobs SET state = 'running', server = 'killed', attempts = 1")
         database.commit()
@@ -150,7 +148,7 @@ def test_the_next_server_finds_a_job_whose_server_was_killed(serve: Serve, echo:
     assert second.get(told["case"]).json()["result"]["doubled"] == [10]
 
 
-def test_a_job_that_ends_every_server_is_given_up(serve: Serve, settings: Settings, echo: Echo) -> None:
+def test_a_job_that_kills_every_server_is_given_up(serve: Serve, settings: Settings, echo: Echo) -> None:
     echo.gate.clear()
     first = serve()
     job = add(first, 5)
@@ -164,7 +162,7 @@ def test_a_job_that_ends_every_server_is_given_up(serve: Serve, settings: Settin
     echo.gate.set()
 
 
-def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
+def test_jobs_above_the_limit_are_refused(serve: Serve, echo: Echo) -> None:
     client = serve(max_jobs=1)
     assert client.post(JOBS, data={}).status_code in (415, 422)
     echo.gate.clear()
@@ -176,7 +174,7 @@ def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
     echo.gate.set()
 
 
-def test_a_job_is_accepted_while_there_is_no_room_for_who_waits(serve: Serve, echo: Echo) -> None:
+def test_a_job_is_accepted_while_requests_are_refused_for_lack_of_room(serve: Serve, echo: Echo) -> None:
     client = serve(queue_length=1, max_batch=1)
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -191,7 +189,7 @@ def test_a_job_is_accepted_while_there_is_no_room_for_who_waits(serve: Serve, ec
     assert events(client, job)[-1]["state"] == "done"
 
 
-def test_where_as_many_wait_as_may_a_job_is_refused_before_its_body_is_read(
+def test_above_the_limit_a_job_is_refused_before_its_body_is_read(
     settings: Settings, echo_app: App, echo: Echo
 ) -> None:
     echo.gate.clear()
@@ -207,7 +205,7 @@ def test_where_as_many_wait_as_may_a_job_is_refused_before_its_body_is_read(
         echo.gate.set()
 
 
-def test_metrics_tell_how_many_jobs_wait_and_go_on_without_the_database(
+def test_metrics_count_waiting_jobs_and_work_without_the_database(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     echo.gate.clear()
@@ -226,7 +224,7 @@ def test_metrics_tell_how_many_jobs_wait_and_go_on_without_the_database(
     assert 'trivium_jobs{app="echo",state="queued"} 0.0' in echo_client.get("/metrics").text
 
 
-def test_the_names_of_a_job_that_ended_leave_the_journal_of_the_database_too(
+def test_the_file_names_of_an_ended_job_are_removed_from_the_database_journal_too(
     serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.serve.app._EMPTY_JOURNAL_EVERY_S", 0.02)
@@ -236,7 +234,7 @@ def test_the_names_of_a_job_that_ended_leave_the_journal_of_the_database_too(
     until(lambda: not any(b"MUELLER" in path.read_bytes() for path in settings.store.glob("trivium.sqlite*")))
 
 
-def test_what_is_handed_in_again_under_its_key_is_the_job_that_is_there(
+def test_a_repeated_submission_with_the_same_key_returns_the_existing_job(
     echo_client: TestClient, echo: Echo, settings: Settings
 ) -> None:
     def hand_in(key: str, number: float = 1, **options: str) -> str:
@@ -258,7 +256,7 @@ def test_what_is_handed_in_again_under_its_key_is_the_job_that_is_there(
     assert not any(b"MUELLER" in path.read_bytes() for path in settings.store.glob("trivium.sqlite*"))
 
 
-def test_a_job_that_is_handed_in_many_times_at_once_is_computed_once(echo_client: TestClient, echo: Echo) -> None:
+def test_a_job_submitted_many_times_at_once_is_computed_once(echo_client: TestClient, echo: Echo) -> None:
     def hand_in(form: dict[str, Any]) -> Any:
         return echo_client.post(JOBS, headers={"Idempotency-Key": "k"}, **form)
 
@@ -271,13 +269,13 @@ def test_a_job_that_is_handed_in_many_times_at_once_is_computed_once(echo_client
     assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 2
 
 
-def test_a_job_that_ended_keeps_no_names_of_files(echo_client: TestClient, settings: Settings) -> None:
+def test_an_ended_job_keeps_no_file_names(echo_client: TestClient, settings: Settings) -> None:
     events(echo_client, add(echo_client, 1))
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
         assert database.execute("SELECT state, files FROM jobs").fetchall() == [("done", "[]")]
 
 
-def test_files_that_a_killed_server_left_of_jobs_that_ended_are_removed(
+def test_files_that_a_killed_server_left_of_ended_jobs_are_removed(
     serve: Serve, echo: Echo, settings: Settings
 ) -> None:
     echo.gate.clear()
@@ -294,7 +292,7 @@ def test_files_that_a_killed_server_left_of_jobs_that_ended_are_removed(
 
 
 def database_is_gone(method: Callable[..., Any], times: int, calls: list[int]) -> Callable[..., Any]:
-    """The method, of which so many calls find no database."""
+    """The method, whose first ``times`` calls fail because the database is unreachable."""
 
     def called(*given: Any, **named: Any) -> Any:
         calls.append(1)
@@ -305,21 +303,21 @@ def database_is_gone(method: Callable[..., Any], times: int, calls: list[int]) -
     return called
 
 
-def test_a_job_outlives_a_database_that_is_away_when_it_ends(
+def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
     calls: list[int] = []
     monkeypatch.setattr(JobStore, "done", database_is_gone(JobStore.done, 3, calls))
     told = events(echo_client, add(echo_client, 4))[-1]
-    assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed anew for that"
+    assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed again for that"
     monkeypatch.setattr(CaseStore, "add", database_is_gone(CaseStore.add, 1, []))
     told = events(echo_client, add(echo_client, 5))[-1]
     assert (told["state"], told["attempts"]) == ("done", 2), "its answer could not be kept"
     assert echo_client.get(told["case"]).json()["result"]["doubled"] == [10]
 
 
-def test_a_job_goes_on_to_say_that_it_runs_after_the_database_was_away(
+def test_heartbeats_continue_after_the_database_was_unreachable(
     echo_client: TestClient, echo: Echo, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_runner, "_BEAT_S", 0.01)
@@ -336,10 +334,10 @@ def test_a_job_goes_on_to_say_that_it_runs_after_the_database_was_away(
     until(lambda: runner._running is None)
     echo.gate.set()
     assert events(echo_client, add(echo_client, 2))[-1]["state"] == "done"
-    assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 1, "the other was not computed to its end"
+    assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 1, "the other job was not computed to the end"
 
 
-def test_a_server_ends_while_the_database_is_away(
+def test_a_server_shuts_down_while_the_database_is_unreachable(
     serve: Serve, echo: Echo, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     echo.gate.clear()
@@ -351,10 +349,12 @@ def test_a_server_ends_while_the_database_is_away(
         client.__exit__(None, None, None)
     echo.gate.set()
     told = events(serve(), job)[-1]
-    assert (told["state"], told["attempts"]) == ("done", 2), "the next finds it as that of a server that was killed"
+    assert (told["state"], told["attempts"]) == ("done", 2), (
+        "the next server resumes it like the job of a killed server"
+    )
 
 
-def test_a_connection_over_which_nothing_happens_is_kept_open_and_can_be_taken_up_again(
+def test_an_idle_event_stream_is_kept_open_and_can_be_reopened(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_runner, "_QUIET_S", 0.0)
@@ -377,4 +377,4 @@ def test_a_connection_over_which_nothing_happens_is_kept_open_and_can_be_taken_u
         lines = [line for line in stream.iter_lines() if line]
     assert lines.count(": keep-alive") >= 3 and lines[-2] == "event: done"
     again = [line for line in echo_client.get(job["events"], headers={"Last-Event-ID": "1"}).text.splitlines() if line]
-    assert again == lines[-2:], "the first event is how it is now"
+    assert again == lines[-2:], "the first event is the current state"

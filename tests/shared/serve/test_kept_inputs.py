@@ -1,4 +1,4 @@
-"""What was analysed is kept whole where the server is set so, for ``trivium reviews``, and goes with its case."""
+"""With the setting, inputs are kept whole with their case, for ``trivium reviews``."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def names(settings: Settings, case: str) -> set[str]:
 
 
 def stored(client: TestClient, case: str) -> bytes | None:
-    """What the store has of the case's input."""
+    """The content of the kept input of a case."""
     store = client.app.state.services["echo"].store  # type: ignore[attr-defined]
     place = store.kept_input(store.get("echo", case), "given")
     return None if place is None else place.read_bytes()
 
 
-def test_they_are_neither_kept_nor_made_by_default(echo_client: TestClient, echo: Echo, settings: Settings) -> None:
+def test_inputs_are_not_kept_by_default(echo_client: TestClient, echo: Echo, settings: Settings) -> None:
     case = ask(echo_client, 1, 2)
     assert stored(echo_client, case) is None and echo.wrote_inputs == 0
     assert names(settings, case) == {"result.json", "doubled.csv", ".later.json", ".source-numbers"}
 
 
-def test_they_stay_as_long_as_the_case_and_are_counted(serve: Serve, settings: Settings) -> None:
+def test_inputs_are_kept_as_long_as_the_case_and_counted(serve: Serve, settings: Settings) -> None:
     client = serve(keep_inputs=True)
     case = ask(client, 1, 2)
     home = settings.store / "cases" / case
@@ -59,7 +59,7 @@ def test_they_stay_as_long_as_the_case_and_are_counted(serve: Serve, settings: S
     assert client.delete(f"/api/echo/cases/{case}").status_code == 204 and not home.exists()
 
 
-def test_nobody_is_given_them_over_http(serve: Serve) -> None:
+def test_kept_inputs_are_not_served_over_http(serve: Serve) -> None:
     client = serve(keep_inputs=True)
     case = ask(client, 1, 2)
     listed = client.get(f"/api/echo/cases/{case}").json()["files"]
@@ -68,7 +68,7 @@ def test_nobody_is_given_them_over_http(serve: Serve) -> None:
         assert client.get(f"/api/echo/cases/{case}/files/{name}").status_code == 404
 
 
-def test_a_case_that_fits_without_them_alone_is_kept_without(
+def test_a_case_that_only_fits_without_its_inputs_is_kept_without(
     serve: Serve, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve(keep_inputs=True, keep_bytes=800)
@@ -78,7 +78,7 @@ def test_a_case_that_fits_without_them_alone_is_kept_without(
     assert f"the inputs are not kept with case {large}: " in caplog.text and "KEEP_BYTES" in caplog.text
 
 
-def test_a_case_for_whose_inputs_the_disk_has_no_space_is_kept_without(
+def test_a_case_is_kept_without_inputs_if_the_disk_has_no_space_for_them(
     serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, write = serve(keep_inputs=True), later_files.write_private
@@ -96,7 +96,7 @@ def test_a_case_for_whose_inputs_the_disk_has_no_space_is_kept_without(
     assert f"the inputs are not kept with case {case}: " in caplog.text and "disk of the store" in caplog.text
 
 
-def test_who_asked_is_answered_where_they_cannot_be_made(
+def test_the_client_is_answered_if_the_inputs_cannot_be_prepared(
     serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> bytes:
@@ -108,7 +108,7 @@ def test_who_asked_is_answered_where_they_cannot_be_made(
     assert "Echo: what was analysed is not kept: MemoryError" in caplog.text and "Doe" not in caplog.text
 
 
-def test_they_do_not_fill_the_disk(
+def test_inputs_do_not_fill_the_disk(
     serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, total = serve(keep_inputs=True), 10**12
@@ -117,7 +117,7 @@ def test_they_do_not_fill_the_disk(
     assert client.get("/v2/health/ready").status_code == 200
 
 
-def test_they_are_backed_up_and_purged_with_their_case(
+def test_inputs_are_backed_up_and_purged_with_their_case(
     serve: Serve, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serve(keep_inputs=True)
@@ -134,7 +134,7 @@ def test_they_are_backed_up_and_purged_with_their_case(
     assert restored.read_bytes() == b"[1.0, 2.0]" and restored.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_worker_process_gives_them_too(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> None:
+def test_a_worker_process_returns_inputs_too(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> None:
     own = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "keep_inputs": True})
     with TestClient(create_app(own, fragile)) as client:
         found = client.post("/api/fragile/predict", files=[csv(1)], data={"bytes": "100000"}).json()

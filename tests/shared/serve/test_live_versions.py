@@ -1,4 +1,4 @@
-"""Versions are promoted, rolled back and reloaded while requests are under way, and none is dropped."""
+"""Versions are promoted, rolled back and reloaded during requests, and no request is dropped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def predicting(client: TestClient) -> int:
 
 
 def inferring(client: TestClient) -> int:
-    """The version that the protocol answers with where none is named."""
+    """The version that answers a request of the protocol without a version."""
     answer = client.post(INFER, json={"inputs": [X, INDEX]})
     assert answer.status_code == 200, answer.text
     return int(answer.json()["model_version"])
@@ -78,13 +78,13 @@ def test_a_version_is_retired_unless_it_is_live(echo_client: TestClient, tmp_pat
     assert retire(2).status_code == 409 and "promote another" in retire(2).json()["detail"]
     assert retire(9).status_code == 404
     echo_client.post(f"{MODELS}/echo/reload")
-    assert (predicting(echo_client), inferring(echo_client)) == (2, 2), "a newer one that is retired stays so"
+    assert (predicting(echo_client), inferring(echo_client)) == (2, 2), "a newer retired version stays retired"
     assert promote(echo_client, 3)["3"] == "live"
     assert retire(2).json()["versions"]["2"] == "retired"
-    assert echo_client.post(f"{MODELS}/echo/rollback").status_code == 409, "what was before is retired"
+    assert echo_client.post(f"{MODELS}/echo/rollback").status_code == 409, "the previous version is retired"
 
 
-def test_a_new_version_is_a_candidate_that_answers_by_its_number(echo_client: TestClient, tmp_path: Path) -> None:
+def test_a_new_version_is_a_candidate_that_answers_requests_for_it(echo_client: TestClient, tmp_path: Path) -> None:
     promote(echo_client, 2)
     write_artifact(tmp_path / "echo" / "weights", 3)
     answer = echo_client.post(f"{MODELS}/echo/reload").json()
@@ -96,7 +96,7 @@ def test_a_new_version_is_a_candidate_that_answers_by_its_number(echo_client: Te
     assert (predicting(echo_client), inferring(echo_client)) == (3, 3)
 
 
-def test_where_none_was_promoted_a_reload_takes_the_newest(echo_client: TestClient, tmp_path: Path) -> None:
+def test_without_a_promotion_a_reload_makes_the_newest_version_live(echo_client: TestClient, tmp_path: Path) -> None:
     assert predicting(echo_client) == 2
     write_artifact(tmp_path / "echo" / "weights", 3)
     assert predicting(echo_client) == 2
@@ -106,10 +106,10 @@ def test_where_none_was_promoted_a_reload_takes_the_newest(echo_client: TestClie
     assert back.status_code == 200 and back.json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
     assert (predicting(echo_client), inferring(echo_client)) == (2, 2)
     echo_client.post(f"{MODELS}/echo/reload")
-    assert predicting(echo_client) == 2, "what was rolled back to stays live"
+    assert predicting(echo_client) == 2, "the version that was rolled back to stays live"
 
 
-def test_what_a_reload_replaced_is_not_rolled_back_to_once_it_is_retired(
+def test_a_rollback_after_a_reload_does_not_return_to_a_retired_version(
     echo_client: TestClient, tmp_path: Path
 ) -> None:
     assert predicting(echo_client) == 2
@@ -121,7 +121,7 @@ def test_what_a_reload_replaced_is_not_rolled_back_to_once_it_is_retired(
     assert predicting(echo_client) == 3
 
 
-def test_what_was_begun_with_the_old_version_is_answered_by_it(serve: Serve, echo: Echo) -> None:
+def test_requests_begun_with_the_old_version_are_answered_by_it(serve: Serve, echo: Echo) -> None:
     client = serve(max_batch=1)
     assert predicting(client) == 2
     echo.gate.clear()
@@ -147,7 +147,7 @@ def test_no_request_is_dropped_while_versions_change(echo_client: TestClient, tm
     def load(ask: Callable[[TestClient], int]) -> int:
         number = 0
         while not ended.is_set():
-            seen.append(ask(echo_client))  # fails where the answer is not 200
+            seen.append(ask(echo_client))  # fails if the answer is not 200
             number += 1
         return number
 
@@ -164,7 +164,7 @@ def test_no_request_is_dropped_while_versions_change(echo_client: TestClient, tm
     assert set(seen) >= {1, 2, 3} - {2} and (predicting(echo_client), inferring(echo_client)) == (1, 1)
 
 
-def test_what_cannot_be_loaded_does_not_become_live(echo_client: TestClient, tmp_path: Path) -> None:
+def test_a_version_that_cannot_be_loaded_does_not_become_live(echo_client: TestClient, tmp_path: Path) -> None:
     assert predicting(echo_client) == 2
     write_artifact(tmp_path / "echo" / "weights", 3)
     network = next((tmp_path / "echo" / "weights" / "echo" / "3").glob("*.onnx"))
@@ -187,12 +187,12 @@ def test_what_cannot_be_loaded_does_not_become_live(echo_client: TestClient, tmp
         ("none/reload", None, 404),
     ],
 )
-def test_what_is_not_there_is_refused(echo_client: TestClient, place: str, body: Any, status: int) -> None:
+def test_unknown_models_and_versions_are_refused(echo_client: TestClient, place: str, body: Any, status: int) -> None:
     answer = echo_client.post(f"{MODELS}/{place}", json=body)
     assert answer.status_code == status and answer.json()["detail"]
 
 
-def test_what_is_live_outlives_the_server(settings: Settings, echo_app: App) -> None:
+def test_the_live_version_survives_a_restart(settings: Settings, echo_app: App) -> None:
     for version in (1, None):
         with TestClient(create_app(settings, {"echo": echo_app})) as client:
             if version is not None:
@@ -200,7 +200,7 @@ def test_what_is_live_outlives_the_server(settings: Settings, echo_app: App) -> 
             assert (predicting(client), inferring(client)) == (1, 1)
 
 
-def test_what_is_retired_has_no_workers_after_a_restart_and_answers_when_promoted(
+def test_a_retired_version_has_no_workers_after_a_restart_and_answers_when_promoted(
     settings: Settings, echo_app: App
 ) -> None:
     first = "/v2/models/echo/versions/1/infer"
@@ -217,7 +217,7 @@ def test_what_is_retired_has_no_workers_after_a_restart_and_answers_when_promote
         assert inferring(client) == 1
 
 
-def test_promoting_what_is_retired_has_it_answer_where_no_other_is_loaded(echo_client: TestClient) -> None:
+def test_a_promoted_retired_version_answers_even_if_no_other_is_loaded(echo_client: TestClient) -> None:
     echo_client.post(f"{MODELS}/echo/retire", json={"version": 1})
     promote(echo_client, 1)
     assert inferring(echo_client) == 1
@@ -246,7 +246,7 @@ def test_a_second_server_on_the_same_postgresql_follows(
         assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 404
 
 
-def test_the_command_asks_a_running_server(
+def test_the_command_controls_a_running_server(
     settings: Settings, echo_app: App, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app})) as address:

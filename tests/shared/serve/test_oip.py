@@ -48,7 +48,7 @@ def test_the_server_describes_itself_and_its_models(echo_client: TestClient) -> 
     assert echo_client.get("/v2/models/echo/versions/1/ready").json() == {"name": "echo", "ready": True}
 
 
-def test_infer_answers_from_the_newest_version_or_the_one_asked_for(echo_client: TestClient) -> None:
+def test_infer_uses_the_newest_version_or_the_requested_one(echo_client: TestClient) -> None:
     answer = echo_client.post(INFER, json={"id": "a", "inputs": [INDEX, X]})
     assert answer.status_code == 200
     assert answer.json() == {
@@ -73,7 +73,7 @@ def test_data_may_be_flat(echo_client: TestClient) -> None:
     assert outputs[0]["shape"] == [2, 2] and outputs[0]["data"] == [4.0, 6.0, 8.0, 10.0]
 
 
-def test_binary_data_goes_both_ways(echo_client: TestClient) -> None:
+def test_requests_and_answers_can_be_binary(echo_client: TestClient) -> None:
     header = {
         "inputs": [
             {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}},
@@ -89,7 +89,7 @@ def test_binary_data_goes_both_ways(echo_client: TestClient) -> None:
     described = json.loads(answer.content[:length])["outputs"]
     assert described[0] == {"name": "z", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
     assert described[1]["data"] == [4.0, 6.0]
-    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [np.inf], "JSON could not have held it"
+    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [np.inf], "JSON cannot represent it"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
         ({"inputs": [{**X, "shape": [2]}, INDEX]}, "[-1, 2]"),
         ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "inputs.0.shape.0: Input should be greater than or equal to 0"),
         ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "inputs.0.shape.0: Input should be a valid integer"),
-        ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "the body is not JSON"),  # half a character
+        ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "the body is not JSON"),  # a lone surrogate
         ({"inputs": [{**X, "shape": [10**30, 0], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "shape": [0, 2**63], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "data": [[1, 2, 3]]}, INDEX]}, "has shape [1, 3], not [1, 2]"),
@@ -148,7 +148,7 @@ def test_bad_requests_are_refused_with_400(echo_client: TestClient, request_: An
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": [{"name": "x", "data": [NaN]}]}'])
-def test_what_is_not_json_is_refused_with_400(echo_client: TestClient, body: bytes) -> None:
+def test_invalid_json_is_refused_with_400(echo_client: TestClient, body: bytes) -> None:
     answer = echo_client.post(INFER, content=body)
     assert answer.status_code == 400 and answer.json()["error"]
 
@@ -164,7 +164,7 @@ def test_a_body_above_the_limit_is_refused_with_413(echo_client: TestClient) -> 
     assert answer.status_code == 413 and answer.json()["error"]
 
 
-def test_more_json_than_is_read_is_refused_and_binary_data_is_the_way_out(serve: Callable[..., TestClient]) -> None:
+def test_too_much_json_is_refused_and_binary_data_is_the_alternative(serve: Callable[..., TestClient]) -> None:
     client = serve(max_json_bytes=1000)
     plain = client.post(INFER, content=b" " * 1001)
     head = {"Inference-Header-Content-Length": "1001"}
@@ -187,7 +187,7 @@ def test_more_json_than_is_read_is_refused_and_binary_data_is_the_way_out(serve:
     assert refused.status_code == 422 and "ask for binary_data" in refused.json()["error"]
 
 
-def test_many_rows_are_computed_some_at_a_time(serve: Callable[..., TestClient]) -> None:
+def test_many_rows_are_computed_in_batches(serve: Callable[..., TestClient]) -> None:
     client = serve(max_batch=8)
     inputs = [
         {**X, "shape": [21, 2], "data": list(range(42))},
@@ -201,7 +201,7 @@ def test_many_rows_are_computed_some_at_a_time(serve: Callable[..., TestClient])
         assert f'nv_inference_{name}{{model="echo",version="2"}} {value}.0' in text
 
 
-def test_while_networks_compute_the_server_says_that_it_lives_and_refuses_what_is_too_much(
+def test_while_networks_compute_the_server_is_live_and_refuses_excess_requests(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, compute = threading.Event(), OnnxNetwork.compute
@@ -231,18 +231,18 @@ def test_after_the_deadline_a_network_answers_504(
     go = threading.Event()
     monkeypatch.setattr(OnnxNetwork, "compute", lambda self, batch, most: [go.wait(20)])
     client = serve(deadline_s=0.2)
-    assert client.get("/v2/models/echo/ready").status_code == 200, "what is not loaded in time is 503"
+    assert client.get("/v2/models/echo/ready").status_code == 200, "a model that is not loaded in time answers 503"
     answer = client.post(INFER, json={"inputs": [X, INDEX]})
     go.set()
     assert answer.status_code == 504 and "deadline" in answer.json()["error"]
 
 
-def test_values_that_json_cannot_hold_are_refused_with_a_way_out(echo_client: TestClient) -> None:
+def test_values_that_json_cannot_represent_are_refused_with_a_remedy(echo_client: TestClient) -> None:
     answer = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "data": [2]}]})
     assert answer.status_code == 422 and "binary_data" in answer.json()["error"]
 
 
-def test_another_method_is_refused_in_the_protocols_words(echo_client: TestClient) -> None:
+def test_another_method_is_refused_in_the_protocol_s_error_format(echo_client: TestClient) -> None:
     answer = echo_client.get(INFER)
     assert answer.status_code == 405 and list(answer.json()) == ["error"]
 
@@ -255,7 +255,7 @@ def test_an_altered_network_does_not_answer(echo_client: TestClient, tmp_path: A
     assert echo_client.get("/v2/models/echo/versions/2/ready").status_code == 200
 
 
-def test_rows_of_waiting_requests_are_run_together(
+def test_rows_of_waiting_requests_are_computed_in_one_batch(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, compute = threading.Event(), OnnxNetwork.compute
@@ -282,10 +282,10 @@ def test_rows_of_waiting_requests_are_run_together(
     values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if 'version="2"' in line}
     assert values["nv_inference_count"] == 16
     assert values["nv_inference_request_success"] == 8
-    assert values["nv_inference_exec_count"] == 2, "the first, and those that waited for it"
+    assert values["nv_inference_exec_count"] == 2, "the first batch, and the one of the waiting requests"
 
 
-def test_a_network_that_is_not_what_its_manifest_says_does_not_answer(
+def test_a_network_that_differs_from_its_manifest_does_not_answer(
     serve: Callable[..., TestClient], tmp_path: Path
 ) -> None:
     path = tmp_path / "echo" / "weights" / "echo" / "2" / "manifest.json"
@@ -296,7 +296,7 @@ def test_a_network_that_is_not_what_its_manifest_says_does_not_answer(
     assert answer.status_code == 503 and "[-1, 2] there and [-1, 3] in manifest.json" in answer.json()["error"]
 
 
-def test_a_network_computes_with_as_many_threads_as_it_may(
+def test_a_network_computes_with_the_configured_number_of_threads(
     tmp_path: Path, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, session = [], onnxruntime.InferenceSession

@@ -18,7 +18,7 @@ from tests.shared.serve.test_oip import INDEX, INFER, X
 BODY = {"inputs": [X, INDEX]}
 
 
-def test_the_configuration_is_tritons(echo_client: TestClient) -> None:
+def test_the_configuration_has_triton_s_format(echo_client: TestClient) -> None:
     config = echo_client.get("/v2/models/echo/config").json()
     assert (config["name"], config["platform"], config["max_batch_size"]) == ("echo", "onnxruntime_onnx", 8)
     assert config["input"][0] == {"name": "x", "data_type": "TYPE_FP32", "dims": [2]}
@@ -26,7 +26,7 @@ def test_the_configuration_is_tritons(echo_client: TestClient) -> None:
     assert echo_client.get("/v2/models/none/config").status_code == 404
 
 
-def test_statistics_count_what_happened(echo_client: TestClient) -> None:
+def test_statistics_count_requests_and_rows(echo_client: TestClient) -> None:
     assert echo_client.post(INFER, json=BODY).status_code == 200
     assert echo_client.post(INFER, json={}).status_code == 400
     newest = echo_client.get("/v2/models/echo/versions/2/stats").json()["model_stats"][0]
@@ -37,7 +37,7 @@ def test_statistics_count_what_happened(echo_client: TestClient) -> None:
     assert len(echo_client.get("/v2/models/stats").json()["model_stats"]) == 2
 
 
-def test_a_new_version_is_taken_up_and_a_model_unloaded_without_a_request_lost(
+def test_a_new_version_is_loaded_and_a_model_unloaded_without_losing_requests(
     echo_client: TestClient, tmp_path: Path
 ) -> None:
     def states() -> dict[str, str]:
@@ -54,8 +54,8 @@ def test_a_new_version_is_taken_up_and_a_model_unloaded_without_a_request_lost(
     assert echo_client.post("/v2/repository/index", json={"ready": True}).json() == []
     for asked in (echo_client.post(INFER, json=BODY), echo_client.get("/v2/models/echo/ready")):
         assert asked.status_code == 404 and "was unloaded" in asked.json()["error"]
-    assert set(states().values()) == {"UNAVAILABLE"}, "nobody but an operator loads it again"
-    assert echo_client.get("/v2/health/ready").status_code == 200, "the server does as it was told"
+    assert set(states().values()) == {"UNAVAILABLE"}, "only an operator loads it again"
+    assert echo_client.get("/v2/health/ready").status_code == 200, "an unloaded model does not make the server unready"
     assert echo_client.post("/v2/repository/models/echo/load").json() == {}
     assert echo_client.post(INFER, json=BODY).status_code == 200
     assert echo_client.post("/v2/repository/models/none/load").status_code == 404
@@ -76,14 +76,14 @@ def test_bodies_may_be_compressed(echo_client: TestClient, encoding: str, pack: 
         (b"{}", "br", 415),
     ],
 )
-def test_what_cannot_be_unpacked_or_grows_too_large_is_refused(
+def test_a_body_that_cannot_be_decompressed_or_becomes_too_large_is_refused(
     echo_client: TestClient, content: bytes, encoding: str, status: int
 ) -> None:
     answer = echo_client.post(INFER, content=content, headers={"Content-Encoding": encoding})
     assert answer.status_code == status and answer.json()["error"]
 
 
-def test_a_large_answer_is_compressed_where_the_client_asks(echo_client: TestClient) -> None:
+def test_a_large_answer_is_compressed_if_the_client_accepts_it(echo_client: TestClient) -> None:
     rows = 3000
     inputs = [{**X, "shape": [rows, 2], "data": [1.0] * 2 * rows}, {**INDEX, "shape": [rows], "data": [1] * rows}]
     asked = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "gzip"})
@@ -99,6 +99,6 @@ def test_a_large_answer_is_compressed_where_the_client_asks(echo_client: TestCli
     ("parameters", "status"),
     [({"timeout": 10_000_000}, 200), ({"timeout": 1}, 504), ({"timeout": 0}, 400), ({"priority": 3}, 400)],
 )
-def test_parameters_are_obeyed_or_refused(echo_client: TestClient, parameters: dict[str, Any], status: int) -> None:
+def test_parameters_are_applied_or_refused(echo_client: TestClient, parameters: dict[str, Any], status: int) -> None:
     answer = echo_client.post(INFER, json={**BODY, "parameters": parameters})
     assert answer.status_code == status, answer.text

@@ -1,4 +1,4 @@
-"""Reviews of cases over HTTP: kept, replaced, listed, and gone with their case."""
+"""Reviews of cases over HTTP: kept, replaced, listed, and deleted with their case."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.shared.serve.echo import csv
 
 
 def new_case(client: TestClient) -> str:
-    """The address of a new case's review."""
+    """The address of the review of a new case."""
     return f"/api/echo/cases/{client.post('/api/echo/predict', files=[csv(1, 2)]).json()['case']}/review"
 
 
-def test_a_review_is_kept_and_the_reviewers_next_takes_its_place(echo_client: TestClient) -> None:
+def test_a_review_is_kept_until_the_same_reviewer_replaces_it(echo_client: TestClient) -> None:
     home = new_case(echo_client)
     assert echo_client.get(home).json()["reviews"] == []
     first = echo_client.put(home, json={"reviewer": " Ada ", "verdicts": {"1": "rejected"}, "note": "noise"})
@@ -43,7 +43,7 @@ def test_a_review_is_kept_and_the_reviewers_next_takes_its_place(echo_client: Te
     assert [one["reviewer"] for one in echo_client.get(home).json()["reviews"]] == [None]
 
 
-def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient) -> None:
+def test_replacing_a_review_that_was_not_read_is_refused(echo_client: TestClient) -> None:
     home = new_case(echo_client)
     first = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "accepted"}, "replaces": None})
     assert first.status_code == 200
@@ -52,7 +52,7 @@ def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient)
         refused = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}, "replaces": replaces})
         assert refused.status_code == 412
         assert refused.json()["detail"] == "the reviewer's review has changed meanwhile; read it again first"
-    # Another's review is nothing that this one takes the place of.
+    # The review of another reviewer is not replaced.
     assert echo_client.put(home, json={"reviewer": "Grace", "replaces": None}).status_code == 200
     second = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "rejected"}, "replaces": read})
     assert second.status_code == 200
@@ -63,8 +63,8 @@ def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient)
     assert echo_client.put(home, json={"reviewer": "Ada", "replaces": read}).status_code == 412
 
 
-def test_a_body_that_is_not_sent_as_json_is_refused_by_what_it_was_sent_as(echo_client: TestClient) -> None:
-    kind = "application/x-www-form-urlencoded"  # as curl -d has it
+def test_a_body_with_another_content_type_is_refused_and_the_type_named(echo_client: TestClient) -> None:
+    kind = "application/x-www-form-urlencoded"  # as curl -d sends it
     refused = echo_client.put(new_case(echo_client), content='{"verdicts": {}}', headers={"Content-Type": kind})
     assert refused.status_code == 422
     assert refused.json()["detail"] == (
@@ -79,8 +79,8 @@ def test_the_overview_names_the_newest_of_many_reviewers(echo_client: TestClient
     assert "reviewed by Sam, Kim, Lin and 2 more" in echo_client.get("/").text
 
 
-def test_a_name_on_the_overview_turns_nothing_beside_it(echo_client: TestClient) -> None:
-    """Neither a name in Hebrew or Arabic nor a mark that has what follows run from right to left."""
+def test_a_name_on_the_overview_does_not_change_the_direction_of_text_beside_it(echo_client: TestClient) -> None:
+    """Neither a name in Hebrew or Arabic nor a Unicode mark that makes the following text run from right to left."""
     home = new_case(echo_client)
     for name in ("Ada \u202egnol\u2069", "\u05e9\u05e8\u05d4", "\u0633\u0627\u0631\u0629\u202e"):
         assert echo_client.put(home, json={"reviewer": name}).status_code == 200
@@ -88,7 +88,7 @@ def test_a_name_on_the_overview_turns_nothing_beside_it(echo_client: TestClient)
     assert f"reviewed by {shown}" in echo_client.get("/").text
 
 
-def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
+def test_if_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
     client = serve(require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
     ada, grace = ({"Authorization": f"Bearer {keys.add(name, 'user')}"} for name in ("ada", "grace"))
@@ -121,19 +121,19 @@ def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Call
         ("[", "body"),
     ],
 )
-def test_what_is_no_review_is_refused_in_a_sentence(echo_client: TestClient, body: str, sentence: str) -> None:
+def test_an_invalid_review_is_refused_with_a_message(echo_client: TestClient, body: str, sentence: str) -> None:
     home = new_case(echo_client)
     refused = echo_client.put(home, content=body, headers={"Content-Type": "application/json"})
     assert refused.status_code == 422 and sentence in refused.json()["detail"]
     assert echo_client.get(home).json()["reviews"] == []
 
 
-def test_a_body_larger_than_a_review_is_cut_off(echo_client: TestClient) -> None:
+def test_a_body_larger_than_a_review_is_refused(echo_client: TestClient) -> None:
     refused = echo_client.put(new_case(echo_client), content=b" " * (1 << 20) + b"{}")
     assert refused.status_code == 413 and "1024 KiB" in refused.json()["detail"]
 
 
-def test_reviews_go_with_their_case(echo_client: TestClient, settings: Settings) -> None:
+def test_reviews_are_deleted_with_their_case(echo_client: TestClient, settings: Settings) -> None:
     for way in ("deleted", "expired"):
         home = new_case(echo_client)
         assert echo_client.put(home, json={"verdicts": {"1": "accepted"}}).status_code == 200
@@ -152,7 +152,7 @@ def test_a_case_that_is_not_kept_is_not_reviewed(serve: Callable[..., TestClient
     assert refused.status_code == 409 and "the case cannot be reviewed: the answer was" in refused.json()["detail"]
 
 
-def test_a_case_whose_result_is_gone_is_not_reviewed(echo_client: TestClient, settings: Settings) -> None:
+def test_a_case_whose_result_was_deleted_is_not_reviewed(echo_client: TestClient, settings: Settings) -> None:
     home = new_case(echo_client)
     for folder in (settings.store / "cases").iterdir():
         shutil.rmtree(folder)
@@ -170,7 +170,7 @@ def medical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClie
         yield client, f"/api/medical/cases/{case}/review"
 
 
-def test_an_application_says_what_of_a_missed_finding_is_taken(medical: tuple[TestClient, str]) -> None:
+def test_the_application_defines_the_fields_of_a_missed_finding(medical: tuple[TestClient, str]) -> None:
     client, home = medical
     missed = [{"centre_lps_mm": [10, 20.5, -350], "diameter_mm": 6.5}]
     review = {"verdicts": {"2": "rejected", "1": "accepted"}, "missed": missed}
@@ -191,7 +191,7 @@ def test_an_application_says_what_of_a_missed_finding_is_taken(medical: tuple[Te
         ({"centre_lps_mm": [0, 0, 350], "diameter_mm": 5}, "nodule at 0, 0, 350 mm lies outside of the scan"),
     ],
 )
-def test_a_missed_finding_that_is_none_is_refused(
+def test_an_invalid_missed_finding_is_refused(
     medical: tuple[TestClient, str], missed: dict[str, Any], sentence: str
 ) -> None:
     client, home = medical

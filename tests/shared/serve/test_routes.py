@@ -1,4 +1,4 @@
-"""The JSON routes, through the server."""
+"""The JSON routes of a server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_files_become_a_case_that_can_be_fetched_again(echo_client: TestClient) 
     assert [entry["case"] for entry in listed] == [case["case"]] and listed[0]["inputs"] == ["numbers.csv", "b.csv"]
 
 
-def test_a_sample_is_a_case_too_through_either_kind_of_form(echo_client: TestClient) -> None:
+def test_a_sample_becomes_a_case_through_either_kind_of_form(echo_client: TestClient) -> None:
     assert echo_client.get("/api/echo/samples").json() == {
         "samples": [{"name": "three", "title": "Three numbers", "synthetic": True, "source": "made here"}]
     }
@@ -51,7 +51,7 @@ def test_a_sample_is_a_case_too_through_either_kind_of_form(echo_client: TestCli
     assert [item["name"] for item in multipart.json()["inputs"]] == ["three.csv"]
 
 
-def test_routes_of_the_domain_stand_beside_them(echo_client: TestClient) -> None:
+def test_the_application_s_own_routes_exist_too(echo_client: TestClient) -> None:
     assert echo_client.get("/api/echo/count").json() == 0
     echo_client.post("/api/echo/predict", files=[csv(1)])
     assert echo_client.get("/api/echo/count").json() == 1
@@ -89,7 +89,7 @@ def test_routes_of_the_domain_stand_beside_them(echo_client: TestClient) -> None
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_a_sentence(
+def test_unusable_requests_are_refused_with_a_message(
     echo_client: TestClient, form: dict[str, Any], status: int, words: str
 ) -> None:
     answer = echo_client.post("/api/echo/predict", **form)
@@ -99,14 +99,14 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("form", [{"files": [csv(1)]}, {}], ids=["multipart", "urlencoded"])
-def test_a_field_that_is_given_twice_is_refused(echo_client: TestClient, form: dict[str, Any]) -> None:
+def test_a_repeated_field_is_refused(echo_client: TestClient, form: dict[str, Any]) -> None:
     fields = {"unit": ["mm", "cm"]} if form else {"sample": ["three", "three"]}
     for route in ("predict", "jobs"):
         answer = echo_client.post(f"/api/echo/{route}", data=fields, **form)
         assert answer.status_code == 422 and f"{next(iter(fields))!r} is given twice" in answer.json()["detail"]
 
 
-def test_a_body_of_unstated_length_is_cut_off_at_the_limit(echo_client: TestClient) -> None:
+def test_a_body_without_content_length_is_refused_at_the_limit(echo_client: TestClient) -> None:
     sent = 0
 
     def body() -> Any:
@@ -134,7 +134,9 @@ def test_a_body_of_unstated_length_is_cut_off_at_the_limit(echo_client: TestClie
         ("x" * 300 + ".nii", "x" * 196 + ".nii"),
     ],
 )
-def test_names_of_uploads_have_no_folders(echo_client: TestClient, given: str, kept: str, settings: Settings) -> None:
+def test_names_of_uploads_are_stripped_of_folders(
+    echo_client: TestClient, given: str, kept: str, settings: Settings
+) -> None:
     raw = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{given}"\r\n\r\n7\r\n--x--\r\n'.encode()
     answer = echo_client.post(
         "/api/echo/predict", content=raw, headers={"Content-Type": "multipart/form-data; boundary=x"}
@@ -144,7 +146,7 @@ def test_names_of_uploads_have_no_folders(echo_client: TestClient, given: str, k
     assert not any((settings.store / INCOMING).iterdir())
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(echo_client: TestClient) -> None:
+def test_files_with_the_same_name_do_not_overwrite_each_other(echo_client: TestClient) -> None:
     answer = echo_client.post("/api/echo/predict", files=[csv(1), csv(2), csv(3)])
     assert answer.json()["result"]["doubled"] == [2, 4, 6]
 
@@ -160,14 +162,14 @@ def test_files_of_one_name_do_not_overwrite_each_other(echo_client: TestClient) 
         "/api/nothing",
     ],
 )
-def test_what_is_not_there_is_not_found(echo_client: TestClient, path: str) -> None:
+def test_unknown_paths_are_not_found(echo_client: TestClient, path: str) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()["case"]
     answer = echo_client.get(path.format(case=case), headers={"Accept": "text/html"})
     assert answer.status_code == 404
     assert answer.json()["detail"]
 
 
-def test_a_range_of_a_file_is_given_and_one_that_it_has_not_is_refused_in_json(echo_client: TestClient) -> None:
+def test_a_range_of_a_file_is_sent_and_an_invalid_one_is_refused_in_json(echo_client: TestClient) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1, 2)]).json()
     address = case["files"]["doubled.csv"]
     whole = echo_client.get(address)
@@ -190,7 +192,7 @@ def test_a_range_of_a_file_is_given_and_one_that_it_has_not_is_refused_in_json(e
         assert {"206", "400", "416"} <= set(described[f"/api/echo/cases/{{case_id}}/{path}"]["get"]["responses"])
 
 
-def test_a_method_that_is_not_taken_is_refused_with_those_that_are(echo_client: TestClient) -> None:
+def test_an_unsupported_method_is_refused_with_the_supported_ones(echo_client: TestClient) -> None:
     for method, path, allowed in (
         ("PATCH", "/api/echo/cases/none", "GET, HEAD, DELETE"),
         ("PUT", "/api/echo/jobs", "GET, POST"),
@@ -202,7 +204,7 @@ def test_a_method_that_is_not_taken_is_refused_with_those_that_are(echo_client: 
         assert f"{path} takes {allowed}, not {method}" in refused.text
 
 
-def test_the_description_says_how_much_may_be_sent(echo_client: TestClient) -> None:
+def test_the_openapi_document_states_the_limits_on_requests(echo_client: TestClient) -> None:
     described = echo_client.get("/openapi.json").json()["paths"]
     for path, said in (
         ("/api/echo/predict", "At most 200,000 bytes and 5 files; answered within 20 seconds"),
@@ -239,7 +241,7 @@ def test_only_requests_with_equal_options_are_computed_together(serve: Serve, ec
     assert echo.batches == [1, 4, 4] and sorted(map(str, echo.units)) == ["None", "cm", "mm"]
 
 
-def test_a_full_queue_says_when_to_come_again(serve: Serve, echo: Echo) -> None:
+def test_a_full_queue_says_when_to_retry(serve: Serve, echo: Echo) -> None:
     client = serve(queue_length=1, max_batch=1)
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -260,16 +262,18 @@ def test_at_the_deadline_what_is_computed_is_504_and_what_waits_503_and_never_co
     serve: Serve, echo: Echo
 ) -> None:
     client = serve(deadline_s=0.3, max_batch=1)
-    until(lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422)  # it is loaded
+    until(
+        lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422
+    )  # the model is loaded now
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), (1, 2)))
     assert sorted(answer.status_code for answer in answers) == [503, 504]
     assert all("deadline" in answer.json()["detail"] for answer in answers)
     echo.gate.set()
-    # Until the one under way has ended, who waits for it is told that it would be too late.
+    # Until the running request has ended, requests that wait behind it are refused as too late.
     until(lambda: client.post("/api/echo/predict", files=[csv(3)]).status_code == 200)
-    assert echo.batches == [1, 1], "the one under way and the last; the one that waited was given up"
+    assert echo.batches == [1, 1], "the running request and the last one; the waiting one was given up"
 
 
 def test_the_other_routes_answer_while_predictors_are_busy(serve: Serve, echo: Echo) -> None:
@@ -290,7 +294,7 @@ def test_lists_are_read_page_by_page(echo_client: TestClient, kind: str, setting
     named = [answer.json()[kind[:-1]] for answer in made]
     until(lambda: len(echo_client.get(f"/api/echo/{kind}").json()[kind]) == 5)
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database, database:
-        database.execute(f"UPDATE {kind} SET created_ns = 1 WHERE id IN (?, ?)", named[1:3])  # of one moment
+        database.execute(f"UPDATE {kind} SET created_ns = 1 WHERE id IN (?, ?)", named[1:3])  # created at the same time
 
     def page(**query: str | int) -> list[str]:
         return [line[kind[:-1]] for line in echo_client.get(f"/api/echo/{kind}", params=query).json()[kind]]
@@ -306,7 +310,7 @@ def test_lists_are_read_page_by_page(echo_client: TestClient, kind: str, setting
         assert "query.limit" in echo_client.get(f"/api/echo/{kind}?limit={limit}").json()["detail"]
 
 
-def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
+def test_an_internal_error_is_answered_with_a_number_and_details_are_logged(
     echo_client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "trivium.serve"):
@@ -319,7 +323,7 @@ def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
     assert answer.headers["X-Request-Id"] in next(one.message for one in caplog.records if number in one.message)
 
 
-def test_one_bad_request_does_not_spoil_its_batch(serve: Serve, echo: Echo) -> None:
+def test_one_bad_request_does_not_affect_its_batch(serve: Serve, echo: Echo) -> None:
     client = serve()
     client.post("/api/echo/predict", files=[csv(0)])
     with ThreadPoolExecutor(4) as pool:
@@ -328,7 +332,7 @@ def test_one_bad_request_does_not_spoil_its_batch(serve: Serve, echo: Echo) -> N
     assert [answer.status_code for answer in answers] == [200, 500, 200, 200]
 
 
-def test_a_report_of_a_case_cannot_act_in_the_browser(echo_client: TestClient) -> None:
+def test_a_report_of_a_case_cannot_run_scripts_in_the_browser(echo_client: TestClient) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()
     report = echo_client.get(case["files"]["report.html"])
     assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
@@ -360,7 +364,7 @@ def test_an_application_without_weights_answers_503_and_is_not_ready(
     assert client.get("/v2/health/ready").status_code == 503
 
 
-def test_metrics_count_what_happened_under_tritons_names(echo_client: TestClient) -> None:
+def test_metrics_have_triton_s_names(echo_client: TestClient) -> None:
     for number in range(3):
         assert echo_client.post("/api/echo/predict", files=[csv(number)]).status_code == 200
     echo_client.post("/api/echo/predict", files=[("files", ("bad.csv", b"x", "text/csv"))])
@@ -378,7 +382,7 @@ def test_metrics_count_what_happened_under_tritons_names(echo_client: TestClient
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
-def test_a_result_that_json_cannot_hold_is_an_error_and_leaves_nothing_behind(
+def test_a_result_that_json_cannot_represent_is_an_error_and_leaves_no_files(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
     monkeypatch.setattr(echo, "encode", lambda decoded, outputs: Response(result={"score": value}, picture=b""))

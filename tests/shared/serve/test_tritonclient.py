@@ -1,4 +1,4 @@
-"""NVIDIA's own client against a server that runs: the protocol over HTTP and over gRPC, from one queue."""
+"""NVIDIA's client against a running server: the protocol over HTTP and gRPC, with one queue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INDICES = np.array([1, 0], np.int64)
 
 @dataclass
 class Running:
-    """A server that listens for both."""
+    """A server that listens for HTTP and gRPC."""
 
     http: Any
     grpc: Any
@@ -77,7 +77,7 @@ def client(running: Running, protocol: Any) -> Any:
 
 
 def plain(found: Any) -> Any:
-    """What either client gives, as JSON: messages of gRPC with their numbers as text where they are of 64 bits."""
+    """An answer of either client as JSON. In messages of gRPC, 64-bit numbers are text."""
     from google.protobuf import json_format
 
     return (
@@ -92,7 +92,7 @@ def inputs(protocol: Any, rows: Any = ROWS, indices: Any = INDICES, **how: Any) 
     return made
 
 
-def test_it_is_alive_and_ready_and_describes_itself(client: Any) -> None:
+def test_the_server_is_live_and_ready_and_describes_itself(client: Any) -> None:
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("echo") and client.is_model_ready("echo", "1")
     assert plain(client.get_server_metadata())["name"] == "trivium"
@@ -106,7 +106,7 @@ def test_it_is_alive_and_ready_and_describes_itself(client: Any) -> None:
     assert [int(size) for size in config["output"][1]["dims"]] == [1] and "reshape" in config["output"][1]
 
 
-def test_the_same_tensors_give_the_same_answer_over_both(client: Any, protocol: Any) -> None:
+def test_both_protocols_give_the_same_answer_to_the_same_tensors(client: Any, protocol: Any) -> None:
     answer = client.infer("echo", inputs(protocol), "2", request_id="a", timeout=int(1e6 * LIMIT_S))
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ROWS + 2)
     np.testing.assert_array_equal(answer.as_numpy("z"), [20, 10])
@@ -146,7 +146,7 @@ def test_bodies_may_be_compressed_and_tensors_be_json(running: Running, algorith
         ({"model_version": "9"}, "NOT_FOUND", "no version '9'"),
     ],
 )
-def test_parameters_are_obeyed_or_refused(
+def test_parameters_are_applied_or_refused(
     client: Any, protocol: Any, given: dict[str, Any], code: str, words: str
 ) -> None:
     statuses = {"INVALID_ARGUMENT": "400", "DEADLINE_EXCEEDED": "504", "NOT_FOUND": "404"}
@@ -155,7 +155,7 @@ def test_parameters_are_obeyed_or_refused(
     assert refused.value.status() in (f"StatusCode.{code}", statuses[code])
 
 
-def test_classification_shared_memory_and_configurations_of_ones_own_are_refused(client: Any, protocol: Any) -> None:
+def test_classification_shared_memory_and_client_configurations_are_refused(client: Any, protocol: Any) -> None:
     classified = [protocol.InferRequestedOutput("y", class_count=2)]
     with pytest.raises(InferenceServerException, match="classification"):
         client.infer("echo", inputs(protocol), outputs=classified)
@@ -191,7 +191,7 @@ def test_the_repository_is_listed_loaded_and_unloaded(client: Any, protocol: Any
         client.load_model("none")
 
 
-def test_statistics_count_what_came_over_either(client: Any, protocol: Any) -> None:
+def test_statistics_count_requests_of_both_protocols(client: Any, protocol: Any) -> None:
     def counted() -> tuple[int, int]:
         (one,) = plain(client.get_inference_statistics("echo", "1"))["model_stats"]
         stats = one["inference_stats"]
@@ -204,7 +204,7 @@ def test_statistics_count_what_came_over_either(client: Any, protocol: Any) -> N
     assert len(plain(client.get_inference_statistics())["model_stats"]) >= 2
 
 
-def test_a_stream_goes_on_after_a_request_that_is_refused(running: Running) -> None:
+def test_a_stream_continues_after_a_refused_request(running: Running) -> None:
     answers: list[Any] = []
     arrived = threading.Semaphore(0)
 
@@ -248,7 +248,7 @@ def test_typed_values_an_identifier_and_a_deadline(running: Running) -> None:
         assert unknown.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_it_takes_nothing_more_once_it_is_told_to_end(running: Running) -> None:
+def test_a_stopping_server_refuses_new_requests(running: Running) -> None:
     running.state.drain.begun = True
     try:
         assert not running.grpc.is_server_ready() and running.grpc.is_server_live()
@@ -259,7 +259,7 @@ def test_it_takes_nothing_more_once_it_is_told_to_end(running: Running) -> None:
         running.state.drain.begun = False
 
 
-def test_every_message_is_the_one_that_the_protocol_publishes() -> None:
+def test_every_message_equals_the_published_one() -> None:
     """Names, numbers, types and repetition, against what the client's authors generated from the protocol's files."""
 
     def described(field: FieldDescriptor) -> tuple[Any, ...]:
@@ -288,7 +288,7 @@ def test_every_message_is_the_one_that_the_protocol_publishes() -> None:
 
 @contextmanager
 def unsent(application: Any, count: int) -> Iterator[tuple[grpc.Channel, list[Any]]]:
-    """A channel, and so many calls over it whose messages do not come while the block lasts."""
+    """A channel, and ``count`` calls over it whose messages do not arrive while the block lasts."""
     ended = threading.Event()
 
     def nothing_yet() -> Iterator[Any]:
@@ -304,18 +304,16 @@ def unsent(application: Any, count: int) -> Iterator[tuple[grpc.Channel, list[An
             ended.set()
 
 
-def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_message_that_does_not_arrive_in_time_is_given_up(tmp_path: Path) -> None:
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
     application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
-    with serving(application), unsent(application, 2) as (channel, calls):  # all the places that there are
+    with serving(application), unsent(application, 2) as (channel, calls):  # all available places
         for call in calls:
             assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.5" in call.details()
         assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
 
 
-def test_a_message_that_trickles_is_given_up_for_the_least_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_below_the_minimum_rate_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
     application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
@@ -324,15 +322,15 @@ def test_a_message_that_trickles_is_given_up_for_the_least_rate(
         assert "more slowly than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
 
 
-def test_messages_that_stall_shut_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_messages_do_not_block_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALLED_S", 0.2)
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
     application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
-    # A connection of another client's: what comes over their own would count for the calls that stall.
+    # Another client's connection, because bytes over the stalled connection would count for the stalled calls.
     alone = [("grpc.use_local_subchannel_pool", 1)]
     with (
         serving(application),
-        unsent(application, 2) as (_, calls),  # all the places that there are
+        unsent(application, 2) as (_, calls),  # all available places
         grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}", alone) as channel,
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -350,7 +348,7 @@ def test_messages_that_stall_shut_out_nobody(tmp_path: Path, monkeypatch: pytest
         assert "another needed its place" in given_up.details()
 
 
-def test_the_kernel_says_how_much_has_come_over_a_connection() -> None:
+def test_the_kernel_counts_the_bytes_received_over_a_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         host, port = client.getsockname()
         with listener.accept()[0]:

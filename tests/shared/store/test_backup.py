@@ -1,4 +1,4 @@
-"""A store as one file, and back."""
+"""Backup of a store to one file, and restoring it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     return tmp_path / "store", tmp_path / "other"
 
 
-def test_a_backup_of_a_store_in_use_is_restored_whole(
+def test_a_backup_of_a_store_in_use_restores_completely(
     stores: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     here, there = stores
@@ -51,13 +51,13 @@ def test_a_backup_of_a_store_in_use_is_restored_whole(
     assert "has cases or jobs" in capsys.readouterr().err
 
 
-def test_a_backup_holds_the_reviews_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backup_contains_the_reviews_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = Review(reviewer="Ada", reviewed_ns=7, verdicts={2: "rejected"}, missed=[{"x": 1.5}], note="blurred")
     with closing(CaseStore(tmp_path / "store")) as store:
         kept, gone = keep(store), keep(store)
         for case in (kept, gone):
             store.reviews.put(case.id, said)
-        shutil.rmtree(tmp_path / "store" / "cases" / gone.id)  # as one that is deleted meanwhile
+        shutil.rmtree(tmp_path / "store" / "cases" / gone.id)  # as if it was deleted while the backup is written
         assert backup(store.engine, store.folder, tmp_path / "all.tar") == 1
     with closing(CaseStore(tmp_path / "other")) as store:
         assert restore(store.engine, store.folder, tmp_path / "all.tar") == 1
@@ -72,7 +72,7 @@ def add_job(jobs: JobStore, folder: Path) -> Job:
     return jobs.add(job, uploads)
 
 
-def test_files_that_are_made_meanwhile_do_not_leave_a_case_out(
+def test_a_case_whose_files_are_generated_during_the_backup_is_included(
     stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = stores
@@ -81,12 +81,12 @@ def test_files_that_are_made_meanwhile_do_not_leave_a_case_out(
         case = keep(serving, **outputs)
         opened = tarfile.bltn_open
 
-        def one_is_drawn(path: str, mode: str) -> IO[bytes]:
+        def generate_picture_and_open(path: str, mode: str) -> IO[bytes]:
             if path.endswith(".source-pixels"):
                 serving.keep(case, "picture.png", b"png")
             return opened(path, mode)
 
-        monkeypatch.setattr(tarfile, "bltn_open", one_is_drawn)
+        monkeypatch.setattr(tarfile, "bltn_open", generate_picture_and_open)
         assert backup(serving.engine, serving.folder, tmp_path / "all.tar") == 1
     monkeypatch.undo()
     with closing(CaseStore(there)) as store:
@@ -95,7 +95,7 @@ def test_files_that_are_made_meanwhile_do_not_leave_a_case_out(
         assert picture is not None and picture.read_bytes() == b"png"
 
 
-def test_a_job_that_ends_meanwhile_is_there_with_its_case(
+def test_a_job_that_ends_during_the_backup_is_included_with_its_case(
     stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = stores
@@ -104,13 +104,13 @@ def test_a_job_that_ends_meanwhile_is_there_with_its_case(
         job, waiting = add_job(jobs, tmp_path), add_job(jobs, tmp_path)
         opened = tarfile.bltn_open
 
-        def it_ends(path: str, mode: str) -> IO[bytes]:
+        def end_job_and_open(path: str, mode: str) -> IO[bytes]:
             file = opened(path, mode)
             if job.id in path and (claimed := jobs.claim("echo", 0, 3)) is not None:
                 jobs.done(claimed, keep(serving).id)
             return file
 
-        monkeypatch.setattr(tarfile, "bltn_open", it_ends)
+        monkeypatch.setattr(tarfile, "bltn_open", end_job_and_open)
         assert backup(serving.engine, serving.folder, tmp_path / "all.tar") == 1
     monkeypatch.undo()
     with closing(CaseStore(there)) as store:
@@ -119,10 +119,10 @@ def test_a_job_that_ends_meanwhile_is_there_with_its_case(
         ended = restored.get("echo", job.id)
         assert ended is not None and ended.state == "done"
         assert ended.case_id is not None and store.get("echo", ended.case_id) is not None
-        assert [path.name for path in (there / "jobs").iterdir()] == [waiting.id], "what ended has no files"
+        assert [path.name for path in (there / "jobs").iterdir()] == [waiting.id], "an ended job has no files"
 
 
-def test_a_store_that_is_not_there_is_not_made(
+def test_a_missing_store_is_refused_and_not_created(
     stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["backup", str(tmp_path / "all.tar")], ["purge", "--older-than", "30d"]):
@@ -131,7 +131,7 @@ def test_a_store_that_is_not_there_is_not_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backup_that_cannot_be_written_is_refused_in_a_sentence(
+def test_a_backup_that_cannot_be_written_is_refused(
     stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(CaseStore(stores[0])) as serving:
@@ -140,7 +140,7 @@ def test_a_backup_that_cannot_be_written_is_refused_in_a_sentence(
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
 
 
-def test_old_cases_are_purged_while_a_server_goes_on(
+def test_old_cases_are_purged_while_a_server_runs(
     stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(CaseStore(stores[0])) as serving:
@@ -161,7 +161,7 @@ def test_old_cases_are_purged_while_a_server_goes_on(
 
 
 @pytest.mark.parametrize("name", ["../escaped", "cases/" + "a" * 32 + "/../../escaped", "/etc/escaped", "other/file"])
-def test_a_file_that_would_leave_the_store_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_archive_member_outside_the_store_is_refused(tmp_path: Path, name: str) -> None:
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
         member = tarfile.TarInfo(name)
         member.size = 1
@@ -172,7 +172,7 @@ def test_a_file_that_would_leave_the_store_is_refused(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", None])
-def test_what_is_no_backup_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_backup_is_refused(tmp_path: Path, content: bytes | None) -> None:
     source = tmp_path / "bad.tar"
     if content is None:
         with tarfile.open(source, "w") as archive:

@@ -63,7 +63,7 @@ def test_cases_belong_to_their_application_and_come_newest_first(store: CaseStor
     assert second.created_ns >= first.created_ns and second.created.endswith("Z")
 
 
-def test_only_a_cases_own_files_are_found(store: CaseStore) -> None:
+def test_only_files_of_the_case_are_found(store: CaseStore) -> None:
     case = keep(store)
     assert store.file(case, "picture.png") is not None
     for name in ("../../trivium.sqlite", "/etc/passwd", "none", "", "."):
@@ -71,13 +71,13 @@ def test_only_a_cases_own_files_are_found(store: CaseStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["../out.csv", "a/b", "", "..", "result.json", "picture.png"])
-def test_names_with_folders_or_taken_names_are_not_written(store: CaseStore, name: str, tmp_path: Path) -> None:
+def test_names_with_folders_and_reserved_names_are_refused(store: CaseStore, name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a case file"):
         keep(store, files={name: b""})
     assert not list((tmp_path / "store" / "cases").iterdir()) and not store.recent("echo")
 
 
-def test_what_a_killed_server_left_half_written_is_swept_away(tmp_path: Path) -> None:
+def test_cases_that_a_killed_server_left_unfinished_are_removed(tmp_path: Path) -> None:
     half = tmp_path / "store" / "cases" / ".partial-1"
     half.mkdir(parents=True)
     (half / "result.json").write_text("{")
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         ("sqlite:////nowhere/at/all.sqlite", "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open"),
     ],
 )
-def test_a_database_that_cannot_be_had_is_refused(
+def test_an_unusable_database_url_is_refused(
     tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pg8000", None)
@@ -158,7 +158,7 @@ def test_the_digest_of_all_inputs_does_not_depend_on_their_order(store: CaseStor
     assert one.inputs_sha256 == other.inputs_sha256 != keep(store).inputs_sha256
 
 
-def test_inputs_in_a_folder_are_named_from_it_down(tmp_path: Path) -> None:
+def test_inputs_in_a_folder_are_named_by_their_path_from_it(tmp_path: Path) -> None:
     folder = tmp_path / "series"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "1.dcm").write_bytes(b"abc")
@@ -187,14 +187,14 @@ def test_the_journal_is_emptied_only_while_nobody_reads_or_writes(store: CaseSto
             other.executescript(begun)
             began = time.monotonic()
             empty_journal(store.engine)
-            assert time.monotonic() - began < 8 and journal.stat().st_size > 0  # it waits for nobody
+            assert time.monotonic() - began < 8 and journal.stat().st_size > 0  # it does not wait
     empty_journal(store.engine)
     assert journal.stat().st_size == 0 and len(store.recent("echo")) == 2
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10000
 
 
-def test_what_the_store_makes_is_private_to_its_account(store: CaseStore, tmp_path: Path) -> None:
+def test_files_of_the_store_are_private_to_its_account(store: CaseStore, tmp_path: Path) -> None:
     earlier = os.umask(0)
     try:
         keep(store, files={"report.txt": b"x"})
@@ -208,7 +208,7 @@ def test_what_the_store_makes_is_private_to_its_account(store: CaseStore, tmp_pa
     }
 
 
-def test_a_store_that_all_could_read_becomes_private(store: CaseStore, tmp_path: Path) -> None:
+def test_a_store_readable_by_all_becomes_private(store: CaseStore, tmp_path: Path) -> None:
     case = keep(store)
     store.close()
     cases, database = tmp_path / "store" / "cases", tmp_path / "store" / "trivium.sqlite"
@@ -230,10 +230,10 @@ CREATE INDEX cases_by_app_and_time ON cases (app, created_ns);
 INSERT INTO cases VALUES ('c1', 'echo', 1700000000000000000, 'form', '[{"name": "a.csv", "bytes": 1, "sha256": "aa"}]',
     'bb', '{"unit": "mm"}', 'echo', 2, '{"found": [1]}', '["report.txt"]');
 """
-"""The table that the first release made, and a case in it."""
+"""The table of the first release, with a case in it."""
 
 
-def test_a_new_store_and_one_brought_up_from_the_first_release_have_the_tables_that_the_code_states(
+def test_a_new_store_and_one_migrated_from_the_first_release_have_the_tables_in_the_code(
     tmp_path: Path,
 ) -> None:
     for folder in ("new", "old"):
@@ -245,7 +245,7 @@ def test_a_new_store_and_one_brought_up_from_the_first_release_have_the_tables_t
             assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_a_store_of_a_newer_version_is_refused_in_one_sentence(store: CaseStore, tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_is_refused(store: CaseStore, tmp_path: Path) -> None:
     store.close()
     with closing(sqlite3.connect(tmp_path / "store" / "trivium.sqlite")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -254,7 +254,7 @@ def test_a_store_of_a_newer_version_is_refused_in_one_sentence(store: CaseStore,
         CaseStore(tmp_path / "store")
 
 
-def test_a_refused_store_says_where_another_is_named(tmp_path: Path) -> None:
+def test_the_refusal_of_a_store_names_the_setting_to_change(tmp_path: Path) -> None:
     database = tmp_path / "elsewhere.sqlite"
     for folder in (tmp_path / "beside", tmp_path / "given"):
         (folder / "cases").mkdir(parents=True)
@@ -296,7 +296,7 @@ def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
         ("ALTER TABLE cases RENAME COLUMN files TO outputs", "files, outputs"),
     ],
 )
-def test_a_store_of_another_version_is_refused_in_one_sentence(tmp_path: Path, change: str, column: str) -> None:
+def test_a_store_of_another_version_is_refused(tmp_path: Path, change: str, column: str) -> None:
     (tmp_path / "cases").mkdir()
     with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
         connection.executescript(_FIRST_RELEASE + change)
@@ -305,10 +305,10 @@ def test_a_store_of_another_version_is_refused_in_one_sentence(tmp_path: Path, c
     ):
         CaseStore(tmp_path)
     with pytest.raises(InvalidInputError, match="another version"):
-        CaseStore(tmp_path)  # the folder was given back
+        CaseStore(tmp_path)  # the lock on the folder was released
 
 
-def test_a_column_that_may_be_empty_does_not_matter(tmp_path: Path) -> None:
+def test_an_additional_nullable_column_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
         connection.executescript(_FIRST_RELEASE + "ALTER TABLE cases ADD COLUMN reviewer VARCHAR(64)")
@@ -326,7 +326,7 @@ def test_nothing_of_a_removed_case_is_left_in_the_folder(store: CaseStore, tmp_p
     assert {path.name for path in (tmp_path / "store" / "cases").iterdir()} == {kept.id}
 
 
-def test_the_oldest_go_when_an_application_has_more_bytes_than_it_may(store: CaseStore) -> None:
+def test_the_oldest_cases_are_deleted_above_the_limit_on_bytes(store: CaseStore) -> None:
     kept = [keep(store, picture=bytes(1000)) for _ in range(4)]
     assert store.used_bytes("echo") == sum(case.bytes for case in kept) > 4000
     keep(store, app="other", picture=bytes(9000))
@@ -335,7 +335,7 @@ def test_the_oldest_go_when_an_application_has_more_bytes_than_it_may(store: Cas
     assert store.used_bytes("other") > 9000
 
 
-def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: CaseStore) -> None:
+def test_a_file_much_larger_than_its_own_sources_is_not_kept(store: CaseStore) -> None:
     later = {"large.bin": ("seed",), "small.bin": ("own",), "first.bin": ("both",), "second.bin": ("both",)}
     sources = {"seed": b"seed", "own": b"own", "both": b"both"}
     case = keep(store, later=later, sources=sources)
@@ -347,14 +347,14 @@ def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: C
         "made again each time"
     )
     assert store.file(case, "small.bin") is not None and store.file(case, "first.bin") is not None
-    assert store.sources(case, "second.bin") is not None, "another file is made from the same"
+    assert store.sources(case, "second.bin") is not None, "another file needs the same source"
     assert taken < store.used_bytes("echo") < 2 * len(large)
 
 
-def test_a_lasting_source_stays_when_all_is_made_from_it_and_goes_with_its_case(store: CaseStore) -> None:
+def test_a_lasting_source_is_kept_until_its_case_is_deleted(store: CaseStore) -> None:
     later, sources = {"made.bin": ("lasting", "passing")}, {"lasting": b"stays", "passing": b"goes"}
     case = keep(store, later=later, sources=sources, lasting=("lasting",))
-    assert set(case.files) == {"out.csv", "made.bin"}, "a source is no file of the case"
+    assert set(case.files) == {"out.csv", "made.bin"}, "a source is not a file of the case"
     found = store.sources(case, "made.bin")
     assert found is not None and {Path(str(path)).read_bytes() for path in found.values()} == {b"stays", b"goes"}
     store.keep(case, "made.bin", b"made")
@@ -365,13 +365,13 @@ def test_a_lasting_source_stays_when_all_is_made_from_it_and_goes_with_its_case(
     assert store.lasting(case, "lasting") is None
 
 
-def test_a_lasting_source_needs_no_file_that_is_made_later(store: CaseStore) -> None:
+def test_a_lasting_source_is_kept_without_a_file_that_needs_it(store: CaseStore) -> None:
     case = keep(store, sources={"lasting": b"stays", "unused": b"goes"}, lasting=("lasting",))
     lasting = store.lasting(case, "lasting")
     assert lasting is not None and lasting.read_bytes() == b"stays" and store.lasting(case, "unused") is None
 
 
-def test_a_case_that_alone_is_too_large_does_not_take_others_with_it(store: CaseStore) -> None:
+def test_a_case_that_alone_is_too_large_does_not_displace_others(store: CaseStore) -> None:
     small = keep(store, picture=bytes(1000))
     large = keep(store, picture=bytes(5000))
     newest = keep(store, picture=bytes(1000))

@@ -1,4 +1,4 @@
-"""Jobs while a clock is set: NTP after a start without it, or servers whose clocks differ."""
+"""Jobs when a clock is set, as by NTP after the start, or when the clocks of servers differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR_S = 3600.0
 
 
 class Clock:
-    """The clock of the system, which is set, and that which nobody sets, both in seconds."""
+    """The system clock, which can be set, and the monotonic clock, both in seconds."""
 
     def __init__(self) -> None:
         self.wall_s, self.monotonic_s = 1_800_000_000.0, 1000.0
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def servers(tmp_path: Path, clock: Clock) -> Iterator[tuple[JobStore, JobStore]]:
-    """The jobs as two servers on one store have them."""
+    """The job stores of two servers on one store."""
     with closing(CaseStore(tmp_path / "store")) as store:
         yield tuple(JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))  # type: ignore[misc]
 
@@ -53,7 +53,7 @@ def add(jobs: JobStore, folder: Path) -> Job:
     return jobs.add(job, folder / "upload")
 
 
-def test_a_clock_that_is_set_forward_takes_no_job_from_a_server_that_runs_it(
+def test_a_running_job_is_not_claimed_when_the_clock_is_set_forward(
     servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
 ) -> None:
     one, two = servers
@@ -67,7 +67,7 @@ def test_a_clock_that_is_set_forward_takes_no_job_from_a_server_that_runs_it(
 
 
 @pytest.mark.parametrize("step_s", [0.0, -HOUR_S, HOUR_S])
-def test_a_job_is_missed_a_minute_after_the_last_sign_whatever_the_clock_says(
+def test_a_job_is_lost_a_minute_after_the_last_heartbeat_whatever_the_clock_says(
     servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path, step_s: float
 ) -> None:
     one, two = servers
@@ -82,7 +82,7 @@ def test_a_job_is_missed_a_minute_after_the_last_sign_whatever_the_clock_says(
     assert claimed is not None and (claimed.id, claimed.attempts) == (job.id, 2) and not one.beat(job)
 
 
-def test_a_server_that_has_the_store_alone_takes_its_job_up_at_once_after_a_start_with_an_old_clock(
+def test_a_server_alone_on_the_store_resumes_its_job_at_once_after_a_start_with_an_old_clock(
     servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
 ) -> None:
     one, two = servers
@@ -92,7 +92,7 @@ def test_a_server_that_has_the_store_alone_takes_its_job_up_at_once_after_a_star
     assert two.claim("echo", 0, 3) is not None
 
 
-def test_a_webhook_is_told_again_soon_after_the_clock_was_set_back(
+def test_the_webhook_is_retried_soon_after_the_clock_was_set_back(
     servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
 ) -> None:
     one, _ = servers
@@ -102,6 +102,6 @@ def test_a_webhook_is_told_again_soon_after_the_clock_was_set_back(
     clock.wall_s -= 3 * HOUR_S
     told = one.claim_to_tell(15, 86_400)
     assert told is not None and told[0].id == job.id and not told[1]
-    assert one.claim_to_tell(15, 86_400) is None, "it is told of again after fifteen seconds, not at every look"
+    assert one.claim_to_tell(15, 86_400) is None, "the next attempt is after fifteen seconds, not at every poll"
     clock.passes(16)
     assert one.claim_to_tell(15, 86_400) is not None

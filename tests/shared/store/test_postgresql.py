@@ -67,7 +67,7 @@ def test_each_group_has_its_own_number_of_cases_and_bytes(server: str, tmp_path:
             assert found == {case.id for case in kept[2:]}, group
 
 
-def test_reviews_are_kept_replaced_and_gone_with_their_case(server: str, tmp_path: Path) -> None:
+def test_reviews_are_kept_replaced_and_deleted_with_their_case(server: str, tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path, server)) as store:
         case = keep(store, app="reviewed")
         first = Review(reviewer="Ada", reviewed_ns=7, verdicts={1: "accepted"}, note="\u00e9")
@@ -86,13 +86,13 @@ def test_reviews_are_kept_replaced_and_gone_with_their_case(server: str, tmp_pat
             store.reviews.put(case.id, first)
 
 
-def test_a_wrong_password_is_refused_without_being_told(server: str, tmp_path: Path) -> None:
+def test_the_refusal_of_a_wrong_password_does_not_show_it(server: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be used") as refused:
         CaseStore(tmp_path / "store", server.replace("a%20secret", "wrongly"))
     assert "wrongly" not in str(refused.value)
 
 
-def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(InvalidInputError, match="cannot be used"):
@@ -107,11 +107,11 @@ def test_two_servers_share_a_folder_and_a_database(server: str, tmp_path: Path) 
         assert one.get("shared", case.id) is None
 
 
-def test_a_job_is_handed_in_and_its_end_told_of_once_by_two_servers(postgresql: PostgreSQL, tmp_path: Path) -> None:
+def test_two_servers_add_a_job_and_notify_its_end_only_once(postgresql: PostgreSQL, tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path / "store", postgresql.database())) as store:
         one, two = (JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))
         jobs = []
-        for jobs_of_server in (one, two):  # a sample's folder is empty, so that the second takes its place
+        for jobs_of_server in (one, two):  # the folder of a sample is empty, so the second rename replaces it
             (tmp_path / "upload").mkdir()
             job = NewJob(app="echo", origin=Origin("json"), files=[], options={}, sample="three")
             jobs.append(jobs_of_server.add(job, tmp_path / "upload", "5" * 32))
