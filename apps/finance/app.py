@@ -11,8 +11,8 @@ from shared.app import App, on_use
 app = App(
     name="finance",
     title="Anomalies in financial time series",
-    summary="Judges every row of a series by the rows before it, and shows what is unusual beside what was expected.",
-    notice="A research tool. What it marks is unusual, not wrong; it gives no advice and detects no fraud by itself.",
+    summary="Scores every row of a series by the rows before it, and shows what is unusual and what was expected.",
+    notice="A research tool. What it marks is unusual, not wrong; it gives no advice and does not itself detect fraud.",
     root=Path(__file__).parent,
     models=("tft-anomaly",),
     job_bytes=1_000_000,

@@ -1,4 +1,4 @@
-"""The predictor: series in, what is unusual in them out. Pure, and usable from a notebook."""
+"""The predictor: takes series and returns the anomalies in them. A pure function that also works in a notebook."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FinancePredictor:
         self.calibration = calibration
         self.stride, self.device, self.name = stride, device, name
         self.series_column: str | None = None
-        """The column of names of series in the table that the network was trained on, where the training named it."""
+        """The column of series names in the table that the network was trained on, if the training recipe names it."""
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> FinancePredictor:
@@ -71,7 +71,7 @@ class FinancePredictor:
         def example() -> Tensors:
             if input.library is None:
                 return example_windows(input, CPU_BATCH)
-            from apps.finance.models.library_tft import random_windows  # no sample has its covariates
+            from apps.finance.models.library_tft import random_windows  # no sample file has this network's covariates
 
             return random_windows(input.library, context=input.context, horizon=input.horizon, batch=CPU_BATCH)
 
@@ -92,59 +92,59 @@ class FinancePredictor:
             device=device,
             name=f"{artifact.manifest.name} version {artifact.manifest.version}",
         )
-        named = (recipe.get("data") or {}).get("series")
-        predictor.series_column = named if isinstance(named, str) else None  # of synthetic data it is a number
+        column = (recipe.get("data") or {}).get("series")
+        predictor.series_column = column if isinstance(column, str) else None  # synthetic data has a number there
         return predictor
 
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
-        """Forecasts, scores and events of each series; what one gets does not depend on the others."""
+        """Forecast, scores and events of each series; the result for one series does not depend on the others."""
         with self.threads():
-            found = []
+            detections = []
             for number, series in enumerate(report_each(batch, "series"), start=1):
                 with within(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
-                    found.append(self._detect(series, options or Options()))
-            return found
+                    detections.append(self._detect(series, options or Options()))
+            return detections
 
     def monitor(self, begin: Series | str | Path, options: Options | None = None) -> Monitor:
-        """A monitor of a series that goes on: from its history, or from the file that another one's ``save`` wrote."""
+        """A monitor of a growing series: from its history, or from a file that ``Monitor.save`` wrote."""
         if isinstance(begin, Series):
             return Monitor.begin(self, begin, options or Options())
         if not isinstance(begin, str | Path):
             raise InvalidInputError(
-                "a monitor begins with one series as model.read(FILE) gives them, or with the file of a state; make "
-                "one for each instrument"
+                "a monitor starts from one series of model.read(FILE), or from a state file; create one monitor for "
+                "each instrument"
             )
         return Monitor.resume(self, Path(begin), options)
 
     @property
     def trained_on(self) -> LibraryTFT | None:
-        """What a network that was trained here on a table's covariates, or names of series, takes of one."""
+        """The inputs of a network that was trained here with covariates or series names; None for other networks."""
         library = library_network(self.model)
         return library.settings if library is not None and library.settings.trained_here else None
 
     def threads(self) -> AbstractContextManager[Any]:
-        """What the network is computed in: on a CPU with one thread."""
+        """The context in which the network runs: one thread on a CPU."""
         return _one_thread() if self.device == "cpu" else nullcontext()
 
     def _detect(self, series: Series, options: Options) -> Detection:
         actions = corporate_actions(series)
-        steady, factor = continued(series, actions)
-        made = forecast(self.model, [steady], stride=self.stride, device=self.device)[0]
-        channels = improbability(steady, made, self.calibration)
-        made = replace(made, quantiles=made.quantiles * factor[:, None])
+        adjusted, factor = continued(series, actions)
+        forecasted = forecast(self.model, [adjusted], stride=self.stride, device=self.device)[0]
+        channels = improbability(adjusted, forecasted, self.calibration)
+        forecasted = replace(forecasted, quantiles=forecasted.quantiles * factor[:, None])
         combined = combine(channels, alone=self.calibration.alone)
         budget = options.budget(self.calibration)
         control = self.calibration.control(budget.rate(series), fixed=options.threshold)
         reported, scores = report(combined, budget.expected(series), control), published(combined)
-        breaks = [gap for gap in gaps(steady) if gap.score >= (options.threshold or 0.0)]
+        reported_gaps = [gap for gap in gaps(adjusted) if gap.score >= (options.threshold or 0.0)]
         return Detection(
             series=series,
-            forecast=made,
+            forecast=forecasted,
             scores=scores,
             thresholds=reported.thresholds,
             anomalies=anomalies(
-                *(series, made, scores, reported, channels),
-                gaps=breaks,
+                *(series, forecasted, scores, reported, channels),
+                gaps=reported_gaps,
                 actions=actions,
                 factor=factor,
                 memory=self.calibration.memory,
@@ -158,7 +158,7 @@ def _forecaster(
     build: Callable[[], Forecaster | LibraryForecaster],
     program: Callable[[], Program],
 ) -> AnyForecaster:
-    """The forecaster as a program; what is not ``fast`` is the library's own way and computed by torch."""
+    """The forecaster as an exported program; if the model is not ``fast``, the library's own network, run by torch."""
     if input.library is not None:
         return ProgramLibraryForecaster(
             program=program(), settings=input.library, context=input.context, horizon=input.horizon
@@ -169,10 +169,12 @@ def _forecaster(
 
 
 def _one_thread() -> AbstractContextManager[Any]:
-    """Computes on the calling thread alone: the network's small operations wait longer for other threads than they run.
+    """Limits computation to the calling thread: the network's operations are so small that waiting for other threads
+    takes longer than running them.
 
-    Where cores are shared, two threads were four times as slow as one. OpenMP counts its threads for each calling
-    thread, so that other applications of the process keep theirs, which torch.set_num_threads would take from them.
+    On shared cores, two threads were four times as slow as one. OpenMP counts threads separately for each calling
+    thread, so that other applications in the process keep theirs; torch.set_num_threads would change it for all of
+    them.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""Named recipes. All of them train on synthetic series; ``--data`` takes another data set."""
+"""Named recipes. All train on synthetic series by default; ``--data`` selects another data set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FinanceRecipe(Recipe):
 
 
 def tiny() -> FinanceRecipe:
-    """Seconds on one core: for tests."""
+    """For tests: trains in seconds on one core."""
     return FinanceRecipe(
         model=FinanceModel(hidden=8, hidden_continuous=4, heads=1),
         data=Synthetic(series=4, validation_series=2, rows=400, stride=4),
@@ -42,7 +42,7 @@ def tiny() -> FinanceRecipe:
 
 
 def small() -> FinanceRecipe:
-    """About eight minutes on one core of a busy machine."""
+    """Trains in about eight minutes on one core of a busy machine."""
     return FinanceRecipe(
         model=FinanceModel(),
         data=Synthetic(),
@@ -56,7 +56,7 @@ def small() -> FinanceRecipe:
 
 
 def large() -> FinanceRecipe:
-    """For minutes on one GPU; not yet measured on one."""
+    """For minutes on one GPU; not yet measured on a GPU."""
     return FinanceRecipe(
         model=FinanceModel(hidden=32, hidden_continuous=16),
         data=Synthetic(series=1500, validation_series=100, rows=4000),
@@ -90,9 +90,11 @@ def full() -> FinanceRecipe:
 
 
 def fine_tuned(recipe: FinanceRecipe, settings: Mapping[str, Any]) -> FinanceRecipe:
-    """``recipe`` with the network over a table's columns that it starts from, to be trained further on another table.
+    """``recipe`` with the settings of the network over a table's columns that ``init`` names, to continue on another
+    table.
 
-    The table is read with the columns and the value of that network where it names none. Refuses other columns.
+    If the recipe's table names no covariates or no value, it takes those of the network. Raises InvalidInputError if it
+    names other covariates.
     """
     model, input = stored_settings(settings)
     library, data = input.library, recipe.data
@@ -103,8 +105,9 @@ def fine_tuned(recipe: FinanceRecipe, settings: Mapping[str, Any]) -> FinanceRec
     if isinstance(data, Table):
         if (data.known or data.observed) and ({*data.known}, {*data.observed}) != ({*known}, {*observed}):
             raise InvalidInputError(
-                f"the network in {recipe.init} knows {', '.join(known) or 'no column'} ahead of time and observes "
-                f"{', '.join(observed) or 'none'}; leave out data.known and data.observed, or name these"
+                f"the network in {recipe.init} takes {', '.join(known) or 'no column'} as known ahead of time and "
+                f"{', '.join(observed) or 'none'} as observed; leave out data.known and data.observed, or name the "
+                "same columns"
             )
         data = replace(data, known=known, observed=observed, value=data.value or library.columns[library.target])
     return replace(recipe, model=model, data=data, input=replace(input, library=replace(library, further=True)))

@@ -1,4 +1,4 @@
-"""The headline table: the shipped model on every file of the Numenta Anomaly Benchmark that is at hand."""
+"""The headline table: the shipped model on every available file of the Numenta Anomaly Benchmark."""
 
 from __future__ import annotations
 
@@ -49,40 +49,40 @@ from shared.app import Table
 from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
 
-# ARTime's windows hit and false events over the whole benchmark, at its published standard threshold: counted from
-# the detector outputs that NAB publishes.
+# ARTime's windows hit and false events over the whole benchmark at its published standard threshold, counted from the
+# detector outputs that NAB publishes.
 _PEER = "ARTime, all 58 files"
 _PEER_RECALL, _PEER_FALSE_EVENTS = "106/116 = 91.4 %", 3.48
-_OTHER_PEER = "CAD OSE, all 58 files: 92/116 = 79.3 % at 1.10"
-_CLAIM = 0.92
-_FALSE_EVENTS = (1.5, 3.5)
+_SECOND_PEER = "CAD OSE, all 58 files: 92/116 = 79.3 % at 1.10"
+_CLAIMED_RECALL = 0.92
+_FALSE_EVENTS_PER_FILE = (1.5, 3.5)
 _BUDGETS = (0.2, 0.6, 2.0)
 _TRIAL_SEED = 0
 _WALK_ROWS, _WALK_BUDGET = 300_000, 0.05
-_Row: TypeAlias = tuple[str, str, str]
+_TableRow: TypeAlias = tuple[str, str, str]
 
 
 def published_standard(present: set[str]) -> dict[str, float]:
     """The normalised standard scores of published detectors on the files ``present``, by detector.
 
-    They follow from the raw scores by file in NAB's own result tables; only the files that are missing here are kept.
+    They follow from the raw scores by file in NAB's result tables; those of missing files are stored and subtracted.
     """
     document = json.loads((Path(__file__).parent / "datasets" / "nab_published.json").read_text(encoding="utf-8"))
-    windows = len_windows(present)
-    found = {}
+    windows = count_windows(present)
+    normalised = {}
     for name, scores in document["standard"].items():
         absent = sum(value for file, value in scores["files"].items() if file not in present)
-        found[name] = 100 * (scores["total"] - absent + windows) / (2 * windows)
-    return found
+        normalised[name] = 100 * (scores["total"] - absent + windows) / (2 * windows)
+    return normalised
 
 
-def len_windows(present: set[str]) -> int:
+def count_windows(present: set[str]) -> int:
     """The number of labelled windows in the files ``present``."""
     return sum(len(item.windows) for item in map(Nab().read, present))
 
 
 def reproduce(quick: bool) -> Table:
-    """Runs the shipped model over the benchmark; ``quick`` leaves out the detector that learns on every file."""
+    """Runs the shipped model over the benchmark; ``quick`` skips the detector that trains on every file."""
     benchmark = Nab()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     artifact = Registry(Path(__file__).parent / "weights").newest("tft-anomaly")
@@ -101,34 +101,34 @@ def reproduce(quick: bool) -> Table:
     rows = sum(len(scores) for scores, _ in scored)
     files = f"{len(scored)} files"
 
-    def asked(budget: float) -> list[Scored]:
+    def scores_at(budget: float) -> list[Scored]:
         return reported_scores(scored, calibration.control(budget), budget)
 
-    def best(profile: Profile) -> str:
-        found = max((score_corpus(asked(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
+    def best_budget(profile: Profile) -> str:
+        found = max((score_corpus(scores_at(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
         return f"{found[0]:.1f} (budget {found[1]:.2f})"
 
     present = set(benchmark.names())
-    own = asked(rate)
+    own = scores_at(rate)
     hit = count_detections(own, REPORTED)
     standard = score_corpus(own, STANDARD, REPORTED).normalised
     peers = "; ".join(f"{name} {value:.1f}" for name, value in published_standard(present).items())
     table = [
         (f"NAB standard score, {files}, at the threshold found on synthetic series", peers, f"{standard:.1f}"),
-        ("The same, NAB's search, over budgets", peers, best(STANDARD)),
-        ("NAB reward low FP, the same search", "-", best(LOW_FALSE_POSITIVES)),
-        ("NAB reward low FN, the same search", "-", best(LOW_FALSE_NEGATIVES)),
+        ("The same, NAB's search, over budgets", peers, best_budget(STANDARD)),
+        ("NAB reward low FP, the same search", "-", best_budget(LOW_FALSE_POSITIVES)),
+        ("NAB reward low FN, the same search", "-", best_budget(LOW_FALSE_NEGATIVES)),
         ("Windows hit, at the threshold found on synthetic series", f"{_PEER}: {_PEER_RECALL}", _recall(hit)),
         ("False events a file, there", f"{_PEER}: {_PEER_FALSE_EVENTS}", f"{hit.false_events_per_series:.2f}"),
     ]
-    for number in _FALSE_EVENTS:
+    for number in _FALSE_EVENTS_PER_FILE:
         budget = _budget_for(scored, calibration, number * len(scored))
-        found = count_detections(asked(budget), REPORTED)
-        table.append((f"Windows hit at {number} false events a file", _peer_at(number), _recall(found)))
-    goal = math.ceil(_CLAIM * hit.windows)
+        found = count_detections(scores_at(budget), REPORTED)
+        table.append((f"Windows hit at {number} false events a file", _published_peer_at(number), _recall(found)))
+    goal = math.ceil(_CLAIMED_RECALL * hit.windows)
     table.append(
         (
-            f"The claim: {_CLAIM:.0%} of windows at {_FALSE_EVENTS[-1]} false events a file",
+            f"The claim: {_CLAIMED_RECALL:.0%} of windows at {_FALSE_EVENTS_PER_FILE[-1]} false events a file",
             f"{goal} of {hit.windows}",
             f"{found.hit}: {max(goal - found.hit, 0)} windows short",
         )
@@ -137,7 +137,7 @@ def reproduce(quick: bool) -> Table:
     table.append(("Rows scored a second", "-", speed))
     table += _budget_rows(scored, calibration)
     if not quick:
-        table += _walk_rows(predictor)
+        table += _random_walk_rows(predictor)
     table += _ablation_rows(forecasted, channels, [windows for _, windows in scored], calibration)
     table += _basket_rows(calibration)
     for name, items in trial_sets(_TRIAL_SEED).items():
@@ -153,7 +153,7 @@ def reproduce(quick: bool) -> Table:
     )
 
 
-def _forecast_rows(network: Forecaster) -> list[_Row]:
+def _forecast_rows(network: Forecaster) -> list[_TableRow]:
     kinds = [name for name in SHAPES if name != "constant"]
     skill = {name: relative_loss(network, name) for name in kinds}
     rows = [
@@ -175,7 +175,7 @@ def _geometric_mean(values: Mapping[str, float]) -> float:
 
 
 def _network(artifact: Artifact) -> Forecaster:
-    """The network that ships, by torch, so that it forecasts at any device and batch."""
+    """The shipped network, run by torch, so that it forecasts on any device with any batch size."""
     settings, input = stored_settings(artifact.recipe()["recipe"])
     model = settings.build(input)
     assert isinstance(model, Forecaster), "the model that ships is this application's own"
@@ -185,98 +185,102 @@ def _network(artifact: Artifact) -> Forecaster:
 
 def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
     return (
-        f"Only {files} of 58 are here, 5 of 7 folders (realKnownCause and realAdExchange are missing), with "
-        f"{hit.windows} of 116 windows. Published standard scores are for the same files; published recalls "
-        "are not. ARTime and CAD OSE are told each file's smallest and largest value beforehand; this is not.",
-        f"The threshold to begin with is the one that gives {rate:g} false events a 1,000 rows on synthetic series, "
-        "and follows each series from there. Which detectors make up the score, how much each counts, and the power of "
-        "their mean were chosen on synthetic series together with the folders of NAB that are not scored; "
-        "docs/finance-results.md says how far the five choices agree. The "
-        "rows 'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as "
-        "NAB's protocol does.",
+        f"Only {files} of 58 are available, 5 of 7 folders (realKnownCause and realAdExchange are missing), with "
+        f"{hit.windows} of 116 windows. Published standard scores are for the same files; published recalls are not. "
+        "ARTime and CAD OSE know each file's minimum and maximum beforehand; this detector does not.",
+        f"The initial threshold is the one that gives {rate:g} false events a 1,000 rows on synthetic series; from "
+        "there it adapts to each series. Which detectors make up the score, their weights, and the power of their mean "
+        "were chosen on synthetic series and, for each folder of NAB, on the other folders; docs/finance-results.md "
+        "says how far the five choices agree. The rows 'windows hit at', the search and the ablation use one budget or "
+        "threshold chosen on the benchmark, as NAB's protocol does.",
         "A false event is a run of detections outside every window, after the probationary period.",
-        "Rows with the time of another row (24 in four files) are scored once.",
-        "Ablation rows of PyOD and the forecasts of Fracast are there where these are installed (extra bench): PyOD's "
-        "detectors learn on each file's probationary period, on windows of 16 rows, with their own defaults; Fracast "
-        "sees up to 2,048 rows before each forecast, the network that ships 64 and what it was at earlier times.",
-        "VUS-PR is TSB-AD's, with buffers up to 100 rows, of the scores of the rows, the mean over the files with a "
-        "window. PaAno is written after its paper, a quarter as wide, and learns on the first 600 rows of each file. "
-        "PAI's two scores are put together with it as all detectors here are, which its own paper may do otherwise.",
-        "Synthetic: series that neither training nor calibration has seen, with windows as NAB's labels have them. "
-        "The peer there is |change| over its median absolute deviation so far, with the same rule for when to "
-        "speak, at the threshold that gives it as many false events; chosen on the same series, to its favour. "
+        "Rows with the same time as another row (24 in four files) are scored once.",
+        "Ablation rows of PyOD and forecasts of Fracast appear if these are installed (extra bench): PyOD's detectors "
+        "are trained on each file's probationary period, on windows of 16 rows, with their default settings; Fracast "
+        "sees up to 2,048 rows before each forecast, the shipped network 64 rows and the values one to four days and "
+        "one and two weeks earlier.",
+        "VUS-PR is computed as in TSB-AD from the scores of the rows, with buffers up to 100 rows; the mean over the "
+        "files with a window. PaAno is reimplemented from its paper, a quarter as wide, and trained on the first 600 "
+        "rows of each file. PAI's two scores are combined with it as all detectors here are; its paper may combine "
+        "them otherwise.",
+        "Synthetic: series that neither training nor calibration has seen, with windows in the style of NAB's labels. "
+        "The peer there is |change| over its median absolute deviation so far, with the same rule for reporting "
+        "events, at the threshold that gives it as many false events; chosen on the same series, in its favour. "
         "Persistence forecasts the last value with the spread of the changes in the same 64 rows.",
     )
 
 
 def _budget_for(scored: ScoredRows, calibration: Calibration, allowed: float) -> float:
-    """The largest budget in events a 1,000 rows that makes no more false events than ``allowed``."""
+    """The largest budget in events per 1,000 rows that yields at most ``allowed`` false events."""
     low, high = math.log(SEARCHED[0]), math.log(SEARCHED[-1])
     for _ in range(12):
-        middle = (low + high) / 2
-        budget = math.exp(middle)
+        middle_log = (low + high) / 2
+        budget = math.exp(middle_log)
         corpus = reported_scores(scored, calibration.control(budget), budget)
         if count_detections(corpus, REPORTED).false_events > allowed:
-            high = middle
+            high = middle_log
         else:
-            low = middle
+            low = middle_log
     return math.exp(low)
 
 
-def _peer_at(false_events: float) -> str:
-    return f"{_PEER}: {_PEER_RECALL} at {_PEER_FALSE_EVENTS}" if false_events > 2 else _OTHER_PEER
+def _published_peer_at(false_events: float) -> str:
+    return f"{_PEER}: {_PEER_RECALL} at {_PEER_FALSE_EVENTS}" if false_events > 2 else _SECOND_PEER
 
 
-def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_Row]:
-    """False events, and all, over those asked for: on NAB as a whole, and on minute bars, where all count as false."""
-    none = np.zeros((0, 2), np.int64)
+def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_TableRow]:
+    """The ratio of false events, and of all events, to the budget: on NAB, and on minute bars, where all events count
+    as false."""
+    no_windows = np.zeros((0, 2), np.int64)
     rows = [(f"NAB, {len(scored)} files: false events, and those in windows too", scored)]
     bars = minute_bars()
     if bars:
-        events = [(score(series, calibration), none) for series in bars]
+        events = [(score(series, calibration), no_windows) for series in bars]
         rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", events))
     table = []
-    for name, these in rows:
-        counted = counted_rows(these)
-        for stays in (False, True):
+    for name, series_scores in rows:
+        counted = counted_rows(series_scores)
+        for is_fixed in (False, True):
             parts = []
             for budget in _BUDGETS:
                 control = calibration.control(budget)
-                corpus = reported_scores(these, replace(control, step=0.0) if stays else control, budget)
-                unlabelled = [replace(one, windows=none) for one in corpus]
-                shares = [
-                    f"{1000 * count_detections(one, REPORTED).false_events / counted / budget:.2f}"
-                    for one in (corpus, unlabelled)
+                corpus = reported_scores(series_scores, replace(control, step=0.0) if is_fixed else control, budget)
+                unlabelled = [replace(item, windows=no_windows) for item in corpus]
+                ratios = [
+                    f"{1000 * count_detections(items, REPORTED).false_events / counted / budget:.2f}"
+                    for items in (corpus, unlabelled)
                 ]
-                parts.append(f"{' and '.join(dict.fromkeys(shares))} at {budget:g}")
-            how = ", where the threshold stays as it begins" if stays else ""
-            measure = f"{name}, over the budget, at budgets a 1,000 rows{how}"
-            table.append((measure, "-" if stays else "1", "; ".join(parts)))
+                parts.append(f"{' and '.join(dict.fromkeys(ratios))} at {budget:g}")
+            condition = ", where the threshold stays as it begins" if is_fixed else ""
+            measure = f"{name}, over the budget, at budgets a 1,000 rows{condition}"
+            table.append((measure, "-" if is_fixed else "1", "; ".join(parts)))
     return table
 
 
-def _walk_rows(predictor: FinancePredictor) -> list[_Row]:
-    """A long random walk with two faults: where these stand among the events, and how long the answer takes."""
+def _random_walk_rows(predictor: FinancePredictor) -> list[_TableRow]:
+    """A long random walk with two faults: whether these are its strongest events, and how long the prediction takes."""
     walk, faults = long_walk(_WALK_ROWS)
-    began = time.process_time()  # a server's core is its own; here others may compute beside it
-    (found,) = predictor.predict([walk], Options(events_per_1000_rows=_WALK_BUDGET))
+    began = time.process_time()  # CPU time, because other processes may share this core
+    (detection,) = predictor.predict([walk], Options(events_per_1000_rows=_WALK_BUDGET))
     seconds = time.process_time() - began
-    strongest = strongest_rows(found, len(faults))
+    strongest = strongest_rows(detection, len(faults))
     hit = sum(min(abs(row - fault) for row in strongest) <= 1 for fault in faults)
     measure = f"Random walk of {_WALK_ROWS:,} rows with two faults, {_WALK_BUDGET:g} events asked for a 1,000 rows"
     return [
-        (measure, f"{_WALK_ROWS * _WALK_BUDGET / 1000:.0f} events", f"{len(found.anomalies)} events"),
+        (measure, f"{_WALK_ROWS * _WALK_BUDGET / 1000:.0f} events", f"{len(detection.anomalies)} events"),
         ("The faults among its two strongest events; CPU-seconds", "2; the deadline's 120", f"{hit}; {seconds:.0f}"),
     ]
 
 
-def _basket_rows(calibration: Calibration) -> list[_Row]:
+def _basket_rows(calibration: Calibration) -> list[_TableRow]:
     joint, alone = basket_trial(calibration)
     false = "Synthetic baskets of six shares: false events a 1,000 rows"
     rows = [(false, f"each column alone {alone.false_events:.2f}", f"jointly {joint.false_events:.2f}")]
     for kind, number in joint.number.items():
         measure = f"Synthetic baskets of six shares: {kind}"
-        rows.append((measure, f"each column alone {_share(alone.hit[kind], number)}", _share(joint.hit[kind], number)))
+        rows.append(
+            (measure, f"each column alone {_ratio_text(alone.hit[kind], number)}", _ratio_text(joint.hit[kind], number))
+        )
     return rows
 
 
@@ -285,24 +289,26 @@ def _ablation_rows(
     channels: Sequence[Mapping[str, Floats]],
     windows: Sequence[Rows],
     calibration: Calibration,
-) -> list[_Row]:
-    found = ablate(channels, windows, calibration, _FALSE_EVENTS, [pyod_scores(one.series) for one in forecasted])
-    where = " and ".join(f"{number}" for number in _FALSE_EVENTS)
+) -> list[_TableRow]:
+    variants = ablate(
+        channels, windows, calibration, _FALSE_EVENTS_PER_FILE, [pyod_scores(item.series) for item in forecasted]
+    )
+    numbers = " and ".join(f"{number}" for number in _FALSE_EVENTS_PER_FILE)
     return [
         (
-            f"Ablation on NAB, fixed threshold: {one.name}",
-            f"windows at {where} false events a file; standard score; VUS-PR",
-            f"{' and '.join(map(str, one.hits))}; {one.standard:.1f}; {one.vus_pr:.3f}",
+            f"Ablation on NAB, fixed threshold: {variant.name}",
+            f"windows at {numbers} false events a file; standard score; VUS-PR",
+            f"{' and '.join(map(str, variant.hits))}; {variant.standard:.1f}; {variant.vus_pr:.3f}",
         )
-        for one in found
+        for variant in variants
     ]
 
 
 def _trial_rows(trial: Trial) -> list[tuple[str, str, str]]:
-    where = {"series": "of all kinds", "market": "markets", "price": "prices"}[trial.name]
+    series_names = {"series": "of all kinds", "market": "markets", "price": "prices"}[trial.name]
     rows = [
         (
-            f"Synthetic {where}: false events a 1,000 rows",
+            f"Synthetic {series_names}: false events a 1,000 rows",
             f"{trial.peer_false_events:.2f}",
             f"{trial.false_events:.2f}",
         )
@@ -311,21 +317,23 @@ def _trial_rows(trial: Trial) -> list[tuple[str, str, str]]:
     if len(trial.number) > 1:
         rows.append(
             (
-                f"Synthetic {where}: anomalies found",
-                _share(sum(trial.peer_hit.values()), total),
-                _share(sum(trial.hit.values()), total),
+                f"Synthetic {series_names}: anomalies found",
+                _ratio_text(sum(trial.peer_hit.values()), total),
+                _ratio_text(sum(trial.hit.values()), total),
             )
         )
     for kind in sorted(trial.number):
         number = trial.number[kind]
-        name = f"Synthetic {where}: {kind.replace('_', ' ')}"
-        rows.append((name, _share(trial.peer_hit.get(kind, 0), number), _share(trial.hit.get(kind, 0), number)))
+        name = f"Synthetic {series_names}: {kind.replace('_', ' ')}"
+        rows.append(
+            (name, _ratio_text(trial.peer_hit.get(kind, 0), number), _ratio_text(trial.hit.get(kind, 0), number))
+        )
     return rows
 
 
-def _recall(found: Detections) -> str:
-    return _share(found.hit, found.windows)
+def _recall(detections: Detections) -> str:
+    return _ratio_text(detections.hit, detections.windows)
 
 
-def _share(hit: int, number: int) -> str:
+def _ratio_text(hit: int, number: int) -> str:
     return f"{hit}/{number} = {100 * hit / max(number, 1):.1f} %"

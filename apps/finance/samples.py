@@ -1,4 +1,4 @@
-"""The cases that the form offers: a synthetic market made on the spot, and real series where they are at hand."""
+"""The example cases that the form offers: a generated synthetic market, and real series if their files are there."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ _NAB = (
     ("travel_time", "realTraffic/TravelTime_387.csv", "Travel time on a road, irregular (2015)"),
 )
 _SEED = 20
-
-
 _REGISTRY = Path(__file__).parent / "datasets" / "registry.json"
 
 
 def samples() -> Sequence[Sample]:
-    """The samples whose files are at hand."""
-    found = [
+    """The samples whose files are available."""
+    available = [
         Sample(
             name="synthetic_market",
             title="A market in 5-minute bars with a pump and dump, a jump, a burst and a halt",
@@ -40,18 +38,18 @@ def samples() -> Sequence[Sample]:
         for name, path, title in _NAB:
             source = "Numenta Anomaly Benchmark, MIT"
             file = root / "finance" / "nab" / "data" / path
-            found.append(Sample(name=name, title=title, synthetic=False, source=source, files=_existing(file)))
+            available.append(Sample(name=name, title=title, synthetic=False, source=source, files=_existing(file)))
     root = entries["btc_perp"].locate() if "btc_perp" in entries else None
     if root is not None:
         file = root / entries["btc_perp"].files[0].path
         title = "A BTC perpetual in minute bars, January 2022"
         source = "nautechsystems/nautilus_trader, test data, LGPL-3.0"
-        found.append(Sample(name="btc_perp", title=title, synthetic=False, source=source, files=_existing(file)))
-    return found
+        available.append(Sample(name="btc_perp", title=title, synthetic=False, source=source, files=_existing(file)))
+    return available
 
 
 def minute_bars() -> list[Series]:
-    """The real series of minute bars that are at hand: a BTC perpetual, and the bid of GBP in USD."""
+    """The real series of minute bars that are available: a BTC perpetual, and the bid of GBP in USD."""
     from apps.finance.adapters import read_contents
 
     entries = read_registry(_REGISTRY)

@@ -1,4 +1,4 @@
-"""Files and options to series, and what was found in them to a response: the same through every interface."""
+"""The HTTP side: turns files and options into series, and detections into a response; the same for every interface."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 60
 ROWS_PER_SECOND = 2500
-"""Of the time that somebody waits, one core scores these in a quarter: the rest is for the queue and for others."""
+"""Rows per second of waiting time. One core scores them in a quarter of that time; the rest is for the queue and other
+requests."""
 MAX_ROWS = 2_000_000
 _OPTIONS = (*OPTION_NAMES, "instrument", "columns", "events_per_day", "events_per_1000_rows", "threshold")
 MAX_EVENTS_PER_1000_ROWS = 10.0
@@ -44,9 +45,10 @@ MAX_EVENTS_PER_1000_ROWS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileContext:
-    """What a response says of the file besides its series.
+    """What a response says about the file besides its series.
 
-    ``series_column`` is the column that names several series, or empty; ``truth`` is what is known of a synthetic one.
+    ``series_column`` is the column that names several series, or empty; ``truth`` has the labelled windows of a
+    synthetic series.
     """
 
     name: str
@@ -56,57 +58,57 @@ class FileContext:
 
 
 class FinanceCodec:
-    """One CSV, Parquet or Excel file of one or several series, and its result."""
+    """Decodes one CSV, Parquet or Excel file of one or several series, and encodes the result."""
 
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
         self.library, self.series_column = predictor.trained_on, predictor.series_column
         network = library_network(predictor.model)
         self.imported = network.settings if network is not None and self.library is None else None
-        self.beside = () if network is None else columns_taken(network.settings)
+        self.covariates = () if network is None else columns_taken(network.settings)
         self.context, self.horizon = predictor.model.context, predictor.model.horizon
 
     def decode(self, request: Request) -> Decoded[Series]:
-        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
-        "all" for every column and all of them together; how many events are wanted, as ``events_per_day`` or
-        ``events_per_1000_rows``, or ``threshold``, the score that begins one, in (0, 1]."""
+        """Reads the file and the options: those of ``TableOptions``; ``instrument``, the only one of several series to
+        score; ``columns``, "all" for every column and all of them jointly; the number of events wanted, as
+        ``events_per_day`` or ``events_per_1000_rows``, or ``threshold``, the score that begins an event, in (0, 1]."""
         table, wanted = read_options(request.options)
-        path = _only(request.files)
+        path = _single_file(request.files)
         if self.library is not None:
             table = _for_network(table, self.library, request.options.get("columns", ""))
             table = replace(table, series_if_there=self.series_column)
         elif self.imported is not None:
             target, group = self.imported.target, self.imported.group
             if not request.options.get("columns", "").strip():
-                table = replace(table, covariates=self.beside, value_if_there=target, series_if_there=group)
-            elif self.beside:
-                raise _one_column_alone(target, self.beside)
+                table = replace(table, covariates=self.covariates, value_if_there=target, series_if_there=group)
+            elif self.covariates:
+                raise _single_column_error(target, self.covariates)
         contents = read_contents(path, table)
-        contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
+        contents = _select_instrument(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
-        if not (request.options.get("columns") or table.value or contents.series_column or self.beside):
-            contents = _with_other_columns(contents)
+        if not (request.options.get("columns") or table.value or contents.series_column or self.covariates):
+            contents = _note_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
         if self.library is not None:
             notes += unknown_notes(series, self.library) + unit_notes(series, self.library, self.context)
             notes += horizon_notes(series, self.library, self.horizon)
-        notes += _ended(series)
+        notes += _ended_notes(series)
         notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
             inputs=series,
-            options=_for_series(wanted, series),
+            options=_checked_for_series(wanted, series),
             context=FileContext(name=path.name, series_column=contents.series_column, notes=notes, truth=truth),
         )
 
     def encode(self, decoded: Decoded[Series], outputs: Sequence[Detection]) -> Response:
-        """The events as result.json; all else is made of the scored rows when it is asked for."""
+        """The events as result.json; the other files are made from the scored rows on request."""
         context = decoded.context
         assert isinstance(context, FileContext)
         several = bool(context.series_column)
         if several:
-            found = several_result(
+            document = several_result(
                 outputs,
                 name=context.name,
                 series_column=context.series_column,
@@ -114,14 +116,14 @@ class FinanceCodec:
                 model=self.model,
             )
         else:
-            (one,) = outputs
-            found = result(one, model=self.model, notes=context.notes, truth=context.truth)
-        if self.beside:
-            found["series"]["columns"] = [found["series"]["column"]]  # the others are what the value is forecast from
+            (detection,) = outputs
+            document = result(detection, model=self.model, notes=context.notes, truth=context.truth)
+        if self.covariates:
+            document["series"]["columns"] = [document["series"]["column"]]  # the other columns are covariates
         names = [PICTURE, "events.csv", "scores.csv", "series.json"]
-        names += [ROWS] if has_rows_file(outputs, _most(outputs)) else []
+        names += [ROWS] if has_rows_file(outputs, _max_points(outputs)) else []
         return Response(
-            result=found,
+            result=document,
             later=Later(
                 files=dict.fromkeys(names, (SOURCE,)),
                 sources={SOURCE: scored_rows(outputs, context.name, several=several)},
@@ -130,109 +132,111 @@ class FinanceCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the events, what the viewer draws, the scores of all rows, or all rows for the viewer."""
-        found, file, several = read_scored_rows(sources[SOURCE])
+        """One file of the response: the picture, the events, the viewer's drawing, the scores of all rows, or all rows
+        for the viewer."""
+        detections, file, several = read_scored_rows(sources[SOURCE])
         if name == PICTURE:
-            return draw_several(found, file) if several else draw(found[0])
+            return draw_several(detections, file) if several else draw(detections[0])
         if name == "events.csv":
-            return events_csv(found, several=several)
+            return events_csv(detections, several=several)
         if name == "series.json":
-            return several_series_json(found) if several else series_json(found[0])
+            return several_series_json(detections) if several else series_json(detections[0])
         if name == "scores.csv":
-            return several_scores_csv(found) if several else scores_csv(found[0])
-        return rows_file(found)
+            return several_scores_csv(detections) if several else scores_csv(detections[0])
+        return rows_file(detections)
 
 
 def _for_network(table: TableOptions, library: LibraryTFT, columns: str) -> TableOptions:
-    """How a table is read for a network that was trained on one: with its covariates, and with its value."""
+    """The table options for a network that was trained on a table: its covariates, and its value unless another is
+    named."""
     value = library.columns[library.target]
     if columns.strip():
-        raise _one_column_alone(value, library.covariates)
+        raise _single_column_error(value, library.covariates)
     return replace(table, value=table.value or value, covariates=library.covariates)
 
 
-def _one_column_alone(value: str, beside: tuple[str, ...]) -> InvalidInputError:
-    """What is said where all columns are asked for of a network that forecasts one of them, ``beside`` others."""
-    others = f" from {', '.join(map(repr, beside))}" if beside else ""
+def _single_column_error(value: str, covariates: tuple[str, ...]) -> InvalidInputError:
+    """The error if all columns are requested of a network that forecasts one column, from ``covariates``."""
+    others = f" from {', '.join(map(repr, covariates))}" if covariates else ""
     return InvalidInputError(
-        f"the model forecasts {value!r}{others}; it cannot score all columns: leave out the option 'columns', or use a "
-        "model that takes the value alone"
+        f"the model forecasts {value!r}{others} and cannot score all columns; leave out the option 'columns', or use a "
+        "model that takes only the value"
     )
 
 
-def _most(outputs: Sequence[Detection]) -> int:
-    """How many rows of each series are drawn before somebody looks closer."""
+def _max_points(outputs: Sequence[Detection]) -> int:
+    """The maximum number of rows of each series in the drawing before the viewer zooms in."""
     return files.MAX_POINTS if len(outputs) == 1 else most_points(len(outputs))
 
 
-def _only(files: tuple[Path, ...]) -> Path:
+def _single_file(files: tuple[Path, ...]) -> Path:
     if len(files) == 1 and files[0].is_dir():
         files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
     if len(files) != 1:
         raise InvalidInputError(
-            f"hand in one CSV, Parquet or Excel file, not {len(files)} files; several series go into one file, "
+            f"send one CSV, Parquet or Excel file, not {len(files)} files; put several series into one file, "
             "below each other, with a column 'ticker' that names them"
         )
     return files[0]
 
 
-def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
+def _select_instrument(contents: Contents, wanted: str, name: str) -> Contents:
     if not wanted:
         return contents
-    found = tuple(one for one in contents.series if one.name == wanted)
-    if not found or not contents.series_column:
-        names = [one.name for one in contents.series]
-        there = ", ".join(names[:10]) if contents.series_column else "one alone, without a name"
+    chosen = tuple(series for series in contents.series if series.name == wanted)
+    if not chosen or not contents.series_column:
+        names = [series.name for series in contents.series]
+        available = ", ".join(names[:10]) if contents.series_column else "a single series without a name"
         more = ", …" if len(names) > 10 else ""
-        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {there}{more}")
-    return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was scored"))
+        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {available}{more}")
+    return replace(contents, series=chosen, notes=(*contents.notes, f"only series {wanted!r} was scored"))
 
 
-def _with_other_columns(contents: Contents) -> Contents:
-    """The same, with a note that more than the one column can be scored where there are more."""
-    many = len(contents.series[0].values)
-    if many < 2:
+def _note_other_columns(contents: Contents) -> Contents:
+    """``contents`` with a note that all columns can be scored, if there are several."""
+    number = len(contents.series[0].values)
+    if number < 2:
         return contents
-    also = f"the option columns=all scores each of the {many} columns, and how they move together"
-    return replace(contents, notes=(*contents.notes, also))
+    note = f"the option columns=all scores each of the {number} columns, and how they move together"
+    return replace(contents, notes=(*contents.notes, note))
 
 
 def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
-    """Every column as a series of its own, and before them one in which all are scored together."""
+    """Each column as a series of its own, preceded by a series in which all columns are scored jointly."""
     if not wanted:
         return contents
     if wanted != "all":
         raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
     if len(contents.series) > 1:
-        how = "columns are scored together in a file of one, or of the one that the option 'instrument' names"
-        raise InvalidInputError(f"{name} holds several series; {how}")
-    (one,) = contents.series
-    if len(one.values) < 2:
-        raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are scored together")
+        remedy = "columns are scored together for one series only; choose it with the option 'instrument'"
+        raise InvalidInputError(f"{name} holds several series; {remedy}")
+    (series,) = contents.series
+    if len(series.values) < 2:
+        raise InvalidInputError(
+            f"{name} has one column of numbers, {series.column!r}; columns=all needs at least two, so leave it out"
+        )
     parts = [
-        replace(one, name=label, values={label: one.values[label]}, column=label, column_of_table=True)
-        for label in one.values
+        replace(series, name=label, values={label: series.values[label]}, column=label, column_of_table=True)
+        for label in series.values
     ]
-    whole = (replace(one, name="all columns", joint=True), *parts)
-    # All but that of the one column that was meant first.
+    whole = (replace(series, name="all columns", joint=True), *parts)
+    # Drop the note about which single column the reader would have scored.
     notes = tuple(note for note in contents.notes if not (note.startswith("column ") and "was scored" in note))
     return replace(contents, series=whole, series_column="column", notes=notes)
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
-    """The series with enough values, and the file's notes; refuses a file without one."""
-    observed = [int(np.isfinite(one.target).sum()) for one in contents.series]
-    enough = tuple(one for one, count in zip(contents.series, observed, strict=True) if count >= MIN_ROWS)
+    """The series with enough values, and the file's notes. Raises InvalidInputError if no series has enough."""
+    observed = [int(np.isfinite(series.target).sum()) for series in contents.series]
+    enough = tuple(series for series, count in zip(contents.series, observed, strict=True) if count >= MIN_ROWS)
     if not enough:
         column = contents.series[0].column
         most = max(observed)
-        which = f"{most} values in column {column!r}"
+        size = f"{most} values in column {column!r}"
         if len(observed) > 1:
-            which = f"{len(observed)} series with at most {which}"
-        raise InvalidInputError(
-            f"{name} has {which}; scoring needs at least {MIN_ROWS}, and is better the more there are"
-        )
-    short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < MIN_ROWS]
+            size = f"{len(observed)} series with at most {size}"
+        raise InvalidInputError(f"{name} has {size}; scoring needs at least {MIN_ROWS}, and more give better results")
+    short = [series.name for series, count in zip(contents.series, observed, strict=True) if count < MIN_ROWS]
     if not short:
         return enough, contents.notes
     first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
@@ -240,52 +244,54 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
     return enough, (*contents.notes, note)
 
 
-def _ended(series: Sequence[Series]) -> tuple[str, ...]:
-    """A note of the series that end while others go on, for more than twice as long as they have ever paused."""
-    last = max(int(one.times_ns[-1]) for one in series)
-    ended = [one for one in series if last - int(one.times_ns[-1]) > 2 * int(np.diff(one.times_ns).max())]
+def _ended_notes(series: Sequence[Series]) -> tuple[str, ...]:
+    """A note about series that end while others continue, if the difference is more than twice their longest step."""
+    last = max(int(item.times_ns[-1]) for item in series)
+    ended = [item for item in series if last - int(item.times_ns[-1]) > 2 * int(np.diff(item.times_ns).max())]
     if not ended:
         return ()
-    which = ", ".join(f"{one.name!r} with {iso_utc(int(one.times_ns[-1]))}" for one in ended[:5])
-    return (f"{len(ended)} series end while others go on to {iso_utc(last)}: {which}{', …' * (len(ended) > 5)}",)
+    ends = ", ".join(f"{item.name!r} at {iso_utc(int(item.times_ns[-1]))}" for item in ended[:5])
+    return (f"{len(ended)} series end while others continue until {iso_utc(last)}: {ends}{', …' * (len(ended) > 5)}",)
 
 
 def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
     if rows > MAX_ROWS:
-        raise InvalidInputError(f"{name} has {rows} rows; hand in at most {MAX_ROWS} at a time")
+        raise InvalidInputError(f"{name} has {rows} rows; send at most {MAX_ROWS} at a time")
     if seconds is not None and rows > seconds * ROWS_PER_SECOND:
         raise InvalidInputError(
-            f"{name} has {rows} rows, and in the {seconds:g} s that are waited for an answer "
-            f"{seconds * ROWS_PER_SECOND:.0f} are scored; hand it in as a job (POST /api/finance/jobs), which takes "
-            f"{MAX_ROWS} as the command line does, or hand in fewer: a shorter time, longer bars, fewer series",
+            f"{name} has {rows} rows, and only {seconds * ROWS_PER_SECOND:.0f} can be scored within the request's "
+            f"timeout of {seconds:g} s; send it as a job (POST /api/finance/jobs), which takes up to {MAX_ROWS} rows, "
+            "as does the command line, or send fewer rows: a shorter period, longer bars, fewer series",
             status=413,
         )
 
 
 def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
-    """A request's options in their types, as far as they can be judged without its file; refuses unknown ones."""
+    """The typed options of a request, checked as far as possible without its file. Raises InvalidInputError for unknown
+    options."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+        raise InvalidInputError(f"there is no option {unknown[0]!r}; the options are {', '.join(_OPTIONS)}")
     return table_options(options), _wanted_events(options)
 
 
 def _wanted_events(options: Mapping[str, str]) -> Options:
-    """How many events are wanted."""
+    """The options that say how many events are wanted."""
     by_day, by_rows = (_budget(name, options.get(name, "")) for name in ("events_per_day", "events_per_1000_rows"))
     return Options(
         threshold=_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
     )
 
 
-def _for_series(wanted: Options, series: Sequence[Series]) -> Options:
-    """The options; refuses more events than a series can be asked for."""
+def _checked_for_series(wanted: Options, series: Sequence[Series]) -> Options:
+    """``wanted``, checked against the series. Raises InvalidInputError if it asks for too many events."""
     if wanted.events_per_day is None and wanted.events_per_1000_rows is None:
         return wanted
     budget = Budget(per_day=wanted.events_per_day, per_1000_rows=wanted.events_per_1000_rows)
-    most = max(budget.rate(one) for one in series)
-    if most > MAX_EVENTS_PER_1000_ROWS * (1 + 1e-9):
+    rate = max(budget.rate(item) for item in series)
+    if rate > MAX_EVENTS_PER_1000_ROWS * (1 + 1e-9):
         raise InvalidInputError(
-            f"that is an event every {1000 / most:.3g} rows; ask for at most {MAX_EVENTS_PER_1000_ROWS:g} in 1,000"
+            f"this budget is one event every {1000 / rate:.3g} rows; ask for at most {MAX_EVENTS_PER_1000_ROWS:g} "
+            "events in 1,000 rows"
         )
     return wanted
 
@@ -296,7 +302,7 @@ def _budget(name: str, text: str) -> float | None:
     try:
         return float(text.replace(",", "."))
     except ValueError as error:
-        raise InvalidInputError(f"{name} is {text!r}, which is not a number; give one above 0, such as 0.5") from error
+        raise InvalidInputError(f"{name} is {text!r}, not a number; give a number above 0, such as 0.5") from error
 
 
 def _threshold(text: str) -> float | None:
@@ -306,5 +312,5 @@ def _threshold(text: str) -> float | None:
         return float(text.replace(",", "."))
     except ValueError as error:
         raise InvalidInputError(
-            f"the threshold {text!r} is not a number; give one above 0 and at most 1, such as 0.3"
+            f"the threshold {text!r} is not a number; give a number above 0 and at most 1, such as 0.3"
         ) from error

@@ -1,4 +1,4 @@
-"""How the forecaster learns and is scored: pytorch-forecasting's quantile loss on normalised values."""
+"""How the forecaster is trained and scored: pytorch-forecasting's quantile loss on normalised values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.engine.task import WeightedLoss
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinanceTask:
-    """Nothing needs to be set: the quantiles are those of the model."""
+    """There are no settings: the model determines the quantiles."""
 
     def build(self) -> ForecastTask:
         return ForecastTask()
@@ -42,7 +42,7 @@ class ForecastScores:
 
 
 class ForecastTask:
-    """Forecasts ``horizon`` rows in quantiles; missing values count neither for nor against."""
+    """Forecasts quantiles of ``horizon`` rows; missing values are ignored."""
 
     def __init__(self) -> None:
         self._metrics: dict[tuple[float, ...], Any] = {}
@@ -55,17 +55,17 @@ class ForecastTask:
         return self._metrics[levels]
 
     def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:
-        quantiles, target = _in_units(_raw(model, batch), batch)
+        quantiles, target = _in_loss_units(_predict_quantiles(model, batch), batch)
         losses: Tensor = self._metric(model).loss(quantiles, target).mean(dim=-1)
         number = batch["observed"].sum()
         return WeightedLoss((losses * batch["observed"]).sum() / number.clamp(min=1), number)
 
     def count(self, batch: Batch) -> dict[str, Tensor]:
-        """The observed values, over which the loss is a mean."""
+        """The number of observed values, over which the loss is averaged."""
         return {"loss": batch["observed"].sum()}
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
-        quantiles, target = _in_units(_raw(model, batch).float().sort(dim=-1).values, batch)
+        quantiles, target = _in_loss_units(_predict_quantiles(model, batch).float().sort(dim=-1).values, batch)
         observed = batch["observed"]
         levels = _levels(model)
         losses = self._metric(model).loss(quantiles, target).mean(dim=-1)
@@ -73,12 +73,12 @@ class ForecastTask:
         def total(values: Tensor) -> float:
             return float((values * observed).sum())
 
-        # Bands between two quantiles that leave out as much above as below, by how much they are to hold.
+        # Central bands between two quantiles, named by their nominal coverage in percent.
         bands = {
             f"coverage_{round(100 * (high - low))}": total(
-                (target >= quantiles[..., n]) & (target <= quantiles[..., -1 - n])
+                (target >= quantiles[..., index]) & (target <= quantiles[..., -1 - index])
             )
-            for n, (low, high) in enumerate(zip(levels, reversed(levels), strict=True))
+            for index, (low, high) in enumerate(zip(levels, reversed(levels), strict=True))
             if abs(low + high - 1) < 1e-6 and high - low > 0.6
         }
         scores.add(
@@ -93,23 +93,23 @@ class ForecastTask:
 
 
 def _levels(model: nn.Module) -> tuple[float, ...]:
-    """The quantiles that a network puts out."""
+    """The quantile levels that a network outputs."""
     network: Any = getattr(model, "module", model)
     return QUANTILES if isinstance(network, Forecaster) else tuple(network.quantiles)
 
 
-def _in_units(quantiles: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Quantiles (B, horizon, Q) and target (B, horizon) in the unit in which each series' loss is taken."""
+def _in_loss_units(quantiles: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Quantiles (B, horizon, Q) and target (B, horizon) in the unit of each series' loss."""
     if "unit" not in batch:
         return quantiles, batch["target"]
     unit = batch["unit"][:, None]
     return quantiles / unit[..., None], batch["target"] / unit
 
 
-def _raw(model: nn.Module, batch: Batch) -> Tensor:
-    """Quantiles as the network puts them out. The whole model is called, so that wrappers around it take part."""
-    ours = isinstance(getattr(model, "module", model), Forecaster)
-    names = ("encoder_cont", "decoder_cont", "static") if ours else ("reals", "categories", "target_scale")
+def _predict_quantiles(model: nn.Module, batch: Batch) -> Tensor:
+    """The network's quantiles in its output order. Calls the whole model, so that wrappers such as DDP take part."""
+    is_forecaster = isinstance(getattr(model, "module", model), Forecaster)
+    names = ("encoder_cont", "decoder_cont", "static") if is_forecaster else ("reals", "categories", "target_scale")
     inputs: tuple[Any, ...] = tuple(batch[name] for name in names)
     prediction: Tensor = model(*inputs)
     return prediction if prediction.dtype == torch.float64 else prediction.float()

@@ -1,6 +1,6 @@
-"""The canonical data of the finance application: a series, and the anomalies found in it or known of it.
+"""The canonical data types of the finance application: a series, and the anomalies found in it or labelled in it.
 
-Times are UTC nanoseconds since 1970 (int64). Values are float64; a missing value is NaN, and nothing else is.
+Times are UTC nanoseconds since 1970 (int64). Values are float64. A missing value is NaN, and NaN always means missing.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from shared.recipe import InputSpec
 Times: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 Words: TypeAlias = NDArray[np.object_]
-"""(N,) texts, empty where there is none."""
+"""(N,) texts; an empty text where there is none."""
 Direction: TypeAlias = Literal["above", "below", "inside"]
 """Where the observed value lies relative to the expected band; ``inside`` is an anomaly of behaviour, not of level."""
 
 TRUTH = "synthetic_truth"
-"""The column in which the file of a synthetic series says what is true of it: the kind of anomaly of each row."""
+"""The column of a synthetic series' file that holds the ground truth: the kind of anomaly of each row."""
 SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS
 DAY_NS = 24 * HOUR_NS
 WEEK_NS = 7 * DAY_NS
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-"""Levels of the quantiles that our networks forecast: pytorch-forecasting's own defaults."""
+"""Levels of the quantiles that our networks forecast: pytorch-forecasting's defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LibraryTFT:
-    """What a network of the library takes, in plain values: from its checkpoint, or from the table that trains it here.
+    """What a pytorch-forecasting network takes, in plain values: from its checkpoint, or from the table that trains it.
 
-    ``network`` are the constructor's arguments. ``target`` is the column that is forecast. ``normalizer`` is how it is
-    scaled: by each series' ``target_scales`` (center and scale by name, those of an unknown series under the empty
-    name), by each window's own context, or by the mean of the context and the series' scale, of an unknown series by
-    its context; before that comes ``transformation``. ``scalers`` are mean and deviation of
-    the other real covariates, ``categories`` the codes of the categorical ones.
+    ``network`` holds the constructor's arguments and ``target`` the column that is forecast. ``normalizer`` says how
+    the target is scaled: by each series' ``target_scales`` (center and scale by name; unknown series use the entry
+    under the empty name), by each window's own context, or by the mean of the context and the series' scale (unknown
+    series use the context's scale). ``transformation`` is applied before that. ``scalers`` are the mean and deviation
+    of the other real covariates, ``categories`` the codes of the categorical ones.
 
-    Of a network that is trained here ``columns`` has the column of the table behind each covariate's name, in the
-    network, where a name may not be any text; ``known`` are those that are given for the rows that are forecast. In its
-    ``categories`` 0 stands for a word that no training row has. It sizes its network by the model's settings, and its
-    loss counts in each series' own deviations; that of a checkpoint in the units of the series, as its library does.
-    ``further`` says that it goes on from a network of another table, whose scalers, words and names of series it keeps.
+    If the network is trained here (``trained_here``), ``columns`` maps each covariate's name in the network, which
+    cannot be an arbitrary text, to the column of the table; ``known`` are the covariates that are given for the rows to
+    be forecast; and code 0 in ``categories`` stands for words that no training row has. The size of such a network
+    comes from the model's settings, and its loss is measured in each series' own deviations; the loss of an imported
+    checkpoint is in the units of the series, as in its library. If ``further``, training continues from a network of
+    another table and keeps its scalers, words and series names.
     """
 
     network: Mapping[str, Any]
@@ -69,15 +70,15 @@ class LibraryTFT:
 
     @property
     def covariates(self) -> tuple[str, ...]:
-        """The columns of the table that a network trained here takes beside the value."""
+        """The table's columns that a network trained here takes in addition to the value."""
         return tuple(column for name, column in self.columns.items() if name not in (self.target, self.group))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinanceInput(InputSpec):
-    """What model, data and inference agree on: ``context`` rows that are seen, ``horizon`` rows that are forecast.
+    """What model, data and inference agree on: the network sees ``context`` rows and forecasts ``horizon`` rows.
 
-    ``library`` says what a network that pytorch-forecasting trained elsewhere takes, in place of our own covariates.
+    ``library`` describes the inputs of a pytorch-forecasting network, which replace our own covariates.
     """
 
     context: int = 64
@@ -89,11 +90,11 @@ class FinanceInput(InputSpec):
 class Series:
     """A time series of one or more columns.
 
-    ``times_ns`` (N,) rises strictly; ``values`` maps column names to (N,). ``interval_ns`` is the usual time between
-    rows (the median); rows need not be regular. ``column`` is the one that is scored, or where ``joint`` all are, by
-    how they move together. ``column_of_table`` marks one of the columns that are scored jointly as well, where gaps
-    between rows are told of. ``notes`` say what reading the series had to do (rows sorted, duplicates dropped).
-    ``words`` has those columns of words that a network takes as covariates.
+    ``times_ns`` (N,) is strictly increasing; ``values`` maps column names to (N,). ``interval_ns`` is the median time
+    between rows; rows may be irregular. ``column`` is the column that is scored; if ``joint``, all columns are scored
+    by how they move together. ``column_of_table`` marks a column that is also scored jointly with the others, where
+    gaps between rows are reported. ``notes`` say what the reader had to do (rows sorted, duplicates dropped). ``words``
+    holds the text columns that a network takes as covariates.
     """
 
     name: str
@@ -119,14 +120,14 @@ class Series:
 class Anomaly:
     """An event found in a series.
 
-    ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
-    that of ``scoring.combine``. ``observed`` is the value at the peak,
-    ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
-    word of a detector in ``apps.finance.inference.detectors``, ``gap`` or ``corporate_action``; ``columns`` which of
-    several were, in a joint score; ``note`` what is known besides: how long a gap is, which split. ``since_ns`` is
-    a row before ``start_ns`` where the level is unusual: an estimate of when it left its former median. ``reason`` says
-    in words why it is an event, with its ``size`` in the unit of the values and in robust ``deviations``; see
-    ``inference/magnitude.py``.
+    It lasts from ``start_ns`` to ``end_ns`` (both rows of the series, inclusive) and is strongest at ``peak_ns``.
+    ``score`` in [0, 1] is the score of ``scoring.combine``. ``observed`` is the value at the peak, ``expected`` the
+    median of the forecast there, and ``low`` and ``high`` the forecast band. ``channel`` says what is unusual: the
+    channel of a detector in ``apps.finance.inference.detectors``, ``gap`` or ``corporate_action``. ``columns`` names
+    the columns that contribute to a joint score. ``note`` has further facts, such as the length of a gap or the ratio
+    of a split. ``since_ns`` is the time of a row before ``start_ns``, if the level is unusual: an estimate of when it
+    left its former median. ``reason`` says in words why this is an event; ``size`` is its size in the unit of the
+    values, ``deviations`` the same in robust deviations (see ``inference/magnitude.py``).
     """
 
     start_ns: int
@@ -149,7 +150,7 @@ class Anomaly:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A stretch known to be anomalous: ``start_ns`` to ``end_ns``, inclusive. ``kind`` is its cause where known."""
+    """A labelled anomalous period from ``start_ns`` to ``end_ns``, inclusive. ``kind`` is its cause, if known."""
 
     start_ns: int
     end_ns: int
@@ -158,7 +159,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledSeries:
-    """A series and its truth."""
+    """A series and its labelled anomalies."""
 
     series: Series
     windows: tuple[Window, ...]
@@ -166,10 +167,10 @@ class LabelledSeries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What was expected at each row, from earlier rows alone; NaN where there was too little history.
+    """What was expected at each row, from earlier rows alone; NaN where there is too little history.
 
-    ``quantiles`` (N, Q) in the units of the series, rising along Q; ``surprise`` (N, K) the standard normal score of
-    the observed value in K forecasts of it, the one made last first.
+    ``quantiles`` (N, Q) are in the units of the series and increase along Q. ``surprise`` (N, K) is the standard normal
+    score of the observed value in K forecasts of it, the latest forecast first.
     """
 
     levels: tuple[float, ...]
@@ -179,7 +180,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
-    """A scored series: forecast, and at each row (N,) a score in [0, 1] and the threshold; the events above it."""
+    """A scored series: its forecast, a score in [0, 1] and a threshold for each row (N,), and its events."""
 
     series: Series
     forecast: Forecast
@@ -193,13 +194,13 @@ class Detection:
         return float(self.thresholds[0]) if len(self.thresholds) else 0.0
 
     def __repr__(self) -> str:
-        """What a notebook shows: a line for the series, one for each event."""
+        """For notebooks: one line for the series, one for each event."""
         series = self.series
         head = f"{series.name}, {series.column}: {len(self.anomalies)} events in {len(series)} rows"
         lines = [
-            f"  {iso_utc(one.start_ns)} to {iso_utc(one.end_ns)}: {one.reason or one.channel}; observed "
-            f"{one.observed:.6g}, expected {one.low:.6g} to {one.high:.6g}; score {one.score:.2f}"
-            for one in self.anomalies
+            f"  {iso_utc(event.start_ns)} to {iso_utc(event.end_ns)}: {event.reason or event.channel}; observed "
+            f"{event.observed:.6g}, expected {event.low:.6g} to {event.high:.6g}; score {event.score:.2f}"
+            for event in self.anomalies
         ]
         return "\n".join([f"{head} (threshold {self.threshold:g})", *lines])
 
@@ -212,7 +213,7 @@ def usual_interval_ns(times_ns: Times) -> int:
 
 
 def iso_utc(time_ns: int) -> str:
-    """ISO 8601 in UTC with as many decimals as the time has: ``2014-04-01T00:05:00Z``."""
+    """ISO 8601 in UTC with as many decimals as needed: ``2014-04-01T00:05:00Z``."""
     seconds, rest = divmod(int(time_ns), SECOND_NS)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f".{rest:09d}".rstrip("0") if rest else ""

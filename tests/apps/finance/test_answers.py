@@ -79,7 +79,7 @@ def test_a_series_that_ends_while_others_go_on_is_told_of(predictor, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
     assert isinstance(context, service.FileContext)
-    said = "1 series end while others go on to 2023-11-15T23:08:20Z: 'B' with 2023-11-15T14:48:20Z"
+    said = "1 series end while others continue until 2023-11-15T23:08:20Z: 'B' at 2023-11-15T14:48:20Z"
     assert said in context.notes
     (tmp_path / "a.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
@@ -149,7 +149,7 @@ def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_p
     request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
-    assert "series '600519' alone was scored" in alone["series"]["notes"]
+    assert "only series '600519' was scored" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):
         decode(predictor, Request(files=(several(tmp_path),), options={"instrument": "700"}))
@@ -206,7 +206,7 @@ def test_of_several_series_it_is_told_which_is_being_forecast(predictor, tmp_pat
 
 def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
-    sentence = r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are scored; hand it in as a job"
+    sentence = r"has 1200 rows, and only 1000 can be scored within the request's timeout of 0.4 s; send it as a job"
     with pytest.raises(InvalidInputError, match=sentence) as refused:
         decode(predictor, Request(files=(path,), seconds=seconds))
     assert refused.value.status == 413

@@ -121,7 +121,7 @@ def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trai
     assert after.target_scales.items() > before.target_scales.items()
     assert after.target_scales.keys() == {"a", "b", "a new one"}
     assert main([*words, "--data.known", "temperature"]) == 2
-    assert "knows temperature, holiday ahead of time and observes wind; leave out" in capsys.readouterr().err
+    assert "takes temperature, holiday as known ahead of time and wind as observed;" in capsys.readouterr().err
 
 
 def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
@@ -250,7 +250,7 @@ def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_no
     [
         ({"holiday": None}, {}, "load.csv has no column 'holiday', which the network takes as a covariate; there are"),
         ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', and the network was trained on numbers"),
-        ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind'; it cannot score all columns"),
+        ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind' and cannot score all columns"),
         ({}, {"value": "wind"}, "column 'wind' holds the value, and cannot be a covariate as well"),
         (
             {"temperature": ""},

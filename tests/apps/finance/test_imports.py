@@ -243,7 +243,7 @@ def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp
     assert not any("columns=all" in note for note in found["notes"])
     everything = Request(files=(tmp_path / "a.csv",), options={"columns": "all"})
     with pytest.raises(
-        InvalidInputError, match="forecasts 'value' from 'promotion', 'load'; it cannot score all columns"
+        InvalidInputError, match="forecasts 'value' from 'promotion', 'load' and cannot score all columns"
     ):
         FinanceCodec(predictor).decode(everything)
 

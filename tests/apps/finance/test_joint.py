@@ -98,10 +98,10 @@ def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
     options = {**request.options, "instrument": "B"}
     again = answer(predictor, Request(files=(tmp_path / "two.csv",), options=options), FinanceCodec(predictor))
     assert again.result["events"] == response.result["events"]
-    assert any("series 'B' alone was scored" in note for note in again.result["series"]["notes"])
+    assert any("only series 'B' was scored" in note for note in again.result["series"]["notes"])
     with pytest.raises(InvalidInputError, match=r"two\.csv holds several series; .*the option 'instrument'"):
         answer(predictor, Request(files=(tmp_path / "two.csv",), options=request.options), FinanceCodec(predictor))
     one = replace(series, values={"share_0": series.target})
     write_csv(tmp_path / "one.csv", one)
-    with pytest.raises(InvalidInputError, match="two at least are scored together"):
+    with pytest.raises(InvalidInputError, match="columns=all needs at least two"):
         answer(predictor, Request(files=(tmp_path / "one.csv",), options={"columns": "all"}), FinanceCodec(predictor))

@@ -305,7 +305,7 @@ def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_t
             untrained().monitor(broken)
     with pytest.raises(InvalidInputError, match="65 rows of history"):
         untrained().monitor(quiet(64))
-    with pytest.raises(InvalidInputError, match="one for each instrument"):
+    with pytest.raises(InvalidInputError, match="one monitor for each instrument"):
         untrained().monitor([quiet(100)])
 
 
