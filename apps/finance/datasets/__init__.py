@@ -1,4 +1,4 @@
-"""The data sets by the name that ``--data`` takes: a file and a line for each."""
+"""The data sets by the name that ``--data`` takes: one file and one line each."""
 
 from __future__ import annotations
 

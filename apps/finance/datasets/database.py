@@ -1,4 +1,4 @@
-"""The rows of a SQL query. What is secret in the address of a data base is named there and kept in the environment."""
+"""The rows of a SQL query. Secrets in the database address are named there and kept in environment variables."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ if TYPE_CHECKING:
 
 _VARIABLE = r"\$[A-Z_][A-Z0-9_]*"
 _PASSWORD = re.compile(r"://[^:/]*:([^@]*)@")
-"""Where SQLAlchemy looks for a password."""
+"""Where SQLAlchemy finds the password in an address."""
 _PASSWORD_IN_QUERY = re.compile(r"(?:password|passwd|pwd)\s*=\s*([^&;]*)", re.IGNORECASE)
 
 
 def refuse_password(url: str) -> None:
-    """Refuses an address with a password in it: a run's recipe.yaml records the address."""
-    written = [found[1] for found in (_PASSWORD.search(url),) if found]
-    written += _PASSWORD_IN_QUERY.findall(unquote(url.partition("?")[2]))
-    if any(one and not re.fullmatch(_VARIABLE, one) for one in written):
+    """Raises InvalidInputError if the address contains a password, because a run's recipe.yaml records the address."""
+    passwords = [found[1] for found in (_PASSWORD.search(url),) if found]
+    passwords += _PASSWORD_IN_QUERY.findall(unquote(url.partition("?")[2]))
+    if any(password and not re.fullmatch(_VARIABLE, password) for password in passwords):
         raise InvalidInputError(
-            "data.url has a password in it, and a run records it in recipe.yaml; put the password into the environment "
-            "and name the variable in capitals: postgresql+pg8000://reader:$DB_PASSWORD@host/prices"
+            "data.url contains a password, and a run would record it in recipe.yaml; put the password into an "
+            "environment variable and name that in capitals: postgresql+pg8000://reader:$DB_PASSWORD@host/prices"
         )
 
 
 def read_query(url: str, query: str) -> polars.DataFrame:
-    """The rows that ``query`` selects in the data base ``url``, in which $NAME stands for a variable."""
+    """The rows that ``query`` selects in the database ``url``, in which $NAME stands for an environment variable.
+
+    Raises InvalidInputError if a package or variable is missing, and if the query fails.
+    """
     try:
         import polars as pl
         from sqlalchemy import create_engine
@@ -45,7 +48,7 @@ def read_query(url: str, query: str) -> polars.DataFrame:
                 return pl.read_database(query, connection, infer_schema_length=None)
         finally:
             engine.dispose()
-    except AttributeError as error:  # polars, of a statement that has no rows
+    except AttributeError as error:  # raised by polars for a statement that returns no rows
         raise InvalidInputError("the query selects nothing; give a SELECT") from error
     except (SQLAlchemyError, pl.exceptions.PolarsError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -53,32 +56,32 @@ def read_query(url: str, query: str) -> polars.DataFrame:
 
 
 def with_environment(url: str) -> URL:
-    """The address with the variables' values; one that stands for a part of it may hold any character."""
+    """The address with the variables' values. A value within one part of the address may contain any character."""
     from sqlalchemy import make_url
 
     if re.fullmatch(_VARIABLE, url):
-        return make_url(_replaced(url))
-    made = make_url(url)
+        return make_url(_expand_variables(url))
+    address = make_url(url)
     query = {
-        name: _replaced(value) if isinstance(value, str) else tuple(_replaced(one) for one in value)
-        for name, value in made.query.items()
+        name: _expand_variables(value) if isinstance(value, str) else tuple(_expand_variables(item) for item in value)
+        for name, value in address.query.items()
     }
-    return made.set(
-        username=_replaced(made.username or "") or None,
-        password=_replaced(str(made.password or "")) or None,
-        host=_replaced(made.host or "") or None,
-        database=_replaced(made.database or "") or None,
+    return address.set(
+        username=_expand_variables(address.username or "") or None,
+        password=_expand_variables(str(address.password or "")) or None,
+        host=_expand_variables(address.host or "") or None,
+        database=_expand_variables(address.database or "") or None,
         query=query,
     )
 
 
-def _replaced(text: str) -> str:
-    """``text`` with each $NAME replaced from the environment; refuses one that is not there."""
+def _expand_variables(text: str) -> str:
+    """``text`` with each $NAME replaced from the environment. Raises InvalidInputError if a variable is not set."""
 
     def value(found: re.Match[str]) -> str:
         name = found[0][1:]
         if name not in os.environ:
-            raise InvalidInputError(f"data.url names ${name}, and the environment has no {name}; set it")
+            raise InvalidInputError(f"data.url names ${name}, but the environment variable {name} is not set; set it")
         return os.environ[name]
 
     return re.sub(_VARIABLE, value, text)

@@ -1,4 +1,4 @@
-"""Labels of anomalies as rows of their series."""
+"""Labelled anomalies as rows of their series."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apps.finance.types import LabelledSeries, Times, Window
 
 
 def window_rows(times_ns: Times, windows: tuple[Window, ...]) -> Rows:
-    """(W, 2) first and last row of each window, inclusive; a window between two rows has its last before its first."""
+    """(W, 2) first and last row of each window, inclusive; if no row lies in a window, its last is before its first."""
     bounds = [
         (int(np.searchsorted(times_ns, window.start_ns)), int(np.searchsorted(times_ns, window.end_ns, "right")) - 1)
         for window in windows
@@ -18,12 +18,14 @@ def window_rows(times_ns: Times, windows: tuple[Window, ...]) -> Rows:
 
 
 def scored_windows(item: LabelledSeries, *, synthetic: bool) -> Rows:
-    """(W, 2) the windows to score with: the labels; the exact ones of synthetic series as NAB has them."""
+    """(W, 2) the windows to score with: the labels themselves, or, for exact synthetic labels, windows in the style of
+    NAB."""
     return benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
 
 
 def benchmark_windows(item: LabelledSeries) -> Rows:
-    """(W, 2) windows of rows as the NAB labels have them: a tenth of the series in all, about each anomaly's start."""
+    """(W, 2) windows of rows in the style of NAB's labels: a tenth of the series in total, around the anomalies'
+    starts."""
     length, number = len(item.series), len(item.windows)
     if not number:
         return np.zeros((0, 2), np.int64)

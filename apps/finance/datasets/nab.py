@@ -1,4 +1,4 @@
-"""The Numenta Anomaly Benchmark as a data set (numenta/NAB, MIT): its files, and its labels of anomalies.
+"""The Numenta Anomaly Benchmark as a data set (numenta/NAB, MIT): its files and its anomaly labels.
 
 Folder layout: ``data/<folder>/<file>.csv`` with the columns timestamp and value, and ``labels/combined_windows.json``.
 """
@@ -28,9 +28,9 @@ _LABELS = "labels/combined_windows.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nab:
-    """The Numenta Anomaly Benchmark in the folder ``root``: what of it is there.
+    """The available files of the Numenta Anomaly Benchmark in the folder ``root``.
 
-    Without ``root`` the copy that ``trivium data`` knows is taken. The shipped models are never trained on it.
+    The default is the copy that ``trivium data`` knows. The shipped models are never trained on it.
     """
 
     root: Path | None = None
@@ -39,7 +39,7 @@ class Nab:
     false_events_per_1000_rows: float = 0.6
 
     def folder(self) -> Path:
-        """The folder; refuses one that is not the benchmark's."""
+        """The benchmark's folder. Raises InvalidInputError if it is not one."""
         if self.root is not None:
             root = self.root
         else:
@@ -47,11 +47,11 @@ class Nab:
 
             root = read_registry(Path(__file__).parent / "registry.json")["nab"].require() / "finance" / "nab"
         if not (root / _LABELS).is_file():
-            raise InvalidInputError(f"{root} holds no {_LABELS}; name NAB's own folder with --data.root")
+            raise InvalidInputError(f"{root} has no {_LABELS}; give the folder of NAB's repository with --data.root")
         return root
 
     def names(self) -> list[str]:
-        """The files that are there, as in the labels: ``realTweets/Twitter_volume_AAPL.csv``."""
+        """The available files, named as in the labels: ``realTweets/Twitter_volume_AAPL.csv``."""
         root = self.folder()
         return sorted(name for name in self._labels() if (root / "data" / name).is_file())
 
@@ -68,11 +68,11 @@ class Nab:
         return (self.read(name) for name in self.names())
 
     def normal(self) -> list[LabelledSeries]:
-        """The files, of which most rows are normal."""
+        """The files; most of their rows are normal."""
         return list(self.cases())
 
     def labelled(self) -> list[LabelledSeries]:
-        """Nothing besides ``normal``, which has its labels."""
+        """Nothing: ``normal`` already has the labels."""
         return []
 
     def train(self, input: FinanceInput) -> Dataset:
@@ -82,7 +82,7 @@ class Nab:
         return validation_windows(self.normal(), input, validation_share=self.validation_share)
 
     def facts(self, input: FinanceInput) -> Mapping[str, Any]:
-        """What is printed before training."""
+        """The facts printed before training."""
         return series_facts(self.normal(), input, validation_share=self.validation_share)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -103,5 +103,5 @@ class Nab:
 
 
 def _nanoseconds(text: str) -> int:
-    moment = datetime.strptime(text.split(".")[0], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 1_000_000_000
+    parsed = datetime.strptime(text.split(".")[0], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    return int(parsed.timestamp()) * 1_000_000_000

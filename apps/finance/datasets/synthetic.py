@@ -1,4 +1,4 @@
-"""Synthetic series with exactly known anomalies, as a data set. What is trained on it is called synthetic."""
+"""Synthetic series with exactly known anomalies, as a data set. Whatever is trained on it is labelled synthetic."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from apps.finance.datasets.windows import Windows
 
 _VALIDATION, _CALIBRATION, _EVALUATION = 1 << 20, 1 << 21, 1 << 23
-"""The first stream of random numbers of each use, so that no two uses share a series."""
+"""The first random stream of each use, so that no two uses share a series."""
 _MAX_CASES, _MAX_ROWS = 60, 3000
-_LONGER = 3
-"""The series on which the threshold is set are so many times as long, as scores change with age."""
+_LENGTH_FACTOR = 3
+"""The series on which the threshold is set are this many times as long, because scores change with the series' age."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synthetic:
-    """Synthetic prices, volumes, counts and loads with faults.
+    """Synthetic prices, volumes, counts and loads with injected faults.
 
-    ``series`` of ``rows`` rows each for training, ``validation_series`` others to validate.
-
-    ``stride`` is the number of rows between training windows. ``false_events_per_1000_rows`` is the budget at which
-    a calibration sets the threshold: 3.4 false events in the 5,700 rows that NAB's files have after probation.
+    ``series`` of ``rows`` rows each for training, and ``validation_series`` further ones for validation. ``stride`` is
+    the number of rows between training windows. ``false_events_per_1000_rows`` is the budget at which a calibration
+    sets the threshold: 3.4 false events in the 5,700 rows that NAB's files have after probation.
     """
 
     series: int = 150
@@ -57,7 +56,7 @@ class Synthetic:
         }
 
     def facts(self, input: FinanceInput) -> Mapping[str, Any]:
-        """What is printed before training."""
+        """The facts printed before training."""
         return {
             "series": self.series,
             "rows": self.series * self.rows,
@@ -67,19 +66,26 @@ class Synthetic:
         }
 
     def normal(self) -> list[LabelledSeries]:
-        """Series without anomalies that training has not seen, from which detectors learn what is usual."""
+        """Series without anomalies that training has not seen, from which detectors learn what is normal."""
         number, rows = min(_MAX_CASES, self.series), min(_MAX_ROWS, self.rows)
         return synthesise(self.seed, _CALIBRATION, number, rows, 0.0)
 
     def labelled(self) -> list[LabelledSeries]:
-        """Series that training has not seen, two of three with anomalies, on which the threshold is set."""
+        """Series that training has not seen, two thirds of them with anomalies, on which the threshold is set."""
         number, rows = min(_MAX_CASES, self.series), min(_MAX_ROWS, self.rows)
-        faulty, first = number * 2 // 3, _CALIBRATION + number
-        with_anomalies = synthesise(self.seed, first, faulty, _LONGER * rows, 2.0 * _LONGER)
-        return [*with_anomalies, *synthesise(self.seed, first + faulty, number - faulty, _LONGER * rows, 0.0)]
+        number_with_anomalies, first = number * 2 // 3, _CALIBRATION + number
+        with_anomalies = synthesise(
+            self.seed, first, number_with_anomalies, _LENGTH_FACTOR * rows, 2.0 * _LENGTH_FACTOR
+        )
+        return [
+            *with_anomalies,
+            *synthesise(
+                self.seed, first + number_with_anomalies, number - number_with_anomalies, _LENGTH_FACTOR * rows, 0.0
+            ),
+        ]
 
     def cases(self) -> list[LabelledSeries]:
-        """Series with anomalies that neither training nor calibration has seen, to be scored on."""
+        """Series with anomalies that neither training nor calibration has seen, for evaluation."""
         return synthesise(self.seed, _EVALUATION, self.validation_series, min(_MAX_ROWS, self.rows), 2.0)
 
     def _windows(self, stream: int, number: int, stride: int, input: FinanceInput) -> Windows:
@@ -87,21 +93,22 @@ class Synthetic:
 
         if input.library is not None:
             raise InvalidInputError(
-                "synthetic series lack the columns that this network takes; name the table to train it on: "
+                "synthetic series lack the columns that this network needs; name the table to train it on: "
                 "--data table --data.path FILE --data.time T --data.value V"
             )
         tables = []
         for index in range(number):
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, stream + index))))
-            made = markets.series(generator, length=self.rows).series
-            tables.append(tabulate(made, context=input.context, horizon=input.horizon))
+            series = markets.series(generator, length=self.rows).series
+            tables.append(tabulate(series, context=input.context, horizon=input.horizon))
         return Windows(tables, context=input.context, horizon=input.horizon, stride=stride)
 
 
 def synthesise(seed: int, first: int, number: int, rows: int, anomalies: float) -> list[LabelledSeries]:
-    """``number`` synthetic series of the streams from ``first`` on, with so many anomalies each on average."""
-    made: list[LabelledSeries] = []
+    """``number`` synthetic series of the random streams from ``first`` on, with ``anomalies`` anomalies each on
+    average."""
+    items: list[LabelledSeries] = []
     for stream in range(first, first + number):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream))))
-        made.append(markets.series(generator, length=rows, anomalies=anomalies))
-    return made
+        items.append(markets.series(generator, length=rows, anomalies=anomalies))
+    return items

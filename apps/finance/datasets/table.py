@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Series in files or in a data base.
+    """Series in files or in a database.
 
-    ``path`` is a CSV, Parquet or Excel file, a pattern such as ``bars/*.parquet``, or a folder; ``url`` and ``query``
-    are a data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. $NAME in the address stands for a
-    variable of the environment; an address with a password in it is refused. ``time``, ``value``, ``series`` and
-    ``labels`` name columns, the last one that marks anomalous rows; ``zone``, ``decimal`` and ``unit`` say how times
-    and numbers are written, as for ``trivium predict``. What is not named is guessed, and the facts show the guess.
-    Rows of series with the same name in several files are put together; a file of one series without a name is a series
-    of its own, unless ``series`` names a part of its path (``symbol=AAPL/part-0.parquet``).
+    ``path`` is a CSV, Parquet or Excel file, a pattern such as ``bars/*.parquet``, or a folder. ``url`` and ``query``
+    are a database address as SQLAlchemy writes it (``postgresql+pg8000://...``) and a SELECT; $NAME in the address
+    stands for an environment variable, and an address that contains a password is refused. ``time``, ``value``,
+    ``series`` and ``labels`` name columns; ``labels`` marks anomalous rows. ``zone``, ``decimal`` and ``unit`` say how
+    times and numbers are written, as for ``trivium predict``. Whatever is not named is guessed, and the facts show the
+    guess. Series with the same name in several files are merged. A file with one unnamed series is a series of its own,
+    unless ``series`` names a part of its path (``symbol=AAPL/part-0.parquet``).
 
-    ``known`` and ``observed`` are further columns that the network takes, parted by spaces or commas: those that are
-    given for the rows that are forecast, and those that are seen only until then. Numbers are scaled by what the rows
-    that train hold; each word is embedded. ``groups`` says whether the name of a series is embedded as well: by default
-    where there are covariates and several series.
+    ``known`` and ``observed`` are further columns that the network takes, separated by spaces or commas: ``known`` ones
+    are given for the rows to be forecast, ``observed`` ones only until then. Numbers are scaled by the training rows;
+    each word is embedded. ``groups`` says whether the series' names are embedded as well; the default is yes if there
+    are covariates and several series.
 
-    The last ``validation_share`` of each series validates. ``stride`` is the number of rows between training windows.
-    ``false_events_per_1000_rows`` is the budget at which a calibration sets the threshold.
+    The last ``validation_share`` of each series is for validation. ``stride`` is the number of rows between training
+    windows. ``false_events_per_1000_rows`` is the budget at which a calibration sets the threshold.
     """
 
     path: str | None = None
@@ -69,13 +69,13 @@ class Table:
         if self.url is not None:
             refuse_password(self.url)
         for name in ("known", "observed"):
-            split = (one.strip() for text in getattr(self, name) for one in text.split(","))
-            object.__setattr__(self, name, tuple(one for one in split if one))
-        named = [*self.known, *self.observed]
-        if again := next((one for one in named if named.count(one) > 1), None):
+            columns = (column.strip() for text in getattr(self, name) for column in text.split(","))
+            object.__setattr__(self, name, tuple(column for column in columns if column))
+        covariates = [*self.known, *self.observed]
+        if duplicate := next((column for column in covariates if covariates.count(column) > 1), None):
             raise InvalidInputError(
-                f"the covariate {again!r} is named twice; a column is either known ahead of time (data.known) or seen "
-                "only until now (data.observed)"
+                f"the covariate {duplicate!r} is named twice; a column is either known ahead of time (data.known) or "
+                "observed only until now (data.observed)"
             )
         if not 0 < self.validation_share < 1:
             raise InvalidInputError(f"data.validation_share is {self.validation_share}; it must be between 0 and 1")
@@ -83,10 +83,10 @@ class Table:
             raise InvalidInputError("data.stride must be at least 1 and data.false_events_per_1000_rows at least 0")
 
     def fit_input(self, input: FinanceInput) -> FinanceInput:
-        """The input with a network of the library over the covariates, fitted on the rows that train.
+        """``input`` with a pytorch-forecasting network over the covariates, fitted on the training rows.
 
-        As it is where no covariates are named, and no names of series to be embedded; of a network that is trained
-        further its own.
+        Unchanged if no covariates are named and no series names are to be embedded. A network that is trained further
+        keeps its settings.
         """
         if input.library is not None and input.library.further:
             return further_network(self.cases(), input, self.validation_share)
@@ -116,7 +116,7 @@ class Table:
         return validation_windows(self.cases(), input, validation_share=self.validation_share)
 
     def facts(self, input: FinanceInput) -> Mapping[str, Any]:
-        """What is printed before training: counts, times, what is missing, what had to be guessed."""
+        """The facts printed before training: counts, times, missing values, and what had to be guessed."""
         items, notes = _read(self)
         facts = series_facts(items, input, validation_share=self.validation_share)
         facts = {**facts, **covariate_facts(input)}
@@ -139,19 +139,19 @@ class Table:
         }
 
     def cases(self) -> list[LabelledSeries]:
-        """The series with what is labelled in them."""
+        """The series with their labelled windows."""
         return list(_read(self)[0])
 
     def normal(self) -> list[LabelledSeries]:
-        """The series, of which most rows are taken to be normal."""
+        """The series; most rows are assumed to be normal."""
         return self.cases()
 
     def labelled(self) -> list[LabelledSeries]:
-        """Nothing besides ``normal``, which has its labels."""
+        """Nothing: ``normal`` already has the labels."""
         return []
 
     def options(self) -> TableOptions:
-        """How the table is read."""
+        """The options with which the table is read."""
         return TableOptions(
             time=self.time,
             value=self.value,
@@ -164,15 +164,15 @@ class Table:
         )
 
     def _source(self) -> str:
-        """The file's or the folder's name; an address of a data base may hold a password and is not told."""
-        return Path(self.path).name if self.path else "a data base"
+        """The file's or folder's name. A database address is not shown, because it may contain a password."""
+        return Path(self.path).name if self.path else "a database"
 
 
-Read = tuple[tuple[LabelledSeries, ...], tuple[str, ...]]
+TableContents = tuple[tuple[LabelledSeries, ...], tuple[str, ...]]
 
 
-def _read(table: Table) -> Read:
-    """The series of a table, those of one name put together, and the notes of its files."""
+def _read(table: Table) -> TableContents:
+    """The series of a table, with those of the same name merged, and the notes about its files."""
     if (table.path is None) == (table.query is None):
         raise InvalidInputError("name the table with --data.path FILE, or with --data.url and --data.query")
     files = _files(table.path) if table.path is not None else []
@@ -180,102 +180,106 @@ def _read(table: Table) -> Read:
 
 
 @lru_cache(maxsize=2)
-def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> Read:
-    """Reads files that have not changed only once; a query is asked once, so that all splits see the same rows."""
-    contents = {name: found for path, _, _ in files for name, found in [_file(table, path)]} or _query(table)
+def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> TableContents:
+    """Reads unchanged files only once, and runs a query only once, so that all splits see the same rows."""
+    contents = {name: content for path, _, _ in files for name, content in [_read_file(table, path)]} or _run_query(
+        table
+    )
     parts: dict[str, list[LabelledSeries]] = {}
-    for found in contents.values():
-        windows = found.windows or ((),) * len(found.series)
-        for one, labelled in zip(found.series, windows, strict=True):
-            parts.setdefault(one.name, []).append(LabelledSeries(series=one, windows=labelled))
-    items = [_together(same) for same in parts.values()]
+    for content in contents.values():
+        windows = content.windows or ((),) * len(content.series)
+        for series, labelled in zip(content.series, windows, strict=True):
+            parts.setdefault(series.name, []).append(LabelledSeries(series=series, windows=labelled))
+    items = [_merge(same_name) for same_name in parts.values()]
     enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= MIN_ROWS)
     if not enough:
         most = max(int(np.isfinite(item.series.target).sum()) for item in items)
         raise InvalidInputError(
-            f"{table._source()} has {len(items)} series with at most {most} values; {MIN_ROWS} are needed"
+            f"{table._source()} has {len(items)} series with at most {most} values; at least {MIN_ROWS} are needed"
         )
     several = len(contents) > 1
-    notes = [f"{name}: {note}" if several else note for name, found in contents.items() for note in found.notes]
+    notes = [f"{name}: {note}" if several else note for name, content in contents.items() for note in content.notes]
     if len(enough) < len(items):
         notes.append(f"{len(items) - len(enough)} series with fewer than {MIN_ROWS} values are left out")
     return enough, tuple(notes)
 
 
 def _files(path: str) -> list[Path]:
-    there = Path(path)
-    found: Iterable[Path] = [there]
-    if there.is_dir():
-        shown = (one for one in there.rglob("*") if not any(part[0] == "." for part in one.relative_to(there).parts))
-        found = (one for one in shown if one.suffix.lower() in ENDINGS.keys() - {""})
-    elif not there.exists():
-        found = Path(there.anchor or ".").glob(str(there.relative_to(there.anchor)))
-    files = sorted(one for one in found if one.is_file())
+    root = Path(path)
+    candidates: Iterable[Path] = [root]
+    if root.is_dir():
+        visible = (file for file in root.rglob("*") if not any(part[0] == "." for part in file.relative_to(root).parts))
+        candidates = (file for file in visible if file.suffix.lower() in ENDINGS.keys() - {""})
+    elif not root.exists():
+        candidates = Path(root.anchor or ".").glob(str(root.relative_to(root.anchor)))
+    files = sorted(file for file in candidates if file.is_file())
     if not files:
         raise InvalidInputError(
-            f"{path} is no file, no folder with CSV, Parquet or Excel files, and no pattern that fits one"
+            f"{path} is neither a file, nor a folder with CSV, Parquet or Excel files, nor a pattern that matches one"
         )
     return files
 
 
-def _file(table: Table, path: Path) -> tuple[str, Contents]:
-    """A file's name below the folder or the fixed part of the pattern, and its series.
+def _read_file(table: Table, path: Path) -> tuple[str, Contents]:
+    """A file's name relative to the folder or to the fixed part of the pattern, and its contents.
 
-    One series without a name has the file's, or that in the path which ``series`` names: ``symbol=AAPL/0.parquet``.
+    A single unnamed series is named after the file, or after the part of the path that ``series`` names:
+    ``symbol=AAPL/0.parquet``.
     """
     fixed = itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), Path(table.path or "").parts)
     root = Path(*fixed)
     name = path.name if path == root else path.relative_to(root).as_posix()
-    named = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part)
-    inside = table.series in named
-    contents = read_contents(path, replace(table.options(), series=None) if inside else table.options())
+    partitions = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part)
+    in_path = table.series in partitions
+    contents = read_contents(path, replace(table.options(), series=None) if in_path else table.options())
     if not contents.series_column:
-        series = named[str(table.series)] if inside else name
-        contents = replace(contents, series=tuple(replace(one, name=series) for one in contents.series))
+        series_name = partitions[str(table.series)] if in_path else name
+        contents = replace(contents, series=tuple(replace(series, name=series_name) for series in contents.series))
     return name, contents
 
 
-def _query(table: Table) -> dict[str, Contents]:
+def _run_query(table: Table) -> dict[str, Contents]:
     from apps.finance.adapters.table import to_contents
 
     if table.url is None or table.query is None:
-        raise InvalidInputError("a query needs its data base: --data.url such as sqlite:///prices.db")
+        raise InvalidInputError("a query needs its database: give --data.url, such as sqlite:///prices.db")
     return {"query": to_contents(read_query(table.url, table.query), "query", table.options())}
 
 
-def _covariates_together(
+def _merge_covariates(
     parts: Sequence[Series], kept: np.ndarray, values: dict[str, Floats]
 ) -> tuple[dict[str, Floats], dict[str, Words]]:
-    """The columns of parts of a series; those of words in some are of words, and numbers where these have no entry."""
+    """The merged columns of the parts of a series. A column that holds words in any part becomes a column of words,
+    unless the other parts have no entry in it."""
     words: dict[str, Words] = {}
-    for name in dict.fromkeys(name for one in parts for name in one.words):
-        numbers = [number_column(one, name) for one in parts]
-        if any(one is None for one in numbers):
-            words[name] = np.concatenate([word_column(one, name) for one in parts])[kept]
+    for name in dict.fromkeys(name for part in parts for name in part.words):
+        columns = [number_column(part, name) for part in parts]
+        if any(numbers is None for numbers in columns):
+            words[name] = np.concatenate([word_column(part, name) for part in parts])[kept]
         else:
-            values[name] = np.concatenate([one for one in numbers if one is not None])[kept]
+            values[name] = np.concatenate([numbers for numbers in columns if numbers is not None])[kept]
     return values, words
 
 
 def _bytes_of(series: Series, name: str) -> bytes:
-    """A covariate's content, for a digest."""
+    """A covariate's content as bytes, for a checksum."""
     return series.values[name].tobytes() if name in series.values else "\0".join(series.words[name]).encode()
 
 
-def _together(parts: list[LabelledSeries]) -> LabelledSeries:
-    """Parts of one series as one, in the order of time; of rows with the same time the last is kept."""
+def _merge(parts: list[LabelledSeries]) -> LabelledSeries:
+    """The parts of one series merged in time order; of rows with the same time the last is kept."""
     if len(parts) == 1:
         return parts[0]
     times = np.concatenate([part.series.times_ns for part in parts])
     order = np.argsort(times, kind="stable")
     kept = order[np.append(np.diff(times[order]) != 0, True)]
     first: Series = parts[0].series
-    labels = [one for one in first.values if all(one in part.series.values for part in parts)]
-    values = {one: np.concatenate([part.series.values[one] for part in parts])[kept] for one in labels}
-    values, words = _covariates_together([part.series for part in parts], kept, values)
+    labels = [label for label in first.values if all(label in part.series.values for part in parts)]
+    values = {label: np.concatenate([part.series.values[label] for part in parts])[kept] for label in labels}
+    values, words = _merge_covariates([part.series for part in parts], kept, values)
     if first.column not in labels:
         raise InvalidInputError(
-            f"the files of series {first.name!r} have no column of the same name as value; name it with --data.value"
+            f"the files of series {first.name!r} have no value column of the same name; name it with --data.value"
         )
     series = replace(
         first,
@@ -284,5 +288,5 @@ def _together(parts: list[LabelledSeries]) -> LabelledSeries:
         words=words,
         interval_ns=usual_interval_ns(times[kept]),
     )
-    windows = sorted((one for part in parts for one in part.windows), key=lambda one: one.start_ns)
+    windows = sorted((window for part in parts for window in part.windows), key=lambda window: window.start_ns)
     return LabelledSeries(series=series, windows=tuple(windows))

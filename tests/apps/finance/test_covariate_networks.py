@@ -207,7 +207,7 @@ def test_the_column_of_series_is_that_of_the_training_where_the_file_has_it(pred
     both = answered(predictor, written(tmp_path, frame()), series="")
     assert [part["name"] for part in both["parts"]] == ["a", "b"]
     lacking = answered(predictor, written(tmp_path, one.drop(columns="region")), series="")
-    assert any("takes as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
+    assert any("treats them as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
 
 
 def test_rows_that_are_still_to_come_are_noted(predictor, tmp_path):
@@ -239,8 +239,8 @@ def test_no_unit_is_suspected_of_series_that_mostly_stand_still(predictor, tmp_p
 def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
     other = frame("a").assign(region="c", holiday="carnival")
     notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
-    assert "the network was not trained on 1 words of column 'holiday', which it takes as unknown: 'carnival'" in notes
-    assert "the network was not trained on 1 series, which it takes as unknown: 'c'" in notes
+    assert "the network was not trained on 1 words of column 'holiday' and treats them as unknown: 'carnival'" in notes
+    assert "the network was not trained on 1 series and treats them as unknown: 'c'" in notes
     empty = frame("a").assign(holiday="")
     assert not any("unknown" in note for note in answered(predictor, written(tmp_path, empty))["series"]["notes"])
 

@@ -235,7 +235,7 @@ REFUSED = {
     "the times": ({"observed": ("time",)}, "column 'time' holds the times, and cannot be"),
     "the series": ({"observed": ("Region",)}, "column 'region' holds the names of series, and cannot be"),
     "words": ({"known": ("note",)}, rf"column 'note' holds 640 different words .* at most {MAX_CATEGORIES}"),
-    "nothing": ({"known": ("later",)}, "column 'later' has no value in the rows that train"),
+    "nothing": ({"known": ("later",)}, "column 'later' has no value in the training rows"),
     "a gap": (
         {"known": ("flag",)},
         r"'flag' is known ahead of time .* in the 4 rows from 2024-01-02T00:00:00Z to .*with 0",

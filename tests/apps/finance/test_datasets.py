@@ -116,7 +116,7 @@ def test_the_path_of_a_partitioned_table_names_its_series(tmp_path):
     ],
 )
 def test_a_password_in_the_address_is_refused_without_repeating_it(url):
-    with pytest.raises(InvalidInputError, match=r"put the password into the environment.*\$DB_PASSWORD") as caught:
+    with pytest.raises(InvalidInputError, match=r"into an environment variable.*\$DB_PASSWORD") as caught:
         named(url=url, query="select 1")
     assert "hunter2" not in str(caught.value) and "$ecret" not in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_a_variable_in_the_address_is_replaced_on_connecting_and_recorded_by_its
     whole, part = (
         named(url=url, query="select * from prices") for url in ("$PRICES_URL", "sqlite:///$FOLDER/prices.db")
     )
-    with pytest.raises(InvalidInputError, match=r"names \$PRICES_URL, and the environment has no PRICES_URL"):
+    with pytest.raises(InvalidInputError, match=r"\$PRICES_URL, but the environment variable PRICES_URL is not set"):
         whole.cases()
     monkeypatch.setenv("PRICES_URL", f"sqlite:///{tmp_path / 'prices.db'}")
     monkeypatch.setenv("FOLDER", str(tmp_path))
@@ -157,11 +157,11 @@ def test_a_changed_file_is_read_anew(tmp_path):
     ("settings", "sentence"),
     [
         ({}, "name the table with --data.path FILE, or"),
-        ({"path": "nowhere/*.csv"}, "is no file, no folder with CSV, Parquet or Excel files, and no pattern"),
-        ({"query": "select 1"}, "a query needs its data base"),
+        ({"path": "nowhere/*.csv"}, "is neither a file, nor a folder with CSV, Parquet or Excel files, nor a pattern"),
+        ({"query": "select 1"}, "a query needs its database"),
         ({"query": "select * from prices", "url": "sqlite://"}, "the query failed: no such table: prices"),
         ({"query": "create table a(b)", "url": "sqlite://"}, "the query selects nothing; give a SELECT"),
-        ({"path": "short.csv"}, "has 2 series with at most 30 values; 60 are needed"),
+        ({"path": "short.csv"}, "has 2 series with at most 30 values; at least 60 are needed"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(tmp_path, monkeypatch, settings, sentence):
@@ -315,7 +315,7 @@ def test_nab_is_a_data_set_to_train_and_to_score_on(data_root: Path, monkeypatch
 
 
 def test_a_folder_that_is_not_the_benchmarks_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"holds no labels/combined_windows\.json; name NAB's own folder"):
+    with pytest.raises(InvalidInputError, match=r"has no labels/combined_windows\.json; give the folder of NAB"):
         Nab(root=tmp_path).train(INPUT)
 
 

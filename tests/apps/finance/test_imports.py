@@ -252,7 +252,7 @@ def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path
     _, folder = imported
     artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     assert main(["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run")]) == 2
-    assert "lack the columns that this network takes; name the table" in capsys.readouterr().err
+    assert "lack the columns that this network needs; name the table" in capsys.readouterr().err
 
 
 def test_its_forecasts_do_not_look_ahead(imported):
