@@ -1,11 +1,11 @@
-"""Windows over series: one flat table of covariates, and a gather for each batch.
+"""Windows over series: one flat table of covariates, from which each batch is gathered.
 
-A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. It is normalised by itself,
-twice: first level and spread (median and mean absolute deviation of its observed context, inverse hyperbolic sine),
-then where it stands and how it moves (its last value, as far as the window's changes say that the level wanders, and
-the mean absolute change; inverse hyperbolic sine again). So one model serves series of any unit, and zero is what
-persistence forecasts for a price and what the median forecasts for noise. All covariates of a row are known
-``horizon`` rows before it, given the times of the rows.
+A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. Each window is normalised by
+itself, in two steps. First its level and spread (median and mean absolute deviation of the observed context), through
+the inverse hyperbolic sine. Then its origin and step: the last value, scaled down if the context is noise rather than a
+wandering level, and the mean absolute change; again through the inverse hyperbolic sine. So one model serves series in
+any unit, and zero is persistence's forecast for a price and the median's forecast for noise. All covariates of a row
+are known ``horizon`` rows before it, given the times of the rows.
 """
 
 from __future__ import annotations
@@ -33,39 +33,40 @@ COLUMNS = (
     "gap",
     *("tod_sin", "tod_cos", "dow_sin", "dow_cos"),
 )
-"""Covariates by column of a window, as ``pytorch_forecasting`` calls them: reals."""
+"""The covariates in the order of a window's columns; all are reals in ``pytorch_forecasting``'s terms."""
 STATIC_REALS = ("volatility", "origin", "step")
-"""Static reals: log of the history's scale over the window's (its relative volatility); the origin and the log of the
-unit of what is forecast, within the window's level and spread. Weights are named by them."""
+"""Static reals: the log of the history's scale over the window's (its relative volatility); the origin and the log of
+the step of the forecast, in units of the window's level and spread. The network's weights carry these names."""
 UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
 _DAYS, _WEEKS, _BLOCK, _HISTORY = 4, 2, 64, 2000
 _MIN_CONTEXT = 16
-_FLOOR, _RELATIVE_FLOOR = 0.1, 1e-5
+_MIN_SPREAD_SHARE, _MIN_RELATIVE_SCALE = 0.1, 1e-5
 _MIN_STEP = 0.02
-_WANDERING = 0.8
-"""From this lag-1 correlation on the last value is the origin of what is forecast."""
-_FARTHEST, _HIGHEST = 12.0, 30.0
+_FULL_ORIGIN_CORRELATION = 0.8
+"""At this lag-1 correlation and above, the forecast's origin is the last value."""
+_MAX_STEPS, _MAX_LEVEL = 12.0, 30.0
 # A normal distribution's standard deviation over its mean absolute deviation is sqrt(pi / 2).
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
 @dataclass(frozen=True, slots=True)
 class Covariates:
-    """The covariates of one series, padded in front by ``context`` rows.
+    """The covariates of one series, with ``context`` rows of padding at the front.
 
-    ``rows`` (context + N, 12) float64: the covariates in ``COLUMNS``, levels in the units of the series, and last
-    the scale of the history.
+    ``rows`` (context + N, 12) float64: the covariates in ``COLUMNS``, levels in the units of the series, and in the
+    last column the scale of the history.
     """
 
     rows: Floats
 
 
 def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
-    """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for value and time).
+    """The covariate table of ``series``: O(N) work; each row uses rows at least ``horizon`` earlier (except value and
+    time).
 
-    A series may begin with missing values: they are filled from the first value, and must not be scored.
+    Missing values at the start of a series are filled with its first value and must not be scored.
     """
     values = series.target
     missing = ~np.isfinite(values)
@@ -90,9 +91,9 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
 
 
 def trailing_interval_ns(times: Times, first: int = 0) -> Floats:
-    """(N,) the usual time between rows as each row can know it: the median of up to 2000 steps until it, at least 1 ns.
+    """(N,) the typical time between rows as known at each row: the median of up to 2000 earlier steps, at least 1 ns.
 
-    Renewed every 64 rows, and at every row of the first 64. Only rows from ``first`` on are sure to be there.
+    Updated every 64 rows, and at every row of the first 64. Only rows from ``first`` on are guaranteed to be filled.
     """
     steps, length = np.diff(times).astype(np.float64), len(times)
     usual = np.ones(length)
@@ -100,18 +101,19 @@ def trailing_interval_ns(times: Times, first: int = 0) -> Floats:
         usual[1:] = steps[0]
         return np.maximum(usual, 1.0)
     for row in range(max(first, 1), min(_BLOCK, length)):
-        usual[row] = _middle_of_repeated(steps[:row])
+        usual[row] = _median_by_sorting(steps[:row])
     for start in range(max(first // _BLOCK * _BLOCK, _BLOCK), length, _BLOCK):
-        usual[start : start + _BLOCK] = _middle_of_repeated(steps[max(0, start - _HISTORY) : start])
+        usual[start : start + _BLOCK] = _median_by_sorting(steps[max(0, start - _HISTORY) : start])
     return np.maximum(usual, 1.0)
 
 
 def same_time_before(
     series: Series, *, horizon: int, lag_ns: int = DAY_NS, count: int = _DAYS, first: int = 0
 ) -> tuple[Floats, Floats]:
-    """The median of the values one to ``count`` lags before the rows from ``first`` on, and the share that there is.
+    """The median of the values one to ``count`` lags before the rows from ``first`` on, and the share of these that
+    exist.
 
-    Both (N - first,).
+    Both have the shape (N - first,).
     """
     smooth = _smooth(fill_missing(series.target))
     interval = trailing_interval_ns(series.times_ns, first)
@@ -123,79 +125,80 @@ def _smooth(values: Floats) -> Floats:
 
 
 def last_seen(values: Floats) -> Floats:
-    """(N,) the last value that was there until each row; NaN before the first."""
-    there = np.isfinite(values)
-    row = np.maximum.accumulate(np.where(there, np.arange(len(values)), -1))
+    """(N,) the latest finite value up to each row; NaN before the first."""
+    finite = np.isfinite(values)
+    row = np.maximum.accumulate(np.where(finite, np.arange(len(values)), -1))
     return np.where(row >= 0, values[row], np.nan)
 
 
 def fill_missing(values: Floats) -> Floats:
-    """(N,) missing values take the last one before them; leading ones the first that there is, or 0 where none is."""
-    there = np.isfinite(values)
-    if there.all():
+    """(N,) missing values replaced by the one before; leading ones by the first value, or by 0 if there is none."""
+    finite = np.isfinite(values)
+    if finite.all():
         return values
-    if not there.any():
+    if not finite.any():
         return np.zeros_like(values)
     seen = last_seen(values)
-    return np.where(np.isnan(seen), values[int(np.argmax(there))], seen)
+    return np.where(np.isnan(seen), values[int(np.argmax(finite))], seen)
 
 
 def _lagged(
     smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: Floats, first: int = 0
 ) -> tuple[Floats, Floats]:
-    """(N - first,) median of the values one to ``count`` lags ago, and (N - first,) the share of them that there is."""
+    """(N - first,) the median of the values one to ``count`` lags earlier, and (N - first,) the share of them that
+    exist."""
     length = len(smooth)
-    found = np.full((count, length - first), np.nan)
-    row = np.arange(first, length)
+    values_by_lag = np.full((count, length - first), np.nan)
+    rows = np.arange(first, length)
     for index in range(count):
         wanted = times[first:] - (index + 1) * lag_ns
-        right = np.clip(np.searchsorted(times, wanted), 1, length - 1) if length > 1 else np.zeros(length, int)
-        near = np.where(np.abs(times[right] - wanted) <= np.abs(times[right - 1] - wanted), right, right - 1)
-        # The neighbour after it went into the smoothed value, so that one must be past as well.
-        good = (np.abs(times[near] - wanted) <= 2 * interval_ns[first:]) & (near + 1 <= row - horizon)
-        found[index, good] = smooth[near[good]]
-    known = np.isfinite(found).mean(axis=0)
-    ordered = np.sort(found, axis=0)  # NaN last
+        after = np.clip(np.searchsorted(times, wanted), 1, length - 1) if length > 1 else np.zeros(length, int)
+        nearest = np.where(np.abs(times[after] - wanted) <= np.abs(times[after - 1] - wanted), after, after - 1)
+        # Smoothing used the next row, so that row must be in the past as well.
+        is_usable = (np.abs(times[nearest] - wanted) <= 2 * interval_ns[first:]) & (nearest + 1 <= rows - horizon)
+        values_by_lag[index, is_usable] = smooth[nearest[is_usable]]
+    known = np.isfinite(values_by_lag).mean(axis=0)
+    ordered = np.sort(values_by_lag, axis=0)  # NaN last
     number = (known * count).round().astype(int)
     low, high = np.maximum(number - 1, 0) // 2, number // 2
     high = np.minimum(high, np.maximum(number - 1, 0))
-    median = (ordered[low, row - first] + ordered[high, row - first]) / 2
+    median = (ordered[low, rows - first] + ordered[high, rows - first]) / 2
     return np.where(number > 0, median, 0.0), known
 
 
-def _middle(values: Floats) -> float:
-    """The median of finite values, without what ``np.median`` looks at besides: a third of the time for a thousand."""
+def _median_of_finite(values: Floats) -> float:
+    """The median of finite values without ``np.median``'s checks: a third of the time for a thousand values."""
     low = (len(values) - 1) // 2
     ordered = np.partition(values, low)
     high = ordered[low] if len(values) % 2 else ordered[low + 1 :].min()
     return float((ordered[low] + high) / 2)
 
 
-def _middle_of_repeated(values: Floats) -> float:
-    """The median of values most of which are the same: NumPy's selection takes ten times as long as sorting them."""
+def _median_by_sorting(values: Floats) -> float:
+    """The median of values most of which are equal: NumPy's selection takes ten times as long as sorting them."""
     ordered = np.sort(values)
     return float((ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2)
 
 
 def _history_scale(filled: Floats) -> Floats:
-    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows; never quite zero."""
+    """(N,) the mean absolute deviation of up to 2000 earlier rows, updated every 64 rows; always above zero."""
     scales = np.zeros(len(filled))
     for start in range(0, len(filled), _BLOCK):
         past = filled[max(0, start - _HISTORY) : max(start, 1)]
-        middle = _middle(past)
+        middle = _median_of_finite(past)
         spread = np.abs(past - middle).mean() * _MEAN_DEVIATION
-        scales[start : start + _BLOCK] = max(spread, _RELATIVE_FLOOR * abs(middle), 1e-12)
+        scales[start : start + _BLOCK] = max(spread, _MIN_RELATIVE_SCALE * abs(middle), 1e-12)
     return scales
 
 
 class Windows:
-    """The windows of some series as an engine's data set.
+    """The windows of several series, as a data set for training and inference.
 
-    ``stride`` is the number of rows between the forecasts of neighbouring windows, ``first_rows`` the row of each
-    series before which nothing is forecast. A batch, of torch's tensors or of ``arrays``, has ``encoder_cont``
-    (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3), ``target`` (B, horizon), ``observed``
-    (B, horizon) in {0, 1}, and ``frame`` (B, 4) float64, which ``denormalise`` takes: centre and scale in the units of
-    the series, origin and step within those.
+    ``stride`` is the number of rows between the forecasts of neighbouring windows. ``first_rows`` has for each series
+    the first row that is forecast. A batch, as torch tensors or as NumPy ``arrays``, has ``encoder_cont`` (B, context,
+    11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3), ``target`` (B, horizon), ``observed`` (B, horizon) in {0,
+    1}, and ``frame`` (B, 4) float64 for ``denormalise``: centre and scale in the units of the series, origin and step
+    within those.
     """
 
     def __init__(
@@ -209,13 +212,13 @@ class Windows:
     ) -> None:
         self.context, self.horizon = context, horizon
         self.flat = np.concatenate([table.rows for table in tables])
-        starts, first = [], 0
-        for table, row in zip(tables, first_rows or [0] * len(tables), strict=True):
+        starts_by_series, offset = [], 0
+        for table, first_row in zip(tables, first_rows or [0] * len(tables), strict=True):
             last = len(table.rows) - context - horizon
-            least = max(min(_MIN_CONTEXT, max(last, 0)), row)
-            starts.append(first + np.arange(least, last + 1, stride, dtype=np.int64))
-            first += len(table.rows)
-        self.starts = np.concatenate(starts)
+            min_start = max(min(_MIN_CONTEXT, max(last, 0)), first_row)
+            starts_by_series.append(offset + np.arange(min_start, last + 1, stride, dtype=np.int64))
+            offset += len(table.rows)
+        self.starts = np.concatenate(starts_by_series)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -226,7 +229,7 @@ class Windows:
         return {name: torch.from_numpy(value) for name, value in self.arrays(indices, key).items()}
 
     def arrays(self, indices: Indices, key: Key | None = None) -> dict[str, NDArray[Any]]:
-        """The batch as NumPy arrays: a program that is read from a file computes on them without torch."""
+        """The batch as NumPy arrays: a program that is loaded from a file computes on them without torch."""
         rows = self.starts[indices][:, None] + np.arange(self.context + self.horizon)
         windows = self.flat.take(rows, axis=0)
         if key is not None:
@@ -235,7 +238,8 @@ class Windows:
 
 
 def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
-    """In place: forgets the days, the weeks or the oldest rows of some windows, and turns half of them over."""
+    """In place: removes the daily lags, the weekly lags or the oldest rows of some windows, and flips the sign of half
+    of them."""
     draws = uniform(key, indices, 5)
     keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
     windows[:, :, 2:4] *= keep_day[:, None, None]
@@ -248,10 +252,10 @@ def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
 
 
 def uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
-    """(B, number) draws from [0, 1), a pure function of seed, epoch and index as ``key.generator`` is.
+    """(B, number) draws from [0, 1), a pure function of seed, epoch and index, as ``key.generator`` is.
 
-    A counter through the finaliser of SplitMix64 (Steele et al., 2014): for a whole batch at once, since a generator
-    for each window would take longer than the window.
+    A counter passed through SplitMix64's finaliser (Steele et al., 2014), for a whole batch at once: creating a
+    generator for each window would take longer than the window itself.
     """
     state = np.random.SeedSequence((key.seed, key.epoch)).generate_state(1, np.uint64)[0]
     counter = indices.astype(np.uint64)[:, None] * np.uint64(number) + np.arange(number, dtype=np.uint64)
@@ -264,16 +268,16 @@ def uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
 
 
 def normalise(windows: Floats, context: int) -> dict[str, NDArray[Any]]:
-    """Windows (B, context + horizon, 12) of a table as a batch; see ``Windows``."""
+    """Windows (B, context + horizon, 12) of a covariate table as a batch; see ``Windows``."""
     value, missing = windows[:, :context, 0], windows[:, :context, 1] > 0.5
-    nothing = missing.all(axis=1, keepdims=True)
-    unseen = missing & ~nothing
+    all_missing = missing.all(axis=1, keepdims=True)
+    unseen = missing & ~all_missing
     centre = _median(value, unseen)
     spread = _mean(np.abs(value - centre), unseen) * _MEAN_DEVIATION
     history = windows[:, context, _SCALE : _SCALE + 1]
-    scale = np.maximum(spread, _FLOOR * history)
+    scale = np.maximum(spread, _MIN_SPREAD_SHARE * history)
     levels = np.arcsinh((np.stack([windows[:, :, column] for column in (0, 2, 4)]) - centre) / scale)  # (3, B, rows)
-    origin, step = _movement(levels[0, :, :context], missing)
+    origin, step = _origin_and_step(levels[0, :, :context], missing)
     moved = np.arcsinh((levels - origin) / step)
     covariates = windows.astype(np.float32)
     covariates[:, :, 0] = moved[0]
@@ -293,22 +297,22 @@ def normalise(windows: Floats, context: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _movement(level: Floats, missing: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """(B, 1) where a forecast starts, and (B, 1) the mean absolute change, of levels (B, context).
+def _origin_and_step(level: Floats, missing: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """(B, 1) the origin of the forecast, and (B, 1) the mean absolute change, of levels (B, context).
 
-    The start is the last value times the lag-1 correlation over 0.8, at most 1: all of it where the level wanders as
-    prices do, nothing where it is noise about a median. One less half the squared ratio of mean absolute change and
-    deviation is that correlation (von Neumann, 1941, with absolute values for squares).
+    The origin is the last value times the lag-1 correlation over 0.8, at most 1: the full value if the level wanders as
+    prices do, zero if it is noise around a median. The correlation is one minus half the squared ratio of mean absolute
+    change and deviation (von Neumann, 1941, with absolute values in place of squares).
     """
     step = _mean(np.abs(np.diff(level, axis=1)), missing[:, 1:] | missing[:, :-1]) * _MEAN_DEVIATION
     step = np.maximum(step, _MIN_STEP)
     deviation = _mean(np.abs(level - _median(level, missing)), missing) * _MEAN_DEVIATION
     correlation = 1 - step**2 / (2 * deviation**2 + 1e-12)
-    return level[:, -1:] * (correlation / _WANDERING).clip(0, 1), step
+    return level[:, -1:] * (correlation / _FULL_ORIGIN_CORRELATION).clip(0, 1), step
 
 
 def _median(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
-    """(B, 1) the lower median of what is seen of values (B, N); 0 where nothing is."""
+    """(B, 1) the lower median of the observed values among (B, N); 0 if there is none."""
     seen = (~unseen).sum(axis=1, keepdims=True)
     ordered = np.sort(np.where(unseen, np.inf, values), axis=1)
     middle = np.take_along_axis(ordered, np.maximum(seen - 1, 0) // 2, axis=1)
@@ -316,21 +320,22 @@ def _median(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
 
 
 def _mean(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
-    """(B, 1) the mean of what is seen of values (B, N); 0 where nothing is."""
+    """(B, 1) the mean of the observed values among (B, N); 0 if there is none."""
     seen = (~unseen).sum(axis=1, keepdims=True)
     total: Floats = np.where(unseen, 0.0, values).sum(axis=1, keepdims=True) / np.maximum(seen, 1)
     return total
 
 
 def denormalise(forecast: Floats, frame: Floats) -> Floats:
-    """What was forecast (B, horizon, Q) as ``target`` of a batch, in the units of the series; ``frame`` is (B, 4)."""
+    """A forecast (B, horizon, Q) in the scale of a batch's ``target``, converted to the units of the series; ``frame``
+    is (B, 4)."""
     centre, scale, origin, step = frame.T[..., None, None]
-    level = origin + step * np.sinh(np.clip(forecast, -_FARTHEST, _FARTHEST))
-    values: Floats = centre + scale * np.sinh(np.clip(level, -_HIGHEST, _HIGHEST))
+    level = origin + step * np.sinh(np.clip(forecast, -_MAX_STEPS, _MAX_STEPS))
+    values: Floats = centre + scale * np.sinh(np.clip(level, -_MAX_LEVEL, _MAX_LEVEL))
     return values
 
 
 def windows_of(series: Iterable[Series], *, context: int, horizon: int, stride: int = 1) -> Windows:
     """The windows of ``series``."""
-    tables = [tabulate(one, context=context, horizon=horizon) for one in series]
+    tables = [tabulate(item, context=context, horizon=horizon) for item in series]
     return Windows(tables, context=context, horizon=horizon, stride=stride)

@@ -1,9 +1,9 @@
-"""The Numenta Anomaly Benchmark's scoring (Lavin and Ahmad, ICMLA 2015; as in NAB 1.1's sweeper), in numpy.
+"""The scoring of the Numenta Anomaly Benchmark (Lavin and Ahmad, ICMLA 2015; as in NAB 1.1's sweeper), in NumPy.
 
 A detector gives every row of every series a score in [0, 1]; one threshold for the whole corpus turns scores into
-detections. In a window the earliest detection counts, more the earlier it is; a missed window costs; every detection
-outside windows costs, little close behind a window and more further away. The rows of a probationary period at the
-start of a series count for nothing. Where paper and code differ, this follows the code.
+detections. The earliest detection in a window earns points, more the earlier it is; a missed window costs points. Every
+detection outside the windows costs points, few shortly after a window and more further away. Rows in the probationary
+period at the start of a series are ignored. Where paper and code differ, this follows the code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """An application profile of NAB: weights of a hit window, a missed window and a false detection."""
+    """An application profile of NAB: the weights of a hit window, a missed window and a false detection."""
 
     name: str
     true_positive: float = 1.0
@@ -37,7 +37,7 @@ PROFILES = (STANDARD, LOW_FALSE_POSITIVES, LOW_FALSE_NEGATIVES)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """One series as a detector saw it: ``scores`` (N,), and windows (W, 2) of first and last row, inclusive."""
+    """One scored series: ``scores`` (N,), and windows (W, 2) of first and last row, inclusive."""
 
     scores: Floats
     windows: Rows
@@ -45,7 +45,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """A corpus' score under a profile: ``normalised`` is 100 for perfect, 0 for a detector that never detects."""
+    """A corpus' score under a profile: ``normalised`` is 100 for a perfect detector, 0 for one that never detects."""
 
     profile: str
     threshold: float
@@ -54,7 +54,7 @@ class Score:
 
 
 def probation(length: int) -> int:
-    """The number of rows at the start of a series that count for nothing: 15 %, and 750 at the most."""
+    """The number of rows at the start of a series that are ignored: 15 %, at most 750."""
     return int(min(np.floor(0.15 * length), 0.15 * 5000))
 
 
@@ -64,10 +64,10 @@ def scaled_sigmoid(position: Floats) -> Floats:
 
 
 def row_values(length: int, windows: Rows, profile: Profile) -> tuple[Floats, Rows]:
-    """What a detection at each row is worth (N,), and the number of the window that the row lies in (N,), or -1.
+    """The points for a detection at each row (N,), and the number of the row's window (N,), -1 outside all windows.
 
-    In a window of w rows, the row that is k rows before its last one is at y = -(k + 1) / w. Outside, y is the
-    distance to the last window's end over w - 1; before the first window a detection is worth the most negative.
+    In a window of w rows, the row k rows before the last one is at y = -(k + 1) / w. Outside, y is the distance from
+    the end of the last window over w - 1. Before the first window a detection costs the most.
     """
     rows = np.arange(length)
     values = np.full(length, -profile.false_positive)
@@ -81,12 +81,12 @@ def row_values(length: int, windows: Rows, profile: Profile) -> tuple[Floats, Ro
         position = -(last - rows[within] + 1.0) / width
         values[within] = profile.true_positive * scaled_sigmoid(position) / scaled_sigmoid(np.array(-1.0))
         inside[within] = number
-    # A later window's rows were overwritten by that window; rows behind several windows by the nearest.
+    # Later windows overwrite the rows after earlier ones, so that a row's value is relative to the nearest window.
     return values, inside
 
 
 def score_corpus(corpus: Sequence[Scored], profile: Profile = STANDARD, threshold: float | None = None) -> Score:
-    """The score of a detector on a corpus, at ``threshold`` or, as NAB does, at the threshold that serves it best."""
+    """The score of a detector on a corpus, at ``threshold``, or by default at the best threshold, as NAB does."""
     levels, gains, total_windows = [], [], 0
     for item in corpus:
         length = len(item.scores)
@@ -109,7 +109,7 @@ def score_corpus(corpus: Sequence[Scored], profile: Profile = STANDARD, threshol
     if threshold is None:
         order = np.argsort(-level, kind="stable")
         level, running = level[order], np.cumsum(gain[order])
-        ends = np.flatnonzero(np.append(np.diff(level) != 0, True))  # a threshold takes all rows of its score
+        ends = np.flatnonzero(np.append(np.diff(level) != 0, True))  # a threshold includes all rows with its score
         best_end = ends[np.argmax(running[ends])]
         threshold, earned = float(level[best_end]), float(running[best_end])
         if earned < 0:
@@ -123,7 +123,7 @@ def score_corpus(corpus: Sequence[Scored], profile: Profile = STANDARD, threshol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detections:
-    """Windows hit of windows, false events, false detections (rows), and series, at one threshold."""
+    """The windows hit, all windows, false events, false detections (rows) and series, at one threshold."""
 
     hit: int
     windows: int
@@ -133,7 +133,7 @@ class Detections:
 
     @property
     def recall(self) -> float:
-        """The share of windows that hold at least one detection."""
+        """The share of windows with at least one detection."""
         return self.hit / self.windows if self.windows else 0.0
 
     @property
@@ -142,9 +142,9 @@ class Detections:
 
 
 def count_detections(corpus: Sequence[Scored], threshold: float, *, gap: int = 0) -> Detections:
-    """Windows hit, and false events: runs of detections outside all windows, at most ``gap`` rows apart.
+    """Counts hit windows, and false events: runs of detections outside all windows, at most ``gap`` rows apart.
 
-    Rows of the probationary period count for neither.
+    Rows of the probationary period are ignored.
     """
     hit = windows = false_events = false_detections = 0
     for item in corpus:

@@ -10,7 +10,7 @@ from apps.finance.types import Floats
 
 
 def quantile_loss(values: Floats, quantiles: Floats, levels: Sequence[float]) -> float:
-    """The mean over all and over ``levels`` of max(q e, (q - 1) e) for errors e of ``quantiles`` (..., Q)."""
+    """The mean over all values and ``levels`` of max(q e, (q - 1) e), for the errors e of ``quantiles`` (..., Q)."""
     error = values[..., None] - quantiles
     level = np.asarray(levels)
     return float(np.maximum(level * error, (level - 1) * error).mean())

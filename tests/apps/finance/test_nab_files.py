@@ -57,7 +57,7 @@ def test_a_detector_s_folder_is_read_as_nab_writes_it(benchmark):
     assert list(rows) == ["standard", "reward_low_FP_rate", "reward_low_FN_rate"]
     assert all(row["score"] == "100.00" and row["windows hit"] == "2 of 2" for row in rows.values())
     assert all(row["threshold"] == "0.9" and row["false detections"] == "0" for row in rows.values())
-    assert "3 of 3 labelled series, 2 windows, 600 rows of which 90 are probation" in notes
+    assert "3 of 3 labelled series, 2 windows, 600 rows, of which 90 are probationary" in notes
 
 
 def test_the_profiles_weigh_a_false_detection_and_a_missed_window(benchmark):
@@ -103,11 +103,11 @@ def test_scores_on_another_scale_are_taken_and_said(benchmark):
     [
         ("timestamp,value\n", "lacks the columns anomaly_score"),
         ("timestamp,anomaly_score\n", "has no rows"),
-        (f"timestamp,anomaly_score\n{stamp(1)},high\n", "row 2: no timestamp and score"),
-        (f"timestamp,anomaly_score\n{stamp(1)},nan\n", "row 2: no finite score"),
+        (f"timestamp,anomaly_score\n{stamp(1)},high\n", "row 2 has no valid timestamp and score"),
+        (f"timestamp,anomaly_score\n{stamp(1)},nan\n", "row 2 has a score that is not finite"),
         (f"timestamp,anomaly_score\n{stamp(5)},0.1\n{stamp(1)},0.1\n", "not sorted"),
-        ("timestamp,anomaly_score\nyesterday,0.1\n", "timestamps are written as"),
-        (f"timestamp,anomaly_score\n{stamp(1)},0.1\n", "no row between"),
+        ("timestamp,anomaly_score\nyesterday,0.1\n", "write timestamps as"),
+        (f"timestamp,anomaly_score\n{stamp(1)},0.1\n", "no row in the labelled window from"),
     ],
 )
 def test_files_that_are_not_in_the_layout_are_refused(benchmark, text, message):
@@ -123,14 +123,14 @@ def test_names_and_labels_that_do_not_fit_are_refused(benchmark):
     with pytest.raises(InvalidInputError, match="has a labelled window"):
         scored(benchmark, write(benchmark / "C.csv", {}))
     write(benchmark / "two" / "x_B.csv", {}), write(benchmark / "two" / "y_B.csv", {})
-    with pytest.raises(InvalidInputError, match=r"both realTweets/B.csv"):
+    with pytest.raises(InvalidInputError, match=r"both have scores of realTweets/B.csv"):
         scored(benchmark, benchmark / "two")
     with pytest.raises(InvalidInputError, match="no such file"):
         scored(benchmark, benchmark / "none.csv")
     with pytest.raises(InvalidInputError, match="--labels JSON"):
         app.score_files({"scores": file})
     for content, message in (
-        ("[]", "is not NAB's"),
+        ("[]", "is not a mapping from file names to windows"),
         ("{", "as JSON"),
         ('{"a.csv": ["2015-01-01"]}', "combined_labels"),
     ):

@@ -1,6 +1,6 @@
-"""Synthetic markets and metrics with exactly known anomalies, keyed by a generator. Numpy alone.
+"""Synthetic markets and metrics with exactly known anomalies, drawn from a random generator. NumPy only.
 
-The same generator gives the same series on every machine. What this makes is called synthetic wherever it is shown.
+The same generator gives the same series on every machine. Everything made from them is labelled synthetic.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _WEIGHTS = {
 _PRICES = ("price", "minute_bars", "daily_close")
 _WITHOUT_RHYTHM = (*_PRICES, "noise", "wandering", "ad_price", "temperature")
 _INTERVALS = {"daily_close": (DAY_NS,), "minute_bars": (MINUTE_NS, 5 * MINUTE_NS)}
-"""Times between rows of the kinds that do not come with all."""
-_SETTLING = 0.2
-"""The first fifth of a series is free of anomalies, as a benchmark's probation is."""
+"""The intervals between rows of kinds that do not occur at all intervals."""
+_NORMAL_SHARE = 0.2
+"""The first fifth of a series has no anomalies, like a benchmark's probationary period."""
 
 
 def timestamps(generator: np.random.Generator, length: int, interval_ns: int) -> Times:
-    """(N,) times from a random day in 2010 to 2030; one series in four skips rows, as sensors do."""
+    """(N,) times from a random day between 2010 and 2030; one series in four skips rows, as sensors do."""
     start = int(generator.integers(14_610, 21_900)) * DAY_NS + int(generator.integers(24)) * HOUR_NS
     steps = np.ones(length, np.int64)
     if generator.uniform() < 0.25:
@@ -56,50 +56,50 @@ def series(
 ) -> LabelledSeries:
     """A synthetic series of ``length`` rows.
 
-    ``shape`` is a key of ``SHAPES``, drawn where None. ``anomalies`` is the expected number of anomalies.
+    ``shape`` is a key of ``SHAPES``, drawn at random if None. ``anomalies`` is the expected number of anomalies.
     """
     names = list(SHAPES)
     weights = np.array([_WEIGHTS[name] for name in names])
-    drawn = str(generator.choice(names, p=weights / weights.sum()))
-    shape = drawn if shape is None else shape
+    random_shape = str(generator.choice(names, p=weights / weights.sum()))
+    shape = random_shape if shape is None else shape
     interval = int(generator.choice(_INTERVALS.get(shape, INTERVALS_NS)))
     times = timestamps(generator, length, interval)
     values = SHAPES[shape](generator, times)
-    # In a price a single odd row is a bad print, which somebody wants to be told of.
+    # In a price a single odd row is a bad print, which users want to see.
     if shape not in ("constant", *_PRICES) and generator.uniform() < 0.6:
         values = ordinary_outliers(generator, values)
-    values, windows = _inject(generator, values, times, shape, int(generator.poisson(anomalies)))
+    values, windows = _inject_faults(generator, values, times, shape, int(generator.poisson(anomalies)))
     if generator.uniform() < 0.5:
         values = np.round(values, int(generator.integers(0, 4)))
-    made = Series(
+    item = Series(
         name=f"synthetic {shape}", times_ns=times, values={"value": values}, column="value", interval_ns=interval
     )
-    return LabelledSeries(series=made, windows=windows)
+    return LabelledSeries(series=item, windows=windows)
 
 
 def ordinary_outliers(generator: np.random.Generator, values: Floats) -> Floats:
-    """Adds what real series are full of and nobody calls an anomaly: single odd rows, of Pareto-distributed size."""
+    """Adds the single odd rows of Pareto-distributed size that real series are full of and nobody calls anomalies."""
     hits = generator.uniform(size=len(values)) < 10 ** generator.uniform(-3.3, -2.1)
     scale = local_scale(values, len(values), len(values))
     sizes = (2 + 3 * generator.pareto(2.5, len(values))) * np.where(generator.uniform(size=len(values)) < 0.75, 1, -1)
     return values + np.where(hits, scale * np.minimum(sizes, 60), 0.0)
 
 
-def _inject(
+def _inject_faults(
     generator: np.random.Generator, values: Floats, times: Times, shape: str, number: int
 ) -> tuple[Floats, tuple[Window, ...]]:
     length = len(values)
-    longest = max(8, length // 20)
+    max_span = max(8, length // 20)
     kinds = [
         name for name in FAULTS if shape != "constant" or name in ("spike", "level_shift", "volatility_burst", "tick")
     ]
     if shape in _WITHOUT_RHYTHM:
         kinds.remove("season_break")
     windows: list[Window] = []
-    # One slot for each, so that no two overlap and every window is followed by normal rows.
-    edges = np.linspace(_SETTLING * length, length - 1, number + 1).astype(int)
+    # One slot for each anomaly, so that no two overlap and normal rows follow every window.
+    edges = np.linspace(_NORMAL_SHARE * length, length - 1, number + 1).astype(int)
     for first, last in itertools.pairwise(edges):
-        span = int(generator.integers(6, longest))
+        span = int(generator.integers(6, max_span))
         if last - first < span + 2:
             continue
         start = int(generator.integers(first + 1, last - span))
@@ -111,7 +111,8 @@ def _inject(
 
 
 def market(generator: np.random.Generator, *, length: int = 4000) -> LabelledSeries:
-    """5-minute bars (open, high, low, close, volume) of a market with a pump and dump, a jump, a burst and a halt."""
+    """5-minute bars (open, high, low, close, volume) of a market with a pump and dump, a jump, a volatility burst and a
+    halt."""
     start = int(generator.integers(18_262, 20_000)) * DAY_NS
     times = start + np.arange(length, dtype=np.int64) * 5 * MINUTE_NS
     returns = 0.001 * generator.standard_normal(length) * volatility(generator, length)
@@ -123,17 +124,17 @@ def market(generator: np.random.Generator, *, length: int = 4000) -> LabelledSer
         windows.append(Window(start_ns=int(times[first]), end_ns=int(times[first + rows - 1]), kind=kind))
         return slice(first, first + rows)
 
-    places = (np.array([0.3, 0.5, 0.7, 0.88]) * length).astype(int) + generator.integers(0, length // 20, 4)
-    rows = mark("pump_and_dump", int(places[0]), 36)
+    first_rows = (np.array([0.3, 0.5, 0.7, 0.88]) * length).astype(int) + generator.integers(0, length // 20, 4)
+    rows = mark("pump_and_dump", int(first_rows[0]), 36)
     log_close[rows] += 0.12 * np.concatenate([np.linspace(0, 1, 24) ** 2, np.exp(-np.arange(12) / 2)])
     log_volume[rows] += 2.0
-    rows = mark("jump", int(places[1]), 12)
+    rows = mark("jump", int(first_rows[1]), 12)
     log_close[rows.start :] -= 0.04
     log_volume[rows] += 1.5
-    rows = mark("volatility_burst", int(places[2]), 48)
+    rows = mark("volatility_burst", int(first_rows[2]), 48)
     log_close[rows] += 0.008 * generator.standard_normal(48)
     log_volume[rows] += 1.0
-    rows = mark("halt", int(places[3]), 40)
+    rows = mark("halt", int(first_rows[3]), 40)
     log_close[rows] = log_close[rows.start - 1]
     log_volume[rows] = -np.inf
     close = 100 * np.exp(log_close)
@@ -147,5 +148,5 @@ def market(generator: np.random.Generator, *, length: int = 4000) -> LabelledSer
         "close": close,
         "volume": np.round(np.exp(log_volume)),
     }
-    made = Series(name="synthetic market", times_ns=times, values=values, column="close", interval_ns=5 * MINUTE_NS)
-    return LabelledSeries(series=made, windows=tuple(windows))
+    series = Series(name="synthetic market", times_ns=times, values=values, column="close", interval_ns=5 * MINUTE_NS)
+    return LabelledSeries(series=series, windows=tuple(windows))

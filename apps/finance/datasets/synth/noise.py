@@ -1,4 +1,4 @@
-"""What synthetic series are made of: an autoregressive process, changing volatility, a daily pattern. Numpy alone."""
+"""Building blocks of synthetic series: an autoregressive process, changing volatility, a daily pattern. NumPy only."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def daily(generator: np.random.Generator, times_ns: Times) -> Floats:
     low, high = pattern.min(), pattern.max()
     pattern = (pattern - low) / max(high - low, 1e-9)
     if generator.uniform() < 0.5:
-        pattern *= _workdays(times_ns, generator.uniform(0.3, 0.9))
+        pattern *= _weekend_factor(times_ns, generator.uniform(0.3, 0.9))
     daily_pattern: Floats = pattern
     return daily_pattern
 
 
-def _workdays(times_ns: Times, weekend: float) -> Floats:
+def _weekend_factor(times_ns: Times, weekend: float) -> Floats:
     day = (times_ns // DAY_NS + 3) % 7  # 1970-01-01 was a Thursday; 0 is Monday
     return np.where(day >= 5, weekend, 1.0)

@@ -1,7 +1,7 @@
 """Series in which nothing is wrong, by kind: on each of them a user must get as many events as were asked for.
 
-The kinds are those that textbooks part series into, and those of ``shapes`` that markets and servers have. Where a
-series changes once and for all, the change is labelled: whoever is told of it is told rightly. Numpy alone.
+The kinds are the textbook ones, and those of ``shapes`` that are typical of markets and servers. If a series changes
+once and permanently, the change is labelled, because reporting it is right. NumPy only.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from apps.finance.datasets.synth.shapes import SHAPES, Shape
 from apps.finance.types import DAY_NS, MINUTE_NS, Floats, LabelledSeries, Series, Times, Window
 
 _FIRST_NS = 1_578_268_800 * 10**9
-"""A Monday."""
+"""The start of the series: a Monday."""
 _OPENS, _SESSION, _WORKDAYS = 570, 390, 5
 """A session from 9:30 to 16:00, in minutes, on five days of seven."""
 _CHANGE_ROWS = 100
-"""So many rows from a change on are about the change."""
+"""An event that begins within this many rows after a change is about the change."""
 
 
 def _noise(generator: np.random.Generator, times_ns: Times) -> Floats:
     return generator.standard_normal(len(times_ns))
 
 
-def _course(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A sine by the day."""
-    course: Floats = np.sin(2 * np.pi * ((times_ns % DAY_NS) / DAY_NS - generator.uniform()))
-    return course
+def _daily_sine(generator: np.random.Generator, times_ns: Times) -> Floats:
+    """A daily sine."""
+    sine: Floats = np.sin(2 * np.pi * ((times_ns % DAY_NS) / DAY_NS - generator.uniform()))
+    return sine
 
 
 def _opening_hours(generator: np.random.Generator, times_ns: Times) -> Floats:
@@ -39,7 +39,7 @@ def _orders(generator: np.random.Generator, times_ns: Times) -> Floats:
     return generator.poisson(5 * (0.2 + daily(generator, times_ns))).astype(np.float64)
 
 
-def _rare_orders(generator: np.random.Generator, times_ns: Times) -> Floats:
+def _sparse_orders(generator: np.random.Generator, times_ns: Times) -> Floats:
     length = len(times_ns)
     return np.where(generator.uniform(size=length) < 0.1, 1.0 + generator.poisson(4, length), 0.0)
 
@@ -49,13 +49,15 @@ def _trend(generator: np.random.Generator, times_ns: Times) -> Floats:
     return slope * np.arange(len(times_ns)) + generator.standard_normal(len(times_ns))
 
 
-def _levels(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A level that changes every 1,000 rows on average, as a server's does: that is ordinary here."""
-    number = np.cumsum(generator.uniform(size=len(times_ns)) < 1e-3)
-    return 4 * generator.standard_normal(int(number[-1]) + 1)[number] + generator.standard_normal(len(times_ns))
+def _changing_levels(generator: np.random.Generator, times_ns: Times) -> Floats:
+    """A level that changes every 1,000 rows on average, as a server's does; such changes are normal here."""
+    level_index = np.cumsum(generator.uniform(size=len(times_ns)) < 1e-3)
+    return 4 * generator.standard_normal(int(level_index[-1]) + 1)[level_index] + generator.standard_normal(
+        len(times_ns)
+    )
 
 
-def _after_half(times_ns: Times) -> Floats:
+def _step_at_half(times_ns: Times) -> Floats:
     """(N,) 0 in the first half and 1 in the second."""
     return (np.arange(len(times_ns)) >= len(times_ns) // 2).astype(np.float64)
 
@@ -65,30 +67,32 @@ ORDINARY: dict[str, Shape] = {
     "autocorrelated (AR 0.9)": lambda generator, times_ns: autoregressive(generator, len(times_ns), 0.9),
     "random walk": lambda generator, times_ns: 1000 + np.cumsum(_noise(generator, times_ns)),
     "daily sine with noise": lambda generator, times_ns: (
-        _course(generator, times_ns) + 0.2 * _noise(generator, times_ns)
+        _daily_sine(generator, times_ns) + 0.2 * _noise(generator, times_ns)
     ),
-    "daily sine, no noise": _course,
+    "daily sine, no noise": _daily_sine,
     "daily square wave, no noise": _opening_hours,
     "heavy tails (Student's t, 3)": lambda generator, times_ns: generator.standard_t(3, len(times_ns)),
     "counts by the time of day": _orders,
-    "counts, nine of ten zero": _rare_orders,
+    "counts, nine of ten zero": _sparse_orders,
     "trend with noise": _trend,
-    "levels that change": _levels,
-    "one shift by 20 deviations": lambda generator, times_ns: 20 * _after_half(times_ns) + _noise(generator, times_ns),
+    "levels that change": _changing_levels,
+    "one shift by 20 deviations": lambda generator, times_ns: (
+        20 * _step_at_half(times_ns) + _noise(generator, times_ns)
+    ),
     "noise that triples once": lambda generator, times_ns: (
-        (1 + 2 * _after_half(times_ns)) * _noise(generator, times_ns)
+        (1 + 2 * _step_at_half(times_ns)) * _noise(generator, times_ns)
     ),
     "minute bars in sessions": SHAPES["minute_bars"],
     "daily closes": SHAPES["daily_close"],
     "server load": SHAPES["server"],
     "bursts": SHAPES["bursts"],
 }
-"""Values (N,) without faults from a generator and times (N,), by kind."""
+"""By kind: functions from a generator and times (N,) to values (N,) without faults."""
 _CHANGES_ONCE = ("one shift by 20 deviations", "noise that triples once")
 
 
 def ordinary(generator: np.random.Generator, kind: str, *, length: int) -> LabelledSeries:
-    """A series of a kind of ``ORDINARY``, in 5-minute rows but for minute bars and daily closes."""
+    """A series of a kind of ``ORDINARY``, in 5-minute rows except for minute bars and daily closes."""
     times, interval_ns = _times(kind, length)
     values = ORDINARY[kind](generator, times)
     series = Series(name=kind, times_ns=times, values={"value": values}, column="value", interval_ns=interval_ns)
@@ -100,7 +104,7 @@ def ordinary(generator: np.random.Generator, kind: str, *, length: int) -> Label
 
 
 def _times(kind: str, length: int) -> tuple[Times, int]:
-    """(N,) the times of the rows, and the time between them."""
+    """(N,) the times of the rows, and the interval between them."""
     rows = np.arange(length, dtype=np.int64)
     if kind == "daily closes":
         return _FIRST_NS + (rows + rows // _WORKDAYS * (7 - _WORKDAYS)) * DAY_NS, DAY_NS

@@ -1,7 +1,7 @@
 """Normal behaviour of more kinds of source: mentions, servers, ad prices, temperatures, minute bars, daily closes.
 
-What is usual of them and yet looks unusual is made here as well: a burst of mentions that dies down, a server that
-moves to another level, a market that opens with a gap. Numpy alone; see ``shapes`` for the arguments.
+They include behaviour that looks unusual but is normal for the source: a burst of mentions that decays, a server that
+changes its level, a market that opens with a gap. NumPy only; see ``shapes`` for the arguments.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from apps.finance.types import DAY_NS, Floats, Times
 
 
 def mentions(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """Mentions of a name: overdispersed counts about a daily rate, and bursts of Pareto size that die down."""
+    """Mentions of a name: overdispersed counts around a daily rate, and decaying bursts of Pareto-distributed size."""
     length = len(times_ns)
     rate = 10 ** generator.uniform(0.3, 1.8) * (0.2 + daily(generator, times_ns))
     rate = rate * np.exp(0.2 * autoregressive(generator, length, 0.98))
     starts = generator.uniform(size=length) < 10 ** generator.uniform(-3.3, -2.3)
     kicks = np.where(starts, rate.mean() * np.minimum(generator.pareto(1.5, length) + 0.5, 8), 0.0)
-    rate = rate + _decaying(kicks, generator.uniform(0.5, 0.93))
+    rate = rate + _sum_of_decaying(kicks, generator.uniform(0.5, 0.93))
     dispersion = generator.uniform(1.0, 6.0)
     return generator.poisson(rate * generator.gamma(dispersion, 1 / dispersion, length)).astype(np.float64)
 
 
 def server(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A server's load: levels that last for hours to days, noise that grows with the level, short peaks, few digits."""
+    """A server's load: levels that last hours to days, noise proportional to the level, short peaks, few digits."""
     length = len(times_ns)
     number = int(generator.poisson(generator.choice([0.0, 1.0, 4.0])))
     changes = np.sort(generator.integers(0, length, number))
@@ -41,12 +41,12 @@ def server(generator: np.random.Generator, times_ns: Times) -> Floats:
         values = values * (1 + generator.uniform(0.1, 1.5) * daily(generator, times_ns))
     peaks = generator.uniform(size=length) < 10 ** generator.uniform(-4, -1.5)
     height = level * generator.uniform(0.5, 6) * generator.lognormal(0, 0.4, length)
-    values = values + _decaying(np.where(peaks, height, 0.0), generator.choice([0.0, 0.4, 0.8]))
+    values = values + _sum_of_decaying(np.where(peaks, height, 0.0), generator.choice([0.0, 0.4, 0.8]))
     return np.maximum(np.round(values, int(generator.integers(1, 4))), 0)
 
 
 def ad_price(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """What a click costs: strong multiplicative noise about a slow level with a weak daily pattern."""
+    """The cost of a click: strong multiplicative noise around a slowly changing level with a weak daily pattern."""
     length = len(times_ns)
     level = np.exp(0.3 * autoregressive(generator, length, 0.99)) * 10 ** generator.uniform(-1.5, 0.5)
     noise = generator.lognormal(0, generator.uniform(0.1, 0.4), length)
@@ -56,7 +56,7 @@ def ad_price(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def temperature(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A temperature: a slow wandering about a level, a daily course, the weather of days, little noise."""
+    """A temperature: slow weather over days around a level, a daily pattern, little noise."""
     length = len(times_ns)
     weather = autoregressive(generator, length, 1 - 10 ** generator.uniform(-3.3, -2)) * generator.uniform(1, 6)
     course = generator.choice([0.0, 1.0]) * generator.uniform(1, 6) * daily(generator, times_ns)
@@ -66,7 +66,7 @@ def temperature(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def minute_bars(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A price in a market with hours: returns larger at open and close, a gap overnight, prices in ticks."""
+    """A price in a market with opening hours: larger returns at open and close, overnight gaps, prices in ticks."""
     length = len(times_ns)
     within = (times_ns % DAY_NS) / DAY_NS
     hours = 0.5 + 2 * np.abs(within - 0.5) ** generator.uniform(1, 2)
@@ -81,7 +81,7 @@ def minute_bars(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def daily_close(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """Closes of a share: drifting returns with clustered volatility that falls raise, and ordinary jumps on news."""
+    """Closes of a share: drifting returns with clustered volatility that rises when prices fall."""
     length = len(times_ns)
     shocks = generator.standard_t(generator.uniform(3.5, 7), length)
     shocks = shocks / max(float(shocks.std()), 1e-9) * volatility(generator, length)
@@ -91,11 +91,11 @@ def daily_close(generator: np.random.Generator, times_ns: Times) -> Floats:
     return values
 
 
-def _decaying(kicks: Floats, memory: float) -> Floats:
-    """(N,) the sum of ``kicks`` that each fall to ``memory`` of their size from row to row."""
+def _sum_of_decaying(kicks: Floats, decay: float) -> Floats:
+    """(N,) the sum of ``kicks``, each of which decays by the factor ``memory`` from row to row."""
     values, last = np.empty(len(kicks)), 0.0
     for index, kick in enumerate(kicks.tolist()):
-        last = memory * last + kick
+        last = decay * last + kick
         values[index] = last
     return values
 
