@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import report
-from apps.finance.inference.corporate_actions import continued, corporate_actions
+from apps.finance.inference.corporate_actions import corporate_actions, without_actions
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.examples import example_windows
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast, library_network
@@ -128,7 +128,7 @@ class FinancePredictor:
 
     def _detect(self, series: Series, options: Options) -> Detection:
         actions = corporate_actions(series)
-        adjusted, factor = continued(series, actions)
+        adjusted, factor = without_actions(series, actions)
         forecasted = forecast(self.model, [adjusted], stride=self.stride, device=self.device)[0]
         channels = improbability(adjusted, forecasted, self.calibration)
         forecasted = replace(forecasted, quantiles=forecasted.quantiles * factor[:, None])

@@ -164,7 +164,7 @@ def _forecast_rows(network: Forecaster) -> list[_TableRow]:
         peer = Fracast()
         for name in ("price", "minute_bars", "daily_close", "server"):
             own = relative_loss(network, name, levels=LEVELS)
-            theirs = relative_loss(network, name, levels=LEVELS, other=peer)
+            theirs = relative_loss(network, name, levels=LEVELS, forecaster=peer)
             measure = f"Synthetic series, {name.replace('_', ' ')}: the same at 10, 50 and 90 %"
             rows.append((measure, f"Fracast {theirs:.2f}", f"{own:.2f}"))
     return rows

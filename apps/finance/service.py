@@ -14,7 +14,7 @@ from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
 from apps.finance.datasets.covariates import horizon_notes, unit_notes, unknown_notes
 from apps.finance.inference.conformal import Budget
-from apps.finance.inference.corporate_actions import adjustments
+from apps.finance.inference.corporate_actions import adjustment_note
 from apps.finance.inference.forecasting import library_network
 from apps.finance.inference.options import Options
 from apps.finance.models.calendar import columns_taken
@@ -93,7 +93,7 @@ class FinanceCodec:
             notes += unknown_notes(series, self.library) + unit_notes(series, self.library, self.context)
             notes += horizon_notes(series, self.library, self.horizon)
         notes += _ended_notes(series)
-        notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
+        notes += tuple(note for note in map(adjustment_note, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(

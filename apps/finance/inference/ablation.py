@@ -1,4 +1,4 @@
-"""What each detector adds: each alone, all without it, and others beside them, at equal numbers of false events."""
+"""What each detector contributes: each alone, all without it, and others added, at equal numbers of false events."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Channels = Mapping[str, Floats]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ablated:
-    """Windows hit at some numbers of false events a series, NAB's standard score at the last, and mean VUS-PR."""
+class AblationResult:
+    """Windows hit at several numbers of false events a series, NAB's standard score at the last, and mean VUS-PR."""
 
     name: str
     hits: tuple[int, ...]
@@ -29,12 +29,12 @@ class Ablated:
     vus_pr: float
 
 
-def all_channels(one: ForecastedSeries, calibration: Calibration, *, anchors: bool) -> dict[str, Floats]:
-    """-log10 p of every detector that there is, (N,); of the slow ones where ``anchors``."""
+def all_channels(forecasted: ForecastedSeries, calibration: Calibration, *, anchors: bool) -> dict[str, Floats]:
+    """-log10 p of every detector, (N,); the slow ones only if ``anchors``."""
     ranking = Ranking(prior_rows=calibration.prior_rows, tail=calibration.tail, memory=calibration.memory)
     table: dict[str, Detector] = {**DETECTORS, **CANDIDATES, **(ANCHORS if anchors else {})}
     return {
-        name: detector.configured(calibration.prior.get(name, ()), ranking).score(one)
+        name: detector.configured(calibration.prior.get(name, ()), ranking).score(forecasted)
         for name, detector in table.items()
     }
 
@@ -45,38 +45,45 @@ def ablate(
     calibration: Calibration,
     false_events: Sequence[float],
     peers: Sequence[Channels] = (),
-) -> list[Ablated]:
-    """Each way to score the series, at thresholds that give each so many ``false_events`` a series.
+) -> list[AblationResult]:
+    """The result of each combination of detectors, at thresholds that give ``false_events`` false events a series.
 
-    The threshold of each is found on the series that it is scored on, so that all are compared alike, and stays.
-    ``peers`` has the scores of other detectors by name, of each series.
+    Each combination's threshold is found on the scored series themselves, so that all are compared alike, and stays
+    fixed. ``peers`` has for each series the scores of other detectors by name.
     """
-    ways = {name: [way(one) for one in channels] for name, way in _ways(sorted(channels[0])).items()}
-    ways |= {name: [one[name] for one in peers] for name in (peers[0] if peers else {})}
-    return [_measure(name, scores, windows, calibration, false_events) for name, scores in ways.items()]
+    scores_by_name = {
+        name: [combination(series_channels) for series_channels in channels]
+        for name, combination in _combinations(sorted(channels[0])).items()
+    }
+    scores_by_name |= {
+        name: [series_channels[name] for series_channels in peers] for name in (peers[0] if peers else {})
+    }
+    return [_measure(name, scores, windows, calibration, false_events) for name, scores in scores_by_name.items()]
 
 
-def _ways(there: Sequence[str]) -> dict[str, _Way]:
+def _combinations(available: Sequence[str]) -> dict[str, _Combination]:
     members = tuple(name for name in DETECTORS if WEIGHTS.get(name, 1.0))
-    ways: dict[str, _Way] = {"all, weighted root mean square (shipped)": _Way(members)}
-    ways["all, each counts once"] = _Way(members, weights={})
-    ways["all, mean"] = _Way(members, power=1.0)
-    ways["all, largest"] = _Way(members, power=np.inf)
-    ways |= {f"without {name}": _Way(tuple(one for one in members if one != name)) for name in members}
-    others = [name for name in (*DETECTORS, *CANDIDATES, *ANCHORS) if name in there and name not in members]
-    ways |= {f"with {name}": _Way((*members, name), weights={**WEIGHTS, name: 1.0}) for name in others}
-    ways["with the Transformer (surprise and drift)"] = _Way((*members, "surprise", "drift"))
-    ways["the Transformer alone (surprise and drift)"] = _Way(("surprise", "drift"))
-    ways |= {f"{name} alone": _Way((name,), weights={}) for name in (*members, *others)}
-    if all(name in there for name in ANCHORS):
-        ways["PaAno with PAI's two scores"] = _Way(tuple(ANCHORS), weights={})
-    ways["random"] = _Way(())
-    return ways
+    combinations: dict[str, _Combination] = {"all, weighted root mean square (shipped)": _Combination(members)}
+    combinations["all, each counts once"] = _Combination(members, weights={})
+    combinations["all, mean"] = _Combination(members, power=1.0)
+    combinations["all, largest"] = _Combination(members, power=np.inf)
+    combinations |= {
+        f"without {name}": _Combination(tuple(member for member in members if member != name)) for name in members
+    }
+    others = [name for name in (*DETECTORS, *CANDIDATES, *ANCHORS) if name in available and name not in members]
+    combinations |= {f"with {name}": _Combination((*members, name), weights={**WEIGHTS, name: 1.0}) for name in others}
+    combinations["with the Transformer (surprise and drift)"] = _Combination((*members, "surprise", "drift"))
+    combinations["the Transformer alone (surprise and drift)"] = _Combination(("surprise", "drift"))
+    combinations |= {f"{name} alone": _Combination((name,), weights={}) for name in (*members, *others)}
+    if all(name in available for name in ANCHORS):
+        combinations["PaAno with PAI's two scores"] = _Combination(tuple(ANCHORS), weights={})
+    combinations["random"] = _Combination(())
+    return combinations
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """The score by these detectors; of none a random one, exponential as -log10 p of normal rows is."""
+class _Combination:
+    """The combined score of these detectors; without any, a random score, exponential like -log10 p of normal rows."""
 
     names: tuple[str, ...]
     power: float = 2.0
@@ -97,7 +104,7 @@ def _measure(
     windows: Sequence[Rows],
     calibration: Calibration,
     false_events: Sequence[float],
-) -> Ablated:
+) -> AblationResult:
     scored: ScoredRows = list(zip(scores, windows, strict=True))
     fixed, rate = calibration.control(fixed=1.0), calibration.events_per_1000_rows
     hits: list[int] = []
@@ -107,5 +114,5 @@ def _measure(
         corpus = reported_scores(scored, replace(fixed, start=start), rate)
         hits.append(count_detections(corpus, REPORTED).hit)
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised
-    volumes = [vus_pr(one, rows) for one, rows in scored if len(rows)]
-    return Ablated(name=name, hits=tuple(hits), standard=standard, vus_pr=float(np.mean(volumes)))
+    vus_values = [vus_pr(series_scores, rows) for series_scores, rows in scored if len(rows)]
+    return AblationResult(name=name, hits=tuple(hits), standard=standard, vus_pr=float(np.mean(vus_values)))

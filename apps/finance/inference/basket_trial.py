@@ -1,4 +1,4 @@
-"""Synthetic baskets of shares scored jointly, and column by column, with the same budget in all."""
+"""Synthetic baskets of shares scored jointly, and column by column, with the same budget."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from apps.finance.metrics.nab import probation
 from apps.finance.types import LabelledSeries, Series
 
 _STREAM, _BASKETS = 1 << 27, 20
-_AFTER = 12
-"""A fault may be told of so many rows after it: the joint score is a mean over 6 rows."""
+_ROWS_AFTER_FAULT = 12
+"""A report counts as a hit up to this many rows after the fault, because the joint score is a mean over 6 rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class BasketTrial:
-    """Faults by kind and those hit, and false events a 1,000 rows of a column or of the joint score."""
+    """Faults by kind, those hit, and the false events per 1,000 rows of a column or of the joint score."""
 
     number: Mapping[str, int]
     hit: Mapping[str, int]
@@ -30,7 +30,7 @@ class BasketTrial:
 
 
 def basket_trial(calibration: Calibration, *, baskets: int = _BASKETS) -> tuple[BasketTrial, BasketTrial]:
-    """Of the joint score, and of each column alone: there a fault is hit where any column tells of it."""
+    """The results of the joint score, and of each column alone, where a fault is hit if any column reports it."""
     items = [
         basket(np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + number)))))
         for number in range(baskets)
@@ -40,8 +40,8 @@ def basket_trial(calibration: Calibration, *, baskets: int = _BASKETS) -> tuple[
         series = item.series
         return [replace(series, values={name: series.values[name]}, column=name) for name in series.values]
 
-    together = [(item, [replace(item.series, joint=True)]) for item in items]
-    return _trial(together, calibration), _trial([(item, columns(item)) for item in items], calibration)
+    joint_items = [(item, [replace(item.series, joint=True)]) for item in items]
+    return _trial(joint_items, calibration), _trial([(item, columns(item)) for item in items], calibration)
 
 
 def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calibration) -> BasketTrial:
@@ -49,11 +49,11 @@ def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calib
     false_events = rows = 0
     for item, parts in scored:
         length = len(item.series)
-        told = np.zeros((len(parts), length), bool)
-        for place, part in enumerate(parts):
+        is_reported = np.zeros((len(parts), length), bool)
+        for row, part in enumerate(parts):
             expected = calibration.budget().expected(part)
-            told[place] = report(score(part, calibration), expected, calibration.control()).scores > 0
-        told[:, : probation(length)] = False
+            is_reported[row] = report(score(part, calibration), expected, calibration.control()).scores > 0
+        is_reported[:, : probation(length)] = False
         rows += len(parts) * (length - probation(length))
         inside = np.zeros(length, bool)
         for (first, last), window in zip(
@@ -61,7 +61,7 @@ def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calib
         ):
             kind = window.kind.partition(":")[0]
             number[kind] += 1
-            hit[kind] += bool(told[:, first : last + 1 + _AFTER].any())
-            inside[first : last + 1 + _AFTER] = True
-        false_events += int(told[:, ~inside].sum())
+            hit[kind] += bool(is_reported[:, first : last + 1 + _ROWS_AFTER_FAULT].any())
+            inside[first : last + 1 + _ROWS_AFTER_FAULT] = True
+        false_events += int(is_reported[:, ~inside].sum())
     return BasketTrial(number=number, hit=hit, false_events=1000 * false_events / max(rows, 1))

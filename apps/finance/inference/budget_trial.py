@@ -1,4 +1,4 @@
-"""Events that a user gets over those asked for, by kind of series in which nothing is wrong."""
+"""The number of events that a user gets over the number asked for, by kind of series in which nothing is wrong."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shared.app import Table
 
 _STREAM = 1 << 27
 _SERIES, _ROWS = 6, 10_000
-_WITHIN = 0.2
-_BY_ROWS, _BY_DAY, _DAILY_ROWS_BY_DAY = 0.6, 0.5, 0.002
+_TOLERANCE = 0.2
+_PER_1000_ROWS, _PER_DAY, _DAILY_CLOSES_PER_DAY = 0.6, 0.5, 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Events asked for and given in ``series`` series of one kind, ``rows`` rows in all."""
+class BudgetOutcome:
+    """The events asked for and received in ``series`` series of one kind, ``rows`` rows in all."""
 
     kind: str
     series: int
@@ -37,58 +37,62 @@ class Given:
 
     @property
     def within(self) -> bool:
-        """Whether there are as many events as were asked for, give or take 20 %."""
-        return abs(self.given - self.asked) <= _WITHIN * self.asked
+        """Whether the number of events is within 20 % of the number asked for."""
+        return abs(self.given - self.asked) <= _TOLERANCE * self.asked
 
 
 def budget_tables(calibration: Calibration) -> tuple[Table, Table]:
-    """Asked and given by kind, with a budget by 1,000 rows (the model's own) and with one by the day."""
-    by_rows, by_day = zip(*(trial(calibration, kind) for kind in ORDINARY), strict=True)
+    """Events asked for and received by kind, with a budget by 1,000 rows (the model's own) and with one by the day."""
+    by_rows, by_day = zip(*(run_budget_trial(calibration, kind) for kind in ORDINARY), strict=True)
     columns = ("kind", "series", "rows", "asked", "given", "ratio", "within 20 %")
     notes = (
-        "Synthetic series in which nothing is wrong, which neither training nor calibration has seen. All that a user "
-        "is told counts, from the first row on; of the two kinds that change once, not what begins in the 100 rows "
-        "from the change on.",
+        "Synthetic series in which nothing is wrong, which neither training nor calibration has seen. Every event that "
+        "a user gets counts, from the first row on; in the two kinds that change once, events that begin within 100 "
+        "rows after the change do not count.",
     )
     return (
         Table(
-            title=f"Events given over those asked for: {_BY_ROWS:g} in 1,000 rows",
+            title=f"Events given over those asked for: {_PER_1000_ROWS:g} in 1,000 rows",
             columns=columns,
-            rows=[_row(one) for one in by_rows],
+            rows=[_row(outcome) for outcome in by_rows],
         ),
         Table(
-            title=f"Events given over those asked for: {_BY_DAY:g} a day, of daily closes {_DAILY_ROWS_BY_DAY:g}",
+            title=f"Events given over those asked for: {_PER_DAY:g} a day, of daily closes {_DAILY_CLOSES_PER_DAY:g}",
             columns=columns,
-            rows=[_row(one) for one in by_day],
+            rows=[_row(outcome) for outcome in by_day],
             notes=notes,
         ),
     )
 
 
-def trial(calibration: Calibration, kind: str, *, series: int = _SERIES, rows: int = _ROWS) -> tuple[Given, Given]:
-    """What ``series`` series of a kind get with a budget by 1,000 rows, and with one by the day."""
-    per_day = _DAILY_ROWS_BY_DAY if kind == "daily closes" else _BY_DAY
-    budgets = Budget(per_1000_rows=_BY_ROWS), Budget(per_day=per_day)
+def run_budget_trial(
+    calibration: Calibration, kind: str, *, series: int = _SERIES, rows: int = _ROWS
+) -> tuple[BudgetOutcome, BudgetOutcome]:
+    """The outcome for ``series`` series of a kind, with a budget by 1,000 rows and with one by the day."""
+    per_day = _DAILY_CLOSES_PER_DAY if kind == "daily closes" else _PER_DAY
+    budgets = Budget(per_1000_rows=_PER_1000_ROWS), Budget(per_day=per_day)
     asked, given = np.zeros(2), np.zeros(2, np.int64)
     for item in _items(kind, series, rows):
         asked += [budget.expected(item.series)[-1] for budget in budgets]
-        given += events_given(item, calibration, *budgets)
-    first, second = (Given(kind, series, series * rows, float(asked[k]), int(given[k])) for k in range(2))
+        given += count_events(item, calibration, *budgets)
+    first, second = (BudgetOutcome(kind, series, series * rows, float(asked[k]), int(given[k])) for k in range(2))
     return first, second
 
 
-def events_given(item: LabelledSeries, calibration: Calibration, *budgets: Budget) -> list[int]:
-    """How many events a user gets with each budget, but for those that begin in a window."""
+def count_events(item: LabelledSeries, calibration: Calibration, *budgets: Budget) -> list[int]:
+    """The number of events that a user gets with each budget, except those that begin in a labelled window."""
     series: Series = item.series
     forecast = without_forecast(len(series))
     channels = improbability(series, forecast, calibration)
-    scores, pauses = combine(channels), gaps(series)
+    scores, time_gaps = combine(channels), gaps(series)
     numbers = []
     for budget in budgets:
         reported = report(scores, budget.expected(series), calibration.control(budget.rate(series)))
-        found = anomalies(series, forecast, scores, reported, channels, gaps=pauses)
-        right = [any(window.start_ns <= one.start_ns <= window.end_ns for window in item.windows) for one in found]
-        numbers.append(len(found) - sum(right))
+        events = anomalies(series, forecast, scores, reported, channels, gaps=time_gaps)
+        is_labelled = [
+            any(window.start_ns <= event.start_ns <= window.end_ns for window in item.windows) for event in events
+        ]
+        numbers.append(len(events) - sum(is_labelled))
     return numbers
 
 
@@ -98,6 +102,14 @@ def _items(kind: str, series: int, rows: int) -> Iterator[LabelledSeries]:
         yield ordinary(np.random.Generator(np.random.Philox(np.random.SeedSequence((0, stream)))), kind, length=rows)
 
 
-def _row(one: Given) -> tuple[str, ...]:
-    within = "yes" if one.within else "no"
-    return one.kind, f"{one.series}", f"{one.rows:,}", f"{one.asked:.0f}", f"{one.given}", f"{one.ratio:.2f}", within
+def _row(outcome: BudgetOutcome) -> tuple[str, ...]:
+    within_text = "yes" if outcome.within else "no"
+    return (
+        outcome.kind,
+        f"{outcome.series}",
+        f"{outcome.rows:,}",
+        f"{outcome.asked:.0f}",
+        f"{outcome.given}",
+        f"{outcome.ratio:.2f}",
+        within_text,
+    )

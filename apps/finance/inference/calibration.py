@@ -1,4 +1,4 @@
-"""What an artifact needs to know beside its weights: what is usual, and from which score on a row begins an event."""
+"""The calibration stored with an artifact's weights: what is normal, and from which score a row begins an event."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 ScoredRows: TypeAlias = Sequence[tuple[Floats, Rows]]
-"""Scores (N,) and windows of rows (W, 2) of some series."""
+"""Scores (N,) and windows of rows (W, 2) of several series."""
 
 _BUDGETS = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0, 5.0)
-"""Further budgets for which a calibration finds the threshold to begin with, in events a 1,000 rows."""
+"""Further budgets, in events per 1,000 rows, for which a calibration finds the initial threshold."""
 _HALVINGS = 12
 
 
 @runtime_checkable
 class CalibrationData(Protocol):
-    """What a data set must give besides windows, so that a forecaster can be calibrated on it."""
+    """What a data set must provide in addition to windows, so that a forecaster can be calibrated on it."""
 
     @property
     def false_events_per_1000_rows(self) -> float:
@@ -48,42 +48,42 @@ class CalibrationData(Protocol):
         ...
 
     def labelled(self) -> Sequence[LabelledSeries]:
-        """Further series, with anomalies whose windows are known."""
+        """Further series, with labelled anomalies."""
         ...
 
 
 def calibrate(
-    data: CalibrationData, model: AnyForecaster, *, stride: int | None = None, most: int | None = None
+    data: CalibrationData, model: AnyForecaster, *, stride: int | None = None, max_series: int | None = None
 ) -> dict[str, Any]:
     """The calibration of a trained forecaster, in JSON types.
 
-    The ``normal`` series of ``data`` give each detector's distribution on normal rows; they and the ``labelled`` ones
-    give the threshold to begin with for each of several budgets, the lowest at which there are no more false events
-    than the budget allows. ``most`` limits how many series of each kind are taken. Where no window is known every
-    event counts as false.
+    The ``normal`` series of ``data`` give each detector's distribution on normal rows. Together with the ``labelled``
+    series they give the initial threshold for each of several budgets: the lowest at which the number of false events
+    is within the budget. ``most`` limits the number of series of each kind. If no window is labelled, every event
+    counts as false.
     """
     stride = stride or default_stride(model.horizon)
     data = with_covariates(data, covariates_of(model))
-    normal, labelled = data.normal()[:most], data.labelled()[:most]
+    normal, labelled = data.normal()[:max_series], data.labelled()[:max_series]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
-    history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=True)]
+    history = [ForecastedSeries(item.series, forecasted) for item, forecasted in zip(normal, forecasts, strict=True)]
     by_forecast = bool(covariates_of(model))
     calibration = Calibration(by_forecast=by_forecast)
-    calibration = replace(calibration, prior=_learnt(history, calibration))
+    calibration = replace(calibration, prior=_fit_priors(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
-    further = forecast(model, [item.series for item in labelled], stride=stride) if by_forecast else []
+    labelled_forecasts = forecast(model, [item.series for item in labelled], stride=stride) if by_forecast else []
     scored = [
-        (score(item.series, calibration, made), scored_windows(item, synthetic=synthetic))
-        for item, made in zip_longest((*normal, *labelled), (*forecasts, *further))
+        (score(item.series, calibration, forecasted), scored_windows(item, synthetic=synthetic))
+        for item, forecasted in zip_longest((*normal, *labelled), (*forecasts, *labelled_forecasts))
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
     budgets: list[tuple[float, float]] = []
-    highest = control.least
-    for other in sorted({*_BUDGETS, rate}, reverse=True):
-        # Who asks for fewer events gets no more. The threshold falls with each event that is due, so that by itself a
-        # larger budget may need the higher beginning.
-        highest = max(highest, budget_start(scored, control, other))
-        budgets.insert(0, (other, highest))
+    start = control.least
+    for budget in sorted({*_BUDGETS, rate}, reverse=True):
+        # A smaller budget must not yield more events. The threshold falls with each event that is due, so that without
+        # this maximum a larger budget could need a higher initial threshold.
+        start = max(start, budget_start(scored, control, budget))
+        budgets.insert(0, (budget, start))
     calibration = replace(
         calibration,
         events_per_1000_rows=rate,
@@ -91,7 +91,7 @@ def calibrate(
         budgets=[pair for pair in budgets if pair[0] != rate],
     )
     corpus = reported_scores(scored, calibration.control(), rate)
-    found = count_detections(corpus, REPORTED)
+    detections = count_detections(corpus, REPORTED)
     return {
         **asdict(calibration),
         "stride": stride,
@@ -99,9 +99,9 @@ def calibrate(
             "data": data.fingerprint()["description"],
             "series": len(corpus),
             "rows": sum(len(item.series) for item in (*normal, *labelled)),
-            "windows": found.windows,
-            "recall": round(found.recall, 4),
-            "false_events_per_1000_rows": round(1000 * found.false_events / max(counted_rows(scored), 1), 4),
+            "windows": detections.windows,
+            "recall": round(detections.recall, 4),
+            "false_events_per_1000_rows": round(1000 * detections.false_events / max(counted_rows(scored), 1), 4),
             "nab_standard": round(score_corpus(corpus, threshold=REPORTED).normalised, 2),
         },
     }
@@ -118,16 +118,17 @@ DataT = TypeVar("DataT")
 
 
 def with_covariates(data: DataT, names: Sequence[str]) -> DataT:
-    """The same series with the columns that a network takes beside the value, where there are such."""
+    """``data``, read with the columns that a network takes in addition to the value, if any. Raises InvalidInputError
+    if it cannot have such columns."""
     if not names:
         return data
     if not isinstance(data, WithCovariates):
         raise InvalidInputError(
-            f"the series of {type(data).__name__} have no columns {', '.join(names)}, which the network takes; name a "
-            "table that has: --data table --data.path FILE"
+            f"the series of {type(data).__name__} lack the columns {', '.join(names)}, which the network needs; name a "
+            "table that has them: --data table --data.path FILE"
         )
-    found: DataT = data.with_covariates(names)
-    return found
+    extended: DataT = data.with_covariates(names)
+    return extended
 
 
 def calibrate_recipe(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
@@ -140,26 +141,26 @@ def calibrate_recipe(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 
 
 def default_stride(horizon: int) -> int:
-    """Half the horizon: every row is forecast twice, from nearby and from further off."""
+    """Half the horizon, if it is even: every row is forecast twice, at a short and at a long lead."""
     return horizon // 2 if horizon % 2 == 0 else horizon
 
 
 def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
-    """The calibration in a manifest. Refuses one of other types."""
-    known = {name: mapping[name] for name in Calibration.__dataclass_fields__.keys() & mapping.keys()}
+    """The calibration in a manifest. Raises InvalidInputError if a value has the wrong type."""
+    fields = {name: mapping[name] for name in Calibration.__dataclass_fields__.keys() & mapping.keys()}
     try:
-        return TypeAdapter(Calibration).validate_python(known)
+        return TypeAdapter(Calibration).validate_python(fields)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
+        first_error = error.errors()[0]
+        location = ".".join(map(str, first_error["loc"]))
         raise InvalidInputError(
-            f"the model's calibration cannot be used: {where}: {wrong['msg'].lower()}; `trivium calibrate finance "
-            "--artifact DIR` makes it anew"
+            f"the model's calibration cannot be used: {location}: {first_error['msg'].lower()}; recreate it with "
+            "`trivium calibrate finance --artifact DIR`"
         ) from error
 
 
 def reported_scores(scored: ScoredRows, control: Control, rate: float) -> list[Scored]:
-    """The scores at which events are reported with a budget of ``rate`` events a 1,000 rows, and zero elsewhere."""
+    """The scores of reported events for a budget of ``rate`` events per 1,000 rows; zero elsewhere."""
     budget = Budget(per_1000_rows=rate)
     return [
         Scored(scores=report(scores, budget.due(len(scores)), control).scores, windows=windows)
@@ -168,16 +169,16 @@ def reported_scores(scored: ScoredRows, control: Control, rate: float) -> list[S
 
 
 def budget_start(scored: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
-    """The lowest threshold to begin with at which there are no more false events than ``allowed``.
+    """The lowest initial threshold at which there are at most ``allowed`` false events.
 
-    That is ``rate`` a 1,000 rows after probation where it is None.
+    By default ``allowed`` is ``rate`` events per 1,000 rows after probation.
     """
-    most = rate * counted_rows(scored) / 1000 if allowed is None else allowed
+    max_false_events = rate * counted_rows(scored) / 1000 if allowed is None else allowed
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         corpus = reported_scores(scored, replace(control, start=middle), rate)
-        if count_detections(corpus, REPORTED).false_events > most:
+        if count_detections(corpus, REPORTED).false_events > max_false_events:
             low = middle
         else:
             high = middle
@@ -189,7 +190,7 @@ def counted_rows(scored: ScoredRows) -> int:
     return sum(len(scores) - probation(len(scores)) for scores, _ in scored)
 
 
-def _learnt(history: Sequence[ForecastedSeries], calibration: Calibration) -> dict[str, list[float]]:
+def _fit_priors(history: Sequence[ForecastedSeries], calibration: Calibration) -> dict[str, list[float]]:
     table = {**calibration.detectors(), **CANDIDATES}
-    found = {name: one.fit(history).prior for name, one in table.items()}
-    return {name: list(values) for name, values in found.items()}
+    priors = {name: detector.fit(history).prior for name, detector in table.items()}
+    return {name: list(values) for name, values in priors.items()}

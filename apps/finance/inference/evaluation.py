@@ -1,4 +1,4 @@
-"""How good a predictor is on a data set: NAB's protocol where anomalies are labelled, and its forecasts anywhere."""
+"""Evaluates a predictor on a data set: by NAB's protocol if anomalies are labelled, and always by its forecasts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from shared.progress_bar import progress_bar
 from shared.recipe import DataConfig
 
 SEARCHED = tuple(round(0.05 * 1.25**step, 3) for step in range(22))
-"""The budgets, in events a 1,000 rows, that the search of NAB's protocol tries: there is one for the whole corpus."""
+"""The budgets, in events per 1,000 rows, among which the search of NAB's protocol chooses one for the whole corpus."""
 
 
 @runtime_checkable
 class EvaluationData(Protocol):
-    """What a data set must give besides windows, so that a predictor can be scored on it."""
+    """What a data set must provide in addition to windows, so that a predictor can be scored on it."""
 
     def cases(self) -> Iterable[LabelledSeries]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ForecastQuality:
-    """``loss`` is the mean quantile loss in mean absolute changes of the series, ``persistence`` the last value's.
+    """The quality of forecasts on ``rows`` rows.
 
-    ``coverage`` is the share of values within the outermost quantiles, whose levels leave ``expected`` inside.
+    ``loss`` is the mean quantile loss in units of the series' mean absolute change, ``persistence`` the same for
+    repeating the last value. ``coverage`` is the share of values between the outermost quantiles, ``expected`` the
+    nominal share.
     """
 
     rows: int
@@ -48,7 +50,7 @@ class ForecastQuality:
 
 
 def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -> Table:
-    """The scores of a predictor on a data set; ``limit`` is the most series that are scored."""
+    """The scores of a predictor on a data set; ``limit`` is the maximum number of series."""
     cases: list[LabelledSeries] = []
     scored: list[tuple[Floats, Rows]] = []
     qualities: list[ForecastQuality] = []
@@ -60,17 +62,17 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
         qualities.append(forecast_quality(detection, first))
     rows = [("Series", str(len(cases))), ("Rows", str(sum(len(item.series) for item in cases)))]
     rows += _detection_rows(scored, predictor)
-    rows += _forecast_rows([one for one in qualities if one.rows])
+    rows += _forecast_rows([quality for quality in qualities if quality.rows])
     notes = [
         f"Labelled windows: {sum(len(windows) for _, windows in scored)}. A false event is a run of detections outside "
-        "every window; the rows of a series' probationary period (15 %, at most 750) count for nothing."
+        "every window; the rows of a series' probationary period (15 %, at most 750) are ignored."
     ]
     if not any(len(windows) for _, windows in scored):
-        notes = ["No window is labelled: events are counted, and cannot be told right or wrong."]
+        notes = ["No window is labelled: events are counted, but they cannot be judged right or wrong."]
     notes.append(
-        "Forecasts are scored on the later part of each series, which does not train; losses are in mean absolute "
-        "changes of the series. Persistence forecasts the value of the row before, which the model, that forecasts "
-        "several rows at once, has not always seen."
+        "Forecasts are scored on the later part of each series, which is not used for training; losses are in mean "
+        "absolute changes of the series. Persistence forecasts the value of the row before, which the model has not "
+        "always seen because it forecasts several rows at once."
     )
     if data.fingerprint()["synthetic"]:
         notes.append("The series are synthetic.")
@@ -80,31 +82,33 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
 
 
 def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = None) -> tuple[DomainScore, ...]:
-    """The mean quantile loss on the later part of each series, and NAB's standard score where windows are labelled."""
+    """The mean quantile loss on the later part of each series, and NAB's standard score if windows are labelled."""
     scored, qualities = [], []
     for item, detection, windows in _detections(predictor, data, limit):
         scored.append((detection.scores, windows))
         qualities.append(forecast_quality(detection, probation(len(item.series))))
-    rows = sum(one.rows for one in qualities)
-    loss = sum(one.loss * one.rows for one in qualities) / max(rows, 1)
-    of = str(data.fingerprint()["description"])
+    rows = sum(quality.rows for quality in qualities)
+    loss = sum(quality.loss * quality.rows for quality in qualities) / max(rows, 1)
+    description = str(data.fingerprint()["description"])
     scores = [
-        DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=of, higher_is_better=False),
+        DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=description, higher_is_better=False),
     ]
     calibration = predictor.calibration
     corpus = reported_scores(scored, calibration.control(), calibration.events_per_1000_rows)
-    if found := count_detections(corpus, REPORTED).windows:
+    if number := count_detections(corpus, REPORTED).windows:
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised
-        scores.append(DomainScore(name="NAB standard score", value=standard, count=f"{found} windows", data=of))
+        scores.append(
+            DomainScore(name="NAB standard score", value=standard, count=f"{number} windows", data=description)
+        )
     return tuple(scores)
 
 
 def _detections(
     predictor: FinancePredictor, data: DataConfig, limit: int | None
 ) -> Iterator[tuple[LabelledSeries, Detection, Rows]]:
-    """The series of a data set, at most ``limit``, with what is found in each and its labelled windows."""
+    """The series of a data set, at most ``limit``, each with its detection and its labelled windows."""
     if not isinstance(data, EvaluationData):
-        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
+        raise InvalidInputError(f"{type(data).__name__} has no series to score on; name another data set with --data")
     synthetic = bool(data.fingerprint()["synthetic"])
     data = with_covariates(data, covariates_of(predictor.model))
     for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
@@ -116,23 +120,29 @@ def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredict
     calibration = predictor.calibration
     rate = calibration.events_per_1000_rows
     corpus = reported_scores(scored, calibration.control(), rate)
-    found = count_detections(corpus, REPORTED)
+    detections = count_detections(corpus, REPORTED)
     counted = max(counted_rows(scored), 1)
-    where = f"with the model's budget of {rate:g} events a 1,000 rows"
-    events = "False events" if found.windows else "Events"
+    budget_text = f"with the model's budget of {rate:g} events a 1,000 rows"
+    events = "False events" if detections.windows else "Events"
     rows = [
-        (f"{events}, {where}", str(found.false_events)),
-        (f"{events} a series", f"{found.false_events_per_series:.2f}"),
-        (f"{events} a 1,000 rows", f"{1000 * found.false_events / counted:.3f}"),
+        (f"{events}, {budget_text}", str(detections.false_events)),
+        (f"{events} a series", f"{detections.false_events_per_series:.2f}"),
+        (f"{events} a 1,000 rows", f"{1000 * detections.false_events / counted:.3f}"),
     ]
-    if not found.windows:
+    if not detections.windows:
         return rows
-    rows.insert(0, (f"Windows hit, {where}", f"{found.hit}/{found.windows} = {100 * found.recall:.1f} %"))
+    rows.insert(
+        0, (f"Windows hit, {budget_text}", f"{detections.hit}/{detections.windows} = {100 * detections.recall:.1f} %")
+    )
     standard = score_corpus(corpus, STANDARD, REPORTED).normalised
-    rows.append(("NAB standard score, there", f"{standard:.1f}"))
-    searched = [(other, reported_scores(scored, calibration.control(other), other)) for other in SEARCHED]
+    rows.append(("NAB standard score with that budget", f"{standard:.1f}"))
+    searched = [
+        (candidate, reported_scores(scored, calibration.control(candidate), candidate)) for candidate in SEARCHED
+    ]
     for profile in PROFILES:
-        best, budget = max((score_corpus(one, profile, REPORTED).normalised, other) for other, one in searched)
+        best, budget = max(
+            (score_corpus(reported, profile, REPORTED).normalised, candidate) for candidate, reported in searched
+        )
         rows.append(
             (f"NAB {profile.name}, best budget of {SEARCHED[0]:g} to {SEARCHED[-1]:g}", f"{best:.1f} (at {budget:g})")
         )
@@ -145,19 +155,19 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
     levels = detection.forecast.levels
     before = np.concatenate([[np.nan], values[:-1]])
     scale = float(np.nanmean(np.abs(values - before))) if np.isfinite(values - before).any() else 0.0
-    good = np.isfinite(values) & np.isfinite(before) & np.isfinite(quantiles).all(axis=1)
-    good[:first_row] = False
-    if not good.any() or not scale > 0:
+    is_scored = np.isfinite(values) & np.isfinite(before) & np.isfinite(quantiles).all(axis=1)
+    is_scored[:first_row] = False
+    if not is_scored.any() or not scale > 0:
         return ForecastQuality(0, 0.0, 0.0, 0.0, 0.0)
 
     def loss(forecast: Floats) -> float:
-        return quantile_loss(values[good], forecast, levels) / scale
+        return quantile_loss(values[is_scored], forecast, levels) / scale
 
-    inside = (values[good] >= quantiles[good, 0]) & (values[good] <= quantiles[good, -1])
+    inside = (values[is_scored] >= quantiles[is_scored, 0]) & (values[is_scored] <= quantiles[is_scored, -1])
     return ForecastQuality(
-        rows=int(good.sum()),
-        loss=loss(quantiles[good]),
-        persistence=loss(np.repeat(before[good, None], len(levels), axis=1)),
+        rows=int(is_scored.sum()),
+        loss=loss(quantiles[is_scored]),
+        persistence=loss(np.repeat(before[is_scored, None], len(levels), axis=1)),
         coverage=float(inside.mean()),
         expected=float(levels[-1] - levels[0]),
     )
@@ -166,17 +176,17 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
 def _forecast_rows(qualities: list[ForecastQuality]) -> list[tuple[str, str]]:
     if not qualities:
         return []
-    weights = np.array([one.rows for one in qualities], np.float64)
+    weights = np.array([quality.rows for quality in qualities], np.float64)
 
     def mean(values: list[float]) -> float:
         return float(np.average(values, weights=weights))
 
     return [
         ("Rows whose forecasts are scored", str(int(weights.sum()))),
-        ("Quantile loss", f"{mean([one.loss for one in qualities]):.3f}"),
-        ("Quantile loss of persistence", f"{mean([one.persistence for one in qualities]):.3f}"),
+        ("Quantile loss", f"{mean([quality.loss for quality in qualities]):.3f}"),
+        ("Quantile loss of persistence", f"{mean([quality.persistence for quality in qualities]):.3f}"),
         (
             f"Values within the {qualities[0].expected:.0%} band",
-            f"{100 * mean([one.coverage for one in qualities]):.1f} %",
+            f"{100 * mean([quality.coverage for quality in qualities]):.1f} %",
         ),
     ]

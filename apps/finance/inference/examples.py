@@ -1,4 +1,4 @@
-"""What a network's programs are timed and quantised on: windows of a sample, or series that it learnt from."""
+"""Inputs for timing and quantising a network's programs: windows of a sample, or series that it was trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def example_windows(input: FinanceInput, batch: int) -> dict[str, Tensor]:
-    """So many windows of one series, evenly chosen; a real series where one is at hand."""
+    """``batch`` evenly chosen windows of one series; a real series if one is available."""
     import torch
 
     def read(files: Sequence[Path]) -> Series | None:
@@ -37,19 +37,20 @@ def example_windows(input: FinanceInput, batch: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(arrays[name]) for name in ("encoder_cont", "decoder_cont", "static")}
 
 
-def training_series(data: DataConfig, input: FinanceInput, most: int) -> Iterator[Series] | None:
-    """The rows that train of at most ``most`` series of a table, evenly chosen, for a network over a table's columns.
+def training_series(data: DataConfig, input: FinanceInput, max_series: int) -> Iterator[Series] | None:
+    """The training rows of at most ``most`` evenly chosen series, for a network over a table's columns.
 
-    None for a network over the value alone, which reads the samples. Refuses data without those columns.
+    None for a network that takes only the value, for which the samples serve. Raises InvalidInputError if ``data`` is
+    not a table.
     """
     library = input.library
     if library is None:
         return None
     if not isinstance(data, Table):
         raise InvalidInputError(
-            "the network takes the columns of a table; name the one that it was trained on: --data table --data.path "
+            "the network takes the columns of a table; name the table that it was trained on: --data table --data.path "
             "FILE"
         )
     items = data.with_covariates(columns_taken(library)).cases()
-    chosen = items[:: -(-len(items) // most)]
+    chosen = items[:: -(-len(items) // max_series)]
     return (head(item.series, first_validation_row(len(item.series), data.validation_share)) for item in chosen)

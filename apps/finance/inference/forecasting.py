@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
 NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
 """The standard normal distribution's quantiles at ``QUANTILES``."""
-_FARTHEST = 50.0
-_MIN_BAND = 1e-3
-CPU_BATCH, _AROUND, _GPU_BATCH = 128, 256, 2048
-"""On a CPU a small batch stays in its cache, and a larger one has fewer operations: of 64 to 256 windows the middle is
-nearly as fast as the most, and leaves less of a short series' last batch empty. What is around the network takes 256 at
-once: a program computes them in parts."""
+_MAX_NORMAL_SCORE = 50.0
+_MIN_BAND_PER_SCORE = 1e-3
+CPU_BATCH, _PROGRAM_BATCH, _GPU_BATCH = 128, 256, 2048
+"""A small batch stays in the CPU's cache, and a larger one has fewer operations. Among 64 to 256 windows the middle is
+nearly as fast as the fastest and wastes less of a short series' last batch. Work outside the network uses 256 at once;
+a program splits them into its own batches."""
 
 
 AnyForecaster: TypeAlias = "Forecaster | ProgramForecaster | LibraryForecaster | ProgramLibraryForecaster"
 _Batch: TypeAlias = tuple[Rows, Floats, Floats]
-"""First rows of forecasts (B,), their quantiles (B, horizon, Q) in units, and normal scores of the values in them."""
+"""First rows of forecasts (B,), quantiles (B, horizon, Q) in the units of the series, and the values' normal scores (B,
+horizon)."""
 
 
 def forecast(
@@ -47,29 +48,29 @@ def forecast(
 ) -> list[Forecast]:
     """Forecasts each of ``series`` from its row ``first`` on with a trained network, one window every ``stride`` rows.
 
-    A row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest one; ``surprise`` (N, K)
-    has the normal score of the observed value for each of them, the latest first; NaN where there is none, as in
-    windows before which nothing was observed.
+    Each row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest window; ``surprise`` (N,
+    K) has the normal score of the observed value for each window, the latest first; NaN where there is no forecast, as
+    before the first observed value. Raises ValueError if ``stride`` does not divide the horizon.
     """
     horizon = model.horizon
     if batch is None:
-        on_cpu = _AROUND if isinstance(model, ProgramForecaster) else CPU_BATCH
+        on_cpu = _PROGRAM_BATCH if isinstance(model, ProgramForecaster) else CPU_BATCH
         batch = _GPU_BATCH if device.startswith("cuda") else on_cpu
     if horizon % stride:
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
-    made = []
-    for one in series:
+    forecasts = []
+    for item in series:
         library = library_network(model)
         if library is not None:
-            levels, batches = library.quantiles, _library_batches(library, one, stride, device, batch, first)
+            levels, batches = library.quantiles, _library_batches(library, item, stride, device, batch, first)
         else:
-            levels, batches = QUANTILES, _batches(model, one, stride, device, batch, first)
-        made.append(_assemble(batches, len(one), levels, horizon=horizon, stride=stride))
-    return made
+            levels, batches = QUANTILES, _batches(model, item, stride, device, batch, first)
+        forecasts.append(_assemble(batches, len(item), levels, horizon=horizon, stride=stride))
+    return forecasts
 
 
 def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecaster | None:
-    """The network, where it is the library's own and takes the library's covariates."""
+    """The network if it takes the covariates of pytorch-forecasting's data sets, else None."""
     if isinstance(model, ProgramForecaster):
         return None
     if isinstance(model, ProgramLibraryForecaster):
@@ -80,7 +81,7 @@ def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryF
 
 
 def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
-    """The columns of a table that a network, trained here or elsewhere, takes beside the value."""
+    """The columns of a table that a network, trained here or elsewhere, takes in addition to the value."""
     library = library_network(model)
     return () if library is None else columns_taken(library.settings)
 
@@ -90,25 +91,25 @@ def _batches(
 ) -> Iterator[_Batch]:
     context, horizon = model.context, model.horizon
     table = tabulate(series, context=context, horizon=horizon)
-    tail = np.zeros((horizon - 1, table.rows.shape[1]))
-    tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
-    padded = Covariates(np.concatenate([table.rows, tail]))
+    padding = np.zeros((horizon - 1, table.rows.shape[1]))
+    padding[:, 1], padding[:, -1] = 1, 1  # missing rows after the end, so that the last window can extend beyond it
+    padded = Covariates(np.concatenate([table.rows, padding]))
     windows = Windows([padded], context=context, horizon=horizon, stride=stride)
     observed = np.flatnonzero(np.isfinite(series.target))
-    known = observed[0] if len(observed) else len(series)
-    windows.starts = windows.starts[windows.starts > max(int(known), first - horizon)]
+    first_observed = observed[0] if len(observed) else len(series)
+    windows.starts = windows.starts[windows.starts > max(int(first_observed), first - horizon)]
     for start in report_each(range(0, len(windows), batch), "forecasting, part"):
         indices = np.arange(start, min(start + batch, len(windows)))
-        part = windows.arrays(indices)
-        expected = _quantiles(model, part, device)
-        scores = normal_scores(part["target"].astype(np.float64), expected)
-        scores[part["observed"] < 0.5] = np.nan
+        arrays = windows.arrays(indices)
+        expected = _quantiles(model, arrays, device)
+        scores = normal_scores(arrays["target"].astype(np.float64), expected)
+        scores[arrays["observed"] < 0.5] = np.nan
         # The window's first row is `start - context` in the series: the table has `context` rows in front.
-        yield windows.starts[indices], denormalise(expected, part["frame"]), scores
+        yield windows.starts[indices], denormalise(expected, arrays["frame"]), scores
 
 
 def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
-    """(B, horizon, Q), normalised."""
+    """(B, horizon, Q) the normalised quantiles."""
     if isinstance(model, ProgramForecaster):
         return model.quantiles(windows).astype(np.float64)
     import torch
@@ -127,7 +128,7 @@ def _library_batches(
     batch: int,
     earliest: int,
 ) -> Iterator[_Batch]:
-    """Forecasts by a network of the library: from rows that have a whole context before them."""
+    """Forecasts by a network of pytorch-forecasting, from rows that have a full context before them."""
     import torch
 
     from apps.finance.models.library_tft import LibraryWindows
@@ -142,7 +143,7 @@ def _library_batches(
         with torch.inference_mode():
             expected = model(*inputs).float().cpu().numpy().astype(np.float64)
         actual = values[first[:, None] + np.arange(model.horizon)]
-        # In units of each window's spread, so that the least band of a certain forecast means the same everywhere.
+        # In units of each window's spread, so that the minimum band width means the same for every series.
         seen = values[first[:, None] - model.context + np.arange(model.context)]
         spread = np.maximum(np.nan_to_num(np.nanstd(seen, axis=1)), 1e-9)[:, None]
         scores = normal_scores(np.nan_to_num(actual / spread), expected / spread[..., None], model.quantiles)
@@ -163,37 +164,38 @@ def _assemble(
             inside = rows < length
             rows = rows[inside]
             surprise[rows, lead] = scores[:, columns].reshape(-1)[inside]
-            # Windows come in order, so that a later one writes over an earlier one's longer lead.
-            band = values[:, columns].reshape(-1, len(levels))[inside]
-            fresh = np.full(len(rows), lead == 0) | np.isnan(quantiles[rows, 0])
-            quantiles[rows[fresh]] = band[fresh]
+            # Windows come in order, so that a later window overwrites the longer lead of an earlier one.
+            values_of_lead = values[:, columns].reshape(-1, len(levels))[inside]
+            is_newer = np.full(len(rows), lead == 0) | np.isnan(quantiles[rows, 0])
+            quantiles[rows[is_newer]] = values_of_lead[is_newer]
     return Forecast(levels=levels, quantiles=quantiles, surprise=surprise)
 
 
 def normal_scores(values: Floats, quantiles: Floats, levels: tuple[float, ...] = QUANTILES) -> Floats:
-    """(...,) the standard normal score of ``values`` (...,) in distributions given by rising ``quantiles`` (..., Q).
+    """(...,) the standard normal score of ``values`` (...,) in distributions given by increasing ``quantiles`` (...,
+    Q).
 
-    ``levels`` (Q,) are the quantiles' own, with the median among them. Linear between the quantiles; beyond the
-    outermost at the slope from the median to that one, up to +-50.
+    ``levels`` (Q,) are the levels of the quantiles and include the median. Linear between the quantiles; beyond the
+    outermost, the slope is that from the median to it. Clipped to ±50.
     """
-    normal = NORMAL_SCORES if levels == QUANTILES else tuple(NormalDist().inv_cdf(level) for level in levels)
+    level_scores = NORMAL_SCORES if levels == QUANTILES else tuple(NormalDist().inv_cdf(level) for level in levels)
     middle, number = levels.index(0.5), len(levels)
     median = quantiles[..., middle]
-    # Distances from the median, made to rise strictly: a forecast may be certain.
+    # Distances from the median, with a minimum width, because all quantiles of a forecast may be equal.
     offsets = quantiles - median[..., None]
-    least = _MIN_BAND * np.abs(np.asarray(normal))
-    offsets = np.sign(np.arange(number) - middle) * np.maximum(np.abs(offsets), least)
-    away = values - median
-    score = np.zeros_like(away)
+    min_offsets = _MIN_BAND_PER_SCORE * np.abs(np.asarray(level_scores))
+    offsets = np.sign(np.arange(number) - middle) * np.maximum(np.abs(offsets), min_offsets)
+    deviation = values - median
+    score = np.zeros_like(deviation)
     for sign, order in ((1, range(middle, number)), (-1, range(middle, -1, -1))):
-        steps = list(order)
-        side = sign * away > 0
-        for near, far in itertools.pairwise(steps):
+        side_order = list(order)
+        on_side = sign * deviation > 0
+        for near, far in itertools.pairwise(side_order):
             low, high = offsets[..., near], offsets[..., far]
             width = np.where(np.abs(high - low) > 1e-9, high - low, np.inf)
-            share = np.clip((away - low) / width, 0, 1)
-            score += np.where(side, share * (normal[far] - normal[near]), 0)
-        beyond = sign * (away - offsets[..., steps[-1]])
-        slope = normal[steps[-1]] / offsets[..., steps[-1]]
-        score += np.where(side & (beyond > 0), sign * beyond * slope, 0)
-    return np.clip(score, -_FARTHEST, _FARTHEST)
+            share = np.clip((deviation - low) / width, 0, 1)
+            score += np.where(on_side, share * (level_scores[far] - level_scores[near]), 0)
+        beyond = sign * (deviation - offsets[..., side_order[-1]])
+        slope = level_scores[side_order[-1]] / offsets[..., side_order[-1]]
+        score += np.where(on_side & (beyond > 0), sign * beyond * slope, 0)
+    return np.clip(score, -_MAX_NORMAL_SCORE, _MAX_NORMAL_SCORE)

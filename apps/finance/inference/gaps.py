@@ -1,4 +1,4 @@
-"""Gaps in time: stretches without a value that are longer than the pauses which a series has had until then."""
+"""Gaps in time: periods without a value that are longer than the pauses that the series has had before."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from apps.finance.inference.detectors.trailing import BLOCK, change, usual_chang
 from apps.finance.inference.scoring import FULL
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Series, Times
 
-_LONG, _PAUSE = 5.0, 2.0
-"""In usual intervals: the least gap, and the least step that is remembered as a pause."""
+_GAP_INTERVALS, _PAUSE_INTERVALS = 5.0, 2.0
+"""In typical intervals: the minimum length of a gap, and of a step that is recorded as a pause."""
 _MIN_ROWS = 64
 _WEEKEND_NS, _SATURDAY = 4 * DAY_NS, 5
 _DAYS_A_PAUSE = 8
-"""Pauses that come at least once in so many days are the series' rhythm."""
-_AFTER, _LASTING = 3, 48
+"""Pauses that occur at least once in this many days are part of the series' rhythm."""
+_ROWS_AFTER_GAP, _MAX_EVENT_ROWS = 3, 48
 _MAX_PAUSES = 4096
-"""So many of the longest are remembered: enough to tell a rhythm of eight days from none through 90 years."""
+"""The number of longest pauses that are kept: enough to detect a rhythm of eight days over 90 years."""
 _YOUNG_PAUSES = 3
-"""In the first three days a series has no rhythm that a gap could break once so many pauses are as long."""
-_USUAL_CHANGES = 4.0
+"""In the first three days, a step is no gap once this many pauses were at least half as long."""
+_MAX_TYPICAL_CHANGES = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """No value between the rows ``before`` and ``after``, for ``length_ns``; nor in ``after`` where it is ``open``.
+    """No value between the rows ``before`` and ``after``, for ``length_ns``; if ``open``, ``after`` has no value
+    either.
 
-    ``score`` is -log10 of the share of earlier steps that were as long, over 5, as the scores of detectors are.
-    ``ordinary`` is whether the value after it is where it may be: the change over the gap is at most four usual changes
-    times the root of the gap's length in rows, as that of a random walk is.
+    ``score`` is -log10 of the share of earlier steps that were as long, over 5, like the detectors' scores.
+    ``ordinary`` says whether the value after the gap is plausible: the change over the gap is at most four typical
+    changes times the square root of the gap's length in rows, as for a random walk.
     """
 
     before: int
@@ -44,22 +45,22 @@ class Gap:
 
     @property
     def note(self) -> str:
-        """How long it is, in words."""
+        """The gap's length in words."""
         return f"no value for {duration(self.length_ns)}" + (", to the end of the series" if self.open else "")
 
     def explains(self, first: int, last: int) -> bool:
-        """Whether an event in these rows is but the value after the gap, an ordinary one.
+        """Whether an event in these rows is only the ordinary value after the gap.
 
-        It begins within three rows after it, and lasts no longer than a level or a mean over rows remembers.
+        The event must begin within three rows after the gap, and last no longer than the longest window of a detector.
         """
-        return self.ordinary and self.after <= first <= self.after + _AFTER and last - first <= _LASTING
+        return self.ordinary and self.after <= first <= self.after + _ROWS_AFTER_GAP and last - first <= _MAX_EVENT_ROWS
 
 
 @dataclass(slots=True)
 class Pauses:
-    """What the gaps to come of a series depend on: its longest pauses so far, sorted, and starts and lengths of the
-    three longest of its first three days, the time of its first value, whether it had one on a Saturday, and how many
-    it had before the rows that are still at hand."""
+    """What later gaps of a series depend on: its longest pauses so far (sorted); the starts and lengths of the three
+    longest pauses of its first three days; the time of its first value; whether it ever had a value on a Saturday; and
+    the number of its values before the rows at hand."""
 
     lengths: list[int] = field(default_factory=list)
     starts: list[tuple[int, int]] = field(default_factory=list)
@@ -69,93 +70,95 @@ class Pauses:
 
 
 def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[Gap]:
-    """The gaps of a series, each known when the first value after it is there, or rows without one go on for so long.
+    """The gaps of a series. A gap is known at the first value after it, or once rows without a value have lasted long
+    enough.
 
-    A gap is longer than five usual intervals. It is none where pauses at least half as long came before, as nights and
-    weekends do: twice, and once in eight days; in the first three days three times, or once at the same time. A pause
-    of up to four days with a Saturday in it is a weekend where no value was ever of a Saturday. Within the first day
-    only what is shorter than an eighth of the time so far can be told from a closing hour. In a column of a table only
-    rows without a value make a gap. Rows without a value at the end are one that is open, not on the first day, nor up
-    to four days in which a weekend may come: what follows would take such a one back.
+    A gap is longer than five typical intervals. It is not reported if pauses at least half as long, such as nights and
+    weekends, are common: if there were two, and one per eight days; in the first three days, if there were three, or
+    one at the same time of day. A pause of up to four days that contains a Saturday is a weekend if the series never
+    had a value on a Saturday. On the first day a gap must be shorter than an eighth of the time so far, because a
+    longer one may be the end of trading. In a single column of a table, only rows without a value form a gap. Rows
+    without a value at the end of the series are an open gap, but not on the first day, nor for up to four days if they
+    may be a weekend, since later rows would retract it.
 
-    Where ``pauses`` has what is known of a series until its row ``first``, those gaps alone that later rows tell of;
-    ``pauses`` is then brought up to date.
+    ``pauses`` is the state after the rows before ``first``. If it is given, it is updated, and only gaps that later
+    rows reveal are returned.
     """
-    past = pauses or Pauses()
+    state = pauses or Pauses()
     rows = np.arange(len(series)) if series.joint else np.flatnonzero(np.isfinite(series.target))
-    # The usual interval is renewed with every so many values, from the first of the whole series on.
-    rows = rows[-past.values_before % BLOCK :]
+    # Blocks for the typical interval are aligned to the first value of the whole series.
+    rows = rows[-state.values_before % BLOCK :]
     if not len(rows):
         return []
-    earlier = -(-past.values_before // BLOCK) * BLOCK
+    earlier = -(-state.values_before // BLOCK) * BLOCK
     times, new = series.times_ns[rows], max(int(np.searchsorted(rows, first)) - 1, 0)
-    began = past.first_ns = int(times[0]) if past.first_ns is None else past.first_ns
-    usual = trailing_interval_ns(times, new)
+    first_ns = state.first_ns = int(times[0]) if state.first_ns is None else state.first_ns
+    typical = trailing_interval_ns(times, new)
     saturdays = np.flatnonzero(_weekday(times) == _SATURDAY)
-    first_saturday = 0 if past.saturday else int(saturdays[0]) if len(saturdays) else len(times)
-    past.saturday = past.saturday or len(saturdays) > 0
-    dead = int(rows[-1]) < len(series) - 1
-    if dead:
+    first_saturday = 0 if state.saturday else int(saturdays[0]) if len(saturdays) else len(times)
+    state.saturday = state.saturday or len(saturdays) > 0
+    ends_without_value = int(rows[-1]) < len(series) - 1
+    if ends_without_value:
         rows, times = np.append(rows, len(series) - 1), np.append(times, series.times_ns[-1])
     steps = np.diff(times)
-    lengths, starts, found = past.lengths, past.starts, []
-    for place in (new + np.flatnonzero(steps[new:] > _PAUSE * usual[new : len(steps)])).tolist():
-        step, ends = int(steps[place]), dead and place == len(steps) - 1
-        before, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - began
-        if step > _LONG * usual[place] and earlier + place >= _MIN_ROWS:
+    lengths, starts, found = state.lengths, state.starts, []
+    for place in (new + np.flatnonzero(steps[new:] > _PAUSE_INTERVALS * typical[new : len(steps)])).tolist():
+        step, is_open = int(steps[place]), ends_without_value and place == len(steps) - 1
+        similar_pauses, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - first_ns
+        if step > _GAP_INTERVALS * typical[place] and earlier + place >= _MIN_ROWS:
             if history < 3 * DAY_NS:
-                same = any(one[1] >= step / 2 and _same_time(one[0], int(times[place])) for one in starts)
-                needed = 0.0 if same else float(_YOUNG_PAUSES)
+                at_same_time = any(pause[1] >= step / 2 and _same_time(pause[0], int(times[place])) for pause in starts)
+                needed = 0.0 if at_same_time else float(_YOUNG_PAUSES)
             else:
                 needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
-            young = history < DAY_NS and (ends or 8 * step > history)
-            until = int(times[place]) + (_WEEKEND_NS if ends else step)
-            weekend = step <= _WEEKEND_NS and _has_saturday(int(times[place]), until) and place < first_saturday
-            told = series.column_of_table and rows[place + 1] == rows[place] + 1
-            if before < needed and not young and not weekend and not told:
+            is_too_early = history < DAY_NS and (is_open or 8 * step > history)
+            end_ns = int(times[place]) + (_WEEKEND_NS if is_open else step)
+            is_weekend = step <= _WEEKEND_NS and _has_saturday(int(times[place]), end_ns) and place < first_saturday
+            is_between_rows = series.column_of_table and rows[place + 1] == rows[place] + 1
+            if similar_pauses < needed and not is_too_early and not is_weekend and not is_between_rows:
                 as_long = len(lengths) - bisect_left(lengths, step)
                 score = float(np.clip(-np.log10((as_long + 1) / (earlier + place + 1)) / FULL, 0, 1))
-                last, next_ = int(rows[place]), int(rows[place + 1])
-                ordinary = not ends and _ordinary(series, last, next_, step / usual[place])
-                found.append(Gap(last, next_, step, round(score, 4), ordinary, ends))
-        if not ends:
+                last_row, next_row = int(rows[place]), int(rows[place + 1])
+                ordinary = not is_open and _is_ordinary(series, last_row, next_row, step / typical[place])
+                found.append(Gap(last_row, next_row, step, round(score, 4), ordinary, is_open))
+        if not is_open:
             insort(lengths, step)
             if history < 3 * DAY_NS:
                 starts.append((int(times[place]), step))
-                # Of ticks every few are a pause. Where three are as long, a step is no gap at any time of day.
+                # With tick data, many steps are pauses. Once three are as long, a step is no gap at any time of day.
                 if len(starts) > _YOUNG_PAUSES:
-                    starts.remove(min(starts, key=lambda one: one[1]))
+                    starts.remove(min(starts, key=lambda pause: pause[1]))
             if len(lengths) >= 2 * _MAX_PAUSES:
                 del lengths[:-_MAX_PAUSES]
     del lengths[:-_MAX_PAUSES]
     return found
 
 
-def _ordinary(series: Series, before: int, after: int, rows: float) -> bool:
+def _is_ordinary(series: Series, before: int, after: int, rows: float) -> bool:
     values = series.target
-    usual = usual_change(values[: after + 1], np.abs(change(values[: after + 1], 1)))[after]
-    return bool(abs(values[after] - values[before]) <= _USUAL_CHANGES * usual * np.sqrt(rows))
+    typical = usual_change(values[: after + 1], np.abs(change(values[: after + 1], 1)))[after]
+    return bool(abs(values[after] - values[before]) <= _MAX_TYPICAL_CHANGES * typical * np.sqrt(rows))
 
 
 def duration(length_ns: int) -> str:
-    """A length of time in its two largest units: ``3 d 4 h``, ``17.5 s`` below two minutes."""
+    """A length of time in its two largest units: ``3 d 4 h``; ``17.5 s`` below two minutes."""
     if length_ns < 2 * MINUTE_NS:
         return f"{length_ns / SECOND_NS:.3g} s"
-    for name, unit, lower, part in (("d", DAY_NS, "h", HOUR_NS), ("h", HOUR_NS, "min", MINUTE_NS)):
+    for name, unit, lower, lower_unit in (("d", DAY_NS, "h", HOUR_NS), ("h", HOUR_NS, "min", MINUTE_NS)):
         if length_ns >= unit:
-            whole, rest = divmod(round(length_ns / part), unit // part)
-            return f"{whole} {name} {rest} {lower}" if rest else f"{whole} {name}"
+            whole, remainder = divmod(round(length_ns / lower_unit), unit // lower_unit)
+            return f"{whole} {name} {remainder} {lower}" if remainder else f"{whole} {name}"
     return f"{length_ns / MINUTE_NS:.0f} min"
 
 
-def _same_time(one: int, two: int) -> bool:
-    """Whether two times are within two hours of each other on the clock."""
-    apart = abs(one - two) % DAY_NS
-    return min(apart, DAY_NS - apart) <= 2 * HOUR_NS
+def _same_time(first_ns: int, second_ns: int) -> bool:
+    """Whether two times are within two hours of each other by time of day."""
+    difference = abs(first_ns - second_ns) % DAY_NS
+    return min(difference, DAY_NS - difference) <= 2 * HOUR_NS
 
 
 def _weekday(times: Times) -> Times:
-    """(N,) 0 for Monday, in UTC."""
+    """(N,) the day of the week in UTC, 0 for Monday."""
     return (times // DAY_NS + 3) % 7
 
 

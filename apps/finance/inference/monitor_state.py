@@ -1,6 +1,6 @@
-"""What must be kept of a series so that its next rows are scored as in the whole series, and how it is kept in a file.
+"""A monitor's state: what its next rows need to be scored as in the whole series, and how it is stored in a file.
 
-All of it is numbers and names: a NumPy archive without pickles, with a text in JSON.
+The file is a NumPy archive of numbers without pickles, with names and settings as JSON text.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from apps.finance.inference.conformal import ControlState
-from apps.finance.inference.detectors.detector import ALIGNED
+from apps.finance.inference.detectors.detector import ALIGNMENT
 from apps.finance.inference.gaps import Gap, Pauses
 from apps.finance.types import DAY_NS, Floats, Series, Times
 from shared.atomic_files import write_whole
 from shared.errors import InvalidInputError
 
 _DAYS, _MAX_ROWS = 15, 1_300_000
-"""The same time one and two weeks before is looked up in so many days, if these are not more rows than this: as many
-as rows by the second are."""
-_MIN_REACH = 5 * ALIGNED
+"""The number of days kept for looking up the same time one and two weeks before, and the maximum number of rows for
+that: 15 days of one row per second."""
+_MIN_ROWS = 5 * ALIGNMENT
 _FORMAT = 1
 
 
@@ -45,7 +45,7 @@ class _SeriesFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Facts:
-    """What the text of a state must hold, with its types."""
+    """The content and types of the JSON text of a state."""
 
     format: int
     series: _SeriesFacts
@@ -61,19 +61,19 @@ class _Facts:
 
 
 _FACTS = tuple(one.name for one in fields(_Facts))
-_CARRIED_OVER = ("rate", "before", "due", "control_state", "pauses", "gaps", "told")
-"""Those that are a ``SeriesState``'s by the same name."""
+_SHARED_FIELDS = ("rate", "before", "due", "control_state", "pauses", "gaps", "told")
+"""The fields that ``SeriesState`` has by the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeriesState:
-    """A series of which the last rows are held.
+    """A series of which only the last rows are held.
 
-    ``series`` (H,) are those rows as they came, ``factor`` (H,) what corporate actions have made of its values.
-    ``carried`` has what was computed of the last W of them, by name (W,). ``before`` rows were before those, ``due``
-    events were due at the first of them. ``control_state`` is that of the threshold, which began for ``rate`` events a
-    1,000 rows; ``pauses`` and ``gaps`` are what is known of gaps; ``told`` are the events that have been told, by kind
-    and start.
+    ``series`` (H,) holds those rows as they arrived, ``factor`` (H,) the cumulative effect of corporate actions on its
+    values. ``carried`` has the results for the last W of them, by name (W,). ``before`` is the number of rows before
+    those W, ``due`` the number of events due at the first of them. ``control_state`` is the state of the threshold,
+    which started for ``rate`` events per 1,000 rows. ``pauses`` and ``gaps`` are the state of gap detection. ``told``
+    are the events that have been reported, by kind and start.
     """
 
     series: Series
@@ -89,7 +89,7 @@ class SeriesState:
 
     @property
     def rows(self) -> int:
-        """W, the number of rows of which is held what was computed."""
+        """W, the number of rows with carried results."""
         return len(next(iter(self.carried.values()), ()))
 
 
@@ -100,36 +100,36 @@ def last_rows(series: Series, first: int) -> Series:
 
 
 def with_rows(series: Series, times_ns: Times, values: Mapping[str, Floats]) -> Series:
-    """The series with further rows."""
+    """The series extended by further rows."""
     whole = {name: np.concatenate([numbers, values[name]]) for name, numbers in series.values.items()}
     return replace(series, times_ns=np.concatenate([series.times_ns, times_ns]), values=whole)
 
 
 def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
-    """The state without the rows that nothing asks for any more; ``due`` (W,) is from ``Budget.expected``.
+    """The state without the rows that are no longer needed; ``due`` (W,) is from ``Budget.expected``.
 
-    ``memory`` is that of the detectors' ``Ranking``. None looks at a row before these ``memory``, the 128 that are
-    guarded, and those since it renewed what it knows of them, but for the same time on other days.
+    ``memory`` is that of the detectors' ``Ranking``. Detectors need these rows, the 128 guard rows, and the rows since
+    their last update; only the lookup of the same time on other days reaches further back.
     """
     series, rows = state.series, state.rows
-    reach = max(-(-(memory + 192 + ALIGNED) // ALIGNED) * ALIGNED, _MIN_REACH)
-    drop = max(rows - reach, 0) // ALIGNED * ALIGNED
-    front = len(series) - rows + drop
-    old = int(np.searchsorted(series.times_ns, series.times_ns[-1] - _DAYS * DAY_NS))
-    cut = min(max(old, len(series) - _MAX_ROWS, 0) // ALIGNED * ALIGNED, front)
-    if not drop and not cut:
+    needed = max(-(-(memory + 192 + ALIGNMENT) // ALIGNMENT) * ALIGNMENT, _MIN_ROWS)
+    dropped = max(rows - needed, 0) // ALIGNMENT * ALIGNMENT
+    first_kept = len(series) - rows + dropped
+    first_recent = int(np.searchsorted(series.times_ns, series.times_ns[-1] - _DAYS * DAY_NS))
+    cut = min(max(first_recent, len(series) - _MAX_ROWS, 0) // ALIGNMENT * ALIGNMENT, first_kept)
+    if not dropped and not cut:
         return state
-    gone = slice(front - drop, front)
-    values = drop if series.joint else int(np.isfinite(series.target[gone]).sum())
-    moved = (replace(gap, before=gap.before - drop, after=gap.after - drop) for gap in state.gaps)
+    dropped_rows = slice(first_kept - dropped, first_kept)
+    dropped_values = dropped if series.joint else int(np.isfinite(series.target[dropped_rows]).sum())
+    moved = (replace(gap, before=gap.before - dropped, after=gap.after - dropped) for gap in state.gaps)
     return replace(
         state,
         series=_copied(last_rows(series, cut)),
         factor=state.factor[cut:].copy(),
-        carried={name: numbers[drop:].copy() for name, numbers in state.carried.items()},
-        before=state.before + drop,
-        due=float(due[drop]),
-        pauses=replace(state.pauses, values_before=state.pauses.values_before + values),
+        carried={name: numbers[dropped:].copy() for name, numbers in state.carried.items()},
+        before=state.before + dropped,
+        due=float(due[dropped]),
+        pauses=replace(state.pauses, values_before=state.pauses.values_before + dropped_values),
         gaps=tuple(gap for gap in moved if gap.before >= 0),
     )
 
@@ -140,7 +140,7 @@ def _copied(series: Series) -> Series:
 
 
 def write_state(path: Path, state: SeriesState, settings: Mapping[str, Any]) -> None:
-    """Writes a state, and the ``settings`` in JSON types with which it goes on, in place of what was there."""
+    """Writes a state, and the monitor's ``settings`` in JSON types, replacing an existing file."""
     series = state.series
     facts = {
         "format": _FORMAT,
@@ -167,37 +167,42 @@ def write_state(path: Path, state: SeriesState, settings: Mapping[str, Any]) -> 
 
 
 def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
-    """What ``write_state`` wrote: the state, and all that is there besides, as the settings."""
+    """The state that ``write_state`` wrote, and the remaining entries as the settings.
+
+    Raises InvalidInputError if the file is missing, damaged or of another version.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if any(entry.compress_type for entry in archive.zip.infolist()):  # never by us: it could be any size
+            if any(
+                entry.compress_type for entry in archive.zip.infolist()
+            ):  # we never compress; it could be a zip bomb
                 raise ValueError
-            found = json.loads(archive["facts"].tobytes())
-            if found["format"] != _FORMAT:
-                raise InvalidInputError(f"{path} is of another version; begin a monitor with the history instead")
-            facts = TypeAdapter(_Facts).validate_python({name: found.pop(name) for name in _FACTS})
+            document = json.loads(archive["facts"].tobytes())
+            if document["format"] != _FORMAT:
+                raise InvalidInputError(f"{path} has another version; start a monitor from the history instead")
+            facts = TypeAdapter(_Facts).validate_python({name: document.pop(name) for name in _FACTS})
             columns = {name: archive[f"column{number}"] for number, name in enumerate(facts.columns)}
             carried = {name: archive[f"carried{number}"] for number, name in enumerate(facts.carried)}
             times, factor = archive["times"], archive["factor"]
-        _must_fit(facts, times, [factor, *columns.values()], list(carried.values()))
+        _check_arrays(facts, times, [factor, *columns.values()], list(carried.values()))
         state = SeriesState(
             series=Series(times_ns=times, values=columns, **asdict(facts.series)),
             factor=factor,
             carried=carried,
-            **{name: getattr(facts, name) for name in _CARRIED_OVER},
+            **{name: getattr(facts, name) for name in _SHARED_FIELDS},
         )
     except InvalidInputError:
         raise
-    except Exception as error:  # what numpy, zipfile and tokenize raise at a damaged file are a dozen kinds
+    except Exception as error:  # numpy, zipfile and tokenize raise a dozen kinds of error for damaged files
         raise InvalidInputError(
-            f"{path} is not there or is no whole state of a monitor; begin one with the history instead, one of "
-            "model.read(FILE)"
+            f"{path} is missing or is not a complete state of a monitor; start a monitor from the history instead, "
+            "one series of model.read(FILE)"
         ) from error
-    return state, found
+    return state, document
 
 
-def _must_fit(facts: _Facts, times: Times, held: list[NDArray[Any]], carried: list[NDArray[Any]]) -> None:
-    """Raises ``ValueError`` where the arrays are not of one series."""
+def _check_arrays(facts: _Facts, times: Times, held: list[NDArray[Any]], carried: list[NDArray[Any]]) -> None:
+    """Raises ``ValueError`` if the arrays do not belong to one series."""
     rows = {numbers.shape for numbers in carried}
     if (
         facts.series.column not in facts.columns

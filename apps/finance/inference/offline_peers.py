@@ -1,7 +1,7 @@
-"""Peers that run here where they are installed (the extra ``bench``): PyOD's detectors, and Fracast's forecasts.
+"""Peers that run here if they are installed (the extra ``bench``): PyOD's detectors, and Fracast's forecasts.
 
-PyOD (Zhao et al., JMLR 2019): isolation forest and nearest neighbours over windows of 16 rows, learnt on the
-probationary period. Fracast: a small foundation model of time series whose weights are in its wheel.
+PyOD (Zhao et al., JMLR 2019): isolation forest and nearest neighbours over windows of 16 rows, trained on the
+probationary period. Fracast: a small foundation model for time series whose weights are in its wheel.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from apps.finance.types import Floats, Series
 _ROWS = 16
 _MIN_ROWS = 64
 LEVELS = (0.1, 0.5, 0.9)
-"""The levels of quantiles that Fracast and this application's network both have."""
+"""The quantile levels that both Fracast and this application's network have."""
 
 
 def installed(name: str) -> bool:
-    """Whether a library is there."""
+    """Whether a package is installed."""
     return importlib.util.find_spec(name) is not None
 
 
 def pyod_scores(series: Series) -> dict[str, Floats]:
-    """(N,) scores in [0, 1] by detector; empty where PyOD is not installed.
+    """(N,) scores in [0, 1] by detector; empty if PyOD is not installed.
 
-    A score x is the decision function less its mean over its deviation in the probationary period, as x / (x + 10).
+    With x the decision function minus its mean, over its deviation, both from the probationary period, the score is x /
+    (x + 10).
     """
     if not installed("pyod"):
         return {}
@@ -39,20 +40,22 @@ def pyod_scores(series: Series) -> dict[str, Floats]:
 
     values = last_seen(series.target)
     first = int(np.argmax(np.isfinite(values)))
-    values, learnt = values[first:], max(probation(len(series)), _MIN_ROWS) - first
-    found = {}
+    values, training_rows = values[first:], max(probation(len(series)), _MIN_ROWS) - first
+    scores_by_name = {}
     detectors: dict[str, Any] = {"isolation forest": IForest(random_state=0), "nearest neighbours": KNN()}
     for name, detector in detectors.items():
         scores = np.zeros(len(series))
-        if len(values) > learnt > 2 * _ROWS:
-            middle, spread = values[:learnt].mean(), max(float(values[:learnt].std()), 1e-9)
-            windows = sliding_window_view((values - middle) / spread, _ROWS)
-            detector.fit(windows[: learnt - _ROWS + 1])
-            usual = detector.decision_scores_
-            off = (detector.decision_function(windows) - usual.mean()) / max(float(usual.std()), 1e-9)
-            scores[first + _ROWS - 1 :] = np.maximum(off, 0) / (np.maximum(off, 0) + 10)
-        found[f"PyOD {name}"] = scores
-    return found
+        if len(values) > training_rows > 2 * _ROWS:
+            mean, spread = values[:training_rows].mean(), max(float(values[:training_rows].std()), 1e-9)
+            windows = sliding_window_view((values - mean) / spread, _ROWS)
+            detector.fit(windows[: training_rows - _ROWS + 1])
+            training_scores = detector.decision_scores_
+            deviation = (detector.decision_function(windows) - training_scores.mean()) / max(
+                float(training_scores.std()), 1e-9
+            )
+            scores[first + _ROWS - 1 :] = np.maximum(deviation, 0) / (np.maximum(deviation, 0) + 10)
+        scores_by_name[f"PyOD {name}"] = scores
+    return scores_by_name
 
 
 class Fracast:
@@ -64,12 +67,12 @@ class Fracast:
         self._model = FracastModel.from_pretrained(weights="fp32")
 
     def __call__(self, values: Floats, starts: Rows, horizon: int) -> Floats:
-        """(B, horizon, Q) the quantiles at ``levels`` of the rows from each of ``starts`` on; up to 2,048 rows before
-        it are seen."""
-        seen = np.full((len(starts), self._model.context_length), np.nan)
+        """(B, horizon, Q) the quantiles at ``LEVELS`` of the rows from each of ``starts`` on; the model sees up to
+        2,048 earlier rows."""
+        contexts = np.full((len(starts), self._model.context_length), np.nan)
         for row, start in enumerate(starts.tolist()):
-            before = values[max(0, start - seen.shape[1]) : start]
-            seen[row, seen.shape[1] - len(before) :] = before
-        made = self._model.forecast_batch(seen, horizon=horizon)
-        places = [self._model.quantiles.index(level) for level in LEVELS]
-        return np.asarray(made[..., places], np.float64)
+            before = values[max(0, start - contexts.shape[1]) : start]
+            contexts[row, contexts.shape[1] - len(before) :] = before
+        quantiles = self._model.forecast_batch(contexts, horizon=horizon)
+        level_indices = [self._model.quantiles.index(level) for level in LEVELS]
+        return np.asarray(quantiles[..., level_indices], np.float64)

@@ -1,10 +1,10 @@
-"""From detectors to one score a row: the root mean square of what unlike detectors say of it.
+"""Combines the detectors into one score per row: the root mean square of what different detectors find.
 
-Each detector gives a row a tail probability p (see ``detectors``). Averaging the calibrated scores of unlike detectors
-finds what one alone overlooks and forgives what one alone exaggerates (Aggarwal and Sathe, SIGKDD Explorations 2015);
-the square lets the few that see a fault speak louder than the many that cannot. Which detectors, how much each counts,
-the power, and the weight of the one that stands alone were chosen by the sum of the windows hit on synthetic series
-and, for each folder of NAB, on the others: docs/finance-results.md.
+Each detector gives a row a tail probability p (see ``detectors``). Averaging the calibrated scores of different
+detectors finds what one alone misses and discounts what one alone exaggerates (Aggarwal and Sathe, SIGKDD Explorations
+2015); squaring gives more weight to the few detectors that see a fault than to the many that cannot. The set of
+detectors, their weights, the power, and the weight of the detector outside the mean were chosen by the number of
+windows hit on synthetic series plus, for each folder of NAB, on the other folders: docs/finance-results.md.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from apps.finance.inference.detectors.detector import Detector, ForecastedSeries
 from apps.finance.types import Floats, Forecast, Series
 
 HIGHEST = 8.0
-"""No detector's -log10 p counts for more."""
+"""The maximum -log10 p that a detector contributes."""
 WEIGHTS = {"jump": 2.0, "move": 0.0, "high_volatility": 2.0, "level": 2.0}
-"""How much a detector counts in the mean, where that is not 1. ``move`` only names events that it sees best."""
+"""The detectors' weights in the mean, if not 1. ``move`` has no weight; it only names the events that it sees best."""
 ALONE = {"low_volatility": 0.6, "joint": 0.6}
-"""Those that take no part in the mean, and how much of what they say is the least score."""
+"""Detectors outside the mean; the score is at least this factor times what they find."""
 BY_FORECAST = {**ALONE, "surprise": 1.0}
-"""The same where a network takes covariates: what is usual given these the forecast alone knows."""
+"""The same for networks with covariates: only the forecast knows what is normal given the covariates."""
 FULL = 5.0
-"""The root mean square of the -log10 p that is a score of 1."""
+"""The root mean square of -log10 p that gives a score of 1."""
 DEFAULT_EVENTS_PER_1000_ROWS = 0.6
-"""3.4 events in a series as long as NAB's are on average after probation."""
+"""3.4 events in a series of NAB's average length after probation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What turns statistics into scores and events; kept in an artifact's manifest.
+    """The settings that turn statistics into scores and events; stored in an artifact's manifest.
 
-    ``prior`` has what each detector has learnt from normal series, by its name; it counts as ``prior_rows`` earlier
-    rows. ``tail`` is the share of rows that make up the tail, ``memory`` the number of rows that make up the past.
-    ``threshold`` is the score from which a row begins an event at the start of a series, with the budget of
-    ``events_per_1000_rows``; ``budgets`` are pairs of another budget and its threshold. ``step``, ``strong``,
-    ``hold_rows`` and ``margin`` are those of ``conformal.Control``. ``by_forecast`` says whether a
-    value off its forecast counts: where the network takes covariates.
+    ``prior`` has by name what each detector learnt from normal series; it counts as ``prior_rows`` earlier rows.
+    ``tail`` is the share of rows that form the tail, ``memory`` the number of rows that form the past. ``threshold`` is
+    the score from which a row begins an event at the start of a series, for the budget of ``events_per_1000_rows``;
+    ``budgets`` are pairs of another budget and its threshold. ``step``, ``strong``, ``hold_rows`` and ``margin`` are
+    those of ``conformal.Control``. ``by_forecast`` says whether deviations from the forecast count: if the network
+    takes covariates.
     """
 
     prior: Mapping[str, list[float]] = field(default_factory=dict)
@@ -60,16 +60,17 @@ class Calibration:
 
     @property
     def alone(self) -> Mapping[str, float]:
-        """The detectors that take no part in the mean; see ``combine``."""
+        """The detectors outside the mean; see ``combine``."""
         return BY_FORECAST if self.by_forecast else ALONE
 
     def detectors(self, table: Mapping[str, Detector] = DETECTORS) -> dict[str, Detector]:
-        """The detectors of a table as calibrated."""
+        """The detectors of a table with this calibration's settings."""
         ranking = Ranking(prior_rows=self.prior_rows, tail=self.tail, memory=self.memory)
-        return {name: one.configured(self.prior.get(name, ()), ranking) for name, one in table.items()}
+        return {name: detector.configured(self.prior.get(name, ()), ranking) for name, detector in table.items()}
 
     def control(self, rate: float | None = None, *, fixed: float | None = None) -> Control:
-        """How the threshold follows for a budget of ``rate`` events a 1,000 rows; ``fixed`` is one that stays."""
+        """How the threshold adapts for a budget of ``rate`` events per 1,000 rows; ``fixed`` is a threshold that does
+        not change."""
         if fixed is not None:
             return Control(start=fixed, step=0.0, hold_rows=self.hold_rows, margin=self.margin)
         return Control(
@@ -81,25 +82,25 @@ class Calibration:
         )
 
     def budget(self) -> Budget:
-        """The budget that holds where nobody asks for another."""
+        """The default budget."""
         return Budget(per_1000_rows=self.events_per_1000_rows)
 
     def _start(self, rate: float) -> float:
         pairs = [*self.budgets, (self.events_per_1000_rows, self.threshold)]
-        rates, levels = np.array(sorted(tuple(pair) for pair in pairs)).T
-        return float(np.interp(np.log(max(rate, 1e-9)), np.log(np.maximum(rates, 1e-9)), levels))
+        rates, thresholds = np.array(sorted(tuple(pair) for pair in pairs)).T
+        return float(np.interp(np.log(max(rate, 1e-9)), np.log(np.maximum(rates, 1e-9)), thresholds))
 
 
 def improbability(series: Series, forecast: Forecast, calibration: Calibration) -> dict[str, Floats]:
-    """-log10 of each detector's tail probability at each row, (N,); 0 where it cannot tell yet."""
+    """-log10 of each detector's tail probability at each row, (N,); 0 where there is too little history."""
     return improbability_of(ForecastedSeries(series, forecast), calibration)
 
 
-def improbability_of(one: ForecastedSeries, calibration: Calibration) -> dict[str, Floats]:
-    """The same of a series whose first rows may have been scored before."""
-    shown = {"surprise": CANDIDATES["surprise"]} if calibration.by_forecast else {}
-    table = calibration.detectors(JOINT if one.series.joint else {**DETECTORS, **shown})
-    return {name: detector.score(one) for name, detector in table.items()}
+def improbability_of(forecasted: ForecastedSeries, calibration: Calibration) -> dict[str, Floats]:
+    """The same for a series whose first rows may already have been scored."""
+    by_forecast_detectors = {"surprise": CANDIDATES["surprise"]} if calibration.by_forecast else {}
+    table = calibration.detectors(JOINT if forecasted.series.joint else {**DETECTORS, **by_forecast_detectors})
+    return {name: detector.score(forecasted) for name, detector in table.items()}
 
 
 def combine(
@@ -108,21 +109,23 @@ def combine(
     weights: Mapping[str, float] = WEIGHTS,
     alone: Mapping[str, float] = ALONE,
 ) -> Floats:
-    """(N,) the score from each detector's -log10 p: their weighted root mean square over 5, 1.6 at the most.
+    """(N,) the score from each detector's -log10 p: their weighted root mean square over 5, at most 1.6.
 
-    A user reads 1 for what is above (``published``); beyond it a second event is still told from the first.
-    ``low_volatility`` looks for changes that are too small, of which no other can know: it takes no part in the mean,
-    and the score is at least 0.6 of its -log10 p over 5. So it is with ``joint``, which scores alone, and with what
-    ``alone`` names besides, each with a share of its own. Another ``power`` is for comparison: 1 is the mean, infinity
-    the largest; and so are other ``weights``, 1 for what they do not name.
+    Users see at most 1 (``published``); the range above 1 separates a second event from the first. ``low_volatility``
+    looks for changes that are too small, which no other detector can see: it is not part of the mean, and the score is
+    at least 0.6 of its -log10 p over 5. The same holds for ``joint``, which scores alone, and for the others in
+    ``alone``, each with its own factor. Other values of ``power`` (1 is the mean, infinity the maximum) and ``weights``
+    (1 for names that are missing) are for comparison.
     """
     bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}
-    parts = [share * bounded.pop(name) for name, share in alone.items() if name in bounded]
+    parts = [factor * bounded.pop(name) for name, factor in alone.items() if name in bounded]
     if bounded:
         counted = {name: weights.get(name, 1.0) for name in bounded if weights.get(name, 1.0)}
-        values, shares = np.array([bounded[name] for name in counted]), np.array(list(counted.values()))
+        values, mean_weights = np.array([bounded[name] for name in counted]), np.array(list(counted.values()))
         mean = (
-            values.max(axis=0) if np.isinf(power) else np.average(values**power, axis=0, weights=shares) ** (1 / power)
+            values.max(axis=0)
+            if np.isinf(power)
+            else np.average(values**power, axis=0, weights=mean_weights) ** (1 / power)
         )
         parts.append(mean)
     score: Floats = np.max(parts, axis=0) / FULL
@@ -130,16 +133,16 @@ def combine(
 
 
 def published(scores: Floats) -> Floats:
-    """(N,) the scores in [0, 1], as a user reads them."""
+    """(N,) the scores in [0, 1] that users see."""
     return np.minimum(scores, 1.0)
 
 
 def score(series: Series, calibration: Calibration, forecast: Forecast | None = None) -> Floats:
-    """(N,) the score of each row; see ``combine``. But for ``by_forecast`` no detector looks at the forecast."""
-    made = without_forecast(len(series)) if forecast is None else forecast
-    return combine(improbability(series, made, calibration), alone=calibration.alone)
+    """(N,) the score of each row; see ``combine``. Only with ``by_forecast`` does a detector use the forecast."""
+    known_forecast = without_forecast(len(series)) if forecast is None else forecast
+    return combine(improbability(series, known_forecast, calibration), alone=calibration.alone)
 
 
 def without_forecast(rows: int) -> Forecast:
-    """A forecast that says nothing, for scores that look at none."""
+    """An empty forecast, for scores that use none."""
     return Forecast(levels=(0.5,), quantiles=np.full((rows, 1), np.nan), surprise=np.full((rows, 2), np.nan))

@@ -1,7 +1,7 @@
-"""How good the forecasts are on synthetic series that training has not seen, beside persistence with a trailing spread.
+"""The forecasts' skill on synthetic series that training has not seen, beside persistence with a trailing spread.
 
-The peer forecasts the last value, with quantiles of a normal distribution whose deviation is that of the changes in the
-same context, times the square root of the rows ahead: the right forecast of a random walk of unknown volatility.
+The baseline forecasts the last value, with quantiles of a normal distribution whose deviation is that of the changes in
+the same context, times the square root of the rows ahead: the ideal forecast of a random walk of unknown volatility.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
 def relative_loss(
-    model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, other: Quantiles | None = None
+    model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
 ) -> float:
-    """The quantile loss over that of the peer, on 8 series of ``shape`` without anomalies; their geometric mean.
+    """The quantile loss over that of the baseline, on 8 series of ``shape`` without anomalies; their geometric mean.
 
-    With ``other``, whose forecasts have ``levels``, it is that one's, on 2 of the series.
+    With ``other``, a forecaster of quantiles at ``levels``, it is that forecaster's relative loss, on 2 of the series.
     """
     ratios = []
     for index in range(_SERIES if levels == QUANTILES else _FEW):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + index))))
-        made = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
-        own, peer = losses(model, made, levels, other)
-        if peer > 0:
-            ratios.append(np.log(max(own, 1e-12) / peer))
+        series = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
+        own, baseline = losses(model, series, levels, forecaster)
+        if baseline > 0:
+            ratios.append(np.log(max(own, 1e-12) / baseline))
     return float(np.exp(np.mean(ratios)))
 
 
 @torch.inference_mode()
 def losses(
-    model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, other: Quantiles | None = None
+    model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
 ) -> tuple[float, float]:
-    """The mean quantile loss of the forecaster, or of ``other``, and of the peer on windows of ``series``, in its
-    units, over ``levels``."""
+    """The mean quantile losses over ``levels`` on windows of ``series``, in its units: of the model, or of ``other``,
+    and of the baseline."""
     context, horizon = model.context, model.horizon
     windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
     windows.starts = windows.starts[windows.starts >= context]
@@ -59,10 +59,12 @@ def losses(
     forecast = denormalise(model(*inputs).float().cpu().numpy().astype(np.float64), batch["frame"].numpy())
     rows = windows.starts[:, None] + np.arange(-context, horizon)
     values = series.target[rows]
-    seen, expected = values[:, :context], values[:, context:]
-    places = [QUANTILES.index(level) for level in levels]
-    deviation = _MEAN_DEVIATION * np.abs(np.diff(seen, axis=1)).mean(axis=1)
+    context_values, actual = values[:, :context], values[:, context:]
+    level_indices = [QUANTILES.index(level) for level in levels]
+    deviation = _MEAN_DEVIATION * np.abs(np.diff(context_values, axis=1)).mean(axis=1)
     ahead = np.sqrt(np.arange(1, horizon + 1))
-    persistence = seen[:, -1, None, None] + deviation[:, None, None] * ahead[:, None] * np.asarray(NORMAL_SCORES)
-    made = forecast[..., places] if other is None else other(series.target, windows.starts, horizon)
-    return quantile_loss(expected, made, levels), quantile_loss(expected, persistence[..., places], levels)
+    persistence = context_values[:, -1, None, None] + deviation[:, None, None] * ahead[:, None] * np.asarray(
+        NORMAL_SCORES
+    )
+    made = forecast[..., level_indices] if forecaster is None else forecaster(series.target, windows.starts, horizon)
+    return quantile_loss(actual, made, levels), quantile_loss(actual, persistence[..., level_indices], levels)

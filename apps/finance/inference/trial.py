@@ -1,7 +1,7 @@
-"""A trial on synthetic series that neither training nor calibration has seen, beside the simplest peer there is.
+"""A trial on synthetic series that neither training nor calibration has seen, beside the simplest baseline.
 
-The peer is what the eye does with a chart of returns: the absolute change over its median absolute deviation so far,
-with the same rule for when to speak, at a threshold that gives it as many false events.
+The baseline is what the eye does with a chart of returns: the absolute change over its median absolute deviation so
+far, with the same rule for reporting events, at the threshold that gives it as many false events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DEVIATION = 1.4826
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """Anomalies by kind, and those hit by the detector and by the peer; false events a 1,000 rows of both."""
+    """Anomalies by kind, those hit by the detector and by the baseline, and the false events per 1,000 rows of both."""
 
     name: str
     number: Mapping[str, int]
@@ -55,7 +55,7 @@ def trial_sets(seed: int) -> dict[str, list[LabelledSeries]]:
 
 
 def price_with_a_tick(generator: np.random.Generator) -> LabelledSeries:
-    """A price in 5-minute bars with one bad print, 20 robust deviations of its changes off."""
+    """A price in 5-minute bars with one bad print, 20 robust deviations of its changes away."""
     times = 1_577_836_800 * 10**9 + np.arange(_ROWS, dtype=np.int64) * 5 * MINUTE_NS
     row = int(generator.integers(_ROWS // 2, _ROWS - 100))
     values, _ = tick(generator, SHAPES["price"](generator, times), row, 1, 10.0)
@@ -66,15 +66,15 @@ def price_with_a_tick(generator: np.random.Generator) -> LabelledSeries:
         column="value",
         interval_ns=5 * MINUTE_NS,
     )
-    # The way back is a change of the same size.
+    # The return to the price is a change of the same size, so the window includes the next row.
     return LabelledSeries(
         series=series, windows=(Window(start_ns=int(times[row]), end_ns=int(times[row + 1]), kind="tick"),)
     )
 
 
 def long_walk(rows: int) -> tuple[Series, tuple[int, int]]:
-    """A random walk by the minute with a bad print of 25 standard deviations of its changes and a jump of 30, and the
-    rows of these two faults."""
+    """A random walk in minutes with two faults, and the rows of these: a bad print of 25 standard deviations of its
+    changes, and a jump of 30."""
     steps = np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + 5000)))).standard_normal(rows)
     bad_print, jump = rows // 3, 2 * rows // 3
     steps[jump] += 30
@@ -86,29 +86,30 @@ def long_walk(rows: int) -> tuple[Series, tuple[int, int]]:
 
 
 def strongest_rows(detection: Detection, number: int) -> list[int]:
-    """The rows at which the strongest events have their peaks, the strongest first."""
-    events = sorted(detection.anomalies, key=lambda one: -one.score)[:number]
-    return [int(np.searchsorted(detection.series.times_ns, one.peak_ns)) for one in events]
+    """The peak rows of the strongest events, the strongest first."""
+    events = sorted(detection.anomalies, key=lambda event: -event.score)[:number]
+    return [int(np.searchsorted(detection.series.times_ns, event.peak_ns)) for event in events]
 
 
 def run_trial(
     scorer: Callable[[Series], Floats], calibration: Calibration, items: Sequence[LabelledSeries], name: str
 ) -> Trial:
-    """Counts what a detector hits; ``scorer`` gives a series its scores. A hit lies in a window as NAB's labels are."""
+    """Counts what a detector hits; ``scorer`` returns a series' scores. A hit is a report in a window like NAB's
+    labels."""
     scored = [(scorer(item.series), benchmark_windows(item)) for item in items]
     rate = calibration.events_per_1000_rows
-    own = reported_scores(scored, calibration.control(), rate)
-    false_events = count_detections(own, REPORTED).false_events
+    detector_reported = reported_scores(scored, calibration.control(), rate)
+    false_events = count_detections(detector_reported, REPORTED).false_events
     rows = counted_rows(scored)
-    plain = [
+    baseline_scored = [
         (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, scored, strict=True)
     ]
     fixed = calibration.control(fixed=1.0)
-    level = budget_start(plain, fixed, rate, allowed=false_events)
-    peer = reported_scores(plain, replace(fixed, start=level), rate)
-    number, hit = _hits(items, own)
-    _, peer_hit = _hits(items, peer)
-    peer_false_events = count_detections(peer, REPORTED).false_events
+    start = budget_start(baseline_scored, fixed, rate, allowed=false_events)
+    baseline_reported = reported_scores(baseline_scored, replace(fixed, start=start), rate)
+    number, hit = _hits(items, detector_reported)
+    _, peer_hit = _hits(items, baseline_reported)
+    peer_false_events = count_detections(baseline_reported, REPORTED).false_events
     return Trial(
         name=name,
         number=number,
@@ -120,7 +121,7 @@ def run_trial(
 
 
 def changes_over_deviation(values: Floats) -> Floats:
-    """(N,) in [0, 1]: log10 of one more than |change| over 1.4826 times its median so far, over 4."""
+    """(N,) scores in [0, 1]: log10(1 + |change| / (1.4826 times its median so far)), over 4."""
     change = np.abs(np.diff(values, prepend=values[:1]))
     result = np.zeros(len(values))
     for start in range(BLOCK, len(values), BLOCK):

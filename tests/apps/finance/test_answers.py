@@ -91,7 +91,7 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     names = ["0700", "600519", 'A "B", C', "$a$b"]
     assert [part["name"] for part in result["parts"]] == names
     assert {event["series"] for event in result["events"]} == set(names)
-    assert {event["channel"] for event in result["events"]} <= {detector.word for detector in DETECTORS.values()}
+    assert {event["channel"] for event in result["events"]} <= {detector.channel for detector in DETECTORS.values()}
     assert [part["events"] for part in result["parts"]] == [
         sum(event["series"] == name for event in result["events"]) for name in names
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apps.finance.datasets.synth.ordinary import ORDINARY, ordinary
-from apps.finance.inference.budget_trial import Given, budget_tables, events_given, trial
+from apps.finance.inference.budget_trial import BudgetOutcome, budget_tables, count_events, run_budget_trial
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.scoring import Calibration
 from apps.finance.types import DAY_NS, HOUR_NS
@@ -20,7 +20,7 @@ def generator() -> np.random.Generator:
 
 @pytest.mark.parametrize(("given", "within"), [(7, False), (8, True), (12, True), (13, False)])
 def test_within_20_percent_is_so_many_more_or_fewer(given, within):
-    assert Given("noise", 1, 1000, 10.0, given).within is within
+    assert BudgetOutcome("noise", 1, 1000, 10.0, given).within is within
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
@@ -49,23 +49,23 @@ def test_a_change_that_is_there_once_is_labelled_where_it_is():
 def test_what_begins_in_a_window_is_not_counted_and_all_else_is():
     shifted = ordinary(generator(), "one shift by 20 deviations", length=3000)
     budget = Budget(per_1000_rows=0.2)
-    (labelled,) = events_given(shifted, Calibration(), budget)
-    (unlabelled,) = events_given(replace(shifted, windows=()), Calibration(), budget)
+    (labelled,) = count_events(shifted, Calibration(), budget)
+    (unlabelled,) = count_events(replace(shifted, windows=()), Calibration(), budget)
     assert unlabelled == labelled + 1
 
 
 def test_both_budgets_are_asked_for_by_what_the_rows_and_days_come_to():
-    by_rows, by_day = trial(Calibration(), "white noise", series=2, rows=1000)
+    by_rows, by_day = run_budget_trial(Calibration(), "white noise", series=2, rows=1000)
     assert (by_rows.series, by_rows.rows) == (2, 2000)
     assert by_rows.asked == pytest.approx(2 * 999 * 0.6 / 1000)
     assert by_day.asked == pytest.approx(2 * 999 * 0.5 * 5 / (24 * 60))
 
 
 def test_the_tables_have_a_row_for_each_kind_and_say_whether_it_is_within_20_percent(monkeypatch):
-    def counted(calibration: Calibration, kind: str) -> tuple[Given, Given]:
-        return Given(kind, 2, 2000, 10.0, 12), Given(kind, 2, 2000, 20.0, 30)
+    def counted(calibration: Calibration, kind: str) -> tuple[BudgetOutcome, BudgetOutcome]:
+        return BudgetOutcome(kind, 2, 2000, 10.0, 12), BudgetOutcome(kind, 2, 2000, 20.0, 30)
 
-    monkeypatch.setattr("apps.finance.inference.budget_trial.trial", counted)
+    monkeypatch.setattr("apps.finance.inference.budget_trial.run_budget_trial", counted)
     by_rows, by_day = budget_tables(Calibration())
     assert [row[0] for row in by_rows.rows] == list(ORDINARY)
     assert by_rows.rows[0] == ("white noise", "2", "2,000", "10", "12", "1.20", "yes")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.inference.conformal import ONE_EVENT, REPORTED, Budget, Control, report
+from apps.finance.inference.conformal import MERGE_ROWS, REPORTED, Budget, Control, report
 from apps.finance.inference.scoring import Calibration
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series
 
@@ -67,7 +67,7 @@ def test_who_asks_for_more_events_gets_no_fewer():
         rows = np.flatnonzero(
             report(values, Budget(per_1000_rows=rate).due(30_000), Control(start=0.3, step=0.02)).scores
         )
-        return int((np.diff(rows) > ONE_EVENT).sum()) + 1
+        return int((np.diff(rows) > MERGE_ROWS).sum()) + 1
 
     assert obtained(1.0) == pytest.approx(30, rel=0.1) and obtained(5.0) == pytest.approx(150, rel=0.1)
     assert obtained(10.0) == pytest.approx(300, rel=0.1) and obtained(20.0) > 80

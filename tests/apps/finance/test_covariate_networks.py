@@ -96,7 +96,9 @@ def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(tra
     found = calibration_inputs(app, artifact, data=recorded)
     assert found.description.endswith("cases to learn from (2 series of 800 rows from load.csv)")
     assert found.inputs[0].keys() == {"reals", "categories", "target_scale"}
-    with pytest.raises(InvalidInputError, match=r"name the one that it was trained on: --data table --data\.path FILE"):
+    with pytest.raises(
+        InvalidInputError, match=r"name the table that it was trained on: --data table --data\.path FILE"
+    ):
         calibration_inputs(app, artifact, data=tiny().data)
 
 
@@ -268,10 +270,10 @@ def test_a_file_that_lacks_a_covariate_is_refused_and_says_which(predictor, tmp_
 
 def test_a_network_over_covariates_has_no_monitor_and_is_not_scored_on_other_series(predictor, trained):
     (series, *_) = (item.series for item in table(trained / "load.csv").cases())
-    with pytest.raises(InvalidInputError, match="a monitor is told of values alone"):
+    with pytest.raises(InvalidInputError, match="a monitor receives only values"):
         predictor.monitor(series)
     synthetic = Synthetic(series=2, validation_series=1, rows=400)
-    with pytest.raises(InvalidInputError, match="of Synthetic have no columns temperature, holiday, wind"):
+    with pytest.raises(InvalidInputError, match="of Synthetic lack the columns temperature, holiday, wind"):
         evaluate(predictor, synthetic, None)
     bare = Series(
         **{

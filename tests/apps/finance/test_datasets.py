@@ -116,7 +116,9 @@ def test_the_path_of_a_partitioned_table_names_its_series(tmp_path):
     ],
 )
 def test_a_password_in_the_address_is_refused_without_repeating_it(url):
-    with pytest.raises(InvalidInputError, match=r"into an environment variable.*\$DB_PASSWORD") as caught:
+    with pytest.raises(
+        InvalidInputError, match=r"put the password into an environment variable.*\$DB_PASSWORD"
+    ) as caught:
         named(url=url, query="select 1")
     assert "hunter2" not in str(caught.value) and "$ecret" not in str(caught.value)
 

@@ -74,7 +74,7 @@ def test_a_detector_that_looks_ahead_is_caught():
         return np.abs(one.series.target - one.series.target.mean())
 
     with pytest.raises(AssertionError):
-        assert_causal(RankedStatistic(word="ahead", statistic=ahead))
+        assert_causal(RankedStatistic(channel="ahead", statistic=ahead))
 
 
 def test_a_calibration_is_read_from_a_manifest_that_says_more():
@@ -116,5 +116,5 @@ def test_amplitude_is_measured_from_where_the_series_began():
 def test_the_distance_to_the_nearest_rows_is_the_same_with_and_without_a_search_tree(shape, monkeypatch):
     series = forecasted(3, shape)
     compared = nearest.nearest(series, memory=400)
-    monkeypatch.setattr(nearest, "_FEW", 0)
+    monkeypatch.setattr(nearest, "_BRUTE_FORCE_VECTORS", 0)
     np.testing.assert_array_equal(nearest.nearest(series, memory=400), compared)

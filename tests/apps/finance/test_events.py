@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.finance.inference.conformal import Control, report
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.inference.events import anomalies, fresh, spans
+from apps.finance.inference.events import active_rows, anomalies, event_spans
 from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
@@ -29,7 +29,7 @@ controls = st.builds(
 @given(scores, controls)
 def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, control):
     spoken = report(values, 0.01 * np.arange(len(values)), control)
-    found = spans(spoken, values, values >= 0.5)
+    found = event_spans(spoken, values, values >= 0.5)
     for first, last in found:
         assert 0 <= first <= last < len(values)
         assert spoken.scores[first] >= spoken.thresholds[first] - 1e-9
@@ -45,9 +45,9 @@ def test_one_disturbance_speaks_once_and_a_stronger_one_again():
     values[510] = 0.9
     spoken = report(values, np.zeros(1000), Control(start=0.4))
     assert np.flatnonzero(spoken.scores).tolist() == [500, 510]
-    assert spans(spoken, values, values > 0) == [(500, 519)]
+    assert event_spans(spoken, values, values > 0) == [(500, 519)]
     strict = report(values, np.zeros(1000), Control(start=0.8))
-    assert spans(strict, values, values > 0) == [(510, 510)]
+    assert event_spans(strict, values, values > 0) == [(510, 510)]
     assert not report(values * 0, np.zeros(1000), Control(start=0.4)).scores.any()
 
 
@@ -55,10 +55,10 @@ def test_a_state_holds_an_event_open_for_a_while_and_no_longer():
     channels = {name: np.zeros(900) for name in DETECTORS}
     channels["level"][200:800] = 8
     channels["jump"][[200, 500]] = 8
-    lasting = fresh(channels)
+    lasting = active_rows(channels)
     assert np.flatnonzero(lasting).tolist() == [*range(200, 249), 500]
     score = combine(channels)
-    found = spans(report(score, np.zeros(900), Control(start=0.3)), score, lasting)
+    found = event_spans(report(score, np.zeros(900), Control(start=0.3)), score, lasting)
     # The jump in the middle of a level that has not been there before is an event of its own.
     assert found == [(200, 248), (500, 500)]
 
@@ -69,9 +69,9 @@ def test_the_echo_of_a_mean_is_no_cause():
     channels["high_volatility"][100:148] = 4  # a mean over 48 rows has seen one wild row
     channels["move"][[100, 104]] = 5  # and a change over four rows sees it come and go
     channels["rhythm"][200:300] = 5  # a hundred rows above what is usual
-    lasting = fresh(channels, 3.0)
+    lasting = active_rows(channels, 3.0)
     assert np.flatnonzero(lasting[:200]).tolist() == [100]
-    assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["rhythm"].echo
+    assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["rhythm"].echo_rows
 
 
 def _noise(seed: int, length: int = 1500) -> np.ndarray:

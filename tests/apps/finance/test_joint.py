@@ -14,7 +14,7 @@ from apps.finance.datasets.synth.baskets import KINDS, basket
 from apps.finance.inference.basket_trial import basket_trial
 from apps.finance.inference.detectors import JOINT
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.detectors.joint import contributing
+from apps.finance.inference.detectors.joint import contributing_columns
 from apps.finance.inference.scoring import Calibration
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
@@ -71,7 +71,7 @@ def test_the_column_that_left_the_others_is_named():
         item = basket(np.random.Generator(np.random.Philox(seed)))
         (first, last), window = window_rows(item.series.times_ns, item.windows)[0], item.windows[0]
         peak = int(first + np.argmax(scored(item.series)[first : last + 1]))
-        named += window.kind.removeprefix("decoupled: ") in contributing(item.series, peak)
+        named += window.kind.removeprefix("decoupled: ") in contributing_columns(item.series, peak)
     assert named >= 7
 
 

@@ -37,7 +37,7 @@ def test_a_value_beyond_all_before_is_measured_from_what_was_expected():
     found = magnitude(values, "beyond_range", 8999, 8999, expected)
     assert found.size == pytest.approx(values[8999] - expected, rel=1e-5)
     assert found.deviations == pytest.approx(found.size / of_normal(np.diff(WALK[:8999]), 0.0), rel=1e-3)
-    assert found.reason.startswith("a value above all before: +")
+    assert found.reason.startswith("a value above all earlier values: +")
 
 
 def test_a_level_is_the_mean_of_eight_rows_and_the_median_of_such_means():
@@ -45,9 +45,7 @@ def test_a_level_is_the_mean_of_eight_rows_and_the_median_of_such_means():
     values = noise + np.where(np.arange(3000) >= 2900, 1000.0, 0.0)
     found = magnitude(values, "level", 2904, 2910, 0.0)
     assert found.size == pytest.approx(1000, abs=2) and found.deviations > 300
-    assert re.match(
-        r"a level not had before: the mean of 8 rows is (9|1,0)\d\d(\.\d)? above its median of ", found.reason
-    )
+    assert re.match(r"a new level: the mean of 8 rows is (9|1,0)\d\d(\.\d)? above its median of ", found.reason)
 
 
 def test_volatility_is_told_beside_what_is_usual():

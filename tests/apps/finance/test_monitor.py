@@ -227,9 +227,9 @@ def test_what_is_no_history_is_refused_with_how_to_read_one(history):
         (1_500_048_000.5, 1.0, "is not exact"),
         ("soon", 1.0, "cannot be read"),
         ([pd.NaT], [1.0], "has no time"),
-        (["2020-01-02", "2020-01-01"], [1.0, 2.0], "must rise"),
-        (["2020-01-01", "2020-01-02"], [1.0], "2 times and 1 values of v"),
-        ("2020-01-01", "much", "no numbers"),
+        (["2020-01-02", "2020-01-01"], [1.0, 2.0], "must increase"),
+        (["2020-01-01", "2020-01-02"], [1.0], "2 times but 1 values of v"),
+        ("2020-01-01", "much", "are not numbers"),
         ("2020-01-01", {"w": 1.0}, "the columns v, of which v is missing"),
         (["2017-07-15", "2071-07-15"], [1.0, 1.0], "2071-07-15.*19,7.* days after the one before; correct its time"),
     ],
@@ -270,7 +270,7 @@ def test_a_state_that_somebody_changed_is_refused_before_a_row_comes(tmp_path, c
     path = tmp_path / "s.npz"
     untrained().monitor(quiet(100)).save(path)
     _changed(path, change)
-    with pytest.raises(InvalidInputError, match=r"no (whole state|options) of a monitor"):
+    with pytest.raises(InvalidInputError, match=r"not a complete state of a monitor|lacks a monitor's options"):
         untrained().monitor(path)
 
 
@@ -286,7 +286,7 @@ def test_a_state_that_is_no_state_or_would_grow_is_refused(tmp_path):
         contents.append(path.read_bytes())
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(InvalidInputError, match="no whole state of a monitor"):
+        with pytest.raises(InvalidInputError, match="not a complete state of a monitor"):
             untrained().monitor(path)
 
 
@@ -295,13 +295,13 @@ def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_t
     monitor = untrained().monitor(quiet(100), Options(events_per_day=0.5))
     monitor.save(path)
     assert untrained().monitor(path, Options(events_per_day=0.5)).options == Options(events_per_day=0.5)
-    with pytest.raises(InvalidInputError, match="another model or calibration than untrained"):
+    with pytest.raises(InvalidInputError, match="a model or calibration other than untrained"):
         untrained(threshold=0.5).monitor(path)
     with pytest.raises(InvalidInputError, match="leave the options out"):
         untrained().monitor(path, Options(events_per_day=2.0))
     path.write_bytes(path.read_bytes()[:2000])
     for broken in (path, tmp_path / "nowhere.npz"):
-        with pytest.raises(InvalidInputError, match="no whole state of a monitor"):
+        with pytest.raises(InvalidInputError, match="not a complete state of a monitor"):
             untrained().monitor(broken)
     with pytest.raises(InvalidInputError, match="65 rows of history"):
         untrained().monitor(quiet(64))
@@ -331,7 +331,9 @@ def test_the_example_follows_instruments_through_a_restart(tmp_path):
     rows = [f"{day},{name},{value:.3f},90" for day, value in zip(days, values, strict=True) for name in ("ACME", "B")]
     (tmp_path / "history.csv").write_text("\n".join(["time,ticker,close,volume", *rows]) + "\n")
     code = examples()[0].replace('"close": 101.5', '"close": 500.0')
-    assert re.match(r"ACME 17676072\d+ a value above all before: \+[\d.]+ from what", ran(code, tmp_path))
+    assert re.match(
+        r"ACME 17676072\d+ a value above all earlier values: \+[\d.]+ from the expected", ran(code, tmp_path)
+    )
     assert ran(code, tmp_path) == ""
     assert {path.name for path in (tmp_path / "monitors").iterdir()} == {"ACME.npz", "B.npz"}
 
@@ -349,10 +351,10 @@ def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, t
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"events_per_day": "0.5"}, "is '0.5', and no number"),
+        ({"events_per_day": "0.5"}, "is '0.5', not a number"),
         ({"events_per_day": -1.0}, "give a number above 0"),
         ({"events_per_1000_rows": float("nan")}, "give a number above 0"),
-        ({"threshold": 5.0}, "not above 0 and at most 1"),
+        ({"threshold": 5.0}, "give a number above 0 and at most 1"),
         ({"threshold": 0.3, "events_per_day": 1.0}, "both say"),
     ],
 )

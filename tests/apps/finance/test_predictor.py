@@ -111,7 +111,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     ("options", "sentence"),
     [
         ({"threshold": "high"}, "'high' is not a number"),
-        ({"threshold": "2"}, "is not above 0 and at most 1"),
+        ({"threshold": "2"}, "give a number above 0 and at most 1"),
         ({"threshold": "0.3", "events_per_day": "1"}, "events_per_day and threshold both say"),
         ({"events_per_day": "often"}, "events_per_day is 'often', not a number"),
         ({"events_per_1000_rows": "-1"}, "events_per_1000_rows is -1; give a number above 0"),
@@ -156,7 +156,7 @@ def test_recipes_survive_the_way_to_json_and_back():
 def test_calibration_has_every_channel_and_survives_the_manifest():
     recipe = tiny()
     torch.manual_seed(0)
-    found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), most=2)
+    found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), max_series=2)
     again = json.loads(json.dumps(found))
     calibration = from_manifest(again)
     assert set(calibration.prior) == {*DETECTORS, *CANDIDATES} and 0 < calibration.threshold <= 1

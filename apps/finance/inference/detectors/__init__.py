@@ -1,9 +1,9 @@
-"""The detectors, by the names under which a manifest keeps what they have learnt: a file and a line for each.
+"""The detectors, by the names under which a manifest stores what they learnt: one file and one line each.
 
-``DETECTORS`` are those whose weighted mean is the score (``scoring.WEIGHTS``); of those that say the same of a row, the
-first in the table is the simplest to look up and is named. ``CANDIDATES`` are those that did not help, and ``ANCHORS``
-the best that is published, which is too slow to be asked for every file, with the two that are added to it: they stay
-for the ablation, which ``trivium reproduce finance`` prints.
+``DETECTORS`` are those whose weighted mean is the score (``scoring.WEIGHTS``). If several detect the same event, the
+event is named after the first in the table, which is the easiest to verify. ``CANDIDATES`` did not improve the score.
+``ANCHORS`` are the best published detector, which is too slow to run on every file, and the two that a later paper adds
+to it. Candidates and anchors are kept for the ablation, which ``trivium reproduce finance`` prints.
 """
 
 from __future__ import annotations
@@ -49,4 +49,4 @@ ANCHORS: dict[str, Detector] = {
     "mean_shift": amplitude.MEAN_SHIFT,
 }
 JOINT: dict[str, Detector] = {"joint": joint.DETECTOR}
-"""What scores the columns of a series together, in place of all others."""
+"""Scores the columns of a series together, in place of all other detectors."""

@@ -1,8 +1,8 @@
-"""How far a value, and the mean of many, lie from where the series began: the amplitude that an embedding loses.
+"""How far a value, and a mean, lie from the beginning of the series: the amplitude that an embedding loses.
 
-The two scores that PAI (Zhang et al., arXiv 2606.08935, 2026) adds to those of a representation such as PaAno's: each
-patch is normalised there, so that its level and spread are gone. Of that paper its abstract was at hand; how the scores
-are put together is this project's: as those of all detectors, by the root mean square of -log10 p.
+These are the two scores that PAI (Zhang et al., arXiv 2606.08935, 2026) adds to those of a representation such as
+PaAno's, whose patches are normalised so that their level and spread are lost. Only that paper's abstract was available;
+combining the scores is this project's choice: as for all detectors, by the root mean square of -log10 p.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from apps.finance.inference.detectors.trailing import trailing_mean
 from apps.finance.types import Floats
 
 
-def deviation(one: ForecastedSeries, memory: int) -> Floats:
+def deviation(forecasted: ForecastedSeries, memory: int) -> Floats:
     """(N,) the absolute deviation from the median of the first 600 rows, over their median absolute deviation."""
-    return _from_the_beginning(one.series.target, one.series.target)
+    return _deviation_from_start(forecasted.series.target, forecasted.series.target)
 
 
-def mean_shift(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the same of the mean of the last 64 rows."""
-    return _from_the_beginning(one.series.target, trailing_mean(one.series.target, PATCH))
+def mean_shift(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the same for the mean of the last 64 rows."""
+    return _deviation_from_start(forecasted.series.target, trailing_mean(forecasted.series.target, PATCH))
 
 
-def _from_the_beginning(values: Floats, statistic: Floats) -> Floats:
-    """(N,) how far a statistic lies from the median of the rows that train; NaN in these rows."""
+def _deviation_from_start(values: Floats, statistic: Floats) -> Floats:
+    """(N,) the deviation of a statistic from the median of the training rows; NaN in these rows."""
     training = values[:TRAINING_ROWS][np.isfinite(values[:TRAINING_ROWS])]
     if not len(training):
         return np.full(len(values), np.nan)
@@ -38,5 +38,5 @@ def _from_the_beginning(values: Floats, statistic: Floats) -> Floats:
     return away
 
 
-DEVIATION = RankedStatistic(word="deviation", statistic=deviation)
-MEAN_SHIFT = RankedStatistic(word="mean_shift", statistic=mean_shift, rows=PATCH, echo=PATCH - 1)
+DEVIATION = RankedStatistic(channel="deviation", statistic=deviation)
+MEAN_SHIFT = RankedStatistic(channel="mean_shift", statistic=mean_shift, rows=PATCH, echo_rows=PATCH - 1)

@@ -1,4 +1,4 @@
-"""A value beyond all that the series has had."""
+"""A value outside the range of all earlier values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from apps.finance.types import Floats
 _MIN_ROWS = 64
 
 
-def beyond_range(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) how far the value lies beyond the smallest or largest of up to ``memory`` rows before, in their range.
+def beyond_range(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the distance beyond the minimum or maximum of up to ``memory`` earlier rows, over their range.
 
-    Negative within the range, -1/2 in its middle.
+    Negative within the range; -1/2 in its middle.
     """
-    values = one.series.target
+    values = forecasted.series.target
     low, high = running_range(values, memory)
     width = np.maximum(high - low, np.maximum(1e-3 * np.abs(high + low) / 2, 1e-9))
     result = np.maximum(low - values, values - high) / width
@@ -25,4 +25,4 @@ def beyond_range(one: ForecastedSeries, memory: int) -> Floats:
     return np.maximum(result, -0.5)
 
 
-DETECTOR = RankedStatistic(word="beyond_range", statistic=beyond_range)
+DETECTOR = RankedStatistic(channel="beyond_range", statistic=beyond_range)

@@ -1,4 +1,5 @@
-"""What a detector is: it finds one kind of unusual behaviour in a series, from each row and the rows before it."""
+"""The detector interface: a detector finds one kind of unusual behaviour in a series, from each row and the rows before
+it."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from numpy.typing import NDArray
 from apps.finance.inference.detectors.trailing import change, usual_change
 from apps.finance.types import Floats, Forecast, Series
 
-ALIGNED = 1024
-"""What any detector knows of the past is renewed where the number of the row is a multiple of a divisor of this."""
-HIGHEST = 8.0
-"""No single row counts for more than this in a mean: in standard deviations, or in usual changes."""
+ALIGNMENT = 1024
+"""Every detector updates its knowledge of the past at rows whose number is a multiple of some divisor of this."""
+MAX_CONTRIBUTION = 8.0
+"""The maximum contribution of a single row to a mean: in standard deviations, or in typical changes."""
 
 
 @dataclass(frozen=True)
 class ForecastedSeries:
-    """A series with the forecast of each of its rows, which is made from the rows before it alone.
+    """A series with a forecast of each of its rows, made from the rows before it alone.
 
-    What several detectors need of it is computed once. Rows before ``first`` have been computed already, as far as
-    ``carried`` has them by name: then ``series`` is the end of a longer one, cut off in front at a multiple of
-    ``ALIGNED`` rows, and ``history`` (H,) a longer end of it.
+    Quantities that several detectors need are computed once. The results for rows before ``first`` were computed
+    earlier and are in ``carried`` by name; ``series`` is then the end of a longer series, cut at a multiple of
+    ``ALIGNED`` rows, and ``history`` (H,) a longer end of the same series.
     """
 
     series: Series
@@ -34,36 +35,36 @@ class ForecastedSeries:
     carried: dict[str, NDArray[Any]] = field(default_factory=dict)
     history: Series | None = None
 
-    def extended(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """(N,) what is carried under ``name``, then ``rows`` (N - first,); carried from now on."""
+    def extend_carried(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """(N,) the rows carried under ``name``, followed by ``rows`` (N - first,); carries the result from now on."""
         whole = np.concatenate([self.carried[name], rows]) if self.first else rows
         self.carried[name] = whole
         return whole
 
     @cached_property
     def absolute_change(self) -> Floats:
-        """(N,) the absolute change from the row before; NaN where either is missing."""
+        """(N,) the absolute change from the row before; NaN if either is missing."""
         return abs(change(self.series.target, 1))
 
     @cached_property
     def usual_change(self) -> Floats:
-        """(N,) the mean absolute change in up to 2,000 earlier rows; see ``trailing.usual_change``."""
+        """(N,) the mean absolute change of up to 2,000 earlier rows; see ``trailing.usual_change``."""
         usual = usual_change(self.series.target, self.absolute_change, self.first)
-        return self.extended("usual_change", usual[self.first :])
+        return self.extend_carried("usual_change", usual[self.first :])
 
     @cached_property
     def clipped_change(self) -> Floats:
-        """(N,) the absolute change, eight usual changes at the most."""
-        clipped: Floats = np.minimum(self.absolute_change, HIGHEST * self.usual_change)
+        """(N,) the absolute change, at most eight typical changes."""
+        clipped: Floats = np.minimum(self.absolute_change, MAX_CONTRIBUTION * self.usual_change)
         return clipped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """How a row's statistic becomes a probability; one setting for all detectors of a calibration.
+    """How a row's statistic becomes a probability; all detectors of a calibration share these settings.
 
-    ``memory`` is the number of earlier rows that a row is compared with, ``tail`` the share of them that makes up the
-    tail of their distribution, ``prior_rows`` how many earlier rows the detector's ``prior`` counts for.
+    ``memory`` is the number of earlier rows that a row is compared with, ``tail`` the share of them that forms the tail
+    of their distribution, ``prior_rows`` the number of earlier rows that the detector's ``prior`` counts as.
     """
 
     prior_rows: float = 1000.0
@@ -74,24 +75,24 @@ class Ranking:
 class Detector(Protocol):
     """Finds one kind of unusual behaviour.
 
-    Causal by contract: the score of a row depends on that row and earlier ones alone. A test holds every detector in
-    the table to it. A detector is immutable; ``prior`` is what ``fit`` learnt, numbers that an artifact's manifest
-    keeps, and empty before.
+    Causal by contract: the score of a row depends only on that row and earlier ones; a test checks this for every
+    detector in the table. A detector is immutable. ``prior`` holds the numbers that ``fit`` learnt, which an artifact's
+    manifest stores; it is empty before ``fit``.
     """
 
     @property
-    def word(self) -> str:
-        """What a user reads where this detector's score is the highest."""
+    def channel(self) -> str:
+        """The name that a user reads if this detector's score is the highest."""
         ...
 
     @property
-    def echo(self) -> int:
-        """For how many rows the score may stay high after its cause has gone."""
+    def echo_rows(self) -> int:
+        """The number of rows for which the score may stay high after its cause has gone."""
         ...
 
     @property
-    def holds(self) -> int:
-        """For how many rows at most a high score keeps an event from ending; 0 for as long as it is high."""
+    def max_hold_rows(self) -> int:
+        """The maximum number of rows for which a high score keeps an event from ending; 0 means no limit."""
         ...
 
     @property
@@ -102,9 +103,10 @@ class Detector(Protocol):
         ...
 
     def configured(self, prior: Sequence[float], ranking: Ranking) -> Self:
-        """The detector as a calibration has it."""
+        """The detector with the settings of a calibration."""
         ...
 
     def score(self, series: ForecastedSeries) -> Floats:
-        """(N,) -log10 of the probability that an ordinary row is at least as unusual; 0 where it cannot tell yet."""
+        """(N,) -log10 of the probability that an ordinary row is at least as unusual; 0 where there is too little
+        history."""
         ...

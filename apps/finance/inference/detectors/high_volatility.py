@@ -1,4 +1,4 @@
-"""Changes larger than usual, for a while."""
+"""Changes that are larger than usual for a while."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from apps.finance.types import Floats
 _ROWS = 48
 
 
-def high_volatility(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the mean of the last 48 absolute changes, in usual changes."""
-    over: Floats = trailing_mean(one.clipped_change, _ROWS) / one.usual_change
-    return over
+def high_volatility(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the mean of the last 48 absolute changes, in typical changes."""
+    ratio: Floats = trailing_mean(forecasted.clipped_change, _ROWS) / forecasted.usual_change
+    return ratio
 
 
-DETECTOR = RankedStatistic(word="high_volatility", statistic=high_volatility, rows=_ROWS, echo=_ROWS - 1)
+DETECTOR = RankedStatistic(channel="high_volatility", statistic=high_volatility, rows=_ROWS, echo_rows=_ROWS - 1)

@@ -1,57 +1,58 @@
-"""Columns that do not move together as they did: T² and Q of their changes."""
+"""Columns that no longer move together as before: T² and Q of their changes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from apps.finance.inference.detectors.detector import HIGHEST, ForecastedSeries
+from apps.finance.inference.detectors.detector import MAX_CONTRIBUTION, ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.inference.detectors.trailing import blocks, change, trailing_mean, usual_change
 from apps.finance.types import Floats, Forecast, Series
 
 _ROWS = 6
-_HIGHEST = 50.0
-"""No single row counts for more than so many usual ones in the mean."""
+_MAX_ROW_CONTRIBUTION = 50.0
+"""The maximum contribution of a single row to the mean, in units of the mean in the past."""
 _CHUNK, _MIN_ROWS = 256, 128
 _VARIANCE = 0.9
 _RIDGE = 1e-3
-_NONE = Forecast(levels=(), quantiles=np.empty((0, 0)), surprise=np.empty((0, 0)))
+_NO_FORECAST = Forecast(levels=(), quantiles=np.empty((0, 0)), surprise=np.empty((0, 0)))
 
 
-def joint(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the larger of T² and Q of the columns' changes, the mean of the last 6 rows; NaN for a single column.
+def joint(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the larger of T² and Q of the columns' changes, averaged over the last 6 rows; NaN for a single column.
 
-    Principal components of up to ``memory`` rows before, renewed every 256 rows, hold 90 % of the variance of the
-    changes, each column's in its own usual change: T² is how far a row lies along them (Hotelling, 1947), Q how far off
-    them (Jackson and Mudholkar, 1979). So a column that leaves the others is seen though no column is unusual by
-    itself. Each is over its mean in the past; missing values count as no change.
+    Principal components of up to ``memory`` earlier rows, updated every 256 rows, hold 90 % of the variance of the
+    changes, each column scaled by its typical change. T² is the distance of a row along the components (Hotelling,
+    1947), Q its distance off them (Jackson and Mudholkar, 1979). So a column that stops moving with the others is
+    detected although no column is unusual by itself. T² and Q are divided by their means in the past; missing values
+    count as no change.
     """
-    changes = scaled_changes(one)
+    changes = scaled_changes(forecasted)
     length, columns = changes.shape
     result = np.full(length, np.nan)
     if columns < 2:
         return result
-    for start in (_MIN_ROWS + block for block in blocks(max(one.first - _MIN_ROWS, 0), length, _CHUNK)):
+    for start in (_MIN_ROWS + block for block in blocks(max(forecasted.first - _MIN_ROWS, 0), length, _CHUNK)):
         past = changes[max(1, start - memory) : start]
         block = slice(start, start + _CHUNK)
-        result[block] = np.maximum(*_over_usual(changes[block], past))
-    result = one.extended("T² and Q", result[one.first :])
-    return trailing_mean(np.minimum(result, _HIGHEST), _ROWS)
+        result[block] = np.maximum(*_relative_t2_and_q(changes[block], past))
+    result = forecasted.extend_carried("T² and Q", result[forecasted.first :])
+    return trailing_mean(np.minimum(result, _MAX_ROW_CONTRIBUTION), _ROWS)
 
 
-def scaled_changes(one: ForecastedSeries) -> Floats:
-    """(N, C) the columns' changes from row to row, in usual changes, 8 at the most; 0 where one is missing."""
+def scaled_changes(forecasted: ForecastedSeries) -> Floats:
+    """(N, C) the columns' changes from row to row in units of their typical change, clipped to ±8; 0 where missing."""
     scaled = []
-    for name, values in one.series.values.items():
-        moved = change(values, 1)
-        usual = usual_change(values, np.abs(moved), one.first)
-        usual = one.extended(f"usual change of {name}", usual[one.first :])
-        scaled.append(np.clip(moved / usual, -HIGHEST, HIGHEST))
+    for name, values in forecasted.series.values.items():
+        changes = change(values, 1)
+        usual = usual_change(values, np.abs(changes), forecasted.first)
+        usual = forecasted.extend_carried(f"usual change of {name}", usual[forecasted.first :])
+        scaled.append(np.clip(changes / usual, -MAX_CONTRIBUTION, MAX_CONTRIBUTION))
     return np.nan_to_num(np.stack(scaled, axis=1), nan=0.0)
 
 
-def _over_usual(rows: Floats, past: Floats) -> tuple[Floats, Floats]:
-    """(B,) T² and (B,) Q of ``rows`` (B, C), over their means in ``past`` (P, C)."""
+def _relative_t2_and_q(rows: Floats, past: Floats) -> tuple[Floats, Floats]:
+    """(B,) T² and (B,) Q of ``rows`` (B, C), divided by their means in ``past`` (P, C)."""
     covariance = past.T @ past / len(past)
     variances, axes = np.linalg.eigh(covariance)
     variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
@@ -60,32 +61,32 @@ def _over_usual(rows: Floats, past: Floats) -> tuple[Floats, Floats]:
     kept = min(kept, len(variances) - 1)
     scale = variances[:kept] + _RIDGE * total / len(variances)
 
-    def both(these: Floats) -> tuple[Floats, Floats]:
-        along = these @ axes[:, :kept]
-        off = np.square(these).sum(axis=1) - np.square(along).sum(axis=1)
-        return (np.square(along) / scale).sum(axis=1), np.maximum(off, 0)
+    def t2_and_q(changes: Floats) -> tuple[Floats, Floats]:
+        along = changes @ axes[:, :kept]
+        residual = np.square(changes).sum(axis=1) - np.square(along).sum(axis=1)
+        return (np.square(along) / scale).sum(axis=1), np.maximum(residual, 0)
 
-    (t_squared, q), (usual_t, usual_q) = both(rows), both(past)
-    least = _RIDGE * total
-    return t_squared / max(float(usual_t.mean()), 1e-9), q / max(float(usual_q.mean()), least)
+    (t_squared, q), (past_t2, past_q) = t2_and_q(rows), t2_and_q(past)
+    min_q = _RIDGE * total
+    return t_squared / max(float(past_t2.mean()), 1e-9), q / max(float(past_q.mean()), min_q)
 
 
-def contributing(series: Series, row: int) -> tuple[str, ...]:
-    """The columns whose change at ``row`` departs most from what the other columns' changes make of it, by name.
+def contributing_columns(series: Series, row: int) -> tuple[str, ...]:
+    """The columns whose change at ``row`` deviates most from its prediction by the other columns' changes, by name.
 
-    Each is regressed on the others over the rows before (ridge); at most three, and those at least half as far off
-    as the first.
+    Each column is regressed on the others over the rows before (ridge). At most three columns are returned, each with
+    at least half the deviation of the first.
     """
-    changes = scaled_changes(ForecastedSeries(series, _NONE))
+    changes = scaled_changes(ForecastedSeries(series, _NO_FORECAST))
     names, past = list(series.values), changes[max(1, row - 2000) : row]
     if len(names) < 2 or len(past) < 2 * len(names):
         return ()
     covariance = past.T @ past / len(past)
     precision = np.linalg.inv(covariance + _RIDGE * (np.trace(covariance) / len(names) + 1e-9) * np.eye(len(names)))
-    # The residual of the regression of a column on the others, in its deviations, is its row of the precision matrix.
-    off = np.abs(precision @ changes[row]) / np.sqrt(np.diag(precision))
-    order = np.argsort(-off)
-    return tuple(names[place] for place in order[:3].tolist() if off[place] >= 0.5 * off[order[0]])
+    # A column's standardised residual in the regression on the others follows from its row of the precision matrix.
+    deviation = np.abs(precision @ changes[row]) / np.sqrt(np.diag(precision))
+    order = np.argsort(-deviation)
+    return tuple(names[place] for place in order[:3].tolist() if deviation[place] >= 0.5 * deviation[order[0]])
 
 
-DETECTOR = RankedStatistic(word="joint", statistic=joint, rows=_ROWS, echo=_ROWS - 1)
+DETECTOR = RankedStatistic(channel="joint", statistic=joint, rows=_ROWS, echo_rows=_ROWS - 1)

@@ -9,14 +9,14 @@ from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.inference.detectors.trailing import trailing_mean
 from apps.finance.types import Floats
 
-_LATELY = 100
+_RECENT_ROWS = 100
 
 
-def jump(one: ForecastedSeries, memory: int) -> Floats:
+def jump(forecasted: ForecastedSeries, memory: int) -> Floats:
     """(N,) the absolute change from the row before, over the mean of the last 100 changes."""
-    lately = np.concatenate([[np.nan], trailing_mean(one.clipped_change, _LATELY)[:-1]])
-    over: Floats = one.absolute_change / np.maximum(lately, 0.2 * one.usual_change)
-    return over
+    recent = np.concatenate([[np.nan], trailing_mean(forecasted.clipped_change, _RECENT_ROWS)[:-1]])
+    ratio: Floats = forecasted.absolute_change / np.maximum(recent, 0.2 * forecasted.usual_change)
+    return ratio
 
 
-DETECTOR = RankedStatistic(word="jump", statistic=jump)
+DETECTOR = RankedStatistic(channel="jump", statistic=jump)

@@ -1,4 +1,4 @@
-"""Changes smaller than usual: a halt, a feed that stands still."""
+"""Changes that are smaller than usual: a trading halt, a frozen feed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trail
 from apps.finance.types import Floats
 
 _ROWS = 12
-_STILL = 0.02
+_OFFSET = 0.02
 
 
-def low_volatility(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the negative logarithm of the mean of the last 12 absolute changes, in usual changes.
+def low_volatility(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the negative logarithm of the mean of the last 12 absolute changes, in typical changes.
 
-    NaN where the series stands still every now and then: where it did so in more than a twentieth of the past.
+    NaN if the series is regularly constant: if more than a twentieth of the past was.
     """
-    calm = -np.log(trailing_mean(one.clipped_change / one.usual_change, _ROWS) + _STILL)
+    calm = -np.log(trailing_mean(forecasted.clipped_change / forecasted.usual_change, _ROWS) + _OFFSET)
     result = np.full(len(calm), np.nan)
-    for start in blocks(one.first, len(calm)):
+    for start in blocks(forecasted.first, len(calm)):
         before = calm[past(start, memory)]
         before = before[np.isfinite(before)]
-        if len(before) and np.mean(before > -np.log(1.05 * _STILL)) <= 0.05:
+        if len(before) and np.mean(before > -np.log(1.05 * _OFFSET)) <= 0.05:
             result[start : start + BLOCK] = calm[start : start + BLOCK]
     return result
 
 
-DETECTOR = RankedStatistic(word="low_volatility", statistic=low_volatility, rows=_ROWS)
+DETECTOR = RankedStatistic(channel="low_volatility", statistic=low_volatility, rows=_ROWS)

@@ -1,4 +1,4 @@
-"""A change over four rows, which no single row of them shows."""
+"""A change over four rows that no single row shows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from apps.finance.types import Floats
 _ROWS = 4
 
 
-def move(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the absolute change from four rows before, in usual changes from row to row."""
-    over: Floats = np.abs(change(one.series.target, _ROWS)) / one.usual_change
-    return over
+def move(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the absolute change from four rows before, in typical changes from row to row."""
+    ratio: Floats = np.abs(change(forecasted.series.target, _ROWS)) / forecasted.usual_change
+    return ratio
 
 
-DETECTOR = RankedStatistic(word="jump", statistic=move, rows=_ROWS, echo=_ROWS)
+DETECTOR = RankedStatistic(channel="jump", statistic=move, rows=_ROWS, echo_rows=_ROWS)

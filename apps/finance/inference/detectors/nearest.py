@@ -1,4 +1,4 @@
-"""The last rows as no rows before them: the distance to their nearest neighbour in the past, in running ranges."""
+"""Four rows unlike any before: the distance to their nearest neighbour in the past, in units of the running range."""
 
 from __future__ import annotations
 
@@ -13,60 +13,62 @@ from apps.finance.types import Floats
 _ROWS = 4
 _CHUNK = 512
 _MIN_ROWS = 64
-_FEW = 1536
-"""A chunk and up to so many vectors are compared one with another: scipy.spatial takes longer to import."""
+_BRUTE_FORCE_VECTORS = 1536
+"""Up to this many past vectors, a chunk is compared by brute force, because importing scipy.spatial takes longer."""
 
 
-def nearest(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) the distance of the last 4 values to the nearest 4 of up to ``memory`` rows before, over the running range.
+def nearest(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the distance of the last 4 values to the nearest 4 among up to ``memory`` earlier rows, over the running
+    range.
 
-    The left matrix profile (Yeh et al., ICDM 2016) without normalisation of each part, so that a usual course at a
-    level that the series has not had counts as new. Sequences that share a row with the last one are no neighbours.
+    The left matrix profile (Yeh et al., ICDM 2016) without normalising each subsequence, so that a familiar pattern at
+    a new level counts as new. Subsequences that share a row with the last one are not neighbours.
     """
-    values = last_seen(one.series.target)
+    values = last_seen(forecasted.series.target)
     length, result = len(values), np.full(len(values), np.nan)
     if length < _MIN_ROWS + 2 * _ROWS:
         return result
     first = int(np.argmax(np.isfinite(values)))
     vectors = np.lib.stride_tricks.sliding_window_view(values, _ROWS)  # vector k holds rows k to k + 3
     distance = np.full(len(vectors), np.nan)
-    wanted = max(first, one.first - _ROWS + 1)
+    wanted = max(first, forecasted.first - _ROWS + 1)
     for edge in blocks(wanted, len(vectors), _CHUNK):
         start, end = max(edge, first), min(edge + _CHUNK, len(vectors))
-        here, new = vectors[start:end], max(wanted - start, 0)
+        chunk, new = vectors[start:end], max(wanted - start, 0)
         best = np.full(end - start, np.inf)
-        old = vectors[max(first, start - memory) : start]
-        if len(old) > _ROWS:
-            apart = max(new, _ROWS)
-            best[apart:] = _to_nearest(here[apart:], old)
-            # The first rows of a chunk overlap with the end of what came before it.
-            best[new:_ROWS] = _to_nearest(here[new:_ROWS], old[: 1 - _ROWS])
-        inside = _squared_distances(here[new:], here)
-        inside[np.arange(new, len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
-        distance[start + new : end] = np.minimum(best[new:], np.sqrt(inside.min(axis=1)))
+        past = vectors[max(first, start - memory) : start]
+        if len(past) > _ROWS:
+            separated = max(new, _ROWS)
+            best[separated:] = _nearest_distances(chunk[separated:], past)
+            # The first vectors of a chunk overlap with the end of the past.
+            best[new:_ROWS] = _nearest_distances(chunk[new:_ROWS], past[: 1 - _ROWS])
+        within_chunk = _squared_distances(chunk[new:], chunk)
+        within_chunk[np.arange(new, len(chunk))[:, None] - np.arange(len(chunk)) < _ROWS] = np.inf
+        distance[start + new : end] = np.minimum(best[new:], np.sqrt(within_chunk.min(axis=1)))
     distance[: first + _MIN_ROWS] = np.nan
     result[_ROWS - 1 :] = distance / np.sqrt(_ROWS)
     low, high = running_range(values, memory)
     return np.where(np.isfinite(result), result / np.maximum(high - low, 1e-9), np.nan)
 
 
-def _to_nearest(here: Floats, old: Floats) -> Floats:
+def _nearest_distances(vectors: Floats, others: Floats) -> Floats:
     """(N,) the distances from vectors (N, 4) to the nearest of others (M, 4)."""
-    if len(old) * len(here) <= _FEW * _CHUNK:
-        return np.asarray(np.sqrt(_squared_distances(here, old).min(axis=1)))
+    if len(others) * len(vectors) <= _BRUTE_FORCE_VECTORS * _CHUNK:
+        return np.asarray(np.sqrt(_squared_distances(vectors, others).min(axis=1)))
     from scipy.spatial import cKDTree
 
-    found: Floats = cKDTree(old).query(here)[0]
+    found: Floats = cKDTree(others).query(vectors)[0]
     return found
 
 
-def _squared_distances(here: Floats, others: Floats) -> Floats:
-    """(N, M) between vectors (N, 4) and others (M, 4); a column at a time, as a sum over four numbers is slow."""
-    squares, apart = np.zeros((len(here), len(others))), np.empty((len(here), len(others)))
+def _squared_distances(vectors: Floats, others: Floats) -> Floats:
+    """(N, M) between vectors (N, 4) and others (M, 4); one column at a time, because summing over an axis of four is
+    slow."""
+    squares, difference = np.zeros((len(vectors), len(others))), np.empty((len(vectors), len(others)))
     for column in range(_ROWS):
-        np.subtract(here[:, column, None], others[None, :, column], out=apart)
-        squares += np.square(apart, out=apart)
+        np.subtract(vectors[:, column, None], others[None, :, column], out=difference)
+        squares += np.square(difference, out=difference)
     return squares
 
 
-DETECTOR = RankedStatistic(word="discord", statistic=nearest, rows=_ROWS, echo=_ROWS - 1)
+DETECTOR = RankedStatistic(channel="discord", statistic=nearest, rows=_ROWS, echo_rows=_ROWS - 1)

@@ -1,4 +1,4 @@
-"""A patch unlike those of the series' beginning, in an embedding learnt on them: PaAno."""
+"""A patch unlike those at the beginning of the series, in an embedding learnt on them: PaAno."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TRAINING_ROWS = 600
 PATCH = 64
 
 
-def paano(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) how far the last 64 rows lie from the memory bank of the first 600; see ``models.paano``.
+def paano(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the distance of the last 64 rows from the memory bank of the first 600; see ``models.paano``.
 
-    NaN in the rows that train, and in series too short to have others.
+    NaN in the training rows, and everywhere if the series has no further rows.
     """
     from apps.finance.models.paano import PaAno, patch_scores
 
-    values = last_seen(one.series.target)
+    values = last_seen(forecasted.series.target)
     result = np.full(len(values), np.nan)
     seen = np.flatnonzero(np.isfinite(values))
     first = int(seen[0]) if len(seen) else len(values)
@@ -29,4 +29,4 @@ def paano(one: ForecastedSeries, memory: int) -> Floats:
     return result
 
 
-DETECTOR = RankedStatistic(word="patch", statistic=paano, rows=PATCH, echo=PATCH - 1)
+DETECTOR = RankedStatistic(channel="patch", statistic=paano, rows=PATCH, echo_rows=PATCH - 1)

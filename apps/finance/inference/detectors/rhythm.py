@@ -1,4 +1,4 @@
-"""Another course than one rhythm before: the day, the week, or the period that the series' own spectrum has."""
+"""A deviation from a periodic pattern: the day, the week, or the series' own period."""
 
 from __future__ import annotations
 
@@ -13,79 +13,86 @@ from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trail
 from apps.finance.types import DAY_NS, WEEK_NS, Floats
 
 _ROWS = 12
-_RHYTHMIC = 0.4
-_PERIODS, _RENEWED = 3, 1024
-_SHORTEST = 8
+_MAX_DEVIATION_SHARE = 0.4
+_PERIODS, _UPDATE_ROWS = 3, 1024
+_MIN_PERIOD = 8
 
 
-def rhythm(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) how far the last 12 rows' mean is from the same time in earlier rhythms, in usual such departures.
+def rhythm(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the mean deviation of the last 12 rows from the same time in earlier periods, in units of typical such
+    deviations.
 
-    Of the rhythms (four days, two weeks, and three periods of the series' own spectrum) the one counts that has
-    foretold the past best. NaN where none has: where such departures were not much smaller than those from the median.
+    Of three patterns (the last four days, the last two weeks, and three of the series' own periods) the one that
+    predicted the past best is used. NaN if none predicts well: if typical deviations from it are more than 0.4 times
+    those from the median.
     """
-    series = one.series
-    departures = [one.extended(f"departure {n}", rows) for n, rows in enumerate(_departures(one, memory))]
-    means = [np.abs(trailing_mean(departure, _ROWS)) for departure in departures]
+    series = forecasted.series
+    deviations = [
+        forecasted.extend_carried(f"departure {n}", rows) for n, rows in enumerate(_deviations(forecasted, memory))
+    ]
+    means = [np.abs(trailing_mean(deviation, _ROWS)) for deviation in deviations]
     result = np.full(len(series), np.nan)
-    for start in blocks(one.first, len(series)):
+    for start in blocks(forecasted.first, len(series)):
         rows = past(start, memory)
         values = series.target[rows]
         if np.isfinite(values).sum() < 100:
             continue
-        middle = float(np.nanmedian(values))
-        spread = float(np.nanmean(np.abs(values - middle)))
-        usual = [_usual(mean[rows]) for mean in means]
-        best = int(np.argmin(usual))
-        if usual[best] > _RHYTHMIC * spread:
+        median = float(np.nanmedian(values))
+        spread = float(np.nanmean(np.abs(values - median)))
+        typical = [_typical_deviation(mean[rows]) for mean in means]
+        best = int(np.argmin(typical))
+        if typical[best] > _MAX_DEVIATION_SHARE * spread:
             continue
-        scale = max(usual[best], 1e-4 * abs(middle), 1e-9)
+        scale = max(typical[best], 1e-4 * abs(median), 1e-9)
         result[start : start + BLOCK] = means[best][start : start + BLOCK] / scale
     return result
 
 
-def _usual(before: Floats) -> float:
+def _typical_deviation(before: Floats) -> float:
+    """The mean of the finite deviations, infinite if there are fewer than 100."""
     before = before[np.isfinite(before)]
     return float(before.mean()) if len(before) >= 100 else np.inf
 
 
-def _departures(one: ForecastedSeries, memory: int) -> Iterator[Floats]:
-    """(N - first,) the values less what each rhythm makes of them; NaN where it has not been seen often enough."""
-    values, history = one.series.target, one.history or one.series
-    first = one.first + len(history) - len(values)
+def _deviations(forecasted: ForecastedSeries, memory: int) -> Iterator[Floats]:
+    """(N - first,) per pattern: the values minus the pattern's prediction; NaN where the pattern has too little
+    history."""
+    values, history = forecasted.series.target, forecasted.history or forecasted.series
+    first = forecasted.first + len(history) - len(values)
     for lag, count in ((DAY_NS, 4), (WEEK_NS, 2)):
-        usual, known = same_time_before(history, horizon=1, lag_ns=lag, count=count, first=first)
-        yield np.where(known >= 0.75, values[one.first :] - usual, np.nan)
-    yield (values - _periods_before(values, memory, one.first))[one.first :]
+        predicted, known = same_time_before(history, horizon=1, lag_ns=lag, count=count, first=first)
+        yield np.where(known >= 0.75, values[forecasted.first :] - predicted, np.nan)
+    yield (values - _periods_before(values, memory, forecasted.first))[forecasted.first :]
 
 
 def _periods_before(values: Floats, memory: int, first: int) -> Floats:
-    """(N,) the median of the values one to three periods before; the period is found in the past's autocorrelation.
+    """(N,) the median of the values one to three periods earlier; the period comes from the past's autocorrelation.
 
-    Only rows from ``first`` on are sure to be there.
+    Only rows from ``first`` on are guaranteed to be filled.
     """
-    usual = np.full(len(values), np.nan)
+    predicted = np.full(len(values), np.nan)
     smooth = trailing_mean(values, 3)
-    for start in blocks(max(first, _RENEWED), len(values), _RENEWED):
+    for start in blocks(max(first, _UPDATE_ROWS), len(values), _UPDATE_ROWS):
         period = own_period(values[max(0, start - memory) : start])
         if period is None:
             continue
-        rows = np.arange(start, min(start + _RENEWED, len(values)))
-        # The trailing mean over three rows is about the row in its middle.
+        rows = np.arange(start, min(start + _UPDATE_ROWS, len(values)))
+        # The trailing mean over three rows is centred on its middle row, hence + 1.
         earlier = rows - period * np.arange(1, _PERIODS + 1)[:, None] + 1
         earlier = earlier[:, earlier.min(axis=0) >= 0] if (earlier < 0).any() else earlier
         if earlier.shape[1] == len(rows):
-            usual[rows] = np.median(smooth[earlier], axis=0)
-    return usual
+            predicted[rows] = np.median(smooth[earlier], axis=0)
+    return predicted
 
 
 def own_period(values: Floats) -> int | None:
-    """The period in rows of the strongest peak of the autocorrelation from 8 rows to a third of the length; or None.
+    """The period in rows of the strongest autocorrelation peak, from 8 rows to a third of the length; None if there is
+    none.
 
-    By the Wiener-Khinchin theorem from the power spectrum. A peak below 0.3 is none.
+    The autocorrelation comes from the power spectrum (Wiener-Khinchin theorem). Peaks below 0.3 are ignored.
     """
     filled = np.where(np.isfinite(values), values, np.nanmedian(values)) if np.isfinite(values).any() else values
-    if len(filled) < 4 * _SHORTEST or not np.isfinite(filled).all():
+    if len(filled) < 4 * _MIN_PERIOD or not np.isfinite(filled).all():
         return None
     low, high = np.quantile(filled, [0.01, 0.99])
     centred = np.clip(filled, low, high)
@@ -93,16 +100,16 @@ def own_period(values: Floats) -> int | None:
     size = 1 << (2 * len(centred) - 1).bit_length()
     power = np.abs(np.fft.rfft(centred, size)) ** 2
     correlation = np.fft.irfft(power)[: len(centred) // _PERIODS]
-    if len(correlation) <= _SHORTEST + 1 or correlation[0] <= 0:
+    if len(correlation) <= _MIN_PERIOD + 1 or correlation[0] <= 0:
         return None
     correlation = correlation / correlation[0] / (1 - np.arange(len(correlation)) / len(centred))
-    inner = correlation[_SHORTEST:-1]
-    peaks = np.flatnonzero((inner > correlation[_SHORTEST - 1 : -2]) & (inner >= correlation[_SHORTEST + 1 :]))
+    inner = correlation[_MIN_PERIOD:-1]
+    peaks = np.flatnonzero((inner > correlation[_MIN_PERIOD - 1 : -2]) & (inner >= correlation[_MIN_PERIOD + 1 :]))
     if not len(peaks) or inner[peaks].max() < 0.3:
         return None
-    # Of the period and its multiples the first that is about as strong.
+    # Among the period and its multiples, take the first that is about as strong.
     strong = peaks[inner[peaks] > 0.95 * inner[peaks].max()]
-    return int(strong[0]) + _SHORTEST
+    return int(strong[0]) + _MIN_PERIOD
 
 
-DETECTOR = RankedStatistic(word="rhythm", statistic=rhythm, rows=_ROWS, echo=_ROWS - 1)
+DETECTOR = RankedStatistic(channel="rhythm", statistic=rhythm, rows=_ROWS, echo_rows=_ROWS - 1)

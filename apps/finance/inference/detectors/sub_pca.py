@@ -1,4 +1,4 @@
-"""A course over 32 rows that is no mixture of the courses before it: principal components of sub-sequences."""
+"""A pattern over 32 rows that earlier patterns cannot explain: principal components of subsequences."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _VARIANCE = 0.9
 _MIN_ROWS = 4 * _ROWS
 
 
-def sub_pca(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) how far the last 32 rows lie off the principal components of such parts of the past, in usual distances.
+def sub_pca(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the distance of the last 32 rows from the principal subspace of earlier subsequences, over the mean such
+    distance.
 
-    The Q statistic (Jackson and Mudholkar, 1979) of sub-sequences (Sub-PCA in TSB-AD; Liu and Paparrizos, NeurIPS
-    2024): the components hold 90 % of the variance of up to ``memory`` parts that ended before, and are renewed every
+    The Q statistic (Jackson and Mudholkar, 1979) of subsequences (Sub-PCA in TSB-AD; Liu and Paparrizos, NeurIPS 2024).
+    The components hold 90 % of the variance of up to ``memory`` subsequences that ended earlier, and are updated every
     512 rows.
     """
-    values = last_seen(one.series.target)
+    values = last_seen(forecasted.series.target)
     length, result = len(values), np.full(len(values), np.nan)
     first = int(np.argmax(np.isfinite(values)))
     if length - first < _MIN_ROWS + _ROWS:
@@ -33,22 +34,22 @@ def sub_pca(one: ForecastedSeries, memory: int) -> Floats:
     edges += list(range((max(edges[-1], 1) // _CHUNK + 1) * _CHUNK, length, _CHUNK))
     for start, end in zip(edges, [*edges[1:], length], strict=True):
         past = parts[max(first, start - _ROWS - memory) : start - _ROWS + 1]
-        middle = past.mean(axis=0)
-        centred = past - middle
+        mean = past.mean(axis=0)
+        centred = past - mean
         variances, axes = np.linalg.eigh(centred.T @ centred / len(past))
         share = np.cumsum(variances[::-1]) / max(float(variances.sum()), 1e-300)
         kept = axes[:, ::-1][:, : int(np.searchsorted(share, _VARIANCE)) + 1]
 
-        def distance(these: Floats, kept: Floats = kept, middle: Floats = middle) -> Floats:
-            away = these - middle
-            squares = np.square(away).sum(axis=1) - np.square(away @ kept).sum(axis=1)
+        def distance(subsequences: Floats, kept: Floats = kept, mean: Floats = mean) -> Floats:
+            centred_rows = subsequences - mean
+            squares = np.square(centred_rows).sum(axis=1) - np.square(centred_rows @ kept).sum(axis=1)
             root: Floats = np.sqrt(np.maximum(squares, 0) / _ROWS)
             return root
 
-        usual = float(distance(past).mean())
-        scale = max(usual, 1e-4 * float(np.abs(past).mean()), 1e-12)
+        typical = float(distance(past).mean())
+        scale = max(typical, 1e-4 * float(np.abs(past).mean()), 1e-12)
         result[start:end] = distance(parts[start - _ROWS + 1 : end - _ROWS + 1]) / scale
     return result
 
 
-DETECTOR = RankedStatistic(word="shape", statistic=sub_pca, rows=_ROWS, echo=_ROWS - 1)
+DETECTOR = RankedStatistic(channel="shape", statistic=sub_pca, rows=_ROWS, echo_rows=_ROWS - 1)

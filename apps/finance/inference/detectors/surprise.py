@@ -1,4 +1,4 @@
-"""A single value off its forecast."""
+"""A single value that deviates from its forecast."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.types import Floats
 
 
-def surprise(one: ForecastedSeries, memory: int) -> Floats:
-    """(N,) how many standard deviations the value is off the forecast that was made last."""
-    return np.abs(one.forecast.surprise[:, 0])
+def surprise(forecasted: ForecastedSeries, memory: int) -> Floats:
+    """(N,) the deviation of the value from its latest forecast, in standard deviations."""
+    return np.abs(forecasted.forecast.surprise[:, 0])
 
 
-DETECTOR = RankedStatistic(word="surprise", statistic=surprise)
+DETECTOR = RankedStatistic(channel="surprise", statistic=surprise)

@@ -1,4 +1,4 @@
-"""Arithmetic over the rows until now: what is past, trailing means, changes. Nothing here looks ahead."""
+"""Calculations over past rows: reference windows, trailing means, changes. Nothing here uses later rows."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from apps.finance.datasets.windows import last_seen
 from apps.finance.types import Floats
 
 BLOCK = 64
-"""What is known of the past is renewed every so many rows."""
+"""Statistics of the past are updated every this many rows."""
 GUARD = 128
-"""The past ends so many rows ago."""
+"""The rows that separate a row from the past it is compared with."""
 _MEMORY = 2000
 
 
 def past(start: int, memory: int) -> slice:
-    """The rows that a block from ``start`` on is compared with: up to ``memory`` rows, to 128 rows before it.
+    """The rows with which a block from ``start`` on is compared: up to ``memory`` rows, ending 128 rows before it.
 
-    So an event that goes on is not measured by its own beginning. The first 256 rows cannot wait so long.
+    The distance keeps a long event from being compared with its own beginning. In the first 256 rows it is shorter.
     """
     end = max(start - GUARD, min(start, GUARD))
     return slice(max(0, end - memory), end)
 
 
 def trailing_mean(values: Floats, rows: int) -> Floats:
-    """(N,) the mean of the last ``rows`` values that there are; NaN until half of them are there."""
-    seen = np.isfinite(values)
-    sums = np.concatenate([np.zeros(rows), np.cumsum(np.where(seen, values, 0))])
-    counts = np.concatenate([np.zeros(rows), np.cumsum(seen)])
+    """(N,) the mean of the finite values among the last ``rows``; NaN if fewer than half of them are finite."""
+    finite = np.isfinite(values)
+    sums = np.concatenate([np.zeros(rows), np.cumsum(np.where(finite, values, 0))])
+    counts = np.concatenate([np.zeros(rows), np.cumsum(finite)])
     number = counts[rows:] - counts[:-rows]
     return np.where(number >= rows / 2, (sums[rows:] - sums[:-rows]) / np.maximum(number, 1), np.nan)
 
 
 def change(values: Floats, rows: int) -> Floats:
-    """(N,) the change from the value seen ``rows`` rows before; NaN where the row is missing."""
+    """(N,) the change from the latest value ``rows`` rows before; NaN if the row is missing."""
     before: Floats = np.concatenate([np.full(rows, np.nan), last_seen(values)[:-rows]])[: len(values)]
     changed: Floats = values - before
     return changed
 
 
 def blocks(first: int, length: int, rows: int = BLOCK) -> range:
-    """Where the blocks begin that have a row from ``first`` on."""
+    """The start rows of the blocks that contain a row from ``first`` on."""
     return range(first // rows * rows, length, rows)
 
 
 def usual_change(values: Floats, absolute: Floats, first: int = 0) -> Floats:
-    """(N,) the mean absolute change in up to 2000 earlier rows, a millionth of the mean absolute value at the least.
+    """(N,) the mean absolute change in up to 2000 earlier rows, at least a millionth of the mean absolute value.
 
-    ``absolute`` (N,) is the absolute change from row to row. Only rows from ``first`` on are sure to be there.
+    ``absolute`` (N,) is the absolute change from row to row. Only rows from ``first`` on are guaranteed to be filled.
     """
     usual = np.full(len(values), np.nan)
     for start in blocks(first, len(values)):
@@ -59,17 +59,17 @@ def usual_change(values: Floats, absolute: Floats, first: int = 0) -> Floats:
 
 
 def running_range(values: Floats, rows: int) -> tuple[Floats, Floats]:
-    """(N,) the smallest and (N,) the largest of up to ``rows`` values before each row; NaN where there is none."""
+    """(N,) the minimum and (N,) the maximum of up to ``rows`` values before each row; NaN if there is none."""
     seen = np.isfinite(values)
-    found = []
+    extremes = []
     for sign in (-1.0, 1.0):
         padded = np.concatenate([[-np.inf], np.where(seen, sign * values, -np.inf)[:-1]])
         if len(values) > rows:
             from scipy.ndimage import maximum_filter1d
 
-            # A window of ``rows`` values that ends with the row, of which the padding has shifted in the one before.
-            largest = maximum_filter1d(padded, rows, mode="constant", cval=-np.inf, origin=(rows - 1) // 2)
+            # A window of ``rows`` values that ends at each row; the padding shifts it to end at the row before.
+            maxima = maximum_filter1d(padded, rows, mode="constant", cval=-np.inf, origin=(rows - 1) // 2)
         else:
-            largest = np.maximum.accumulate(padded)
-        found.append(np.where(np.isfinite(largest), sign * largest, np.nan))
-    return found[0], found[1]
+            maxima = np.maximum.accumulate(padded)
+        extremes.append(np.where(np.isfinite(maxima), sign * maxima, np.nan))
+    return extremes[0], extremes[1]
