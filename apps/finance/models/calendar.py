@@ -1,6 +1,6 @@
-"""Covariates that follow from the time of a row alone, by the names that tutorials of the library give them.
+"""Covariates computed from the time of a row alone, under the names used in pytorch-forecasting's tutorials.
 
-Those in sine and cosine are what networks that are trained here take: they have no values that training has not seen.
+Networks trained here take the sine and cosine ones, which have no values that training has not seen.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def _day_of_week(times_ns: Times) -> np.ndarray:
     return (times_ns // DAY_NS + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0, as in pandas
 
 
-def _turn(times_ns: Times, period_ns: int) -> np.ndarray:
+def _angle(times_ns: Times, period_ns: int) -> np.ndarray:
     return 2 * np.pi * (times_ns % period_ns) / period_ns
 
 
 def _day_of_month(times_ns: Times) -> np.ndarray:
     days = times_ns.astype("datetime64[ns]").astype("datetime64[D]")
-    found: np.ndarray = (days - days.astype("datetime64[M]")).astype(np.int64) + 1
-    return found
+    day: np.ndarray = (days - days.astype("datetime64[M]")).astype(np.int64) + 1
+    return day
 
 
 CALENDAR: dict[str, Callable[[Times], np.ndarray]] = {
@@ -42,15 +42,15 @@ CALENDAR: dict[str, Callable[[Times], np.ndarray]] = {
     "month": lambda times: _months(times) % 12 + 1,
     "quarter": lambda times: _months(times) % 12 // 3 + 1,
     "year": lambda times: _months(times) // 12 + 1970,
-    "time_of_day_sin": lambda times: np.sin(_turn(times, DAY_NS)),
-    "time_of_day_cos": lambda times: np.cos(_turn(times, DAY_NS)),
+    "time_of_day_sin": lambda times: np.sin(_angle(times, DAY_NS)),
+    "time_of_day_cos": lambda times: np.cos(_angle(times, DAY_NS)),
     "day_of_week_sin": lambda times: np.sin(2 * np.pi * _day_of_week(times) / 7),
     "day_of_week_cos": lambda times: np.cos(2 * np.pi * _day_of_week(times) / 7),
 }
 
 
 def columns_taken(library: LibraryTFT) -> tuple[str, ...]:
-    """The columns of a table that a network, trained here or elsewhere, takes beside the value."""
+    """The columns of a table that a network, trained here or elsewhere, takes in addition to the value."""
     if library.trained_here:
         return library.covariates
     target = library.target

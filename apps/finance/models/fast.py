@@ -1,19 +1,19 @@
 """A fast path for pytorch-forecasting's TFT: the same parameters, names and outputs, in fewer and larger kernels.
 
-The TFT treats each covariate with a small network of its own and resizes vectors with ``F.interpolate``, whose
+The TFT processes each covariate with a small network of its own and resizes vectors with ``F.interpolate``, whose
 backward pass is slow on every device. Here
 
 - a resize is a product with a constant matrix,
-- the covariates' networks run as one batched product, with the features of all rows side by side and the layers
-  before the first activation folded into one,
-- ELU and GLU are written in kernels that the CPU runs on whole vectors, and the layer norm of what is selected among
-  the covariates by its moments,
-- the attention's keys and values are not put through layers of their own, see ``FoldedAttention``,
-- the LSTMs take whole sequences, since all windows have the same length, and the attention mask is a constant,
-  so that no length is read back from the device.
+- the covariates' networks run as one batched product, with the features of all rows side by side and the layers before
+  the first activation folded into one,
+- ELU and GLU are written in kernels that the CPU vectorises, and the layer norm of the selected covariates is computed
+  from its moments,
+- attention skips the separate layers for keys and values, see ``FoldedAttention``,
+- the LSTMs take whole sequences, because all windows have the same length, and the attention mask is a constant, so
+  that no length is read back from the device.
 
-``accelerate`` takes the model apart no further: the parameters stay where they were, so that a state dict fits both.
-Dropout draws other random numbers than the original does; without dropout the two are equal.
+``accelerate`` keeps the model's structure otherwise: the parameters stay where they were, so that one state dict fits
+both models. Dropout draws different random numbers than the original; without dropout the two are equal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.nn import functional
 
 
 def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
-    """Returns the library's ``tft`` with its slow parts replaced, for windows of ``context`` + ``horizon`` rows."""
+    """Replaces the slow parts of the library's ``tft`` in place and returns it, for windows of ``context`` +
+    ``horizon`` rows."""
     from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
         AddNorm,
         GatedLinearUnit,
@@ -54,20 +55,20 @@ def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
             setattr(tft, name, GroupedSelection(module))
     tft.lstm_encoder, tft.lstm_decoder = WholeLSTM(tft.lstm_encoder), WholeLSTM(tft.lstm_decoder)
     tft.attention_mask = AttentionMask(context, horizon, causal=tft.hparams.causal_attention)
-    # A module as attribute would not hide the method of the class; an entry in the instance does.
+    # Assigning a module as an attribute would not hide the class's method; an entry in __dict__ does.
     tft.__dict__["get_attention_mask"] = tft.attention_mask
     accelerated: nn.Module = tft
     return accelerated
 
 
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
-    """(size_in, size_out) the linear interpolation with aligned corners of ``F.interpolate`` as a matrix."""
-    unit = torch.eye(size_in)[:, None]  # in float32, so that the weights are the very ones of ``F.interpolate``
+    """(size_in, size_out) the linear interpolation of ``F.interpolate`` with aligned corners, as a matrix."""
+    unit = torch.eye(size_in)[:, None]  # in float32, so that the weights equal those of ``F.interpolate`` exactly
     return functional.interpolate(unit, size_out, mode="linear", align_corners=True)[:, 0]
 
 
 class Resize(nn.Module):
-    """``TimeDistributedInterpolation`` as a product: (..., size_in) to (..., size_out)."""
+    """``TimeDistributedInterpolation`` as a matrix product: (..., size_in) to (..., size_out)."""
 
     matrix: Tensor
 
@@ -80,7 +81,7 @@ class Resize(nn.Module):
 
 
 class WholeLSTM(nn.LSTM):
-    """The library's LSTM over sequences that all have their full length; ``lengths`` is not looked at."""
+    """The library's LSTM over sequences of full length; ``lengths`` is ignored."""
 
     def __init__(self, source: nn.LSTM) -> None:
         super().__init__(
@@ -98,16 +99,16 @@ class WholeLSTM(nn.LSTM):
         self, x: Tensor, hx: Any = None, lengths: Any = None, enforce_sorted: bool = True
     ) -> Any:
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # Not every CPU has an LSTM in half precision; those that have not raise.
+            # Some CPUs do not support an LSTM in half precision and raise an error.
             with torch.autocast("cpu", enabled=False):
                 return self.forward(x.float(), tuple(state.float() for state in hx))
         out, states = super().forward(x, tuple(state.contiguous() for state in hx))
-        # torch 2.11 traces an LSTM's states with an axis too many.
+        # torch 2.11 traces an LSTM's states with an extra axis.
         return out, tuple(state.reshape(hx[0].shape) for state in states)
 
 
 class AttentionMask(nn.Module):
-    """The TFT's attention mask for full windows, (B, horizon, context + horizon): true where nothing is attended."""
+    """The TFT's attention mask for full windows, (B, horizon, context + horizon): true where attention is masked."""
 
     mask: Tensor
 
@@ -123,11 +124,11 @@ class AttentionMask(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """The library's ``InterpretableMultiHeadAttention``; in prediction what the keys go through the queries take on.
+    """The library's ``InterpretableMultiHeadAttention``; for prediction, the keys' layers are folded into the queries.
 
-    There are few queries and many keys. A query's product with a layer of the keys is the product of another query with
-    the keys themselves, but for what is the same for all keys, which the softmax does not see. The heads share their
-    values, so that their weights are averaged and the values' layer comes after.
+    There are few queries and many keys. The product of a query with a layer of the keys equals the product of a
+    transformed query with the keys themselves, up to a constant over the keys, which the softmax ignores. The heads
+    share their values, so their weights are averaged and the values' layer is applied afterwards.
     """
 
     def __init__(self, source: Any) -> None:
@@ -138,9 +139,9 @@ class FoldedAttention(nn.Module):
         self.library_forward = type(source).forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.training:  # each head has a dropout of its own
-            found: tuple[Tensor, Tensor] = self.library_forward(self, q, k, v, mask)
-            return found
+        if self.training:  # each head has its own dropout
+            attended: tuple[Tensor, Tensor] = self.library_forward(self, q, k, v, mask)
+            return attended
         heads, queries = len(self.q_layers), q.shape[1]
         folded = torch.cat(
             [
@@ -158,7 +159,7 @@ class FoldedAttention(nn.Module):
 
 
 class SplitGLU(nn.Module):
-    """The library's ``GatedLinearUnit`` with its value and its gate as two products, so that no half is strided."""
+    """The library's ``GatedLinearUnit`` with separate products for value and gate, so that neither half is strided."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class SplitGLU(nn.Module):
 
 
 class FoldedResidual(nn.Module):
-    """The library's ``GatedResidualNetwork``; in prediction its second layer and its gate, both linear, are one."""
+    """The library's ``GatedResidualNetwork``; for prediction its second layer and its gate, both linear, are merged."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -201,9 +202,9 @@ class FoldedResidual(nn.Module):
 
 
 def glu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The gated linear unit: the first half of a layer's outputs times the sigmoid of the second."""
-    (value, gate), (of_value, of_gate) = weight.chunk(2), bias.chunk(2)
-    return functional.linear(x, value, of_value) * torch.sigmoid(functional.linear(x, gate, of_gate))
+    """The gated linear unit: the first half of a layer's outputs times the sigmoid of the second half."""
+    (value, gate), (value_bias, gate_bias) = weight.chunk(2), bias.chunk(2)
+    return functional.linear(x, value, value_bias) * torch.sigmoid(functional.linear(x, gate, gate_bias))
 
 
 def elu(x: Tensor) -> Tensor:
@@ -211,17 +212,17 @@ def elu(x: Tensor) -> Tensor:
     return torch.relu(x) + torch.exp(x.clamp(max=0)) - 1
 
 
-_STEPS = 8
-"""On a CPU so many of a window's rows at a time: what is computed of a batch of them stays in a core's cache."""
+_CHUNK_ROWS = 8
+"""On a CPU this many rows of a window at a time, so that the intermediate results of a batch stay in a core's cache."""
 
 
 class GroupedSelection(nn.Module):
     """A ``VariableSelectionNetwork`` over V reals of one size, whose V networks run as one batched product.
 
-    It adopts the children of the original under their names. Within, tensors are (V, features, N) with N = B * T:
-    rows of one feature lie together, so that sums over features and gates run along whole vectors. A real x enters
-    every network as an affine function of x (its prescaler), so that the first layer and the skip connection are
-    affine in x as well: their weights are folded, and what the prescaler makes is never written out.
+    It takes over the children of the original under their names. Internally, tensors are (V, features, N) with N = B *
+    T: rows of one feature are contiguous, so that sums over features and gates run along whole vectors. A real x enters
+    every network as an affine function of x (its prescaler), so the first layer and the skip connection are affine in x
+    as well: their weights are folded, and the prescaler's output is never materialised.
     """
 
     def __init__(self, source: Any) -> None:
@@ -237,12 +238,12 @@ class GroupedSelection(nn.Module):
 
     @staticmethod
     def fits(source: Any) -> bool:
-        """Whether every covariate of ``source`` is a real of the same size with a network of its own."""
-        plain = not any(source._input_embedding_flags.values()) and source.num_inputs > 1
-        return plain and len(set(source.input_sizes.values())) == 1
+        """Whether every covariate of ``source`` is a real of the same size with its own network."""
+        only_reals = not any(source._input_embedding_flags.values()) and source.num_inputs > 1
+        return only_reals and len(set(source.input_sizes.values())) == 1
 
     def forward(self, x: dict[str, Tensor], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As the library's; ``context`` (B, T, hidden) is one for each series, which it repeats over time."""
+        """As in the library; ``context`` (B, T, hidden) is constant over time, as the library repeats it."""
         reals = torch.stack([x[name].squeeze(-1) for name in self.names])
         mixed, weights = self.select(reals, context if context is None or context.dim() < 3 else context[:, 0])
         return mixed, weights[..., None, :]
@@ -250,12 +251,14 @@ class GroupedSelection(nn.Module):
     def select(self, reals: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mixture (B, T, hidden) and its weights (B, T, V) of reals (V, B, T), or (V, B), and context (B, hidden).
 
-        On a CPU for a few rows at a time.
+        On a CPU, a few rows at a time.
         """
-        given = None if context is None else self.flattened_grn.context(context).t()[..., None]  # (hidden, B, 1)
-        if self.training or reals.device.type != "cpu" or reals.dim() < 3 or reals.shape[2] <= _STEPS:
-            return self._selected(reals, given)
-        parts = [self._selected(part, given) for part in torch.split(reals, _STEPS, dim=2)]
+        projected_context = (
+            None if context is None else self.flattened_grn.context(context).t()[..., None]
+        )  # (hidden, B, 1)
+        if self.training or reals.device.type != "cpu" or reals.dim() < 3 or reals.shape[2] <= _CHUNK_ROWS:
+            return self._selected(reals, projected_context)
+        parts = [self._selected(part, projected_context) for part in torch.split(reals, _CHUNK_ROWS, dim=2)]
         mixed, weights = zip(*parts, strict=True)
         return torch.cat(mixed, dim=1), torch.cat(weights, dim=1)
 
@@ -264,8 +267,12 @@ class GroupedSelection(nn.Module):
         scalers: list[Any] = [self.prescalers[name] for name in self.names]
         shape = x.shape[1:]  # (B, T), or (B,) for static reals
         reals = x.reshape(len(networks), -1)  # (V, N)
-        affine = torch.cat(  # (V, size, 2): what the prescalers make of (x, 1)
-            [torch.stack([one.weight for one in scalers]), torch.stack([one.bias for one in scalers])[..., None]], dim=2
+        affine = torch.cat(  # (V, size, 2): the prescalers as weights of (x, 1)
+            [
+                torch.stack([scaler.weight for scaler in scalers]),
+                torch.stack([scaler.bias for scaler in scalers])[..., None],
+            ],
+            dim=2,
         )
         rows = reals[:, None]  # (V, 1, N)
 
@@ -278,39 +285,41 @@ class GroupedSelection(nn.Module):
             hidden = functional.dropout(hidden, self.dropout, True)
         else:
             weight, bias = weight @ _weights(second), torch.baddbmm(bias, weight, _biases(second))
-        (of_value, of_gate), (value_bias, gate_bias) = weight.chunk(2, dim=1), bias.chunk(2, dim=1)
-        gate = torch.sigmoid(torch.baddbmm(gate_bias, of_gate, hidden))
-        outputs = torch.baddbmm(value_bias, of_value, hidden) * gate + self._skip(networks, affine, rows)
+        (value_weight, gate_weight), (value_bias, gate_bias) = weight.chunk(2, dim=1), bias.chunk(2, dim=1)
+        gate = torch.sigmoid(torch.baddbmm(gate_bias, gate_weight, hidden))
+        outputs = torch.baddbmm(value_bias, value_weight, hidden) * gate + self._skip(networks, affine, rows)
         weights = self._weigh(affine, reals, context, shape)  # (V, N)
         norms = [network.gate_norm.add_norm.norm for network in networks]
-        # The layer norm by its moments: what is mixed is the outputs themselves, less their means at the end.
+        # The layer norm by its moments: mix the outputs themselves and subtract their means at the end.
         scale = torch.stack([norm.weight for norm in norms])  # (V, hidden)
         mean = outputs.mean(dim=1)  # (V, N)
         variance = torch.relu(outputs.square().mean(dim=1) - mean.square())
-        share = weights * torch.rsqrt(variance + self.epsilon)
-        mixed = (outputs * (scale[..., None] * share[:, None])).sum(0) - scale.t() @ (mean * share)
+        scaled_weights = weights * torch.rsqrt(variance + self.epsilon)
+        mixed = (outputs * (scale[..., None] * scaled_weights[:, None])).sum(0) - scale.t() @ (mean * scaled_weights)
         mixed = mixed + torch.stack([norm.bias for norm in norms]).t() @ weights  # (hidden, N)
         return mixed.t().reshape(*shape, self.hidden_size), weights.t().reshape(*shape, len(networks))
 
     def _skip(self, networks: list[Any], affine: Tensor, rows: Tensor) -> Tensor:
         """(V, hidden, N) the skip connections: the embedding, or its resized and normalised copy.
 
-        The layer norm of a x + b over the features has the variance |a|^2 (x - x0)^2 + |a x0 + b|^2 over their number,
-        for centred a and b and x0 where that is least: a sum of squares, which loses no digits.
+        The layer norm of a x + b over the features has the variance (|a|^2 (x - x0)^2 + |a x0 + b|^2) / features, for
+        centred a and b, with x0 where it is minimal: a sum of squares, which loses no precision.
         """
         if not self.resized:
             return _affine(affine, rows, 1.0)
         resamplers = [network.resample_norm for network in networks]
         resized = resamplers[0].resample.matrix.t() @ affine  # (V, hidden, 2)
         if resamplers[0].trainable_add:
-            resized = resized * torch.sigmoid(torch.stack([one.mask for one in resamplers]))[..., None] * 2.0
+            resized = (
+                resized * torch.sigmoid(torch.stack([resampler.mask for resampler in resamplers]))[..., None] * 2.0
+            )
         slope, offset = (resized - resized.mean(dim=1, keepdim=True)).unbind(dim=2)  # (V, hidden) each
         power = slope.square().mean(dim=1, keepdim=True)
-        least = -(slope * offset).mean(dim=1, keepdim=True) / (power + 1e-20)  # x0
-        rest = (slope * least + offset).square().mean(dim=1, keepdim=True)
-        inverse = torch.rsqrt(power * (rows[:, 0] - least).square() + rest + resamplers[0].norm.eps)[:, None]
-        weight = torch.stack([one.norm.weight for one in resamplers])
-        bias = torch.stack([one.norm.bias for one in resamplers])[..., None]
+        minimum_at = -(slope * offset).mean(dim=1, keepdim=True) / (power + 1e-20)  # x0
+        minimum = (slope * minimum_at + offset).square().mean(dim=1, keepdim=True)
+        inverse = torch.rsqrt(power * (rows[:, 0] - minimum_at).square() + minimum + resamplers[0].norm.eps)[:, None]
+        weight = torch.stack([resampler.norm.weight for resampler in resamplers])
+        bias = torch.stack([resampler.norm.bias for resampler in resamplers])[..., None]
         return _affine(torch.stack([slope * weight, offset * weight], dim=2), rows * inverse, inverse, bias)
 
     def _weigh(self, affine: Tensor, reals: Tensor, context: Tensor | None, shape: torch.Size) -> Tensor:
@@ -344,9 +353,9 @@ def _norm_columns(x: Tensor, norm: Any) -> Tensor:
     return torch.addcmul(norm.bias[:, None], centred * inverse, norm.weight[:, None])
 
 
-def _affine(affine: Tensor, x: Tensor, one: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
-    """(V, features, N) of weights (V, features, 2) for ``x`` and ``one`` (V, 1, N): no product is as fast as this."""
-    return affine[..., :1] * x + (affine[..., 1:] * one + bias)
+def _affine(affine: Tensor, x: Tensor, constant: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
+    """(V, features, N) of weights (V, features, 2) for ``x`` and ``one`` (V, 1, N); faster than a matrix product."""
+    return affine[..., :1] * x + (affine[..., 1:] * constant + bias)
 
 
 def _weights(layers: list[Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Public checkpoints to models of this application: weights and plain settings only, nothing of a file is executed."""
+"""Imports public checkpoints as models of this application: reads weights and plain settings, executes nothing."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ _ARGUMENTS = (
     *("hidden_continuous_size", "hidden_continuous_sizes", "embedding_sizes", "embedding_paddings"),
     *("share_single_variable_networks", "causal_attention", "mask_bias"),
 )
-"""Of the constructor's arguments those that make up the network."""
+"""The constructor's arguments that define the network."""
 _NORMALIZERS = {"GroupNormalizer": "series", "TorchNormalizer": "series", "EncoderNormalizer": "window"}
 _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-"""The library's default, where the loss does not tell its own."""
+"""The library's default, used if the checkpoint's loss does not state its quantiles."""
 TOLERANCE = 1e-5
-"""How far the network may be from the library's own forward pass, relative to the largest output."""
+"""The maximum difference from the library's own forward pass, relative to the largest output."""
 
 
 def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
-    """A Lightning checkpoint of pytorch-forecasting's ``TemporalFusionTransformer``, with encoders fitted on ``data``.
+    """Imports a Lightning checkpoint of pytorch-forecasting's ``TemporalFusionTransformer``, with encoders fitted on
+    ``data``.
 
-    Raises ``InvalidInputError`` for a checkpoint of something else, for one whose covariates a table cannot give, and
-    where ``data`` is missing or lacks a column.
+    Raises ``InvalidInputError`` if the checkpoint is something else or needs covariates that a table cannot provide,
+    and if ``data`` is missing or lacks a column.
     """
     from apps.finance.recipes import small
     from shared.deploy.checkpoint_file import read_checkpoint, state_dict_in
@@ -49,18 +50,18 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
     parameters = (content.get("dataset_parameters") or hyper.get("dataset_parameters")) if hyper else None
     if not isinstance(hyper, Mapping) or not isinstance(parameters, Mapping) or "attention_head_size" not in hyper:
         raise InvalidInputError(
-            f"{path.name} is no checkpoint of pytorch-forecasting's TemporalFusionTransformer: it has no "
-            "hyper_parameters and dataset_parameters of one"
+            f"{path.name} is not a checkpoint of pytorch-forecasting's TemporalFusionTransformer: it lacks the "
+            "hyper_parameters and dataset_parameters of such a checkpoint"
         )
     _refuse_unsupported(hyper, parameters, path.name)
-    items = _series(data, path.name, _columns(hyper, parameters))
+    items = _series(data, path.name, _covariate_columns(hyper, parameters))
     settings = _settings(hyper, parameters, items, path.name)
     input = FinanceInput(
         context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]), library=settings
     )
     model = LibraryForecaster(settings, input).eval()
-    weights = _load(model, state_dict_in(content, path.name), path.name)
-    difference = _parity(model, weights, items[0])
+    weights = _load_weights(model, state_dict_in(content, path.name), path.name)
+    difference = _check_parity(model, weights, items[0])
     recipe = small()
     from apps.finance.inference.calibration import CalibrationData, calibrate
 
@@ -80,7 +81,7 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
 
 
 def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """``recipe`` with the network and the input of an imported model, to be trained further."""
+    """``recipe`` with the network and the input of an imported model, for further training."""
     from apps.finance.models.stored import stored_settings
 
     model, input = stored_settings(settings)
@@ -102,19 +103,20 @@ def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any],
             set(hyper["static_categoricals"]) - set(groups)
         ),
         f"the category {', '.join(sorted(changing - CALENDAR.keys()))}": bool(changing - CALENDAR.keys()),
-        "its target as no input": target not in hyper["time_varying_reals_encoder"],
-        "an output that is no set of quantiles": not isinstance(hyper["output_size"], int) or hyper["output_size"] < 3,
+        "inputs without the target": target not in hyper["time_varying_reals_encoder"],
+        "an output that is not a set of quantiles": not isinstance(hyper["output_size"], int)
+        or hyper["output_size"] < 3,
     }
-    for what, there in faults.items():
-        if there:
+    for feature, is_present in faults.items():
+        if is_present:
             raise InvalidInputError(
-                f"{name} takes {what}, which a table of times and values does not have; networks over the target, "
-                "columns of the table and the calendar can be imported"
+                f"{name} cannot be imported because it has {feature}; networks over the target, columns of the table "
+                "and the calendar can be imported"
             )
 
 
-def _columns(hyper: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns of the table that the network takes beside the value."""
+def _covariate_columns(hyper: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of the table that the network takes in addition to the value."""
     network = {"x_reals": hyper["x_reals"]}
     target, time_idx, group = parameters["target"], parameters["time_idx"], parameters["group_ids"][0]
     return columns_taken(LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=()))
@@ -126,37 +128,37 @@ def _series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[
 
     if data is None:
         raise InvalidInputError(
-            f"the scalers of {name} are objects that are not read; name the table it was trained on, so that they are "
-            "fitted anew: --data table --data.path FILE --data.time T --data.value V"
+            f"the scalers of {name} are pickled objects, which are not read; name the table it was trained on, so that "
+            "they are fitted again: --data table --data.path FILE --data.time T --data.value V"
         )
     if not isinstance(data, EvaluationData):
-        raise InvalidInputError(f"{type(data).__name__} has no series to fit the scalers on")
+        raise InvalidInputError(f"{type(data).__name__} has no series to fit the scalers on; name a table with --data")
     return list(with_covariates(data, columns).cases())
 
 
 def _settings(
     hyper: Mapping[str, Any], parameters: Mapping[str, Any], items: Sequence[LabelledSeries], name: str
 ) -> LibraryTFT:
-    """What the checkpoint says, and what the library's own data set finds on the series for the rest."""
+    """The settings in the checkpoint; the rest is fitted on the series by the library's own data set."""
     normalizer = parameters["target_normalizer"]
     kind = str(getattr(normalizer, "stands_for", "")).rpartition(".")[2]
     state = getattr(normalizer, "state", None) or {}
     if kind not in _NORMALIZERS or not isinstance(state.get("transformation"), (str, type(None))):
-        raise InvalidInputError(f"{name} scales its target by {kind or 'nothing'}, which cannot be made anew")
-    scaling = [str(getattr(one, "stands_for", "")) for one in (parameters.get("scalers") or {}).values()]
-    if other := [one for one in scaling if not one.endswith(".StandardScaler")]:
-        raise InvalidInputError(f"{name} scales a covariate by {other[0]}; StandardScaler can be made anew")
+        raise InvalidInputError(f"{name} scales its target by {kind or 'nothing'}, which cannot be fitted again")
+    scaling = [str(getattr(scaler, "stands_for", "")) for scaler in (parameters.get("scalers") or {}).values()]
+    if unsupported := [scaler for scaler in scaling if not scaler.endswith(".StandardScaler")]:
+        raise InvalidInputError(f"{name} scales a covariate by {unsupported[0]}; only StandardScaler is supported")
     quantiles = (getattr(hyper.get("loss"), "state", None) or {}).get("quantiles") or _QUANTILES
     if len(quantiles) != hyper["output_size"] or 0.5 not in quantiles:
         raise InvalidInputError(
-            f"{name} forecasts {hyper['output_size']} values a row, and their quantiles are unknown"
+            f"{name} forecasts {hyper['output_size']} values a row, but their quantile levels are unknown"
         )
     settings = LibraryTFT(
-        network={key: _plain(hyper[key]) for key in _ARGUMENTS if key in hyper},
+        network={key: _plain_value(hyper[key]) for key in _ARGUMENTS if key in hyper},
         target=parameters["target"],
         time_idx=parameters["time_idx"],
         group=parameters["group_ids"][0],
-        quantiles=tuple(float(one) for one in quantiles),
+        quantiles=tuple(float(level) for level in quantiles),
         normalizer="window" if _NORMALIZERS[kind] == "window" else "series",
         method=str(state.get("method", "standard")),
         center=bool(state.get("center", True)),
@@ -185,7 +187,7 @@ def _fit_encoders(
     calendar = [*(parameters.get("time_varying_known_categoricals") or [])]
     for name in calendar:
         frame[name] = np.concatenate([CALENDAR[name](item.series.times_ns) for item in items]).astype(int).astype(str)
-    # The library warns of names and scales that are not ours to choose.
+    # The library warns about names and scales that are given by the checkpoint.
     import warnings
 
     with warnings.catch_warnings():
@@ -208,7 +210,7 @@ def _fit_encoders(
         )
     fitted = data.get_parameters()
     codings = fitted["categorical_encoders"]
-    scalers = {key: (float(one.mean_[0]), float(one.scale_[0])) for key, one in fitted["scalers"].items()}
+    scalers = {key: (float(scaler.mean_[0]), float(scaler.scale_[0])) for key, scaler in fitted["scalers"].items()}
     labels = hyper.get("embedding_labels") or {}
     categories = {
         key: {str(label): int(code) for label, code in (labels.get(key) or codings[key].classes_).items()}
@@ -217,7 +219,8 @@ def _fit_encoders(
     for key, known in categories.items():
         if len(known) > (size := hyper["embedding_sizes"][key][0]):
             raise InvalidInputError(
-                f"the network knows {size} different {key}, and the data has {len(known)}; name what it was trained on"
+                f"the network knows {size} different {key}, but the data has {len(known)}; name the data that it was "
+                "trained on"
             )
     scales: dict[str, tuple[float, float]] = {}
     if settings.normalizer == "series":
@@ -244,27 +247,32 @@ def library_frame(settings: LibraryTFT, items: Sequence[LabelledSeries], names: 
     return pd.concat(parts, ignore_index=True)
 
 
-def _load(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Loads the weights by name into the network; returns those that it has."""
-    wanted = model.tft.state_dict()
-    missing = sorted(wanted.keys() - weights.keys())
-    wrong = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
-    if missing or wrong:
+def _load_weights(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Loads the weights into the network by name; returns the weights that it uses."""
+    expected = model.tft.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    mismatched = [key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape]
+    if missing or mismatched:
         raise InvalidInputError(
             f"{name} does not fit the network that its settings describe: {len(missing)} weights are missing "
-            f"({', '.join(missing[:3])}), {len(wrong)} have another shape ({', '.join(wrong[:3])})"
+            f"({', '.join(missing[:3])}), {len(mismatched)} have another shape ({', '.join(mismatched[:3])})"
         )
-    kept = {key: weights[key] for key in wanted}
+    kept = {key: weights[key] for key in expected}
     model.tft.load_state_dict(kept)
     return kept
 
 
-def _parity(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], item: LabelledSeries) -> float:
-    """The largest difference from the library's own network on windows of a series, relative to the largest output."""
+def _check_parity(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], item: LabelledSeries) -> float:
+    """The largest difference from the library's own network on windows of a series, relative to the largest output.
+
+    Raises InvalidInputError if it exceeds ``TOLERANCE``.
+    """
     windows = LibraryWindows(item.series, model.settings, context=model.context, horizon=model.horizon)
     starts = np.arange(model.context, len(item.series) - model.horizon, 7)[:32]
     if not len(starts):
-        raise InvalidInputError(f"{item.series.name} is shorter than a window of {model.context + model.horizon} rows")
+        raise InvalidInputError(
+            f"{item.series.name} is shorter than a window of {model.context + model.horizon} rows; name a longer series"
+        )
     reals, categories, scale = windows.batch(starts)
     library = build_library_tft(model.settings).eval()
     library.load_state_dict(dict(weights))
@@ -280,20 +288,20 @@ def _parity(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], item:
     }
     with torch.no_grad():
         expected = library(inputs)["prediction"].sort(dim=-1).values
-        found = model(reals, categories, scale)
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        actual = model(reals, categories, scale)
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if not difference <= TOLERANCE:
         raise InvalidInputError(
-            f"the network differs from the library's own by {difference:.1e} of its largest output; it is not imported"
+            f"the network differs from the library's own by {difference:.1e} of its largest output and is not imported"
         )
     return difference
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain_value(item) for item in value]
     return value
 
 
@@ -305,4 +313,4 @@ IMPORTERS: dict[str, Importer] = {
         fine_tuned=fine_tuned,
     )
 }
-"""What turns public checkpoints into models, by the name that ``trivium import finance`` takes."""
+"""The importers of public checkpoints, by the name that ``trivium import finance`` takes."""

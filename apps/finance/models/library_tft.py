@@ -1,6 +1,6 @@
-"""A TFT of pytorch-forecasting over covariates of a table: trained elsewhere, with its own units, or here.
+"""A TFT of pytorch-forecasting over covariates of a table: an imported one, with its own units, or one trained here.
 
-Windows are made here as the library's ``TimeSeriesDataSet`` makes them, all rows of a series at once; a test compares
+Windows are built here as the library's ``TimeSeriesDataSet`` builds them, all rows of a series at once. A test compares
 the two, and an import compares the network with the library's own forward pass.
 """
 
@@ -23,16 +23,16 @@ from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 from shared.errors import InvalidInputError
 
-_VALUES_BEFORE = {"day_before": "day_before_known", "week_before": "week_before_known"}
-"""What a network that is trained here takes of the value itself, in its units, and whether it is there."""
-_FORGOTTEN = 0.05
-"""In so many training windows a category is that of words which training has not seen, so that its place is learnt."""
+_LAGGED_VALUES = {"day_before": "day_before_known", "week_before": "week_before_known"}
+"""Lagged values of the target that a network trained here takes, in the target's units, and whether they exist."""
+_UNKNOWN_SHARE = 0.05
+"""The share of training windows in which a category gets the code of unknown words, so that this code is trained."""
 
 
 class Length:
-    """A length that all windows of a batch share, where the TFT expects a tensor of lengths.
+    """The common length of all windows of a batch, where the TFT expects a tensor of lengths.
 
-    It answers what the TFT asks, the longest, without a copy from the device.
+    It returns the maximum, which is all the TFT asks for, without a copy from the device.
     """
 
     def __init__(self, rows: int) -> None:
@@ -43,7 +43,7 @@ class Length:
 
 
 def build_library_tft(settings: LibraryTFT) -> Any:
-    """The library's own network, by its own constructor, with random weights."""
+    """The library's network, built by its own constructor, with random weights."""
     import warnings
 
     from pytorch_forecasting import TemporalFusionTransformer
@@ -52,7 +52,7 @@ def build_library_tft(settings: LibraryTFT) -> Any:
 
     network = dict(settings.network)
     network["embedding_sizes"] = {
-        # Of a number of categories alone the library chooses the size itself.
+        # An integer is the number of categories; the library then chooses the embedding size.
         name: size if isinstance(size, int) else tuple(size)
         for name, size in network.get("embedding_sizes", {}).items()
     }
@@ -68,7 +68,7 @@ def build_library_tft(settings: LibraryTFT) -> Any:
 
 
 class LibraryForecaster(nn.Module):
-    """The network with tensors in and a tensor out: quantiles (B, horizon, Q) in the units of the series, rising."""
+    """The network with tensors in and a tensor out: increasing quantiles (B, horizon, Q) in the units of the series."""
 
     def __init__(self, settings: LibraryTFT, input: FinanceInput) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class LibraryForecaster(nn.Module):
     def forward(self, reals: Tensor, categories: Tensor, target_scale: Tensor) -> Tensor:
         """``reals`` (B, context + horizon, R) float32, ``categories`` (B, context + horizon, C) int64.
 
-        ``target_scale`` (B, 2) is center and scale of the target.
+        ``target_scale`` (B, 2) is the center and scale of the target.
         """
         inputs = {
             "encoder_cont": reals[:, : self.context],
@@ -97,26 +97,26 @@ class LibraryForecaster(nn.Module):
 
 
 class _WithoutCategories(nn.Module):
-    """A network that has no categorical covariates, without the empty tensor of them, which no exporter keeps."""
+    """A network without categorical covariates, called without the empty tensor for them, which exporters drop."""
 
     def __init__(self, model: LibraryForecaster) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, reals: Tensor, target_scale: Tensor) -> Tensor:
-        found: Tensor = self.model(reals, reals.new_zeros((*reals.shape[:2], 0), dtype=torch.int64), target_scale)
-        return found
+        quantiles: Tensor = self.model(reals, reals.new_zeros((*reals.shape[:2], 0), dtype=torch.int64), target_scale)
+        return quantiles
 
 
 def dense_library(model: LibraryForecaster) -> DenseNetwork:
-    """The whole network, for export: ``LibraryForecaster.forward``'s inputs to ``quantiles``."""
+    """The whole network for export: from the inputs of ``LibraryForecaster.forward`` to ``quantiles``."""
     inputs = random_windows(model.settings, context=model.context, horizon=model.horizon, batch=2)
     module = model if "categories" in inputs else _WithoutCategories(model)
     return DenseNetwork(module=module.eval(), inputs=inputs, outputs=("quantiles",))
 
 
 def random_windows(settings: LibraryTFT, *, context: int, horizon: int, batch: int) -> dict[str, Tensor]:
-    """Random windows of the network's covariates; ``categories``, all of the first code, where it has such."""
+    """Random windows of the network's covariates; ``categories`` only if it has any, with the first code everywhere."""
     length, generator = context + horizon, torch.Generator().manual_seed(0)
     reals = torch.randn((batch, length, len(settings.network["x_reals"])), generator=generator)
     codes = len(settings.network.get("x_categoricals") or [])
@@ -125,16 +125,16 @@ def random_windows(settings: LibraryTFT, *, context: int, horizon: int, batch: i
 
 
 class LibraryWindows:
-    """The windows of one series as the network takes them, one that forecasts from each of ``starts`` on.
+    """The windows of one series in the form that the network takes, one for each start row of a forecast.
 
-    ``starts`` are rows of the series with a whole context before them. Refuses a series that lacks a covariate, and
-    one whose name the network has an embedding for and does not know.
+    Start rows are rows of the series with a full context before them. Raises InvalidInputError if the series lacks a
+    covariate, and if the network has an embedding of series names that does not contain the series' name.
     """
 
     def __init__(self, series: Series, settings: LibraryTFT, *, context: int, horizon: int) -> None:
         self.settings, self.context, self.horizon = settings, context, horizon
         self.names = list(settings.network["x_reals"])
-        # Beyond the end covariates go on as they are; what they are there is asked for by no row that is kept.
+        # Beyond the end, covariates repeat their last value; forecasts of those rows are discarded.
         target = fill_missing(series.target)
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
@@ -153,7 +153,9 @@ class LibraryWindows:
                     values = np.arange(len(values), dtype=np.float64)
                 self.reals[:, place] = (values - mean) / deviation
         codes = [_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
-        self.codes = np.stack([np.pad(one, (0, horizon), mode="edge") for one in codes], axis=1) if codes else None
+        self.codes = (
+            np.stack([np.pad(column, (0, horizon), mode="edge") for column in codes], axis=1) if codes else None
+        )
         scales = settings.target_scales
         self.target_scale = scales.get(series.name, scales.get("", (0.0, 1.0)))
         self.known_series = series.name in scales or "" in scales
@@ -172,27 +174,27 @@ class LibraryWindows:
         for place, name in enumerate(self.names):
             if name == settings.target:
                 reals[:, :, place] = self._transformed(target, scale)
-            elif settings.trained_here and name in _VALUES_BEFORE:
-                there = reals[:, :, self.names.index(_VALUES_BEFORE[name])] > 0
-                reals[:, :, place] = torch.where(there, self._transformed(reals[:, :, place], scale), 0.0)
+            elif settings.trained_here and name in _LAGGED_VALUES:
+                exists = reals[:, :, self.names.index(_LAGGED_VALUES[name])] > 0
+                reals[:, :, place] = torch.where(exists, self._transformed(reals[:, :, place], scale), 0.0)
             elif name == "relative_time_idx":
                 reals[:, :, place] = torch.arange(-self.context, self.horizon) / self.context
             elif name == "encoder_length":
-                reals[:, :, place] = 1.0  # of a whole context: (context - context / 2) / context * 2
+                reals[:, :, place] = 1.0  # for a full context: (context - context / 2) / context * 2
             elif name in (f"{settings.target}_center", f"{settings.target}_scale"):
-                value = scale[:, 0 if name.endswith("_center") else 1]
+                scale_value = scale[:, 0 if name.endswith("_center") else 1]
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
-                if settings.trained_here:  # a price may have gone anywhere since
+                if settings.trained_here:  # bounded growth, because a price may have moved far since training
                     mean, deviation = self.target_scale
-                    reals[:, :, place] = torch.asinh((value - mean) / deviation)[:, None]
+                    reals[:, :, place] = torch.asinh((scale_value - mean) / deviation)[:, None]
                 else:
-                    reals[:, :, place] = ((value - mean) / deviation)[:, None]
+                    reals[:, :, place] = ((scale_value - mean) / deviation)[:, None]
         empty = np.zeros((*rows.shape, 0), np.int64)
         categories = torch.from_numpy(empty if self.codes is None else self.codes[rows])
         return reals, categories, scale
 
     def _scale(self, context: Tensor) -> Tensor:
-        """(B, 2) center and scale of the target: the series', or of each window's context."""
+        """(B, 2) center and scale of the target: those of the series, or of each window's context."""
         if self.settings.normalizer == "series":
             return torch.tensor(self.target_scale, dtype=torch.float32).expand(len(context), 2)
         if self.settings.normalizer == "context" and self.known_series:
@@ -200,21 +202,22 @@ class LibraryWindows:
             return torch.stack([center, torch.full_like(center, self.target_scale[1])], dim=1)
         normalizer = _library_normalizer(self.settings)
         normalizer.fit(context)
-        found: Tensor = normalizer.get_parameters()
-        return found.float()
+        parameters: Tensor = normalizer.get_parameters()
+        return parameters.float()
 
     def _transformed(self, target: Tensor, scale: Tensor) -> Tensor:
-        found: Tensor = _library_normalizer(self.settings).transform(target, target_scale=scale)
-        return found
+        transformed: Tensor = _library_normalizer(self.settings).transform(target, target_scale=scale)
+        return transformed
 
 
 class LibraryTrainingWindows:
-    """Windows of several series as an engine's data set: what ``LibraryForecaster.forward`` takes, and what came.
+    """Windows of several series as a data set for training: the inputs of ``LibraryForecaster.forward``, and the
+    targets.
 
     A batch has ``reals``, ``categories``, ``target_scale``, ``target`` (B, horizon) in the units of the series,
-    ``observed`` (B, horizon) in {0, 1}, and ``unit`` (B,), in which the loss is taken. Of a network that is trained
-    here some categories are forgotten in training; nothing else is augmented. ``rows`` are the first and the last row
-    (exclusive) of each series between which it is forecast; what is labelled anomalous there is no target.
+    ``observed`` (B, horizon) in {0, 1}, and ``unit`` (B,), the unit of the loss. For a network that is trained here,
+    some categories are replaced by the unknown code in training; there is no other augmentation. ``rows`` has for each
+    series the first and the last row (exclusive) to forecast; rows labelled anomalous are not targets.
     """
 
     def __init__(
@@ -227,13 +230,13 @@ class LibraryTrainingWindows:
         ]
         self._target, self._observed, starts = [], [], []
         for number, (item, (first, last)) in enumerate(zip(items, rows, strict=True)):
-            seen = np.isfinite(item.series.target)
+            is_observed = np.isfinite(item.series.target)
             for begin, end in window_rows(item.series.times_ns, item.windows).tolist():
-                seen[begin : end + 1] = False
+                is_observed[begin : end + 1] = False
             self._target.append(np.nan_to_num(item.series.target).astype(np.float32))
-            self._observed.append(seen.astype(np.float32))
-            begins = np.arange(max(first, input.context), last - input.horizon + 1, stride)
-            starts.append(np.stack([np.full(len(begins), number), begins], axis=1))
+            self._observed.append(is_observed.astype(np.float32))
+            start_rows = np.arange(max(first, input.context), last - input.horizon + 1, stride)
+            starts.append(np.stack([np.full(len(start_rows), number), start_rows], axis=1))
         self._starts = np.concatenate(starts)
 
     def __len__(self) -> int:
@@ -241,53 +244,57 @@ class LibraryTrainingWindows:
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         chosen = self._starts[indices]
-        # Series by series, then back in the order of the indices.
+        # Gather series by series, then restore the order of the indices.
         order = np.argsort(chosen[:, 0], kind="stable")
         parts = []
         for number in np.unique(chosen[:, 0]).tolist():
-            begins = chosen[chosen[:, 0] == number, 1]
-            ahead = begins[:, None] + np.arange(self._horizon)
-            target, observed = self._target[number][ahead], self._observed[number][ahead]
+            start_rows = chosen[chosen[:, 0] == number, 1]
+            target_rows = start_rows[:, None] + np.arange(self._horizon)
+            target, observed = self._target[number][target_rows], self._observed[number][target_rows]
             unit = self._series[number].target_scale[1] if self._settings.trained_here else 1.0
-            told = (torch.from_numpy(target), torch.from_numpy(observed), torch.full((len(begins),), unit))
-            parts.append((*self._series[number].batch(begins), *told))
-        back = torch.from_numpy(np.argsort(order, kind="stable"))
+            targets = (torch.from_numpy(target), torch.from_numpy(observed), torch.full((len(start_rows),), unit))
+            parts.append((*self._series[number].batch(start_rows), *targets))
+        original_order = torch.from_numpy(np.argsort(order, kind="stable"))
         names = ("reals", "categories", "target_scale", "target", "observed", "unit")
-        batch = {name: torch.cat(column)[back] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+        batch = {
+            name: torch.cat(column)[original_order]
+            for name, column in zip(names, zip(*parts, strict=True), strict=True)
+        }
         if key is not None and self._settings.trained_here:
             draws = torch.from_numpy(uniform(key, indices, batch["categories"].shape[2]))
-            batch["categories"][(draws < _FORGOTTEN)[:, None].expand_as(batch["categories"])] = 0
+            batch["categories"][(draws < _UNKNOWN_SHARE)[:, None].expand_as(batch["categories"])] = 0
         return batch
 
 
 def values_before(series: Series, horizon: int) -> dict[str, Floats]:
-    """(N,) the median of the values at the same time on days and in weeks before, and the share of these that there is.
+    """By covariate name (N,): the median of the values at the same time on earlier days and in earlier weeks, and the
+    share of these that exist.
 
-    By what a network that is trained here calls them. Each is of rows at least ``horizon`` earlier.
+    Each uses only rows at least ``horizon`` earlier.
     """
     days = same_time_before(series, horizon=horizon)
     weeks = same_time_before(series, horizon=horizon, lag_ns=WEEK_NS, count=2)
-    names = (*_VALUES_BEFORE.items(),)
+    names = (*_LAGGED_VALUES.items(),)
     return {
         name: values
-        for pair, found in zip(names, (days, weeks), strict=True)
-        for name, values in zip(pair, found, strict=True)
+        for pair, lagged in zip(names, (days, weeks), strict=True)
+        for name, values in zip(pair, lagged, strict=True)
     }
 
 
 def refuse_missing(series: Series, name: str, settings: LibraryTFT, context: int, horizon: int) -> None:
-    """Refuses a known covariate of numbers without any value over the rows of a forecast."""
+    """Raises InvalidInputError if a known numeric covariate has no value in all rows of some forecast."""
     column = settings.columns[name]
     missing = ~np.isfinite(_numbers(series, column))
     missing[:context] = False  # rows that are not forecast
-    since = np.arange(len(missing)) - np.maximum.accumulate(np.where(missing, -1, np.arange(len(missing))))
-    if (since >= horizon).any():
-        row = int(np.argmax(since >= horizon))
-        first, last = (iso_utc(int(series.times_ns[one])) for one in (row - horizon + 1, row))
+    rows_without_value = np.arange(len(missing)) - np.maximum.accumulate(np.where(missing, -1, np.arange(len(missing))))
+    if (rows_without_value >= horizon).any():
+        row = int(np.argmax(rows_without_value >= horizon))
+        first, last = (iso_utc(int(series.times_ns[edge])) for edge in (row - horizon + 1, row))
         raise InvalidInputError(
-            f"{series.name}: column {column!r} is known ahead of time to the network, and has no value in the "
-            f"{horizon} rows from {first} to {last}, which are forecast at once; fill it in (with 0 where an empty "
-            "cell means none)"
+            f"{series.name}: column {column!r} is known ahead of time to the network, but has no value in the "
+            f"{horizon} rows from {first} to {last}, which are forecast at once; fill it in (with 0 if an empty cell "
+            "means none)"
         )
 
 
@@ -298,9 +305,10 @@ def _library_normalizer(settings: LibraryTFT) -> Any:
 
 
 def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
-    """(N,) a real covariate: the row's number, a column of the series, or what its times tell.
+    """(N,) a real covariate: the row's number, a column of the series, or a function of its times.
 
-    Missing values take the last one before them; of a network that is trained here those in front take the mean.
+    Missing values take the value before them; leading ones take the training mean if the network is trained here.
+    Raises InvalidInputError if the series has no such column.
     """
     if name in settings.columns:
         values = last_seen(_numbers(series, settings.columns[name]))
@@ -314,21 +322,21 @@ def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     if name in series.words:
         return fill_missing(_numbers(series, name))
     raise InvalidInputError(
-        f"{series.name} has no column {name!r}, which the model takes as a covariate; it has {', '.join(series.values)}"
+        f"{series.name} has no column {name!r}, which the model needs as a covariate; it has {', '.join(series.values)}"
     )
 
 
 def _numbers(series: Series, column: str) -> Floats:
-    """(N,) a column of numbers, NaN where missing."""
-    found = number_column(series, column)
-    if found is None:
-        found = boolean_numbers(series.words[column])
-    if found is None:
+    """(N,) a numeric column, NaN where missing. Raises InvalidInputError if it holds words."""
+    numbers = number_column(series, column)
+    if numbers is None:
+        numbers = boolean_numbers(series.words[column])
+    if numbers is None:
         word = next(cell for cell in series.words[column] if cell)
         raise InvalidInputError(
-            f"{series.name}: column {column!r} holds {word!r}, and the network was trained on numbers in it"
+            f"{series.name}: column {column!r} holds {word!r}, but the network was trained on numbers in this column"
         )
-    return found
+    return numbers
 
 
 def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
@@ -336,16 +344,16 @@ def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
     if settings.trained_here:
         if name == settings.group:
             return np.full(len(series), known.get(series.name, 0), np.int64)
-        words, places = np.unique(word_column(series, settings.columns[name]).astype(str), return_inverse=True)
-        return np.array([word_code(str(word), known) for word in words], np.int64)[places]
+        words, positions = np.unique(word_column(series, settings.columns[name]).astype(str), return_inverse=True)
+        return np.array([word_code(str(word), known) for word in words], np.int64)[positions]
     if name == settings.group:
         if series.name in known or len(known) == 1:
             return np.full(len(series), known.get(series.name, next(iter(known.values()))), np.int64)
         raise InvalidInputError(
-            f"the model knows the series {', '.join(list(known)[:10])}, and not {series.name!r}; hand in a table whose "
-            "column of series names one of them (the option 'series')"
+            f"the model knows the series {', '.join(list(known)[:10])}, but not {series.name!r}; use a table whose "
+            "series column names one of them (the option 'series')"
         )
-    labels = CALENDAR[name](series.times_ns).astype(np.int64)
-    if missing := sorted({str(label) for label in labels.tolist()} - known.keys()):
-        raise InvalidInputError(f"the model has not been trained on the {name} {missing[0]}, which {series.name} has")
-    return np.array([known[str(label)] for label in labels.tolist()], np.int64)
+    calendar_values = CALENDAR[name](series.times_ns).astype(np.int64)
+    if missing := sorted({str(value) for value in calendar_values.tolist()} - known.keys()):
+        raise InvalidInputError(f"the model was not trained on the {name} {missing[0]}, which {series.name} has")
+    return np.array([known[str(value)] for value in calendar_values.tolist()], np.int64)

@@ -1,12 +1,12 @@
-"""PaAno: a small convolutional encoder of patches, learnt on a series' own beginning (Park and Kang, ICLR 2026).
+"""PaAno: a small convolutional encoder of patches, trained on the beginning of each series (Park and Kang, ICLR 2026).
 
-There is no pre-training. Patches next to each other shall lie close together in the embedding, and far from the
-batch's least similar patch (triplet loss, margin 0.5, cosine distances); for the first tenth of the steps the encoder
-also tells whether one patch follows another (pretext loss). The score of a patch is the mean cosine distance to the 3
-nearest of a memory bank: a tenth of the training patches, chosen by k-means.
+There is no pre-training. Adjacent patches are pulled together in the embedding and pushed away from the batch's least
+similar patch (triplet loss, margin 0.5, cosine distances). For the first tenth of the steps the encoder also classifies
+whether one patch follows another (pretext loss). The score of a patch is the mean cosine distance to the 3 nearest in a
+memory bank: a tenth of the training patches, chosen by k-means.
 
-After the paper, but for its size: a quarter of the channels, and fewer and smaller steps, so that one core learns a
-series in seconds; the paper's 0.3 million parameters take it minutes.
+As in the paper, except for the size: a quarter of the channels, and fewer and smaller steps, so that one core trains on
+a series in seconds; with the paper's 0.3 million parameters it takes minutes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from apps.finance.types import Floats
 
 _CHANNELS, _KERNELS = (32, 64, 32, 16), (7, 5, 3, 3)
 _PROJECTION = 64
-_MARGIN, _RADIUS, _OTHERS = 0.5, 2, 5
+_MARGIN, _RADIUS, _NEGATIVES = 0.5, 2, 5
 _NEAREST = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaAno:
-    """Settings. ``patch`` is the number of rows of a patch, ``bank`` the share of the training patches that is kept."""
+    """Settings: ``patch`` is the number of rows of a patch, ``bank`` the share of training patches that is kept."""
 
     patch: int = 64
     steps: int = 100
@@ -65,9 +65,10 @@ class Encoder(nn.Module):
 
 
 def patch_scores(values: Floats, training_rows: int, settings: PaAno) -> Floats:
-    """(N,) the score of the patch that ends with each row; NaN until ``training_rows``, from which the encoder learns.
+    """(N,) the score of the patch that ends at each row; NaN in the first ``training_rows`` rows, which train the
+    encoder.
 
-    ``values`` (N,) has no missing ones. The same seed gives the same scores on the same machine.
+    ``values`` (N,) must have no missing values. The same seed gives the same scores on the same machine.
     """
     result = np.full(len(values), np.nan)
     if len(values) <= training_rows or training_rows < 2 * settings.patch:
@@ -75,13 +76,15 @@ def patch_scores(values: Floats, training_rows: int, settings: PaAno) -> Floats:
     scale = float(values[:training_rows].std()) or 1.0
     scaled = torch.from_numpy((values - values[:training_rows].mean()) / scale).float()
     patches = scaled.unfold(0, settings.patch, 1)
-    own = patches[: training_rows - settings.patch + 1]
+    training_patches = patches[: training_rows - settings.patch + 1]
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        encoder = _train(own, settings)
+        encoder = _train(training_patches, settings)
     with torch.inference_mode():
-        known = functional.normalize(encoder(own), dim=1)
-        bank = _representatives(known, max(_NEAREST, int(settings.bank * len(own))), settings.seed)
+        training_embeddings = functional.normalize(encoder(training_patches), dim=1)
+        bank = _choose_representatives(
+            training_embeddings, max(_NEAREST, int(settings.bank * len(training_patches))), settings.seed
+        )
         first = training_rows - settings.patch + 1
         for start in range(first, len(patches), 2048):
             embedded = functional.normalize(encoder(patches[start : start + 2048]), dim=1)
@@ -97,22 +100,22 @@ def _train(patches: Tensor, settings: PaAno) -> Encoder:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, settings.steps, eta_min=settings.learning_rate / 10
     )
-    number, size = len(patches), min(settings.batch, len(patches))
+    number_of_patches, size = len(patches), min(settings.batch, len(patches))
     for step in range(settings.steps):
-        anchors = torch.randperm(number)[:size]
+        anchors = torch.randperm(number_of_patches)[:size]
         offsets = torch.randint(1, _RADIUS + 1, (size,)) * (2 * torch.randint(0, 2, (size,)) - 1)
-        beside = (anchors + offsets).abs()
-        beside = torch.where(beside >= number, anchors - offsets.abs(), beside)
-        embedded = encoder(torch.cat([patches[anchors], patches[beside]]))
-        anchor, positive = embedded[:size], embedded[size:]
-        projected = functional.normalize(encoder.projection(anchor), dim=1)
-        target = functional.normalize(encoder.projection(positive), dim=1)
+        neighbours = (anchors + offsets).abs()
+        neighbours = torch.where(neighbours >= number_of_patches, anchors - offsets.abs(), neighbours)
+        embedded = encoder(torch.cat([patches[anchors], patches[neighbours]]))
+        anchor_embedding, neighbour_embedding = embedded[:size], embedded[size:]
+        projected = functional.normalize(encoder.projection(anchor_embedding), dim=1)
+        target = functional.normalize(encoder.projection(neighbour_embedding), dim=1)
         distance = 1 - projected @ target.T
         farthest = distance.masked_fill(torch.eye(size, dtype=torch.bool), -1.0).max(dim=1).values
         loss = functional.relu(distance.diagonal() - farthest + _MARGIN).mean()
         weight = 1 - step / max(settings.steps / 10, 1)
         if weight > 0:
-            loss = loss + weight * _pretext(encoder, patches, anchors, anchor, settings)
+            loss = loss + weight * _pretext_loss(encoder, patches, anchors, anchor_embedding, settings)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -120,21 +123,28 @@ def _train(patches: Tensor, settings: PaAno) -> Encoder:
     return encoder.eval()
 
 
-def _pretext(encoder: Encoder, patches: Tensor, anchors: Tensor, anchor: Tensor, settings: PaAno) -> Tensor:
-    """The loss of telling the patch right before an anchor from others of the batch."""
-    there = anchors >= settings.patch
+def _pretext_loss(encoder: Encoder, patches: Tensor, anchors: Tensor, anchor: Tensor, settings: PaAno) -> Tensor:
+    """The loss of distinguishing the patch directly before an anchor from other patches of the batch."""
+    has_predecessor = anchors >= settings.patch
     size = len(anchors)
-    others = (torch.arange(size).repeat_interleave(_OTHERS) + torch.randint(1, size, (size * _OTHERS,))) % size
-    apart = torch.cat([anchor.repeat_interleave(_OTHERS, dim=0), anchor[others]], dim=1)
-    loss = functional.softplus(encoder.follows(apart)).mean()
-    if there.any():
-        before = encoder(patches[anchors[there] - settings.patch]) if there.sum() > 1 else anchor[there]
-        loss = loss + functional.softplus(-encoder.follows(torch.cat([anchor[there], before], dim=1))).mean()
+    others = (torch.arange(size).repeat_interleave(_NEGATIVES) + torch.randint(1, size, (size * _NEGATIVES,))) % size
+    unrelated_pairs = torch.cat([anchor.repeat_interleave(_NEGATIVES, dim=0), anchor[others]], dim=1)
+    loss = functional.softplus(encoder.follows(unrelated_pairs)).mean()
+    if has_predecessor.any():
+        predecessor = (
+            encoder(patches[anchors[has_predecessor] - settings.patch])
+            if has_predecessor.sum() > 1
+            else anchor[has_predecessor]
+        )
+        loss = (
+            loss
+            + functional.softplus(-encoder.follows(torch.cat([anchor[has_predecessor], predecessor], dim=1))).mean()
+        )
     return loss
 
 
-def _representatives(embedded: Tensor, number: int, seed: int) -> Tensor:
-    """(number, D) of ``embedded`` (N, D) those nearest to the centres of k-means."""
+def _choose_representatives(embedded: Tensor, number: int, seed: int) -> Tensor:
+    """(number, D) the rows of ``embedded`` (N, D) that are nearest to the centres of k-means."""
     from sklearn.cluster import MiniBatchKMeans
 
     if len(embedded) <= number:

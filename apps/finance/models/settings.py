@@ -1,4 +1,4 @@
-"""The forecaster's settings, and the network as a program. Nothing here imports torch before a network is built."""
+"""The forecaster's settings, and the network as an exported program. Imports torch only when a network is built."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinanceModel:
-    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way.
+    """Settings of the forecaster. ``fast`` selects the equivalent faster implementation; the weights are the same.
 
-    Where the input describes a network that pytorch-forecasting trained elsewhere, that takes the place of this one.
+    If the input describes a network over covariates (trained here or imported), that network is built instead.
     """
 
     name: str = "tft-anomaly"
@@ -47,7 +47,7 @@ class FinanceModel:
         return Forecaster(network, context=input.context, horizon=input.horizon, fast=self.fast)
 
     def sized(self, library: LibraryTFT) -> LibraryTFT:
-        """The settings of a network over own covariates with these sizes; a checkpoint's have their own."""
+        """The settings of a network over covariates with this model's sizes; those of a checkpoint are unchanged."""
         if not library.trained_here:
             return library
         sizes = {
@@ -62,21 +62,21 @@ class FinanceModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramForecaster:
-    """A program that computes what ``Forecaster`` does, on NumPy arrays."""
+    """An exported program that computes the same as ``Forecaster``, on NumPy arrays."""
 
     program: Program
     context: int
     horizon: int
 
     def quantiles(self, windows: Arrays) -> NDArray[Any]:
-        """(B, horizon, Q) of the arrays that ``Forecaster.forward`` takes; others among ``windows`` are not read."""
+        """(B, horizon, Q) for the arrays that ``Forecaster.forward`` takes; ignores other entries of ``windows``."""
         inputs = {name: windows[name] for name in ("encoder_cont", "decoder_cont", "static")}
         return self.program.arrays(inputs)["quantiles"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramLibraryForecaster:
-    """A program that is called as ``LibraryForecaster`` is."""
+    """An exported program that is called like ``LibraryForecaster``."""
 
     program: Program
     settings: LibraryTFT
@@ -89,5 +89,5 @@ class ProgramLibraryForecaster:
 
     def __call__(self, reals: Tensor, categories: Tensor, target_scale: Tensor) -> Tensor:
         """Quantiles (B, horizon, Q) in the units of the series."""
-        coded = {"categories": categories} if categories.shape[2] else {}
-        return self.program({"reals": reals, **coded, "target_scale": target_scale})["quantiles"]
+        category_input = {"categories": categories} if categories.shape[2] else {}
+        return self.program({"reals": reals, **category_input, "target_scale": target_scale})["quantiles"]

@@ -1,7 +1,7 @@
 """pytorch-forecasting's Temporal Fusion Transformer (Lim et al., 2021), built from explicit settings.
 
-The network is the library's own class with the library's own parameters; only its input is made here. Lightning
-comes in with the library's classes and is not used: to the engine the network is an ``nn.Module``.
+The network is the library's own class with its own parameters; only its input is made here. The library's classes
+import Lightning, which is not used: to the engine the network is an ``nn.Module``.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
             x_reals=[*STATIC_REALS, *COLUMNS],
             output_transformer=TorchNormalizer(method="identity"),
             logging_metrics=nn.ModuleList(),
-            mask_bias=-float("inf"),  # the default, -1e9, is no number in half precision; the softmax is the same
+            mask_bias=-float("inf"),  # the default, -1e9, overflows in half precision; the softmax is the same
         )
     return network
 
 
 class Forecaster(nn.Module):
-    """A TFT with tensors in and a tensor out: quantiles (B, horizon, Q) of the normalised values, rising along Q.
+    """A TFT with tensors in and a tensor out: quantiles (B, horizon, Q) of the normalised values, increasing along Q.
 
-    The normalised values are those of ``apps.finance.datasets.windows``. The outputs of a TFT may cross; sorting them
-    makes them quantiles again and never raises the quantile loss (Chernozhukov et al., 2010).
+    Values are normalised as in ``apps.finance.datasets.windows``. A TFT's outputs may cross; sorting makes them valid
+    quantiles and never increases the quantile loss (Chernozhukov et al., 2010).
     """
 
     def __init__(self, tft: nn.Module, *, context: int, horizon: int, fast: bool) -> None:
@@ -76,7 +76,7 @@ class Forecaster(nn.Module):
         return self.raw(encoder_cont, decoder_cont, static).sort(dim=-1).values
 
     def raw(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
-        """What the TFT itself puts out, (B, horizon, Q): its quantiles may cross."""
+        """The TFT's unsorted outputs (B, horizon, Q); its quantiles may cross."""
         if self.fast:
             return forecast_windows(self.tft, encoder_cont, decoder_cont[..., len(UNKNOWN) :], static)
         prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static))["prediction"]
@@ -84,7 +84,7 @@ class Forecaster(nn.Module):
 
 
 def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:
-    """A batch of random windows, for export and for measuring."""
+    """A batch of random windows, for export and for timing."""
     generator = torch.Generator().manual_seed(0)
     width = len(COLUMNS)
     return {
@@ -95,7 +95,7 @@ def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:
 
 
 def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> dict[str, Any]:
-    """The dictionary that ``TemporalFusionTransformer.forward`` takes."""
+    """The dictionary of inputs for ``TemporalFusionTransformer.forward``."""
     batch, context, horizon = encoder_cont.shape[0], encoder_cont.shape[1], decoder_cont.shape[1]
     device = encoder_cont.device
 
@@ -117,9 +117,10 @@ def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> di
 
 
 def dense(model: nn.Module) -> DenseNetwork:
-    """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``.
+    """The network of a trained ``Forecaster`` for export, with the inputs of ``Forecaster.forward``.
 
-    Of one that pytorch-forecasting trained they are those of ``LibraryForecaster.forward``.
+    For a ``LibraryForecaster``, the inputs are those of ``LibraryForecaster.forward``. Raises ValueError if the model
+    was built with ``fast=False``.
     """
     if isinstance(model, LibraryForecaster):
         return dense_library(model)

@@ -251,13 +251,13 @@ def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_no
     ("change", "options", "sentence"),
     [
         ({"holiday": None}, {}, "load.csv has no column 'holiday', which the network takes as a covariate; there are"),
-        ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', and the network was trained on numbers"),
+        ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', but the network was trained on numbers"),
         ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind' and cannot score all columns"),
         ({}, {"value": "wind"}, "column 'wind' holds the value, and cannot be a covariate as well"),
         (
             {"temperature": ""},
             {},
-            "'temperature' is known ahead of time to the network, and has no value in the 4 rows",
+            "'temperature' is known ahead of time to the network, but has no value in the 4 rows",
         ),
     ],
 )

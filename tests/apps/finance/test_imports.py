@@ -191,7 +191,7 @@ def test_an_imported_model_is_an_artifact_that_answers(imported):
     assert drawn["low"][CONTEXT - 1] is None and all(value is not None for value in drawn["low"][CONTEXT:])
     unknown = table().query("item == 'a'").assign(item="new")
     unknown.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "unknown.csv", index=False)
-    with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, and not 'new'"):
+    with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, but not 'new'"):
         answer(predictor, Request(files=(folder / "unknown.csv",)), FinanceCodec(predictor))
 
 
@@ -271,10 +271,10 @@ def test_its_forecasts_do_not_look_ahead(imported):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"lags": {"value": [24]}, "max_encoder_length": 24}, "takes lagged values, which a table"),
-        ({"static_reals": ["level"]}, "takes the static value level, which a table"),
-        ({"time_varying_known_categoricals": ["phase"]}, "takes the category phase, which a table"),
-        ({"group_ids": ["item", "phase"]}, "takes several columns that name a series"),
+        ({"lags": {"value": [24]}, "max_encoder_length": 24}, "because it has lagged values"),
+        ({"static_reals": ["level"]}, "because it has the static value level"),
+        ({"time_varying_known_categoricals": ["phase"]}, "because it has the category phase"),
+        ({"group_ids": ["item", "phase"]}, "because it has several columns that name a series"),
     ],
 )
 def test_networks_that_a_table_cannot_feed_are_refused(tmp_path, settings, sentence):
@@ -286,10 +286,10 @@ def test_networks_that_a_table_cannot_feed_are_refused(tmp_path, settings, sente
 
 def test_what_is_no_checkpoint_of_a_tft_and_a_missing_table_are_refused(tmp_path, imported):
     _, folder = imported
-    with pytest.raises(InvalidInputError, match=r"are fitted anew: --data table --data\.path FILE"):
+    with pytest.raises(InvalidInputError, match=r"are fitted again: --data table --data\.path FILE"):
         import_tft([str(folder / "tft.ckpt")], None)
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(InvalidInputError, match=r"other\.ckpt is no checkpoint of pytorch-forecasting's"):
+    with pytest.raises(InvalidInputError, match=r"other\.ckpt is not a checkpoint of pytorch-forecasting's"):
         import_tft([str(tmp_path / "other.ckpt")], None)
     content = torch.load(folder / "tft.ckpt", weights_only=False)
     del content["state_dict"]["output_layer.weight"]
