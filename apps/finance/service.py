@@ -24,7 +24,7 @@ from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_rows
-from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
+from apps.finance.outputs.several import max_points, several_result, several_scores_csv, several_series_json
 from apps.finance.outputs.whole_series import COLUMNS, has_other_columns, whole_series
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, LibraryTFT, Series, Window, iso_utc
@@ -76,11 +76,11 @@ class FinanceCodec:
         path = _single_file(request.files)
         if self.library is not None:
             table = _for_network(table, self.library, request.options.get("columns", ""))
-            table = replace(table, series_if_there=self.series_column)
+            table = replace(table, series_if_present=self.series_column)
         elif self.imported is not None:
             target, group = self.imported.target, self.imported.group
             if not request.options.get("columns", "").strip():
-                table = replace(table, covariates=self.covariates, value_if_there=target, series_if_there=group)
+                table = replace(table, covariates=self.covariates, value_if_present=target, series_if_present=group)
             elif self.covariates:
                 raise _single_column_error(target, self.covariates)
         contents = read_contents(path, table)
@@ -166,7 +166,7 @@ def _single_column_error(value: str, covariates: tuple[str, ...]) -> InvalidInpu
 
 def _max_points(outputs: Sequence[Detection]) -> int:
     """The maximum number of rows of each series in the drawing before the viewer zooms in."""
-    return files.MAX_POINTS if len(outputs) == 1 else most_points(len(outputs))
+    return files.MAX_POINTS if len(outputs) == 1 else max_points(len(outputs))
 
 
 def _single_file(files: tuple[Path, ...]) -> Path:

@@ -100,7 +100,7 @@ def test_a_missed_event_is_what_the_chart_shows_of_its_series(page: Page, site: 
     page.get_by_label("Start of the missed event").fill(time(500))
     page.get_by_label("End of the missed event").fill(time(501))
     page.get_by_role("button", name="Add", exact=True).click()
-    expect(page.locator(".review [role=alert]")).to_contain_text("does not lie in its series")
+    expect(page.locator(".review [role=alert]")).to_contain_text("is outside its series")
     assert review(page, site, case)["missed"] == []
     # It does not hold up what is said later.
     expect(row).to_have_count(0)

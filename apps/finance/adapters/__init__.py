@@ -1,11 +1,11 @@
-"""The readers of the finance application: one file a format, and this table of the endings of file names."""
+"""The readers of the finance application: one file per format, and the table of file suffixes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ ENDINGS = {
 }
 
 
-def read_contents(path: Path, options: TableOptions = NOTHING_SAID) -> Contents:
-    """All series in a file, by the reader of its ending."""
-    from apps.finance.adapters.csv import read_csv  # with polars and pandas, which take a second to import
+def read_contents(path: Path, options: TableOptions = DEFAULT_OPTIONS) -> Contents:
+    """All series in a file, read by the reader for its suffix. Raises InvalidInputError if the file cannot be read."""
+    from apps.finance.adapters.csv import read_csv  # imports polars and pandas, which takes a second
     from apps.finance.adapters.excel import read_excel
     from apps.finance.adapters.parquet import read_parquet
 
     if path.suffix.lower() not in ENDINGS:
-        raise InvalidInputError(f"{path.name} is no CSV, Parquet or XLSX file; export the series as one of them")
+        raise InvalidInputError(f"{path.name} is not a CSV, Parquet or XLSX file; export the series as one of these")
     if not path.is_file():
-        raise InvalidInputError(f"{path.name} does not exist")
+        raise InvalidInputError(f"{path.name} does not exist; check its path")
     return {"CSV": read_csv, "Parquet": read_parquet, "Excel": read_excel}[ENDINGS[path.suffix.lower()]](path, options)

@@ -1,4 +1,4 @@
-"""Binance's files of its spot market have no header: their columns, told by what every row has in its place."""
+"""Binance's spot market files have no header: their columns are recognised by the content of every row."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LAYOUTS = {
         [r"\d+", _NUMBER, _NUMBER, _NUMBER, _TIME, _FLAG, _FLAG],
     ),
 }
-"""The names that Binance gives the columns where it has a header; times are ms, since 2025 us, since 1970."""
+"""The names that Binance gives the columns in files with a header; times are ms since 1970, since 2025 us."""
 
 
 def binance_columns(lines: Sequence[str]) -> tuple[str, list[str]] | None:
-    """What a file holds of Binance's, and its columns, by its first ``lines``; None where they are another's."""
+    """The kind of Binance file and its columns, from its first ``lines``; None for other files."""
     for kind, (names, cells) in _LAYOUTS.items():
         row = re.compile(",".join(cells), re.IGNORECASE)
         if lines and all(map(row.fullmatch, map(str.strip, lines))):

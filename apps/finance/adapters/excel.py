@@ -1,4 +1,4 @@
-"""Workbooks of Excel to ``Series``: the first sheet that has a table, below titles and beside notes as in CSV files."""
+"""Excel workbooks to ``Series``: the first sheet with a table, below titles and beside notes as in CSV files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from apps.finance.adapters.columns import TIMES, plain
-from apps.finance.adapters.csv import LOOKED_AT, table_layout
+from apps.finance.adapters.columns import TIMES, normalised_label
+from apps.finance.adapters.csv import SAMPLED_LINES, table_layout
 from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.side_by_side import stacked
+from apps.finance.adapters.side_by_side import stack_securities
 from apps.finance.adapters.table import MAX_COLUMNS, Contents, to_contents
 from shared.data.archive import ArchiveLimits, open_archive
 from shared.errors import InvalidInputError
@@ -25,77 +25,78 @@ from shared.errors import InvalidInputError
 _LIMITS = ArchiveLimits(files=1000, unpacked_bytes=1 << 30)
 _MAX_CELLS = 20_000_000
 _SERIAL_DAYS = (20_000, 80_000)
-"""From 1954 to 2119."""
+"""Day numbers from 1954 to 2119."""
 
 
 def read_excel(path: Path, options: TableOptions) -> Contents:
-    """All series in a workbook. Dates are what the sheet shows as dates; numbers from 20,000 to 80,000 in a column of
-    times are Excel's days. Numbers are as they are kept, in a column with words among them to nine decimals."""
+    """All series in a workbook. Cells formatted as dates are dates; numbers from 20,000 to 80,000 in a time column are
+    Excel's day numbers. Numbers keep their stored precision, but nine decimals in columns that also hold words."""
     try:
         import fastexcel
     except ImportError as error:
         raise InvalidInputError(
             f"{path.name}: workbooks need the package fastexcel; install trivium[excel], or save the sheet as CSV"
         ) from error
-    logging.getLogger("fastexcel").setLevel(logging.ERROR)  # it warns of each column without a value
+    logging.getLogger("fastexcel").setLevel(logging.ERROR)  # it warns about each column without a value
     _refuse_large(path)
     try:
         book = fastexcel.read_excel(path)
-        sheets = [(name, book.load_sheet(name, header_row=None, n_rows=LOOKED_AT, dtypes="string").to_polars())
+        sheets = [(name, book.load_sheet(name, header_row=None, n_rows=SAMPLED_LINES, dtypes="string").to_polars())
                   for name in book.sheet_names]  # fmt: skip
-        chosen = _chosen(sheets, path.name, bool(options.time and options.time.isdecimal()))
+        chosen = _choose_sheet(sheets, path.name, bool(options.time and options.time.isdecimal()))
         name, (_, labels, first, notes, names) = chosen
         sheet = book.load_sheet(name, header_row=None, skip_rows=first, schema_sample_rows=None)
         frame = sheet.to_polars()
     except fastexcel.FastExcelError as error:
         raise InvalidInputError(
-            f"{path.name} is not a readable workbook ({error}); save it again, or as CSV"
+            f"{path.name} is not a readable workbook ({error}); save it again, or save it as CSV"
         ) from error
     frame = frame[:, : len(labels)]
     frame.columns = labels[: frame.width]
     lines = np.arange(first + 1, first + 1 + frame.height)
     if len(book.sheet_names) > 1:
         notes = [f"sheet {name!r} was read, the first of {len(book.sheet_names)} with a table", *notes]
-    frame, lines, said = stacked(frame, lines, names)
+    frame, lines, stacking_note = stack_securities(frame, lines, names)
     options = _with_serial_days(frame, options)
     contents = to_contents(frame, path.name, options, lines)
-    return replace(contents, notes=(*notes, *([said] if said else []), *contents.notes))
+    return replace(contents, notes=(*notes, *([stacking_note] if stacking_note else []), *contents.notes))
 
 
 def _refuse_large(path: Path) -> None:
-    """Refuses a workbook that would unpack to too much, or in which a sheet reaches too far: a single cell at its very
-    end makes a table of 17 thousand million."""
+    """Raises InvalidInputError if a workbook would unpack to too much, or if a sheet extends too far: a single cell at
+    its very end makes a table of 17 thousand million cells."""
     with open_archive(path, _LIMITS) as members:
         for member in members:
             if not (member.path.parent.name == "worksheets" and member.path.suffix == ".xml"):
                 continue
             content = member.read()
-            columns = {_place(letters) for letters in {*re.findall(rb"\br\s*=\s*[\"']([A-Z]{1,3})\d", content)}}
-            rows = {int(one) for one in {*re.findall(rb"\br\s*=\s*[\"'][A-Z]{0,3}(\d{1,7})[\"']", content)}}
+            columns = {_column_number(letters) for letters in {*re.findall(rb"\br\s*=\s*[\"']([A-Z]{1,3})\d", content)}}
+            rows = {int(digits) for digits in {*re.findall(rb"\br\s*=\s*[\"'][A-Z]{0,3}(\d{1,7})[\"']", content)}}
             if (size := max(columns, default=0) * max(rows, default=0)) > _MAX_CELLS:
-                what = f"a sheet of {size} cells, empty ones included, and {_MAX_CELLS} can be read"
-                how = "delete rows and columns beyond the table, or hand it in as CSV or Parquet"
-                raise InvalidInputError(f"{path.name} has {what}; {how}", status=413)
+                problem = f"a sheet of {size} cells, including empty ones, and at most {_MAX_CELLS} can be read"
+                remedy = "delete rows and columns beyond the table, or convert it to CSV or Parquet"
+                raise InvalidInputError(f"{path.name} has {problem}; {remedy}", status=413)
 
 
-def _place(letters: bytes) -> int:
-    """The number of a column, 1 for A and 27 for AA."""
+def _column_number(letters: bytes) -> int:
+    """The number of a column: 1 for A, 27 for AA."""
     return reduce(lambda place, letter: 26 * place + letter - 64, letters, 0)
 
 
-def _chosen(sheets: list[tuple[str, pl.DataFrame]], name: str, numbered: bool) -> tuple[str, Any]:
-    """The first sheet with a header and rows, and its layout; refuses a workbook without one as its first sheet is."""
-    refused: InvalidInputError | None = None
+def _choose_sheet(sheets: list[tuple[str, pl.DataFrame]], name: str, numbered: bool) -> tuple[str, Any]:
+    """The first sheet with a header and rows, and its layout. Raises InvalidInputError with the first sheet's fault if
+    there is none."""
+    first_error: InvalidInputError | None = None
     for sheet, top in sheets:
         if top.width > MAX_COLUMNS:
-            raise InvalidInputError(f"{name}, sheet {sheet!r} has more than {MAX_COLUMNS} columns; leave out some")
+            raise InvalidInputError(f"{name}, sheet {sheet!r} has more than {MAX_COLUMNS} columns; delete some")
         text = io.StringIO()
         csv.writer(text, delimiter="\t", lineterminator="\n").writerows(_on_one_line(row) for row in top.iter_rows())
         try:
             return sheet, table_layout(text.getvalue(), f"{name}, sheet {sheet!r},", numbered)
         except InvalidInputError as error:
-            refused = refused or error
-    raise refused or InvalidInputError(f"{name} has no sheet; hand in a workbook with a table")
+            first_error = first_error or error
+    raise first_error or InvalidInputError(f"{name} has no sheet; use a workbook with a table")
 
 
 def _on_one_line(row: tuple[str | None, ...]) -> list[str]:
@@ -103,11 +104,11 @@ def _on_one_line(row: tuple[str | None, ...]) -> list[str]:
 
 
 def _with_serial_days(frame: pl.DataFrame, options: TableOptions) -> TableOptions:
-    """With Excel's days as the unit where a column of times holds such numbers and nothing else was said."""
+    """The options with Excel's day numbers as the unit, if a time column holds such numbers and no unit is given."""
     if options.unit is not None:
         return options
     for label in frame.columns:
         cells = frame[label].drop_nulls()
-        if plain(label) in TIMES and cells.dtype.is_numeric() and cells.is_between(*_SERIAL_DAYS).all():
+        if normalised_label(label) in TIMES and cells.dtype.is_numeric() and cells.is_between(*_SERIAL_DAYS).all():
             return replace(options, unit="excel")
     return options

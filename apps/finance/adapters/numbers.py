@@ -1,4 +1,4 @@
-"""Numbers in a column of text: decimal marks, thousands, currency signs, per cent, K and M, missing."""
+"""Numbers in text columns: decimal marks, thousands separators, currency signs, per cent, K and M, missing values."""
 
 from __future__ import annotations
 
@@ -13,75 +13,84 @@ _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "万": 1e4, "亿": 1e8}
 _SUFFIX = r"(?i)(\d) ?(k|m|b|t|万|亿)$"
 _FORM = r"^[+-]?([1-9]\d{0,2}([%s]\d{2})*([%s]\d{3})+|\d*)([%s]\d*)?([eE][+-]?\d+)?$"
 _FORMS = {".": _FORM % (",", ",", "."), ",": _FORM % (".", ".", ",")}
-"""A number by its decimal mark; the other mark may stand between thousands, as in India also between hundreds."""
+"""The form of a number by its decimal mark; the other mark may separate thousands, and hundreds as in India."""
 _DIGITS = r"^[+-]?[\d.,]+([eE][+-]?\d+)?$"
 _GROUPED = r"^[+-]?\d{1,3}([ '’]\d{3})+([.,]\d*)?$"
-"""With spaces, also narrow ones, or apostrophes between thousands."""
+"""With spaces, including narrow ones, or apostrophes between thousands."""
 _SPACES = "[\u00a0\u2009\u202f]"
-_NO_ANSWER = "#n/a "  # Bloomberg's #N/A N/A and its other reasons
+_BLOOMBERG_MISSING = "#n/a "  # begins Bloomberg's #N/A N/A and its other reasons
 _DATE = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}"
-_NEARLY = (
+_AMOUNT = (
     r"^[(+\-\u2212]?(?:[A-Z]{3}|R\$)? ?[(+\-\u2212]?[$€£¥]? ?\d[\d.,'’ \u00a0\u202f]*\)?"
     r"(?: ?(?:[A-Z]{3}|bps?|Mrd|Mio|[$€£¥%]))?$"
 )
-"""An amount with its currency or unit, or in brackets."""
+"""An amount with a currency or unit, or in brackets."""
 _IN_BRACKETS = r"^\(([$€£¥￥]?\d[\d.,'’ ]*)\)$"
-"""A negative amount, as in accounts."""
-_LARGEST = 1e100  # larger ones nobody measured, and their squares and sums are no numbers any more
+"""A negative amount in accounting notation."""
+_MAX_VALUE = 1e100  # larger values are errors, and their squares and sums overflow
 
 
 def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: bool) -> tuple[Floats | None, str]:
-    """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything.
+    """The numbers in a column, NaN where missing, or None for a text column; and a description of its fault, or an
+    empty text.
 
-    ``decimal`` is the decimal mark of cells that may be read with either: 1,234 and 1.234. Without it 1.234 has a
-    point and 1,234 is a fault; in a ``european`` table 1,234 has a decimal comma and 1.234 is a fault.
+    ``decimal`` is the decimal mark of cells that can be read with either, such as 1,234 and 1.234. Without it, 1.234
+    has a decimal point and 1,234 is a fault; in a ``european`` table, 1,234 has a decimal comma and 1.234 is a fault.
     """
-    if column.dtype == pl.Float32:  # as it would be written: 100.13, not the 100.12999725341797 that is next to it
+    if column.dtype == pl.Float32:  # as it would be written: 100.13, not the nearest double, 100.12999725341797
         column = column.cast(pl.String).cast(pl.Float64)
     if column.dtype != pl.String and not column.dtype.is_numeric():
         return None, ""
     factor, missing = np.ones(len(column)), column.is_null()
-    numbers, beside = column.cast(pl.Float64, strict=False), None
+    numbers, example_row = column.cast(pl.Float64, strict=False), None
     if column.dtype == pl.String and (european or decimal == "," or numbers.null_count() > missing.sum()):
         text = column.fill_null("").str.replace_all(_SPACES, " ").str.strip_chars()
         missing = _is_missing(text)
-        text, factor = _bare(text)
+        text, factor = _strip_decoration(text)
         digits = text.str.contains(_DIGITS)
-        odd = {mark: digits & ~text.str.contains(form) for mark, form in _FORMS.items()}
-        marks = [mark for mark in _FORMS if not odd[mark].any()]
-        marked = digits & text.str.contains(r"^[+-]?\d+[.,]\d")
-        mark = (marks or [decimal or min(odd, key=lambda one: int(odd[one].sum()))])[0]
+        violates = {mark: digits & ~text.str.contains(form) for mark, form in _FORMS.items()}
+        marks = [mark for mark in _FORMS if not violates[mark].any()]
+        has_mark = digits & text.str.contains(r"^[+-]?\d+[.,]\d")
+        mark = (marks or [decimal or min(violates, key=lambda candidate: int(violates[candidate].sum()))])[0]
         mark = decimal if len(marks) == 2 and decimal else mark
-        if len(marks) == 2 and decimal is None and marked.any():
-            row = int(marked.arg_max() or 0)
+        if len(marks) == 2 and decimal is None and has_mark.any():
+            row = int(has_mark.arg_max() or 0)
             mark = "," if "," in text[row] else "."
             if (mark == ",") != european:
-                either = f"{text[row].replace(mark, '')} or {text[row].replace(',', '.')} (give the option decimal)"
-                return None, f"holds {text[row]!r} in line {lines[row]}, which can be {either}"
-        fit = digits & ~odd[mark]
-        beside = ((fit & marked) if (fit & marked).any() else fit).arg_max() if odd[mark].any() and fit.any() else None
-        text = text.str.replace_all({",": ".", ".": ","}[mark], "", literal=True).set(odd[mark], "odd")
+                readings = f"{text[row].replace(mark, '')} or {text[row].replace(',', '.')} (give the option decimal)"
+                return None, f"holds {text[row]!r} in line {lines[row]}, which may be {readings}"
+        matches = digits & ~violates[mark]
+        example_row = (
+            ((matches & has_mark) if (matches & has_mark).any() else matches).arg_max()
+            if violates[mark].any() and matches.any()
+            else None
+        )
+        text = text.str.replace_all({",": ".", ".": ","}[mark], "", literal=True).set(violates[mark], "odd")
         numbers = text.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
-    bad = numbers.is_null() & ~missing
-    if int(bad.sum()) > 0.5 * int((~missing).sum()):
+    is_invalid = numbers.is_null() & ~missing
+    if int(is_invalid.sum()) > 0.5 * int((~missing).sum()):
         return None, ""
     values = numbers.fill_null(np.nan).to_numpy() * factor
-    wrong = bad.to_numpy() | (np.isfinite(values) & (np.abs(values) > _LARGEST))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        why = "that can be reckoned with" if beside is None else f"beside {column[beside]!r} in line {lines[beside]}"
-        return None, f"holds {column[row]!r} in line {lines[row]}, which is no number {why}"
+    is_wrong = is_invalid.to_numpy() | (np.isfinite(values) & (np.abs(values) > _MAX_VALUE))
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        form = (
+            "a usable number"
+            if example_row is None
+            else f"a number like {column[example_row]!r} in line {lines[example_row]}"
+        )
+        return None, f"holds {column[row]!r} in line {lines[row]}, which is not {form}"
     return values, ""
 
 
 def _is_missing(text: pl.Series) -> pl.Series:
-    """(N,) which cells say that there is no value."""
+    """(N,) which cells stand for a missing value."""
     lower = text.str.to_lowercase()
-    return lower.is_in(_MISSING) | lower.str.starts_with(_NO_ANSWER)
+    return lower.is_in(_MISSING) | lower.str.starts_with(_BLOOMBERG_MISSING)
 
 
-def _bare(text: pl.Series) -> tuple[pl.Series, Floats]:
-    """(N,) cells without brackets, currency signs, suffixes, and spaces between digits; and their factors, (N,)."""
+def _strip_decoration(text: pl.Series) -> tuple[pl.Series, Floats]:
+    """(N,) the cells without brackets, currency signs, suffixes and digit-grouping spaces; and (N,) their factors."""
     text = text.str.replace(_IN_BRACKETS, "-${1}")
     text = text.str.replace(r"^([+-]?)[$€£¥￥]", "${1}").str.replace(r" ?[%€]$", "").str.replace(r"^\+", "")
     ends = text.str.extract(_SUFFIX, 2).str.to_lowercase()
@@ -91,7 +100,7 @@ def _bare(text: pl.Series) -> tuple[pl.Series, Floats]:
 
 
 def has_decimal_commas(column: pl.Series) -> bool:
-    """Whether the numbers in a column of text have a decimal comma, or points between thousands, for certain."""
+    """Whether the numbers in a text column certainly have a decimal comma, or points between thousands."""
     if column.dtype != pl.String:
         return False
     text = column.drop_nulls().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
@@ -99,11 +108,12 @@ def has_decimal_commas(column: pl.Series) -> bool:
     return bool(text.str.contains(_FORMS[","]).all() and not text.str.contains(_FORMS["."]).all())
 
 
-def nearly_a_number(column: pl.Series) -> str | None:
-    """A cell of a column of amounts that are not written as numbers, most of them; None of a column of words."""
+def find_formatted_amount(column: pl.Series) -> str | None:
+    """A cell of a text column most of whose cells are amounts that are not written as numbers; None for a column of
+    words."""
     if column.dtype != pl.String:
         return None
     cells = column.drop_nulls().str.strip_chars()
     cells = cells.filter(~_is_missing(cells))
-    amounts = cells.filter(cells.str.contains(_NEARLY) & ~cells.str.contains(_DATE))
+    amounts = cells.filter(cells.str.contains(_AMOUNT) & ~cells.str.contains(_DATE))
     return str(amounts[0]) if len(cells) and len(amounts) > len(cells) / 2 else None

@@ -1,4 +1,4 @@
-"""What the user can say of a table, the same by every interface. What is not said is guessed; notes show the guess."""
+"""Options for reading a table, the same in every interface. Missing options are guessed; notes show the guesses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ UNITS = ("s", "ms", "us", "ns", "days", "excel", "day-first", "month-first")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableOptions:
-    """Columns by their names, and how times and numbers are written; None where the table shall tell.
+    """Column names, and how times and numbers are written; None means that it is determined from the table.
 
-    ``time``, ``value`` and ``series`` are the columns of times (two are DATE+TIME), of the value that is scored, and of
-    the names of series; without a header columns are called 1, 2, 3. ``zone`` (IANA) is of times that have none, UTC
-    otherwise; ``decimal`` is the decimal mark; ``unit`` says how times are written: since 1970, by Excel, or in which
-    order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one;
-    ``covariates`` are columns that a network takes beside the value: those of words are kept as well, whatever their
-    names. ``series_if_there`` is the column of names of series in the table that a network was trained on, which a file
-    of one series may lack; ``value_if_there`` that of the value, which a file may call otherwise.
+    ``time``, ``value`` and ``series`` are the columns of times (DATE+TIME for two columns), of the value to score, and
+    of the series' names; without a header the columns are called 1, 2, 3. ``zone`` (IANA) applies to times that state
+    none; the default is UTC. ``decimal`` is the decimal mark. ``unit`` says how times are written: a count since 1970,
+    Excel's day numbers, or the order of day and month in 01/02/2024. ``labels`` is the column that marks anomalous
+    rows, if a data set has one. ``covariates`` are columns that a network takes in addition to the value; text columns
+    among them are kept whatever their names. ``series_if_present`` is the column of series names in the table that a
+    network was trained on, which a file of one series may lack; ``value_if_present`` is that table's value column,
+    which a file may name differently.
+
+    Raises InvalidInputError for an unknown decimal mark, unit or zone.
     """
 
     time: str | None = None
@@ -33,8 +36,8 @@ class TableOptions:
     unit: str | None = None
     labels: str | None = None
     covariates: tuple[str, ...] = ()
-    series_if_there: str | None = None
-    value_if_there: str | None = None
+    series_if_present: str | None = None
+    value_if_present: str | None = None
 
     def __post_init__(self) -> None:
         if self.decimal not in (None, ".", ","):
@@ -45,17 +48,17 @@ class TableOptions:
             ZoneInfo(self.zone or "UTC")
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise InvalidInputError(
-                f"the option zone is {self.zone!r}, which is no time zone; try Asia/Tokyo"
+                f"the option zone is {self.zone!r}, which is not an IANA time zone; give one such as Asia/Tokyo"
             ) from error
 
 
-NOTHING_SAID = TableOptions()
-_NOT_OF_REQUESTS = ("labels", "covariates", "series_if_there", "value_if_there")
-OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in _NOT_OF_REQUESTS)
-"""What a request may say; labels are a data set's, and covariates a data set's or a network's."""
+DEFAULT_OPTIONS = TableOptions()
+_INTERNAL_OPTIONS = ("labels", "covariates", "series_if_present", "value_if_present")
+OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in _INTERNAL_OPTIONS)
+"""The options that a request may have; labels belong to a data set, covariates to a data set or a network."""
 
 
 def table_options(options: Mapping[str, str]) -> TableOptions:
-    """The options among ``options`` that say something of the table; an empty text says nothing."""
-    said: dict[str, Any] = {name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()}
-    return replace(NOTHING_SAID, **said)
+    """The reading options among ``options``; an empty text counts as missing."""
+    given: dict[str, Any] = {name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()}
+    return replace(DEFAULT_OPTIONS, **given)

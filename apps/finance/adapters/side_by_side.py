@@ -1,4 +1,4 @@
-"""Securities side by side, as a sheet of Bloomberg's has them: each in its own columns, perhaps with its own dates."""
+"""Securities side by side, as in Bloomberg's sheets: each in its own columns, sometimes with its own dates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from apps.finance.adapters.columns import TIMES, plain
+from apps.finance.adapters.columns import TIMES, normalised_label
 from apps.finance.adapters.times import Rows
 
 SECURITY = "security"
-_AGAIN = re.compile(r" \(\d+\)$")
+_DUPLICATE_SUFFIX = re.compile(r" \(\d+\)$")
 
 
-def names_above(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> list[str]:
-    """(C,) what a line above the header calls the security of each column, where ``labels`` (C,) come again.
+def security_names(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> list[str]:
+    """(C,) the security's name for each column, from a line above the header, if ``labels`` (C,) repeat.
 
-    Its cells may stand over the first of several columns alone, as merged ones do. Of several lines the first that
-    tells all columns of the same label apart counts; empty where there is none.
+    A name may stand only above the first of its columns, as a merged cell does. The first line whose names make all
+    repeated labels unique is used; an empty list if there is none.
     """
-    starts = [place for place, label in enumerate(labels) if plain(label) in TIMES]
+    starts = [place for place, label in enumerate(labels) if normalised_label(label) in TIMES]
     for row in rows:
         cells = [*row, *[""] * len(labels)][: len(labels)]
         if len(starts) > 1:
@@ -39,26 +39,32 @@ def names_above(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> list[st
     return []
 
 
-def stacked(frame: pl.DataFrame, lines: Rows, names: Sequence[str]) -> tuple[pl.DataFrame, Rows, str]:
-    """The securities below each other, the lines of the rows, and what was done in words.
+def stack_securities(frame: pl.DataFrame, lines: Rows, names: Sequence[str]) -> tuple[pl.DataFrame, Rows, str]:
+    """The securities below each other, the line numbers of the rows, and a note about it.
 
-    As it is where there is one column of times, or all of them are the same. ``names`` (C,) are those of
-    ``names_above``; without them a security is called as its first column of values.
+    Unchanged if there is one column of times, or if all of them are equal. ``names`` (C,) are from ``names_above``;
+    without them a security is named after its first value column.
     """
     labels = frame.columns
-    starts = [place for place, label in enumerate(labels) if plain(_AGAIN.sub("", label)) in TIMES]
-    called = {plain(_AGAIN.sub("", labels[place])) for place in starts}
-    if len(starts) < 2 or len(called) > 1 or all(frame[labels[one]].equals(frame[labels[starts[0]]]) for one in starts):
+    starts = [
+        place for place, label in enumerate(labels) if normalised_label(_DUPLICATE_SUFFIX.sub("", label)) in TIMES
+    ]
+    titles = {normalised_label(_DUPLICATE_SUFFIX.sub("", labels[place])) for place in starts}
+    if (
+        len(starts) < 2
+        or len(titles) > 1
+        or all(frame[labels[start]].equals(frame[labels[starts[0]]]) for start in starts)
+    ):
         return frame, lines, ""
-    parts, places = [], []
+    parts, line_numbers = [], []
     for first, end in zip(starts, [*starts[1:], len(labels)], strict=True):
         name = names[first] if names else labels[min(first + 1, end - 1)]
         columns: dict[str, pl.Series] = {}
         for label in labels[first:end]:
-            columns.setdefault(_AGAIN.sub("", label).removeprefix(f"{name} "), frame[label])
-        there = frame[labels[first]].cast(pl.String).str.strip_chars().fill_null("") != ""
+            columns.setdefault(_DUPLICATE_SUFFIX.sub("", label).removeprefix(f"{name} "), frame[label])
+        has_time = frame[labels[first]].cast(pl.String).str.strip_chars().fill_null("") != ""
         part = pl.DataFrame({label: cells for label, cells in columns.items() if label})
-        parts.append(part.filter(there).with_columns(pl.lit(name).alias(SECURITY)))
-        places.append(lines[there.to_numpy()])
-    said = f"{len(parts)} securities stand side by side, each with its own dates, and were read one by one"
-    return pl.concat(parts, how="diagonal_relaxed"), np.concatenate(places), said
+        parts.append(part.filter(has_time).with_columns(pl.lit(name).alias(SECURITY)))
+        line_numbers.append(lines[has_time.to_numpy()])
+    note = f"the file has {len(parts)} securities side by side, each with its own dates; they were read separately"
+    return pl.concat(parts, how="diagonal_relaxed"), np.concatenate(line_numbers), note

@@ -64,6 +64,6 @@ def _words_of(series: Series, column: str) -> Words:
     if column not in series.words:
         available = ", ".join([*series.values, *series.words])
         raise InvalidInputError(
-            f"{series.name} has no column {column!r}, which the network takes as a covariate; it has {available}"
+            f"{series.name} has no column {column!r}, which the network needs as a covariate; it has {available}"
         )
     return series.words[column]

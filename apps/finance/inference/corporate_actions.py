@@ -42,9 +42,9 @@ class CorporateAction:
 
 def corporate_actions(series: Series) -> tuple[CorporateAction, ...]:
     """The corporate actions in the scored price; none if it is an adjusted price, or no price by its name."""
-    from apps.finance.adapters.columns import ADJUSTED, PRICES, VOLUMES, first_matching_label, plain
+    from apps.finance.adapters.columns import ADJUSTED, PRICES, VOLUMES, first_matching_label, normalised_label
 
-    if series.joint or plain(series.column) not in PRICES or plain(series.column) in ADJUSTED:
+    if series.joint or normalised_label(series.column) not in PRICES or normalised_label(series.column) in ADJUSTED:
         return ()
     adjusted, volume = (first_matching_label(names, series.values) for names in (ADJUSTED, VOLUMES))
     if adjusted is not None:
@@ -54,10 +54,10 @@ def corporate_actions(series: Series) -> tuple[CorporateAction, ...]:
 
 def adjustment_note(series: Series) -> str:
     """A note that says for what the scored adjusted close has been adjusted; empty if that is unknown."""
-    from apps.finance.adapters.columns import ADJUSTED, PRICES, first_matching_label, plain
+    from apps.finance.adapters.columns import ADJUSTED, PRICES, first_matching_label, normalised_label
 
     close = first_matching_label([name for name in PRICES if name not in ADJUSTED], series.values)
-    if series.joint or plain(series.column) not in ADJUSTED or close is None:
+    if series.joint or normalised_label(series.column) not in ADJUSTED or close is None:
         return ""
     actions = _from_adjusted_close(series.values[close], series.target)
     splits = sum("split" in action.note for action in actions)

@@ -1,4 +1,4 @@
-"""The events as a table, which a spreadsheet opens: events.csv."""
+"""The events as a spreadsheet table: events.csv."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _MEASURED = ("size", "deviations")
 
 
 def events_csv(detections: Sequence[Detection], *, several: bool) -> bytes:
-    """A row for each event, as ``event_entry`` has it; empty where there is no value. Of several series the first
-    column names them; ``columns`` are joined by a space. Texts of the user's file are no formulas (``text_cell``)."""
+    """One row per event, as in ``event_entry``; empty cells for missing values. For several series the first column
+    names them; ``columns`` are joined by spaces. Texts from the user's file are escaped so that they are not formulas
+    (``text_cell``)."""
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow([*(["series"] if several else []), *_COLUMNS, "columns", "note", *_MEASURED, "reason"])
-    for one in detections:
-        for event in map(event_entry, one.anomalies):
+    for detection in detections:
+        for event in map(event_entry, detection.anomalies):
             cells = [event.get(name) for name in _COLUMNS]
             columns = text_cell(" ".join(event.get("columns", ())))
-            name = [text_cell(one.series.name)] if several else []
+            name = [text_cell(detection.series.name)] if several else []
             measured = [event.get(name) for name in _MEASURED]
             rows.writerow([*name, *cells, columns, event.get("note", ""), *measured, text_cell(event["reason"])])
     return out.getvalue().encode()

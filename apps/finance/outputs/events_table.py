@@ -1,4 +1,4 @@
-"""The events of a ``result.json`` as a person reads them in a terminal."""
+"""The events of a ``result.json`` as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "why
 
 
 def events_table(result: Mapping[str, Any]) -> Table:
-    """The strongest events in the order of time; the notes of the file are said by whatever prints the result."""
+    """The strongest events in time order; whoever prints the result prints the file's notes."""
     events = result["events"]
     strongest = sorted(events, key=lambda event: -float(event["score"]))[:MAX_EVENTS]
     shown = [event for event in events if event in strongest] if len(events) > MAX_EVENTS else events
     columns = ("series", *_COLUMNS) if "parts" in result else _COLUMNS
-    more = f", the {len(shown)} strongest shown" if len(shown) < len(events) else ""
-    many = f" in {len(result['parts'])} series" if "parts" in result else ""
+    shown_text = f", the {len(shown)} strongest shown" if len(shown) < len(events) else ""
+    series_text = f" in {len(result['parts'])} series" if "parts" in result else ""
     return Table(
-        title=f"{result['series']['name']}: {len(events)} events{many}{more}",
+        title=f"{result['series']['name']}: {len(events)} events{series_text}{shown_text}",
         columns=columns,
-        rows=[[_cell(event[name]) for name in columns[:-1]] + [_what(event)] for event in shown],
+        rows=[[_cell(event[name]) for name in columns[:-1]] + [_reason(event)] for event in shown],
     )
 
 
-def _what(event: Mapping[str, Any]) -> str:
-    """Why it is an event, and what is known besides where the reason does not tell it."""
+def _reason(event: Mapping[str, Any]) -> str:
+    """Why it is an event, with the note if the reason does not contain it."""
     note = event.get("note", "")
-    reason = str(event["reason"])
-    return f"{reason}; {note}" if note and note not in reason else reason
+    text = str(event["reason"])
+    return f"{text}; {note}" if note and note not in text else text
 
 
 def _cell(value: object) -> str:

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 50_000
 SCORE = (
-    "weighted root mean square of -log10 of the tail probabilities that detectors give a row, over 5, or 0.12 of "
-    "low_volatility's: it ranks rows, and is no frequency; the forecast draws the band, and takes part in it where the "
-    "network takes covariates"
+    "weighted root mean square of -log10 of the detectors' tail probabilities for a row, over 5, or 0.12 of "
+    "low_volatility's: it ranks rows and is not a probability; the forecast gives the band, and contributes to the "
+    "score only if the network takes covariates"
 )
 
 
 def result(
     detection: Detection, *, model: str, notes: Sequence[str] = (), truth: Sequence[Window] = ()
 ) -> FinanceResult:
-    """The content of result.json: the events, and what was scored; of a synthetic series also what is true of it."""
+    """The content of result.json: the events, and what was scored; for a synthetic series also its labelled windows."""
     series, scored = detection.series, series_entry(detection)
     content: FinanceResult = {
         "events": [event_entry(anomaly) for anomaly in detection.anomalies],
@@ -58,7 +58,7 @@ def result(
 
 
 def series_entry(detection: Detection) -> FinanceScored:
-    """What there is of a series: its name, its rows and its time, and where its threshold has gone."""
+    """Facts about a series: its name, its rows, its time range, and its last threshold."""
     series = detection.series
     return {
         "name": series.name,
@@ -71,12 +71,12 @@ def series_entry(detection: Detection) -> FinanceScored:
 
 
 def outer_levels(detection: Detection) -> list[float]:
-    """The levels of the quantiles between which the forecast's band lies."""
+    """The quantile levels of the lower and upper end of the forecast band."""
     return [detection.forecast.levels[0], detection.forecast.levels[-1]]
 
 
 def event_entry(anomaly: Anomaly) -> FinanceEvent:
-    """An event: the value observed as it was read, the forecast to a ten-thousandth of its band."""
+    """An event: the observed value as read, the forecast rounded to a ten-thousandth of its band."""
     digits = _decimals(anomaly.low, anomaly.high)
     event: FinanceEvent = {
         "start": iso_utc(anomaly.start_ns),
@@ -103,17 +103,17 @@ def event_entry(anomaly: Anomaly) -> FinanceEvent:
 
 
 def series_json(detection: Detection) -> bytes:
-    """What the viewer draws; see ``drawing``."""
+    """The viewer's drawing; see ``drawing``."""
     return json.dumps(drawing(detection, MAX_POINTS), separators=(",", ":"), allow_nan=False).encode()
 
 
 def drawing(detection: Detection, most: int) -> dict[str, Any]:
-    """Seconds since 1970, values, forecast band and scores by row; null where missing.
+    """Times (seconds since 1970), values, forecast band and scores by row; null where missing.
 
-    A series of more than ``most`` rows is thinned to those that matter: of every few, the one with the highest score.
+    A series of more than ``most`` rows is thinned: of every few rows, the one with the highest score is kept.
     """
     series, quantiles = detection.series, detection.forecast.quantiles
-    rows = _thinned(detection.scores, most)
+    rows = _thinned_rows(detection.scores, most)
     middle = quantiles.shape[1] // 2
     widths = quantiles[rows, -1] - quantiles[rows, 0]
     widths = widths[np.isfinite(widths)]
@@ -135,8 +135,8 @@ def drawing(detection: Detection, most: int) -> dict[str, Any]:
 
 
 def scores_csv(detection: Detection) -> bytes:
-    """Every row with its score, in NAB's layout of a detector's output; label is 1 in the events found."""
-    events = tuple(Window(start_ns=one.start_ns, end_ns=one.end_ns) for one in detection.anomalies)
+    """Every row with its score, in NAB's layout of a detector's output; label is 1 in the detected events."""
+    events = tuple(Window(start_ns=event.start_ns, end_ns=event.end_ns) for event in detection.anomalies)
     return detector_csv(detection.series, detection.scores, events).encode()
 
 
@@ -146,11 +146,11 @@ def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = (
     for first, last in window_rows(series.times_ns, windows).tolist():
         label[first : last + 1] = 1
     lines = ["timestamp,value,anomaly_score,label"]
-    seconds, rest = np.divmod(series.times_ns, SECOND_NS)
-    moments = np.char.replace(np.datetime_as_string(seconds.astype("datetime64[s]")), "T", " ")
-    fractions = [f".{one:09d}".rstrip("0") if one else "" for one in rest.tolist()]
-    rows = zip(moments.tolist(), fractions, series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
-    lines += [f"{moment}{part},{value!r},{score:.6g},{mark}" for moment, part, value, score, mark in rows]
+    seconds, remainder = np.divmod(series.times_ns, SECOND_NS)
+    times = np.char.replace(np.datetime_as_string(seconds.astype("datetime64[s]")), "T", " ")
+    fractions = [f".{nanoseconds:09d}".rstrip("0") if nanoseconds else "" for nanoseconds in remainder.tolist()]
+    rows = zip(times.tolist(), fractions, series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
+    lines += [f"{time}{fraction},{value!r},{score:.6g},{is_event}" for time, fraction, value, score, is_event in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -158,24 +158,24 @@ def _window_entry(window: Window) -> FinanceTrueWindow:
     return {"start": iso_utc(window.start_ns), "end": iso_utc(window.end_ns), "kind": window.kind}
 
 
-def _thinned(scores: Floats, most: int) -> np.ndarray:
+def _thinned_rows(scores: Floats, max_rows: int) -> np.ndarray:
     length = len(scores)
-    if length <= most:
+    if length <= max_rows:
         return np.arange(length)
-    step = -(-length // most)
+    step = -(-length // max_rows)
     padded = np.pad(scores, (0, -length % step), constant_values=-1).reshape(-1, step)
     best: np.ndarray = np.arange(len(padded)) * step + padded.argmax(axis=1)
     return best
 
 
 def _decimals(low: float, high: float) -> int | None:
-    """The decimals in which a band has four digits and a half; more would be the noise of the float32 within."""
+    """The decimals that give a band about four and a half digits; further digits are float32 noise."""
     width = high - low
     return 4 - math.floor(math.log10(width)) if math.isfinite(width) and width > 0 else None
 
 
 def _number(value: float, decimals: int | None = None) -> float | None:
-    """A number as it is, or to so many decimals; None where there is none."""
+    """The number, rounded to ``decimals`` if given; None if it is not finite."""
     if not math.isfinite(value):
         return None
     return value if decimals is None else round(value, decimals)

@@ -1,4 +1,4 @@
-"""Every row of a long series for the viewer, which loads it where somebody looks closer than its thinned rows reach."""
+"""Every row of a long series, which the viewer loads when the user zooms in beyond the thinned rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import numpy as np
 from apps.finance.types import Detection
 
 _MAX_ROWS = 500_000
-"""A file of more rows, 20 MB, is for the command line; there nobody zooms."""
-
-
+"""Longer files, beyond 20 MB, are meant for the command line, where nobody zooms."""
 ROWS = "rows.bin"
 
 
 def has_rows_file(detections: Sequence[Detection], most: int) -> bool:
-    """Whether there is a ``rows.bin``: where a series of more than ``most`` rows is thinned."""
-    lengths = [len(one.series) for one in detections]
+    """Whether there is a ``rows.bin``: if a series of more than ``most`` rows is thinned."""
+    lengths = [len(detection.series) for detection in detections]
     return max(lengths) > most and sum(lengths) <= _MAX_ROWS
 
 
 def rows_file(detections: Sequence[Detection]) -> bytes:
-    """Of each series, N rows: times (s since 1970), values and thresholds as float64 (N,), then low, median, high and
-    score as float32 (N,), all little-endian; NaN where missing.
-    """
+    """For each series of N rows: times (s since 1970), values and thresholds as float64 (N,), then low, median, high
+    and score as float32 (N,), all little-endian; NaN where missing."""
     return b"".join(map(_rows, detections))
 
 

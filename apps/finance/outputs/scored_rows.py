@@ -1,4 +1,4 @@
-"""What a case's picture and files are made from when somebody asks for them: the rows with their scores, exactly."""
+"""The scored rows from which a case's picture and files are made on request, without loss of precision."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _PER_ROW = ("times", "values", "band", "scores", "thresholds")
 
 
 def scored_rows(detections: Sequence[Detection], name: str, *, several: bool) -> bytes:
-    """The detections as NumPy's archive, of their forecasts the lowest, the middle and the highest level.
+    """The detections as a NumPy archive; of each forecast only the lowest, the middle and the highest level are stored.
 
-    ``name`` is the file's; ``several`` says whether it names several series.
+    ``name`` is the file's; ``several`` says whether its series are named by a column.
     """
     arrays: dict[str, Any] = {}
-    for number, one in enumerate(detections):
-        quantiles = one.forecast.quantiles
+    for number, detection in enumerate(detections):
+        quantiles = detection.forecast.quantiles
         per_row = (
-            one.series.times_ns,
-            one.series.target,
+            detection.series.times_ns,
+            detection.series.target,
             quantiles[:, [0, quantiles.shape[1] // 2, -1]],
-            one.scores,
-            one.thresholds,
+            detection.scores,
+            detection.thresholds,
         )
         arrays |= {f"{number} {part}": array for part, array in zip(_PER_ROW, per_row, strict=True)}
     parts = [
         {
-            "name": one.series.name,
-            "column": one.series.column,
-            "interval_ns": one.series.interval_ns,
-            "levels": [one.forecast.levels[0], 0.5, one.forecast.levels[-1]],
-            "anomalies": [asdict(anomaly) for anomaly in one.anomalies],
+            "name": detection.series.name,
+            "column": detection.series.column,
+            "interval_ns": detection.series.interval_ns,
+            "levels": [detection.forecast.levels[0], 0.5, detection.forecast.levels[-1]],
+            "anomalies": [asdict(anomaly) for anomaly in detection.anomalies],
         }
-        for one in detections
+        for detection in detections
     ]
     document = json.dumps({"name": name, "several": several, "parts": parts})
     content = io.BytesIO()
@@ -49,14 +49,14 @@ def scored_rows(detections: Sequence[Detection], name: str, *, several: bool) ->
 
 
 def read_scored_rows(source: bytes) -> tuple[list[Detection], str, bool]:
-    """What ``scored_rows`` was given."""
+    """The detections, the name and ``several`` that ``scored_rows`` was given."""
     with np.load(io.BytesIO(source), allow_pickle=False) as arrays:
         document = json.loads(arrays["document"].tobytes())
-        found = []
+        detections = []
         for number, part in enumerate(document["parts"]):
             times, values, band, scores, thresholds = (arrays[f"{number} {name}"] for name in _PER_ROW)
-            anomalies = tuple(Anomaly(**{**one, "columns": tuple(one["columns"])}) for one in part["anomalies"])
-            found.append(
+            anomalies = tuple(Anomaly(**{**event, "columns": tuple(event["columns"])}) for event in part["anomalies"])
+            detections.append(
                 Detection(
                     series=Series(
                         name=part["name"],
@@ -71,4 +71,4 @@ def read_scored_rows(source: bytes) -> tuple[list[Detection], str, bool]:
                     anomalies=anomalies,
                 )
             )
-    return found, document["name"], document["several"]
+    return detections, document["name"], document["several"]

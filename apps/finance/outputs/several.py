@@ -29,34 +29,37 @@ _MIN_POINTS = 500
 def several_result(
     detections: Sequence[Detection], *, name: str, series_column: str, notes: Sequence[str], model: str
 ) -> FinanceResult:
-    """The content of result.json: events with the name of their series, what was scored together and one by one.
+    """The content of result.json: events with the name of their series, and facts about all series together and each
+    one.
 
     ``name`` is the file's, ``series_column`` the column that names its series.
     """
     first = detections[0].series
     return {
         "events": [
-            {"series": one.series.name, **event_entry(anomaly)} for one in detections for anomaly in one.anomalies
+            {"series": detection.series.name, **event_entry(anomaly)}
+            for detection in detections
+            for anomaly in detection.anomalies
         ],
         "series": {
             "name": name,
             "series_column": series_column,
-            "rows": sum(len(one.series) for one in detections),
-            "missing": sum(series_entry(one)["missing"] for one in detections),
-            "start": iso_utc(min(int(one.series.times_ns[0]) for one in detections)),
-            "end": iso_utc(max(int(one.series.times_ns[-1]) for one in detections)),
+            "rows": sum(len(detection.series) for detection in detections),
+            "missing": sum(series_entry(detection)["missing"] for detection in detections),
+            "start": iso_utc(min(int(detection.series.times_ns[0]) for detection in detections)),
+            "end": iso_utc(max(int(detection.series.times_ns[-1]) for detection in detections)),
             "column": first.column,
             "columns": list(first.values),
             "notes": list(notes),
         },
         "parts": [
             {
-                **series_entry(one),
-                "interval_s": one.series.interval_ns / 1e9,
-                "events": len(one.anomalies),
-                "strongest": max((anomaly.score for anomaly in one.anomalies), default=0.0),
+                **series_entry(detection),
+                "interval_s": detection.series.interval_ns / 1e9,
+                "events": len(detection.anomalies),
+                "strongest": max((anomaly.score for anomaly in detection.anomalies), default=0.0),
             }
-            for one in detections
+            for detection in detections
         ],
         "threshold": round(detections[0].threshold, 4),
         "score": SCORE,
@@ -66,21 +69,21 @@ def several_result(
 
 
 def several_series_json(detections: Sequence[Detection]) -> bytes:
-    """What the viewer draws of each series, in the order of the result's ``parts``, thinned to 50,000 rows in all."""
-    content = {"parts": [drawing(one, most_points(len(detections))) for one in detections]}
+    """The viewer's drawing of each series, in the order of the result's ``parts``, thinned to 50,000 rows in total."""
+    content = {"parts": [drawing(detection, max_points(len(detections))) for detection in detections]}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def most_points(series: int) -> int:
-    """How many rows of each of so many series are drawn before somebody looks closer."""
+def max_points(series: int) -> int:
+    """The maximum number of rows of each series in the drawing before the viewer zooms in."""
     return max(_MIN_POINTS, MAX_POINTS // series)
 
 
 def several_scores_csv(detections: Sequence[Detection]) -> bytes:
-    """NAB's layout with the name of the series in front, as ``text_cell`` has it."""
+    """NAB's layout with the name of the series as the first column, made safe by ``text_cell``."""
     lines = ["series,timestamp,value,anomaly_score,label"]
-    for one in detections:
+    for detection in detections:
         name = io.StringIO()
-        csv.writer(name, lineterminator="").writerow([text_cell(one.series.name)])
-        lines += [f"{name.getvalue()},{line}" for line in scores_csv(one).decode().splitlines()[1:]]
+        csv.writer(name, lineterminator="").writerow([text_cell(detection.series.name)])
+        lines += [f"{name.getvalue()},{line}" for line in scores_csv(detection).decode().splitlines()[1:]]
     return ("\n".join(lines) + "\n").encode()

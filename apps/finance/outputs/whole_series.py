@@ -1,4 +1,4 @@
-"""Series whole, with every column of their table: what a server keeps where it is to keep inputs."""
+"""Complete series with every column of their table, for servers that keep inputs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ COLUMNS = "columns.npz"
 
 
 def has_other_columns(series: Sequence[Series]) -> bool:
-    """Whether the table has columns that are not scored, and so in no other file of the case."""
-    return any(len(one.values) + len(one.words) > 1 and not one.joint for one in series)
+    """Whether the table has columns that are not scored, and are therefore in no other file of the case."""
+    return any(len(item.values) + len(item.words) > 1 and not item.joint for item in series)
 
 
 def whole_series(series: Sequence[Series]) -> bytes:
-    """Times and all columns as NumPy's archive."""
+    """Times and all columns as a NumPy archive."""
     parts = [
         {
-            "name": one.name,
-            "column": one.column,
-            "columns": list(one.values),
-            "words": list(one.words),
-            "interval_ns": one.interval_ns,
+            "name": item.name,
+            "column": item.column,
+            "columns": list(item.values),
+            "words": list(item.words),
+            "interval_ns": item.interval_ns,
         }
-        for one in series
+        for item in series
     ]
     arrays: dict[str, Any] = {"series": np.frombuffer(json.dumps(parts).encode(), np.uint8)}
-    for number, one in enumerate(series):
-        arrays[f"{number} times"] = one.times_ns
-        arrays |= {f"{number} {column}": values for column, values in enumerate(one.values.values())}
-        arrays |= {f"{number} words {column}": words.astype(str) for column, words in enumerate(one.words.values())}
+    for number, item in enumerate(series):
+        arrays[f"{number} times"] = item.times_ns
+        arrays |= {f"{number} {column}": values for column, values in enumerate(item.values.values())}
+        arrays |= {f"{number} words {column}": words.astype(str) for column, words in enumerate(item.words.values())}
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()

@@ -9,19 +9,19 @@ import numpy as np
 import polars as pl
 
 from apps.finance.adapters import read_contents
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.adapters.times import Clock, Column
 from apps.finance.adapters.times import read_times as read_column
 from apps.finance.types import Series
 
 
-def read_series(path: Path, options: TableOptions = NOTHING_SAID) -> Series:
+def read_series(path: Path, options: TableOptions = DEFAULT_OPTIONS) -> Series:
     """The one series in a file, with the file's notes."""
     contents = read_contents(path, options)
     (series,) = contents.series
     return replace(series, notes=contents.notes)
 
 
-def read_times(cells: pl.Series, options: TableOptions = NOTHING_SAID) -> Clock:
+def read_times(cells: pl.Series, options: TableOptions = DEFAULT_OPTIONS) -> Clock:
     """The times in a column that stands in the lines from 2 on of a file x."""
     return read_column(Column(cells, "x", np.arange(2, len(cells) + 2)), options)

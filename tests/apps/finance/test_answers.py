@@ -83,7 +83,7 @@ def test_a_series_that_ends_while_others_go_on_is_told_of(predictor, tmp_path):
     assert said in context.notes
     (tmp_path / "a.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
-    assert isinstance(context, service.FileContext) and not any("go on" in note for note in context.notes)
+    assert isinstance(context, service.FileContext) and not any("others continue" in note for note in context.notes)
 
 
 def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
@@ -148,7 +148,7 @@ def test_the_events_are_a_table_too(predictor, tmp_path):
 def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_path):
     request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
-    assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
+    assert alone["series"]["notes"][0] == "the file holds 5 series, identified by column 'ticker'"
     assert "only series '600519' was scored" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):

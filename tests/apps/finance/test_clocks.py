@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apps.finance.adapters import read_contents
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.adapters.table import Contents
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
@@ -18,7 +18,7 @@ NIGHT = [f"2024-10-27 {hour}:{minute:02d}" for hour in ("01", "02", "02", "03") 
 """What a clock in Berlin shows in the night in which it is put back."""
 
 
-def read(folder: Path, times: list[str], options: TableOptions = NOTHING_SAID, label: str = "time") -> Contents:
+def read(folder: Path, times: list[str], options: TableOptions = DEFAULT_OPTIONS, label: str = "time") -> Contents:
     rows = [f"{label},value", *(f"{time},{100 + row}" for row, time in enumerate(times))]
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
     return read_contents(folder / "a.csv", options)
@@ -29,8 +29,8 @@ def test_rows_sorted_by_the_clock_keep_both_hours_in_the_order_of_the_file(tmp_p
     (series,) = contents.series
     assert np.diff(series.times_ns).tolist() == [15 * 60 * 10**9] * 15
     assert series.target.tolist() == [100, 101, 102, 103, 104, 106, 108, 110, 105, 107, 109, 111, 112, 113, 114, 115]
-    how = "of two with the same time the first was taken for the earlier hour"
-    assert contents.notes[0] == f"8 rows lie in an hour that Europe/Berlin has twice; {how}"
+    how = "of two rows with the same time, the first was taken as the earlier hour"
+    assert contents.notes[0] == f"8 rows lie in an hour that occurs twice in Europe/Berlin; {how}"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_rows_sorted_by_the_clock_keep_both_hours_in_the_order_of_the_file(tmp_p
     ],
 )
 def test_rows_of_the_hour_that_comes_twice_are_refused_where_their_order_does_not_tell(tmp_path, times):
-    sentence = r"'2024-10-27 02:\d\d' is in an hour that Europe/Berlin has twice.*does not tell which.*\+01:00"
+    sentence = r"'2024-10-27 02:\d\d' is in an hour that occurs twice in Europe/Berlin.*does not say which.*\+01:00"
     with pytest.raises(InvalidInputError, match=sentence):
         read(tmp_path, times, BERLIN)
 
@@ -58,8 +58,8 @@ def test_a_row_that_came_late_is_not_taken_for_the_step_back(tmp_path):
 def test_rows_that_show_the_hour_once_are_taken_for_the_first_and_that_is_said(tmp_path):
     contents = read(tmp_path, NIGHT[:8] + NIGHT[12:], BERLIN)
     assert iso_utc(int(contents.series[0].times_ns[7])) == "2024-10-27T00:45:00Z"
-    how = "each time is there once and was taken for the earlier hour"
-    assert contents.notes == (f"4 rows lie in an hour that Europe/Berlin has twice; {how}",)
+    how = "each time occurs once and was taken as the earlier hour"
+    assert contents.notes == (f"4 rows lie in an hour that occurs twice in Europe/Berlin; {how}",)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_rows_that_show_the_hour_once_are_taken_for_the_first_and_that_is_said(t
 )
 def test_an_hour_that_the_clock_skips_in_spring_is_refused(tmp_path, times):
     with pytest.raises(
-        InvalidInputError, match=r"'2024-03-31 02:00' is an hour that the clock of Europe/Berlin skips.*option 'zone'"
+        InvalidInputError, match=r"'2024-03-31 02:00' is in an hour that does not exist in Europe/Berlin.*option 'zone'"
     ):
         read(tmp_path, times, BERLIN)
 
@@ -100,11 +100,11 @@ def test_the_zone_in_the_header_is_that_of_the_times_unless_the_option_names_ano
     times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
     contents = read(tmp_path, times, label=label)
     assert iso_utc(int(contents.series[0].times_ns[0])) == f"2024-07-01T{first}:00Z"
-    said = f"column {label!r}: its times are of {zone}, as its name says; the option 'zone' names another"
+    said = f"column {label!r}: its times are in {zone}, according to its name; the option 'zone' overrides this"
     assert (said in contents.notes) == (zone != "UTC")
     contents = read(tmp_path, times, TableOptions(zone="Asia/Tokyo"), label)
     assert iso_utc(int(contents.series[0].times_ns[0])) == "2024-07-01T00:00:00Z"
-    assert not any("as its name says" in note for note in contents.notes)
+    assert not any("according to its name" in note for note in contents.notes)
 
 
 def test_a_time_of_day_in_a_column_of_its_own_says_the_zone_too(tmp_path):
@@ -115,7 +115,7 @@ def test_a_time_of_day_in_a_column_of_its_own_says_the_zone_too(tmp_path):
 
 def test_an_abbreviation_in_the_header_is_refused_until_the_zone_is_named_but_for_dates(tmp_path):
     times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
-    with pytest.raises(InvalidInputError, match=r"'Time \(EST\)' is in EST by its name, .*the option 'zone'"):
+    with pytest.raises(InvalidInputError, match=r"'Time \(EST\)' is in EST according to its name, .*the option 'zone'"):
         read(tmp_path, times, label="Time (EST)")
     assert len(read(tmp_path, times, BERLIN, "Time (CET)").series[0]) == 3
     assert len(read(tmp_path, ["2024-07-01", "2024-07-02"], label="Date (EST)").series[0]) == 2

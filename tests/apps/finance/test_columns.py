@@ -74,7 +74,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     ]
     series = read_series(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
     assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
-    assert series.notes[0] == ("column 'Close/Last' was scored, one of the file's; the option 'value' names another")
+    assert series.notes[0] == ("column 'Close/Last' was scored, one of the file's; the option 'value' selects another")
     assert any("sorted" in note for note in series.notes)
 
 
@@ -90,7 +90,7 @@ def test_bid_and_ask_without_a_price_are_scored_in_their_middle(tmp_path):
 
 def test_a_column_that_numbers_rows_is_scored_only_where_it_is_named(tmp_path):
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
-    with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'value'"):
+    with pytest.raises(InvalidInputError, match=r"'id' identifies rows and is not a value.*option 'value'"):
         read_series(path)
     assert read_series(path, TableOptions(value="id")).target[3] == 3
 
@@ -107,7 +107,7 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
     for place, one in enumerate(contents.series):
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
         assert list(one.values) == ["close"]
-    assert contents.notes[0].startswith("the file holds 2 series, told apart by column")
+    assert contents.notes[0].startswith("the file holds 2 series, identified by column")
 
 
 def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp_path):
@@ -119,7 +119,7 @@ def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp
 def test_series_under_another_name_are_refused_until_the_option_series_names_it(tmp_path):
     rows = [f"{day},{desk},{row * desk}" for row, day in enumerate(DAYS) for desk in (7, 12)]
     path = written(tmp_path, "date,desk,x", rows)
-    with pytest.raises(InvalidInputError, match=r"the 60 rows have 30 days.*the option 'series'"):
+    with pytest.raises(InvalidInputError, match=r"the 60 rows cover only 30 days.*the option 'series'"):
         read_contents(path)
     assert [one.name for one in read_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
@@ -187,14 +187,14 @@ def test_one_ticker_is_no_value_and_one_series(tmp_path):
 def test_trades_of_both_sides_at_the_same_time_are_one_series(tmp_path):
     rows = [f"{day} 09:30,{side},{row}" for row, day in enumerate(DAYS) for side in ("BUY", "SELL")]
     series = read_series(written(tmp_path, "time,side,price", rows))
-    assert len(series) == 30 and "30 rows had the time of another" in series.notes[-1]
+    assert len(series) == 30 and "30 rows had the same time as another" in series.notes[-1]
 
 
 def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
     rows = [f"{day},{ticker},{row}" for ticker in "AB" for row, day in reversed(list(enumerate(DAYS)))]
     contents = read_contents(written(tmp_path, "date,ticker,close", rows))
     assert contents.series[0].target[0] == 0
-    assert "2 of the 2 series were not in the order of time and have been sorted" in contents.notes
+    assert "2 of the 2 series were not in time order and have been sorted" in contents.notes
     assert np.isfinite(contents.series[1].target).all()
 
 
@@ -208,17 +208,17 @@ def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
 
 def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
     rows = [f"{day},{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
-    with pytest.raises(InvalidInputError, match="the 90 rows have 30 days; sum or average them"):
+    with pytest.raises(InvalidInputError, match="the 90 rows cover only 30 days; sum or average them"):
         read_series(written(tmp_path, "date,amount", rows))
     ticks = [f"{day} 09:30:00,{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
-    assert "60 rows had the time of another" in read_series(written(tmp_path, "time,price", ticks)).notes[0]
+    assert "60 rows had the same time as another" in read_series(written(tmp_path, "time,price", ticks)).notes[0]
 
 
 def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_the_option_series(tmp_path):
     seconds = (0, 0, 0, 1, 2)
     ticks = [f"{day} 09:30:0{seconds[row]},{row},{'NQ'[row % 2]}" for day in DAYS for row in range(5)]
     series = read_series(written(tmp_path, "time,price,exchange", ticks))
-    assert len(series) == 90 and "60 rows had the time of another" in series.notes[-1]
+    assert len(series) == 90 and "60 rows had the same time as another" in series.notes[-1]
     closes = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ("Binance", "Kraken")]
     path = written(tmp_path, "date,exchange,close", closes)
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange'.*give it as the option 'series'"):
@@ -245,7 +245,7 @@ def test_amounts_that_are_not_written_as_numbers_are_not_left_out_without_a_word
     path = written(tmp_path, "Date;PnL;Delta", rows)
     contents = read_contents(path)
     assert list(contents.series[0].values) == ["Delta"]
-    fault = f"holds {cell.format(341)!r}, which is no number as written"
+    fault = f"holds {cell.format(341)!r}, which is not a number as written"
     assert f"column 'PnL' was left out: it {fault}" in contents.notes
     path = written(tmp_path, "Date;PnL;Trades", rows)
     for options in (TableOptions(), TableOptions(value="PnL")):
@@ -265,6 +265,6 @@ def test_empty_columns_are_told_of_in_one_note_and_a_column_without_a_name_is_ca
     rows = "".join(f"2024-01-{day:02d},{day},,,\n" for day in range(1, 32))
     (tmp_path / "a.csv").write_text(",OBS_VALUE,OBS_COM,BREAKS,COVERAGE\n" + rows)
     notes = read_contents(tmp_path / "a.csv").notes
-    assert "3 columns were left out, for they hold no number: 'OBS_COM', 'BREAKS', 'COVERAGE'" in notes
-    assert "the first column, which has no name, was taken for the times; the option 'time' names another" in notes
+    assert "3 columns were left out because they hold no number: 'OBS_COM', 'BREAKS', 'COVERAGE'" in notes
+    assert "the first column, which has no name, was taken as the times; the option 'time' selects another" in notes
     assert not [note for note in notes if note.startswith("column 'BREAKS'")]

@@ -250,10 +250,14 @@ def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_no
 @pytest.mark.parametrize(
     ("change", "options", "sentence"),
     [
-        ({"holiday": None}, {}, "load.csv has no column 'holiday', which the network takes as a covariate; there are"),
+        (
+            {"holiday": None},
+            {},
+            "load.csv has no column 'holiday', which the network needs as a covariate; its columns are",
+        ),
         ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', but the network was trained on numbers"),
         ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind' and cannot score all columns"),
-        ({}, {"value": "wind"}, "column 'wind' holds the value, and cannot be a covariate as well"),
+        ({}, {"value": "wind"}, "column 'wind' holds the value and cannot also be a covariate"),
         (
             {"temperature": ""},
             {},
@@ -282,7 +286,7 @@ def test_a_network_over_covariates_has_no_monitor_and_is_not_scored_on_other_ser
         }
     )
     with pytest.raises(
-        InvalidInputError, match="a has no column 'temperature', which the network takes as a covariate"
+        InvalidInputError, match="a has no column 'temperature', which the network needs as a covariate"
     ):
         predictor.predict([bare])
 

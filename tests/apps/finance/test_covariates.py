@@ -229,18 +229,21 @@ def test_booleans_of_several_files_are_two_words_and_those_of_a_network_trained_
 REFUSED = {
     "not there": (
         {"known": ("humidity",)},
-        "load.csv has no column 'humidity', which the network takes as a covariate",
+        "load.csv has no column 'humidity', which the network needs as a covariate",
     ),
-    "the value": ({"known": ("load",)}, "column 'load' holds the value, and cannot be a covariate as well"),
-    "the times": ({"observed": ("time",)}, "column 'time' holds the times, and cannot be"),
-    "the series": ({"observed": ("Region",)}, "column 'region' holds the names of series, and cannot be"),
+    "the value": ({"known": ("load",)}, "column 'load' holds the value and cannot also be a covariate"),
+    "the times": ({"observed": ("time",)}, "column 'time' holds the times and cannot also be"),
+    "the series": ({"observed": ("Region",)}, "column 'region' holds the names of series and cannot also be"),
     "words": ({"known": ("note",)}, rf"column 'note' holds 640 different words .* at most {MAX_CATEGORIES}"),
     "nothing": ({"known": ("later",)}, "column 'later' has no value in the training rows"),
     "a gap": (
         {"known": ("flag",)},
         r"'flag' is known ahead of time .* in the 4 rows from 2024-01-02T00:00:00Z to .*with 0",
     ),
-    "no numbers": ({"observed": ("power",)}, "column 'power' holds '10 USD', which is no number as written; correct"),
+    "no numbers": (
+        {"observed": ("power",)},
+        "column 'power' holds '10 USD', which is not a number as written; correct",
+    ),
 }
 
 

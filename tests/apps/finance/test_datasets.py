@@ -206,7 +206,7 @@ def test_facts_say_what_will_be_trained_on(tmp_path):
     )
     assert facts["time"] == "2023-11-14T22:13:20Z to 2023-11-15T04:52:20Z" and facts["interval"] == "60 s"
     assert facts["labelled windows"] == 2 and facts["missing values"] == 0
-    assert "told apart by column 'ticker'" in facts["notes"] and "the option 'value' names another" in facts["notes"]
+    assert "identified by column 'ticker'" in facts["notes"] and "the option 'value' selects another" in facts["notes"]
     assert set(app.data_sets() or {}) == set(DATA_SETS) == {"table", "nab", "synthetic"}
 
 

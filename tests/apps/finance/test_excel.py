@@ -40,7 +40,7 @@ def test_the_first_sheet_with_a_table_is_read_below_its_titles_and_above_its_tot
     assert series.target.tolist() == [value for _, value in ROWS], "numbers are as they are kept"
     assert iso_utc(int(series.times_ns[-1])) == "2024-02-09T00:00:00Z"
     assert "sheet 'P&L' was read, the first of 2 with a table" in contents.notes
-    assert any("'Total' is no time" in note for note in contents.notes)
+    assert any("'Total' is not a time" in note for note in contents.notes)
 
 
 @needs_fastexcel
@@ -103,5 +103,5 @@ def test_what_is_no_workbook_or_reaches_too_far_is_refused(tmp_path):
         for name in old.namelist():
             last = b'<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'
             far.writestr(name, old.read(name).replace(b"</sheetData>", last))
-    with pytest.raises(InvalidInputError, match="a sheet of 17179869184 cells, empty ones included"):
+    with pytest.raises(InvalidInputError, match="a sheet of 17179869184 cells, including empty ones"):
         read_contents(tmp_path / "d.xlsx")

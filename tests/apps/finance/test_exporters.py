@@ -305,7 +305,9 @@ def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates
     assert (one.target.tolist(), one.column) == ([n + 0.5 for n in range(30)], "PX_LAST")
     assert two.target.tolist() == [value for _, value in second]
     assert [iso_utc(int(time))[:10] for time in two.times_ns] == [day for day, _ in second]
-    assert "2 securities stand side by side, each with its own dates, and were read one by one" in contents.notes
+    assert (
+        "the file has 2 securities side by side, each with its own dates; they were read separately" in contents.notes
+    )
 
 
 def test_a_wrong_date_of_the_second_security_is_named_by_its_line(tmp_path):

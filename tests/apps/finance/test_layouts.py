@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 
 from apps.finance.adapters import read_contents
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
 from tests.apps.finance.reading import read_series
 
 
-def read(folder, text: str | bytes, options: TableOptions = NOTHING_SAID):
+def read(folder, text: str | bytes, options: TableOptions = DEFAULT_OPTIONS):
     path = folder / "series.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_series(path, options)
@@ -32,9 +32,9 @@ ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
         ("Symbol,AAPL\nCurrency,USD\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
         ("sep=;\ndate;close\n2024-01-01;1,5\n2024-01-02;2,5\n2024-01-03;3,5\n", "the first 1 lines were left out"),
         ("date,close\n(UTC),(EUR)\n" + ROWS, "1 further line of names below the header"),
-        ("date,close\n" + ROWS + "Total,7.5\n", "what follows from line 5 on was left out: 'Total' is no time"),
+        ("date,close\n" + ROWS + "Total,7.5\n", "everything from line 5 on was left out: 'Total' is not a time"),
         ("date,close\n" + ROWS + "\n# source: a bank\n", "from line 6 on was left out"),
-        ("date,close\n" + ROWS + ",7.5\n", "what follows from line 5 on was left out: an empty cell is no time"),
+        ("date,close\n" + ROWS + ",7.5\n", "everything from line 5 on was left out: an empty cell is not a time"),
     ],
 )
 def test_what_stands_around_the_rows_is_left_out_and_told(tmp_path, text, note):
@@ -66,7 +66,7 @@ def test_times_that_are_found_by_their_cells_alone_are_told(tmp_path, header):
     assert series.target.tolist() == [1.5, 2.5, 3.5]
     name = header.split(",")[0]
     which = f"column {name!r}" if name else "the first column, which has no name,"
-    assert series.notes == (f"{which} was taken for the times; the option 'time' names another",)
+    assert series.notes == (f"{which} was taken as the times; the option 'time' selects another",)
     assert read(tmp_path, f"{header}\n" + ROWS, TableOptions(time=header.split(",")[0] or None)).target[0] == 1.5
 
 
@@ -92,7 +92,7 @@ def test_a_terminals_chinese_export(tmp_path):
 def test_a_row_that_is_short_is_refused_by_its_line(tmp_path, line, date):
     rows = [f"{date.format(day)},{day},{day + 2},{day + 1}" for day in range(1, 11)]
     rows[line] = rows[line].rsplit(",", 1)[0]
-    sentence = f"line {line + 2} has 3 cells where the header has 4; leave the places of missing values empty"
+    sentence = f"line {line + 2} has 3 cells but the header has 4; keep the separators of missing values"
     with pytest.raises(InvalidInputError, match=sentence):
         read(tmp_path, "\n".join(["date,open,high,close", *rows]) + "\n")
 
@@ -124,7 +124,7 @@ def test_totals_and_sources_below_the_rows_are_left_out_also_with_numbers_and_co
     series = read(tmp_path, f"date,close\n{ROWS}{below}\n")
     line = 5 + len(below) - len(below.lstrip("\n"))
     assert series.target.tolist() == [1.5, 2.5, 3.5]
-    assert series.notes == (f"what follows from line {line} on was left out: {first!r} is no time",)
+    assert series.notes == (f"everything from line {line} on was left out: {first!r} is not a time",)
 
 
 def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_rows(tmp_path):
@@ -140,10 +140,10 @@ def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_ro
         ("2024-01-01,1.5\n2024-01-02,2.5\n", "no header line"),
         ("20240101 000000;1.5;1.6;1.4;1.5;0\n20240101 000100;1.5;1.6;1.4;1.5;0\n", "no header line"),
         ("country,2024-01-01,2024-01-02,2024-01-03\nDE,1,2,3\nFR,4,5,6\n", "no header line that names its columns"),
-        ("date,close\n2024-01-01,1\n,2\n2024-01-02,3\n", "line 3: 'None' is no time; fill in the cell"),
+        ("date,close\n2024-01-01,1\n,2\n2024-01-02,3\n", "line 3: 'None' is not a time; fill in the cell"),
         (
             "date,close\n2024-01-01,1,5\n2024-01-02,2,5\n",
-            "has 2 cells in its header in line 1 and 3 in most lines; where numbers or dates have commas",
+            "has 2 cells in its header in line 1 and 3 in most lines; if numbers or dates contain commas",
         ),
         (
             "date,close,volume\n2024-01-01,5 EUR/MWh,1\n2024-01-02,6 EUR/MWh,2\n",
@@ -151,18 +151,21 @@ def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_ro
         ),
         (
             'date,close\n2024-01-01,"1\n2024-01-02,2\n2024-01-03,3\n',
-            "line 2 has a quotation mark without its other half",
+            "line 2 has an unmatched quotation mark",
         ),
-        ('date,close\n2024-01-01,1\n2024-01-02,5" pipe\n2024-01-03,3\n', "line 3 has a quotation mark without its"),
+        ('date,close\n2024-01-01,1\n2024-01-02,5" pipe\n2024-01-03,3\n', "line 3 has an unmatched quotation mark"),
         ("date,close,volume\n2024-01-01,1\n2024-01-02,2\n", "has 3 cells in its header in line 1 and 2 in most lines"),
-        ("date,close\n2024-01-01,1\n2024-01-02,1e308\n", "'close' holds '1e308' in line 3, which is no number that"),
-        ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML or JSON and not CSV"),
-        ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is HTML or JSON and not CSV"),
+        (
+            "date,close\n2024-01-01,1\n2024-01-02,1e308\n",
+            "'close' holds '1e308' in line 3, which is not a usable number",
+        ),
+        ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML or JSON, not CSV"),
+        ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is HTML or JSON, not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
         ("a title\n\ndate,close\n2024-01-01,1\n2024-01-02,x1\n2024-01-03,3\n", "'x1' in line 5"),
         (
             "a title\ndate,close\n2024-01-01,1\n2024-01-02,2,3\n2024-01-03,3\n",
-            "line 4 has 3 cells where the header has 2",
+            "line 4 has 3 cells but the header has 2",
         ),
     ],
 )
@@ -190,13 +193,13 @@ def test_numbers_as_people_write_them(tmp_path, cells, numbers):
 
 @pytest.mark.parametrize("cell", ["(1,23.50)", "1'2345.50", "1 23 567", "12.5 EUR"])
 def test_numbers_in_other_hands_are_refused(tmp_path, cell):
-    with pytest.raises(InvalidInputError, match=r"'value' holds .*, which is no number"):
+    with pytest.raises(InvalidInputError, match=r"'value' holds .*, which is not a (usable )?number"):
         read(tmp_path, f'date,value\n2024-01-01,"{cell}"\n2024-01-02,2\n2024-01-03,3\n')
 
 
 def test_points_between_semicolons_alone_are_refused_until_decimal_says_what_they_are(tmp_path):
     text = "date;close;x\n2024-01-01;1.234;0,5\n2024-01-02;2.345;1,25\n2024-01-03;3.456;2\n"
-    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which can be 1234 or 1\.234.*option decimal"):
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read(tmp_path, text)
     assert read(tmp_path, text, TableOptions(decimal=",")).target[0] == 1234
     assert read(tmp_path, text, TableOptions(decimal=".", value="close")).target[0] == 1.234
@@ -227,7 +230,7 @@ def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
     whole = "date,close,volume\n" + "".join(f"2024-01-{day:02d},{day}00.5,7\n" for day in range(1, 10))
     series = read(tmp_path, whole + "2024-01-10,1")
     assert series.target[-1] == 900.5
-    assert series.notes[0] == "line 11, the last, was left out: the file is cut after 2 of 3 cells"
+    assert series.notes[0] == "the last line, 11, was left out: the file is cut off after 2 of 3 cells"
     assert read(tmp_path, whole + "2024-01-10,1\n").target[-1] == 1
 
 

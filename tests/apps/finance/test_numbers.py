@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 
 from apps.finance.adapters.numbers import read_column
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.types import Series
 from shared.errors import InvalidInputError
 from tests.apps.finance.reading import read_series
 
 
 def read(
-    folder: Path, cells: list[str], options: TableOptions = NOTHING_SAID, mark: str = ";", head: str = "date;close"
+    folder: Path, cells: list[str], options: TableOptions = DEFAULT_OPTIONS, mark: str = ";", head: str = "date;close"
 ) -> Series:
     """A file with ``cells`` of one or more columns below ``head``, parted by ``mark``."""
     rows = [head, *(f"2024-01-{day:02d};{cell}" for day, cell in enumerate(cells, start=1))]
@@ -46,14 +46,14 @@ def test_bloombergs_words_for_no_value_are_missing(tmp_path, word):
 @pytest.mark.parametrize("cells", [["1.234;0,5", "2.345;1,25", "3.456;2"], ["1.234;1.234.567", "2.345;5", "3.456;8"]])
 @pytest.mark.parametrize("mark", ["\t", "|", ";"])
 def test_points_may_stand_between_thousands_where_another_column_has_decimal_commas(tmp_path, mark, cells):
-    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which can be 1234 or 1\.234.*option decimal"):
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read(tmp_path, cells, mark=mark, head="date;close;x")
     assert read(tmp_path, cells, TableOptions(decimal=","), mark, "date;close;x").target[0] == 1234
 
 
 def test_points_may_stand_between_thousands_where_days_are_written_as_germans_do_between_tabs(tmp_path):
     (tmp_path / "a.csv").write_text("Datum\tKurs\n01.01.2024\t1.234\n02.01.2024\t1.235\n")
-    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which can be 1234 or 1\.234.*option decimal"):
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read_series(tmp_path / "a.csv")
     assert read(tmp_path, ["1.234", "1.235"], mark="\t").target[0] == 1.234
     assert read(tmp_path, ["1.234,56", "1.234"], mark="\t").target.tolist() == [1234.56, 1234]
@@ -69,7 +69,7 @@ def test_a_cell_that_is_written_unlike_the_others_is_named_and_not_the_first(tmp
     other = f"{usual.format(int(line == 2))!r} in line {2 + int(line == 2)}"
     with pytest.raises(InvalidInputError) as caught:
         read(tmp_path, [f'"{cell}"' for cell in cells], mark=",")
-    found = f"a.csv: column 'close' holds {typo!r} in line {line}, which is no number beside {other}; correct the file"
+    found = f"a.csv: column 'close' holds {typo!r} in line {line}, which is not a number like {other}; correct the file"
     assert str(caught.value).startswith(found)
 
 

@@ -33,7 +33,7 @@ def test_time_value_and_series_are_the_columns_that_were_named(tmp_path):
     assert iso_utc(int(contents.series[0].times_ns[0])) == "2023-06-01T00:00:00Z"
     assert not any("option" in note for note in contents.notes), "nothing was guessed"
     for name in ("time", "series"):
-        with pytest.raises(InvalidInputError, match=f"no column 'nowhere', named by '{name}'; there are"):
+        with pytest.raises(InvalidInputError, match=f"no column 'nowhere', named by '{name}'; its columns are"):
             read_contents(path, TableOptions(**{name: "nowhere"}))
 
 
@@ -72,7 +72,7 @@ def test_the_decimal_mark_says_what_a_cell_alone_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"zone": "Mars/Olympus"}, "'Mars/Olympus', which is no time zone"),
+        ({"zone": "Mars/Olympus"}, "'Mars/Olympus', which is not an IANA time zone"),
         ({"decimal": ";"}, r"give '\.' or ','"),
         ({"unit": "weeks"}, "give one of s, ms, us, ns"),
     ],
@@ -97,18 +97,20 @@ def test_a_file_that_is_too_wide_or_too_long_is_refused_before_it_is_read(tmp_pa
         read_contents(path)
     times = pl.Series("time", ["2024-01-01", "2024-01-02", "2024-01-03"])
     pl.DataFrame([times, *(pl.Series(f"c{n}", [1, 1, 2]) for n in range(3000))]).write_parquet(tmp_path / "w.parquet")
-    with pytest.raises(InvalidInputError, match="has 3 rows of 3001 columns, and 2000 columns"):
+    with pytest.raises(InvalidInputError, match="has 3 rows of 3001 columns, and at most 2000 columns"):
         read_contents(tmp_path / "w.parquet")
     named = TableOptions(time="time", value="c7", series="c8")
     assert [len(one) for one in read_contents(tmp_path / "w.parquet", named).series] == [2]
     monkeypatch.setattr(pl, "read_parquet", lambda *_, **__: pytest.fail("it was read"))
     long = pl.DataFrame({"t": pl.zeros(40_000_000, dtype=pl.Int8, eager=True)})
     long.write_parquet(tmp_path / "long.parquet")
-    with pytest.raises(InvalidInputError, match="has 40000000 rows, and 10000000 can be read"):
+    with pytest.raises(InvalidInputError, match="has 40000000 rows, and at most 10000000 can be read"):
         read_contents(tmp_path / "long.parquet")
     few = long.head(9_000_000).with_columns(pl.col("t").alias(f"v{number}") for number in range(12))
     few.write_parquet(tmp_path / "cells.parquet")
-    with pytest.raises(InvalidInputError, match="has 9000000 rows of 13 columns, and 2000 columns and 100000000 cells"):
+    with pytest.raises(
+        InvalidInputError, match="has 9000000 rows of 13 columns, and at most 2000 columns and 100000000 cells"
+    ):
         read_contents(tmp_path / "cells.parquet")
 
 

@@ -133,7 +133,7 @@ def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
     with pytest.raises(InvalidInputError, match="not 2 files"):
         decode(predictor, Request(files=(file, short)))
     (tmp_path / "a.xls").write_bytes(b"PK")
-    with pytest.raises(InvalidInputError, match=r"a\.xls is no CSV, Parquet or XLSX file"):
+    with pytest.raises(InvalidInputError, match=r"a\.xls is not a CSV, Parquet or XLSX file"):
         decode(predictor, Request(files=(tmp_path / "a.xls",)))
 
 

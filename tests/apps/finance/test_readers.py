@@ -139,7 +139,7 @@ def test_missing_values_are_nan_and_nothing_else_is(tmp_path):
 def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
     series = read_series(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
     assert series.target.tolist() == [1, 2, 4]
-    assert "sorted" in series.notes[0] and "1 rows had the time of another" in series.notes[1]
+    assert "sorted" in series.notes[0] and "1 rows had the same time as another" in series.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_thousands_and_decimals_are_told_apart_by_the_column(tmp_path, cells, nu
 
 
 def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"'close' holds '1,234' in line 3, which can be 1234 or 1\.234"):
+    with pytest.raises(InvalidInputError, match=r"'close' holds '1,234' in line 3, which may be 1234 or 1\.234"):
         read_series(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
     assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [
         1.234,
         2.5,
     ]
     assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
-    with pytest.raises(InvalidInputError, match=r"holds '10\.003,77' in line 3, which is no number beside '10,003"):
+    with pytest.raises(InvalidInputError, match=r"holds '10\.003,77' in line 3, which is not a number like '10,003"):
         read_series(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
 
 
@@ -209,15 +209,15 @@ def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
         ("timestamp\n2024-01-01\n", "single column"),
         ("a,b\n1.5,2\n2.5,3\n", "no column of times among .*'a', 'b'"),
         ("timestamp,value\n2024-01-01,1\nyesterday,2\n", "line 3: 'yesterday' is not a time"),
-        ("timestamp,value\n2024-01-01,1\n,2\n2024-01-02,2\n", "line 3: 'None' is no time; fill in the cell"),
+        ("timestamp,value\n2024-01-01,1\n,2\n2024-01-02,2\n", "line 3: 'None' is not a time; fill in the cell"),
         ("timestamp,value\n2024-01-01,1\n2024-01-02,abc\n2024-01-03,3\n", "'value' holds 'abc' in line 3"),
         ("timestamp,value\n2024-01-01,\n2024-01-02,\n", "'value' holds no number"),
         ("timestamp,word\n2024-01-01,a\n2024-01-02,b\n", "no column of numbers"),
         ("timestamp,value\n2024-01-01,1\n2024-01-01,2\n", "all rows have the same time"),
-        ("timestamp,value\n2024-01-01,1\n2024-01-02,2,3\n", "line 3 has 3 cells where the header has 2"),
+        ("timestamp,value\n2024-01-01,1\n2024-01-02,2,3\n", "line 3 has 3 cells but the header has 2"),
         ("34200.1,1,100\n34200.2,1,101\n", "no header line"),
-        ("timestamp,value\n1e30,1\n1e30,2\n", "line 2: '1e30' may be seconds, days or a count, and is no time"),
-        (b"PK\x03\x04\x00\x00\x00\x00", "is not text"),
+        ("timestamp,value\n1e30,1\n1e30,2\n", "line 2: '1e30' may be seconds, days or a count, not clearly a time"),
+        (b"PK\x03\x04\x00\x00\x00\x00", "is not a text file"),
     ],
 )
 def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
@@ -228,7 +228,7 @@ def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     path = written(tmp_path, "time,close,volume\n2024-01-01,1,10\n2024-01-02,2,20\n")
-    with pytest.raises(InvalidInputError, match="called 'open'; there are: 'close', 'volume'"):
+    with pytest.raises(InvalidInputError, match="called 'open'; its number columns are: 'close', 'volume'"):
         read_series(path, TableOptions(value="open"))
     with pytest.raises(InvalidInputError, match="does not exist"):
         read_series(tmp_path / "none.csv")
@@ -239,7 +239,7 @@ def test_a_csv_file_of_very_many_lines_is_refused_before_it_is_read(tmp_path):
         path = written(tmp_path, b"time,value" + end + (b"2024-01-01,1.5" + end) * 3_000_000)
         began = time.process_time()
         with pytest.raises(
-            InvalidInputError, match=r"series\.csv has 3000001 lines, and 2500000 can be read; split it"
+            InvalidInputError, match=r"series\.csv has 3000001 lines, and at most 2500000 can be read; split it"
         ):
             read_series(path)
         assert time.process_time() - began < 1
@@ -301,7 +301,7 @@ def test_real_files_of_five_sources(data_root):
 def test_infinite_values_are_missing_and_counted(tmp_path, cell):
     series = read_series(written(tmp_path, f"time,value\n2024-01-01,1\n2024-01-02,{cell}\n2024-01-03,3\n"))
     np.testing.assert_array_equal(series.target, [1, np.nan, 3])
-    assert series.notes == ("column 'value': 1 infinite values are missing",)
+    assert series.notes == ("column 'value': 1 infinite values count as missing",)
 
 
 def test_of_rows_with_the_same_time_one_with_a_value_is_kept(tmp_path):

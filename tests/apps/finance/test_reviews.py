@@ -63,11 +63,11 @@ def export(client: TestClient, out: Path, *words: str) -> int:
 @pytest.mark.parametrize(
     ("missed", "sentence"),
     [
-        ({"start": time(3), "end": time(2)}, "does not lie in its series, which goes from 2024-01-01T00:00:00Z"),
-        ({"start": time(3), "end": time(HOURS)}, "does not lie in its series"),
-        ({"start": "yesterday", "end": time(3)}, "'yesterday' is no time as events have it"),
-        ({"start": "2024-02-31T00:00:00Z", "end": time(3)}, "is no time as events have it"),
-        ({"start": time(3), "end": time(3), "series": "Z"}, "the case has one series, and not 'Z'"),
+        ({"start": time(3), "end": time(2)}, "is outside its series, which covers 2024-01-01T00:00:00Z"),
+        ({"start": time(3), "end": time(HOURS)}, "is outside its series"),
+        ({"start": "yesterday", "end": time(3)}, "'yesterday' is not a time in the format of events"),
+        ({"start": "2024-02-31T00:00:00Z", "end": time(3)}, "is not a time in the format of events"),
+        ({"start": time(3), "end": time(3), "series": "Z"}, "the case has a single series, which is not 'Z'"),
         ({"start": time(3)}, "missed.end: Field required"),
     ],
 )
@@ -95,7 +95,7 @@ def test_reviewed_series_are_trained_and_scored_on(
     told = " ".join(capsys.readouterr().out.split())
     series = tmp_path / "out" / "series"
     left_out = sum(all(str(n) not in said for n, e in enumerate(events, 1) if e["series"] == name) for name in SPIKES)
-    assert f"series not reviewed whole: {left_out}." in told
+    assert f"series not fully reviewed: {left_out}." in told
     rows = list(csv.DictReader(min(series.iterdir()).read_text().splitlines()))
     assert len(rows) == HOURS and rows[7]["value"] == "" and float(rows[200]["value"]) == 160.8
     assert {row["ticker"] for row in rows} == {"A"} and "--data.labels label --data.series ticker" in told
@@ -148,7 +148,7 @@ def test_a_table_that_the_server_keeps_is_written_whole(
         assert export(keeping, tmp_path / "out") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "Series written: 3, 1 of them with all columns of their table." in told
-    assert "Columns that were scored: close, value." in told
+    assert "Scored columns: close, value." in told
     texts = [file.read_text() for file in sorted((tmp_path / "out" / "series").iterdir())]
     heads = ["timestamp,close,volume,note,label", "timestamp,value,label", "timestamp,value,label"]
     assert sorted(text.partition("\n")[0] for text in texts) == heads

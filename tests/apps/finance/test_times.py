@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from apps.finance.adapters import read_contents
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.adapters.table import Contents
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
@@ -41,8 +41,8 @@ def test_numbers_are_what_alone_they_can_be_in_text_and_in_parquet(texts, first,
 
 
 def test_the_reading_of_a_number_is_told_with_an_example():
-    assert "numbers such as 202401 were read as 2024-01-01" in read_times(pl.Series("d", [202401, 202402])).said
-    assert read_times(pl.Series("d", ["1704110400"] * 2)).said == ""
+    assert "numbers such as 202401 were read as 2024-01-01" in read_times(pl.Series("d", [202401, 202402])).note
+    assert read_times(pl.Series("d", ["1704110400"] * 2)).note == ""
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_is_no_certain_date_is_refused_with_what_to_write(text):
 
 def test_the_firsts_of_all_months_do_not_tell_the_day_from_the_month_and_the_unit_does():
     texts = pl.Series("date", [f"01/{month:02d}/2024" for month in range(1, 13)])
-    with pytest.raises(InvalidInputError, match=r"'01/01/2024' is ambiguous.*unit=day-first"):
+    with pytest.raises(InvalidInputError, match=r"'01/01/2024' and '01/12/2024' is ambiguous.*unit=day-first"):
         read_times(texts)
     found = read_times(texts, TableOptions(unit="day-first")).times_ns
     assert [iso_utc(int(time)) for time in found] == [f"2024-{month:02d}-01T00:00:00Z" for month in range(1, 13)]
@@ -174,7 +174,7 @@ def test_a_column_with_a_word_for_a_time_is_the_times(tmp_path):
     assert iso_utc(int(read_series(path).times_ns[1])) == "2024-01-02T00:00:00Z"
 
 
-def rows_of(tmp_path: Path, rows: list[str], options: TableOptions = NOTHING_SAID) -> Contents:
+def rows_of(tmp_path: Path, rows: list[str], options: TableOptions = DEFAULT_OPTIONS) -> Contents:
     (tmp_path / "a.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return read_contents(tmp_path / "a.csv", options)
 
@@ -192,8 +192,10 @@ def test_no_row_of_the_hour_that_comes_twice_is_lost_where_the_zone_is_named(tmp
     for series in contents.series:
         assert np.diff(series.times_ns).tolist() == [15 * 60 * 10**9] * 15
         assert series.target.tolist() == list(range(16)) and iso_utc(int(series.times_ns[0])) == "2024-11-03T04:00:00Z"
-    assert any(f"{8 * len(tickers)} rows lie in an hour that America/New_York has twice" in n for n in contents.notes)
-    assert not any("the time of another" in note for note in contents.notes)
+    assert any(
+        f"{8 * len(tickers)} rows lie in an hour that occurs twice in America/New_York" in n for n in contents.notes
+    )
+    assert not any("the same time as another" in note for note in contents.notes)
 
 
 def test_two_autumns_and_rows_at_no_fixed_distance_are_told_apart(tmp_path):
@@ -210,7 +212,7 @@ def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, c
         rows_of(tmp_path, rows)
     (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York")).series
     assert len(series) == len(clock)
-    assert "had the time of another" in rows_of(tmp_path, rows, TableOptions(zone="UTC")).notes[-1]
+    assert "had the same time as another" in rows_of(tmp_path, rows, TableOptions(zone="UTC")).notes[-1]
 
 
 def test_ticks_of_a_clock_that_is_put_back_on_any_night_are_refused_until_its_zone_is_named(tmp_path):
@@ -243,10 +245,10 @@ def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
     rows = ["time,value", "2024-11-03 01:30 EDT,1", "2024-11-03 01:30 EST,2", "11/3/2024 02:30 AM EST,3"]
     (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York", unit="month-first")).series
     assert [iso_utc(int(time))[11:16] for time in series.times_ns] == ["05:30", "06:30", "07:30"]
-    with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:30 EDT' ends with no abbreviation.*the option 'zone'"):
+    with pytest.raises(InvalidInputError, match=r"EDT' ends with an unknown abbreviation.*the option 'zone'"):
         rows_of(tmp_path, rows, TableOptions(unit="month-first"))
     with pytest.raises(
-        InvalidInputError, match=r"EDT' ends with no abbreviation that is known \(UTC, GMT, CET, CEST\)"
+        InvalidInputError, match=r"EDT' ends with an unknown abbreviation \(known: UTC, GMT, CET, CEST\)"
     ):
         rows_of(tmp_path, rows, TableOptions(zone="Europe/Berlin", unit="month-first"))
 
@@ -280,8 +282,8 @@ def test_a_date_whose_month_may_be_either_is_not_guessed_cell_by_cell(text):
     ],
 )
 def test_a_time_with_its_distance_from_utc_is_not_moved_by_the_zone(text):
-    assert not read_times(pl.Series("date", [text]), TableOptions(zone="Europe/Berlin")).bare.any()
-    assert read_times(pl.Series("date", ["2024-07-10 09:00"]), TableOptions(zone="Europe/Berlin")).bare.all()
+    assert not read_times(pl.Series("date", [text]), TableOptions(zone="Europe/Berlin")).lacks_zone.any()
+    assert read_times(pl.Series("date", ["2024-07-10 09:00"]), TableOptions(zone="Europe/Berlin")).lacks_zone.all()
 
 
 def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_stands_first(tmp_path):
@@ -293,11 +295,13 @@ def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_
     assert kept["asc"] == kept["desc"] == [200.0 + minute for minute in range(30)]
 
 
-@pytest.mark.parametrize("options", [NOTHING_SAID, TableOptions(unit="ms"), TableOptions(decimal=",")])
+@pytest.mark.parametrize("options", [DEFAULT_OPTIONS, TableOptions(unit="ms"), TableOptions(decimal=",")])
 @pytest.mark.parametrize("cell", ["1.7066{}E+12", "1,7066{}E+12", "1.7E+{}", "1.70669{}E+09"])
 def test_times_that_a_spreadsheet_has_rounded_are_refused_with_how_to_save_them_whole(cell, options):
     cells = pl.Series("time", [cell.format(row // 4) for row in range(12, 40)])
-    with pytest.raises(InvalidInputError, match=r"line 2: '1.*' is rounded.*format the column as a number.*save again"):
+    with pytest.raises(
+        InvalidInputError, match=r"line 2: '1.*' is rounded.*format the column as a number.*save it again"
+    ):
         read_times(cells, options)
 
 
