@@ -91,9 +91,9 @@ def reproduce(quick: bool) -> Table:
     scored: list[tuple[Floats, Rows]] = []
     forecasted, channels, seconds = [], [], 0.0
     for item in benchmark.cases():
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         (detection,) = predictor.predict([item.series])
-        seconds += time.perf_counter() - began
+        seconds += time.perf_counter() - start_time
         forecasted.append(ForecastedSeries(item.series, detection.forecast))
         channels.append(all_channels(forecasted[-1], calibration, anchors=not quick))
         own_score = combine({name: channels[-1][name] for name in DETECTORS})
@@ -105,13 +105,13 @@ def reproduce(quick: bool) -> Table:
         return reported_scores(scored, calibration.control(budget), budget)
 
     def best_budget(profile: Profile) -> str:
-        found = max((score_corpus(scores_at(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
-        return f"{found[0]:.1f} (budget {found[1]:.2f})"
+        detections = max((score_corpus(scores_at(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
+        return f"{detections[0]:.1f} (budget {detections[1]:.2f})"
 
     present = set(benchmark.names())
-    own = scores_at(rate)
-    hit = count_detections(own, REPORTED)
-    standard = score_corpus(own, STANDARD, REPORTED).normalised
+    own_scores = scores_at(rate)
+    hit = count_detections(own_scores, REPORTED)
+    standard = score_corpus(own_scores, STANDARD, REPORTED).normalised
     peers = "; ".join(f"{name} {value:.1f}" for name, value in published_standard(present).items())
     table = [
         (f"NAB standard score, {files}, at the threshold found on synthetic series", peers, f"{standard:.1f}"),
@@ -123,14 +123,14 @@ def reproduce(quick: bool) -> Table:
     ]
     for number in _FALSE_EVENTS_PER_FILE:
         budget = _budget_for(scored, calibration, number * len(scored))
-        found = count_detections(scores_at(budget), REPORTED)
-        table.append((f"Windows hit at {number} false events a file", _published_peer_at(number), _recall(found)))
+        detections = count_detections(scores_at(budget), REPORTED)
+        table.append((f"Windows hit at {number} false events a file", _published_peer_at(number), _recall(detections)))
     goal = math.ceil(_CLAIMED_RECALL * hit.windows)
     table.append(
         (
             f"The claim: {_CLAIMED_RECALL:.0%} of windows at {_FALSE_EVENTS_PER_FILE[-1]} false events a file",
             f"{goal} of {hit.windows}",
-            f"{found.hit}: {max(goal - found.hit, 0)} windows short",
+            f"{detections.hit}: {max(goal - detections.hit, 0)} windows short",
         )
     )
     speed = f"{rows / seconds:,.0f} ({rows:,} rows in {seconds:.0f} s, {device})"
@@ -251,7 +251,7 @@ def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_TableRow
                     for items in (corpus, unlabelled)
                 ]
                 parts.append(f"{' and '.join(dict.fromkeys(ratios))} at {budget:g}")
-            condition = ", where the threshold stays as it begins" if is_fixed else ""
+            condition = ", with a fixed threshold" if is_fixed else ""
             measure = f"{name}, over the budget, at budgets a 1,000 rows{condition}"
             table.append((measure, "-" if is_fixed else "1", "; ".join(parts)))
     return table
@@ -260,9 +260,9 @@ def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_TableRow
 def _random_walk_rows(predictor: FinancePredictor) -> list[_TableRow]:
     """A long random walk with two faults: whether these are its strongest events, and how long the prediction takes."""
     walk, faults = long_walk(_WALK_ROWS)
-    began = time.process_time()  # CPU time, because other processes may share this core
+    start_time = time.process_time()  # CPU time, because other processes may share this core
     (detection,) = predictor.predict([walk], Options(events_per_1000_rows=_WALK_BUDGET))
-    seconds = time.process_time() - began
+    seconds = time.process_time() - start_time
     strongest = strongest_rows(detection, len(faults))
     hit = sum(min(abs(row - fault) for row in strongest) <= 1 for fault in faults)
     measure = f"Random walk of {_WALK_ROWS:,} rows with two faults, {_WALK_BUDGET:g} events asked for a 1,000 rows"

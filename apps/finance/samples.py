@@ -53,8 +53,8 @@ def minute_bars() -> list[Series]:
     from apps.finance.adapters import read_contents
 
     entries = read_registry(_REGISTRY)
-    found = [(entries[name], entries[name].locate()) for name in ("btc_perp", "fxcm_gbpusd") if name in entries]
-    files = [root / entry.files[-1].path for entry, root in found if root is not None]
+    located = [(entries[name], entries[name].locate()) for name in ("btc_perp", "fxcm_gbpusd") if name in entries]
+    files = [root / entry.files[-1].path for entry, root in located if root is not None]
     return [series for file in files for series in read_contents(file).series]
 
 
@@ -69,6 +69,6 @@ def _market(folder: Path) -> Sequence[Path]:
     from apps.finance.outputs.series_csv import write_csv
 
     path = folder / "synthetic_market.csv"
-    made = market(np.random.Generator(np.random.Philox(_SEED)))
-    write_csv(path, made.series, made.windows)
+    item = market(np.random.Generator(np.random.Philox(_SEED)))
+    write_csv(path, item.series, item.windows)
     return [path]

@@ -187,8 +187,8 @@ def _select_instrument(contents: Contents, wanted: str, name: str) -> Contents:
     if not chosen or not contents.series_column:
         names = [series.name for series in contents.series]
         available = ", ".join(names[:10]) if contents.series_column else "a single series without a name"
-        more = ", …" if len(names) > 10 else ""
-        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {available}{more}")
+        ellipsis = ", …" if len(names) > 10 else ""
+        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {available}{ellipsis}")
     return replace(contents, series=chosen, notes=(*contents.notes, f"only series {wanted!r} was scored"))
 
 
@@ -219,10 +219,10 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
         replace(series, name=label, values={label: series.values[label]}, column=label, column_of_table=True)
         for label in series.values
     ]
-    whole = (replace(series, name="all columns", joint=True), *parts)
+    all_series = (replace(series, name="all columns", joint=True), *parts)
     # Drop the note about which single column the reader would have scored.
     notes = tuple(note for note in contents.notes if not (note.startswith("column ") and "was scored" in note))
-    return replace(contents, series=whole, series_column="column", notes=notes)
+    return replace(contents, series=all_series, series_column="column", notes=notes)
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
@@ -231,8 +231,8 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
     enough = tuple(series for series, count in zip(contents.series, observed, strict=True) if count >= MIN_ROWS)
     if not enough:
         column = contents.series[0].column
-        most = max(observed)
-        size = f"{most} values in column {column!r}"
+        max_values = max(observed)
+        size = f"{max_values} values in column {column!r}"
         if len(observed) > 1:
             size = f"{len(observed)} series with at most {size}"
         raise InvalidInputError(f"{name} has {size}; scoring needs at least {MIN_ROWS}, and more give better results")
@@ -250,8 +250,8 @@ def _ended_notes(series: Sequence[Series]) -> tuple[str, ...]:
     ended = [item for item in series if last - int(item.times_ns[-1]) > 2 * int(np.diff(item.times_ns).max())]
     if not ended:
         return ()
-    ends = ", ".join(f"{item.name!r} at {iso_utc(int(item.times_ns[-1]))}" for item in ended[:5])
-    return (f"{len(ended)} series end while others continue until {iso_utc(last)}: {ends}{', …' * (len(ended) > 5)}",)
+    listed = ", ".join(f"{item.name!r} at {iso_utc(int(item.times_ns[-1]))}" for item in ended[:5])
+    return (f"{len(ended)} series end while others continue until {iso_utc(last)}: {listed}{', …' * (len(ended) > 5)}",)
 
 
 def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:

@@ -214,7 +214,7 @@ def usual_interval_ns(times_ns: Times) -> int:
 
 def iso_utc(time_ns: int) -> str:
     """ISO 8601 in UTC with as many decimals as needed: ``2014-04-01T00:05:00Z``."""
-    seconds, rest = divmod(int(time_ns), SECOND_NS)
+    seconds, nanoseconds = divmod(int(time_ns), SECOND_NS)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""
     return f"{text}{fraction}Z"

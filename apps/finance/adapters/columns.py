@@ -78,7 +78,14 @@ def first_matching_label(names: Iterable[str], labels: Iterable[str]) -> str | N
 def label_with_word(words: set[str], labels: Iterable[str]) -> str | None:
     """The first label that contains one of ``words`` and no word that changes its meaning, as in 'open price'."""
     parts = ((label, _words_in(label)) for label in labels)
-    return next((label for label, found in parts if found & words and not (found - words) & _MODIFIERS), None)
+    return next(
+        (
+            label
+            for label, words_of_label in parts
+            if words_of_label & words and not (words_of_label - words) & _MODIFIERS
+        ),
+        None,
+    )
 
 
 def _words_in(label: str) -> set[str]:
@@ -88,8 +95,8 @@ def _words_in(label: str) -> set[str]:
 def is_identifier(label: str) -> bool:
     """Whether a column, by its name, identifies rows, series or contracts, or holds further times."""
     name = normalised_label(label)
-    ends = (" id", "代码", " time", " date", " timestamp", " updated", " updated at", " update", " tenor", " expiry")
-    return name in (*SERIES, *TIMES, *_CONTRACTS, *_IDENTIFIERS) or name.endswith(ends)
+    endings = (" id", "代码", " time", " date", " timestamp", " updated", " updated at", " update", " tenor", " expiry")
+    return name in (*SERIES, *TIMES, *_CONTRACTS, *_IDENTIFIERS) or name.endswith(endings)
 
 
 def is_quantity(label: str) -> bool:

@@ -16,7 +16,7 @@ EMPTY, NO_NUMBER = "holds no number", "which is not a number"
 
 
 def covariate_labels(
-    options: TableOptions, labels: Sequence[str], taken: Mapping[str, str], name: str
+    options: TableOptions, labels: Sequence[str], columns_in_use: Mapping[str, str], name: str
 ) -> dict[str, str]:
     """The columns of a table that are covariates, by the names that ``options`` give them.
 
@@ -25,9 +25,11 @@ def covariate_labels(
     """
     if not options.covariates:
         return {}
-    named = {"the value": options.value, "the names of series": options.series}
-    other_uses = {f"the {use}": label for use, label in taken.items()}
-    other_uses |= {use: columns.matching_label(wanted, labels) or "" for use, wanted in named.items() if wanted}
+    columns_by_use = {"the value": options.value, "the names of series": options.series}
+    other_uses = {f"the {use}": label for use, label in columns_in_use.items()}
+    other_uses |= {
+        use: columns.matching_label(wanted, labels) or "" for use, wanted in columns_by_use.items() if wanted
+    }
     label_by_name: dict[str, str] = {}
     for wanted in options.covariates:
         label = columns.matching_label(wanted, labels)
@@ -43,7 +45,7 @@ def covariate_labels(
 
 
 def take_covariates(
-    frame: pl.DataFrame, named: Mapping[str, str], values: dict[str, Floats], faults: dict[str, str], name: str
+    frame: pl.DataFrame, label_by_name: Mapping[str, str], values: dict[str, Floats], faults: dict[str, str], name: str
 ) -> dict[str, Floats | Words]:
     """(N,) each covariate by its name, removed from ``values`` and ``faults``: numbers if possible, else words.
 
@@ -51,7 +53,7 @@ def take_covariates(
     read.
     """
     covariates: dict[str, Floats | Words] = {}
-    for wanted, label in named.items():
+    for wanted, label in label_by_name.items():
         fault = faults.pop(label, "")
         if fault not in ("", EMPTY) and not fault.endswith(NO_NUMBER):
             raise InvalidInputError(f"{name}: column {label!r} {fault}; correct the file, or leave the cell empty")

@@ -51,10 +51,11 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
         raise InvalidInputError(f"{name} is not a CSV file: {_fault(rows, separator, len(labels), first)}") from error
     _refuse_short_rows(frame, rows, separator, first, name)
     notes, lines = [*notes, *below], np.arange(first + 1, first + 1 + frame.height)
-    *_, before, last = (line.count(separator) for line in ("\n\n" + rows).rsplit("\n", 2))
-    if not rows.endswith("\n") and 0 < last < before:
+    *_, separators_before, separators_last = (line.count(separator) for line in ("\n\n" + rows).rsplit("\n", 2))
+    if not rows.endswith("\n") and 0 < separators_last < separators_before:
         notes += [
-            f"the last line, {lines[-1]}, was left out: the file is cut off after {last + 1} of {before + 1} cells"
+            f"the last line, {lines[-1]}, was left out: the file is cut off after {separators_last + 1} of "
+            f"{separators_before + 1} cells"
         ]
         frame, lines = frame.head(-1), lines[:-1]
     frame, lines, stacking_note = stack_securities(frame, lines, names)
@@ -114,11 +115,11 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
         raise InvalidInputError(
             f"{name} has a single column ({sample[0][:40]!r}); it needs a column of times and a column of values"
         )
-    filled_rows = (place for place, row in enumerate(rows_of_cells) if sum(map(bool, row)) > len(row) / 2)
+    filled_rows = (index for index, row in enumerate(rows_of_cells) if sum(map(bool, row)) > len(row) / 2)
     time_headers = (
-        place for place in filled_rows if any(normalised_label(cell) in TIMES for cell in rows_of_cells[place])
+        index for index in filled_rows if any(normalised_label(cell) in TIMES for cell in rows_of_cells[index])
     )
-    header = next(time_headers, next(place for place, row in enumerate(rows_of_cells) if len(row) == width))
+    header = next(time_headers, next(index for index, row in enumerate(rows_of_cells) if len(row) == width))
     labels = [rows_of_cells[header][0].lstrip("# "), *rows_of_cells[header][1:]]
     is_headerless = any(map(_TIME.match, labels)) or (
         labels[0] != "" and len(list(filter(_NUMBER.match, labels))) >= width - 1
@@ -153,10 +154,10 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
             for label, cell in zip(labels, row, strict=False)
         ]
     label_counts = Counter(labels)
-    for place, name in enumerate(security_labels):
-        if label_counts[labels[place]] > 1 and labels[place] and normalised_label(labels[place]) not in TIMES:
-            labels[place] = f"{name} {labels[place]}".strip()
-    earlier_counts = [labels[:place].count(label) for place, label in enumerate(labels)]
+    for index, name in enumerate(security_labels):
+        if label_counts[labels[index]] > 1 and labels[index] and normalised_label(labels[index]) not in TIMES:
+            labels[index] = f"{name} {labels[index]}".strip()
+    earlier_counts = [labels[:index].count(label) for index, label in enumerate(labels)]
     labels = [
         f"{label} ({count + 1})".strip() if count else label
         for label, count in zip(labels, earlier_counts, strict=True)
@@ -179,9 +180,9 @@ def _without_footer(rows: str, separator: str, label: str, first: int) -> tuple[
     if not row[:1].isdecimal() or not (normalised_label(label) in TIMES or _TIME.match(row)):
         return rows, []
     data_lines = (
-        place
-        for place in range(len(last_lines) - 1, 0, -1)
-        if last_lines[place].strip() and not _WORDS.match(last_lines[place])
+        index
+        for index in range(len(last_lines) - 1, 0, -1)
+        if last_lines[index].strip() and not _WORDS.match(last_lines[index])
     )
     end = next(data_lines, 0) + 1
     while end < len(last_lines) and not last_lines[end].strip():

@@ -80,7 +80,7 @@ def _refuse_large(path: Path) -> None:
 
 def _column_number(letters: bytes) -> int:
     """The number of a column: 1 for A, 27 for AA."""
-    return reduce(lambda place, letter: 26 * place + letter - 64, letters, 0)
+    return reduce(lambda number, letter: 26 * number + letter - 64, letters, 0)
 
 
 def _choose_sheet(sheets: list[tuple[str, pl.DataFrame]], name: str, numbered: bool) -> tuple[str, Any]:

@@ -93,8 +93,8 @@ def _strip_decoration(text: pl.Series) -> tuple[pl.Series, Floats]:
     """(N,) the cells without brackets, currency signs, suffixes and digit-grouping spaces; and (N,) their factors."""
     text = text.str.replace(_IN_BRACKETS, "-${1}")
     text = text.str.replace(r"^([+-]?)[$€£¥￥]", "${1}").str.replace(r" ?[%€]$", "").str.replace(r"^\+", "")
-    ends = text.str.extract(_SUFFIX, 2).str.to_lowercase()
-    factor = ends.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64).to_numpy()
+    suffixes = text.str.extract(_SUFFIX, 2).str.to_lowercase()
+    factor = suffixes.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64).to_numpy()
     text = text.str.replace(_SUFFIX, "${1}")
     return text.str.replace_all("[ '’]", "").zip_with(text.str.contains(_GROUPED), text), factor
 

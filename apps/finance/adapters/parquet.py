@@ -37,8 +37,13 @@ def read_parquet(path: Path, options: TableOptions) -> Contents:
                 f"{path.name} has {rows} rows, and at most {MAX_FILE_ROWS} can be read; split it by time"
             )
         if len(tops) > MAX_COLUMNS or rows * len(tops) > MAX_CELLS:
-            named = [options.time, options.value, options.series, *([options.labels] if options.labels else [])]
-            wanted = [matching_label(name or "", list(labels.values())) for name in named]
+            option_columns = [
+                options.time,
+                options.value,
+                options.series,
+                *([options.labels] if options.labels else []),
+            ]
+            wanted = [matching_label(name or "", list(labels.values())) for name in option_columns]
             labels = labels if None in wanted else {top: label for top, label in labels.items() if label in wanted}
         width = sum(top in labels for top in tops)
         if width > MAX_COLUMNS or rows * width > MAX_CELLS:

@@ -21,7 +21,7 @@ def security_names(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> list
     A name may stand only above the first of its columns, as a merged cell does. The first line whose names make all
     repeated labels unique is used; an empty list if there is none.
     """
-    starts = [place for place, label in enumerate(labels) if normalised_label(label) in TIMES]
+    starts = [index for index, label in enumerate(labels) if normalised_label(label) in TIMES]
     for row in rows:
         cells = [*row, *[""] * len(labels)][: len(labels)]
         if len(starts) > 1:
@@ -47,9 +47,9 @@ def stack_securities(frame: pl.DataFrame, lines: Rows, names: Sequence[str]) -> 
     """
     labels = frame.columns
     starts = [
-        place for place, label in enumerate(labels) if normalised_label(_DUPLICATE_SUFFIX.sub("", label)) in TIMES
+        index for index, label in enumerate(labels) if normalised_label(_DUPLICATE_SUFFIX.sub("", label)) in TIMES
     ]
-    titles = {normalised_label(_DUPLICATE_SUFFIX.sub("", labels[place])) for place in starts}
+    titles = {normalised_label(_DUPLICATE_SUFFIX.sub("", labels[index])) for index in starts}
     if (
         len(starts) < 2
         or len(titles) > 1

@@ -62,20 +62,22 @@ def to_contents(
     clock = read_times(column, options)
     notes += [f"column {time!r}: {clock.note}"] if clock.note else []
     labels = _matching_label(frame, options.labels, "labels", name) if options.labels else TRUTH
-    rest = frame.drop(time, labels, strict=False)
-    values, faults = _read_values(rest, lines, options.decimal, _is_european(rest, frame[time], separator), notes)
+    data_columns = frame.drop(time, labels, strict=False)
+    values, faults = _read_values(
+        data_columns, lines, options.decimal, _is_european(data_columns, frame[time], separator), notes
+    )
     covariate_names = covariate_labels(options, frame.columns, {"times": time, "labels": labels}, name)
-    covariate_cells = take_covariates(rest, covariate_names, values, faults, name)
-    rest = rest.drop(covariate_names.values())
-    series_label = _matching_label(rest, options.series, "series", name) if options.series else None
+    covariate_cells = take_covariates(data_columns, covariate_names, values, faults, name)
+    data_columns = data_columns.drop(covariate_names.values())
+    series_label = _matching_label(data_columns, options.series, "series", name) if options.series else None
     if series_label is None and options.series_if_present:
-        series_label = columns.matching_label(options.series_if_present, rest.columns)
-    series_label = series_label or columns.series_column(rest, values, clock.times_ns, name)
+        series_label = columns.matching_label(options.series_if_present, data_columns.columns)
+    series_label = series_label or columns.series_column(data_columns, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != series_label}
     refused = [label for label, fault in faults.items() if fault != EMPTY and not fault.endswith(_AS_WRITTEN)]
-    order = [label for label in rest.columns if label in values or label in refused]
+    order = [label for label in data_columns.columns if label in values or label in refused]
     scored = _scored_column(order, values, faults, options, name, notes)
-    parts = _rows_by_series(rest, series_label) if series_label else [(name, np.arange(frame.height))]
+    parts = _rows_by_series(data_columns, series_label) if series_label else [(name, np.arange(frame.height))]
     if options.labels and len(frame) and (_row_labels(frame[labels]) != "").all():
         raise InvalidInputError(f"labels in {labels!r} mark every row; leave normal rows empty, or set them to 0")
     zone = clock.zone or options.zone or zone_in_header(column, time, clock)

@@ -60,14 +60,14 @@ class Column:
     """The cells of a time column, its location in words, and the line number of each row."""
 
     cells: pl.Series
-    place: str
+    location: str
     lines: NDArray[np.int64]
 
-    def refuse(self, wrong: NDArray[np.bool_], why: str) -> None:
+    def refuse(self, is_wrong: NDArray[np.bool_], why: str) -> None:
         """Raises InvalidInputError for the first row in which ``wrong`` (N,) is true."""
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise InvalidInputError(f"{self.place}, line {self.lines[row]}: {str(self.cells[row])!r} {why}")
+        if is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            raise InvalidInputError(f"{self.location}, line {self.lines[row]}: {str(self.cells[row])!r} {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,9 @@ def read_times(column: Column, options: TableOptions = DEFAULT_OPTIONS) -> Clock
     if kind.is_numeric():
         return _read_numbers((cells if kind.is_integer() else cells.cast(pl.Float64)).to_numpy(), column, options.unit)
     if kind != pl.String:
-        raise InvalidInputError(f"{column.place} holds {kind}, which is not a time; write times as 2024-01-31 09:30:00")
+        raise InvalidInputError(
+            f"{column.location} holds {kind}, which is not a time; write times as 2024-01-31 09:30:00"
+        )
     text = cells.str.strip_chars(" \"'")
     for pattern, quarter in _QUARTERS.items():
         text = text.str.replace(pattern, quarter)
@@ -124,7 +126,7 @@ def zone_in_header(column: Column, label: str, clock: Clock) -> str | None:
         return match[1]
     if (match := _SHORT_IN_HEADER.search(label)) and (clock.times_ns % DAY_NS).any():
         why = "which may mean several zones or part of one; name the zone with the option 'zone', such as Europe/Berlin"
-        raise InvalidInputError(f"{column.place} is in {match[1]} according to its name, {why}")
+        raise InvalidInputError(f"{column.location} is in {match[1]} according to its name, {why}")
     return None
 
 
@@ -152,11 +154,11 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
         rows = rows[::-1] if newest_first else rows
         steps = np.diff(local_ns[rows], prepend=local_ns[rows[0]] - 1)
         if zone is None and (steps <= 0).any():
-            back = rows[_clock_set_back(local_ns[rows], steps) & clock.lacks_zone[rows]]
+            set_back_rows = rows[_clock_set_back(local_ns[rows], steps) & clock.lacks_zone[rows]]
             why = (
                 "is about an hour back, as at the end of summer time; name the zone of the times with the option 'zone'"
             )
-            column.refuse(np.isin(np.arange(len(local_ns)), back[:1]), why)
+            column.refuse(np.isin(np.arange(len(local_ns)), set_back_rows[:1]), why)
         repeated_rows = rows[is_repeated[rows]]
         for night in (
             np.split(repeated_rows, np.flatnonzero(np.diff(local_ns[repeated_rows] // DAY_NS)) + 1)
@@ -189,9 +191,9 @@ def _second_hour(local_ns: Times, newest_first: bool) -> tuple[NDArray[np.bool_]
     """
     steps, no_rows = np.diff(local_ns), np.zeros(len(local_ns), bool)
     if (steps < 0).any():
-        back = steps < 0 if (steps < 0).sum() == 1 else steps <= -HOUR_NS // 2
-        method = "the order of rows determined the later hour" if back.sum() == 1 else ""
-        return np.append(False, np.maximum.accumulate(back)), method
+        is_backward = steps < 0 if (steps < 0).sum() == 1 else steps <= -HOUR_NS // 2
+        method = "the order of rows determined the later hour" if is_backward.sum() == 1 else ""
+        return np.append(False, np.maximum.accumulate(is_backward)), method
     if not (steps == 0).any():
         return no_rows, "each time occurs once and was taken as the earlier hour"
     pairs = len(local_ns) % 2 == 0 and not steps[::2].any() and steps[1::2].all()
@@ -232,12 +234,12 @@ def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
     text = text.str.replace(_WEEKDAY, "").str.replace(_TIME_FIRST, "${2} ${1}")
     text = _in_iso_order(text, column, options.unit)
     parsed = _parsed(text)
-    wrong = parsed.isna().to_numpy()
+    is_unparsed = parsed.isna().to_numpy()
     unknown_zone = (
         f"ends with an unknown abbreviation (known: {', '.join(offsets)}); name its zone with the option 'zone'"
     )
-    column.refuse(wrong & text.str.contains(_ABBREVIATION).to_numpy(), unknown_zone)
-    column.refuse(wrong, "is not a time; write it as 2024-01-31 09:30:00 (UTC), or with an offset like +01:00")
+    column.refuse(is_unparsed & text.str.contains(_ABBREVIATION).to_numpy(), unknown_zone)
+    column.refuse(is_unparsed, "is not a time; write it as 2024-01-31 09:30:00 (UTC), or with an offset like +01:00")
     times = _nanoseconds(parsed.dt.tz_localize(None).to_numpy(), column)
     return Clock(times, ~text.str.contains(_WITH_OFFSET).to_numpy(), zone=zone)
 
@@ -249,8 +251,8 @@ def _without_region(text: pl.Series, column: Column) -> tuple[pl.Series, str | N
     known = regions.drop_nulls()
     if not len(known) or known[0] not in available_timezones():
         return text, None
-    other = (regions != known[0]).fill_null(value=True).to_numpy()
-    column.refuse(other, f"is not in {known[0]}, unlike other rows; write the times of all rows in one zone")
+    is_other_zone = (regions != known[0]).fill_null(value=True).to_numpy()
+    column.refuse(is_other_zone, f"is not in {known[0]}, unlike other rows; write the times of all rows in one zone")
     return text.str.replace(r" +[A-Z][\w/+-]+$", ""), str(known[0])
 
 
@@ -269,7 +271,7 @@ def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Serie
     if len(orders) != 1:
         remedy = "write dates as 2024-01-31, or give the option unit=day-first or unit=month-first"
         raise InvalidInputError(
-            f"{column.place}: the order of {slashed[0]!r} and {slashed[-1]!r} is ambiguous; {remedy}"
+            f"{column.location}: the order of {slashed[0]!r} and {slashed[-1]!r} is ambiguous; {remedy}"
         )
     return text.str.replace(_SLASHED, _ORDERS[orders[0]]).str.strip_chars()
 
@@ -298,7 +300,7 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
     column.refuse(~np.isfinite(numbers), "is not a time; fill it in or delete the row")
     if unit not in _UNIT_NS:
         first_digits, distance_from_median = str(int(numbers[0])), np.abs(numbers - np.median(numbers))
-        form, wrong = (
+        form, is_wrong = (
             _CALENDAR.get(len(first_digits)) if "1900" <= first_digits[:4] < "2201" else None,
             distance_from_median == distance_from_median.max(),
         )
@@ -308,19 +310,21 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
                 note = f"numbers such as {column.cells[0]} were read as {dates[0].isoformat()}"
                 times = _nanoseconds(dates.to_numpy(), column)
                 return Clock(times, np.ones(len(times), bool), "" if form == "%Y%m%d" else note)
-            wrong = dates.isna().to_numpy() if dates.isna().nunique() == 2 else wrong
+            is_wrong = dates.isna().to_numpy() if dates.isna().nunique() == 2 else is_wrong
         unit = next((candidate for candidate, minimum in _MIN_NUMBER.items() if minimum <= numbers.min()), "")
         if not unit or numbers.max() > _LATEST * SECOND_NS / _UNIT_NS[unit]:
             why = "may be seconds, days or a count, not clearly a time from 1973 to 2200; write times as"
-            column.refuse(wrong, f"{why} 2024-01-31 09:30:00 or 20240131, or give the option unit (excel, days, ...)")
+            column.refuse(
+                is_wrong, f"{why} 2024-01-31 09:30:00 or 20240131, or give the option unit (excel, days, ...)"
+            )
     unit_ns = _UNIT_NS[unit]
     since_1970 = numbers - 25_569 if unit == "excel" else numbers  # from 1970 on
     seconds = since_1970 * (unit_ns / SECOND_NS)
     column.refuse((seconds < _EARLIEST) | (seconds > _LATEST), _OUT_OF_RANGE)
-    whole = np.floor(since_1970).astype(np.int64)
-    times = whole * unit_ns
+    whole_units = np.floor(since_1970).astype(np.int64)
+    times = whole_units * unit_ns
     if not np.issubdtype(numbers.dtype, np.integer):
-        times += np.round((since_1970 - whole) * unit_ns).astype(np.int64)
+        times += np.round((since_1970 - whole_units) * unit_ns).astype(np.int64)
     if unit == "excel":  # rounded to seconds, because six decimals of a day are 86 ms
         times = (times + SECOND_NS // 2) // SECOND_NS * SECOND_NS
     return Clock(times, np.full(len(times), unit_ns == DAY_NS))

@@ -144,13 +144,13 @@ def unknown_notes(series: Sequence[Series], library: LibraryTFT) -> tuple[str, .
     notes = []
     for name, codes in library.categories.items():
         if name == library.group:
-            found, kind = {item.name for item in series}, "series"
+            present, kind = {item.name for item in series}, "series"
         else:
             column = library.columns[name]
             cells = {cell for item in series for cell in np.unique(word_column(item, column).astype(str)).tolist()}
             cells = {cell for cell in cells if word_code(cell, codes) == 0}
-            found, kind = {cell or "(empty)" for cell in cells}, f"words of column {column!r}"
-        new = sorted(found - codes.keys())
+            present, kind = {cell or "(empty)" for cell in cells}, f"words of column {column!r}"
+        new = sorted(present - codes.keys())
         if new:
             listed = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
             notes.append(f"the network was not trained on {len(new)} {kind} and treats them as unknown: {listed}")
@@ -232,11 +232,11 @@ def _scaler(numbers: Floats, column: str) -> tuple[float, float]:
 
 def _mean_and_deviation(values: Floats) -> tuple[float, float]:
     """The mean and standard deviation of the finite values; the deviation is 1 if all values are equal."""
-    seen = values[np.isfinite(values)]
-    if not len(seen):
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return 0.0, 1.0
-    deviation = float(seen.std())
-    return float(seen.mean()), deviation if deviation > 1e-9 * max(1.0, float(np.abs(seen).max())) else 1.0
+    deviation = float(finite.std())
+    return float(finite.mean()), deviation if deviation > 1e-9 * max(1.0, float(np.abs(finite).max())) else 1.0
 
 
 def _scale(series: Series, context: int) -> tuple[float, float]:

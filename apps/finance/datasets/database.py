@@ -21,7 +21,7 @@ _PASSWORD_IN_QUERY = re.compile(r"(?:password|passwd|pwd)\s*=\s*([^&;]*)", re.IG
 
 def refuse_password(url: str) -> None:
     """Raises InvalidInputError if the address contains a password, because a run's recipe.yaml records the address."""
-    passwords = [found[1] for found in (_PASSWORD.search(url),) if found]
+    passwords = [match[1] for match in (_PASSWORD.search(url),) if match]
     passwords += _PASSWORD_IN_QUERY.findall(unquote(url.partition("?")[2]))
     if any(password and not re.fullmatch(_VARIABLE, password) for password in passwords):
         raise InvalidInputError(
@@ -78,8 +78,8 @@ def with_environment(url: str) -> URL:
 def _expand_variables(text: str) -> str:
     """``text`` with each $NAME replaced from the environment. Raises InvalidInputError if a variable is not set."""
 
-    def value(found: re.Match[str]) -> str:
-        name = found[0][1:]
+    def value(match: re.Match[str]) -> str:
+        name = match[0][1:]
         if name not in os.environ:
             raise InvalidInputError(f"data.url names ${name}, but the environment variable {name} is not set; set it")
         return os.environ[name]

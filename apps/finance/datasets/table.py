@@ -193,9 +193,10 @@ def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> TableC
     items = [_merge(same_name) for same_name in parts.values()]
     enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= MIN_ROWS)
     if not enough:
-        most = max(int(np.isfinite(item.series.target).sum()) for item in items)
+        max_values = max(int(np.isfinite(item.series.target).sum()) for item in items)
         raise InvalidInputError(
-            f"{table._source()} has {len(items)} series with at most {most} values; at least {MIN_ROWS} are needed"
+            f"{table._source()} has {len(items)} series with at most {max_values} values; at least {MIN_ROWS} are "
+            "needed"
         )
     several = len(contents) > 1
     notes = [f"{name}: {note}" if several else note for name, content in contents.items() for note in content.notes]

@@ -96,15 +96,15 @@ def trailing_interval_ns(times: Times, first: int = 0) -> Floats:
     Updated every 64 rows, and at every row of the first 64. Only rows from ``first`` on are guaranteed to be filled.
     """
     steps, length = np.diff(times).astype(np.float64), len(times)
-    usual = np.ones(length)
+    intervals = np.ones(length)
     if length > 1 and np.all(steps == steps[0]):
-        usual[1:] = steps[0]
-        return np.maximum(usual, 1.0)
+        intervals[1:] = steps[0]
+        return np.maximum(intervals, 1.0)
     for row in range(max(first, 1), min(_BLOCK, length)):
-        usual[row] = _median_by_sorting(steps[:row])
+        intervals[row] = _median_by_sorting(steps[:row])
     for start in range(max(first // _BLOCK * _BLOCK, _BLOCK), length, _BLOCK):
-        usual[start : start + _BLOCK] = _median_by_sorting(steps[max(0, start - _HISTORY) : start])
-    return np.maximum(usual, 1.0)
+        intervals[start : start + _BLOCK] = _median_by_sorting(steps[max(0, start - _HISTORY) : start])
+    return np.maximum(intervals, 1.0)
 
 
 def same_time_before(
@@ -138,8 +138,8 @@ def fill_missing(values: Floats) -> Floats:
         return values
     if not finite.any():
         return np.zeros_like(values)
-    seen = last_seen(values)
-    return np.where(np.isnan(seen), values[int(np.argmax(finite))], seen)
+    last_values = last_seen(values)
+    return np.where(np.isnan(last_values), values[int(np.argmax(finite))], last_values)
 
 
 def _lagged(
@@ -185,9 +185,9 @@ def _history_scale(filled: Floats) -> Floats:
     scales = np.zeros(len(filled))
     for start in range(0, len(filled), _BLOCK):
         past = filled[max(0, start - _HISTORY) : max(start, 1)]
-        middle = _median_of_finite(past)
-        spread = np.abs(past - middle).mean() * _MEAN_DEVIATION
-        scales[start : start + _BLOCK] = max(spread, _MIN_RELATIVE_SCALE * abs(middle), 1e-12)
+        median = _median_of_finite(past)
+        spread = np.abs(past - median).mean() * _MEAN_DEVIATION
+        scales[start : start + _BLOCK] = max(spread, _MIN_RELATIVE_SCALE * abs(median), 1e-12)
     return scales
 
 
@@ -313,16 +313,16 @@ def _origin_and_step(level: Floats, missing: NDArray[np.bool_]) -> tuple[Floats,
 
 def _median(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
     """(B, 1) the lower median of the observed values among (B, N); 0 if there is none."""
-    seen = (~unseen).sum(axis=1, keepdims=True)
+    count = (~unseen).sum(axis=1, keepdims=True)
     ordered = np.sort(np.where(unseen, np.inf, values), axis=1)
-    middle = np.take_along_axis(ordered, np.maximum(seen - 1, 0) // 2, axis=1)
-    return np.where(seen > 0, middle, 0.0)
+    median = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=1)
+    return np.where(count > 0, median, 0.0)
 
 
 def _mean(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
     """(B, 1) the mean of the observed values among (B, N); 0 if there is none."""
-    seen = (~unseen).sum(axis=1, keepdims=True)
-    total: Floats = np.where(unseen, 0.0, values).sum(axis=1, keepdims=True) / np.maximum(seen, 1)
+    count = (~unseen).sum(axis=1, keepdims=True)
+    total: Floats = np.where(unseen, 0.0, values).sum(axis=1, keepdims=True) / np.maximum(count, 1)
     return total
 
 

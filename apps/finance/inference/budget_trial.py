@@ -28,17 +28,17 @@ class BudgetOutcome:
     kind: str
     series: int
     rows: int
-    asked: float
-    given: int
+    requested: float
+    received: int
 
     @property
     def ratio(self) -> float:
-        return self.given / self.asked
+        return self.received / self.requested
 
     @property
     def within(self) -> bool:
         """Whether the number of events is within 20 % of the number asked for."""
-        return abs(self.given - self.asked) <= _TOLERANCE * self.asked
+        return abs(self.received - self.requested) <= _TOLERANCE * self.requested
 
 
 def budget_tables(calibration: Calibration) -> tuple[Table, Table]:
@@ -71,11 +71,13 @@ def run_budget_trial(
     """The outcome for ``series`` series of a kind, with a budget by 1,000 rows and with one by the day."""
     per_day = _DAILY_CLOSES_PER_DAY if kind == "daily closes" else _PER_DAY
     budgets = Budget(per_1000_rows=_PER_1000_ROWS), Budget(per_day=per_day)
-    asked, given = np.zeros(2), np.zeros(2, np.int64)
+    requested, received = np.zeros(2), np.zeros(2, np.int64)
     for item in _items(kind, series, rows):
-        asked += [budget.expected(item.series)[-1] for budget in budgets]
-        given += count_events(item, calibration, *budgets)
-    first, second = (BudgetOutcome(kind, series, series * rows, float(asked[k]), int(given[k])) for k in range(2))
+        requested += [budget.expected(item.series)[-1] for budget in budgets]
+        received += count_events(item, calibration, *budgets)
+    first, second = (
+        BudgetOutcome(kind, series, series * rows, float(requested[k]), int(received[k])) for k in range(2)
+    )
     return first, second
 
 
@@ -108,8 +110,8 @@ def _row(outcome: BudgetOutcome) -> tuple[str, ...]:
         outcome.kind,
         f"{outcome.series}",
         f"{outcome.rows:,}",
-        f"{outcome.asked:.0f}",
-        f"{outcome.given}",
+        f"{outcome.requested:.0f}",
+        f"{outcome.received}",
         f"{outcome.ratio:.2f}",
         within_text,
     )

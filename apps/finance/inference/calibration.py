@@ -176,12 +176,12 @@ def budget_start(scored: ScoredRows, control: Control, rate: float, *, allowed: 
     max_false_events = rate * counted_rows(scored) / 1000 if allowed is None else allowed
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        corpus = reported_scores(scored, replace(control, start=middle), rate)
+        threshold = (low + high) / 2
+        corpus = reported_scores(scored, replace(control, start=threshold), rate)
         if count_detections(corpus, REPORTED).false_events > max_false_events:
-            low = middle
+            low = threshold
         else:
-            high = middle
+            high = threshold
     return math.ceil(high * 1e4) / 1e4
 
 

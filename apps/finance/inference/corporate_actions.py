@@ -89,15 +89,15 @@ def _from_adjusted_close(close: Floats, adjusted: Floats) -> tuple[CorporateActi
     rounding = _half_decimal(close[rows]) / close[rows] + _half_decimal(adjusted[rows]) / adjusted[rows]
     steps = np.diff(ratios)
     noise = _MIN_ADJUSTMENT + rounding[1:] + rounding[:-1]
-    places = np.flatnonzero(np.abs(steps) > noise)
-    if len(places) > max(_MAX_ACTION_SHARE * len(rows), 2):
+    change_indices = np.flatnonzero(np.abs(steps) > noise)
+    if len(change_indices) > max(_MAX_ACTION_SHARE * len(rows), 2):
         return ()  # exporters' adjusted closes change less often
     typical = np.abs(np.diff(np.log(adjusted[rows])))
     actions = []
-    for place in places.tolist():
-        factor = float(np.exp(-steps[place]))
-        past = typical[max(0, place - _PAST_ROWS) : place]
-        price_before = float(close[rows[place]])
+    for index in change_indices.tolist():
+        factor = float(np.exp(-steps[index]))
+        past = typical[max(0, index - _PAST_ROWS) : index]
+        price_before = float(close[rows[index]])
         split = _small_ratio(1 / factor) if not 1 / _MIN_SPLIT < factor < _MIN_SPLIT else None
         if split is not None:
             note, listed = _split_name(split), True
@@ -106,7 +106,7 @@ def _from_adjusted_close(close: Floats, adjusted: Floats) -> tuple[CorporateActi
             listed = len(past) >= _MIN_PAST and -np.log(factor) > _MAX_TYPICAL_CHANGES * float(np.mean(past))
         else:
             note, listed = f"adjusted by {factor:.4g}", True
-        actions.append(CorporateAction(int(rows[place + 1]), factor, note, bool(listed)))
+        actions.append(CorporateAction(int(rows[index + 1]), factor, note, bool(listed)))
     return tuple(actions)
 
 
@@ -115,33 +115,33 @@ def _from_volume(series: Series, volume: Floats) -> tuple[CorporateAction, ...]:
     close, traded, days = series.target[rows], volume[rows], series.times_ns[rows] // DAY_NS
     changes = np.diff(np.log(close))
     actions = []
-    for place in np.flatnonzero((np.abs(changes) > np.log(1.4)) & (np.diff(days) > 0)).tolist():
+    for index in np.flatnonzero((np.abs(changes) > np.log(1.4)) & (np.diff(days) > 0)).tolist():
         past, volumes = (
-            np.abs(changes[max(0, place - _PAST_ROWS) : place]),
-            traded[max(0, place + 1 - _PAST_ROWS) : place + 1],
+            np.abs(changes[max(0, index - _PAST_ROWS) : index]),
+            traded[max(0, index + 1 - _PAST_ROWS) : index + 1],
         )
         volumes = volumes[np.isfinite(volumes) & (volumes > 0)]
-        if min(len(past), len(volumes)) < _MIN_PAST or not traded[place + 1] > 0:
+        if min(len(past), len(volumes)) < _MIN_PAST or not traded[index + 1] > 0:
             continue
         tolerance = min(_MAX_TYPICAL_CHANGES * float(np.mean(past)), _MAX_TOLERANCE)
         candidates = [
             ratio for common in _COMMON_RATIOS for ratio in ((common,) if common < 2 else (common, 1 / common))
         ]
-        ratio = min(candidates, key=lambda candidate: abs(changes[place] + np.log(float(candidate))))
-        volume_change = float(np.log(traded[place + 1] / np.median(volumes)))
+        ratio = min(candidates, key=lambda candidate: abs(changes[index] + np.log(float(candidate))))
+        volume_change = float(np.log(traded[index + 1] / np.median(volumes)))
         volume_matches = abs(volume_change - np.log(float(ratio))) <= np.log(_MAX_VOLUME_RATIO)
-        if abs(changes[place] + np.log(float(ratio))) <= tolerance and volume_matches:
-            actions.append(CorporateAction(int(rows[place + 1]), float(1 / ratio), _split_name(ratio), True))
+        if abs(changes[index] + np.log(float(ratio))) <= tolerance and volume_matches:
+            actions.append(CorporateAction(int(rows[index + 1]), float(1 / ratio), _split_name(ratio), True))
     return tuple(actions)
 
 
 def _small_ratio(new_for_old: float) -> Fraction | None:
     """The nearest ratio of small integers, if it is close enough; else None."""
     larger = max(new_for_old, 1 / new_for_old)
-    near = Fraction(larger).limit_denominator(5)
-    if abs(float(near) / larger - 1) > _RATIO_TOLERANCE or (near.denominator > 1 and near.numerator > 10):
+    nearest = Fraction(larger).limit_denominator(5)
+    if abs(float(nearest) / larger - 1) > _RATIO_TOLERANCE or (nearest.denominator > 1 and nearest.numerator > 10):
         return None
-    return near if new_for_old >= 1 else 1 / near
+    return nearest if new_for_old >= 1 else 1 / nearest
 
 
 def _split_name(ratio: Fraction) -> str:

@@ -153,9 +153,9 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
     """The quality of the forecasts of the rows from ``first_row`` on that have a value and a forecast."""
     values, quantiles = detection.series.target, detection.forecast.quantiles
     levels = detection.forecast.levels
-    before = np.concatenate([[np.nan], values[:-1]])
-    scale = float(np.nanmean(np.abs(values - before))) if np.isfinite(values - before).any() else 0.0
-    is_scored = np.isfinite(values) & np.isfinite(before) & np.isfinite(quantiles).all(axis=1)
+    previous = np.concatenate([[np.nan], values[:-1]])
+    scale = float(np.nanmean(np.abs(values - previous))) if np.isfinite(values - previous).any() else 0.0
+    is_scored = np.isfinite(values) & np.isfinite(previous) & np.isfinite(quantiles).all(axis=1)
     is_scored[:first_row] = False
     if not is_scored.any() or not scale > 0:
         return ForecastQuality(0, 0.0, 0.0, 0.0, 0.0)
@@ -167,7 +167,7 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
     return ForecastQuality(
         rows=int(is_scored.sum()),
         loss=loss(quantiles[is_scored]),
-        persistence=loss(np.repeat(before[is_scored, None], len(levels), axis=1)),
+        persistence=loss(np.repeat(previous[is_scored, None], len(levels), axis=1)),
         coverage=float(inside.mean()),
         expected=float(levels[-1] - levels[0]),
     )

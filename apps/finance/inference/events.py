@@ -74,8 +74,8 @@ def event_spans(reported: Reported, scores: Floats, lasting: Mask) -> list[tuple
     low = np.flatnonzero((_rows_since(high) > _DIP_ROWS) | (_rows_since(lasting) > _PAUSE_ROWS))
     events: list[tuple[int, int]] = []
     for row in np.flatnonzero(reported.scores).tolist():
-        after = int(np.searchsorted(low, row, "right"))
-        end = int(low[after]) if after < len(low) else len(scores)
+        next_low = int(np.searchsorted(low, row, "right"))
+        end = int(low[next_low]) if next_low < len(low) else len(scores)
         active = np.flatnonzero(lasting[row:end] & high[row:end])
         last = row + int(active[-1]) if len(active) else row
         if events and reported.renewed[row]:
@@ -170,8 +170,8 @@ def _with_onset(event: Anomaly, series: Series, row: int | None) -> Anomaly:
 
 def _increase_since(channels: Mapping[str, Floats], first: int) -> dict[str, Floats]:
     """The increase of each channel over its maximum just before the row ``first``, while an earlier event lasts."""
-    before = slice(first - SETTLING_ROWS, first)
-    return {name: np.maximum(values - values[before].max(), 0) for name, values in channels.items()}
+    rows_before = slice(first - SETTLING_ROWS, first)
+    return {name: np.maximum(values - values[rows_before].max(), 0) for name, values in channels.items()}
 
 
 def _strongest_detector(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:

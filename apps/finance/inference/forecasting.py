@@ -116,8 +116,8 @@ def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
 
     inputs = [torch.from_numpy(windows[name]).to(device) for name in ("encoder_cont", "decoder_cont", "static")]
     with torch.inference_mode():
-        found: Floats = model(*inputs).float().cpu().numpy().astype(np.float64)
-    return found
+        quantiles: Floats = model(*inputs).float().cpu().numpy().astype(np.float64)
+    return quantiles
 
 
 def _library_batches(
@@ -144,8 +144,8 @@ def _library_batches(
             expected = model(*inputs).float().cpu().numpy().astype(np.float64)
         actual = values[first[:, None] + np.arange(model.horizon)]
         # In units of each window's spread, so that the minimum band width means the same for every series.
-        seen = values[first[:, None] - model.context + np.arange(model.context)]
-        spread = np.maximum(np.nan_to_num(np.nanstd(seen, axis=1)), 1e-9)[:, None]
+        context_values = values[first[:, None] - model.context + np.arange(model.context)]
+        spread = np.maximum(np.nan_to_num(np.nanstd(context_values, axis=1)), 1e-9)[:, None]
         scores = normal_scores(np.nan_to_num(actual / spread), expected / spread[..., None], model.quantiles)
         scores[~np.isfinite(actual)] = np.nan
         yield first, expected, scores
@@ -179,23 +179,23 @@ def normal_scores(values: Floats, quantiles: Floats, levels: tuple[float, ...] =
     outermost, the slope is that from the median to it. Clipped to ±50.
     """
     level_scores = NORMAL_SCORES if levels == QUANTILES else tuple(NormalDist().inv_cdf(level) for level in levels)
-    middle, number = levels.index(0.5), len(levels)
-    median = quantiles[..., middle]
+    median_index, number = levels.index(0.5), len(levels)
+    median = quantiles[..., median_index]
     # Distances from the median, with a minimum width, because all quantiles of a forecast may be equal.
     offsets = quantiles - median[..., None]
     min_offsets = _MIN_BAND_PER_SCORE * np.abs(np.asarray(level_scores))
-    offsets = np.sign(np.arange(number) - middle) * np.maximum(np.abs(offsets), min_offsets)
+    offsets = np.sign(np.arange(number) - median_index) * np.maximum(np.abs(offsets), min_offsets)
     deviation = values - median
     score = np.zeros_like(deviation)
-    for sign, order in ((1, range(middle, number)), (-1, range(middle, -1, -1))):
+    for sign, order in ((1, range(median_index, number)), (-1, range(median_index, -1, -1))):
         side_order = list(order)
         on_side = sign * deviation > 0
-        for near, far in itertools.pairwise(side_order):
-            low, high = offsets[..., near], offsets[..., far]
+        for inner, outer in itertools.pairwise(side_order):
+            low, high = offsets[..., inner], offsets[..., outer]
             width = np.where(np.abs(high - low) > 1e-9, high - low, np.inf)
             share = np.clip((deviation - low) / width, 0, 1)
-            score += np.where(on_side, share * (level_scores[far] - level_scores[near]), 0)
-        beyond = sign * (deviation - offsets[..., side_order[-1]])
+            score += np.where(on_side, share * (level_scores[outer] - level_scores[inner]), 0)
+        excess = sign * (deviation - offsets[..., side_order[-1]])
         slope = level_scores[side_order[-1]] / offsets[..., side_order[-1]]
-        score += np.where(on_side & (beyond > 0), sign * beyond * slope, 0)
+        score += np.where(on_side & (excess > 0), sign * excess * slope, 0)
     return np.clip(score, -_MAX_NORMAL_SCORE, _MAX_NORMAL_SCORE)

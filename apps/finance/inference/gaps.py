@@ -101,37 +101,37 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
     if ends_without_value:
         rows, times = np.append(rows, len(series) - 1), np.append(times, series.times_ns[-1])
     steps = np.diff(times)
-    lengths, starts, found = state.lengths, state.starts, []
-    for place in (new + np.flatnonzero(steps[new:] > _PAUSE_INTERVALS * typical[new : len(steps)])).tolist():
-        step, is_open = int(steps[place]), ends_without_value and place == len(steps) - 1
-        similar_pauses, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - first_ns
-        if step > _GAP_INTERVALS * typical[place] and earlier + place >= _MIN_ROWS:
+    lengths, starts, new_gaps = state.lengths, state.starts, []
+    for index in (new + np.flatnonzero(steps[new:] > _PAUSE_INTERVALS * typical[new : len(steps)])).tolist():
+        step, is_open = int(steps[index]), ends_without_value and index == len(steps) - 1
+        similar_pauses, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[index]) - first_ns
+        if step > _GAP_INTERVALS * typical[index] and earlier + index >= _MIN_ROWS:
             if history < 3 * DAY_NS:
-                at_same_time = any(pause[1] >= step / 2 and _same_time(pause[0], int(times[place])) for pause in starts)
+                at_same_time = any(pause[1] >= step / 2 and _same_time(pause[0], int(times[index])) for pause in starts)
                 needed = 0.0 if at_same_time else float(_YOUNG_PAUSES)
             else:
                 needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
             is_too_early = history < DAY_NS and (is_open or 8 * step > history)
-            end_ns = int(times[place]) + (_WEEKEND_NS if is_open else step)
-            is_weekend = step <= _WEEKEND_NS and _has_saturday(int(times[place]), end_ns) and place < first_saturday
-            is_between_rows = series.column_of_table and rows[place + 1] == rows[place] + 1
+            end_ns = int(times[index]) + (_WEEKEND_NS if is_open else step)
+            is_weekend = step <= _WEEKEND_NS and _has_saturday(int(times[index]), end_ns) and index < first_saturday
+            is_between_rows = series.column_of_table and rows[index + 1] == rows[index] + 1
             if similar_pauses < needed and not is_too_early and not is_weekend and not is_between_rows:
                 as_long = len(lengths) - bisect_left(lengths, step)
-                score = float(np.clip(-np.log10((as_long + 1) / (earlier + place + 1)) / FULL, 0, 1))
-                last_row, next_row = int(rows[place]), int(rows[place + 1])
-                ordinary = not is_open and _is_ordinary(series, last_row, next_row, step / typical[place])
-                found.append(Gap(last_row, next_row, step, round(score, 4), ordinary, is_open))
+                score = float(np.clip(-np.log10((as_long + 1) / (earlier + index + 1)) / FULL, 0, 1))
+                last_row, next_row = int(rows[index]), int(rows[index + 1])
+                ordinary = not is_open and _is_ordinary(series, last_row, next_row, step / typical[index])
+                new_gaps.append(Gap(last_row, next_row, step, round(score, 4), ordinary, is_open))
         if not is_open:
             insort(lengths, step)
             if history < 3 * DAY_NS:
-                starts.append((int(times[place]), step))
+                starts.append((int(times[index]), step))
                 # With tick data, many steps are pauses. Once three are as long, a step is no gap at any time of day.
                 if len(starts) > _YOUNG_PAUSES:
                     starts.remove(min(starts, key=lambda pause: pause[1]))
             if len(lengths) >= 2 * _MAX_PAUSES:
                 del lengths[:-_MAX_PAUSES]
     del lengths[:-_MAX_PAUSES]
-    return found
+    return new_gaps
 
 
 def _is_ordinary(series: Series, before: int, after: int, rows: float) -> bool:
@@ -146,8 +146,8 @@ def duration(length_ns: int) -> str:
         return f"{length_ns / SECOND_NS:.3g} s"
     for name, unit, lower, lower_unit in (("d", DAY_NS, "h", HOUR_NS), ("h", HOUR_NS, "min", MINUTE_NS)):
         if length_ns >= unit:
-            whole, remainder = divmod(round(length_ns / lower_unit), unit // lower_unit)
-            return f"{whole} {name} {remainder} {lower}" if remainder else f"{whole} {name}"
+            number, remainder = divmod(round(length_ns / lower_unit), unit // lower_unit)
+            return f"{number} {name} {remainder} {lower}" if remainder else f"{number} {name}"
     return f"{length_ns / MINUTE_NS:.0f} min"
 
 

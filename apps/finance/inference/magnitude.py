@@ -48,19 +48,19 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
         return _magnitude("a sudden change: {size} from " + origin, changes[peak], 0.0, _spread(changes[:first], 0.0))
     if detector == "level":
         means = trailing_mean(values, 8)
-        usual = _median(means[:first])
-        distance = f"{amount(abs(means[peak] - usual))} {'above' if means[peak] > usual else 'below'}"
-        words = f"a new level: the mean of 8 rows is {distance} its median of {amount(usual)}"
-        return _magnitude(words, means[peak], usual, _spread(means[:first], usual))
+        median = _median(means[:first])
+        distance = f"{amount(abs(means[peak] - median))} {'above' if means[peak] > median else 'below'}"
+        words = f"a new level: the mean of 8 rows is {distance} its median of {amount(median)}"
+        return _magnitude(words, means[peak], median, _spread(means[:first], median))
     if detector in ("high_volatility", "low_volatility"):
         rows, comparison = (48, "larger") if detector == "high_volatility" else (12, "smaller")
         changes = trailing_mean(np.abs(change(values, 1)), rows)
-        usual = _median(changes[:first])
+        median = _median(changes[:first])
         words = (
             f"changes {comparison} than usual: {amount(changes[peak])} a row over {rows} rows where "
-            f"{amount(usual)} is usual"
+            f"{amount(median)} is usual"
         )
-        return _magnitude(words, changes[peak], usual, _spread(changes[:first], usual))
+        return _magnitude(words, changes[peak], median, _spread(changes[:first], median))
     finding = (
         "values unlike those at this time in earlier periods" if detector == "rhythm" else "4 rows unlike any before"
     )
@@ -72,9 +72,10 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
     return _magnitude(words, values[peak], expected, _spread(change(values, 1)[:first], 0.0))
 
 
-def _magnitude(words: str, value: float, usual: float, spread: float) -> Magnitude:
-    """The magnitude of ``value`` relative to ``usual``; without history, the reason is ``words`` up to the colon."""
-    size = float(f"{value - usual:.6g}")  # further digits are rounding errors of sums
+def _magnitude(words: str, value: float, reference: float, spread: float) -> Magnitude:
+    """The magnitude of ``value`` relative to ``reference``; without history, the reason is ``words`` up to the
+    colon."""
+    size = float(f"{value - reference:.6g}")  # further digits are rounding errors of sums
     if not math.isfinite(size):
         return Magnitude(None, None, words.split(":")[0])
     reason = words.format(size=f"{'+' if size > 0 else ''}{amount(size)}")

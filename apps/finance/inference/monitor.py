@@ -168,15 +168,15 @@ class Monitor:
         if not number:
             self.scores = self.thresholds = np.empty(0)
             return old, ()
-        held = with_rows(old.series, times_ns, values)
-        offset = len(held) - first - number  # the first row of ``held`` with carried results
-        raw = last_rows(held, offset)
+        extended = with_rows(old.series, times_ns, values)
+        offset = len(extended) - first - number  # the first row of ``held`` with carried results
+        raw = last_rows(extended, offset)
         actions = corporate_actions(raw)
         factor = np.concatenate([old.factor, np.full(number, old.factor[-1] if len(old.factor) else 1.0)])
         for action in actions:
             if action.row >= first:
                 factor[offset + action.row :] *= action.factor
-        adjusted = replace(held, values={**held.values, held.column: held.target / factor})
+        adjusted = replace(extended, values={**extended.values, extended.column: extended.target / factor})
         forecasted = ForecastedSeries(
             last_rows(adjusted, offset), without_forecast(len(raw)), first, {**old.carried}, adjusted
         )
@@ -197,9 +197,9 @@ class Monitor:
         events: tuple[Anomaly, ...] = ()
         if new_gaps or reported.scores[recent:].any() or any(action.row >= first for action in actions):
             first_needed = min([recent, *(gap.before for gap in new_gaps)])
-            made = self._forecast(adjusted, factor, offset, first_needed) if first else forecasted.forecast
+            forecasts = self._forecast(adjusted, factor, offset, first_needed) if first else forecasted.forecast
             events = anomalies(
-                *(raw, made, published(combined), reported, channels),
+                *(raw, forecasts, published(combined), reported, channels),
                 gaps=known_gaps,
                 actions=actions,
                 factor=factor[offset:],
@@ -213,7 +213,7 @@ class Monitor:
             )
         state = replace(
             old,
-            series=held,
+            series=extended,
             factor=factor,
             carried=forecasted.carried,
             control_state=update.state,

@@ -101,8 +101,8 @@ def last_rows(series: Series, first: int) -> Series:
 
 def with_rows(series: Series, times_ns: Times, values: Mapping[str, Floats]) -> Series:
     """The series extended by further rows."""
-    whole = {name: np.concatenate([numbers, values[name]]) for name, numbers in series.values.items()}
-    return replace(series, times_ns=np.concatenate([series.times_ns, times_ns]), values=whole)
+    columns = {name: np.concatenate([numbers, values[name]]) for name, numbers in series.values.items()}
+    return replace(series, times_ns=np.concatenate([series.times_ns, times_ns]), values=columns)
 
 
 def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
@@ -201,7 +201,7 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
     return state, document
 
 
-def _check_arrays(facts: _Facts, times: Times, held: list[NDArray[Any]], carried: list[NDArray[Any]]) -> None:
+def _check_arrays(facts: _Facts, times: Times, columns: list[NDArray[Any]], carried: list[NDArray[Any]]) -> None:
     """Raises ``ValueError`` if the arrays do not belong to one series."""
     rows = {numbers.shape for numbers in carried}
     if (
@@ -210,10 +210,10 @@ def _check_arrays(facts: _Facts, times: Times, held: list[NDArray[Any]], carried
         or times.ndim != 1
         or not len(times)
         or (np.diff(times) <= 0).any()
-        or any(numbers.shape != times.shape or numbers.dtype != np.float64 for numbers in held)
+        or any(numbers.shape != times.shape or numbers.dtype != np.float64 for numbers in columns)
         or any(numbers.dtype.kind not in "bif" for numbers in carried)
         or len(rows) != 1
         or rows.pop() > times.shape
-        or any(np.isinf(numbers).any() for numbers in held)
+        or any(np.isinf(numbers).any() for numbers in columns)
     ):
         raise ValueError("the arrays are not of one series")

@@ -71,8 +71,8 @@ class Fracast:
         2,048 earlier rows."""
         contexts = np.full((len(starts), self._model.context_length), np.nan)
         for row, start in enumerate(starts.tolist()):
-            before = values[max(0, start - contexts.shape[1]) : start]
-            contexts[row, contexts.shape[1] - len(before) :] = before
+            context = values[max(0, start - contexts.shape[1]) : start]
+            contexts[row, contexts.shape[1] - len(context) :] = context
         quantiles = self._model.forecast_batch(contexts, horizon=horizon)
         level_indices = [self._model.quantiles.index(level) for level in LEVELS]
         return np.asarray(quantiles[..., level_indices], np.float64)

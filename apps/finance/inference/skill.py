@@ -62,9 +62,11 @@ def losses(
     context_values, actual = values[:, :context], values[:, context:]
     level_indices = [QUANTILES.index(level) for level in levels]
     deviation = _MEAN_DEVIATION * np.abs(np.diff(context_values, axis=1)).mean(axis=1)
-    ahead = np.sqrt(np.arange(1, horizon + 1))
-    persistence = context_values[:, -1, None, None] + deviation[:, None, None] * ahead[:, None] * np.asarray(
+    lead_scale = np.sqrt(np.arange(1, horizon + 1))
+    persistence = context_values[:, -1, None, None] + deviation[:, None, None] * lead_scale[:, None] * np.asarray(
         NORMAL_SCORES
     )
-    made = forecast[..., level_indices] if forecaster is None else forecaster(series.target, windows.starts, horizon)
-    return quantile_loss(actual, made, levels), quantile_loss(actual, persistence[..., level_indices], levels)
+    predicted = (
+        forecast[..., level_indices] if forecaster is None else forecaster(series.target, windows.starts, horizon)
+    )
+    return quantile_loss(actual, predicted, levels), quantile_loss(actual, persistence[..., level_indices], levels)

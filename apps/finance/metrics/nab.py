@@ -74,9 +74,9 @@ def row_values(length: int, windows: Rows, profile: Profile) -> tuple[Floats, Ro
     inside = np.full(length, -1, np.int64)
     for number, (first, last) in enumerate(windows.tolist()):
         width = last - first + 1
-        after = rows > last
-        past = (rows[after] - last) / max(width - 1.0, 1.0)
-        values[after] = profile.false_positive * scaled_sigmoid(past)
+        is_after = rows > last
+        past = (rows[is_after] - last) / max(width - 1.0, 1.0)
+        values[is_after] = profile.false_positive * scaled_sigmoid(past)
         within = slice(first, last + 1)
         position = -(last - rows[within] + 1.0) / width
         values[within] = profile.true_positive * scaled_sigmoid(position) / scaled_sigmoid(np.array(-1.0))
@@ -109,8 +109,10 @@ def score_corpus(corpus: Sequence[Scored], profile: Profile = STANDARD, threshol
     if threshold is None:
         order = np.argsort(-level, kind="stable")
         level, running = level[order], np.cumsum(gain[order])
-        ends = np.flatnonzero(np.append(np.diff(level) != 0, True))  # a threshold includes all rows with its score
-        best_end = ends[np.argmax(running[ends])]
+        group_ends = np.flatnonzero(
+            np.append(np.diff(level) != 0, True)
+        )  # a threshold includes all rows with its score
+        best_end = group_ends[np.argmax(running[group_ends])]
         threshold, earned = float(level[best_end]), float(running[best_end])
         if earned < 0:
             threshold, earned = np.inf, 0.0

@@ -115,8 +115,8 @@ class AttentionMask(nn.Module):
     def __init__(self, context: int, horizon: int, *, causal: bool) -> None:
         super().__init__()
         step = torch.arange(horizon)
-        ahead = step[None] >= step[:, None] if causal else torch.zeros(horizon, horizon, dtype=torch.bool)
-        mask = torch.cat([torch.zeros(horizon, context, dtype=torch.bool), ahead], dim=1)[None]
+        future_mask = step[None] >= step[:, None] if causal else torch.zeros(horizon, horizon, dtype=torch.bool)
+        mask = torch.cat([torch.zeros(horizon, context, dtype=torch.bool), future_mask], dim=1)[None]
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, encoder_lengths: Any, decoder_lengths: Any) -> Tensor:

@@ -138,12 +138,12 @@ class LibraryWindows:
         target = fill_missing(series.target)
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
-        before = values_before(series, horizon) if settings.trained_here else {}
-        for place, name in enumerate(self.names):
+        lagged = values_before(series, horizon) if settings.trained_here else {}
+        for index, name in enumerate(self.names):
             if name in self._computed():
                 continue
-            if name in before:
-                self.reals[:, place] = np.pad(before[name], (0, horizon), mode="edge")
+            if name in lagged:
+                self.reals[:, index] = np.pad(lagged[name], (0, horizon), mode="edge")
             elif name in settings.scalers or settings.trained_here:
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
                 if name in settings.known:
@@ -151,7 +151,7 @@ class LibraryWindows:
                 values = np.pad(covariate(series, name, settings), (0, horizon), mode="edge")
                 if name == settings.time_idx:
                     values = np.arange(len(values), dtype=np.float64)
-                self.reals[:, place] = (values - mean) / deviation
+                self.reals[:, index] = (values - mean) / deviation
         codes = [_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
         self.codes = (
             np.stack([np.pad(column, (0, horizon), mode="edge") for column in codes], axis=1) if codes else None
@@ -171,24 +171,24 @@ class LibraryWindows:
         reals = torch.from_numpy(self.reals[rows])
         target = self.target[torch.from_numpy(rows)]
         scale = self._scale(target[:, : self.context])
-        for place, name in enumerate(self.names):
+        for index, name in enumerate(self.names):
             if name == settings.target:
-                reals[:, :, place] = self._transformed(target, scale)
+                reals[:, :, index] = self._transformed(target, scale)
             elif settings.trained_here and name in _LAGGED_VALUES:
                 exists = reals[:, :, self.names.index(_LAGGED_VALUES[name])] > 0
-                reals[:, :, place] = torch.where(exists, self._transformed(reals[:, :, place], scale), 0.0)
+                reals[:, :, index] = torch.where(exists, self._transformed(reals[:, :, index], scale), 0.0)
             elif name == "relative_time_idx":
-                reals[:, :, place] = torch.arange(-self.context, self.horizon) / self.context
+                reals[:, :, index] = torch.arange(-self.context, self.horizon) / self.context
             elif name == "encoder_length":
-                reals[:, :, place] = 1.0  # for a full context: (context - context / 2) / context * 2
+                reals[:, :, index] = 1.0  # for a full context: (context - context / 2) / context * 2
             elif name in (f"{settings.target}_center", f"{settings.target}_scale"):
                 scale_value = scale[:, 0 if name.endswith("_center") else 1]
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
                 if settings.trained_here:  # bounded growth, because a price may have moved far since training
                     mean, deviation = self.target_scale
-                    reals[:, :, place] = torch.asinh((scale_value - mean) / deviation)[:, None]
+                    reals[:, :, index] = torch.asinh((scale_value - mean) / deviation)[:, None]
                 else:
-                    reals[:, :, place] = ((scale_value - mean) / deviation)[:, None]
+                    reals[:, :, index] = ((scale_value - mean) / deviation)[:, None]
         empty = np.zeros((*rows.shape, 0), np.int64)
         categories = torch.from_numpy(empty if self.codes is None else self.codes[rows])
         return reals, categories, scale

@@ -107,14 +107,14 @@ def series_json(detection: Detection) -> bytes:
     return json.dumps(drawing(detection, MAX_POINTS), separators=(",", ":"), allow_nan=False).encode()
 
 
-def drawing(detection: Detection, most: int) -> dict[str, Any]:
+def drawing(detection: Detection, max_rows: int) -> dict[str, Any]:
     """Times (seconds since 1970), values, forecast band and scores by row; null where missing.
 
-    A series of more than ``most`` rows is thinned: of every few rows, the one with the highest score is kept.
+    A series of more than ``max_rows`` rows is thinned: of every few rows, the one with the highest score is kept.
     """
     series, quantiles = detection.series, detection.forecast.quantiles
-    rows = _thinned_rows(detection.scores, most)
-    middle = quantiles.shape[1] // 2
+    rows = _thinned_rows(detection.scores, max_rows)
+    median_column = quantiles.shape[1] // 2
     widths = quantiles[rows, -1] - quantiles[rows, 0]
     widths = widths[np.isfinite(widths)]
     digits = _decimals(0.0, float(np.median(widths))) if len(widths) else None
@@ -125,7 +125,7 @@ def drawing(detection: Detection, most: int) -> dict[str, Any]:
         "values": [_number(value) for value in series.target[rows].tolist()],
         **{
             name: [_number(value, digits) for value in quantiles[rows, column].tolist()]
-            for name, column in (("low", 0), ("median", middle), ("high", -1))
+            for name, column in (("low", 0), ("median", median_column), ("high", -1))
         },
         "score": [round(score, 4) for score in detection.scores[rows].tolist()],
         "threshold": round(detection.threshold, 4),

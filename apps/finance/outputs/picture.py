@@ -133,7 +133,7 @@ def _save(figure: Figure, content: io.BytesIO) -> None:
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
     """The range of the values, so that a wide band does not flatten them."""
-    seen = values[np.isfinite(values)]
-    low, high = float(seen.min()), float(seen.max())
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
     pad = 0.08 * (high - low) or max(0.05 * abs(high), 1.0)
     return low - pad, high + pad

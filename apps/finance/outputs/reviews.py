@@ -66,13 +66,13 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
         whole_series_by_name = _kept_series(case)
         series_column = case.result["series"].get("series_column")
         series_column = None if series_column in (_ALL_COLUMNS, _TIMESTAMP, _VALUE, _LABEL) else series_column
-        for place, (name, rows) in enumerate(_rows(case).items()):
+        for index, (name, rows) in enumerate(_rows(case).items()):
             numbers = [
                 number for number, event in enumerate(case.result["events"], 1) if event.get("series", name) == name
             ]
             missed = [event for event in case.review.missed if event.get("series", name) == name]
             verdicts = [case.review.verdicts.get(number) for number in numbers]
-            if place == 0 and case.result["series"].get("series_column") == _ALL_COLUMNS:
+            if index == 0 and case.result["series"].get("series_column") == _ALL_COLUMNS:
                 joint += 1
                 continue
             if None in verdicts or not (is_complete or verdicts or missed):
@@ -90,7 +90,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 columns = {series_column: [name] * len(times), **columns}
                 series_columns.append(series_column)
             scored.add(whole_series_by_name[name].column if name in whole_series_by_name else _VALUE)
-            _write(out / "series" / f"{case.id[:12]}-{place:04d}.csv", times, columns, tuple(windows))
+            _write(out / "series" / f"{case.id[:12]}-{index:04d}.csv", times, columns, tuple(windows))
             written, whole_tables = written + 1, whole_tables + (name in whole_series_by_name)
     remarks = []
     if undecided:

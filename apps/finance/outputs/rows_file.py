@@ -13,10 +13,10 @@ _MAX_ROWS = 500_000
 ROWS = "rows.bin"
 
 
-def has_rows_file(detections: Sequence[Detection], most: int) -> bool:
-    """Whether there is a ``rows.bin``: if a series of more than ``most`` rows is thinned."""
+def has_rows_file(detections: Sequence[Detection], max_points: int) -> bool:
+    """Whether there is a ``rows.bin``: if a series of more than ``max_points`` rows is thinned."""
     lengths = [len(detection.series) for detection in detections]
-    return max(lengths) > most and sum(lengths) <= _MAX_ROWS
+    return max(lengths) > max_points and sum(lengths) <= _MAX_ROWS
 
 
 def rows_file(detections: Sequence[Detection]) -> bytes:

@@ -247,7 +247,7 @@ def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
         forecast = Forecast(levels=(0.1, 0.5, 0.9), quantiles=rng.normal(size=(length, 3)), surprise=values[:, None])
         scores = rng.uniform(size=length)
         parts.append(Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=()))
-    assert not has_rows_file(parts, most=700) and has_rows_file(parts, most=699)
+    assert not has_rows_file(parts, max_points=700) and has_rows_file(parts, max_points=699)
     content = rows_file(parts)
     assert len(content) == 40 * sum(lengths)
     second = content[40 * lengths[0] :]

@@ -57,8 +57,8 @@ def test_what_begins_in_a_window_is_not_counted_and_all_else_is():
 def test_both_budgets_are_asked_for_by_what_the_rows_and_days_come_to():
     by_rows, by_day = run_budget_trial(Calibration(), "white noise", series=2, rows=1000)
     assert (by_rows.series, by_rows.rows) == (2, 2000)
-    assert by_rows.asked == pytest.approx(2 * 999 * 0.6 / 1000)
-    assert by_day.asked == pytest.approx(2 * 999 * 0.5 * 5 / (24 * 60))
+    assert by_rows.requested == pytest.approx(2 * 999 * 0.6 / 1000)
+    assert by_day.requested == pytest.approx(2 * 999 * 0.5 * 5 / (24 * 60))
 
 
 def test_the_tables_have_a_row_for_each_kind_and_say_whether_it_is_within_20_percent(monkeypatch):

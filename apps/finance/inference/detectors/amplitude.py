@@ -33,9 +33,9 @@ def _deviation_from_start(values: Floats, statistic: Floats) -> Floats:
         return np.full(len(values), np.nan)
     median = float(np.median(training))
     spread = float(np.median(np.abs(training - median)))
-    away: Floats = np.abs(statistic - median) / max(spread, 1e-3 * abs(median), 1e-9)
-    away[:TRAINING_ROWS] = np.nan
-    return away
+    deviations: Floats = np.abs(statistic - median) / max(spread, 1e-3 * abs(median), 1e-9)
+    deviations[:TRAINING_ROWS] = np.nan
+    return deviations
 
 
 DEVIATION = RankedStatistic(channel="deviation", statistic=deviation)

@@ -37,9 +37,9 @@ class ForecastedSeries:
 
     def extend_carried(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """(N,) the rows carried under ``name``, followed by ``rows`` (N - first,); carries the result from now on."""
-        whole = np.concatenate([self.carried[name], rows]) if self.first else rows
-        self.carried[name] = whole
-        return whole
+        extended = np.concatenate([self.carried[name], rows]) if self.first else rows
+        self.carried[name] = extended
+        return extended
 
     @cached_property
     def absolute_change(self) -> Floats:
@@ -49,8 +49,8 @@ class ForecastedSeries:
     @cached_property
     def usual_change(self) -> Floats:
         """(N,) the mean absolute change of up to 2,000 earlier rows; see ``trailing.usual_change``."""
-        usual = usual_change(self.series.target, self.absolute_change, self.first)
-        return self.extend_carried("usual_change", usual[self.first :])
+        changes = usual_change(self.series.target, self.absolute_change, self.first)
+        return self.extend_carried("usual_change", changes[self.first :])
 
     @cached_property
     def clipped_change(self) -> Floats:

@@ -45,9 +45,9 @@ def scaled_changes(forecasted: ForecastedSeries) -> Floats:
     scaled = []
     for name, values in forecasted.series.values.items():
         changes = change(values, 1)
-        usual = usual_change(values, np.abs(changes), forecasted.first)
-        usual = forecasted.extend_carried(f"usual change of {name}", usual[forecasted.first :])
-        scaled.append(np.clip(changes / usual, -MAX_CONTRIBUTION, MAX_CONTRIBUTION))
+        typical = usual_change(values, np.abs(changes), forecasted.first)
+        typical = forecasted.extend_carried(f"usual change of {name}", typical[forecasted.first :])
+        scaled.append(np.clip(changes / typical, -MAX_CONTRIBUTION, MAX_CONTRIBUTION))
     return np.nan_to_num(np.stack(scaled, axis=1), nan=0.0)
 
 
@@ -86,7 +86,7 @@ def contributing_columns(series: Series, row: int) -> tuple[str, ...]:
     # A column's standardised residual in the regression on the others follows from its row of the precision matrix.
     deviation = np.abs(precision @ changes[row]) / np.sqrt(np.diag(precision))
     order = np.argsort(-deviation)
-    return tuple(names[place] for place in order[:3].tolist() if deviation[place] >= 0.5 * deviation[order[0]])
+    return tuple(names[index] for index in order[:3].tolist() if deviation[index] >= 0.5 * deviation[order[0]])
 
 
 DETECTOR = RankedStatistic(channel="joint", statistic=joint, rows=_ROWS, echo_rows=_ROWS - 1)

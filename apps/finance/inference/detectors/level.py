@@ -18,12 +18,12 @@ def level(forecasted: ForecastedSeries, memory: int) -> Floats:
     means = trailing_mean(forecasted.series.target, _ROWS)
     result = np.full(len(means), np.nan)
     for start in blocks(forecasted.first, len(means)):
-        before = means[past(start, memory)]
-        before = before[np.isfinite(before)]
-        if len(before) < 100:
+        earlier = means[past(start, memory)]
+        earlier = earlier[np.isfinite(earlier)]
+        if len(earlier) < 100:
             continue
-        low, middle, high = np.quantile(before, [0.01, 0.5, 0.99])
-        spread = max(high - low, 1e-3 * abs(middle), 1e-9)
+        low, median, high = np.quantile(earlier, [0.01, 0.5, 0.99])
+        spread = max(high - low, 1e-3 * abs(median), 1e-9)
         current = means[start : start + BLOCK]
         result[start : start + BLOCK] = np.maximum(low - current, current - high) / spread
     return result

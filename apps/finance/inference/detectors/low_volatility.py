@@ -21,9 +21,9 @@ def low_volatility(forecasted: ForecastedSeries, memory: int) -> Floats:
     calm = -np.log(trailing_mean(forecasted.clipped_change / forecasted.usual_change, _ROWS) + _OFFSET)
     result = np.full(len(calm), np.nan)
     for start in blocks(forecasted.first, len(calm)):
-        before = calm[past(start, memory)]
-        before = before[np.isfinite(before)]
-        if len(before) and np.mean(before > -np.log(1.05 * _OFFSET)) <= 0.05:
+        earlier = calm[past(start, memory)]
+        earlier = earlier[np.isfinite(earlier)]
+        if len(earlier) and np.mean(earlier > -np.log(1.05 * _OFFSET)) <= 0.05:
             result[start : start + BLOCK] = calm[start : start + BLOCK]
     return result
 

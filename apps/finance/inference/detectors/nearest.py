@@ -57,8 +57,8 @@ def _nearest_distances(vectors: Floats, others: Floats) -> Floats:
         return np.asarray(np.sqrt(_squared_distances(vectors, others).min(axis=1)))
     from scipy.spatial import cKDTree
 
-    found: Floats = cKDTree(others).query(vectors)[0]
-    return found
+    distances: Floats = cKDTree(others).query(vectors)[0]
+    return distances
 
 
 def _squared_distances(vectors: Floats, others: Floats) -> Floats:

@@ -22,8 +22,8 @@ def paano(forecasted: ForecastedSeries, memory: int) -> Floats:
 
     values = last_seen(forecasted.series.target)
     result = np.full(len(values), np.nan)
-    seen = np.flatnonzero(np.isfinite(values))
-    first = int(seen[0]) if len(seen) else len(values)
+    finite_rows = np.flatnonzero(np.isfinite(values))
+    first = int(finite_rows[0]) if len(finite_rows) else len(values)
     if len(values) - first > TRAINING_ROWS:
         result[first:] = patch_scores(values[first:], TRAINING_ROWS, PaAno(patch=PATCH))
     return result

@@ -65,8 +65,8 @@ class RankedStatistic:
 
 def tabulate_prior(values: Floats) -> list[float]:
     """The quantiles of a statistic on normal rows; empty if there are none."""
-    seen = values[np.isfinite(values)]
-    return [round(float(value), 5) for value in np.quantile(seen, _GRID)] if len(seen) else []
+    finite = values[np.isfinite(values)]
+    return [round(float(value), 5) for value in np.quantile(finite, _GRID)] if len(finite) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ class _Tail:
 
     def survival(self, logs: Floats) -> Floats:
         """(N,) the probability of exceeding ``logs``; 0 for values below the tail."""
-        beyond = np.maximum(logs - self.begin, 0) / self.excess
-        return np.where(logs > self.begin, self.share * np.exp(-beyond), 0.0)
+        scaled_excess = np.maximum(logs - self.begin, 0) / self.excess
+        return np.where(logs > self.begin, self.share * np.exp(-scaled_excess), 0.0)
 
 
 def _tail_probability(
@@ -107,13 +107,13 @@ def _tail_probability(
     result = np.zeros(len(values))
     for edge in blocks(first, len(values)):
         block, rows_before = slice(max(edge, first), edge + BLOCK), past(edge, ranking.memory)
-        before = np.sort(logs[rows_before][kept[rows_before] > 0])
-        if len(before) < _MIN_ROWS:
+        history = np.sort(logs[rows_before][kept[rows_before] > 0])
+        if len(history) < _MIN_ROWS:
             result[block] = prior_score[block]
             continue
-        tail = _fit_tail(before, ranking.tail)
-        rank_score = _by_rank(logs[block], before, tail)
-        weight = ranking.prior_rows / (ranking.prior_rows + len(before)) if len(prior) else 0.0
+        tail = _fit_tail(history, ranking.tail)
+        rank_score = _by_rank(logs[block], history, tail)
+        weight = ranking.prior_rows / (ranking.prior_rows + len(history)) if len(prior) else 0.0
         result[block] = (1 - weight) * rank_score + weight * prior_score[block]
         for row in (block.start + np.flatnonzero(known[block] & (logs[block] > tail.begin))).tolist():
             is_new = row - last_row > rows or logs[row] > last_value + _REPETITION_MARGIN
@@ -123,15 +123,15 @@ def _tail_probability(
     return np.where(known, result, 0)
 
 
-def _by_rank(logs: Floats, before: Floats, tail: _Tail) -> Floats:
-    """(N,) -log10 of the larger of two probabilities: the share of ``before`` (sorted) that is as large, and the fitted
-    tail's.
+def _by_rank(logs: Floats, history: Floats, tail: _Tail) -> Floats:
+    """(N,) -log10 of the larger of two probabilities: the share of ``history`` (sorted) that is as large, and the
+    fitted tail's.
 
-    Beyond the largest value in ``before`` only the tail counts.
+    Beyond the largest value in ``history`` only the tail counts.
     """
     # Search just below the value, so that ties count as at least as large.
-    as_large = (len(before) - np.searchsorted(before, logs - 1e-9) + 1) / (len(before) + 1)
-    share_at_least = np.where(logs <= before[-1], as_large, 0.0)
+    as_large = (len(history) - np.searchsorted(history, logs - 1e-9) + 1) / (len(history) + 1)
+    share_at_least = np.where(logs <= history[-1], as_large, 0.0)
     return -np.log10(np.maximum(np.maximum(share_at_least, tail.survival(logs)), _MIN_PROBABILITY))
 
 
@@ -147,13 +147,13 @@ def _by_prior(logs: Floats, prior: Floats, share: float) -> Floats:
     return -np.log10(np.maximum(np.maximum(survival, tail.survival(logs)), _MIN_PROBABILITY))
 
 
-def _fit_tail(before: Floats, share: float) -> _Tail:
+def _fit_tail(history: Floats, share: float) -> _Tail:
     """The tail of sorted logarithms."""
-    tail_start = _quantile(before, 1 - share)
-    above = before[np.searchsorted(before, tail_start, "right") :]
+    tail_start = _quantile(history, 1 - share)
+    above = history[np.searchsorted(history, tail_start, "right") :]
     # Three pseudo-observations of a typical excess stabilise the mean if the tail has few values.
     excess = float(((above - tail_start).sum() + 3 * 0.15) / (len(above) + 3))
-    return _Tail(tail_start, max(excess, _MIN_EXCESS), max(len(above), 1) / (len(before) + 1))
+    return _Tail(tail_start, max(excess, _MIN_EXCESS), max(len(above), 1) / (len(history) + 1))
 
 
 def _quantile(ordered: Floats, level: float) -> float:

@@ -48,10 +48,10 @@ def rhythm(forecasted: ForecastedSeries, memory: int) -> Floats:
     return result
 
 
-def _typical_deviation(before: Floats) -> float:
+def _typical_deviation(deviations: Floats) -> float:
     """The mean of the finite deviations, infinite if there are fewer than 100."""
-    before = before[np.isfinite(before)]
-    return float(before.mean()) if len(before) >= 100 else np.inf
+    deviations = deviations[np.isfinite(deviations)]
+    return float(deviations.mean()) if len(deviations) >= 100 else np.inf
 
 
 def _deviations(forecasted: ForecastedSeries, memory: int) -> Iterator[Floats]:

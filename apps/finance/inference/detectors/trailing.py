@@ -34,8 +34,8 @@ def trailing_mean(values: Floats, rows: int) -> Floats:
 
 def change(values: Floats, rows: int) -> Floats:
     """(N,) the change from the latest value ``rows`` rows before; NaN if the row is missing."""
-    before: Floats = np.concatenate([np.full(rows, np.nan), last_seen(values)[:-rows]])[: len(values)]
-    changed: Floats = values - before
+    earlier: Floats = np.concatenate([np.full(rows, np.nan), last_seen(values)[:-rows]])[: len(values)]
+    changed: Floats = values - earlier
     return changed
 
 
@@ -49,21 +49,21 @@ def usual_change(values: Floats, absolute: Floats, first: int = 0) -> Floats:
 
     ``absolute`` (N,) is the absolute change from row to row. Only rows from ``first`` on are guaranteed to be filled.
     """
-    usual = np.full(len(values), np.nan)
+    typical = np.full(len(values), np.nan)
     for start in blocks(first, len(values)):
         rows = past(start, _MEMORY)
-        seen = absolute[rows][np.isfinite(absolute[rows])]
-        if len(seen) >= 30:
-            usual[start : start + BLOCK] = max(seen.mean(), 1e-6 * np.nanmean(np.abs(values[rows])), 1e-9)
-    return usual
+        finite = absolute[rows][np.isfinite(absolute[rows])]
+        if len(finite) >= 30:
+            typical[start : start + BLOCK] = max(finite.mean(), 1e-6 * np.nanmean(np.abs(values[rows])), 1e-9)
+    return typical
 
 
 def running_range(values: Floats, rows: int) -> tuple[Floats, Floats]:
     """(N,) the minimum and (N,) the maximum of up to ``rows`` values before each row; NaN if there is none."""
-    seen = np.isfinite(values)
+    finite = np.isfinite(values)
     extremes = []
     for sign in (-1.0, 1.0):
-        padded = np.concatenate([[-np.inf], np.where(seen, sign * values, -np.inf)[:-1]])
+        padded = np.concatenate([[-np.inf], np.where(finite, sign * values, -np.inf)[:-1]])
         if len(values) > rows:
             from scipy.ndimage import maximum_filter1d
 
