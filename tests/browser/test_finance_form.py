@@ -141,7 +141,7 @@ def test_events_sorted_before_the_chart_is_there_stay_sorted(page: Page, site: s
     held: list[Route] = []
     page.route("**/series.json", lambda route: held.append(route))
     page.goto(f"{site}/finance")
-    page.get_by_label("Events wanted in 1,000 rows").fill("8")
+    page.get_by_label("Events wanted per 1,000 rows").fill("8")
     with page.expect_request("**/series.json"):
         page.get_by_role("button", name="A market").click()
     page.locator(".tools select").first.select_option("strength")
@@ -157,7 +157,7 @@ def test_events_sorted_before_the_chart_is_there_stay_sorted(page: Page, site: s
 
 def test_keys_go_through_the_events_as_they_are_listed_and_call_them_by_their_start(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
-    page.get_by_label("Events wanted in 1,000 rows").fill("8")
+    page.get_by_label("Events wanted per 1,000 rows").fill("8")
     page.get_by_role("button", name="A market").click()
     rows = page.locator(".events tbody tr")
     expect(rows.nth(6)).to_be_visible(timeout=PATIENCE_MS)

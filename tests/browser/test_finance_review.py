@@ -37,7 +37,7 @@ def open_table(page: Page, site: str, folder: Path, spikes: dict[str, tuple[int,
     (folder / "prices.csv").write_text(table(spikes))
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(str(folder / "prices.csv"))
-    page.get_by_label("Events wanted in 1,000 rows").fill("10")
+    page.get_by_label("Events wanted per 1,000 rows").fill("10")
     page.get_by_role("button", name="Find anomalies").click()
     expect(page.locator(".events tbody tr").first).to_be_visible(timeout=30_000)
     page.wait_for_load_state("networkidle")
@@ -80,7 +80,7 @@ def test_a_missed_event_is_what_the_chart_shows_of_its_series(page: Page, site: 
     page.keyboard.press("Home")
     for _ in range(2):
         page.keyboard.press("+")
-    page.get_by_role("button", name="Take what is in view").click()
+    page.get_by_role("button", name="Use the times in view").click()
     start, end = (page.get_by_label(f"{edge} of the missed event").input_value() for edge in ("Start", "End"))
     assert time(0) < start < end < time(399)
     with page.expect_response(is_save):

@@ -1,4 +1,4 @@
-// The series with its expected band, its events and the score below; moved by mouse and by keys.
+// The chart of a series with its expected band and events, and the score below; controlled by mouse and keyboard.
 import { element } from "../shared/case.js";
 import { inView } from "./view.js";
 import uPlot from "../shared/vendor/uplot/uPlot.esm.js";
@@ -8,7 +8,7 @@ export const shortTime = (iso) => iso.replace("T", " ").replace(/(\.\d+)?Z$/, ""
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** A number with commas between its thousands, in at most so many decimals; an en dash where there is none. */
+/** A number with thousands separators and at most `decimals` decimals; an en dash if it is missing. */
 export function number(value, decimals = 12) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -16,10 +16,10 @@ export function number(value, decimals = 12) {
   return value.toLocaleString("en-US", { maximumFractionDigits: decimals });
 }
 
-/** The decimals in which an event is told: those that its band has, and cents at least. */
+/** The number of decimals for an event's values: as many as its band has, at least two. */
 export const decimals = (event) => Math.max(2, (String(event.low ?? "").split(".")[1] ?? "").length);
 
-// Ticks by the step between them: [least seconds, format, and what is put below where the day or the year changes].
+// Tick formats by step: [minimum seconds, format, second line where the day or the year changes, ...].
 const DAY_BELOW = "\n{YYYY}-{MM}-{DD}";
 const CLOCK = [
   [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
@@ -30,13 +30,13 @@ const CLOCK = [
   [0.001, ":{ss}.{fff}", null, null, null, null, null, null, 1],
 ];
 
-// Shades the events behind the lines; what is known of a synthetic series is a strip along the top.
+// Shades the events behind the lines; the labelled windows of a synthetic series are a strip along the top.
 function shade(events, truth, missed, current) {
   return { hooks: { drawClear: [(plot) => {
     const { ctx, bbox } = plot;
-    const span = (one) => {
-      const from = plot.valToPos(seconds(one.start), "x", true);
-      const to = plot.valToPos(seconds(one.end), "x", true);
+    const span = (item) => {
+      const from = plot.valToPos(seconds(item.start), "x", true);
+      const to = plot.valToPos(seconds(item.end), "x", true);
       const width = Math.max(to - from, 2 * devicePixelRatio);
       const left = Math.max(from - (width - (to - from)) / 2, bbox.left);
       return [left, Math.min(from + width, bbox.left + bbox.width)];
@@ -51,8 +51,8 @@ function shade(events, truth, missed, current) {
     }
     ctx.fillStyle = colour("--third");
     ctx.globalAlpha = 0.35;
-    for (const one of missed()) {
-      const [left, right] = span(one);
+    for (const event of missed()) {
+      const [left, right] = span(event);
       if (right > left) ctx.fillRect(left, bbox.top, right - left, bbox.height);
     }
     ctx.fillStyle = colour("--fourth");
@@ -66,32 +66,33 @@ function shade(events, truth, missed, current) {
 }
 
 /**
- * Draws a series of series.json into `home`; returns what moves the view. `events`, `truth` and `missed()` have start and end.
- * `load` gives all `total` rows of a thinned series, once somebody looks closer; `drawn(every)` hears of how many one is drawn.
+ * Draws a series of series.json into `container`; returns functions that control the view. `events`, `truth` and `missed()` have
+ * start and end. `load` returns all `total` rows of a thinned series and is called when the user zooms in; `onDraw(every)` is
+ * called with the number of rows of which one is drawn.
  */
-export function drawChart(home, thinned, { events, truth = [], missed = () => [], interval, total = 0, load = null, drawn = () => {} }) {
-  let data = thinned;   // what is drawn: of a thinned series the rows in view are replaced as it is moved
+export function drawChart(container, thinned, { events, truth = [], missed = () => [], interval, total = 0, load = null, onDraw = () => {} }) {
+  let data = thinned;   // the drawn rows; for a thinned series, the rows in view are replaced when the view changes
   const axis = (extra = {}) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, size: 70, ...extra });
   const group = uPlot.sync("finance");
   const plots = [];
   const current = { event: null };
-  let following = false;
-  // A zoom in one chart is a zoom in both.
-  const follow = { hooks: { setScale: [(plot, key) => {
+  let isSyncing = false;
+  // Both charts zoom together.
+  const syncZoom = { hooks: { setScale: [(plot, key) => {
     if (key === "x") refineSoon();
-    if (key !== "x" || following) return;
-    following = true;
+    if (key !== "x" || isSyncing) return;
+    isSyncing = true;
     const { min, max } = plot.scales.x;
-    for (const other of plots) if (other !== plot) other.setScale("x", { min, max });
-    following = false;
+    for (const otherPlot of plots) if (otherPlot !== plot) otherPlot.setScale("x", { min, max });
+    isSyncing = false;
   }] } };
-  const room = () => Math.max(home.clientWidth - 20, 260);
-  const time = { tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"), cursor: { sync: { key: group.key, setSeries: false }, drag: { x: true, y: false } }, width: room() };
+  const chartWidth = () => Math.max(container.clientWidth - 20, 260);
+  const time = { tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"), cursor: { sync: { key: group.key, setSeries: false }, drag: { x: true, y: false } }, width: chartWidth() };
   const valueColumns = () => [data.times, data.low, data.high, data.median, data.values];
   const scoreColumns = () => [data.times, data.score, data.thresholds];
-  const seen = data.values.filter((value) => value !== null);
-  const [least, most] = [seen.reduce((a, b) => Math.min(a, b), Infinity), seen.reduce((a, b) => Math.max(a, b), -Infinity)];
-  // A very wide band must not press the values flat: the scale follows the values in view.
+  const finiteValues = data.values.filter((value) => value !== null);
+  const [minValue, maxValue] = [finiteValues.reduce((a, b) => Math.min(a, b), Infinity), finiteValues.reduce((a, b) => Math.max(a, b), -Infinity)];
+  // The scale follows the values in view, so that a very wide band does not flatten them.
   const range = (plot) => {
     const [from, to] = [plot.scales.x.min ?? -Infinity, plot.scales.x.max ?? Infinity];
     let [low, high] = [Infinity, -Infinity];
@@ -101,15 +102,15 @@ export function drawChart(home, thinned, { events, truth = [], missed = () => []
       if (value < low) low = value;
       if (value > high) high = value;
     }
-    if (low > high) [low, high] = [least, most];
+    if (low > high) [low, high] = [minValue, maxValue];
     const pad = 0.12 * (high - low) || Math.abs(high) * 0.05 || 1;
     return [low - pad, high + pad];
   };
   const show = (_, value) => number(value, value !== null && Math.abs(value) < 1 ? 6 : 3);
   const band = { stroke: colour("--line"), width: 0.5, points: { show: false }, value: show };
-  const marks = shade(events, truth, missed, current);
+  const shading = shade(events, truth, missed, current);
   const value = new uPlot({
-    ...time, height: 360, plugins: [marks, follow],
+    ...time, height: 360, plugins: [shading, syncZoom],
     scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
     axes: [axis({ size: 54, values: CLOCK }), axis()],
     series: [
@@ -119,9 +120,9 @@ export function drawChart(home, thinned, { events, truth = [], missed = () => []
       { label: data.column, stroke: colour("--first"), width: 1.3, points: { show: false }, value: show },
     ],
     bands: [{ series: [2, 1], fill: `color-mix(in srgb, ${colour("--third")} 22%, transparent)` }],
-  }, valueColumns(), home);
+  }, valueColumns(), container);
   const score = new uPlot({
-    ...time, height: 130, plugins: [marks, follow],
+    ...time, height: 130, plugins: [shading, syncZoom],
     scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * thinned.threshold)] } },
     axes: [axis({ size: 54, values: CLOCK }), axis()],
     series: [
@@ -129,78 +130,78 @@ export function drawChart(home, thinned, { events, truth = [], missed = () => []
       { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
       { label: "threshold", stroke: colour("--second"), width: 1, dash: [6, 4], points: { show: false } },
     ],
-  }, scoreColumns(), home);
+  }, scoreColumns(), container);
   plots.push(value, score);
-  const watching = new ResizeObserver(() => {
-    for (const plot of plots) if (Math.abs(plot.width - room()) > 2) plot.setSize({ width: room(), height: plot.height });
+  const resizeObserver = new ResizeObserver(() => {
+    for (const plot of plots) if (Math.abs(plot.width - chartWidth()) > 2) plot.setSize({ width: chartWidth(), height: plot.height });
   });
-  watching.observe(home);
+  resizeObserver.observe(container);
 
   const [first, last] = [thinned.times[0], thinned.times.at(-1)];
-  let [rows, due, refined, gone] = [null, 0, "", false];
+  let [rows, pendingFrame, drawnView, isDestroyed] = [null, 0, "", false];
   const coarse = Math.ceil(total / thinned.times.length);
   const refine = () => {
     const { min, max } = value.scales.x;
-    if (gone || `${min} ${max}` === refined) return;
-    refined = `${min} ${max}`;
+    if (isDestroyed || `${min} ${max}` === drawnView) return;
+    drawnView = `${min} ${max}`;
     const next = rows === null ? null : inView(thinned, rows, min, max);
     data = next !== null && next.every < coarse ? next : thinned;
-    drawn(data.every ?? coarse);
+    onDraw(data.every ?? coarse);
     value.setData(valueColumns(), false);
     score.setData(scoreColumns(), false);
     for (const plot of plots) plot.redraw();
   };
   function refineSoon() {
-    if (!thinned.thinned || load === null || due) return;
-    due = requestAnimationFrame(async () => {
+    if (!thinned.thinned || load === null || pendingFrame) return;
+    pendingFrame = requestAnimationFrame(async () => {
       const { min, max } = value.scales.x;
       if (max - min < 0.98 * (last - first)) rows ??= await load();
-      due = 0;
+      pendingFrame = 0;
       refine();
     });
   }
   refineSoon();
-  const look = (min, max) => {
+  const setView = (min, max) => {
     const width = Math.min(Math.max(max - min, 8 * interval), last - first);
     const from = Math.min(Math.max((min + max - width) / 2, first), last - width);
     value.setScale("x", { min: from, max: from + width });
   };
   const view = () => [value.scales.x.min, value.scales.x.max];
   return {
-    /** Shows an event with as much around it as it takes to be assessed. */
+    /** Shows an event with enough context to assess it. */
     show(event) {
       current.event = event;
       const [from, to] = [seconds(event.start), seconds(event.end)];
       const around = Math.max(3 * (to - from), 60 * interval);
-      look(from - around, to + around);
+      setView(from - around, to + around);
     },
-    all() { current.event = null; look(first, last); },
-    /** Moves by a share of what is in view; to the right where it is positive. */
-    pan(share) { const [min, max] = view(); look(min + share * (max - min), max + share * (max - min)); },
-    /** Shows so many times as much, about the middle. */
+    all() { current.event = null; setView(first, last); },
+    /** Moves by a share of the view's width; positive to the right. */
+    pan(share) { const [min, max] = view(); setView(min + share * (max - min), max + share * (max - min)); },
+    /** Scales the view's width by `factor` around its middle. */
     zoom(factor) {
       const [min, max] = view();
       const [middle, half] = [(min + max) / 2, (factor * (max - min)) / 2];
-      look(middle - half, middle + half);
+      setView(middle - half, middle + half);
     },
-    edge(end) { const [min, max] = view(); if (end) look(last - (max - min), last); else look(first, first + (max - min)); },
+    edge(end) { const [min, max] = view(); if (end) setView(last - (max - min), last); else setView(first, first + (max - min)); },
     view,
     redraw() { for (const plot of plots) plot.redraw(); },
-    destroy() { gone = true; watching.disconnect(); for (const plot of plots) plot.destroy(); },
+    destroy() { isDestroyed = true; resizeObserver.disconnect(); for (const plot of plots) plot.destroy(); },
   };
 }
 
-export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series, A and R accept and reject the event.";
+export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series, A and R accept or reject the event.";
 
-/** Makes `home` answer to keys; `step(by)` goes to another event, `whole()` shows all; `more` are further keys. */
-export function keyboard(home, chart, { step, whole, more = {} }) {
+/** Adds keyboard controls to `container`; `step(by)` moves between events, `whole()` shows all; `more` has further keys. */
+export function keyboard(container, chart, { step, whole, more = {} }) {
   const actions = {
     ArrowUp: () => step(-1), ArrowDown: () => step(1), PageUp: () => step(-1), PageDown: () => step(1),
     ArrowLeft: () => chart().pan(-0.25), ArrowRight: () => chart().pan(0.25),
     "+": () => chart().zoom(0.5), "=": () => chart().zoom(0.5), "-": () => chart().zoom(2), "_": () => chart().zoom(2),
     Home: () => chart().edge(false), End: () => chart().edge(true), "0": whole, Escape: whole, ...more,
   };
-  home.addEventListener("keydown", (event) => {
+  container.addEventListener("keydown", (event) => {
     const action = actions[event.key];
     if (!action || !chart() || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -208,7 +209,7 @@ export function keyboard(home, chart, { step, whole, more = {} }) {
   });
 }
 
-/** The frame of a chart, which takes the focus. */
+/** The focusable frame of a chart. */
 export function frame(hint) {
   return element("div", { class: "chart", role: "group", tabindex: "0", "aria-roledescription": "chart", "aria-describedby": hint });
 }

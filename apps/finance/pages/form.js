@@ -1,4 +1,4 @@
-// The finance form: what was found, the list of events, then the series with its expected band, the events, the score.
+// The finance form: the summary, the list of events, then the series with its expected band, the events and the score.
 import { caseForm, element, table, downloads } from "../shared/case.js";
 import { openReview } from "../shared/review.js";
 import { seriesReview } from "./review.js";
@@ -6,32 +6,32 @@ import { readRows } from "./view.js";
 import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "./chart.js";
 
 const form = document.querySelector("[data-case-form]");
-let last = null;   // the button that asked last, so that another column can be asked of the same series
+let lastButton = null;   // the last button used, so that another column of the same series can be requested
 form.addEventListener("click", (event) => {
   const button = event.target.closest("[data-sample], button[type=submit]");
-  if (button) last = button;
+  if (button) lastButton = button;
 }, true);
 
-const ALL_COLUMNS = "column";   // the name of the series' column where every column is a series
-const FEW = 5;     // more events than these can be sorted and filtered
-const MANY = 20;   // more than these are listed with the strongest first
-const WHERE = { above: "above the band", below: "below the band", inside: "within the band" };
-const WHAT = {
-  beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
-  rhythm: "another course than at this time in other rhythms", jump: "a sudden change",
+const ALL_COLUMNS = "column";   // the series column's name if every column is a series
+const MAX_UNSORTED = 5;     // longer lists of events can be sorted and filtered
+const MAX_IN_TIME_ORDER = 20;   // longer lists begin with the strongest event
+const DIRECTIONS = { above: "above the band", below: "below the band", inside: "within the band" };
+const CHANNELS = {
+  beyond_range: "a value outside the range of all earlier values", discord: "rows unlike any before", level: "a new level",
+  rhythm: "values unlike those at this time in earlier periods", jump: "a sudden change",
   surprise: "a value off its forecast",
-  joint: "columns that do not move together as they did",
+  joint: "columns do not move together as before",
   gap: "a gap in time", corporate_action: "a corporate action",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
-/** Why it is an event. A case that was kept before results had a reason is told by the name of what was unusual. */
-function what(event) {
-  if (event.reason === undefined) return [WHAT[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
+/** Why it is an event. Stored cases from before results had a reason are described by their channel. */
+function reasonText(event) {
+  if (event.reason === undefined) return [CHANNELS[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
   return [event.reason, event.note && !event.reason.includes(event.note) ? event.note : null].filter(Boolean).join("; ");
 }
-const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
+const countText = (count, singular, plural = `${singular}s`) => `${count} ${count === 1 ? singular : plural}`;
 
-function lasting(event) {
+function durationText(event) {
   const length = seconds(event.end) - seconds(event.start);
   if (length === 0) return "one row";
   if (length < 120) return `${Number(length.toPrecision(3))} s`;
@@ -39,97 +39,97 @@ function lasting(event) {
   return length < 172800 ? `${(length / 3600).toFixed(1)} h` : `${(length / 86400).toFixed(1)} d`;
 }
 
-/** An event in a sentence, for the finding and for who listens: called by its start, as in the list; the values are of its peak. */
-function told(event) {
-  const channel = event.channel ? `; ${what(event)}` : "";
+/** An event in a sentence, for the summary and for screen readers: its start, as in the list, and the values at its peak. */
+function describeEvent(event) {
+  const channel = event.channel ? `; ${reasonText(event)}` : "";
   const sameDay = event.peak.slice(0, 10) === event.start.slice(0, 10);
   const peak = event.peak === event.start ? "" : `, strongest at ${sameDay ? event.peak.slice(11).replace(/(\.\d+)?Z$/, "") : shortTime(event.peak)}`;
-  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.start)} UTC${peak}: ${number(event.observed, decimals(event))}, ${WHERE[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
+  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.start)} UTC${peak}: ${number(event.observed, decimals(event))}, ${DIRECTIONS[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
 }
 
-function finding(result) {
+function summary(result) {
   const { events, parts } = result;
   const touched = parts ? parts.filter((part) => part.events).length : 0;
-  const place = parts ? ` in ${touched} of ${many(parts.length, "series", "series")}` : "";
-  const heading = element("h2", {}, events.length === 0 ? `No event${parts ? ` in ${parts.length} series` : ""}` : `${many(events.length, "event")}${place}`);
+  const seriesText = parts ? ` in ${touched} of ${countText(parts.length, "series", "series")}` : "";
+  const heading = element("h2", {}, events.length === 0 ? `No event${parts ? ` in ${parts.length} series` : ""}` : `${countText(events.length, "event")}${seriesText}`);
   if (!events.length) {
-    return [heading, element("p", { class: "finding" }, `No row reached the threshold, ${result.threshold} at the start. A larger number of events shows weaker ones.`)];
+    return [heading, element("p", { class: "finding" }, `No row reached the threshold, ${result.threshold} at the start. Ask for more events to see weaker ones.`)];
   }
   const strongest = events.reduce((a, b) => (b.score > a.score ? b : a));
-  return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${told(strongest)}.`), element("p", { class: "small rate" }, rate(result))];
+  return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${describeEvent(strongest)}.`), element("p", { class: "small rate" }, rate(result))];
 }
 
-/** How often there are events, in the two units in which they are asked for. */
+/** The rate of events, in the two units in which a user can ask for them. */
 function rate(result) {
   const { events, series } = result;
   const days = (seconds(series.end) - seconds(series.start)) / 86400;
   const digits = (value) => Number(value.toPrecision(2));
   const daily = days > 1 && !result.parts ? `, ${digits(events.length / days)} a day` : "";
   const often = digits((1000 * events.length) / series.rows);
-  return `${often} ${often === 1 ? "event" : "events"} in 1,000 rows${daily}. List the strongest first, or ask for fewer or more in another analysis.`;
+  return `${often} ${often === 1 ? "event" : "events"} in 1,000 rows${daily}. Sort the list by strength, or run another analysis with fewer or more events.`;
 }
 
-/** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
-function eventTable(events, jump, cell) {
+/** The table of events; on a narrow screen each row is a card with labelled cells. */
+function eventTable(events, showEvent, cell) {
   const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Why", "Right?"];
   const rows = events.map((event, index) => [
-    element("button", { type: "button", onclick: () => jump(index) }, shortTime(event.start)),
-    lasting(event), event.score, number(event.observed, decimals(event)),
-    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, what(event), cell(event),
+    element("button", { type: "button", onclick: () => showEvent(index) }, shortTime(event.start)),
+    durationText(event), event.score, number(event.observed, decimals(event)),
+    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, reasonText(event), cell(event),
   ]);
   const list = table(columns, rows, "Choose an event to see it in the chart");
   list.classList.add("events");
-  for (const [place, row] of list.querySelectorAll("tbody tr").entries()) {
-    row.dataset.place = place;
+  for (const [index, row] of list.querySelectorAll("tbody tr").entries()) {
+    row.dataset.place = index;
     [...row.cells].forEach((cell, column) => { cell.dataset.label = columns[column]; });
   }
-  if (events.length <= FEW) return list;
+  if (events.length <= MAX_UNSORTED) return list;
   const lines = [...list.querySelectorAll("tbody tr")];
   const body = list.querySelector("tbody");
   const sort = () => {
     const byStrength = order.value === "strength";
     const places = [...events.keys()].sort((a, b) => (byStrength ? events[b].score - events[a].score : a - b));
-    body.replaceChildren(...places.map((place) => lines[place]));
+    body.replaceChildren(...places.map((index) => lines[index]));
   };
   const order = element("select", { onchange: sort }, element("option", { value: "time" }, "in order of time"), element("option", { value: "strength" }, "the strongest first"));
-  if (events.length > MANY) {
+  if (events.length > MAX_IN_TIME_ORDER) {
     order.value = "strength";
     sort();
   }
-  const least = element("input", { type: "search", inputMode: "decimal", size: 5, oninput: () => {
-    const lowest = Number(least.value.replace(",", ".")) || 0;
-    lines.forEach((line, place) => { line.hidden = events[place].score < lowest; });
+  const minScore = element("input", { type: "search", inputMode: "decimal", size: 5, oninput: () => {
+    const lowest = Number(minScore.value.replace(",", ".")) || 0;
+    lines.forEach((line, index) => { line.hidden = events[index].score < lowest; });
   } });
-  return element("div", {}, element("p", { class: "tools" }, element("label", {}, "Events ", order), element("label", {}, " with a score of at least ", least)), list);
+  return element("div", {}, element("p", { class: "tools" }, element("label", {}, "Events ", order), element("label", {}, " with a score of at least ", minScore)), list);
 }
 
-/** The list of a file's series, those with the strongest events first; narrowed by typing. */
-function partList(result, choose) {
-  const order = result.parts.map((part, place) => ({ part, place })).sort((a, b) => b.part.strongest - a.part.strongest);
+/** The list of a file's series, those with the strongest events first, with a search field. */
+function partList(result, chooseSeries) {
+  const order = result.parts.map((part, position) => ({ part, position })).sort((a, b) => b.part.strongest - a.part.strongest);
   const buttons = new Map();
-  const rows = order.map(({ part, place }) => {
-    const button = element("button", { type: "button", onclick: () => choose(place) }, part.name);
-    buttons.set(place, button);
+  const rows = order.map(({ part, position }) => {
+    const button = element("button", { type: "button", onclick: () => chooseSeries(position) }, part.name);
+    buttons.set(position, button);
     return [button, part.events, part.events ? part.strongest : "–", part.rows];
   });
   const list = table(["Series", "Events", "Strongest", "Rows"], rows, "Series, the strongest event first; choose one to see it");
   list.classList.add("parts");
   const lines = [...list.querySelectorAll("tbody tr")];
-  const narrow = element("input", { type: "search", oninput: () => {
-    const wanted = narrow.value.trim().toLowerCase();
+  const searchField = element("input", { type: "search", oninput: () => {
+    const wanted = searchField.value.trim().toLowerCase();
     lines.forEach((line, index) => { line.hidden = !order[index].part.name.toLowerCase().includes(wanted); });
   } });
   return {
-    order: order.map(({ place }) => place),
-    nodes: [result.parts.length > 10 ? element("p", {}, element("label", {}, "Find a series ", narrow)) : null, list],
-    mark(place) {
-      order.forEach((one, index) => {
-        lines[index].classList.toggle("current", one.place === place);
-        if (one.place === place) buttons.get(place).setAttribute("aria-current", "true");
-        else buttons.get(one.place).removeAttribute("aria-current");
+    order: order.map(({ position }) => position),
+    nodes: [result.parts.length > 10 ? element("p", {}, element("label", {}, "Find a series ", searchField)) : null, list],
+    markCurrent(position) {
+      order.forEach((item, index) => {
+        lines[index].classList.toggle("current", item.position === position);
+        if (item.position === position) buttons.get(position).setAttribute("aria-current", "true");
+        else buttons.get(item.position).removeAttribute("aria-current");
       });
-      // The list's own frame scrolls, not the page.
-      const line = lines[order.findIndex((one) => one.place === place)];
+      // Scroll the list, not the page.
+      const line = lines[order.findIndex((item) => item.position === position)];
       list.scrollTop = Math.max(0, line.offsetTop - list.clientHeight / 2);
     },
   };
@@ -138,28 +138,28 @@ function partList(result, choose) {
 function facts(result) {
   const series = result.series;
   const missing = series.missing ? `, ${series.missing} of them without a value` : "";
-  const text = `${many(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold} at the start${series.threshold_at_the_end === undefined ? "" : ` and ${series.threshold_at_the_end} at the end`}; score: ${result.score}.`;
+  const text = `${countText(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold} at the start${series.threshold_at_the_end === undefined ? "" : ` and ${series.threshold_at_the_end} at the end`}; score: ${result.score}.`;
   return [element("p", { class: "facts" }, text), ...series.notes.map((note) => element("p", { class: "facts" }, `Note: ${note}.`))];
 }
 
-/** What is known of a synthetic series, said in a line that opens. */
+/** The labelled windows of a synthetic series, in a collapsed section. */
 function truthList(truth) {
   if (!truth.length) return null;
-  const items = truth.map((one) => element("li", {}, `${one.kind ? `${one.kind}: ` : ""}${shortTime(one.start)} to ${shortTime(one.end)}`));
+  const items = truth.map((item) => element("li", {}, `${item.kind ? `${item.kind}: ` : ""}${shortTime(item.start)} to ${shortTime(item.end)}`));
   return element("details", { class: "truth" },
-    element("summary", {}, element("span", { class: "swatch" }), `Synthetic truth: ${many(truth.length, "window")}, the strip along the top of the chart`),
+    element("summary", {}, element("span", { class: "swatch" }), `Synthetic truth: ${countText(truth.length, "window")}, the strip along the top of the chart`),
     element("ul", {}, items));
 }
 
 function columnChoice(result) {
   const { columns, column, series_column } = result.series;
   if (series_column === ALL_COLUMNS) return null;
-  // A case that was opened by its address has no file at hand to ask again.
-  if (columns.length < 2 || last === null) return element("span", {}, "Scored column: ", element("strong", {}, column));
+  // A case opened by its URL has no file with which to run another analysis.
+  if (columns.length < 2 || lastButton === null) return element("span", {}, "Scored column: ", element("strong", {}, column));
   const choice = element("select", { onchange: () => {
     form.elements.value.value = choice.value;
-    const button = last;
-    // The form's buttons rest until the result has been drawn, and a resting button takes no click.
+    const button = lastButton;
+    // The form's buttons are disabled until the result is drawn, and a disabled button ignores clicks.
     const ask = () => (button.disabled ? requestAnimationFrame(ask) : button.click());
     ask();
   } }, columns.map((name) => element("option", { value: name, selected: name === column }, name)));
@@ -168,7 +168,7 @@ function columnChoice(result) {
 
 caseForm({
   async render(answer) {
-    const place = document.querySelector("#result");
+    const container = document.querySelector("#result");
     const { result } = answer;
     const parts = result.parts ?? [{ ...result.series, name: result.series.name }];
     const truth = result.synthetic_truth ?? [];
@@ -182,59 +182,59 @@ caseForm({
     const reviewPlace = element("div", {});
 
     const hint = element("p", { class: "small", id: "chart-hint" }, "Drag over the chart to zoom. ", element("span", { class: "keys" }, KEYS));
-    const said = element("p", { class: "said", role: "status", "aria-live": "polite" });
-    const thinning = element("p", { class: "small thinning" });
+    const statusLine = element("p", { class: "event-status", role: "status", "aria-live": "polite" });
+    const thinningNote = element("p", { class: "small thinning" });
     const name = element("h2", {});
     const list = element("div", {});
-    const home = frame(hint.id);
+    const chartFrame = frame(hint.id);
 
-    /** The events as they are listed: in their order there, without those that are left out. */
+    /** The events in the order of the list, without the filtered ones. */
     const listed = () => [...list.querySelectorAll(".events tbody tr:not([hidden])")].map((row) => Number(row.dataset.place));
-    const mark = (index) => list.querySelectorAll(".events tbody tr").forEach((row) => {
+    const markCurrent = (index) => list.querySelectorAll(".events tbody tr").forEach((row) => {
       const here = Number(row.dataset.place) === index;
       row.classList.toggle("current", here);
       const button = row.querySelector("button");
       if (here) { button.setAttribute("aria-current", "true"); row.scrollIntoView({ block: "nearest" }); } else button.removeAttribute("aria-current");
     });
-    const jump = (index) => {
+    const showEvent = (index) => {
       shown = index;
       chart?.show(events[index]);
-      mark(index);
+      markCurrent(index);
       const order = listed();
-      said.textContent = `Event ${order.indexOf(index) + 1} of ${order.length}: ${told({ ...events[index], series: "" })}`;
-      home.scrollIntoView({ block: "nearest" });
+      statusLine.textContent = `Event ${order.indexOf(index) + 1} of ${order.length}: ${describeEvent({ ...events[index], series: "" })}`;
+      chartFrame.scrollIntoView({ block: "nearest" });
     };
-    const step = (by) => {
+    const stepEvents = (by) => {
       const order = listed();
       const from = order.indexOf(shown);
-      if (order.length) jump(order[from < 0 ? (by > 0 ? 0 : order.length - 1) : Math.min(Math.max(from + by, 0), order.length - 1)]);
+      if (order.length) showEvent(order[from < 0 ? (by > 0 ? 0 : order.length - 1) : Math.min(Math.max(from + by, 0), order.length - 1)]);
     };
-    const whole = () => { shown = -1; chart?.all(); mark(-1); said.textContent = "The whole series"; };
-    const choose = (index) => {
+    const showAll = () => { shown = -1; chart?.all(); markCurrent(-1); statusLine.textContent = "The whole series"; };
+    const chooseSeries = (index) => {
       chosen = index;
       shown = -1;
       const part = parts[index];
       events = result.parts ? result.events.filter((event) => event.series === part.name) : result.events;
-      name.textContent = result.parts ? `${part.name}: ${many(events.length, "event")}` : part.name;
+      name.textContent = result.parts ? `${part.name}: ${countText(events.length, "event")}` : part.name;
       reviewed = seriesReview(review, result, part, events, { chart: () => chart, times: () => drawings?.[index].times ?? [] });
       reviewPlace.replaceChildren(reviewed.node);
-      list.replaceChildren(...(events.length ? [eventTable(events, jump, reviewed.cell)] : []));
+      list.replaceChildren(...(events.length ? [eventTable(events, showEvent, reviewed.cell)] : []));
       reviewed.update();
-      said.textContent = "";
-      home.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${many(events.length, "event")}`);
-      several?.mark(index);
+      statusLine.textContent = "";
+      chartFrame.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${countText(events.length, "event")}`);
+      seriesList?.markCurrent(index);
       draw();
     };
-    /** The chart of the chosen series. The list stays as it is: it may have been sorted before there was anything to draw. */
+    /** Draws the chart of the chosen series. The list stays unchanged: the user may have sorted it before the data arrived. */
     const draw = () => {
       if (!drawings) return;
       chart?.destroy();
-      home.replaceChildren();
-      thinning.textContent = "";
+      chartFrame.replaceChildren();
+      thinningNote.textContent = "";
       const part = parts[chosen];
-      const before = parts.slice(0, chosen).reduce((sum, one) => sum + one.rows, 0);
+      const before = parts.slice(0, chosen).reduce((sum, item) => sum + item.rows, 0);
       const load = answer.files["rows.bin"] ? async () => readRows(await everyRow(), before, part.rows) : null;
-      chart = drawChart(home, drawings[chosen], { events, truth, missed: reviewed.missed, interval: part.interval_s || 1, total: part.rows, load, drawn });
+      chart = drawChart(chartFrame, drawings[chosen], { events, truth, missed: reviewed.missed, interval: part.interval_s || 1, total: part.rows, load, onDraw: showThinning });
       if (shown >= 0) chart.show(events[shown]);
     };
     let loading = null;
@@ -242,21 +242,21 @@ caseForm({
       loading ??= fetch(answer.files["rows.bin"]).then((response) => response.arrayBuffer());
       return loading;
     };
-    const drawn = (every) => {
-      thinning.textContent = every > 1 ? `Of every ${every} rows the one with the highest score is drawn; zoom in to see every row.` : "Every row in view is drawn.";
+    const showThinning = (every) => {
+      thinningNote.textContent = every > 1 ? `Of every ${every} rows, the one with the highest score is drawn; zoom in to see every row.` : "Every row in view is drawn.";
     };
-    const several = result.parts ? partList(result, choose) : null;
-    const turn = (by) => choose(several.order.at((several.order.indexOf(chosen) + by) % several.order.length));
+    const seriesList = result.parts ? partList(result, chooseSeries) : null;
+    const moveSeries = (by) => chooseSeries(seriesList.order.at((seriesList.order.indexOf(chosen) + by) % seriesList.order.length));
     const decide = (verdict) => () => reviewed.decide(events[shown], verdict);
-    keyboard(home, () => chart, { step, whole, more: { a: decide("accepted"), r: decide("rejected") } });
+    keyboard(chartFrame, () => chart, { step: stepEvents, whole: showAll, more: { a: decide("accepted"), r: decide("rejected") } });
     const tools = element("div", { class: "tools" }, columnChoice(result),
-      several && parts.length > 1 ? [element("button", { type: "button", onclick: () => turn(-1) }, "Previous series"), element("button", { type: "button", onclick: () => turn(1) }, "Next series")] : null,
-      element("button", { type: "button", onclick: whole }, "Whole series"));
-    place.append(...finding(result), ...(several?.nodes ?? []).filter(Boolean),
-      // One series: its events come first; of several, each one's stand under its name.
-      ...(several ? [name, tools, list] : [list, name, tools]),
-      said, home, thinning, hint, reviewPlace, review.node, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
-    choose(several ? several.order[0] : 0);
+      seriesList && parts.length > 1 ? [element("button", { type: "button", onclick: () => moveSeries(-1) }, "Previous series"), element("button", { type: "button", onclick: () => moveSeries(1) }, "Next series")] : null,
+      element("button", { type: "button", onclick: showAll }, "Whole series"));
+    container.append(...summary(result), ...(seriesList?.nodes ?? []).filter(Boolean),
+      // For one series its events come first; for several, each series' events are below its name.
+      ...(seriesList ? [name, tools, list] : [list, name, tools]),
+      statusLine, chartFrame, thinningNote, hint, reviewPlace, review.node, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
+    chooseSeries(seriesList ? seriesList.order[0] : 0);
     const response = await fetch(answer.files["series.json"]);
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);
     const drawing = await response.json();

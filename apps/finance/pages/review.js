@@ -1,57 +1,58 @@
-// Reviewing a series: verdicts on its events, and events that were missed, taken from what the chart shows.
+// Reviewing a series: verdicts on its events, and missed events, whose times can be taken from the chart's view.
 import { element } from "../shared/case.js";
 import { verdictBoxes } from "../shared/review.js";
 import { seconds, shortTime } from "./chart.js";
 
 /**
- * The review of the series `part` of a result, whose `events` are those of its own; `chart()` is its chart, once it is
- * drawn, and `times` its rows in seconds. `cell(event)` holds the verdict on an event, `missed()` gives what was added.
+ * The review of the series `part` of a result with its own `events`. `chart()` returns its chart once it is drawn,
+ * `times()` its rows' times in seconds. In the result, `cell(event)` is the element with the verdict on an event and
+ * `missed()` returns the missed events that were added.
  */
 export function seriesReview(review, result, part, events, { chart, times }) {
   const number = (event) => result.events.indexOf(event) + 1;
   const verdicts = new Map(events.map((event) => [event, verdictBoxes(review, number(event), `the event of ${shortTime(event.start)}`)]));
   const field = (label) => element("input", { type: "text", size: 24, maxlength: 40, placeholder: part.start, "aria-label": label, oninput: () => offer() });
   const [start, end] = [field("Start of the missed event"), field("End of the missed event")];
-  const add = element("button", { type: "button", disabled: true, onclick: () => put() }, "Add");
-  const others = element("button", { type: "button", title: "Each event of this series without a verdict", onclick: () => review.acceptOthers(events.map(number)) }, "Accept the others");
-  const listed = element("ul", { "aria-label": "Missed events" });
-  const mine = (one) => !result.parts || one.series === part.name;
-  const missed = () => review.state.missed.filter(mine);
-  const node = element("div", { class: "series-review" }, others, listed,
+  const add = element("button", { type: "button", disabled: true, onclick: () => addMissed() }, "Add");
+  const acceptOthersButton = element("button", { type: "button", title: "Accept each event of this series that has no verdict", onclick: () => review.acceptOthers(events.map(number)) }, "Accept the others");
+  const missedList = element("ul", { "aria-label": "Missed events" });
+  const isOwn = (event) => !result.parts || event.series === part.name;
+  const missed = () => review.state.missed.filter(isOwn);
+  const node = element("div", { class: "series-review" }, acceptOthersButton, missedList,
     element("details", {}, element("summary", {}, "Missed an event?"),
-      element("p", { class: "small" }, "Zoom in to it, or write when it was, UTC as in the placeholders."),
-      element("p", { class: "tools" }, element("button", { type: "button", onclick: () => take() }, "Take what is in view"), start, " to ", end, add)));
+      element("p", { class: "small" }, "Zoom in on it, or enter its times, in UTC as in the placeholders."),
+      element("p", { class: "tools" }, element("button", { type: "button", onclick: () => useView() }, "Use the times in view"), start, " to ", end, add)));
 
   const offer = () => { add.disabled = !(start.value.trim() && end.value.trim()); };
 
-  /** The first and the last row in view. */
-  function take() {
+  /** Fills in the times of the first and the last row in view. */
+  function useView() {
     const [from, to] = chart()?.view() ?? [];
-    const seen = times().filter((time) => time >= from && time <= to);
-    if (!seen.length) return;
-    const told = (time, edge) => (Math.abs(time - seconds(edge)) < 0.001 ? edge : new Date(time * 1000).toISOString());
-    [start.value, end.value] = [told(seen[0], part.start), told(seen.at(-1), part.end)];
+    const visibleTimes = times().filter((time) => time >= from && time <= to);
+    if (!visibleTimes.length) return;
+    const timeText = (time, edge) => (Math.abs(time - seconds(edge)) < 0.001 ? edge : new Date(time * 1000).toISOString());
+    [start.value, end.value] = [timeText(visibleTimes[0], part.start), timeText(visibleTimes.at(-1), part.end)];
     offer();
   }
 
-  function put() {
+  function addMissed() {
     review.add({ ...(result.parts ? { series: part.name } : {}), start: start.value.trim(), end: end.value.trim() });
     start.value = end.value = "";
     offer();
   }
 
   function update() {
-    for (const one of verdicts.values()) one.update();
-    others.hidden = !events.some((event) => review.verdict(number(event)) === null);
-    listed.replaceChildren(...missed().map((one) => element("li", {},
-      element("button", { type: "button", onclick: () => review.remove(one), "aria-label": `Remove the missed event of ${shortTime(one.start)}` }, "−"),
-      ` missed: ${shortTime(one.start)} to ${shortTime(one.end)}`)));
+    for (const boxes of verdicts.values()) boxes.update();
+    acceptOthersButton.hidden = !events.some((event) => review.verdict(number(event)) === null);
+    missedList.replaceChildren(...missed().map((event) => element("li", {},
+      element("button", { type: "button", onclick: () => review.remove(event), "aria-label": `Remove the missed event of ${shortTime(event.start)}` }, "−"),
+      ` missed: ${shortTime(event.start)} to ${shortTime(event.end)}`)));
     chart()?.redraw();
   }
   return {
     node, update, missed,
     cell: (event) => verdicts.get(event).node,
-    /** Accepts or rejects an event, or leaves it undecided once more. */
+    /** Accepts or rejects an event; the same verdict again makes it undecided. */
     decide(event, verdict) { if (event) review.decide(number(event), review.verdict(number(event)) === verdict ? null : verdict); },
   };
 }

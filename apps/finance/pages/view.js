@@ -1,9 +1,9 @@
-// The rows that a chart draws: of a long series one of every few, and of what is in view every row.
+// The rows that a chart draws: every row in view if possible, and one of every few rows elsewhere in a long series.
 
-const MOST = 20000;
+const MAX_ROWS = 20000;
 const COLUMNS = ["times", "values", "thresholds", "low", "median", "high", "score"];
 
-/** The rows of one series in rows.bin: `rows` of them after `before` rows of other series. */
+/** The rows of one series in rows.bin: `rows` rows, after `before` rows of other series. */
 export function readRows(buffer, before, rows) {
   const read = (type, place) => new type(buffer, 40 * before + place * rows, rows);
   return {
@@ -12,7 +12,7 @@ export function readRows(buffer, before, rows) {
   };
 }
 
-/** The first row that is not before `time`. */
+/** The index of the first row at or after `time`. */
 function firstRow(times, time) {
   let [low, high] = [0, times.length];
   while (low < high) {
@@ -23,10 +23,10 @@ function firstRow(times, time) {
 }
 
 /**
- * The rows to draw from `min` to `max`: of `rows` those in view and as many beside them, and of `thinned` the others.
- * Where that is more than 20,000 rows, of every few the one with the highest score. `every` says of how many.
+ * The rows to draw for the view from `min` to `max`: from `rows` those in view and a view's width on either side, from
+ * `thinned` the rest. If these are more than 20,000 rows, one of every `every` rows is drawn, that with the highest score.
  */
-export function inView(thinned, rows, min, max, most = MOST) {
+export function inView(thinned, rows, min, max, most = MAX_ROWS) {
   const from = firstRow(rows.times, min - (max - min));
   const to = firstRow(rows.times, max + (max - min));
   const every = Math.max(1, Math.ceil((to - from) / most));
