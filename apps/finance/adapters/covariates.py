@@ -20,8 +20,8 @@ def covariate_labels(
 ) -> dict[str, str]:
     """The columns of a table that are covariates, by the names that ``options`` give them.
 
-    ``taken`` maps other uses, such as ``times``, to their columns. Raises InvalidInputError for a covariate that does
-    not exist, and for one that is also the value, the times, the series' names or the labels.
+    ``columns_in_use`` maps other uses, such as ``times``, to their columns. Raises InvalidInputError for a covariate
+    that does not exist, and for one that is also the value, the times, the series' names or the labels.
     """
     if not options.covariates:
         return {}

@@ -42,7 +42,7 @@ def security_names(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> list
 def stack_securities(frame: pl.DataFrame, lines: Rows, names: Sequence[str]) -> tuple[pl.DataFrame, Rows, str]:
     """The securities below each other, the line numbers of the rows, and a note about it.
 
-    Unchanged if there is one column of times, or if all of them are equal. ``names`` (C,) are from ``names_above``;
+    Unchanged if there is one column of times, or if all of them are equal. ``names`` (C,) are from ``security_names``;
     without them a security is named after its first value column.
     """
     labels = frame.columns

@@ -45,8 +45,8 @@ def to_contents(
     lines: Rows | None = None,
     separator: str = ",",
 ) -> Contents:
-    """The series in a table; ``name`` is the file's name, ``lines`` (N,) the rows' line numbers, ``mark`` the cell
-    separator.
+    """The series in a table; ``name`` is the file's name, ``lines`` (N,) the rows' line numbers, ``separator`` that of
+    cells.
 
     Missing ``options`` are guessed. The value is a price, the mean of bid and ask, another value by its name, or the
     first numeric column that is not an identifier. Rows are sorted by time if necessary; of rows with the same time the
@@ -193,7 +193,8 @@ def _windows(times: Times, labels: pl.Series) -> tuple[Window, ...]:
 
 
 def _series_from_rows(name: str, times: Times, values: Cells, scored: str, corrections: Counter[str]) -> Series | None:
-    """A series in time order, or None if it has a single time; ``put_right`` counts sorted series and dropped rows."""
+    """A series in time order, or None if it has a single time; ``corrections`` counts sorted series and dropped
+    rows."""
     steps = np.diff(times)
     if (steps <= 0).all():
         # The newest row comes first, so reversing also restores the order of rows with the same time.

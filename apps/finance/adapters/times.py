@@ -64,7 +64,7 @@ class Column:
     lines: NDArray[np.int64]
 
     def refuse(self, is_wrong: NDArray[np.bool_], why: str) -> None:
-        """Raises InvalidInputError for the first row in which ``wrong`` (N,) is true."""
+        """Raises InvalidInputError for the first row in which ``is_wrong`` (N,) is true."""
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
             raise InvalidInputError(f"{self.location}, line {self.lines[row]}: {str(self.cells[row])!r} {why}")
@@ -135,7 +135,7 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
 
     In an hour that occurs twice in autumn, ``_second_hour`` determines which rows are in the second one. Times in an
     hour that is skipped in spring raise InvalidInputError, except in a column of dates. Without a zone, times are UTC,
-    and a clock that seems to be set back for winter raises InvalidInputError, see ``_set_back``.
+    and a clock that seems to be set back for winter raises InvalidInputError, see ``_clock_set_back``.
     """
     local_ns = first_ns = second_ns = clock.times_ns
     if zone is not None:

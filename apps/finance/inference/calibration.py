@@ -59,7 +59,7 @@ def calibrate(
 
     The ``normal`` series of ``data`` give each detector's distribution on normal rows. Together with the ``labelled``
     series they give the initial threshold for each of several budgets: the lowest at which the number of false events
-    is within the budget. ``most`` limits the number of series of each kind. If no window is labelled, every event
+    is within the budget. ``max_series`` limits the number of series of each kind. If no window is labelled, every event
     counts as false.
     """
     stride = stride or default_stride(model.horizon)

@@ -32,12 +32,11 @@ _TIE_SHARE = 0.8
 _DIP_ROWS = 4
 """The score may fall below the release level for this many rows without ending an event."""
 _PAUSE_ROWS = 48
-"""An event ends if nothing has been this unusual for this many rows: the longest window over which a detector averages.
-"""
+"""An event ends if nothing is this unusual for this many rows, the longest window over which a detector averages."""
 
 
 def active_rows(channels: Mapping[str, Floats], min_improbability: float = _MIN_IMPROBABILITY) -> Mask:
-    """(N,) where some channel is at ``least`` or above for a cause that is still present.
+    """(N,) where some channel is at ``min_improbability`` or above for a cause that is still present.
 
     ``channels`` are those of ``scoring.improbability``. A mean over w rows stays high for w - 1 rows after its cause is
     gone, and a change over w rows reverses after w; that many rows are removed from the end of each run of high rows.
@@ -50,8 +49,8 @@ def active_rows(channels: Mapping[str, Floats], min_improbability: float = _MIN_
 
 
 def _without_echo(high: Mask, echo_rows: int, max_hold_rows: int = 0) -> Mask:
-    """(N,) the runs of ``high``, each without its last ``echo`` rows, and at most ``holds`` rows long if ``holds`` is
-    set."""
+    """(N,) the runs of ``high``, each without its last ``echo_rows`` rows, and at most ``max_hold_rows`` long unless
+    that is 0."""
     kept, rows = np.zeros(len(high), bool), np.flatnonzero(high)
     if not len(rows):
         return kept

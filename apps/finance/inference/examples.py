@@ -38,7 +38,7 @@ def example_windows(input: FinanceInput, batch: int) -> dict[str, Tensor]:
 
 
 def training_series(data: DataConfig, input: FinanceInput, max_series: int) -> Iterator[Series] | None:
-    """The training rows of at most ``most`` evenly chosen series, for a network over a table's columns.
+    """The training rows of at most ``max_series`` evenly chosen series, for a network over a table's columns.
 
     None for a network that takes only the value, for which the samples serve. Raises InvalidInputError if ``data`` is
     not a table.

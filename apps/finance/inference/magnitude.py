@@ -92,7 +92,7 @@ def _median(past: Floats) -> float:
 
 
 def _spread(past: Floats, centre: float) -> float:
-    """The robust deviation of the past from ``middle``: the scaled median absolute deviation, or the scaled mean if
+    """The robust deviation of the past from ``centre``: the scaled median absolute deviation, or the scaled mean if
     more than half of the past is constant (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."""
     deviations = np.abs(past[np.isfinite(past)] - centre)
     if len(deviations) < _MIN_ROWS:

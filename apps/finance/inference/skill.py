@@ -21,7 +21,7 @@ from apps.finance.models.tft import Forecaster
 from apps.finance.types import QUANTILES, Floats, Series
 
 _STREAM = 1 << 22
-_SERIES, _FEW, _ROWS, _STRIDE = 8, 2, 2000, 24
+_SERIES, _FORECASTER_SERIES, _ROWS, _STRIDE = 8, 2, 2000, 24
 Quantiles: TypeAlias = Callable[[Floats, NDArray[np.int64], int], Floats]
 """From values (N,), first rows (B,) and the number of rows ahead to quantiles (B, rows, Q)."""
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
@@ -30,12 +30,13 @@ _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 def relative_loss(
     model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
 ) -> float:
-    """The quantile loss over that of the baseline, on 8 series of ``shape`` without anomalies; their geometric mean.
+    """The model's quantile loss over the baseline's, on 8 series of ``shape`` without anomalies; their geometric mean.
 
-    With ``other``, a forecaster of quantiles at ``levels``, it is that forecaster's relative loss, on 2 of the series.
+    If ``forecaster`` is given, its loss over the baseline's, on 2 of the series; its quantiles have the levels
+    ``levels``.
     """
     ratios = []
-    for index in range(_SERIES if levels == QUANTILES else _FEW):
+    for index in range(_SERIES if levels == QUANTILES else _FORECASTER_SERIES):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + index))))
         series = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
         own, baseline = losses(model, series, levels, forecaster)
@@ -48,8 +49,8 @@ def relative_loss(
 def losses(
     model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
 ) -> tuple[float, float]:
-    """The mean quantile losses over ``levels`` on windows of ``series``, in its units: of the model, or of ``other``,
-    and of the baseline."""
+    """The mean quantile losses over ``levels`` on windows of ``series``, in its units: of the model, or of
+    ``forecaster`` if given, and of the baseline."""
     context, horizon = model.context, model.horizon
     windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
     windows.starts = windows.starts[windows.starts >= context]

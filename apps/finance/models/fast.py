@@ -354,7 +354,7 @@ def _norm_columns(x: Tensor, norm: Any) -> Tensor:
 
 
 def _affine(affine: Tensor, x: Tensor, constant: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
-    """(V, features, N) of weights (V, features, 2) for ``x`` and ``one`` (V, 1, N); faster than a matrix product."""
+    """(V, features, N) of weights (V, features, 2) for ``x`` and ``constant`` (V, 1, N); faster than a product."""
     return affine[..., :1] * x + (affine[..., 1:] * constant + bias)
 
 

@@ -92,7 +92,7 @@ def daily_close(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def _sum_of_decaying(kicks: Floats, decay: float) -> Floats:
-    """(N,) the sum of ``kicks``, each of which decays by the factor ``memory`` from row to row."""
+    """(N,) the sum of ``kicks``, each of which decays by the factor ``decay`` from row to row."""
     values, last = np.empty(len(kicks)), 0.0
     for index, kick in enumerate(kicks.tolist()):
         last = decay * last + kick

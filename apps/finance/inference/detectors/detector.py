@@ -26,7 +26,7 @@ class ForecastedSeries:
 
     Quantities that several detectors need are computed once. The results for rows before ``first`` were computed
     earlier and are in ``carried`` by name; ``series`` is then the end of a longer series, cut at a multiple of
-    ``ALIGNED`` rows, and ``history`` (H,) a longer end of the same series.
+    ``ALIGNMENT`` rows, and ``history`` (H,) a longer end of the same series.
     """
 
     series: Series
