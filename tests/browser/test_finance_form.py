@@ -34,7 +34,7 @@ from tests.shared.serve.echo import write_artifact
 
 pytestmark = [
     pytest.mark.browser,
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]

@@ -16,7 +16,7 @@ from apps.finance.types import FinanceInput, LibraryTFT
 
 ROWS, INPUT = 400, FinanceInput(context=24, horizon=4)
 TRAINING = 320
-"""The rows of each series that train: all but the last fifth."""
+"""The number of training rows of each series: all but the last fifth."""
 
 
 def frame(names: str = "ab") -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What tests read files and columns with: the application's readers, for files of one series."""
+"""Helpers that read files and columns with the application's readers, for files of one series."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from apps.finance.types import Series
 
 
 def read_series(path: Path, options: TableOptions = DEFAULT_OPTIONS) -> Series:
-    """The one series in a file, with the file's notes."""
+    """The only series in a file, with the file's notes."""
     contents = read_contents(path, options)
     (series,) = contents.series
     return replace(series, notes=contents.notes)
 
 
 def read_times(cells: pl.Series, options: TableOptions = DEFAULT_OPTIONS) -> Clock:
-    """The times in a column that stands in the lines from 2 on of a file x."""
+    """The times in a column of a file named x whose rows begin in line 2."""
     return read_column(Column(cells, "x", np.arange(2, len(cells) + 2)), options)

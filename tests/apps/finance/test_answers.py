@@ -1,4 +1,4 @@
-"""What comes out of a file of several series, of large numbers, and of a synthetic series; how much may go in."""
+"""Results for files of several series, for large numbers and for a synthetic series; limits on the input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shared.progress import listening
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -73,7 +73,7 @@ def answered(predictor: FinancePredictor, tmp_path_factory: pytest.TempPathFacto
     return ask(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
 
 
-def test_a_series_that_ends_while_others_go_on_is_told_of(predictor, tmp_path):
+def test_a_series_that_ends_before_the_others_is_noted(predictor, tmp_path):
     rows = [f"{1_700_000_000 + 300 * row},{name},{row % 7}" for row in range(ROWS) for name in "AB"]
     lines = ["time,ticker,close", *(row for row in rows if ",B," not in row or int(row.split(",")[0]) < 1_700_060_000)]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
@@ -107,7 +107,7 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     assert len(events) == len(result["events"]) and {event["series"] for event in events} == set(names)
 
 
-def test_a_spreadsheet_computes_no_name_of_a_users_file(predictor, tmp_path):
+def test_names_in_csv_outputs_are_never_spreadsheet_formulas(predictor, tmp_path):
     shown = {
         '=HYPERLINK("http://a")': '\'=HYPERLINK("http://a")',
         "-5Y": "'-5Y",
@@ -127,7 +127,7 @@ def test_a_spreadsheet_computes_no_name_of_a_users_file(predictor, tmp_path):
     assert {row["value"] for row in table} == {str(value) for value in walk(0)}
 
 
-def test_the_events_are_a_table_too(predictor, tmp_path):
+def test_events_csv_lists_the_events(predictor, tmp_path):
     response = ask(predictor, Request(files=(several(tmp_path),), options={"instrument": "600519"}))
     rows = list(csv.DictReader(io.StringIO(response.files["events.csv"].decode())))
     assert rows and len(rows) == len(response.result["events"])
@@ -145,7 +145,7 @@ def test_the_events_are_a_table_too(predictor, tmp_path):
         )
 
 
-def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_path):
+def test_a_series_scores_the_same_alone_and_among_others(predictor, answered, tmp_path):
     request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, identified by column 'ticker'"
@@ -155,7 +155,7 @@ def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_p
         decode(predictor, Request(files=(several(tmp_path),), options={"instrument": "700"}))
 
 
-def test_values_come_out_as_they_went_in(predictor, tmp_path):
+def test_output_values_equal_input_values(predictor, tmp_path):
     values = walk(5) + 123_456_700
     values[250] = 123_456_789.12
     lines = [f"{1_700_000_000 + 300 * row}.5,{value!r}" for row, value in enumerate(values.tolist())]
@@ -172,7 +172,7 @@ def test_values_come_out_as_they_went_in(predictor, tmp_path):
     assert rows[251].startswith("2023-11-15 19:03:20.5,123456789.12,")
 
 
-def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor, tmp_path, monkeypatch):
+def test_a_prediction_uses_one_thread_and_keeps_the_limits_of_other_threads(predictor, tmp_path, monkeypatch):
     decoded = decode(predictor, Request(files=(several(tmp_path),)))
     seen: list[int] = []
 
@@ -194,7 +194,7 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
         torch.set_num_threads(before)
 
 
-def test_of_several_series_it_is_told_which_is_being_forecast(predictor, tmp_path, monkeypatch):
+def test_progress_names_the_series_being_forecast(predictor, tmp_path, monkeypatch):
     monkeypatch.setattr("apps.finance.inference.forecasting.CPU_BATCH", 16)
     inputs = decode(predictor, Request(files=(several(tmp_path),))).inputs[:2]
     told: list[str] = []
@@ -204,7 +204,7 @@ def test_of_several_series_it_is_told_which_is_being_forecast(predictor, tmp_pat
     assert any(stage.startswith("series 2 of 2, forecasting, part 1 of ") for stage in told)
 
 
-def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
+def test_more_rows_than_fit_the_request_timeout_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
     sentence = r"has 1200 rows, and only 1000 can be scored within the request's timeout of 0.4 s; send it as a job"
     with pytest.raises(InvalidInputError, match=sentence) as refused:
@@ -214,7 +214,7 @@ def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(p
     assert len(decode(predictor, Request(files=(path,), options={"instrument": "0700"}, seconds=seconds)).inputs) == 1
 
 
-def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):
+def test_only_the_synthetic_sample_has_synthetic_truth(predictor, tmp_path):
     (sample,) = (one for one in app.samples() if one.synthetic)
     (file,) = sample.files(tmp_path)
     result = ask(predictor, Request(files=(file,))).result
@@ -236,7 +236,7 @@ def test_names_of_all_kinds_can_be_drawn(predictor, tmp_path, label):
     assert response.picture.startswith(b"\x89PNG") and response.result["series"]["column"] == label
 
 
-def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
+def test_rows_bin_has_every_row_of_a_thinned_series():
     rng = np.random.default_rng(0)
     lengths, parts = (700, 300), []
     for length in lengths:
@@ -258,7 +258,7 @@ def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
     np.testing.assert_array_equal(narrow, np.array(expected, np.float32))
 
 
-def test_what_files_are_made_from_later_gives_them_to_the_byte():
+def test_files_made_later_from_scored_rows_are_identical():
     rng = np.random.default_rng(1)
     times = (1_700_000_000 + 60 * np.arange(300)) * 10**9
     values = rng.normal(size=300)
@@ -287,7 +287,7 @@ def test_the_times_of_scores_csv_have_as_many_decimals_as_they_need_also_before_
     assert moments[2:] == ["1970-01-01 00:00:01.000000001", "2014-01-01 00:00:00.123"]
 
 
-def test_of_a_wide_panel_the_notes_say_how_all_of_it_is_scored(predictor, tmp_path):
+def test_the_notes_of_a_wide_file_mention_columns_all(predictor, tmp_path):
     names = [f"T{number:03d}" for number in range(30)]
     rows = [f"2024-01-{day:02d}," + ",".join(str(100 + day + n) for n in range(30)) for day in range(1, 32)]
     rows += [row.replace("2024-01", "2024-03") for row in rows]

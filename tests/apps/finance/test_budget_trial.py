@@ -1,4 +1,4 @@
-"""Events given over those asked for: what is counted, and on which series."""
+"""The ratio of events to the number asked for: what is counted, and on which series."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def generator() -> np.random.Generator:
 
 
 @pytest.mark.parametrize(("given", "within"), [(7, False), (8, True), (12, True), (13, False)])
-def test_within_20_percent_is_so_many_more_or_fewer(given, within):
+def test_within_20_percent_includes_more_and_fewer_events(given, within):
     assert BudgetOutcome("noise", 1, 1000, 10.0, given).within is within
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
-def test_every_kind_makes_rows_in_order_with_values_and_the_same_ones_again(kind):
+def test_every_kind_is_reproducible_with_ordered_rows(kind):
     made, again = ordinary(generator(), kind, length=1200), ordinary(generator(), kind, length=1200)
     assert len(made.series) == 1200 and np.isfinite(made.series.target).all()
     assert (np.diff(made.series.times_ns) >= made.series.interval_ns).all()
@@ -38,7 +38,7 @@ def test_minute_bars_are_of_weekdays_and_opening_hours():
     assert hours.min() == 9.5 and hours.max() < 16
 
 
-def test_a_change_that_is_there_once_is_labelled_where_it_is():
+def test_a_single_change_is_labelled_at_its_rows():
     made = ordinary(generator(), "one shift by 20 deviations", length=1000)
     (window,) = made.windows
     row = int(np.searchsorted(made.series.times_ns, window.start_ns))
@@ -46,7 +46,7 @@ def test_a_change_that_is_there_once_is_labelled_where_it_is():
     assert not ordinary(generator(), "levels that change", length=1000).windows
 
 
-def test_what_begins_in_a_window_is_not_counted_and_all_else_is():
+def test_only_events_that_begin_outside_windows_count():
     shifted = ordinary(generator(), "one shift by 20 deviations", length=3000)
     budget = Budget(per_1000_rows=0.2)
     (labelled,) = count_events(shifted, Calibration(), budget)
@@ -54,7 +54,7 @@ def test_what_begins_in_a_window_is_not_counted_and_all_else_is():
     assert unlabelled == labelled + 1
 
 
-def test_both_budgets_are_asked_for_by_what_the_rows_and_days_come_to():
+def test_both_budgets_follow_from_the_rows_and_days():
     by_rows, by_day = run_budget_trial(Calibration(), "white noise", series=2, rows=1000)
     assert (by_rows.series, by_rows.rows) == (2, 2000)
     assert by_rows.requested == pytest.approx(2 * 999 * 0.6 / 1000)

@@ -1,4 +1,4 @@
-"""What is said of a row does not change with the rows after it: series are cut anywhere and scored again."""
+"""The result for a row does not depend on later rows: series are cut at arbitrary rows and scored again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apps.finance.models.settings import FinanceModel
 from apps.finance.types import HOUR_NS, MINUTE_NS, FinanceInput, Series, usual_interval_ns
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -27,7 +27,7 @@ _MODEL = (
 
 
 def irregular(seed: int, length: int, shape: str, unseen: int) -> Series:
-    """A series whose usual interval changes on the way, with gaps, whose first ``unseen`` rows are missing."""
+    """A series with gaps whose interval changes and whose first ``unseen`` values are missing."""
     generator = np.random.Generator(np.random.Philox(seed))
     steps = np.where(np.arange(length) < generator.integers(20, length), MINUTE_NS, generator.integers(2, 40) * HOUR_NS)
     steps = steps * np.where(generator.uniform(size=length) < 0.1, generator.integers(1, 60, length), 1)
@@ -48,7 +48,7 @@ shapes = st.sampled_from(["price", "counts", "plateau", "sensor", "bursts"])
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(30, 399), shapes, st.sampled_from([0, 0, 5, 40]))
-def test_a_series_cut_anywhere_is_scored_as_it_was_until_there(seed, cut, shape, unseen):
+def test_scores_do_not_change_when_later_rows_are_cut_off(seed, cut, shape, unseen):
     whole = irregular(seed, 400, shape, unseen)
     part = of(whole.times_ns[:cut], whole.target[:cut])
     np.testing.assert_array_equal(
@@ -56,7 +56,7 @@ def test_a_series_cut_anywhere_is_scored_as_it_was_until_there(seed, cut, shape,
         tabulate(part, context=24, horizon=4).rows[24 + unseen :],
     )
     (one,), (two,) = forecast(_MODEL, [whole], stride=2), forecast(_MODEL, [part], stride=2)
-    # The network multiplies in float32, and in another order where a batch has another size.
+    # The network computes in float32, in an order that depends on the batch size.
     scale = np.nanmax(np.abs(whole.target))
     np.testing.assert_allclose(one.quantiles[:cut], two.quantiles, rtol=2e-3, atol=1e-4 * scale)
     np.testing.assert_allclose(one.surprise[:cut], two.surprise, rtol=2e-3, atol=2e-3)
@@ -64,7 +64,7 @@ def test_a_series_cut_anywhere_is_scored_as_it_was_until_there(seed, cut, shape,
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=300), st.integers(1, 300))
-def test_the_usual_interval_is_that_of_the_rows_so_far(steps, cut):
+def test_the_typical_interval_uses_only_earlier_rows(steps, cut):
     times = np.cumsum(steps)
     found = trailing_interval_ns(times)
     np.testing.assert_array_equal(found[:cut], trailing_interval_ns(times[:cut]))

@@ -1,4 +1,4 @@
-"""Clocks in a named zone: the hour that comes twice, the one that is skipped, and a zone that the header names."""
+"""Local times in a named zone: the repeated hour, the skipped hour, and a zone named in the header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.errors import InvalidInputError
 
 BERLIN = TableOptions(zone="Europe/Berlin")
 NIGHT = [f"2024-10-27 {hour}:{minute:02d}" for hour in ("01", "02", "02", "03") for minute in (0, 15, 30, 45)]
-"""What a clock in Berlin shows in the night in which it is put back."""
+"""Local times in Berlin in the night in which summer time ends."""
 
 
 def read(folder: Path, times: list[str], options: TableOptions = DEFAULT_OPTIONS, label: str = "time") -> Contents:
@@ -36,18 +36,18 @@ def test_rows_sorted_by_the_clock_keep_both_hours_in_the_order_of_the_file(tmp_p
 @pytest.mark.parametrize(
     "times",
     [
-        sorted(NIGHT)[::-1],  # which of two stood first before they were sorted cannot be known
-        sorted(NIGHT[:9] + NIGHT[10:]),  # which of the hours has lost a row neither
+        sorted(NIGHT)[::-1],  # the order before sorting cannot be known
+        sorted(NIGHT[:9] + NIGHT[10:]),  # nor can the hour that lacks a row
         NIGHT[:7] + NIGHT[8:9] + NIGHT[7:8] + NIGHT[9:],
     ],
 )
-def test_rows_of_the_hour_that_comes_twice_are_refused_where_their_order_does_not_tell(tmp_path, times):
+def test_rows_in_a_repeated_hour_are_refused_if_their_order_is_ambiguous(tmp_path, times):
     sentence = r"'2024-10-27 02:\d\d' is in an hour that occurs twice in Europe/Berlin.*does not say which.*\+01:00"
     with pytest.raises(InvalidInputError, match=sentence):
         read(tmp_path, times, BERLIN)
 
 
-def test_a_row_that_came_late_is_not_taken_for_the_step_back(tmp_path):
+def test_a_late_row_is_not_taken_as_the_clock_set_back(tmp_path):
     times = [f"2024-10-27 02:{minute:02d}" for minute in (0, 20, 15, 40, 50, 5, 30, 55)]
     (series,) = read(tmp_path, ["2024-10-27 01:00", *times, "2024-10-27 03:00"], BERLIN).series
     assert [iso_utc(int(time))[11:16] for time in series.times_ns] == [
@@ -55,7 +55,7 @@ def test_a_row_that_came_late_is_not_taken_for_the_step_back(tmp_path):
     ]
 
 
-def test_rows_that_show_the_hour_once_are_taken_for_the_first_and_that_is_said(tmp_path):
+def test_times_that_occur_once_are_taken_as_the_earlier_hour_with_a_note(tmp_path):
     contents = read(tmp_path, NIGHT[:8] + NIGHT[12:], BERLIN)
     assert iso_utc(int(contents.series[0].times_ns[7])) == "2024-10-27T00:45:00Z"
     how = "each time occurs once and was taken as the earlier hour"
@@ -69,7 +69,7 @@ def test_rows_that_show_the_hour_once_are_taken_for_the_first_and_that_is_said(t
         [f"2024-03-31 {hour:02d}:00" for hour in range(6)],
     ],
 )
-def test_an_hour_that_the_clock_skips_in_spring_is_refused(tmp_path, times):
+def test_a_time_in_the_skipped_hour_of_spring_is_refused(tmp_path, times):
     with pytest.raises(
         InvalidInputError, match=r"'2024-03-31 02:00' is in an hour that does not exist in Europe/Berlin.*option 'zone'"
     ):

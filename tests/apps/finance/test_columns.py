@@ -1,4 +1,4 @@
-"""Which column is scored, and which columns tell several series in one file apart."""
+"""Which column is scored, and which columns identify several series in one file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
         ("Date,Open,High,Low,Close*,Adj Close**,Volume", "Adj Close**"),
     ],
 )
-def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, scored):
+def test_the_value_is_found_by_name_and_identifiers_are_never_scored(tmp_path, header, scored):
     width = header.count(",")
     rows = [
         ",".join([day, *(str(100 + row + 7 * column + row % 3) for column in range(width))])
@@ -78,7 +78,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     assert any("sorted" in note for note in series.notes)
 
 
-def test_bid_and_ask_without_a_price_are_scored_in_their_middle(tmp_path):
+def test_the_mean_of_bid_and_ask_is_scored_if_there_is_no_price(tmp_path):
     rows = [f"{day},{row},{100 + row % 5},{101 + row % 5}" for row, day in enumerate(DAYS)]
     for header in ("timestamp,index,bid,ask", "timestamp,index,Bid Price,Offer"):
         series = read_series(written(tmp_path, header, rows))
@@ -88,7 +88,7 @@ def test_bid_and_ask_without_a_price_are_scored_in_their_middle(tmp_path):
     assert read_series(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
 
 
-def test_a_column_that_numbers_rows_is_scored_only_where_it_is_named(tmp_path):
+def test_an_identifier_column_is_scored_only_on_request(tmp_path):
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
     with pytest.raises(InvalidInputError, match=r"'id' identifies rows and is not a value.*option 'value'"):
         read_series(path)
@@ -128,7 +128,7 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
 
 
 @pytest.mark.parametrize("label", ["PERMNO", "security_id", "instrument_id", "gvkey", "secid"])
-def test_series_that_a_number_tells_apart_are_kept_apart(tmp_path, label):
+def test_series_named_by_a_number_column_are_kept_apart(tmp_path, label):
     rows = [f"{day} 09:30,{number},{row * number}" for row, day in enumerate(DAYS) for number in (101, 204)]
     contents = read_contents(written(tmp_path, f"date,{label},PRC", rows))
     assert [one.name for one in contents.series] == ["101", "204"]
@@ -137,7 +137,7 @@ def test_series_that_a_number_tells_apart_are_kept_apart(tmp_path, label):
 
 
 @pytest.mark.parametrize("label", ["id", "desk_id", "account", "strike", "expiry", "Tenor"])
-def test_rows_that_a_number_may_tell_apart_are_refused_until_the_option_series_names_it(tmp_path, label):
+def test_rows_distinguished_by_a_number_column_need_the_option_series(tmp_path, label):
     cell = "{}M" if label == "Tenor" else "{}"
     rows = [f"{day} 09:30,{cell.format(number)},{row}" for row, day in enumerate(DAYS) for number in (3, 6)]
     path = written(tmp_path, f"date,{label},PRC", rows)
@@ -146,7 +146,7 @@ def test_rows_that_a_number_may_tell_apart_are_refused_until_the_option_series_n
     assert len(read_contents(path, TableOptions(series=label)).series) == 2
 
 
-def test_a_chain_of_options_is_refused_by_all_that_says_which_contract_it_is(tmp_path):
+def test_an_option_chain_is_refused_with_all_columns_that_identify_the_contract(tmp_path):
     rows = [
         f"{day} 09:30,{strike},{expiry},{right},{row}.5"
         for row, day in enumerate(DAYS)
@@ -190,7 +190,7 @@ def test_trades_of_both_sides_at_the_same_time_are_one_series(tmp_path):
     assert len(series) == 30 and "30 rows had the same time as another" in series.notes[-1]
 
 
-def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
+def test_unsorted_series_are_sorted_and_counted_in_a_note(tmp_path):
     rows = [f"{day},{ticker},{row}" for ticker in "AB" for row, day in reversed(list(enumerate(DAYS)))]
     contents = read_contents(written(tmp_path, "date,ticker,close", rows))
     assert contents.series[0].target[0] == 0
@@ -198,7 +198,7 @@ def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
     assert np.isfinite(contents.series[1].target).all()
 
 
-def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
+def test_a_number_column_named_like_an_identifier_is_a_value(tmp_path):
     rows = [f"{day},{100 + row % 3}" for row, day in enumerate(DAYS)]
     series = read_series(written(tmp_path, "date,stock", rows), TableOptions(value="stock"))
     assert len(series) == 30 and series.column == "stock"
@@ -240,7 +240,7 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
         "{} Mrd",
     ],
 )
-def test_amounts_that_are_not_written_as_numbers_are_not_left_out_without_a_word(tmp_path, cell):
+def test_columns_of_formatted_amounts_are_left_out_with_a_note(tmp_path, cell):
     rows = [f'2024-01-{day:02d};"{cell.format(340 + day)}";{day}' for day in range(1, 30)]
     path = written(tmp_path, "Date;PnL;Delta", rows)
     contents = read_contents(path)
@@ -255,13 +255,13 @@ def test_amounts_that_are_not_written_as_numbers_are_not_left_out_without_a_word
     assert read_contents(path, TableOptions(value="Trades")).series[0].target[0] == 1
 
 
-def test_a_column_of_words_is_left_out_without_a_word(tmp_path):
+def test_a_text_column_is_left_out_without_a_note(tmp_path):
     rows = [f"2024-01-{day:02d},order A{day},{day}" for day in range(1, 30)]
     (tmp_path / "p.csv").write_text("\n".join(["Date,note,Trades", *rows]) + "\n")
     assert not any("note" in one for one in read_contents(tmp_path / "p.csv").notes)
 
 
-def test_empty_columns_are_told_of_in_one_note_and_a_column_without_a_name_is_called_so(tmp_path):
+def test_empty_columns_share_one_note_and_an_unnamed_column_is_described(tmp_path):
     rows = "".join(f"2024-01-{day:02d},{day},,,\n" for day in range(1, 32))
     (tmp_path / "a.csv").write_text(",OBS_VALUE,OBS_COM,BREAKS,COVERAGE\n" + rows)
     notes = read_contents(tmp_path / "a.csv").notes

@@ -1,4 +1,4 @@
-"""The threshold follows a series: as many events as were asked for, on any series, and each strong row an event."""
+"""The adaptive threshold: as many events as were asked for on any series, and every strong row is an event."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def series(times: np.ndarray) -> Series:
 
 @settings(max_examples=100, deadline=None)
 @given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.02, 0.1]), st.integers(0, 299))
-def test_what_was_said_does_not_change_with_what_comes_later(values, start, step, cut):
+def test_reports_do_not_depend_on_later_rows(values, start, step, cut):
     control, due = Control(start=start, step=step), 0.02 * np.arange(len(values))
     whole, part = report(values, due, control), report(values[:cut], due[:cut], control)
     np.testing.assert_array_equal(whole.scores[:cut], part.scores)
@@ -31,7 +31,7 @@ def test_what_was_said_does_not_change_with_what_comes_later(values, start, step
 
 @settings(max_examples=100, deadline=None)
 @given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.05]))
-def test_no_row_below_the_threshold_speaks_and_the_first_above_it_does(values, start, step):
+def test_the_first_row_above_the_threshold_is_reported_and_none_below(values, start, step):
     found = report(values, 0.01 * np.arange(len(values)), Control(start=start, step=step))
     spoken = np.flatnonzero(found.scores)
     assert (values[spoken] >= found.thresholds[spoken] - 1e-9).all()
@@ -40,7 +40,7 @@ def test_no_row_below_the_threshold_speaks_and_the_first_above_it_does(values, s
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.04, 0.06])
-def test_series_of_any_spread_get_the_events_that_were_asked_for_through_a_shift(spread):
+def test_series_of_any_spread_meet_the_budget_through_a_shift(spread):
     generator = np.random.default_rng(7)
     values = np.clip(generator.exponential(spread, 60_000), 0, 1)
     values[30_000:] = np.clip(1.5 * values[30_000:], 0, 1)
@@ -58,8 +58,8 @@ def test_a_quiet_series_stays_quiet_however_long_it_waits():
     assert not found.scores.any() and found.thresholds[-1] == pytest.approx(0.18)
 
 
-def test_who_asks_for_more_events_gets_no_fewer():
-    """Ordinary rows do not run together into one event that never ends."""
+def test_a_larger_budget_never_gives_fewer_events():
+    """Ordinary rows do not merge into one endless event."""
     generator = np.random.default_rng(5)
     values = np.clip(generator.normal(0.13, 0.03, 30_000) + generator.exponential(0.02, 30_000), 0, 1)
 
@@ -79,7 +79,7 @@ def test_an_event_raises_the_threshold_and_the_rows_without_one_lower_it():
     found = report(values, Budget(per_1000_rows=1.0).due(2000), Control(start=0.3, step=0.1, strong=0.2))
     assert found.thresholds[[0, 500, 501]] == pytest.approx([0.3, 0.25, 0.35], abs=2e-4)
     assert found.thresholds[1500] == pytest.approx(0.25, abs=1e-3)
-    values[500] = 0.9  # a true anomaly makes nobody deaf
+    values[500] = 0.9  # a true anomaly does not raise the threshold
     strong = report(values, Budget(per_1000_rows=1.0).due(2000), Control(start=0.3, step=0.1, strong=0.2))
     assert strong.thresholds[501] == pytest.approx(0.25, abs=2e-4)
 
@@ -94,7 +94,7 @@ def test_a_shift_in_the_wake_of_a_stronger_one_is_an_event():
 @pytest.mark.parametrize("settled", [0.4, 0.5, 0.75])
 @pytest.mark.parametrize("after", [60, 100, 160])
 def test_a_shift_while_the_score_of_the_first_stays_high_is_an_event(settled, after):
-    """Of a series that stays at its new level, the score stays high: it settles below its peak, above the threshold."""
+    """If a series stays at its new level, the score settles below its peak but above the threshold."""
     values = np.full(1000, 0.1)
     values[300:500] = settled + 0.02 * np.random.default_rng(3).uniform(size=200)
     values[300], values[300 + after] = 1.0, np.hypot(settled, 0.5)
@@ -105,7 +105,7 @@ def test_a_shift_while_the_score_of_the_first_stays_high_is_an_event(settled, af
 
 @pytest.mark.parametrize("after", [13, 30, 40])
 def test_a_bad_print_soon_after_another_is_an_event(after):
-    """What is held of the first is no reason to keep silent once the score is ordinary again."""
+    """The held score of the first print does not suppress a report once the score is ordinary again."""
     values = np.full(1000, 0.1)
     values[300] = values[300 + after] = 0.6
     found = report(values, np.zeros(1000), Control(start=0.35))
@@ -125,7 +125,7 @@ def test_a_score_that_rises_little_by_little_is_one_event():
     assert not report(values, np.zeros(600), Control(start=0.35)).renewed.any()
 
 
-def test_a_budget_by_the_day_is_one_of_rows_where_rows_are_regular_and_stands_still_over_gaps():
+def test_a_daily_budget_equals_one_by_rows_on_regular_rows_and_pauses_in_gaps():
     hourly = series(np.arange(500) * HOUR_NS)
     assert Budget(per_day=0.24).rate(hourly) == pytest.approx(10.0)
     due = Budget(per_day=0.24).expected(hourly)

@@ -1,4 +1,4 @@
-"""Splits and dividends are named as such, and do not hide or make other events."""
+"""Splits and dividends are reported as such, and neither hide nor cause other events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.deploy.predictor import Request
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -45,7 +45,7 @@ def share(*, new: int = 4, old: int = 1, matching: bool = True) -> dict[str, np.
 def ask(
     predictor: FinancePredictor, path: Path, made: dict[str, np.ndarray], names: dict[str, str], **options: str
 ) -> dict[str, Any]:
-    """What is said of a file with these columns, without pictures."""
+    """The result of a file with these columns, without pictures."""
     lines = [",".join(["date", *names.values()])]
     for row in range(ROWS):
         lines.append(",".join([iso_utc(int(TIMES[row]))[:10], *(str(made[name][row]) for name in names)]))
@@ -56,7 +56,7 @@ def ask(
 
 
 def days(result: dict[str, Any]) -> dict[str, list[str]]:
-    """The days of events that begin from row 400 on, by what they are."""
+    """The days of events that begin from row 400 on, by note, or by channel without one."""
     found: dict[str, list[str]] = {}
     for event in result["events"]:
         if event["start"] >= iso_utc(int(TIMES[400])):
@@ -68,7 +68,7 @@ SPLIT_DAY, JUMP_DAY = iso_utc(int(TIMES[SPLIT]))[:10], iso_utc(int(TIMES[JUMP]))
 NAMES = {"close": "Close", "adjusted": "Adj Close", "volume": "Volume"}
 
 
-def test_the_adjusted_close_is_scored_where_it_is_there_and_its_adjustments_are_noted(predictor, tmp_path):
+def test_the_adjusted_close_is_scored_if_present_and_its_adjustments_are_noted(predictor, tmp_path):
     response = ask(predictor, tmp_path / "share.csv", share(), NAMES)
     assert response["series"]["column"] == "Adj Close"
     assert "column 'Adj Close' is adjusted for 1 split and 2 dividends" in response["series"]["notes"]
@@ -80,27 +80,25 @@ def test_the_adjusted_close_is_scored_where_it_is_there_and_its_adjustments_are_
     ("new", "old", "name"), [(4, 1, "4-for-1 split"), (3, 2, "3-for-2 split"), (1, 10, "1-for-10 reverse split")]
 )
 @pytest.mark.parametrize("column", ["adjusted", "volume"])
-def test_a_split_is_named_by_the_adjusted_close_or_by_the_volume_and_is_one_row(
-    predictor, tmp_path, new, old, name, column
-):
+def test_a_split_is_found_by_adjusted_close_or_volume_as_one_row(predictor, tmp_path, new, old, name, column):
     names = {"close": "Close", column: NAMES[column]}
     response = ask(predictor, tmp_path / "share.csv", share(new=new, old=old), names, value="Close")
     found = days(response)
     assert found[name] == [SPLIT_DAY]
     (event,) = [event for event in response["events"] if event.get("note") == name]
     assert event["channel"] == "corporate_action" and event["start"] == event["end"]
-    # The price after the split is where it is expected, and the fall 200 days later is an event of its own.
+    # The price after the split is as expected, and the fall 200 days later is a separate event.
     assert event["observed"] == pytest.approx(event["expected"], rel=0.1) and JUMP_DAY in found["jump"]
     assert all(SPLIT_DAY not in listed for kind, listed in found.items() if kind != name)
 
 
-def test_half_a_price_is_no_split_where_the_volume_tells_of_a_crash(predictor, tmp_path):
+def test_a_halved_price_is_no_split_if_the_volume_suggests_a_crash(predictor, tmp_path):
     names = {"close": "Close", "volume": "Volume"}
     found = days(ask(predictor, tmp_path / "share.csv", share(new=2, matching=False), names))
     assert SPLIT_DAY in found["jump"] and not any("split" in kind for kind in found)
 
 
-def test_a_dividend_is_listed_where_it_shows_and_never_scored(predictor):
+def test_a_dividend_is_listed_if_visible_and_never_scored(predictor):
     generator = np.random.default_rng(2)
     adjusted = 100 * np.exp(np.cumsum(0.005 * generator.standard_normal(ROWS)))
     paid = np.where(np.arange(ROWS) < 300, 0.9 * 0.995, np.where(np.arange(ROWS) < 600, 0.9, 1.0))

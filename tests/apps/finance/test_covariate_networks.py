@@ -37,7 +37,7 @@ from shared.serve.settings import Settings
 from tests.apps.finance.loads import INPUT, forecaster, frame, library, table, written
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _refuse_to_export(model: Any) -> Any:
-    """In place of a network to be written as ONNX, which takes torch half a minute; those of an import are."""
+    """Replaces the ONNX export, which takes half a minute; the test of imports exports its networks."""
     raise NotImplementedError("not here")
 
 
@@ -103,7 +103,7 @@ def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(tra
 
 
 def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trained, tmp_path, capsys):
-    """As on reviewed cases: a table of some of the series, and of one more, with other words."""
+    """As with reviewed cases: a table with some of the series, a further series, and other words."""
     artifact = trained / "models" / "tft-anomaly" / "1"
     made = frame("bc").assign(region=lambda one: one["region"].replace("c", "a new one"))
     made["holiday"] = made["holiday"].replace("easter", "carnival")
@@ -143,7 +143,7 @@ def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_the
         assert 'data-sample="synthetic_market"' in shipped.get("/finance").text
 
 
-def test_what_a_server_keeps_of_a_table_has_its_words(predictor, trained):
+def test_the_table_a_server_keeps_includes_its_text_columns(predictor, trained):
     request = Request(files=(trained / "load.csv",), options={"series": "region"})
     codec = FinanceCodec(predictor)
     decoded = codec.decode(request)
@@ -155,7 +155,7 @@ def test_what_a_server_keeps_of_a_table_has_its_words(predictor, trained):
         np.testing.assert_array_equal(one.values["wind"], item.series.values["wind"])
 
 
-def test_what_is_fitted_is_told_before_training(tmp_path):
+def test_fitted_covariates_are_printed_before_training(tmp_path):
     data = table(written(tmp_path, frame()))
     facts = data.facts(data.fit_input(INPUT))
     assert facts["known ahead"].startswith("temperature (mean 1") and facts["known ahead"].endswith("holiday (3 words)")
@@ -163,7 +163,7 @@ def test_what_is_fitted_is_told_before_training(tmp_path):
 
 
 class Knowing(LibraryForecaster):
-    """A network that has learnt what ``frame`` makes the load of, but for its noise."""
+    """A network that knows exactly how ``frame`` computes the load, except for the noise."""
 
     def forward(self, reals: torch.Tensor, categories: torch.Tensor, target_scale: torch.Tensor) -> torch.Tensor:
         mean, deviation = self.settings.scalers["of_temperature"]
@@ -176,8 +176,8 @@ class Knowing(LibraryForecaster):
         return load[..., None] + torch.tensor([-2.05, -1.28, -0.67, 0.0, 0.67, 1.28, 2.05])
 
 
-def test_a_value_that_only_its_covariates_belie_is_found_by_its_forecast(tmp_path):
-    """As much load on a holiday as on an ordinary day: within the range of the load, and far from its forecast."""
+def test_a_value_unusual_only_given_its_covariates_is_found_by_its_forecast(tmp_path):
+    """A holiday with the load of a working day: within the usual range, but far from its forecast."""
     data = table(written(tmp_path, frame()))
     torch.manual_seed(0)
     model = Knowing(tiny().model.sized(library(data)), data.fit_input(INPUT))
@@ -229,8 +229,8 @@ def test_series_in_another_unit_than_in_training_are_noted(predictor, tmp_path):
     assert note.startswith("1 series vary more than 4 times") and "'b' 950 times as much;" in note and "'a'" not in note
 
 
-def test_no_unit_is_suspected_of_series_that_mostly_stand_still(predictor, tmp_path):
-    """A feed that has stopped, and a count of rare things, vary by how often they move."""
+def test_mostly_constant_series_get_no_unit_note(predictor, tmp_path):
+    """How much a stopped feed or a count of rare events varies depends on how often it moves."""
     still = frame().assign(load=7.0)
     still.loc[still.index[::40], "load"] = 900.0
     still.loc[still["region"] == "a", "load"] = 7.0
@@ -238,7 +238,7 @@ def test_no_unit_is_suspected_of_series_that_mostly_stand_still(predictor, tmp_p
     assert not [note for note in notes if "as in training" in note]
 
 
-def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
+def test_words_and_series_unseen_in_training_are_unknown_and_noted(predictor, tmp_path):
     other = frame("a").assign(region="c", holiday="carnival")
     notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
     assert "the network was not trained on 1 words of column 'holiday' and treats them as unknown: 'carnival'" in notes

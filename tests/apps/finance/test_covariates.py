@@ -1,4 +1,4 @@
-"""A user's own covariates and groups: read, fitted on the rows that train, trained, resumed, refused."""
+"""A user's own covariates and groups: read, fitted on the training rows, trained, resumed, refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.errors import InvalidInputError
 from tests.apps.finance.loads import INPUT, ROWS, TRAINING, forecaster, frame, library, table, written
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -49,7 +49,7 @@ def test_scalers_and_words_are_those_of_the_rows_that_train(tmp_path):
     }
 
 
-def test_names_come_with_commas_or_spaces_and_are_recorded_apart():
+def test_covariate_names_may_be_separated_by_commas_or_spaces():
     spaced = Table(path="x.csv", known=("temperature", "holiday"), observed=("wind",))
     assert Table(path="x.csv", known=("temperature, holiday",), observed=("wind,",)) == spaced
     with pytest.raises(InvalidInputError, match="the covariate 'wind' is named twice"):
@@ -98,7 +98,7 @@ def test_the_loss_does_not_depend_on_the_unit_and_counts_series_alike(tmp_path):
     assert loss(one) == pytest.approx(loss(other), rel=1e-3)
 
 
-def test_words_are_forgotten_in_some_training_windows_by_their_key_alone(tmp_path):
+def test_words_are_hidden_in_some_training_windows_as_a_function_of_the_key(tmp_path):
     from shared.data.order import Key
 
     data = table(written(tmp_path, frame()), stride=1)
@@ -142,7 +142,7 @@ def test_the_network_of_a_checkpoint_keeps_its_own_covariates(tmp_path):
     assert alone.fit_input(replace(INPUT, library=imported)).library == imported
 
 
-def test_columns_whose_names_differ_in_signs_alone_are_all_taken(tmp_path):
+def test_columns_whose_names_differ_only_in_punctuation_are_all_used(tmp_path):
     made = frame().rename(columns={"temperature": "a b", "holiday": "a_b_2", "wind": "a.b"})
     found = library(table(written(tmp_path, made), known=("a b", "a_b_2"), observed=("a.b",)))
     assert found.covariates == ("a b", "a_b_2", "a.b")
@@ -157,7 +157,7 @@ def test_columns_of_any_name_can_be_covariates(tmp_path):
     assert np.isfinite(made.quantiles[INPUT.context :]).all()
 
 
-def test_a_column_of_several_files_is_of_words_where_one_of_them_has_words(tmp_path):
+def test_a_column_is_text_if_any_of_several_files_has_text_in_it(tmp_path):
     (tmp_path / "parts").mkdir()
     early = frame("a")
     early["holiday"] = ""
@@ -210,7 +210,7 @@ def test_booleans_are_numbers_where_the_network_was_trained_on_0_and_1(tmp_path)
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
 
 
-def test_booleans_of_several_files_are_two_words_and_those_of_a_network_trained_before_stay(tmp_path):
+def test_booleans_of_several_files_are_two_words_and_existing_codes_stay(tmp_path):
     (tmp_path / "parts").mkdir()
     promotion = np.arange(ROWS) // 24 % 3 == 0
     for name, spelling in (("a", "pandas"), ("b", "a data base"), ("c", "a spreadsheet")):
@@ -248,7 +248,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_what_cannot_be_a_covariate_is_refused_in_a_sentence(tmp_path, monkeypatch, what):
+def test_unusable_covariates_are_refused_with_the_reason(tmp_path, monkeypatch, what):
     monkeypatch.setattr("apps.finance.datasets.covariates.MAX_CATEGORIES", MAX_CATEGORIES if what != "words" else 600)
     settings, sentence = REFUSED[what]
     sentence = sentence.replace(str(MAX_CATEGORIES), "600")

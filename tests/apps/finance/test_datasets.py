@@ -31,7 +31,7 @@ from shared.errors import InvalidInputError
 from shared.recipe_file import save_recipe
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -166,20 +166,20 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ({"path": "short.csv"}, "has 2 series with at most 30 values; at least 60 are needed"),
     ],
 )
-def test_tables_that_cannot_be_are_refused(tmp_path, monkeypatch, settings, sentence):
+def test_unusable_tables_are_refused_with_the_reason(tmp_path, monkeypatch, settings, sentence):
     monkeypatch.chdir(tmp_path)
     frame(rows=30).write_csv("short.csv")
     with pytest.raises(InvalidInputError, match=sentence):
         named(**settings).train(INPUT)
 
 
-def test_the_later_part_of_each_series_validates_and_is_no_target_in_training(tmp_path):
+def test_the_later_part_of_each_series_is_only_used_for_validation(tmp_path):
     path = tmp_path / "a.csv"
     frame().write_csv(path)
     data = named(path=str(path), stride=1)
     train, validation = data.train(INPUT), data.validation(INPUT)
     cut = ROWS - ROWS // 5
-    # The table of covariates begins with `context` rows in front of each series.
+    # The covariate table has `context` rows of padding before each series.
     lengths = (cut + INPUT.context, ROWS + INPUT.context)
     assert [len(one.flat) for one in (train, validation)] == [2 * length for length in lengths]
     assert train.starts.max() - lengths[0] + INPUT.horizon == cut and validation.starts.min() == cut
@@ -189,7 +189,7 @@ def test_the_later_part_of_each_series_validates_and_is_no_target_in_training(tm
     changed.write_csv(tmp_path / "b.csv")
     other = named(path=str(tmp_path / "b.csv"), stride=1).train(INPUT)
     assert np.array_equal(train.flat, other.flat), "training does not see what validates"
-    # Rows that are labelled as anomalous are neither seen nor asked for.
+    # Rows labelled anomalous are neither inputs nor targets.
     observed = train.batch(np.flatnonzero(train.starts == 304), None)["observed"]
     assert observed.sum() == 0
 
@@ -322,7 +322,7 @@ def test_a_folder_that_is_not_the_benchmarks_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("usual", ["0.00", "-0.0", "no", "None", "N/A", "FALSE", "normal", ""])
-def test_what_people_write_for_nothing_is_no_label(tmp_path, usual):
+def test_common_spellings_of_no_label_are_not_labels(tmp_path, usual):
     lines = [f"2024-01-01T00:{minute:02d}:00Z,{minute},{'yes' if minute == 7 else usual}" for minute in range(30)]
     (tmp_path / "l.csv").write_text("\n".join(["time,value,odd", *lines]) + "\n")
     contents = read_contents(tmp_path / "l.csv", TableOptions(labels="odd"))
@@ -331,7 +331,7 @@ def test_what_people_write_for_nothing_is_no_label(tmp_path, usual):
 
 
 @pytest.mark.parametrize(("cells", "words"), [(("1", "-1"), "are 1 and -1"), (("1", "1"), "mark every row")])
-def test_labels_that_do_not_tell_the_usual_are_refused(tmp_path, cells, words):
+def test_ambiguous_labels_are_refused(tmp_path, cells, words):
     lines = [f"2024-01-01T00:{minute:02d}:00Z,{minute},{cells[minute % 2]}" for minute in range(30)]
     (tmp_path / "l.csv").write_text("\n".join(["time,value,odd", *lines]) + "\n")
     with pytest.raises(InvalidInputError, match=words):

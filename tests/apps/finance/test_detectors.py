@@ -1,4 +1,4 @@
-"""What every detector must keep to: causal scores, and what it has learnt as numbers of a manifest."""
+"""Requirements for every detector: causal scores, and a prior that survives the manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUTS = (90, 200, 333, 512, 699)
 
 
 def forecasted(seed: int, shape: str) -> ForecastedSeries:
-    """A synthetic series with the forecast that each row is as the one before, by the changes so far."""
+    """A synthetic series with persistence as the forecast and the spread of the changes so far."""
     series = markets.series(np.random.Generator(np.random.Philox(seed)), length=ROWS, shape=shape).series
     before = np.concatenate([series.target[:1], series.target[:-1]])
     change = np.abs(np.diff(series.target, prepend=series.target[0]))
@@ -59,7 +59,7 @@ def test_a_detector_scores_a_row_from_it_and_earlier_rows_alone(name):
 
 
 @pytest.mark.parametrize("name", [*DETECTORS, *CANDIDATES])
-def test_what_a_detector_has_learnt_goes_through_a_manifest_and_stays_causal(name):
+def test_a_fitted_detector_survives_the_manifest_and_stays_causal(name):
     fitted = ALL[name].fit([forecasted(seed, "utilisation") for seed in range(3)])
     assert ALL[name].prior == (), "fitting makes another detector"
     prior = json.loads(json.dumps(list(fitted.prior)))
@@ -77,7 +77,7 @@ def test_a_detector_that_looks_ahead_is_caught():
         assert_causal(RankedStatistic(channel="ahead", statistic=ahead))
 
 
-def test_a_calibration_is_read_from_a_manifest_that_says_more():
+def test_a_calibration_ignores_further_entries_of_the_manifest():
     found = from_manifest({"prior": {"high_volatility": [1.0], "jump": [3.0]}, "threshold": 0.31, "stride": 4})
     assert found.prior == {"high_volatility": [1.0], "jump": [3.0]}
     assert found.threshold == 0.31
@@ -92,13 +92,13 @@ def test_a_calibration_is_read_from_a_manifest_that_says_more():
         ({"memory": "x"}, "memory"),
     ],
 )
-def test_a_calibration_of_other_types_is_refused_in_a_sentence(wrong, where):
+def test_a_calibration_with_wrong_types_is_refused_with_the_reason(wrong, where):
     with pytest.raises(InvalidInputError, match=f"calibration cannot be used: {where}"):
         from_manifest(wrong)
 
 
 def test_amplitude_is_measured_from_where_the_series_began():
-    """A level five spreads above the first 600 rows, with one value a hundred above it."""
+    """A level five spreads above the first 600 rows, with one value a hundred spreads above them."""
     one = forecasted(0, "price")
     values = np.tile([1.0, 2.0, 3.0], 400)
     values[900:] += 5

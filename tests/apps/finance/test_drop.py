@@ -1,4 +1,4 @@
-"""Two files dropped on a form that takes one: none is taken, and a sentence says so."""
+"""Two files dropped on a form that takes one are refused with a message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answered(route: Route) -> None:
         route.fulfill(body=FORM, content_type="text/html")
 
 
-def test_of_two_dropped_files_none_is_taken_and_a_sentence_says_so(page: Page) -> None:
+def test_two_dropped_files_are_refused_with_a_message(page: Page) -> None:
     page.route("http://127.0.0.1:9/**", answered)
     page.goto("http://127.0.0.1:9/finance")
     expect(page).to_have_title("ready")

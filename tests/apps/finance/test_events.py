@@ -1,4 +1,4 @@
-"""From scores to events: an algebra of intervals, and events as long as their causes."""
+"""From scores to events: properties of their intervals, and events as long as their causes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ controls = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(scores, controls)
-def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, control):
+def test_events_are_disjoint_ordered_and_begin_at_reports(values, control):
     spoken = report(values, 0.01 * np.arange(len(values)), control)
     found = event_spans(spoken, values, values >= 0.5)
     for first, last in found:
@@ -35,11 +35,11 @@ def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, co
         assert spoken.scores[first] >= spoken.thresholds[first] - 1e-9
     for (_, last), (first, _) in itertools.pairwise(found):
         assert first - last > 1 or (first - last == 1 and spoken.renewed[first])
-    # Every row of which the detector spoke lies in an event.
+    # Every reported row lies in an event.
     assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(spoken.scores))
 
 
-def test_one_disturbance_speaks_once_and_a_stronger_one_again():
+def test_a_disturbance_is_reported_once_and_a_stronger_one_again():
     values = np.zeros(1000)
     values[500:520] = 0.5
     values[510] = 0.9
@@ -59,16 +59,16 @@ def test_a_state_holds_an_event_open_for_a_while_and_no_longer():
     assert np.flatnonzero(lasting).tolist() == [*range(200, 249), 500]
     score = combine(channels)
     found = event_spans(report(score, np.zeros(900), Control(start=0.3)), score, lasting)
-    # The jump in the middle of a level that has not been there before is an event of its own.
+    # The jump in the middle of a new level is a separate event.
     assert found == [(200, 248), (500, 500)]
 
 
-def test_the_echo_of_a_mean_is_no_cause():
+def test_rows_in_which_a_mean_only_repeats_itself_are_not_active():
     channels = {name: np.zeros(400) for name in DETECTORS}
     channels["jump"][100] = 6
-    channels["high_volatility"][100:148] = 4  # a mean over 48 rows has seen one wild row
-    channels["move"][[100, 104]] = 5  # and a change over four rows sees it come and go
-    channels["rhythm"][200:300] = 5  # a hundred rows above what is usual
+    channels["high_volatility"][100:148] = 4  # a mean over 48 rows after one extreme row
+    channels["move"][[100, 104]] = 5  # and a change over four rows at its start and end
+    channels["rhythm"][200:300] = 5  # a hundred unusual rows
     lasting = active_rows(channels, 3.0)
     assert np.flatnonzero(lasting[:200]).tolist() == [100]
     assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["rhythm"].echo_rows
@@ -79,7 +79,7 @@ def _noise(seed: int, length: int = 1500) -> np.ndarray:
 
 
 def _scored(values: np.ndarray) -> list[tuple[int, int, str]]:
-    """First and last rows and the channel of each event, of a forecaster that expects the last value."""
+    """First row, last row and channel of each event, with persistence as the forecast."""
     change = np.diff(values, prepend=values[0])
     bands = np.concatenate([values[:1], values[:-1]])[:, None] + 0.1 * np.linspace(-2, 2, 7)
     forecast = Forecast(levels=(0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98), quantiles=bands, surprise=change[:, None] / 0.1)
@@ -93,12 +93,12 @@ def _scored(values: np.ndarray) -> list[tuple[int, int, str]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_one_wild_row_makes_an_event_of_its_own_length(seed):
+def test_a_single_extreme_row_makes_a_short_event(seed):
     values = _noise(seed)
     values[1000] += 5
     events = [event for event in _scored(values) if event[0] <= 1000 <= event[1]]
     ((first, last, channel),) = events
-    # Up and back again are the wild row and the one after it.
+    # The two changes are those of the extreme row and of the row after it.
     assert first == 1000 and last <= 1001
     assert channel in ("jump", "surprise")
 
@@ -119,7 +119,7 @@ def test_a_second_shift_of_the_level_is_an_event_of_its_own(first, second, apart
     values[1500 + apart :] += second
     events = [event for event in _scored(values) if 1480 <= event[0] <= 1700]
     assert [event[0] for event in events] == [1500, 1500 + apart] and events[0][1] < 1500 + apart
-    # It is named after what is new: the level has been one that the series had not had before.
+    # The event is named after what is new, because the level was already unusual.
     assert events[1][2] in ("jump", "discord", "beyond_range")
 
 

@@ -1,4 +1,4 @@
-"""Workbooks as banks write them: titles, merged cells, days as numbers, decimal commas in text, several sheets."""
+"""Workbooks in the style of banks: titles, merged cells, days as numbers, decimal commas in text, several sheets."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_workbook_without_a_series_is_refused_by_its_name(tmp_path, sheets, se
 
 
 @needs_fastexcel
-def test_what_is_no_workbook_or_reaches_too_far_is_refused(tmp_path):
+def test_invalid_and_oversized_workbooks_are_refused(tmp_path):
     (tmp_path / "a.xlsx").write_text("Date,Close\n")
     with pytest.raises(InvalidInputError, match=r"a\.xlsx cannot be read as a zip"):
         read_contents(tmp_path / "a.xlsx")

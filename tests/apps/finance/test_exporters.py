@@ -72,7 +72,7 @@ EXPORTS = {
 
 
 KLINES = "1706691600000,1,3,1,2,10,1706695199999,5,6,7,8,0\n1706695200000,2,4,2,3,20,1706698799999,5,6,7,8,0\n"
-"""What Binance publishes of its spot market: no header."""
+"""Binance's spot market files, which have no header."""
 LATER = {
     "Yahoo, the site's own, with a dividend's row of nulls": (
         "Date,Open,High,Low,Close,Adj Close,Volume\n2024-01-29,1,3,1,2,1.8,10\n"
@@ -223,7 +223,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("exporter", LATER)
-def test_exporters_of_the_documents_table(tmp_path, exporter):
+def test_exporters_in_the_documentation_are_read(tmp_path, exporter):
     text, (column, values, last), *options = LATER[exporter]
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     (series,) = read_contents(tmp_path / "a.csv", table_options(*options or [{}])).series
@@ -246,7 +246,7 @@ def test_exporters_of_the_documents_table(tmp_path, exporter):
         ("date,close\n45321,2\n45322,3\n", {}, "give the option unit"),
     ],
 )
-def test_what_exporters_leave_open_is_refused_with_the_option_that_settles_it(tmp_path, text, options, sentence):
+def test_ambiguous_exports_are_refused_naming_the_option_to_give(tmp_path, text, options, sentence):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InvalidInputError, match=sentence):
         read_contents(tmp_path / "a.csv", table_options(options))
@@ -292,7 +292,7 @@ def test_securities_side_by_side_with_the_same_dates_are_columns(tmp_path):
     ],
 )  # fmt: skip
 def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates(tmp_path, above, called):
-    """The second has a holiday more, so that it ends sooner and its rows are not those beside them."""
+    """The second security has one more holiday, so it ends sooner and its rows are shifted against the first."""
     second = [(day, 100 + n) for n, day in enumerate(DAYS) if n != 4]
     rows = [
         f"{day},{n}.5,#N/A N/A,,{','.join(map(str, second[n])) if n < len(second) else ','}"

@@ -1,4 +1,4 @@
-"""The fast path of the network that ships: equal to the unmodified TFT on windows of every kind of series."""
+"""The fast path of the shipped network equals the unmodified TFT on windows of every kind of series."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
 from shared.deploy.registry import shipped
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
 EXACT = 1e-6
-"""The largest difference allowed, relative to the largest output: 6.3e-7 is seen on one thread of AVX2."""
+"""The maximum difference relative to the largest output; 6.3e-7 was measured on one thread with AVX2."""
 
 
 def test_the_shipped_weights_forecast_the_same_on_the_fast_path_as_in_the_library():

@@ -1,4 +1,4 @@
-"""The network, its fast path, its windows: equal to the library, blind to the future, indifferent to units."""
+"""The network, its fast path and its windows: equal to the library, causal, independent of units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apps.finance.types import MINUTE_NS, QUANTILES, FinanceInput, Series
 from shared.data.order import Key
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -62,7 +62,7 @@ def test_the_fast_path_equals_the_unmodified_tft(hidden, continuous):
     expected = original(tft_inputs(*inputs))["prediction"]
     found = ours.raw(*inputs)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
-    # The gradients are the same, so that the two learn the same.
+    # The gradients are equal, so both learn the same.
     weights = torch.randn_like(expected)
     (expected * weights).sum().backward()
     (found * weights).sum().backward()
@@ -72,14 +72,14 @@ def test_the_fast_path_equals_the_unmodified_tft(hidden, continuous):
             torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_quantiles_rise_and_have_the_shape_that_is_said():
+def test_quantiles_increase_and_have_the_documented_shape():
     model = SMALL.build(INPUT).eval()
     quantiles = model(*batch())
     assert quantiles.shape == (6, 4, len(QUANTILES))
     assert bool((quantiles.diff(dim=-1) >= 0).all())
 
 
-def test_windows_are_indifferent_to_unit_and_level():
+def test_windows_do_not_depend_on_unit_and_level():
     one = made(5, shape="utilisation")
     other = Series(
         name="b",
@@ -112,7 +112,7 @@ def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
         name="b", times_ns=series.times_ns, values={"value": changed}, column="value", interval_ns=series.interval_ns
     )
     one, two = forecast(_MODEL, [series, other], stride=2)
-    # The band of a row is made before it; its surprise and score look at the row itself, and no further.
+    # The band of a row uses only earlier rows; its surprise and score also use the row itself, but no later rows.
     np.testing.assert_array_equal(one.quantiles[:cut], two.quantiles[:cut])
     np.testing.assert_array_equal(one.surprise[:cut], two.surprise[:cut])
     calibration = Calibration()
@@ -129,7 +129,7 @@ def test_every_row_after_the_first_few_is_forecast():
     assert np.isfinite(made_.quantiles[16:]).all() and np.isfinite(made_.surprise[20:]).all()
 
 
-def test_a_batch_of_series_gives_what_each_gives_alone():
+def test_a_batch_gives_the_same_results_as_single_series():
     series = [made(1), made(2, 180)]
     together = forecast(_MODEL, series, stride=4)
     for one, expected in zip(series, together, strict=True):
@@ -176,7 +176,7 @@ def test_synthetic_series_are_the_same_again_and_finite(shape):
 
 
 @pytest.mark.parametrize("kind", sorted(FAULTS))
-def test_faults_change_their_rows_and_none_before(kind):
+def test_faults_do_not_change_earlier_rows(kind):
     generator = np.random.Generator(np.random.Philox(11))
     values = SHAPES["utilisation"](generator, np.arange(600, dtype=np.int64) * MINUTE_NS)
     changed, end = FAULTS[kind](generator, values, 400, 40, 12.0)
@@ -184,7 +184,7 @@ def test_faults_change_their_rows_and_none_before(kind):
     assert 400 <= end < 600 and (changed[400 : end + 1] != values[400 : end + 1]).any()
 
 
-def test_the_market_has_bars_that_hold_together_and_four_labelled_events():
+def test_the_market_has_consistent_bars_and_four_labelled_events():
     found = markets.market(np.random.Generator(np.random.Philox(1)))
     bars = found.series.values
     assert (bars["high"] >= np.maximum(bars["open"], bars["close"])).all()

@@ -1,4 +1,4 @@
-"""A gap in time is an event of its own kind, and nights, weekends and what comes after a gap are none."""
+"""A gap in time is a separate kind of event; nights, weekends and the value after a gap are not events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series, usual_interva
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -58,15 +58,15 @@ def test_an_outage_of_a_series_that_never_stops_is_a_gap_each_time_and_sooner_th
         assert [gap.before for gap in gaps(of(rows[~early] * 5 * MINUTE_NS))] == known
 
 
-def test_what_is_missing_every_now_and_then_is_no_gap():
+def test_frequent_pauses_are_no_gaps():
     generator = np.random.default_rng(0)
     steps = np.where(generator.uniform(size=5000) < 0.01, generator.integers(6, 60, 5000), 1)
     found = gaps(of(np.cumsum(steps) * MINUTE_NS))
     assert len(found) <= 4
 
 
-def test_of_the_pauses_between_ticks_a_few_are_remembered_and_a_halt_is_still_a_gap():
-    """Every seventh step between ticks is a pause: with all of them at hand each gap was compared with each."""
+def test_few_pauses_between_ticks_are_kept_and_a_halt_is_still_a_gap():
+    """Every seventh step between ticks is a pause; if all were kept, each gap would be compared with all of them."""
     times = MONDAY_NS + np.cumsum(np.random.default_rng(0).exponential(3e7, 60_000))
     times[50_000:] += 2 * MINUTE_NS
     pauses = Pauses()
@@ -75,14 +75,14 @@ def test_of_the_pauses_between_ticks_a_few_are_remembered_and_a_halt_is_still_a_
 
 
 @pytest.mark.parametrize("cut", [70, 901, 905, 3000])
-def test_gaps_are_known_when_the_next_value_is_there(cut):
+def test_gaps_are_known_at_the_next_value(cut):
     rows = np.delete(np.arange(4000), np.r_[700:900, 2500:2550])
     whole = of(rows * MINUTE_NS)
     part = of(rows[:cut] * MINUTE_NS)
     assert gaps(part) == [gap for gap in gaps(whole) if gap.after < cut]
 
 
-def test_cells_without_a_value_are_a_gap_and_rows_that_are_not_there_are_told_once_of_a_table():
+def test_missing_cells_are_a_gap_and_missing_rows_are_reported_once_per_table():
     values = np.sin(np.arange(2000.0))
     values[1000:1100] = np.nan
     series = of(np.delete(np.arange(2050), np.r_[1500:1550]) * MINUTE_NS, values)
@@ -92,13 +92,13 @@ def test_cells_without_a_value_are_a_gap_and_rows_that_are_not_there_are_told_on
 
 
 def dead(length: int, since: int, *, end: int | None = None) -> Series:
-    """Rows of five minutes of which those from ``since`` on, or up to ``end``, have no value."""
+    """Five-minute rows without values from ``since`` on, or only until ``end``."""
     values = np.sin(np.arange(float(length)))
     values[since:end] = np.nan
     return of(MONDAY_NS + np.arange(length) * 5 * MINUTE_NS, values)
 
 
-def test_a_feed_that_is_dead_to_the_end_is_a_gap_also_where_other_columns_go_on():
+def test_a_stopped_feed_is_a_gap_even_if_other_columns_continue():
     for series in (dead(3000, 2900), replace(dead(3000, 2900), column_of_table=True)):
         (gap,) = gaps(series)
         assert (gap.before, gap.after, gap.open) == (2899, 2999, True)
@@ -109,8 +109,8 @@ def test_a_feed_that_is_dead_to_the_end_is_a_gap_also_where_other_columns_go_on(
 
 @pytest.mark.parametrize("since", [300, 1000, 1500, 2000, 3500])
 @pytest.mark.parametrize("weekdays", [False, True])
-def test_a_feed_that_seems_dead_is_no_gap_that_what_follows_takes_back(since, weekdays):
-    """Five-minute rows of two weeks; on weekdays alone the first pause of a weekend has rows without values, too."""
+def test_an_open_gap_is_not_reported_if_later_rows_could_retract_it(since, weekdays):
+    """Two weeks of five-minute rows; with ``weekdays``, the weekends have rows without values as well."""
     whole = dead(4032, since, end=since + 400)
     if weekdays:
         closed = (np.arange(4032) * 5 // 1440) % 7 >= 5
@@ -120,7 +120,7 @@ def test_a_feed_that_seems_dead_is_no_gap_that_what_follows_takes_back(since, we
     assert told <= starts
 
 
-def test_a_feed_that_is_dead_to_the_end_is_an_event_at_its_last_value():
+def test_a_stopped_feed_is_an_event_at_its_last_value():
     series = walk(0.0)
     values = np.where(np.arange(len(series)) >= 1900, np.nan, series.target)
     series = replace(series, times_ns=series.times_ns + MONDAY_NS, values={"v": values})
@@ -131,7 +131,7 @@ def test_a_feed_that_is_dead_to_the_end_is_an_event_at_its_last_value():
 
 
 def walk(jump: float) -> Series:
-    """A random walk by the minute that goes on over a gap of three hours, and then ``jump`` standard deviations off."""
+    """A random walk in minutes with a gap of three hours, after which it is ``jump`` standard deviations off."""
     steps = np.random.default_rng(3).standard_normal(2180)
     values = 1000 + np.delete(np.cumsum(steps), np.r_[1500:1680]) + np.where(np.arange(2000) >= 1500, jump, 0.0)
     return of(np.delete(np.arange(2180), np.r_[1500:1680]) * MINUTE_NS, values)
@@ -151,6 +151,6 @@ def test_a_gap_is_the_event_and_not_the_value_after_it_unless_that_is_unusual_to
     assert again.channel == "gap" and value.channel in ("jump", "beyond_range")
 
 
-def test_lengths_are_told_in_their_two_largest_units():
+def test_durations_are_written_in_their_two_largest_units():
     told = {90 * 10**9: "90 s", 5 * MINUTE_NS: "5 min", 26 * HOUR_NS: "1 d 2 h", 3 * DAY_NS: "3 d"}
     assert {length: duration(length) for length in told} == told

@@ -1,4 +1,4 @@
-"""Checkpoints of pytorch-forecasting, made by the library: read without running them, equal to it, and refused."""
+"""Checkpoints made by pytorch-forecasting: read without executing them, equal to the library, or refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import, on building a network and on saving one.
+    # Warnings of pytorch-forecasting and Lightning on import, on building a network and on saving one.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -43,7 +43,7 @@ ROWS, CONTEXT, HORIZON = 260, 8, 4
 
 
 def table() -> pd.DataFrame:
-    """Three series in hours with a rhythm, a level of their own and a covariate."""
+    """Three hourly series with a daily pattern, different levels and a covariate."""
     generator, parts = np.random.default_rng(0), []
     times = pd.date_range("2024-01-01", periods=ROWS, freq="h")
     for level, name in enumerate("abc"):
@@ -128,7 +128,7 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
     imported = import_tft([str(path)], named(tmp_path, frame))
     model = imported.network
     assert isinstance(model, LibraryForecaster) and imported.source["largest_difference_from_the_library"] < 1e-5
-    # Of these the last one alone takes a column of the table; what the times tell is none.
+    # Only the last one takes a column of the table; covariates computed from the times are no columns.
     assert imported.calibration["by_forecast"] is (name == "calendar")
     # The library reads its own checkpoint, makes its own windows and predicts the last rows of each series.
     original = TemporalFusionTransformer.load_from_checkpoint(path, weights_only=False)
@@ -142,7 +142,7 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
         assert float((found - wanted).abs().max()) < 2e-4 * float(wanted.abs().max())
     if name not in ("window", "calendar"):
         return
-    # And so does what serves it, with categories and without: its ONNX and, made of that, OpenVINO's program.
+    # The ONNX and OpenVINO programs that serve it also agree, with and without categories.
     artifact = write_imported(app, "pytorch-forecasting", imported, tmp_path / "models")
     assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
     (series, *_) = (item.series for item in named(tmp_path, frame).cases())
@@ -170,11 +170,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imported, Path]:
 
 
 def _refuse_to_export(model: Any) -> Any:
-    """In place of a network to be written as ONNX, which takes torch half a minute; two other networks here are."""
+    """Replaces the ONNX export, which takes half a minute; other tests here export two networks."""
     raise NotImplementedError("not here")
 
 
-def test_an_imported_model_is_an_artifact_that_answers(imported):
+def test_an_imported_model_is_a_working_artifact(imported):
     _, folder = imported
     artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     assert artifact.manifest.source["without_onnx"] == "NotImplementedError: not here"
@@ -221,7 +221,7 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
 
 
 def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp_path):
-    """Beside a price, which would be taken for the value, and with the booleans that were numbers in training."""
+    """The file also has a price, which would be guessed as the value, and words for booleans that were numbers."""
     frame = table().assign(
         promotion=lambda one: (one["row"] // 24 % 3 == 0).astype(float), price=lambda one: one["row"]
     )
@@ -277,14 +277,14 @@ def test_its_forecasts_do_not_look_ahead(imported):
         ({"group_ids": ["item", "phase"]}, "because it has several columns that name a series"),
     ],
 )
-def test_networks_that_a_table_cannot_feed_are_refused(tmp_path, settings, sentence):
+def test_networks_with_unsupported_inputs_are_refused(tmp_path, settings, sentence):
     frame = table().assign(level=1.0, phase="x")
     path = saved(library_data(frame, **settings), tmp_path / "tft.ckpt")
     with pytest.raises(InvalidInputError, match=sentence):
         import_tft([str(path)], named(tmp_path, frame))
 
 
-def test_what_is_no_checkpoint_of_a_tft_and_a_missing_table_are_refused(tmp_path, imported):
+def test_other_checkpoints_and_a_missing_table_are_refused(tmp_path, imported):
     _, folder = imported
     with pytest.raises(InvalidInputError, match=r"are fitted again: --data table --data\.path FILE"):
         import_tft([str(folder / "tft.ckpt")], None)
@@ -300,13 +300,13 @@ def test_what_is_no_checkpoint_of_a_tft_and_a_missing_table_are_refused(tmp_path
 
 
 class Trap:
-    """Runs a function where it is unpickled as usual."""
+    """Calls a function if it is unpickled in the usual way."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("sprung"),)
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path, monkeypatch, imported):
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, imported):
     _, folder = imported
     monkeypatch.chdir(tmp_path)
     content = torch.load(folder / "tft.ckpt", weights_only=False)

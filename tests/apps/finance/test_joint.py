@@ -1,4 +1,4 @@
-"""Several columns at once: faults that no column shows by itself, and which columns they are in."""
+"""Joint scores: faults that no single column shows, and the columns in which they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -58,7 +58,7 @@ def test_the_unit_of_a_column_and_missing_values_do_not_matter():
     assert np.isfinite(scored(replace(series, values=gappy))).all()
 
 
-def test_together_the_columns_show_what_none_of_them_does():
+def test_the_joint_score_finds_faults_that_no_single_column_shows():
     together, alone = basket_trial(Calibration(threshold=0.36), baskets=4)
     assert set(together.number) == set(KINDS) and all(number == 4 for number in together.number.values())
     assert sum(together.hit.values()) >= sum(alone.hit.values()) + 2

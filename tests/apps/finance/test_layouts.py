@@ -1,4 +1,4 @@
-"""Files as exports make them: titles, further header lines, totals, empty columns, marks and units of numbers."""
+"""Layouts of exported files: titles, further header lines, totals, empty columns, decimal marks and units."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
         ("date,close\n" + ROWS + ",7.5\n", "everything from line 5 on was left out: an empty cell is not a time"),
     ],
 )
-def test_what_stands_around_the_rows_is_left_out_and_told(tmp_path, text, note):
+def test_text_around_the_rows_is_left_out_with_a_note(tmp_path, text, note):
     series = read(tmp_path, text)
     assert series.target.tolist() == [1.5, 2.5, 3.5] and series.column == "close"
     assert note in series.notes[0]
@@ -54,14 +54,14 @@ def test_what_stands_around_the_rows_is_left_out_and_told(tmp_path, text, note):
         ("date,close\n" + ROWS).encode("utf-16"),
     ],
 )
-def test_harmless_oddities_are_read_without_a_word(tmp_path, text):
+def test_harmless_oddities_are_read_without_a_note(tmp_path, text):
     series = read(tmp_path, text)
     assert series.target.tolist() == [1.5, 2.5, 3.5]
     assert series.notes == ()
 
 
 @pytest.mark.parametrize("header", ["Unnamed: 0,close", ",0", "when,close"])
-def test_times_that_are_found_by_their_cells_alone_are_told(tmp_path, header):
+def test_a_time_column_found_by_its_cells_is_noted(tmp_path, header):
     series = read(tmp_path, f"{header}\n" + ROWS)
     assert series.target.tolist() == [1.5, 2.5, 3.5]
     name = header.split(",")[0]
@@ -70,7 +70,7 @@ def test_times_that_are_found_by_their_cells_alone_are_told(tmp_path, header):
     assert read(tmp_path, f"{header}\n" + ROWS, TableOptions(time=header.split(",")[0] or None)).target[0] == 1.5
 
 
-def test_two_header_lines_of_tickers_tell_the_columns_apart(tmp_path):
+def test_two_header_lines_make_column_names_unique(tmp_path):
     text = "Price,Close,Close,Volume\nTicker,AAPL,MSFT,AAPL\nDate,,,\n" + "".join(
         f"2024-01-{day:02d},{day},{day + 100},{9 * day}\n" for day in range(2, 9)
     )
@@ -97,7 +97,7 @@ def test_a_row_that_is_short_is_refused_by_its_line(tmp_path, line, date):
         read(tmp_path, "\n".join(["date,open,high,close", *rows]) + "\n")
 
 
-def test_last_cells_that_are_empty_and_those_that_a_spreadsheet_leaves_out_are_missing(tmp_path):
+def test_empty_and_omitted_last_cells_are_missing_values(tmp_path):
     rows = [f"2024-{day // 28 + 1:02d}-{day % 28 + 1:02d},{day}" for day in range(60)]
     rows = [row + ("," if day < 3 else "" if day < 20 else ",7") for day, row in enumerate(rows)]
     series = read(tmp_path, "\n".join(["date,close,volume", *rows[:25], "", *rows[25:]]) + "\n\n")
@@ -127,7 +127,7 @@ def test_totals_and_sources_below_the_rows_are_left_out_also_with_numbers_and_co
     assert series.notes == (f"everything from line {line} on was left out: {first!r} is not a time",)
 
 
-def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_rows(tmp_path):
+def test_rows_that_begin_with_their_series_name_are_not_a_footer(tmp_path):
     rows = [f"{name},2024-01-{day:02d},{day}" for name in ("0700", "AAPL") for day in range(1, 6)]
     (tmp_path / "a.csv").write_text("\n".join(["code,date,close", *rows]) + "\n")
     assert [len(one) for one in read_contents(tmp_path / "a.csv").series] == [5, 5]
@@ -169,7 +169,7 @@ def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_ro
         ),
     ],
 )
-def test_what_would_have_to_be_guessed_is_refused(tmp_path, text, sentence):
+def test_ambiguous_files_are_refused(tmp_path, text, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         read(tmp_path, text)
 
@@ -192,12 +192,12 @@ def test_numbers_as_people_write_them(tmp_path, cells, numbers):
 
 
 @pytest.mark.parametrize("cell", ["(1,23.50)", "1'2345.50", "1 23 567", "12.5 EUR"])
-def test_numbers_in_other_hands_are_refused(tmp_path, cell):
+def test_numbers_in_unknown_formats_are_refused(tmp_path, cell):
     with pytest.raises(InvalidInputError, match=r"'value' holds .*, which is not a (usable )?number"):
         read(tmp_path, f'date,value\n2024-01-01,"{cell}"\n2024-01-02,2\n2024-01-03,3\n')
 
 
-def test_points_between_semicolons_alone_are_refused_until_decimal_says_what_they_are(tmp_path):
+def test_points_between_semicolons_are_refused_without_the_option_decimal(tmp_path):
     text = "date;close;x\n2024-01-01;1.234;0,5\n2024-01-02;2.345;1,25\n2024-01-03;3.456;2\n"
     with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read(tmp_path, text)
@@ -234,7 +234,7 @@ def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
     assert read(tmp_path, whole + "2024-01-10,1\n").target[-1] == 1
 
 
-def test_thousands_that_decimal_has_to_tell_are_left_out_and_told_where_another_column_is_scored(tmp_path):
+def test_an_ambiguous_number_column_is_left_out_with_a_note_if_another_is_scored(tmp_path):
     text = 'date,close,volume\n2024-01-01,10.25,"1,234"\n2024-01-02,10.50,"2,345"\n2024-01-03,10.75,999\n'
     series = read(tmp_path, text)
     assert list(series.values) == ["close"] and "column 'volume' was left out" in series.notes[-1]

@@ -1,4 +1,4 @@
-"""An event says how large it is, in the unit of its values and in robust deviations, and why it is one."""
+"""The size of an event in the unit of its values and in robust deviations, and its reason in words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_jump_is_the_change_in_deviations_of_such_changes(detector, rows):
     assert found.reason == told
 
 
-def test_a_value_beyond_all_before_is_measured_from_what_was_expected():
+def test_a_value_beyond_the_range_is_measured_from_the_expected_value():
     values = WALK.copy()
     values[8999] = WALK.max() + 40
     expected = float(WALK[8998])
@@ -48,7 +48,7 @@ def test_a_level_is_the_mean_of_eight_rows_and_the_median_of_such_means():
     assert re.match(r"a new level: the mean of 8 rows is (9|1,0)\d\d(\.\d)? above its median of ", found.reason)
 
 
-def test_volatility_is_told_beside_what_is_usual():
+def test_volatility_is_reported_with_its_median():
     values = np.concatenate([WALK[:5000], np.full(30, WALK[4999])])
     found = magnitude(values, "low_volatility", 5011, 5011, 0.0)
     usual = -found.size
@@ -56,7 +56,7 @@ def test_volatility_is_told_beside_what_is_usual():
     assert usual == pytest.approx(0.8, abs=0.05) and found.deviations < -3
 
 
-def test_ticks_that_mostly_stand_still_have_deviations_too():
+def test_mostly_constant_ticks_have_deviations_too():
     values = np.where(np.arange(500) % 5 == 4, 100.01, 100.0)
     values[499] = 101.0
     found = magnitude(values, "jump", 499, 499, 100.0)
@@ -65,14 +65,14 @@ def test_ticks_that_mostly_stand_still_have_deviations_too():
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_without_a_past_or_a_change_in_it_there_are_no_deviations(detector):
+def test_there_are_no_deviations_without_history_or_changes(detector):
     for values, expected in ((WALK[:21], float("nan")), (np.append(np.full(300, 5.0), 6.0), 5.0)):
         found = magnitude(values, detector, len(values) - 1, len(values) - 1, expected)
         assert found.deviations is None
         assert found.reason and "robust" not in found.reason and "nan" not in found.reason
 
 
-def test_what_comes_after_the_peak_changes_nothing():
+def test_rows_after_the_peak_change_nothing():
     for detector in DETECTORS:
         assert magnitude(WALK, detector, 5000, 5003, 1.0) == magnitude(WALK[:5004], detector, 5000, 5003, 1.0)
 
@@ -88,5 +88,5 @@ def test_what_comes_after_the_peak_changes_nothing():
         (-3.0, "-3"),
     ],
 )
-def test_amounts_are_told_in_four_digits(value, text):
+def test_amounts_have_four_digits(value, text):
     assert amount(value) == text

@@ -1,4 +1,4 @@
-"""A monitor says of each row what a prediction on the whole series until that row says, and tells each event once."""
+"""A monitor's results equal those of a prediction on the whole series so far; it reports each event once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.errors import InvalidInputError
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -52,7 +52,7 @@ def kind(event: Anomaly) -> tuple[str, int]:
 
 
 def follow(model, series: Series, begin: int, options: Options, folder, seed: int, steps=(1, 2, 7, 64, 300, 700)):
-    """Hands in all rows from ``begin`` on at random cuts, and the monitor through files; what it said, cut by cut."""
+    """Sends all rows from ``begin`` on in random parts, saving and resuming in between; returns the results."""
     generator = np.random.default_rng(seed)
     monitor, row, told, scores, thresholds = model.monitor(until(series, begin), options), begin, [], [], []
     while row < len(series):
@@ -79,7 +79,7 @@ def assert_as_in_the_whole(model, series, begin, options, folder, seed, **more) 
 
 
 def assert_as_in_the_part(model, series: Series, options: Options, end: int, event: Anomaly) -> None:
-    """That a prediction on the rows until ``end`` has the event as it was told."""
+    """Asserts that a prediction on the rows until ``end`` has the same event."""
     (part,) = model.predict([until(series, end)], options)
     (same,) = [other for other in part.anomalies if kind(other) == kind(event)]
     assert (same.end_ns, same.peak_ns, same.channel, same.direction, same.observed, same.note, same.since_ns) == (
@@ -99,7 +99,7 @@ def assert_as_in_the_part(model, series: Series, options: Options, end: int, eve
         ("realTraffic/speed_7578.csv", 100, Options(events_per_1000_rows=5.0)),
     ],
 )
-def test_rows_of_nab_are_told_of_as_in_the_whole_file(data_root, tmp_path, name, begin, wanted):
+def test_monitoring_nab_row_by_row_equals_predicting_the_whole_file(data_root, tmp_path, name, begin, wanted):
     model = trivium.load("finance", device="cpu").predictor
     series = Nab(root=data_root / "finance" / "nab").read(name).series
     monitor, told = assert_as_in_the_whole(model, series, begin, wanted, tmp_path, 0)
@@ -108,7 +108,7 @@ def test_rows_of_nab_are_told_of_as_in_the_whole_file(data_root, tmp_path, name,
 
 
 def remembering(memory: int):
-    """A predictor whose detectors look back at fewer rows, so that a monitor forgets rows early."""
+    """A predictor whose detectors look back fewer rows, so that a monitor drops rows early."""
     model = untrained()
     model.calibration = Calibration(threshold=0.3, memory=memory)
     return model
@@ -121,7 +121,7 @@ def remembering(memory: int):
         ("counts", 600, Options(events_per_day=2.0)),
     ],
 )
-def test_irregular_series_with_gaps_are_told_of_as_in_the_whole(tmp_path, shape, unseen, wanted):
+def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_path, shape, unseen, wanted):
     length, generator = 8000, np.random.Generator(np.random.Philox(7))
     steps = np.where(np.arange(length) < 4000, MINUTE_NS, 12 * MINUTE_NS)
     steps = steps * np.where(generator.uniform(size=length) < 0.02, generator.integers(1, 60, length), 1)
@@ -135,7 +135,7 @@ def test_irregular_series_with_gaps_are_told_of_as_in_the_whole(tmp_path, shape,
     assert_as_in_the_part(model, series, wanted, *told[-1])
 
 
-def test_the_same_time_two_weeks_before_is_remembered_beyond_the_rows_that_detectors_look_at(tmp_path):
+def test_the_same_time_two_weeks_before_is_kept_longer_than_detectors_look_back(tmp_path):
     generator, rows = np.random.default_rng(3), np.arange(15_000)
     week = np.where(rows // 480 % 7 < 5, 20, 2) * np.sin(2 * np.pi * rows / 480)
     values = 100 + week + generator.normal(size=len(rows))
@@ -155,7 +155,7 @@ def test_columns_that_are_scored_jointly_are_followed_too(tmp_path):
     assert any(event.columns[:1] == ("c2",) for _, event in told)
 
 
-def test_splits_are_told_where_the_volume_is_handed_in_beside_the_price(tmp_path):
+def test_splits_are_reported_if_rows_have_price_and_volume(tmp_path):
     generator = np.random.default_rng(0)
     close, volume = 100 * np.exp(np.cumsum(generator.normal(size=2000)) * 0.01), np.full(2000, 1e6)
     close[1500:] /= 4
@@ -170,7 +170,7 @@ def quiet(rows: int) -> Series:
     return of(BEGAN_NS + np.arange(rows) * MINUTE_NS, {"v": np.random.default_rng(1).normal(size=rows)})
 
 
-def test_rows_that_come_again_are_passed_over_and_no_event_is_told_twice(tmp_path):
+def test_repeated_rows_are_ignored_and_no_event_is_reported_twice(tmp_path):
     monitor = untrained().monitor(quiet(800))
     next_ns = BEGAN_NS + 800 * MINUTE_NS
     assert monitor.update(quiet(800).times_ns, quiet(800).target) == () and len(monitor.scores) == 0
@@ -199,7 +199,7 @@ def test_times_of_any_kind_are_read(time):
     assert monitor.series.times_ns[-1] == BEGAN_NS + 800 * MINUTE_NS
 
 
-def test_rows_of_a_data_frame_are_taken_as_they_are():
+def test_rows_of_a_data_frame_are_accepted():
     series = quiet(800)
     monitor = untrained().monitor(replace(series, values={**series.values, "volume": np.ones(800)}))
     times = pd.to_datetime(BEGAN_NS + np.arange(800, 804) * MINUTE_NS)
@@ -215,7 +215,7 @@ def test_rows_of_a_data_frame_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("history", [pd.DataFrame({"v": [1.0]}), pd.Series([1.0]), [quiet(100)], "history.csv"])
-def test_what_is_no_history_is_refused_with_how_to_read_one(history):
+def test_a_monitor_refuses_anything_but_a_series_or_a_state(history):
     with pytest.raises(InvalidInputError, match=r"model\.read\(FILE\)"):
         untrained().monitor(history)
 
@@ -242,7 +242,7 @@ def test_rows_that_cannot_be_used_are_refused_and_change_nothing(times, values, 
 
 
 def _changed(path: Path, change) -> None:
-    """Writes the state anew, its text and arrays as ``change`` leaves them."""
+    """Rewrites the state with its text and arrays modified by ``change``."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop("facts").tobytes())
@@ -266,7 +266,7 @@ def _changed(path: Path, change) -> None:
         lambda facts, arrays: arrays.update(carried1=arrays["carried1"][:3]),
     ],
 )
-def test_a_state_that_somebody_changed_is_refused_before_a_row_comes(tmp_path, change):
+def test_a_modified_state_is_refused_when_it_is_loaded(tmp_path, change):
     path = tmp_path / "s.npz"
     untrained().monitor(quiet(100)).save(path)
     _changed(path, change)
@@ -274,7 +274,7 @@ def test_a_state_that_somebody_changed_is_refused_before_a_row_comes(tmp_path, c
         untrained().monitor(path)
 
 
-def test_a_state_that_is_no_state_or_would_grow_is_refused(tmp_path):
+def test_invalid_and_compressed_states_are_refused(tmp_path):
     path = tmp_path / "s.npz"
     untrained().monitor(quiet(100)).save(path)
     with np.load(path) as archive:
@@ -310,14 +310,14 @@ def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_t
 
 
 def examples() -> list[str]:
-    """The examples in Python below "Live monitoring"."""
+    """The Python examples in the section "Live monitoring" of the documentation."""
     page = (Path(__file__).parents[3] / "docs" / "finance.md").read_text(encoding="utf-8")
     section = page.partition("## Live monitoring")[2].partition("\n## ")[0]
     return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
 def ran(code: str, folder: Path) -> str:
-    """What a program prints that is run in this folder."""
+    """The output of a program that is run in this folder."""
     printed = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -358,7 +358,7 @@ def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, t
         ({"threshold": 0.3, "events_per_day": 1.0}, "both say"),
     ],
 )
-def test_from_python_too_what_cannot_be_wanted_is_refused(options, sentence):
+def test_invalid_options_are_refused_from_python_too(options, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         trivium.load("finance", device="cpu").predict(quiet(100), **options)
 

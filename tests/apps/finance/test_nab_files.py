@@ -1,4 +1,4 @@
-"""Files of a detector's scores against NAB's labels: names, layouts, and the benchmark's procedure written out."""
+"""NAB scores of result files: names, layouts, and a reference implementation of the benchmark's procedure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def benchmark(tmp_path):
 
 
 def write(path, detections, series=None):
-    """A result file: the score 0.1 in every row but for ``detections``."""
+    """A result file with the score 0.1 in every row except those in ``detections``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lead = "" if series is None else f"{series},"
     heading = ("" if series is None else "series,") + "timestamp,value,anomaly_score,label\n"
@@ -84,7 +84,7 @@ def test_one_file_by_its_name_alone_and_several_series_in_one_file(benchmark):
     assert "2 of 3 labelled series" in notes
 
 
-def test_a_silent_detector_has_no_threshold_worth_its_false_detections(benchmark):
+def test_a_useless_detector_has_no_threshold(benchmark):
     detections = {row: 0.1 if FIRST <= row <= LAST else 0.5 for row in range(ROWS)}
     rows, _ = scored(benchmark, write(benchmark / "B.csv", detections))
     assert rows["standard"] == {
@@ -93,7 +93,7 @@ def test_a_silent_detector_has_no_threshold_worth_its_false_detections(benchmark
     }  # fmt: skip
 
 
-def test_scores_on_another_scale_are_taken_and_said(benchmark):
+def test_scores_outside_0_to_1_are_accepted_with_a_note(benchmark):
     rows, notes = scored(benchmark, write(benchmark / "B.csv", {FIRST: 40.0}))
     assert rows["standard"]["threshold"] == "40" and "outside [0, 1]" in notes
 
@@ -140,7 +140,7 @@ def test_names_and_labels_that_do_not_fit_are_refused(benchmark):
 
 
 def procedure(corpus, profile):
-    """NAB 1.1's sweep over all rows by falling score, after its sweeper: (best raw score, its threshold)."""
+    """NAB 1.1's sweep over all rows by decreasing score, as in its sweeper: (best raw score, its threshold)."""
     sigmoid = lambda x: -1.0 if x > 3 else 2 / (1 + math.exp(5 * x)) - 1  # noqa: E731
     points, parts = [], {"fp": 0.0}
     for number, item in enumerate(corpus):
@@ -201,7 +201,7 @@ def test_a_rising_function_of_the_scores_changes_no_score(seed):
 
 @pytest.mark.realdata
 def test_the_real_benchmark_is_scored_from_files(data_root, tmp_path):
-    """A detector that knows the labels has 100; on the real files it hits every window."""
+    """A detector that knows the labels scores 100: it hits every window of the real files."""
     root = data_root / "finance" / "nab"
     labels = json.loads((root / "labels" / "combined_windows.json").read_text())
     for name in labels:

@@ -1,4 +1,4 @@
-"""NAB's score against sums worked by hand and against its own definition, row by row."""
+"""NAB's score compared with results computed by hand and with its definition, row by row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_sigmoid_at_the_places_that_the_definition_names():
     found = scaled_sigmoid(np.array([-1.0, -0.5, 0.0, 1.0, 2.999, 3.0, 10.0]))
     expected = [2 / (1 + math.exp(-5)) - 1, 2 / (1 + math.exp(-2.5)) - 1, 0, 2 / (1 + math.exp(5)) - 1]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-12)
-    # The sigmoid counts up to and at y = 3; beyond it a detection costs all.
+    # The sigmoid applies up to and including y = 3; beyond it a detection costs the full amount.
     assert found[4] > found[5] == 2 / (1 + math.exp(15)) - 1 > -1.0 and found[6] == -1.0
 
 
@@ -43,9 +43,9 @@ def test_probation_is_a_part_of_a_short_series_and_750_rows_of_a_long_one():
     assert [probation(n) for n in (10, 1127, 5000, 22695)] == [1, 169, 750, 750]
 
 
-def test_rows_are_worth_what_their_place_says():
+def test_row_values_depend_on_the_position_relative_to_windows():
     values, inside = row_values(100, np.array([[40, 49]]), STANDARD)
-    # Before the first window the full cost; in it full worth on the first row; at its last row y = -1/10.
+    # Before the first window the full cost; full value in its first row; y = -1/10 in its last row.
     assert values[39] == pytest.approx(-0.11)
     assert values[40] == pytest.approx(1.0)
     last = (2 / (1 + math.exp(-0.5)) - 1) / (2 / (1 + math.exp(-5)) - 1)

@@ -18,7 +18,7 @@ from tests.apps.finance.reading import read_series
 def read(
     folder: Path, cells: list[str], options: TableOptions = DEFAULT_OPTIONS, mark: str = ";", head: str = "date;close"
 ) -> Series:
-    """A file with ``cells`` of one or more columns below ``head``, parted by ``mark``."""
+    """A file with ``cells`` of one or more columns below ``head``, separated by ``mark``."""
     rows = [head, *(f"2024-01-{day:02d};{cell}" for day, cell in enumerate(cells, start=1))]
     (folder / "a.csv").write_text("\n".join(row.replace(";", mark) for row in rows) + "\n", encoding="utf-8")
     return read_series(folder / "a.csv", options)
@@ -34,7 +34,7 @@ def read(
         (["12’345.67", "999.5", "1’234’567"], ";"),
     ],
 )
-def test_spaces_and_apostrophes_stand_between_thousands(tmp_path, cells, mark):
+def test_spaces_and_apostrophes_may_separate_thousands(tmp_path, cells, mark):
     assert read(tmp_path, cells, mark=mark).target.tolist() == [12345.67, 999.5, 1234567]
 
 
@@ -45,13 +45,13 @@ def test_bloombergs_words_for_no_value_are_missing(tmp_path, word):
 
 @pytest.mark.parametrize("cells", [["1.234;0,5", "2.345;1,25", "3.456;2"], ["1.234;1.234.567", "2.345;5", "3.456;8"]])
 @pytest.mark.parametrize("mark", ["\t", "|", ";"])
-def test_points_may_stand_between_thousands_where_another_column_has_decimal_commas(tmp_path, mark, cells):
+def test_points_separate_thousands_if_another_column_has_decimal_commas(tmp_path, mark, cells):
     with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read(tmp_path, cells, mark=mark, head="date;close;x")
     assert read(tmp_path, cells, TableOptions(decimal=","), mark, "date;close;x").target[0] == 1234
 
 
-def test_points_may_stand_between_thousands_where_days_are_written_as_germans_do_between_tabs(tmp_path):
+def test_points_separate_thousands_in_tab_separated_files_with_german_dates(tmp_path):
     (tmp_path / "a.csv").write_text("Datum\tKurs\n01.01.2024\t1.234\n02.01.2024\t1.235\n")
     with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
         read_series(tmp_path / "a.csv")
@@ -63,7 +63,7 @@ def test_points_may_stand_between_thousands_where_days_are_written_as_germans_do
     ("usual", "typo"), [("1,23{}.50", "1234,50"), ("1,23{}.50", "1.234.50"), ("12{}.5", "12,5"), ("1 23{},5", "12.5")]
 )
 @pytest.mark.parametrize("line", [2, 5])
-def test_a_cell_that_is_written_unlike_the_others_is_named_and_not_the_first(tmp_path, usual, typo, line):
+def test_the_error_names_the_cell_that_differs_from_the_others(tmp_path, usual, typo, line):
     cells = [usual.format(day) for day in range(8)]
     cells[line - 2] = typo
     other = f"{usual.format(int(line == 2))!r} in line {2 + int(line == 2)}"
@@ -74,7 +74,7 @@ def test_a_cell_that_is_written_unlike_the_others_is_named_and_not_the_first(tmp
 
 
 @pytest.mark.parametrize("last", ["Volume", "Delta"])
-def test_a_typo_in_the_column_that_is_meant_has_no_other_one_scored_in_its_place(tmp_path, last):
+def test_a_typo_in_the_intended_column_is_refused_instead_of_scoring_another(tmp_path, last):
     cells = [f"{'1O5' if day == 4 else 100 + day}.5;{day}" for day in range(8)]
     with pytest.raises(InvalidInputError, match=r"'Exposure' holds '1O5\.5' in line 6.*another column with the option"):
         read(tmp_path, cells, mark=",", head=f"date;Exposure;{last}")

@@ -1,4 +1,4 @@
-"""Since when the level has been away: an estimate beside the row that noticed it."""
+"""The onset: an estimate of when the level began to move, made at the row that noticed it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def drifting(slope: float, seed: int) -> np.ndarray:
 
 
 def first_event(values: np.ndarray) -> Anomaly:
-    """The first event of a series from the row on at which it begins to drift, which is at minute 1500."""
+    """The first event after the row at which the series begins to drift, minute 1500."""
     times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
     forecast = Forecast(
@@ -35,7 +35,7 @@ def first_event(values: np.ndarray) -> Anomaly:
 
 
 @pytest.mark.parametrize("slope", [0.02, 0.05])
-def test_an_event_of_a_drift_says_since_when_the_level_has_been_away(slope):
+def test_the_event_of_a_drift_states_since_when_the_level_has_moved(slope):
     events = [first_event(drifting(slope, seed)) for seed in range(8)]
     dated = [one for one in events if one.since_ns is not None]
     assert len(dated) >= 6
@@ -53,7 +53,7 @@ def test_the_onset_is_in_the_fields_of_an_event_and_in_its_words():
     assert entry["note"] == f"away from its former median since about {moment} UTC"
 
 
-def test_what_is_said_of_the_onset_does_not_change_with_later_rows():
+def test_the_onset_does_not_depend_on_later_rows():
     values = drifting(0.02, 0)
     row = first_event(values).start_ns // MINUTE_NS
     cut = values.copy()

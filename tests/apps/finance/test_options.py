@@ -1,4 +1,4 @@
-"""What a user says of a table goes before what would be guessed, and a name that is not there is refused."""
+"""A user's options override guesses, and names of missing columns are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_hour_that_comes_twice_in_autumn_is_told_by_the_order_of_rows(tmp_pa
     assert np.diff(series.times_ns).tolist() == [30 * 60 * 10**9] * 4 and series.target.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_decimal_mark_says_what_a_cell_alone_does_not(tmp_path):
+def test_the_option_decimal_resolves_ambiguous_cells(tmp_path):
     path = written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n')
     assert read_series(path, TableOptions(decimal=".")).target.tolist() == [999, 1234]
     assert read_series(path, TableOptions(decimal=",")).target.tolist() == [999, 1.234]
@@ -77,7 +77,7 @@ def test_the_decimal_mark_says_what_a_cell_alone_does_not(tmp_path):
         ({"unit": "weeks"}, "give one of s, ms, us, ns"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, sentence):
+def test_invalid_options_are_refused(options, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         table_options(options)
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_too_wide_or_too_long_is_refused_before_it_is_read(tmp_pa
         read_contents(tmp_path / "cells.parquet")
 
 
-def test_options_of_the_command_line_add_up_and_none_is_given_twice(tmp_path, capsys):
+def test_repeated_command_line_options_add_up_and_duplicates_are_refused(tmp_path, capsys):
     rows = [f"2024-07-01 {hour:02d}:{minute:02d},{minute},{hour}" for hour in range(10) for minute in range(60)]
     (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
     words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]
@@ -128,7 +128,7 @@ def test_options_of_the_command_line_add_up_and_none_is_given_twice(tmp_path, ca
     assert "--option value is given twice" in capsys.readouterr().err
 
 
-def test_the_command_line_says_each_note_of_a_file_once(tmp_path, capsys):
+def test_the_command_line_prints_each_note_once(tmp_path, capsys):
     rows = [f"2024-07-01 {hour:02d}:{minute:02d},{minute},{hour}" for hour in range(10) for minute in range(60)]
     (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
     words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]

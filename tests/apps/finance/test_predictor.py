@@ -1,4 +1,4 @@
-"""From a file to a result, a picture and files; the app's own parts; the benchmark on real files."""
+"""From a file to a result, a picture and files; the app's components; the benchmark on real files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shared.recipe_file import from_mapping, to_mapping
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -84,7 +84,7 @@ def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor
     assert alone.result == batched.result and alone.files == batched.files and alone.picture == batched.picture
 
 
-def test_as_many_events_come_as_are_asked_for(predictor, file):
+def test_the_number_of_events_follows_the_budget(predictor, file):
     def count(**options: str) -> int:
         return len(ask(predictor, Request(files=(file,), options=options)).result["events"])
 
@@ -120,7 +120,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
         ({"colour": "red"}, "no option 'colour'"),
     ],
 )
-def test_options_that_cannot_be_are_refused(predictor, file, options, sentence):
+def test_invalid_options_are_refused(predictor, file, options, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         decode(predictor, Request(files=(file,), options=options))
 
@@ -166,14 +166,14 @@ def test_calibration_has_every_channel_and_survives_the_manifest():
     assert len(rates) == 8 and list(starts) == sorted(starts, reverse=True)
 
 
-def test_windows_in_the_benchmarks_manner_lie_about_the_anomalies(truth):
+def test_benchmark_windows_surround_the_anomalies(truth):
     windows = benchmark_windows(truth)
     starts = window_rows(truth.series.times_ns, truth.windows)[:, 0]
     assert len(windows) == 4 and (windows[1:, 0] > windows[:-1, 1]).all()
     assert all(first <= start <= last for (first, last), start in zip(windows, starts, strict=True))
 
 
-def test_the_samples_are_there_and_the_synthetic_one_says_so(tmp_path, monkeypatch):
+def test_the_samples_are_available_and_the_synthetic_one_is_marked(tmp_path, monkeypatch):
     monkeypatch.delenv("TRIVIUM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (only,) = app.samples()

@@ -1,4 +1,4 @@
-"""What people hand in as CSV and Parquet, and what is refused with which sentence."""
+"""CSV and Parquet files as users have them, and the errors for files that are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def written(folder: Path, text: str | bytes, name: str = "series.csv") -> Path:
         "1704110400000000000",
     ],
 )
-def test_ways_to_write_noon(first):
+def test_noon_is_read_in_many_notations(first):
     assert read_times(pl.Series([first, first])).times_ns.tolist() == [NOON_NS] * 2
 
 
@@ -122,7 +122,7 @@ def test_one_series_in_many_dialects(tmp_path, text):
     assert series.interval_ns == 300 * 10**9 and series.notes == ()
 
 
-def test_bars_are_scored_by_their_close_unless_told(tmp_path):
+def test_bars_are_scored_by_their_close_by_default(tmp_path):
     path = written(tmp_path, "Date,Open,High,Low,Close,Volume\n2024-01-01,1,3,0.5,2,10\n2024-01-02,2,4,1.5,3,20\n")
     assert read_series(path).column == "Close"
     assert read_series(path, TableOptions(value="volume")).target.tolist() == [10, 20]
@@ -136,7 +136,7 @@ def test_missing_values_are_nan_and_nothing_else_is(tmp_path):
     np.testing.assert_array_equal(series.target, [1, np.nan, np.nan, np.nan])
 
 
-def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
+def test_unsorted_and_repeated_times_are_corrected_with_a_note(tmp_path):
     series = read_series(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
     assert series.target.tolist() == [1, 2, 4]
     assert "sorted" in series.notes[0] and "1 rows had the same time as another" in series.notes[1]
@@ -183,12 +183,12 @@ def test_western_headers_do_not_become_chinese(tmp_path, label):
         (("1.234,567", "1,234"), [1234.567, 1.234]),
     ],
 )
-def test_thousands_and_decimals_are_told_apart_by_the_column(tmp_path, cells, numbers):
+def test_the_column_distinguishes_thousands_and_decimal_marks(tmp_path, cells, numbers):
     path = written(tmp_path, 'date,close\n2024-01-01,"{}"\n2024-01-02,"{}"\n'.format(*cells))
     assert read_series(path).target.tolist() == numbers
 
 
-def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
+def test_an_ambiguous_comma_is_refused_except_in_files_with_semicolons(tmp_path):
     with pytest.raises(InvalidInputError, match=r"'close' holds '1,234' in line 3, which may be 1234 or 1\.234"):
         read_series(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
     assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [
@@ -226,7 +226,7 @@ def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
     assert "series.csv" in str(caught.value)
 
 
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+def test_the_error_for_a_missing_column_lists_the_columns(tmp_path):
     path = written(tmp_path, "time,close,volume\n2024-01-01,1,10\n2024-01-02,2,20\n")
     with pytest.raises(InvalidInputError, match="called 'open'; its number columns are: 'close', 'volume'"):
         read_series(path, TableOptions(value="open"))

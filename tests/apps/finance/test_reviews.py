@@ -1,4 +1,4 @@
-"""From reviews over HTTP to tables with labels, on which a forecaster is trained and scored."""
+"""From reviews over HTTP to labelled tables, on which a forecaster is trained and scored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def time(hour: int) -> str:
 
 
 def table(spikes: dict[str, tuple[int, ...]], missing: int = 7) -> str:
-    """Hourly values of each series, quiet but for its spikes, one of them missing."""
+    """Hourly values of each series, quiet except for its spikes; one value is missing."""
     rows = [] if len(spikes) == 1 else [f"{name},{time(h)},{value}" for name, h, value in _values(spikes, missing)]
     rows = rows or [f"{time(h)},{value}" for _, h, value in _values(spikes, missing)]
     return "\n".join([("ticker,time,close" if len(spikes) > 1 else "time,close"), *rows]) + "\n"
@@ -48,7 +48,7 @@ def _values(spikes: dict[str, tuple[int, ...]], missing: int) -> Iterator[tuple[
 
 
 def hand_in(client: TestClient, spikes: dict[str, tuple[int, ...]], missing: int = 7) -> tuple[str, dict[str, Any]]:
-    """The address of the review of a case with these series, and its result."""
+    """The URL of the review of a case with these series, and its result."""
     file = {"files": ("prices.csv", table(spikes, missing))}
     answer = client.post("/api/finance/predict", files=file, data={"events_per_1000_rows": "10"})
     assert answer.status_code == 200, answer.text
@@ -71,7 +71,9 @@ def export(client: TestClient, out: Path, *words: str) -> int:
         ({"start": time(3)}, "missed.end: Field required"),
     ],
 )
-def test_an_event_that_has_no_place_is_refused(client: TestClient, missed: dict[str, Any], sentence: str) -> None:
+def test_a_missed_event_outside_its_series_is_refused(
+    client: TestClient, missed: dict[str, Any], sentence: str
+) -> None:
     home, _ = hand_in(client, {"A": (200,)})
     refused = client.put(home, json={"missed": [missed]})
     assert refused.status_code == 422 and sentence in refused.json()["detail"]
@@ -114,7 +116,7 @@ def test_reviewed_series_are_trained_and_scored_on(
 
 
 def test_a_series_is_exported_after_all_files_of_its_case_were_asked_for(client: TestClient, tmp_path: Path) -> None:
-    """The rows that the files are made from are gone then; those of scores.csv are the same."""
+    """By then the source of the files has been deleted; scores.csv has the same rows."""
     home, result = hand_in(client, {"A": (150,)}, missing=9)
     verdicts = {str(n): "accepted" for n in range(1, len(result["events"]) + 1)}
     assert client.put(home, json={"reviewer": "Ada", "verdicts": verdicts}).status_code == 200

@@ -1,4 +1,4 @@
-"""Tail probabilities: ranks within what was seen, a fitted tail beyond it, and each disturbance remembered once."""
+"""Tail probabilities: ranks among earlier values, a fitted tail beyond them, and each disturbance counted once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 
 def scored(values: np.ndarray, deviation: float) -> tuple[Series, Forecast]:
-    """A series, and the forecast that it stays where it is."""
+    """A series with persistence as its forecast."""
     times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
     before = np.concatenate([values[:1], values[:-1]])
@@ -36,12 +36,12 @@ def walk(seed: int, length: int = 2000) -> np.ndarray:
     return 100 + 0.1 * np.random.default_rng(seed).standard_normal(length).cumsum()
 
 
-def test_a_row_is_as_improbable_as_its_rank_says_and_more_so_beyond_all_that_was_seen():
+def test_a_rows_probability_follows_its_rank_and_a_tail_beyond_the_maximum():
     values = walk(0)
-    values[1500:] += 0.35  # between what was seen and what was not
+    values[1500:] += 0.35  # near the edge of the earlier values
     values[1700:] += 3.0
     found = CANDIDATES["surprise"].score(ForecastedSeries(*scored(values, 0.1)))
-    # 0.35 is 3.5 deviations: about one row in 2,000 of a normal distribution, give or take the noise of one row.
+    # 0.35 is 3.5 deviations: about one row in 2,000 of a normal distribution, up to the noise of one row.
     assert 2.0 < found[1500] < 5.0
     assert found[1700] > found[1500] + 3
     ordinary = found[400:1500]
@@ -59,17 +59,17 @@ def test_scores_do_not_depend_on_the_unit(seed, unit):
         np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
 
 
-def test_what_was_seen_once_does_not_hide_the_next_one():
+def test_one_disturbance_does_not_hide_the_next():
     values = walk(1, 4000)
     burst = np.random.default_rng(2).standard_normal(60).cumsum()
     for first in (1500, 3000):
         values[first : first + 60] += burst - np.linspace(0, burst[-1], 60)
     volatile = improbability(*scored(values, 0.1), Calibration())["high_volatility"]
-    # 48 rows of the first burst are one disturbance of the past, and no 48.
+    # The 48 rows of the first burst count as one disturbance, not as 48.
     assert volatile[1500:1560].max() > 4 and volatile[3000:3060].max() > 2.5
 
 
-def test_an_event_is_not_measured_by_its_own_beginning():
+def test_an_event_is_not_compared_with_its_own_beginning():
     values = walk(3)
     values[1000:1100] = values[999]
     values[1100:] += values[999] - values[1100]
@@ -77,7 +77,7 @@ def test_an_event_is_not_measured_by_its_own_beginning():
     assert calm[1012:1100].min() > 3
 
 
-def test_a_prior_of_restless_series_tempers_a_young_history():
+def test_a_prior_of_volatile_series_lowers_scores_of_a_short_history():
     series, forecast = scored(walk(4, 400), 0.1)
     loud = {name: tabulate_prior(20 * np.abs(np.random.default_rng(5).standard_cauchy(9999))) for name in DETECTORS}
     alone = combine(improbability(series, forecast, Calibration()))
@@ -85,8 +85,8 @@ def test_a_prior_of_restless_series_tempers_a_young_history():
     assert tempered.max() < alone.max() and ((tempered >= 0) & (tempered <= 1)).all()
 
 
-def test_a_value_off_its_forecast_counts_alone_where_a_calibration_says_so():
-    """What covariates tell: the value has been here before, and the forecast expected it elsewhere."""
+def test_a_value_off_its_forecast_counts_if_the_calibration_says_so():
+    """As with covariates: the value is within its usual range, but far from its forecast."""
     series, forecast = scored(walk(9), 0.1)
     off = forecast.surprise.copy()
     off[1500] = 9.0
@@ -101,7 +101,7 @@ def test_a_value_off_its_forecast_counts_alone_where_a_calibration_says_so():
     assert found[False][1500] < 0.5 and (found[True] >= found[False]).all()
 
 
-def test_series_that_stand_still_now_and_then_are_not_called_calm():
+def test_regularly_constant_series_get_no_low_volatility():
     values = walk(6)
     for first in range(100, 2000, 60):
         values[first : first + 30] = values[first]
@@ -112,7 +112,7 @@ def test_series_that_stand_still_now_and_then_are_not_called_calm():
 def test_the_peer_of_the_trial_finds_a_bad_print_and_the_trial_counts_it():
     items = [price_with_a_tick(np.random.Generator(np.random.Philox(seed))) for seed in range(3)]
     assert [item.windows[0].kind for item in items] == ["tick"] * 3
-    # The peer against itself: as many hits on both sides.
+    # The peer compared with itself has as many hits on both sides.
     peer = run_trial(lambda series: changes_over_deviation(series.target), Calibration(threshold=0.32), items, "price")
     assert dict(peer.number) == {"tick": 3} and dict(peer.hit) == {"tick": 3} == dict(peer.peer_hit)
     blind = run_trial(lambda series: np.zeros(len(series)), Calibration(), items, "price")

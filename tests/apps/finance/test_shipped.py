@@ -1,4 +1,4 @@
-"""The detector that ships, on synthetic markets: it finds their faults, names them, and lets them last as they do."""
+"""The shipped detector on synthetic markets: it finds their faults, names them, and gets their durations right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apps.finance.types import MINUTE_NS, Series
 from shared.deploy.registry import shipped
 
 pytestmark = [
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -86,7 +86,7 @@ def test_a_long_random_walk_has_as_many_events_as_asked_for_and_its_two_faults_a
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_wild_row_of_a_price_is_an_event_of_two_rows(detector, seed):
+def test_a_single_extreme_price_is_an_event_of_two_rows(detector, seed):
     generator = np.random.Generator(np.random.Philox(100 + seed))
     values = 100 * np.exp(np.cumsum(0.001 * generator.standard_normal(2000)))
     values[1500] *= 1.05

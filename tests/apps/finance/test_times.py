@@ -1,4 +1,4 @@
-"""Numbers and dates that people write for times: what is read, what is said of it, and what is refused."""
+"""Numbers and dates as times: what is read, the notes about it, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def times_of(texts: list[str], label: str = "date") -> list[str]:
         (["1704110400", "2024011999"], "2024-01-01T12:00:00Z", "2034-02-20T01:33:19Z"),
     ],
 )
-def test_numbers_are_what_alone_they_can_be_in_text_and_in_parquet(texts, first, last):
+def test_unambiguous_numbers_are_read_as_times_from_text_and_parquet(texts, first, last):
     found = times_of(texts)
     assert (found[0], found[-1]) == (first, last)
     again = read_times(pl.Series("date", texts).cast(pl.Int64)).times_ns
     assert [iso_utc(int(time)) for time in again] == found
 
 
-def test_the_reading_of_a_number_is_told_with_an_example():
+def test_a_note_gives_an_example_of_how_numbers_were_read():
     assert "numbers such as 202401 were read as 2024-01-01" in read_times(pl.Series("d", [202401, 202402])).note
     assert read_times(pl.Series("d", ["1704110400"] * 2)).note == ""
 
@@ -48,10 +48,10 @@ def test_the_reading_of_a_number_is_told_with_an_example():
 @pytest.mark.parametrize(
     ("label", "texts"),
     [
-        ("time", ["34200.1", "34200.2"]),  # seconds of a day, in the range of Excel's days
-        ("date", ["45292", "45293"]),  # Excel's days, which the option unit has to say
+        ("time", ["34200.1", "34200.2"]),  # seconds of a day, in the range of Excel's day numbers
+        ("date", ["45292", "45293"]),  # Excel's day numbers, which need the option unit
         ("date", ["20240115093000250"] * 2),
-        ("date", ["19737", "19738"]),  # days since 1970, or Excel's of 1954
+        ("date", ["19737", "19738"]),  # days since 1970, or Excel's day numbers of 1954
         ("date", ["2024.01", "2024.02"]),
         ("date", ["240115", "240116"]),
         ("date", ["738000", "738001"]),
@@ -60,7 +60,7 @@ def test_the_reading_of_a_number_is_told_with_an_example():
         ("timestamp", ["1704110400", "1704110400000"]),
     ],
 )
-def test_numbers_that_can_be_several_things_are_refused_with_what_to_write(label, texts):
+def test_ambiguous_numbers_are_refused_with_the_remedy(label, texts):
     with pytest.raises(InvalidInputError, match=r"may be seconds, days or a count.*write times as 2024-01-31 09:30:00"):
         times_of(texts, label)
 
@@ -111,12 +111,12 @@ def test_more_ways_to_write_a_date(text, time):
         "2024-01-15T09:30-05:00[America/New_York]",
     ],
 )
-def test_what_is_no_certain_date_is_refused_with_what_to_write(text):
+def test_ambiguous_dates_are_refused_with_the_remedy(text):
     with pytest.raises(InvalidInputError, match="is not a time; write it as 2024-01-31 09:30:00"):
         times_of([text, text])
 
 
-def test_the_firsts_of_all_months_do_not_tell_the_day_from_the_month_and_the_unit_does():
+def test_first_days_of_months_are_ambiguous_without_the_option_unit():
     texts = pl.Series("date", [f"01/{month:02d}/2024" for month in range(1, 13)])
     with pytest.raises(InvalidInputError, match=r"'01/01/2024' and '01/12/2024' is ambiguous.*unit=day-first"):
         read_times(texts)
@@ -180,7 +180,7 @@ def rows_of(tmp_path: Path, rows: list[str], options: TableOptions = DEFAULT_OPT
 
 
 QUARTERS = [f"{hour:02d}:{minute:02d}" for hour in (0, 1, 1, 2) for minute in (0, 15, 30, 45)]
-"""What a clock shows in the night in which New York puts it back."""
+"""Local times in New York in the night in which summer time ends."""
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
@@ -198,7 +198,7 @@ def test_no_row_of_the_hour_that_comes_twice_is_lost_where_the_zone_is_named(tmp
     assert not any("the same time as another" in note for note in contents.notes)
 
 
-def test_two_autumns_and_rows_at_no_fixed_distance_are_told_apart(tmp_path):
+def test_repeated_hours_of_two_autumns_are_resolved_for_irregular_rows(tmp_path):
     nights = [f"{day} {time}" for day in ("2023-11-05", "2024-11-03") for time in ("00:50", "01:10", "01:40", "01:05")]
     options = TableOptions(zone="America/New_York")
     (series,) = rows_of(tmp_path, ["time,value", *(f"{time},1" for time in nights)], options).series
@@ -216,7 +216,7 @@ def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, c
 
 
 def test_ticks_of_a_clock_that_is_put_back_on_any_night_are_refused_until_its_zone_is_named(tmp_path):
-    """At no fixed distance in New York; by 5 minutes in Sao Paulo, which put the clock back on Saturday at midnight."""
+    """Irregular rows in New York; 5-minute rows in Sao Paulo, which set clocks back on Saturday at midnight."""
     ticks = ["00:58:10", "01:20:05", "01:59:31", "01:00:12", "01:31:40", "02:10:00"]
     new_york = [f"2024-11-03 {time}" for time in ticks]
     before = [f"2018-02-17 {hour}:{minute:02d}" for hour in (22, 23, 23) for minute in range(0, 60, 5)]
@@ -231,9 +231,9 @@ def test_ticks_of_a_clock_that_is_put_back_on_any_night_are_refused_until_its_zo
 @pytest.mark.parametrize(
     "times",
     [
-        ["00:10", "02:10", "01:15", "02:20", "02:30"],  # one row that came late
-        ["00:10", "01:50", "01:00", "01:50", "01:00", "01:10"],  # in no order at all
-        ["12:10", "12:50", "12:00", "12:10", "12:20"],  # no clock is put back at noon
+        ["00:10", "02:10", "01:15", "02:20", "02:30"],  # one late row
+        ["00:10", "01:50", "01:00", "01:50", "01:00", "01:10"],  # in no order
+        ["12:10", "12:50", "12:00", "12:10", "12:20"],  # no clock is set back at noon
     ],
 )
 def test_rows_out_of_order_are_sorted_and_no_zone_is_asked_for(tmp_path, times):

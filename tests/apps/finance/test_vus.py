@@ -1,4 +1,4 @@
-"""VUS-PR against TSB-AD's own value, and against what must hold of any such measure."""
+"""VUS-PR compared with TSB-AD's value, and with properties that any such measure must have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apps.finance.metrics.vus import vus_pr
 
 
 def test_equal_to_the_reference_implementation():
-    """The value that RangeAUC_volume_opt of TSB-AD 1.5 gives for these 64 rows with a largest buffer of 11 rows."""
+    """The value of TSB-AD 1.5's RangeAUC_volume_opt for these 64 rows with a maximum buffer of 11 rows."""
     scores = np.linspace(0.02, 0.18, 64)
     scores[9:16] = [0.25, 0.55, 0.72, 0.91, 0.84, 0.63, 0.31]
     scores[37:45] = [0.22, 0.48, 0.68, 0.93, 0.87, 0.79, 0.56, 0.29]
@@ -29,7 +29,7 @@ def test_a_perfect_score_has_one_and_a_random_one_little_more_than_the_share_of_
     assert vus_pr(perfect + np.random.default_rng(0).uniform(size=1000) / 9, windows) > 0.9
 
 
-def test_a_near_miss_counts_for_something_and_no_window_is_undefined():
+def test_a_near_miss_counts_partly_and_no_window_raises():
     scores = np.linspace(0, 0.1, 400)
     scores[205:208] = 1
     near, far = np.array([[210, 214]]), np.array([[310, 314]])

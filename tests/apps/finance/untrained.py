@@ -1,4 +1,4 @@
-"""A predictor with an untrained network: what is found does not rest on what it has learnt."""
+"""A predictor with an untrained network: the detected events do not depend on the network's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workbooks for tests, in the least of ECMA-376 that a spreadsheet opens."""
+"""Workbooks for tests, in the minimal ECMA-376 that spreadsheets open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHEETS = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 
 @dataclass(frozen=True)
 class Day:
-    """A number of days since 1900 that is shown as a date, as spreadsheets keep dates."""
+    """A day number since 1900 that is formatted as a date, as spreadsheets store dates."""
 
     number: float
 
@@ -24,7 +24,7 @@ Cell = str | float | Day | None
 
 
 def write_workbook(path: Path, sheets: Mapping[str, Sequence[Sequence[Cell]]]) -> None:
-    """Sheets by their names, each of rows of cells; None is an empty one, as of merged cells all but the first are."""
+    """A workbook of sheets by name, each with rows of cells; None is an empty cell, also inside a merged cell."""
     names = list(sheets)
     parts = {
         "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types"><Default Extension="rels" ContentType='
