@@ -17,7 +17,7 @@ from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecas
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.monitor import Monitor
 from apps.finance.inference.options import Options
-from apps.finance.inference.scoring import Calibration, combine, improbability, published
+from apps.finance.inference.scoring import Calibration, clip_scores, combine, improbability
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
 from apps.finance.types import Detection, FinanceInput, LibraryTFT, Series
@@ -135,7 +135,7 @@ class FinancePredictor:
         combined = combine(channels, alone=self.calibration.alone)
         budget = options.budget(self.calibration)
         control = self.calibration.control(budget.rate(series), fixed=options.threshold)
-        reported, scores = report(combined, budget.expected(series), control), published(combined)
+        reported, scores = report(combined, budget.expected(series), control), clip_scores(combined)
         reported_gaps = [gap for gap in gaps(adjusted) if gap.score >= (options.threshold or 0.0)]
         return Detection(
             series=series,

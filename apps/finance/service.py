@@ -75,7 +75,7 @@ class FinanceCodec:
         table, wanted = read_options(request.options)
         path = _single_file(request.files)
         if self.library is not None:
-            table = _for_network(table, self.library, request.options.get("columns", ""))
+            table = _options_for_network(table, self.library, request.options.get("columns", ""))
             table = replace(table, series_if_present=self.series_column)
         elif self.imported is not None:
             target, group = self.imported.target, self.imported.group
@@ -85,10 +85,10 @@ class FinanceCodec:
                 raise _single_column_error(target, self.covariates)
         contents = read_contents(path, table)
         contents = _select_instrument(contents, request.options.get("instrument", "").strip(), path.name)
-        contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
+        contents = _expand_columns(contents, request.options.get("columns", "").strip(), path.name)
         if not (request.options.get("columns") or table.value or contents.series_column or self.covariates):
             contents = _note_other_columns(contents)
-        series, notes = _long_enough(contents, path.name)
+        series, notes = _drop_short_series(contents, path.name)
         if self.library is not None:
             notes += unknown_notes(series, self.library) + unit_notes(series, self.library, self.context)
             notes += horizon_notes(series, self.library, self.horizon)
@@ -146,7 +146,7 @@ class FinanceCodec:
         return rows_file(detections)
 
 
-def _for_network(table: TableOptions, library: LibraryTFT, columns: str) -> TableOptions:
+def _options_for_network(table: TableOptions, library: LibraryTFT, columns: str) -> TableOptions:
     """The table options for a network that was trained on a table: its covariates, and its value unless another is
     named."""
     value = library.columns[library.target]
@@ -201,7 +201,7 @@ def _note_other_columns(contents: Contents) -> Contents:
     return replace(contents, notes=(*contents.notes, note))
 
 
-def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
+def _expand_columns(contents: Contents, wanted: str, name: str) -> Contents:
     """Each column as a series of its own, preceded by a series in which all columns are scored jointly."""
     if not wanted:
         return contents
@@ -225,7 +225,7 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
     return replace(contents, series=all_series, series_column="column", notes=notes)
 
 
-def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+def _drop_short_series(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     """The series with enough values, and the file's notes. Raises InvalidInputError if no series has enough."""
     observed = [int(np.isfinite(series.target).sum()) for series in contents.series]
     enough = tuple(series for series, count in zip(contents.series, observed, strict=True) if count >= MIN_ROWS)
@@ -276,9 +276,11 @@ def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
 
 def _wanted_events(options: Mapping[str, str]) -> Options:
     """The options that say how many events are wanted."""
-    by_day, by_rows = (_budget(name, options.get(name, "")) for name in ("events_per_day", "events_per_1000_rows"))
+    by_day, by_rows = (
+        _parse_budget(name, options.get(name, "")) for name in ("events_per_day", "events_per_1000_rows")
+    )
     return Options(
-        threshold=_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
+        threshold=_parse_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
     )
 
 
@@ -296,7 +298,7 @@ def _checked_for_series(wanted: Options, series: Sequence[Series]) -> Options:
     return wanted
 
 
-def _budget(name: str, text: str) -> float | None:
+def _parse_budget(name: str, text: str) -> float | None:
     if not text.strip():
         return None
     try:
@@ -305,7 +307,7 @@ def _budget(name: str, text: str) -> float | None:
         raise InvalidInputError(f"{name} is {text!r}, not a number; give a number above 0, such as 0.5") from error
 
 
-def _threshold(text: str) -> float | None:
+def _parse_threshold(text: str) -> float | None:
     if not text.strip():
         return None
     try:

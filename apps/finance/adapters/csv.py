@@ -48,7 +48,9 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
         frame = pl.read_csv(f"{wide}\n{rows}".encode(errors="replace"), separator=separator, infer_schema=False)
         frame.columns = labels
     except pl.exceptions.PolarsError as error:
-        raise InvalidInputError(f"{name} is not a CSV file: {_fault(rows, separator, len(labels), first)}") from error
+        raise InvalidInputError(
+            f"{name} is not a CSV file: {_describe_fault(rows, separator, len(labels), first)}"
+        ) from error
     _refuse_short_rows(frame, rows, separator, first, name)
     notes, lines = [*notes, *below], np.arange(first + 1, first + 1 + frame.height)
     *_, separators_before, separators_last = (line.count(separator) for line in ("\n\n" + rows).rsplit("\n", 2))
@@ -218,7 +220,7 @@ def _refuse_short_rows(frame: pl.DataFrame, rows: str, separator: str, first: in
             raise InvalidInputError(f"{name}: {problem}; keep the separators of missing values")
 
 
-def _fault(rows: str, separator: str, width: int, first: int) -> str:
+def _describe_fault(rows: str, separator: str, width: int, first: int) -> str:
     """What is wrong with the rows, with the number of the first such line."""
     for number, line in enumerate(rows.split("\n"), start=first + 1):
         if line.count('"') % 2:

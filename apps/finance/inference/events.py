@@ -20,7 +20,7 @@ from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso
 
 Mask = NDArray[np.bool_]
 
-_TABLE = {**DETECTORS, **JOINT, "surprise": CANDIDATES["surprise"]}
+_DETECTORS_BY_NAME = {**DETECTORS, **JOINT, "surprise": CANDIDATES["surprise"]}
 _RELEASE_SHARE = 0.7
 """An event continues while the score is above this share of the threshold."""
 _MERGE_ROWS = 12
@@ -44,7 +44,9 @@ def active_rows(channels: Mapping[str, Floats], min_improbability: float = _MIN_
     """
     is_active = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        is_active |= _without_echo(values >= min_improbability, _TABLE[name].echo_rows, _TABLE[name].max_hold_rows)
+        is_active |= _without_echo(
+            values >= min_improbability, _DETECTORS_BY_NAME[name].echo_rows, _DETECTORS_BY_NAME[name].max_hold_rows
+        )
     return is_active
 
 
@@ -123,7 +125,9 @@ def anomalies(
         own_channels = _increase_since(channels, first) if reported.renewed[first] else channels
         channel = _strongest_detector(own_channels, slice(first, max(last, peak + _MERGE_ROWS) + 1), peak)
         columns = contributing_columns(series, peak) if series.joint else ()
-        event = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].channel)
+        event = _make_anomaly(
+            series, forecast, (first, last, peak), float(scores[peak]), _DETECTORS_BY_NAME[channel].channel
+        )
         if not series.joint:
             unit = 1.0 if factor is None else float(factor[peak])
             measured = magnitude(adjusted[: peak + 1] * unit, channel, first, peak, event.expected, memory)
@@ -138,12 +142,12 @@ def anomalies(
         events.append(replace(event, columns=columns, reason=reason if series.joint else event.reason))
     for gap in gaps:
         peak = gap.before if gap.open else gap.after
-        event = _anomaly(series, forecast, (gap.before, gap.after, peak), gap.score, "gap")
+        event = _make_anomaly(series, forecast, (gap.before, gap.after, peak), gap.score, "gap")
         events.append(replace(event, note=gap.note, reason=f"a gap: {gap.note}"))
     for action in actions:
         if action.listed:
             row = action.row
-            event = _anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
+            event = _make_anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
             events.append(replace(event, note=action.note, reason=f"a corporate action: {action.note}"))
     return tuple(sorted(events, key=lambda event: (event.start_ns, event.end_ns)))
 
@@ -184,14 +188,16 @@ def _strongest_detector(channels: Mapping[str, Floats], rows: slice, peak: int) 
 
     def total(name: str) -> float:
         values = channels[name][rows]
-        is_active = _without_echo(values >= _MIN_IMPROBABILITY, _TABLE[name].echo_rows)
+        is_active = _without_echo(values >= _MIN_IMPROBABILITY, _DETECTORS_BY_NAME[name].echo_rows)
         return float(np.minimum(values, HIGHEST)[is_active].sum())
 
     totals = {name: total(name) for name in certain}
     return next(name for name in certain if totals[name] >= _TIE_SHARE * max(totals.values()))
 
 
-def _anomaly(series: Series, forecast: Forecast, rows: tuple[int, int, int], score: float, channel: str) -> Anomaly:
+def _make_anomaly(
+    series: Series, forecast: Forecast, rows: tuple[int, int, int], score: float, channel: str
+) -> Anomaly:
     """An event with the rows (first, last, peak)."""
     first, last, peak = rows
     low, expected, high = forecast.quantiles[peak][[0, forecast.quantiles.shape[1] // 2, -1]]

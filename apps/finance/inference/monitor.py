@@ -20,14 +20,14 @@ from apps.finance.inference.forecasting import forecast, library_network
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.monitor_state import (
     SeriesState,
+    append_rows,
+    drop_old_rows,
     last_rows,
     read_state,
-    shortened,
-    with_rows,
     write_state,
 )
 from apps.finance.inference.options import Options
-from apps.finance.inference.scoring import combine, improbability_of, published, without_forecast
+from apps.finance.inference.scoring import clip_scores, combine, improbability_of, without_forecast
 from apps.finance.types import DAY_NS, Anomaly, Floats, Forecast, Series, Times
 from shared.errors import InvalidInputError
 from shared.utc_time import iso_utc
@@ -168,7 +168,7 @@ class Monitor:
         if not number:
             self.scores = self.thresholds = np.empty(0)
             return old, ()
-        extended = with_rows(old.series, times_ns, values)
+        extended = append_rows(old.series, times_ns, values)
         offset = len(extended) - first - number  # the first row of ``held`` with carried results
         raw = last_rows(extended, offset)
         actions = corporate_actions(raw)
@@ -199,7 +199,7 @@ class Monitor:
             first_needed = min([recent, *(gap.before for gap in new_gaps)])
             forecasts = self._forecast(adjusted, factor, offset, first_needed) if first else forecasted.forecast
             events = anomalies(
-                *(raw, forecasts, published(combined), reported, channels),
+                *(raw, forecasts, clip_scores(combined), reported, channels),
                 gaps=known_gaps,
                 actions=actions,
                 factor=factor[offset:],
@@ -223,8 +223,8 @@ class Monitor:
                 key for key in (*old.told, *(_event_key(event) for event in events)) if key[1] >= raw.times_ns[0]
             ),
         )
-        self.scores, self.thresholds = published(combined)[first:], reported.thresholds[first:]
-        return shortened(state, due, predictor.calibration.memory), events
+        self.scores, self.thresholds = clip_scores(combined)[first:], reported.thresholds[first:]
+        return drop_old_rows(state, due, predictor.calibration.memory), events
 
     def _forecast(self, adjusted: Series, factor: Floats, offset: int, since: int) -> Forecast:
         """The forecasts of the rows from ``offset`` on; only those from row ``offset + since`` on are computed."""

@@ -99,13 +99,13 @@ def last_rows(series: Series, first: int) -> Series:
     return replace(series, times_ns=series.times_ns[first:], values=values)
 
 
-def with_rows(series: Series, times_ns: Times, values: Mapping[str, Floats]) -> Series:
+def append_rows(series: Series, times_ns: Times, values: Mapping[str, Floats]) -> Series:
     """The series extended by further rows."""
     columns = {name: np.concatenate([numbers, values[name]]) for name, numbers in series.values.items()}
     return replace(series, times_ns=np.concatenate([series.times_ns, times_ns]), values=columns)
 
 
-def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
+def drop_old_rows(state: SeriesState, due: Floats, memory: int) -> SeriesState:
     """The state without the rows that are no longer needed; ``due`` (W,) is from ``Budget.expected``.
 
     ``memory`` is that of the detectors' ``Ranking``. Detectors need these rows, the 128 guard rows, and the rows since
@@ -124,7 +124,7 @@ def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
     moved = (replace(gap, before=gap.before - dropped, after=gap.after - dropped) for gap in state.gaps)
     return replace(
         state,
-        series=_copied(last_rows(series, cut)),
+        series=_copy(last_rows(series, cut)),
         factor=state.factor[cut:].copy(),
         carried={name: numbers[dropped:].copy() for name, numbers in state.carried.items()},
         before=state.before + dropped,
@@ -134,7 +134,7 @@ def shortened(state: SeriesState, due: Floats, memory: int) -> SeriesState:
     )
 
 
-def _copied(series: Series) -> Series:
+def _copy(series: Series) -> Series:
     values = {name: numbers.copy() for name, numbers in series.values.items()}
     return replace(series, times_ns=series.times_ns.copy(), values=values)
 

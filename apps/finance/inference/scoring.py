@@ -111,7 +111,7 @@ def combine(
 ) -> Floats:
     """(N,) the score from each detector's -log10 p: their weighted root mean square over 5, at most 1.6.
 
-    Users see at most 1 (``published``); the range above 1 separates a second event from the first. ``low_volatility``
+    Users see at most 1 (``clip_scores``); the range above 1 separates a second event from the first. ``low_volatility``
     looks for changes that are too small, which no other detector can see: it is not part of the mean, and the score is
     at least 0.6 of its -log10 p over 5. The same holds for ``joint``, which scores alone, and for the others in
     ``alone``, each with its own factor. Other values of ``power`` (1 is the mean, infinity the maximum) and ``weights``
@@ -132,7 +132,7 @@ def combine(
     return score
 
 
-def published(scores: Floats) -> Floats:
+def clip_scores(scores: Floats) -> Floats:
     """(N,) the scores in [0, 1] that users see."""
     return np.minimum(scores, 1.0)
 

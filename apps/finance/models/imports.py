@@ -54,8 +54,8 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
             "hyper_parameters and dataset_parameters of such a checkpoint"
         )
     _refuse_unsupported(hyper, parameters, path.name)
-    items = _series(data, path.name, _covariate_columns(hyper, parameters))
-    settings = _settings(hyper, parameters, items, path.name)
+    items = _read_series(data, path.name, _covariate_columns(hyper, parameters))
+    settings = _read_settings(hyper, parameters, items, path.name)
     input = FinanceInput(
         context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]), library=settings
     )
@@ -122,7 +122,7 @@ def _covariate_columns(hyper: Mapping[str, Any], parameters: Mapping[str, Any]) 
     return columns_taken(LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=()))
 
 
-def _series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[LabelledSeries]:
+def _read_series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[LabelledSeries]:
     from apps.finance.inference.calibration import with_covariates
     from apps.finance.inference.evaluation import EvaluationData
 
@@ -136,7 +136,7 @@ def _series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[
     return list(with_covariates(data, columns).cases())
 
 
-def _settings(
+def _read_settings(
     hyper: Mapping[str, Any], parameters: Mapping[str, Any], items: Sequence[LabelledSeries], name: str
 ) -> LibraryTFT:
     """The settings in the checkpoint; the rest is fitted on the series by the library's own data set."""

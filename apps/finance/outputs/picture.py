@@ -47,7 +47,7 @@ def draw(detection: Detection) -> bytes:
             axis.axvspan(first, last, color=_EVENT, alpha=0.25, lw=1.5, label=label if axis is value_axis else None)
         if np.isfinite(event.observed):
             value_axis.plot([np.datetime64(event.peak_ns, "ns")], [event.observed], "o", color=_EVENT, ms=4)
-    low, high = _limits(series.target)
+    low, high = _value_range(series.target)
     value_axis.set_ylim(low, high)
     count = len(detection.anomalies)
     value_axis.set_title(
@@ -67,7 +67,7 @@ def draw(detection: Detection) -> bytes:
     for axis in (value_axis, score_axis):
         axis.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
-    _save(figure, content)
+    _save_png(figure, content)
     return content.getvalue()
 
 
@@ -98,7 +98,7 @@ def draw_several(detections: Sequence[Detection], name: str) -> bytes:
                 alpha=0.25,
                 lw=1.5,
             )
-        axis.set_ylim(*_limits(detection.series.target))
+        axis.set_ylim(*_value_range(detection.series.target))
         count = len(detection.anomalies)
         title = f"{detection.series.name}: {count} event{'' if count == 1 else 's'}"
         axis.set_title(title, loc="left", color=_INK, parse_math=False)
@@ -112,11 +112,11 @@ def draw_several(detections: Sequence[Detection], name: str) -> bytes:
         title + (f", the first {len(shown)} shown" if len(shown) < len(detections) else ""), parse_math=False
     )
     content = io.BytesIO()
-    _save(figure, content)
+    _save_png(figure, content)
     return content.getvalue()
 
 
-def _save(figure: Figure, content: io.BytesIO) -> None:
+def _save_png(figure: Figure, content: io.BytesIO) -> None:
     """Renders with a font for Chinese names if the machine has one; otherwise these are shown as boxes."""
     import warnings
 
@@ -131,7 +131,7 @@ def _save(figure: Figure, content: io.BytesIO) -> None:
         figure.savefig(content, format="png", metadata={"Software": None})
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
+def _value_range(values: np.ndarray) -> tuple[float, float]:
     """The range of the values, so that a wide band does not flatten them."""
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())

@@ -66,7 +66,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
         whole_series_by_name = _kept_series(case)
         series_column = case.result["series"].get("series_column")
         series_column = None if series_column in (_ALL_COLUMNS, _TIMESTAMP, _VALUE, _LABEL) else series_column
-        for index, (name, rows) in enumerate(_rows(case).items()):
+        for index, (name, rows) in enumerate(_scored_rows(case).items()):
             numbers = [
                 number for number, event in enumerate(case.result["events"], 1) if event.get("series", name) == name
             ]
@@ -90,7 +90,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 columns = {series_column: [name] * len(times), **columns}
                 series_columns.append(series_column)
             scored.add(whole_series_by_name[name].column if name in whole_series_by_name else _VALUE)
-            _write(out / "series" / f"{case.id[:12]}-{index:04d}.csv", times, columns, tuple(windows))
+            _write_table(out / "series" / f"{case.id[:12]}-{index:04d}.csv", times, columns, tuple(windows))
             written, whole_tables = written + 1, whole_tables + (name in whole_series_by_name)
     remarks = []
     if undecided:
@@ -130,7 +130,7 @@ def _row_columns(rows: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, 
     return [time for time, _ in rows], {_VALUE: [value for _, value in rows]}
 
 
-def _rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
+def _scored_rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
     """Times and values of each series by its name, as scored."""
     kept = case.file("scores.csv")
     if kept is None:
@@ -145,7 +145,9 @@ def _rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
     return series
 
 
-def _write(file: Path, times: Sequence[str], columns: Mapping[str, Sequence[str]], windows: tuple[Window, ...]) -> None:
+def _write_table(
+    file: Path, times: Sequence[str], columns: Mapping[str, Sequence[str]], windows: tuple[Window, ...]
+) -> None:
     """Writes the rows with their labels; a missing value is an empty cell."""
     times_ns = np.array(times, "datetime64[ns]").astype(np.int64)
     labels = np.zeros(len(times), np.int64)
@@ -158,11 +160,11 @@ def _write(file: Path, times: Sequence[str], columns: Mapping[str, Sequence[str]
             writer.writerow((time, *("" if value == "nan" else value for value in values), label))
 
 
-def _count(result: Mapping[str, Any]) -> int:
+def _count_events(result: Mapping[str, Any]) -> int:
     return len(result["events"])
 
 
-def _check(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
+def _check_missed(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
     """Raises InvalidInputError if a missed event does not lie in its series."""
     parts = {part["name"]: part for part in result.get("parts", ())}
     for event in missed:
@@ -181,4 +183,4 @@ def _check(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
             )
 
 
-REVIEWING = Reviewing(count=_count, check=_check, export=export)
+REVIEWING = Reviewing(count=_count_events, check=_check_missed, export=export)

@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import MAX_CONTRIBUTION, ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import blocks, change, trailing_mean, usual_change
+from apps.finance.inference.detectors.trailing import block_starts, change, trailing_mean, usual_change
 from apps.finance.types import Floats, Forecast, Series
 
 _ROWS = 6
@@ -32,7 +32,7 @@ def joint(forecasted: ForecastedSeries, memory: int) -> Floats:
     result = np.full(length, np.nan)
     if columns < 2:
         return result
-    for start in (_MIN_ROWS + block for block in blocks(max(forecasted.first - _MIN_ROWS, 0), length, _CHUNK)):
+    for start in (_MIN_ROWS + block for block in block_starts(max(forecasted.first - _MIN_ROWS, 0), length, _CHUNK)):
         past = changes[max(1, start - memory) : start]
         block = slice(start, start + _CHUNK)
         result[block] = np.maximum(*_relative_t2_and_q(changes[block], past))

@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, block_starts, reference_rows, trailing_mean
 from apps.finance.types import Floats
 
 _ROWS = 8
@@ -17,8 +17,8 @@ def level(forecasted: ForecastedSeries, memory: int) -> Floats:
     that range."""
     means = trailing_mean(forecasted.series.target, _ROWS)
     result = np.full(len(means), np.nan)
-    for start in blocks(forecasted.first, len(means)):
-        earlier = means[past(start, memory)]
+    for start in block_starts(forecasted.first, len(means)):
+        earlier = means[reference_rows(start, memory)]
         earlier = earlier[np.isfinite(earlier)]
         if len(earlier) < 100:
             continue

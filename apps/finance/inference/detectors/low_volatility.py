@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, block_starts, reference_rows, trailing_mean
 from apps.finance.types import Floats
 
 _ROWS = 12
@@ -20,8 +20,8 @@ def low_volatility(forecasted: ForecastedSeries, memory: int) -> Floats:
     """
     calm = -np.log(trailing_mean(forecasted.clipped_change / forecasted.usual_change, _ROWS) + _OFFSET)
     result = np.full(len(calm), np.nan)
-    for start in blocks(forecasted.first, len(calm)):
-        earlier = calm[past(start, memory)]
+    for start in block_starts(forecasted.first, len(calm)):
+        earlier = calm[reference_rows(start, memory)]
         earlier = earlier[np.isfinite(earlier)]
         if len(earlier) and np.mean(earlier > -np.log(1.05 * _OFFSET)) <= 0.05:
             result[start : start + BLOCK] = calm[start : start + BLOCK]

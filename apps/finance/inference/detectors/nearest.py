@@ -7,7 +7,7 @@ import numpy as np
 from apps.finance.datasets.windows import last_seen
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import blocks, running_range
+from apps.finance.inference.detectors.trailing import block_starts, running_range
 from apps.finance.types import Floats
 
 _ROWS = 4
@@ -32,7 +32,7 @@ def nearest(forecasted: ForecastedSeries, memory: int) -> Floats:
     vectors = np.lib.stride_tricks.sliding_window_view(values, _ROWS)  # vector k holds rows k to k + 3
     distance = np.full(len(vectors), np.nan)
     wanted = max(first, forecasted.first - _ROWS + 1)
-    for edge in blocks(wanted, len(vectors), _CHUNK):
+    for edge in block_starts(wanted, len(vectors), _CHUNK):
         start, end = max(edge, first), min(edge + _CHUNK, len(vectors))
         chunk, new = vectors[start:end], max(wanted - start, 0)
         best = np.full(end - start, np.inf)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.finance.inference.detectors.detector import ForecastedSeries, Ranking
-from apps.finance.inference.detectors.trailing import BLOCK, blocks, past
+from apps.finance.inference.detectors.trailing import BLOCK, block_starts, reference_rows
 from apps.finance.metrics.nab import probation
 from apps.finance.types import Floats
 
@@ -105,8 +105,8 @@ def _tail_probability(
     last_row = int(large[-1]) if len(large) else -rows - 1
     last_value = float(logs[entered[-1]]) if len(entered) else 0.0
     result = np.zeros(len(values))
-    for edge in blocks(first, len(values)):
-        block, rows_before = slice(max(edge, first), edge + BLOCK), past(edge, ranking.memory)
+    for edge in block_starts(first, len(values)):
+        block, rows_before = slice(max(edge, first), edge + BLOCK), reference_rows(edge, ranking.memory)
         history = np.sort(logs[rows_before][kept[rows_before] > 0])
         if len(history) < _MIN_ROWS:
             result[block] = prior_score[block]

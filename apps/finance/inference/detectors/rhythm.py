@@ -9,7 +9,7 @@ import numpy as np
 from apps.finance.datasets.windows import same_time_before
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, block_starts, reference_rows, trailing_mean
 from apps.finance.types import DAY_NS, WEEK_NS, Floats
 
 _ROWS = 12
@@ -32,8 +32,8 @@ def rhythm(forecasted: ForecastedSeries, memory: int) -> Floats:
     ]
     means = [np.abs(trailing_mean(deviation, _ROWS)) for deviation in deviations]
     result = np.full(len(series), np.nan)
-    for start in blocks(forecasted.first, len(series)):
-        rows = past(start, memory)
+    for start in block_starts(forecasted.first, len(series)):
+        rows = reference_rows(start, memory)
         values = series.target[rows]
         if np.isfinite(values).sum() < 100:
             continue
@@ -72,7 +72,7 @@ def _periods_before(values: Floats, memory: int, first: int) -> Floats:
     """
     predicted = np.full(len(values), np.nan)
     smooth = trailing_mean(values, 3)
-    for start in blocks(max(first, _UPDATE_ROWS), len(values), _UPDATE_ROWS):
+    for start in block_starts(max(first, _UPDATE_ROWS), len(values), _UPDATE_ROWS):
         period = own_period(values[max(0, start - memory) : start])
         if period is None:
             continue

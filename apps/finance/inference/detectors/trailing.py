@@ -14,7 +14,7 @@ GUARD = 128
 _MEMORY = 2000
 
 
-def past(start: int, memory: int) -> slice:
+def reference_rows(start: int, memory: int) -> slice:
     """The rows with which a block from ``start`` on is compared: up to ``memory`` rows, ending 128 rows before it.
 
     The distance keeps a long event from being compared with its own beginning. In the first 256 rows it is shorter.
@@ -39,7 +39,7 @@ def change(values: Floats, rows: int) -> Floats:
     return changed
 
 
-def blocks(first: int, length: int, rows: int = BLOCK) -> range:
+def block_starts(first: int, length: int, rows: int = BLOCK) -> range:
     """The start rows of the blocks that contain a row from ``first`` on."""
     return range(first // rows * rows, length, rows)
 
@@ -50,8 +50,8 @@ def usual_change(values: Floats, absolute: Floats, first: int = 0) -> Floats:
     ``absolute`` (N,) is the absolute change from row to row. Only rows from ``first`` on are guaranteed to be filled.
     """
     typical = np.full(len(values), np.nan)
-    for start in blocks(first, len(values)):
-        rows = past(start, _MEMORY)
+    for start in block_starts(first, len(values)):
+        rows = reference_rows(start, _MEMORY)
         finite = absolute[rows][np.isfinite(absolute[rows])]
         if len(finite) >= 30:
             typical[start : start + BLOCK] = max(finite.mean(), 1e-6 * np.nanmean(np.abs(values[rows])), 1e-9)
