@@ -62,6 +62,7 @@ def ablate(
 
 
 def _combinations(available: Sequence[str]) -> dict[str, _Combination]:
+    """The compared combinations of the available detectors, by the name that the table shows."""
     members = tuple(name for name in DETECTORS if WEIGHTS.get(name, 1.0))
     combinations: dict[str, _Combination] = {"all, weighted root mean square (shipped)": _Combination(members)}
     combinations["all, each counts once"] = _Combination(members, weights={})
@@ -105,6 +106,7 @@ def _measure(
     calibration: Calibration,
     false_events: Sequence[float],
 ) -> AblationResult:
+    """Hits, standard score and VUS-PR of one combination's scores, at thresholds with equal numbers of false events."""
     scored: ScoredRows = list(zip(scores, windows, strict=True))
     fixed, rate = calibration.control(fixed=1.0), calibration.events_per_1000_rows
     hits: list[int] = []

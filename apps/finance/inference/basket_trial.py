@@ -45,6 +45,7 @@ def basket_trial(calibration: Calibration, *, baskets: int = _BASKETS) -> tuple[
 
 
 def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calibration) -> BasketTrial:
+    """Counts hits and false events; each item comes with the series that are scored for it."""
     number, hit = Counter[str](), Counter[str](dict.fromkeys(KINDS, 0))
     false_events = rows = 0
     for item, parts in scored:

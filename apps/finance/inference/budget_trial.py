@@ -99,6 +99,7 @@ def count_events(item: LabelledSeries, calibration: Calibration, *budgets: Budge
 
 
 def _items(kind: str, series: int, rows: int) -> Iterator[LabelledSeries]:
+    """``series`` series of a kind with ``rows`` rows each, from random streams of their own."""
     first = _STREAM + 100 * list(ORDINARY).index(kind)
     for stream in range(first, first + series):
         yield ordinary(np.random.Generator(np.random.Philox(np.random.SeedSequence((0, stream)))), kind, length=rows)

@@ -191,6 +191,7 @@ def counted_rows(scored: ScoredRows) -> int:
 
 
 def _fit_priors(history: Sequence[ForecastedSeries], calibration: Calibration) -> dict[str, list[float]]:
+    """What each detector learns from ``history``, by its name."""
     table = {**calibration.detectors(), **CANDIDATES}
     priors = {name: detector.fit(history).prior for name, detector in table.items()}
     return {name: list(values) for name, values in priors.items()}

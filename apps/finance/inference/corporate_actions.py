@@ -81,6 +81,7 @@ def without_actions(series: Series, actions: Sequence[CorporateAction]) -> tuple
 
 
 def _from_adjusted_close(close: Floats, adjusted: Floats) -> tuple[CorporateAction, ...]:
+    """The actions at which the ratio of adjusted close to close changes by more than the prices' rounding."""
     rows = np.flatnonzero(np.isfinite(close) & np.isfinite(adjusted) & (close > 0) & (adjusted > 0))
     if len(rows) < 2:
         return ()
@@ -111,6 +112,7 @@ def _from_adjusted_close(close: Floats, adjusted: Floats) -> tuple[CorporateActi
 
 
 def _from_volume(series: Series, volume: Floats) -> tuple[CorporateAction, ...]:
+    """The splits at which price and volume change overnight by inverse ratios."""
     rows = np.flatnonzero(np.isfinite(series.target) & (series.target > 0))
     close, traded, days = series.target[rows], volume[rows], series.times_ns[rows] // DAY_NS
     changes = np.diff(np.log(close))

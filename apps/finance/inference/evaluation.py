@@ -117,6 +117,7 @@ def _detections(
 
 
 def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
+    """The table's rows about events, and NAB's scores if windows are labelled."""
     calibration = predictor.calibration
     rate = calibration.events_per_1000_rows
     corpus = reported_scores(scored, calibration.control(), rate)
@@ -174,6 +175,7 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
 
 
 def _forecast_rows(qualities: list[ForecastQuality]) -> list[tuple[str, str]]:
+    """The table's rows about forecasts: means over the series, weighted by their rows."""
     if not qualities:
         return []
     weights = np.array([quality.rows for quality in qualities], np.float64)

@@ -89,6 +89,7 @@ def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
 def _batches(
     model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int
 ) -> Iterator[_Batch]:
+    """Forecasts by the application's own network, from the first observed value on."""
     context, horizon = model.context, model.horizon
     table = tabulate(series, context=context, horizon=horizon)
     padding = np.zeros((horizon - 1, table.rows.shape[1]))
@@ -154,6 +155,7 @@ def _library_batches(
 def _assemble(
     batches: Iterable[_Batch], length: int, levels: tuple[float, ...], *, horizon: int, stride: int
 ) -> Forecast:
+    """The forecast of a series of ``length`` rows from the batches of its windows."""
     leads = horizon // stride
     quantiles = np.full((length, len(levels)), np.nan)
     surprise = np.full((length, leads), np.nan)

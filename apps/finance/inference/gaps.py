@@ -135,6 +135,7 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
 
 
 def _is_ordinary(series: Series, before: int, after: int, rows: float) -> bool:
+    """Whether the change over a gap of ``rows`` typical intervals is within that of a random walk."""
     values = series.target
     typical = usual_change(values[: after + 1], np.abs(change(values[: after + 1], 1)))[after]
     return bool(abs(values[after] - values[before]) <= _MAX_TYPICAL_CHANGES * typical * np.sqrt(rows))

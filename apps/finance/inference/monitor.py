@@ -126,6 +126,8 @@ class Monitor:
         write_state(Path(path), self._state, {"model": _model_id(self._predictor), "options": asdict(self.options)})
 
     def _parse_rows(self, times: Any, values: Any) -> tuple[Times, dict[str, Floats]]:
+        """The times (M,) and columns (M,) of the new rows among those given. Raises InvalidInputError for unusable
+        rows."""
         series = self._state.series
         times_ns = _to_nanoseconds(times)
         is_mapping = isinstance(values, Mapping) or (hasattr(values, "keys") and series.column in values)  # pandas'

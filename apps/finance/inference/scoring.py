@@ -86,6 +86,8 @@ class Calibration:
         return Budget(per_1000_rows=self.events_per_1000_rows)
 
     def _start(self, rate: float) -> float:
+        """The initial threshold for a budget of ``rate``, interpolated between the calibrated budgets on a log
+        scale."""
         pairs = [*self.budgets, (self.events_per_1000_rows, self.threshold)]
         rates, thresholds = np.array(sorted(tuple(pair) for pair in pairs)).T
         return float(np.interp(np.log(max(rate, 1e-9)), np.log(np.maximum(rates, 1e-9)), thresholds))

@@ -133,6 +133,7 @@ def changes_over_deviation(values: Floats) -> Floats:
 
 
 def _hits(items: Sequence[LabelledSeries], corpus: Sequence[Scored]) -> tuple[Counter[str], Counter[str]]:
+    """Labelled anomalies by kind, and those of them that are hit."""
     number: Counter[str] = Counter()
     hit: Counter[str] = Counter()
     for item, scored in zip(items, corpus, strict=True):
