@@ -79,8 +79,8 @@ def test_a_series_that_ends_before_the_others_is_noted(predictor, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
     assert isinstance(context, service.FileContext)
-    said = "1 series end while others continue until 2023-11-15T23:08:20Z: 'B' at 2023-11-15T14:48:20Z"
-    assert said in context.notes
+    note = "1 series end while others continue until 2023-11-15T23:08:20Z: 'B' at 2023-11-15T14:48:20Z"
+    assert note in context.notes
     (tmp_path / "a.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
     assert isinstance(context, service.FileContext) and not any("others continue" in note for note in context.notes)
@@ -197,11 +197,11 @@ def test_a_prediction_uses_one_thread_and_keeps_the_limits_of_other_threads(pred
 def test_progress_names_the_series_being_forecast(predictor, tmp_path, monkeypatch):
     monkeypatch.setattr("apps.finance.inference.forecasting.CPU_BATCH", 16)
     inputs = decode(predictor, Request(files=(several(tmp_path),))).inputs[:2]
-    told: list[str] = []
-    with listening(told.append):
+    stages: list[str] = []
+    with listening(stages.append):
         predictor.predict(inputs)
-    assert told[0] == "series 1 of 2" and {stage[:13] for stage in told} <= {"series 1 of 2", "series 2 of 2"}
-    assert any(stage.startswith("series 2 of 2, forecasting, part 1 of ") for stage in told)
+    assert stages[0] == "series 1 of 2" and {stage[:13] for stage in stages} <= {"series 1 of 2", "series 2 of 2"}
+    assert any(stage.startswith("series 2 of 2, forecasting, part 1 of ") for stage in stages)
 
 
 def test_more_rows_than_fit_the_request_timeout_are_refused_at_once(predictor, tmp_path):

@@ -100,8 +100,8 @@ def test_the_zone_in_the_header_is_that_of_the_times_unless_the_option_names_ano
     times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
     contents = read(tmp_path, times, label=label)
     assert iso_utc(int(contents.series[0].times_ns[0])) == f"2024-07-01T{first}:00Z"
-    said = f"column {label!r}: its times are in {zone}, according to its name; the option 'zone' overrides this"
-    assert (said in contents.notes) == (zone != "UTC")
+    note = f"column {label!r}: its times are in {zone}, according to its name; the option 'zone' overrides this"
+    assert (note in contents.notes) == (zone != "UTC")
     contents = read(tmp_path, times, TableOptions(zone="Asia/Tokyo"), label)
     assert iso_utc(int(contents.series[0].times_ns[0])) == "2024-07-01T00:00:00Z"
     assert not any("according to its name" in note for note in contents.notes)

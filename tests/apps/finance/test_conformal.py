@@ -33,10 +33,10 @@ def test_reports_do_not_depend_on_later_rows(values, start, step, cut):
 @given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.05]))
 def test_the_first_row_above_the_threshold_is_reported_and_none_below(values, start, step):
     found = report(values, 0.01 * np.arange(len(values)), Control(start=start, step=step))
-    spoken = np.flatnonzero(found.scores)
-    assert (values[spoken] >= found.thresholds[spoken] - 1e-9).all()
+    reported_rows = np.flatnonzero(found.scores)
+    assert (values[reported_rows] >= found.thresholds[reported_rows] - 1e-9).all()
     above = np.flatnonzero(values >= found.thresholds)
-    assert len(spoken) == len(above) == 0 or spoken[0] == above[0]
+    assert len(reported_rows) == len(above) == 0 or reported_rows[0] == above[0]
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.04, 0.06])

@@ -28,24 +28,24 @@ controls = st.builds(
 @settings(max_examples=100, deadline=None)
 @given(scores, controls)
 def test_events_are_disjoint_ordered_and_begin_at_reports(values, control):
-    spoken = report(values, 0.01 * np.arange(len(values)), control)
-    found = event_spans(spoken, values, values >= 0.5)
+    reported = report(values, 0.01 * np.arange(len(values)), control)
+    found = event_spans(reported, values, values >= 0.5)
     for first, last in found:
         assert 0 <= first <= last < len(values)
-        assert spoken.scores[first] >= spoken.thresholds[first] - 1e-9
+        assert reported.scores[first] >= reported.thresholds[first] - 1e-9
     for (_, last), (first, _) in itertools.pairwise(found):
-        assert first - last > 1 or (first - last == 1 and spoken.renewed[first])
+        assert first - last > 1 or (first - last == 1 and reported.renewed[first])
     # Every reported row lies in an event.
-    assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(spoken.scores))
+    assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(reported.scores))
 
 
 def test_a_disturbance_is_reported_once_and_a_stronger_one_again():
     values = np.zeros(1000)
     values[500:520] = 0.5
     values[510] = 0.9
-    spoken = report(values, np.zeros(1000), Control(start=0.4))
-    assert np.flatnonzero(spoken.scores).tolist() == [500, 510]
-    assert event_spans(spoken, values, values > 0) == [(500, 519)]
+    reported = report(values, np.zeros(1000), Control(start=0.4))
+    assert np.flatnonzero(reported.scores).tolist() == [500, 510]
+    assert event_spans(reported, values, values > 0) == [(500, 519)]
     strict = report(values, np.zeros(1000), Control(start=0.8))
     assert event_spans(strict, values, values > 0) == [(510, 510)]
     assert not report(values * 0, np.zeros(1000), Control(start=0.4)).scores.any()

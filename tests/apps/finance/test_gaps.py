@@ -116,8 +116,8 @@ def test_an_open_gap_is_not_reported_if_later_rows_could_retract_it(since, weekd
         closed = (np.arange(4032) * 5 // 1440) % 7 >= 5
         whole = of(whole.times_ns, np.where(closed, np.nan, whole.target))
     starts = {gap.before for gap in gaps(whole)}
-    told = {gap.before for cut in range(80, 4032, 16) for gap in gaps(of(whole.times_ns[:cut], whole.target[:cut]))}
-    assert told <= starts
+    found = {gap.before for cut in range(80, 4032, 16) for gap in gaps(of(whole.times_ns[:cut], whole.target[:cut]))}
+    assert found <= starts
 
 
 def test_a_stopped_feed_is_an_event_at_its_last_value():
@@ -152,5 +152,5 @@ def test_a_gap_is_the_event_and_not_the_value_after_it_unless_that_is_unusual_to
 
 
 def test_durations_are_written_in_their_two_largest_units():
-    told = {90 * 10**9: "90 s", 5 * MINUTE_NS: "5 min", 26 * HOUR_NS: "1 d 2 h", 3 * DAY_NS: "3 d"}
-    assert {length: duration(length) for length in told} == told
+    texts = {90 * 10**9: "90 s", 5 * MINUTE_NS: "5 min", 26 * HOUR_NS: "1 d 2 h", 3 * DAY_NS: "3 d"}
+    assert {length: duration(length) for length in texts} == texts

@@ -203,9 +203,9 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
     words = ["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run"), "--device", "cpu"]
     words += [*data, "--limits.epochs", "3", "--optimizer.learning-rate", "0.01", "--schedule.warmup-steps", "0"]
     assert main(words) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     total = len(made.network.state_dict())
-    assert f"{total} of {total} tensors start from these weights" in said
+    assert f"{total} of {total} tensors start from these weights" in output
     history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
     task = ForecastTask()
     scores = task.scores()

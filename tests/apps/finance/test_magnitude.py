@@ -26,8 +26,8 @@ def test_a_jump_is_the_change_in_deviations_of_such_changes(detector, rows):
     assert found.size == pytest.approx(-12.5)
     assert found.deviations == pytest.approx(-12.5 / of_normal(WALK[rows:8999] - WALK[: 8999 - rows], 0.0), rel=1e-3)
     since = {1: "the row before", 4: "four rows before"}[rows]
-    told = f"a sudden change: -12.5 from {since}, {-found.deviations:.1f} robust deviations"
-    assert found.reason == told
+    reason = f"a sudden change: -12.5 from {since}, {-found.deviations:.1f} robust deviations"
+    assert found.reason == reason
 
 
 def test_a_value_beyond_the_range_is_measured_from_the_expected_value():

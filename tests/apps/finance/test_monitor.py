@@ -54,28 +54,28 @@ def kind(event: Anomaly) -> tuple[str, int]:
 def follow(model, series: Series, begin: int, options: Options, folder, seed: int, steps=(1, 2, 7, 64, 300, 700)):
     """Sends all rows from ``begin`` on in random parts, saving and resuming in between; returns the results."""
     generator = np.random.default_rng(seed)
-    monitor, row, told, scores, thresholds = model.monitor(until(series, begin), options), begin, [], [], []
+    monitor, row, events, scores, thresholds = model.monitor(until(series, begin), options), begin, [], [], []
     while row < len(series):
         end = min(row + int(generator.choice(steps)), len(series))
-        told += [(end, event) for event in monitor.update(*rows_of(series, row, end))]
+        events += [(end, event) for event in monitor.update(*rows_of(series, row, end))]
         scores.append(monitor.scores)
         thresholds.append(monitor.thresholds)
         row = end
         if generator.uniform() < 0.1:
             monitor.save(folder / "state.npz")
             monitor = model.monitor(folder / "state.npz")
-    assert len({kind(event) for _, event in told}) == len(told), "each event once"
-    return monitor, told, np.concatenate(scores), np.concatenate(thresholds)
+    assert len({kind(event) for _, event in events}) == len(events), "each event once"
+    return monitor, events, np.concatenate(scores), np.concatenate(thresholds)
 
 
 def assert_as_in_the_whole(model, series, begin, options, folder, seed, **more) -> tuple[Monitor, list]:
     (whole,) = model.predict([series], options)
-    monitor, told, scores, thresholds = follow(model, series, begin, options, folder, seed, **more)
+    monitor, events, scores, thresholds = follow(model, series, begin, options, folder, seed, **more)
     np.testing.assert_allclose(scores, whole.scores[begin:], atol=1e-9)
     np.testing.assert_allclose(thresholds, whole.thresholds[begin:], atol=1e-9)
     later = {kind(event) for event in whole.anomalies if event.start_ns >= series.times_ns[begin]}
-    assert {kind(event) for _, event in told} == later
-    return monitor, told
+    assert {kind(event) for _, event in events} == later
+    return monitor, events
 
 
 def assert_as_in_the_part(model, series: Series, options: Options, end: int, event: Anomaly) -> None:
@@ -86,8 +86,8 @@ def assert_as_in_the_part(model, series: Series, options: Options, end: int, eve
         (event.end_ns, event.peak_ns, event.channel, event.direction, event.observed, event.note, event.since_ns)
     )
     assert (same.size, same.deviations) == pytest.approx((event.size, event.deviations), rel=1e-3)
-    said = event.score, event.low, event.expected, event.high
-    assert said == pytest.approx((same.score, same.low, same.expected, same.high), rel=1e-3)
+    figures = event.score, event.low, event.expected, event.high
+    assert figures == pytest.approx((same.score, same.low, same.expected, same.high), rel=1e-3)
 
 
 @pytest.mark.realdata
@@ -102,9 +102,9 @@ def assert_as_in_the_part(model, series: Series, options: Options, end: int, eve
 def test_monitoring_nab_row_by_row_equals_predicting_the_whole_file(data_root, tmp_path, name, begin, wanted):
     model = trivium.load("finance", device="cpu").predictor
     series = Nab(root=data_root / "finance" / "nab").read(name).series
-    monitor, told = assert_as_in_the_whole(model, series, begin, wanted, tmp_path, 0)
-    assert len(monitor.series) < 10_240 + 300 and len(told) > 1
-    assert_as_in_the_part(model, series, wanted, *told[-1])
+    monitor, events = assert_as_in_the_whole(model, series, begin, wanted, tmp_path, 0)
+    assert len(monitor.series) < 10_240 + 300 and len(events) > 1
+    assert_as_in_the_part(model, series, wanted, *events[-1])
 
 
 def remembering(memory: int):
@@ -129,10 +129,10 @@ def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_p
     values[generator.uniform(size=length) < 0.03] = np.nan
     values[:unseen] = values[5000:5400] = np.nan
     series, model = of(BEGAN_NS + np.cumsum(steps), {"v": values}), remembering(1500)
-    monitor, told = assert_as_in_the_whole(model, series, 700, wanted, tmp_path, 1, steps=(3, 300, 700))
+    monitor, events = assert_as_in_the_whole(model, series, 700, wanted, tmp_path, 1, steps=(3, 300, 700))
     assert len(monitor.series) < 7500, "rows are forgotten"
-    assert "gap" in {event.channel for _, event in told} and len(told) > 3
-    assert_as_in_the_part(model, series, wanted, *told[-1])
+    assert "gap" in {event.channel for _, event in events} and len(events) > 3
+    assert_as_in_the_part(model, series, wanted, *events[-1])
 
 
 def test_the_same_time_two_weeks_before_is_kept_longer_than_detectors_look_back(tmp_path):
@@ -141,8 +141,8 @@ def test_the_same_time_two_weeks_before_is_kept_longer_than_detectors_look_back(
     values = 100 + week + generator.normal(size=len(rows))
     values[14_000:14_020] = 100
     series, model = of(BEGAN_NS + rows * 3 * MINUTE_NS, {"v": values}), remembering(1500)
-    monitor, told = assert_as_in_the_whole(model, series, 11_000, Options(), tmp_path, 2, steps=(300, 700))
-    assert 7200 <= len(monitor.series) < 9500 and told
+    monitor, events = assert_as_in_the_whole(model, series, 11_000, Options(), tmp_path, 2, steps=(300, 700))
+    assert 7200 <= len(monitor.series) < 9500 and events
 
 
 def test_columns_that_are_scored_jointly_are_followed_too(tmp_path):
@@ -151,8 +151,8 @@ def test_columns_that_are_scored_jointly_are_followed_too(tmp_path):
     values = {f"c{place}": together + 0.5 * generator.normal(size=8000).cumsum() for place in range(4)}
     values["c2"][7000:] += np.minimum(np.arange(1000), 20) * 3
     series, model = of(BEGAN_NS + np.arange(8000) * MINUTE_NS, values, joint=True), remembering(1500)
-    _, told = assert_as_in_the_whole(model, series, 3000, Options(), tmp_path, 3, steps=(300, 700))
-    assert any(event.columns[:1] == ("c2",) for _, event in told)
+    _, events = assert_as_in_the_whole(model, series, 3000, Options(), tmp_path, 3, steps=(300, 700))
+    assert any(event.columns[:1] == ("c2",) for _, event in events)
 
 
 def test_splits_are_reported_if_rows_have_price_and_volume(tmp_path):
@@ -162,8 +162,8 @@ def test_splits_are_reported_if_rows_have_price_and_volume(tmp_path):
     volume[1500:] *= 4
     close[1800] *= 1.25
     series = of(BEGAN_NS + np.arange(2000) * DAY_NS, {"close": close, "volume": volume})
-    _, told = assert_as_in_the_whole(untrained(), series, 1000, Options(), tmp_path, 4)
-    assert [event.note for _, event in told if event.channel == "corporate_action"] == ["4-for-1 split"]
+    _, events = assert_as_in_the_whole(untrained(), series, 1000, Options(), tmp_path, 4)
+    assert [event.note for _, event in events if event.channel == "corporate_action"] == ["4-for-1 split"]
 
 
 def quiet(rows: int) -> Series:
@@ -342,7 +342,7 @@ def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, t
     code = examples()[1].replace("http://127.0.0.1:8000", server)
     series = quiet(400)
     write_csv(tmp_path / "prices.csv", series)
-    assert ran(code, tmp_path) == "", "the history is not told"
+    assert ran(code, tmp_path) == "", "the history is not reported"
     times, values = np.append(series.times_ns, BEGAN_NS + 400 * MINUTE_NS), {"v": np.append(series.target, 40.0)}
     write_csv(tmp_path / "prices.csv", replace(series, times_ns=times, values=values))
     assert ran(code, tmp_path).startswith("new: ") and ran(code, tmp_path) == ""

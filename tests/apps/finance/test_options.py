@@ -119,8 +119,8 @@ def test_repeated_command_line_options_add_up_and_duplicates_are_refused(tmp_pat
     (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
     words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]
     assert main([*words, "--option", "value=other", "--option", "zone=Europe/Berlin"]) == 0
-    said = "".join(capsys.readouterr().out.splitlines()[-3:])
-    assert all(file.name in said.partition("Wrote into")[2] for file in (tmp_path / "out").iterdir())
+    output = "".join(capsys.readouterr().out.splitlines()[-3:])
+    assert all(file.name in output.partition("Wrote into")[2] for file in (tmp_path / "out").iterdir())
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     series = result["series"]
     assert series["column"] == "other" and series["start"].startswith("2024-06-30T22:00")

@@ -88,19 +88,21 @@ def test_reviewed_series_are_trained_and_scored_on(
     of_none = {"missed": [{"start": time(3), "end": time(3)}]}
     assert "the case has several series; name" in client.put(home, json=of_none).json()["detail"]
     first = next(n for n, event in enumerate(events, 1) if event["series"] == "A")
-    said = {
+    verdicts = {
         str(n): "accepted" if n == first else "rejected" for n, event in enumerate(events, 1) if event["series"] != "B"
     }
     missed = [{"series": "A", "start": time(50), "end": time(52)}]
-    assert client.put(home, json={"verdicts": said, "missed": missed}).status_code == 200
+    assert client.put(home, json={"verdicts": verdicts, "missed": missed}).status_code == 200
     assert export(client, tmp_path / "out") == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     series = tmp_path / "out" / "series"
-    left_out = sum(all(str(n) not in said for n, e in enumerate(events, 1) if e["series"] == name) for name in SPIKES)
-    assert f"series not fully reviewed: {left_out}." in told
+    left_out = sum(
+        all(str(n) not in verdicts for n, e in enumerate(events, 1) if e["series"] == name) for name in SPIKES
+    )
+    assert f"series not fully reviewed: {left_out}." in output
     rows = list(csv.DictReader(min(series.iterdir()).read_text().splitlines()))
     assert len(rows) == HOURS and rows[7]["value"] == "" and float(rows[200]["value"]) == 160.8
-    assert {row["ticker"] for row in rows} == {"A"} and "--data.labels label --data.series ticker" in told
+    assert {row["ticker"] for row in rows} == {"A"} and "--data.labels label --data.series ticker" in output
     assert "A" in {item.series.name for item in Table(path=str(series), labels="label", series="ticker").cases()}
     marked = {n for n, row in enumerate(rows) if row["label"] == "1"}
     event = events[first - 1]
@@ -145,12 +147,12 @@ def test_a_table_that_the_server_keeps_is_written_whole(
         for text in (bars(), table({"A": (200,)}), bars("label")):
             answer = keeping.post("/api/finance/predict", files={"files": ("bars.csv", text)}).json()
             verdicts = {str(n): "accepted" for n in range(1, len(answer["result"]["events"]) + 1)}
-            said = keeping.put(f"/api/finance/cases/{answer['case']}/review", json={"verdicts": verdicts})
-            assert said.status_code == 200 and verdicts
+            response = keeping.put(f"/api/finance/cases/{answer['case']}/review", json={"verdicts": verdicts})
+            assert response.status_code == 200 and verdicts
         assert export(keeping, tmp_path / "out") == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Series written: 3, 1 of them with all columns of their table." in told
-    assert "Scored columns: close, value." in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Series written: 3, 1 of them with all columns of their table." in output
+    assert "Scored columns: close, value." in output
     texts = [file.read_text() for file in sorted((tmp_path / "out" / "series").iterdir())]
     heads = ["timestamp,close,volume,note,label", "timestamp,value,label", "timestamp,value,label"]
     assert sorted(text.partition("\n")[0] for text in texts) == heads
