@@ -1,4 +1,4 @@
-"""The line in the log for an answer, over whichever protocol it went."""
+"""The access log: one line for each answer, over HTTP or gRPC."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from shared.utc_time import iso_utc
 
 log = logging.getLogger("trivium.access")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?\Z")
-_USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
+_SAFE_IDENTIFIER = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
 
-def usable_identifier(given: str) -> str:
-    """The identifier that a request brings, where it is fit for a log, else a new one."""
-    return given if _USABLE.match(given) else secrets.token_hex(8)
+def usable_identifier(identifier: str) -> str:
+    """The identifier that a request was sent with if it is safe to log, else a new one."""
+    return identifier if _SAFE_IDENTIFIER.match(identifier) else secrets.token_hex(8)
 
 
 def log_line(
-    number: str,
+    identifier: str,
     client: str,
     method: str,
     path: str,
@@ -30,14 +30,15 @@ def log_line(
     traceparent: str = "",
     key: str = "",
 ) -> None:
-    """Logs an answer under its identifier; ``time`` is that of its end, ``key`` the name of who asks, where known.
+    """Logs an answer as a line of JSON.
 
-    ``trace`` is the trace that the request says it is part of (W3C Trace Context, traceparent), where it says one.
+    ``time`` is when the answer ended, ``request`` the identifier, and ``key`` the name of the caller's key if it has
+    one. ``trace`` is the trace id in the request's header traceparent (W3C Trace Context), if there is one.
     """
     if log.isEnabledFor(logging.INFO):
         now = iso_utc(time.time())
-        line = {"time": now, "request": number, "client": client, "method": method, "path": path, "status": status}
-        found = _TRACEPARENT.match(traceparent)
-        trace = {} if found is None else {"trace": found[1]}
-        asking = {"key": key} if key else {}
-        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1), **trace, **asking}))
+        line = {"time": now, "request": identifier, "client": client, "method": method, "path": path, "status": status}
+        traceparent_match = _TRACEPARENT.match(traceparent)
+        trace_field = {} if traceparent_match is None else {"trace": traceparent_match[1]}
+        key_field = {"key": key} if key else {}
+        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1), **trace_field, **key_field}))

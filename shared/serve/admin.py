@@ -1,4 +1,4 @@
-"""The operator's page: models and versions, queues, latencies, errors, jobs and disk. It changes nothing."""
+"""The operator's page: models and versions, queues, latencies, errors, jobs and disk. It is read-only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RECENT_JOBS = 5
 
 
 def admin_router(pages: Pages) -> APIRouter:
-    """The route of the page, for those whom ``get_operator`` lets in."""
+    """The route of the page, for clients that ``get_operator`` accepts."""
     router = APIRouter(include_in_schema=False, dependencies=[Depends(get_operator)])
 
     @router.api_route("/admin", methods=["GET", "HEAD"], response_class=HTMLResponse)
@@ -33,36 +33,41 @@ def admin_router(pages: Pages) -> APIRouter:
         metrics: Metrics = request.app.state.metrics
         live: LiveVersions = request.app.state.live_versions
         stages = {name: await live.stages(name) for name in live.models()}
-        kept = await run_in_threadpool(lambda: [_kept(service) for service in services.values()])
+        kept = await run_in_threadpool(lambda: [_stored_data(service) for service in services.values()])
         return pages.render(
             "admin.html",
             here="admin",
             version=request.app.version,
-            models=_models(services, networks, stages),
+            models=_model_rows(services, networks, stages),
             quantiles=QUANTILES,
             answers=metrics.answers_by_status(),
             kept=kept,
-            groups=await run_in_threadpool(lambda: [row for one in services.values() for row in _groups(one)]),
-            disk=await run_in_threadpool(_disk, services),
+            groups=await run_in_threadpool(
+                lambda: [row for service in services.values() for row in _group_rows(service)]
+            ),
+            disk=await run_in_threadpool(_disk_usage, services),
             fault=await run_in_threadpool(request.app.state.store.fault),
         )
 
     return router
 
 
-def _models(
+def _model_rows(
     services: Mapping[str, Service], networks: Networks, stages: Mapping[str, Mapping[int, Stage]]
 ) -> list[dict[str, Any]]:
-    """A line for each application and each network: what it is, how its workers are, and what they did."""
-    lines = []
+    """A row for each application and each network: its title, the state of its workers, and its metrics."""
+    rows = []
     for name, service in services.items():
         model = service.model.value
-        versions = [] if model is None else [f"{one.name} version {one.version}" for one in model.manifests]
+        versions = (
+            [] if model is None else [f"{artifact.name} version {artifact.version}" for artifact in model.manifests]
+        )
         workers, metrics = (None, None) if model is None else (model.workers, model.metrics)
-        lines.append(_line(service.app.title, f"/{name}", versions, service.model.failure, workers, metrics))
+        rows.append(_model_row(service.app.title, f"/{name}", versions, service.model.failure, workers, metrics))
         if (jobs := service.job_model.value) is not None:
-            title, made = f"{service.app.title} (jobs)", [f"{one.name} version {one.version}" for one in jobs.manifests]
-            lines.append(_line(title, f"/{name}", made, service.job_model.failure, jobs.workers, jobs.metrics))
+            title = f"{service.app.title} (jobs)"
+            versions = [f"{manifest.name} version {manifest.version}" for manifest in jobs.manifests]
+            rows.append(_model_row(title, f"/{name}", versions, service.job_model.failure, jobs.workers, jobs.metrics))
     for network in networks.all():
         manifest, pool = network.manifest, network.model.value
         address = f"/v2/models/{manifest.name}/versions/{network.version}"
@@ -71,11 +76,11 @@ def _models(
         stage = stages.get(manifest.name, {}).get(manifest.version, "candidate")
         version = f"version {network.version} ({stage})"
         failure = "unloaded" if network.model.unloaded is not None else network.model.failure
-        lines.append(_line(title, address, [version], failure, pool, metrics))
-    return lines
+        rows.append(_model_row(title, address, [version], failure, pool, metrics))
+    return rows
 
 
-def _line(
+def _model_row(
     title: str,
     address: str,
     versions: list[str],
@@ -89,19 +94,19 @@ def _line(
         "title": title,
         "address": address,
         "versions": versions,
-        "failure": failure or next((one["failure"] for one in states if one["failure"]), None),
-        "workers": [one["state"] for one in states],
-        "memory_mb": sum(one["memory_bytes"] or 0 for one in states) / 1e6,
-        "restarts": sum(one["restarts"] for one in states),
+        "failure": failure or next((worker["failure"] for worker in states if worker["failure"]), None),
+        "workers": [worker["state"] for worker in states],
+        "memory_mb": sum(worker["memory_bytes"] or 0 for worker in states) / 1e6,
+        "restarts": sum(worker["restarts"] for worker in states),
         "waiting": 0 if metrics is None else metrics.waiting(),
         "answered": totals["success"],
         "failed": totals["fail"],
-        "seconds": [None if metrics is None else metrics.latency_quantile_s(share) for share in QUANTILES],
+        "seconds": [None if metrics is None else metrics.latency_quantile_s(quantile) for quantile in QUANTILES],
     }
 
 
-def _kept(service: Service) -> dict[str, Any]:
-    """What is in the store of an application: cases, bytes, and jobs by their state with the newest."""
+def _stored_data(service: Service) -> dict[str, Any]:
+    """The stored data of an application: number of cases, megabytes, number of jobs by state, and the newest jobs."""
     name = service.app.name
     return {
         "app": service.app,
@@ -112,8 +117,8 @@ def _kept(service: Service) -> dict[str, Any]:
     }
 
 
-def _groups(service: Service) -> list[dict[str, Any]]:
-    """What each group of keys has of an application: cases, bytes, and jobs that wait; nothing where there are none."""
+def _group_rows(service: Service) -> list[dict[str, Any]]:
+    """The cases, megabytes and waiting jobs of each group of keys in an application; empty if there are no groups."""
     kept = service.store.kept_by_group(service.app.name)
     waiting = service.jobs.waiting_by_group(service.app.name)
     if not any({*kept, *waiting}):
@@ -126,7 +131,7 @@ def _groups(service: Service) -> list[dict[str, Any]]:
     return rows
 
 
-def _disk(services: Mapping[str, Service]) -> dict[str, Any]:
+def _disk_usage(services: Mapping[str, Service]) -> dict[str, Any]:
     store = next((service.store for service in services.values()), None)
     if store is None:
         return {}

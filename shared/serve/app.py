@@ -1,4 +1,4 @@
-"""The server as an ASGI application: applications found, put behind their queues, and given routes."""
+"""Builds the ASGI application: finds the installed applications, and sets up their queues and routes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from shared.serve.runtime.live_versions import Live, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.runtime.webhook import webhook_of
-from shared.serve.service import INCOMING, Service, remove_uploads_left
+from shared.serve.service import INCOMING, Service, remove_leftover_uploads
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
@@ -56,42 +56,42 @@ from shared.store.keys import Keys
 from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
-_EXPIRE_EVERY_S = 3600.0
-_EMPTY_JOURNAL_EVERY_S = 5.0
+_EXPIRE_INTERVAL_S = 3600.0
+_EMPTY_JOURNAL_INTERVAL_S = 5.0
 _MAX_EVENT_STREAMS = 1000
-"""Each reads its job from the database every two seconds."""
-_OWN_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
+"""Each open event stream reads its job from the database every two seconds."""
+_RESERVED_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
 def create_app(
     settings: Settings, apps: Mapping[str, App] | None = None, hosts: Collection[str] | None = None
 ) -> FastAPI:
-    """The server for the installed applications, or for those given.
+    """The server for the installed applications, or for ``apps`` if given.
 
-    It answers under the names that the settings give, else under ``hosts``, any where that is None: what it is asked
-    under follows from where it listens.
+    It accepts the host names in ``settings.hosts``, or else those in ``hosts``, which the caller derives from the
+    address that the server listens on; None accepts any. Raises ``InvalidInputError`` for settings that it cannot use.
     """
     found = dict(installed() if apps is None else apps)
     if settings.registry is not None and not settings.registry.is_dir():
         raise InvalidInputError(
-            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
+            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` creates one"
         )
-    if (first := settings.root.split("/")[1:2]) and first[0] in {*found, *_OWN_PATHS}:
+    if (first := settings.root.split("/")[1:2]) and first[0] in {*found, *_RESERVED_PATHS}:
         raise InvalidInputError(
-            f"the server has addresses of its own under /{first[0]}; give it another path in TRIVIUM_ROOT_PATH"
+            f"/{first[0]} is one of the server's own paths; set TRIVIUM_ROOT_PATH to a different path"
         )
     webhook = webhook_of(settings)
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
     live = Live(Promotions(store.engine))
-    registry = _registry(settings, found.values(), live)
-    remove_uploads_left(settings.store, alone=not store.shared)
+    registry = _open_registry(settings, found.values(), live)
+    remove_leftover_uploads(settings.store, exclusive=not store.shared)
     remove_files_left(store.engine, settings.store, alone=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
     networks = Networks(registry, settings, metrics, live.serving)
-    users = {model: service for service in services.values() for model in service.app.models}
-    live_versions = LiveVersions(live, registry, users, networks)
+    model_users = {model: service for service in services.values() for model in service.app.models}
+    live_versions = LiveVersions(live, registry, model_users, networks)
     models: list[LoadOnce[Any]] = [service.model for service in services.values()]
     models += [network.model for network in networks.all()]
     readiness = Readiness(models, settings.warm)
@@ -102,20 +102,20 @@ def create_app(
         readiness.start()
         for service in services.values():
             service.runner.start()
-        tidying = [
+        background_tasks = [
             asyncio.create_task(_expire_cases(services.values(), settings)),
             asyncio.create_task(_empty_journal(store.engine)),
         ]
         if webhook is not None:
             jobs = JobStore(store.engine, store.folder, server=INCOMING)
-            tidying.append(asyncio.create_task(webhook.run(jobs)))
-        following = asyncio.create_task(live_versions.follow()) if store.shared else None
-        async with _grpc(server, settings):
+            background_tasks.append(asyncio.create_task(webhook.run(jobs)))
+        follow_task = asyncio.create_task(live_versions.follow()) if store.shared else None
+        async with _grpc_server(server, settings):
             yield
-        for task in tidying:
+        for task in background_tasks:
             task.cancel()
-        if following is not None:
-            following.cancel()
+        if follow_task is not None:
+            follow_task.cancel()
         readiness.stop()
         for service in services.values():
             await service.runner.stop()
@@ -128,9 +128,9 @@ def create_app(
         bodies=[PredictForm, InferenceRequest],
         apps={name: service.app.schemas() for name, service in services.items() if service.app.schemas is not None},
         requires_key=settings.require_key,
-        limits=_limits(settings),
+        limits=_body_limits(settings),
         title="Trivium",
-        version=_version(),
+        version=_package_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
         lifespan=lifespan,
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
@@ -139,7 +139,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    # What the routes' dependencies read.
+    # The routes' dependencies read these.
     server.state.services = services
     server.state.networks = networks
     server.state.live_versions = live_versions
@@ -159,7 +159,7 @@ def create_app(
         server,
         hosts=settings.host_names or hosts,
         drain=server.state.drain,
-        checks=_room_checks(services, networks),
+        checks=_admission_checks(services, networks),
         deadline_s=settings.deadline_s,
         json_routes=json_routes,
         most_json_bytes=settings.max_json_bytes,
@@ -173,33 +173,33 @@ def create_app(
     add_infer_routes(server)
     for service in services.values():
         json_routes += _add_routes(server, service)
-    server.include_router(repository.router)  # before a model's own routes: "stats" is no name there
+    server.include_router(repository.router)  # before the routes of a model, which would take "stats" for a name
     server.include_router(oip.router)
     server.include_router(pages.router())
     server.include_router(admin_router(pages))
     server.include_router(status.router)
     server.include_router(models_api.router)
-    for ending, kind in _MEDIA_TYPES.items():
-        mimetypes.add_type(kind, ending)
+    for ending, media_type in _MEDIA_TYPES.items():
+        mimetypes.add_type(media_type, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
     return server
 
 
-def _limits(settings: Settings) -> dict[str, str]:
-    """How much may be sent, in words, by the last part of the path."""
+def _body_limits(settings: Settings) -> dict[str, str]:
+    """Descriptions of the limits on a request body, by the last segment of the path."""
     form = f"At most {settings.max_upload_bytes:,} bytes and {settings.max_files:,} files"
-    tensors = f"At most {settings.max_tensor_bytes:,} bytes, of them {settings.max_json_bytes:,} of JSON"
+    tensors = f"At most {settings.max_tensor_bytes:,} bytes, of which at most {settings.max_json_bytes:,} are JSON"
     answered = f"answered within {settings.deadline_s:g} seconds of the end of the upload"
     return {
         "predict": f"{form}; {answered}",
-        "jobs": f"{form}; computed for {settings.job_deadline_s:g} seconds at the longest",
+        "jobs": f"{form}; computed for at most {settings.job_deadline_s:g} seconds",
         "infer": f"{tensors}; {answered}",
     }
 
 
 @asynccontextmanager
-async def _grpc(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
-    """Answers over gRPC too where that is asked for; the port is then in the state as ``grpc_port``."""
+async def _grpc_server(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Serves gRPC while the block lasts, if the settings ask for it; ``server.state.grpc_port`` is then its port."""
     if settings.grpc_port is None:
         yield
         return
@@ -219,25 +219,25 @@ async def _grpc(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
 
 
 async def _expire_cases(services: Collection[Service], settings: Settings) -> None:
-    """Deletes what must not stay, at once and every hour."""
-    while any(most is not None for most in (settings.keep_days, settings.keep_cases, settings.keep_bytes)):
+    """Deletes the cases and jobs that exceed the retention limits, at once and then every hour."""
+    while any(limit is not None for limit in (settings.keep_days, settings.keep_cases, settings.keep_bytes)):
         for service in services:
             await run_in_threadpool(service.expire)
-        await asyncio.sleep(_EXPIRE_EVERY_S)
+        await asyncio.sleep(_EXPIRE_INTERVAL_S)
 
 
 async def _empty_journal(engine: Engine) -> None:
-    """Has what was deleted, as names of files of jobs that ended, leave the database's journal within seconds."""
+    """Empties the database's journal every few seconds: deleted data, such as file names of past jobs, stays in it."""
     while True:
         try:
             await run_in_threadpool(empty_journal, engine)
         except SQLAlchemyError as error:
             log.warning("the journal of the store's database cannot be emptied: %s", error)
-        await asyncio.sleep(_EMPTY_JOURNAL_EVERY_S)
+        await asyncio.sleep(_EMPTY_JOURNAL_INTERVAL_S)
 
 
-def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[str | None], None]]:
-    """What says, by the path of a prediction, whether there is room for another of a group of keys."""
+def _admission_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[str | None], None]]:
+    """By the path of a prediction: a function that raises ``Busy`` if a request of a group would not be admitted."""
 
     def check_live(group: str | None, name: str) -> None:
         networks.find(name, None).check_room(group)
@@ -252,11 +252,11 @@ def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[st
 
 
 def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
-    """The routes that every application has, those of its domain, and the files of its pages.
+    """Adds the routes that every application has, those of its domain, and the static files of its pages.
 
-    Returns what matches the paths of those of its domain of which FastAPI reads a body whole.
+    Returns patterns for the paths of the domain routes whose JSON body FastAPI reads into memory as a whole.
     """
-    whole = []
+    json_paths = []
     app = service.app
     server.include_router(app_routes(service))
     if app.router is not None:
@@ -273,18 +273,18 @@ def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
             for route in domain.routes:
                 field = route.body_field if isinstance(route, APIRoute) else None
                 if isinstance(route, APIRoute) and field is not None and not isinstance(field.field_info, Form):
-                    whole.append(compile_path(prefix + route.path)[0])
+                    json_paths.append(compile_path(prefix + route.path)[0])
     if app.pages.is_dir():
         server.mount(f"/static/{app.name}", StaticFiles(directory=app.pages))
-    return whole
+    return json_paths
 
 
-def _registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:
-    own = [] if settings.registry is None else [settings.registry]
-    return Registry(*own, *(app.weights for app in apps), live=live.loading, retired=live.retired)
+def _open_registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:
+    own_registry = [] if settings.registry is None else [settings.registry]
+    return Registry(*own_registry, *(app.weights for app in apps), live=live.loading, retired=live.retired)
 
 
-def _version() -> str:
+def _package_version() -> str:
     try:
         return version("trivium")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Who asks, by the keys in the store, which are read again every two seconds at the most."""
+"""Authentication and authorization by the keys in the store, which are cached for two seconds."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ from shared.secure.access import Key, matching_key, presented_key
 from shared.store.database import is_database_gone
 from shared.store.keys import Keys
 
-_FRESH_S = 2.0
-_WANTED = (
-    "this server wants a key, which whoever runs it gives out: in a browser load the page again, and enter the key as "
-    "the password, with any name; programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, and the "
-    "commands of trivium take it from TRIVIUM_KEY"
+_CACHE_S = 2.0
+_KEY_REQUIRED = (
+    "this server requires a key, which its operator issues: in a browser, reload the page and enter the key as the "
+    "password, with any user name; programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, and the "
+    "trivium commands read it from TRIVIUM_KEY"
 )
 
 
 class KnownKeys:
-    """The keys that let somebody in. One that is revoked, on whichever server, does not any more after two seconds."""
+    """The valid keys. A key that is revoked, on any server of the store, is refused after two seconds at most."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._known: tuple[Key, ...] = ()
-        self._read_s = float("-inf")
-        self._reading = asyncio.Lock()
+        self._cached_keys: tuple[Key, ...] = ()
+        self._cached_at_s = float("-inf")
+        self._refresh_lock = asyncio.Lock()
 
     async def find(self, headers: Mapping[str, Any]) -> Key:
         """The key in a request's headers (``presented_key``).
 
-        Raises ``InvalidInputError``: 401, or 503 without the database.
+        Raises ``InvalidInputError``: 401 without a valid key, 503 if the database cannot be reached.
         """
         presented = presented_key(headers)
         if presented is not None:
             await self._refresh()
-            if (key := matching_key(self._known, presented)) is not None:
+            if (key := matching_key(self._cached_keys, presented)) is not None:
                 return key
-            raise InvalidInputError(f"the key is not known, or was revoked; {_WANTED}", status=401)
-        raise InvalidInputError(_WANTED, status=401)
+            raise InvalidInputError(f"the key is unknown or revoked; {_KEY_REQUIRED}", status=401)
+        raise InvalidInputError(_KEY_REQUIRED, status=401)
 
     def any(self) -> bool:
-        """Whether there is a key at all, by the database."""
+        """Whether the database has any key. Does not use the cache."""
         return bool(self._keys.all())
 
     async def _refresh(self) -> None:
-        if time.monotonic() - self._read_s < _FRESH_S:
+        if time.monotonic() - self._cached_at_s < _CACHE_S:
             return
-        async with self._reading:
-            if time.monotonic() - self._read_s < _FRESH_S:
+        async with self._refresh_lock:
+            if time.monotonic() - self._cached_at_s < _CACHE_S:
                 return
-            began = time.monotonic()
+            started_s = time.monotonic()
             try:
-                self._known = await run_in_threadpool(self._keys.all)
+                self._cached_keys = await run_in_threadpool(self._keys.all)
             except Exception as error:
                 if not is_database_gone(error):
                     raise
                 sentence = "the store's database, which holds the keys, cannot be reached; try again in a few seconds"
                 raise InvalidInputError(sentence, status=503) from error
-            self._read_s = began
+            self._cached_at_s = started_s
 
 
 def group_of(scope: MutableMapping[str, Any]) -> str | None:
-    """The group of the key that an ASGI request brought, as ``get_group`` gives it."""
+    """The group of the key that an ASGI request was sent with, as ``get_group`` returns it."""
     key: Key | None = scope.get("state", {}).get("key")
     return None if key is None else key.group
 
 
 async def get_group(request: Request) -> str | None:
-    """The group whose cases and jobs who asks may see; None may see all, as every server's without keys."""
+    """The group whose cases and jobs the caller may see; None may see all, which includes servers without keys."""
     return group_of(request.scope)
 
 
@@ -81,17 +81,17 @@ GroupDep = Annotated[str | None, Depends(get_group)]
 
 
 def check_no_group(group: str | None) -> None:
-    """Refuses (403) a key of a group what tells of the work of all groups."""
+    """Raises ``InvalidInputError`` (403) for a key of a group, which may not see figures about other groups' work."""
     if group is not None:
         raise InvalidInputError(
-            f"the counters are of the requests of all, and this key is of the group {group}: ask for them with a key "
-            "that has no group (`trivium keys add NAME`)",
+            f"these counters cover the requests of all groups, and this key belongs to the group {group}: use a key "
+            "without a group (`trivium keys add NAME`)",
             status=403,
         )
 
 
 async def require_no_group(group: GroupDep) -> None:
-    """Refuses (403) the key of a group."""
+    """Raises ``InvalidInputError`` (403) for a key of a group."""
     check_no_group(group)
 
 
@@ -99,16 +99,16 @@ NoGroup = Depends(require_no_group)
 
 
 def check_operator(key: Key | None) -> None:
-    """Refuses (403) a key that may not do what only operators may. None is a server that wants no keys."""
+    """Raises ``InvalidInputError`` (403) for a key that is not an operator's. None stands for a server without keys."""
     if key is not None and key.role != "operator":
         raise InvalidInputError(
-            f"the key {key.name!r} is a user's; this is for operators (`trivium keys add NAME --role operator`)",
+            f"the key {key.name!r} is a user's; only operators may do this (`trivium keys add NAME --role operator`)",
             status=403,
         )
 
 
 async def require_operator(request: Request) -> None:
-    """Refuses (403) the key of a user, where keys are wanted."""
+    """Raises ``InvalidInputError`` (403) for a user's key, on a server that requires keys."""
     check_operator(getattr(request.state, "key", None))
 
 

@@ -1,4 +1,4 @@
-"""Messages of the log as JSON, one a line, for those who collect it by machine."""
+"""Log messages as JSON, one per line, for log collectors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from shared.utc_time import iso_utc
 
 
 class JsonLines(logging.Formatter):
-    """``time`` (UTC), ``level``, ``message``, and ``error`` with the traceback where there is one."""
+    """Formats ``time`` (UTC), ``level``, ``message``, and ``error`` with the traceback if there is one.
+
+    ``worker`` is the process id of the worker that logs; None in the server's own process.
+    """
 
     def __init__(self, worker: int | None = None) -> None:
         super().__init__()
         self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        moment = iso_utc(record.created)
-        line = {"time": moment, "level": record.levelname, **self._worker, "message": record.getMessage()}
+        """The record as one line of JSON."""
+        time = iso_utc(record.created)
+        line = {"time": time, "level": record.levelname, **self._worker, "message": record.getMessage()}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line)

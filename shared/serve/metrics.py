@@ -1,4 +1,4 @@
-"""Counters under the names that Triton's dashboards and alerts already use.
+"""Prometheus metrics, under the names that Triton's dashboards and alerts already use.
 
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/metrics.html
 """
@@ -26,7 +26,7 @@ _METHODS = ("GET", "HEAD", "POST", "DELETE")
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in their own Prometheus registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,31 +55,31 @@ class Metrics:
 
         self._worker_memory = gauge(
             "worker_resident_memory_bytes",
-            "Memory that the worker processes of a model hold, those of its jobs included",
+            "Resident memory of a model's worker processes, including those for its jobs",
             ("model",),
         )
         self._restarts = gauge("worker_restarts", "How often a model's workers were replaced", ("model",))
-        self._jobs = gauge("jobs", "Jobs in the store that are not answered yet", ("app", "state"))
-        self._free = gauge("store_free_bytes", "What is free on the disk of the store", ())
+        self._jobs = gauge("jobs", "Unfinished jobs in the store", ("app", "state"))
+        self._free = gauge("store_free_bytes", "Free space on the disk of the store", ())
         self.success = counter("request_success", "Requests that were answered")
-        self.failure = counter("request_failure", "Requests that were not, by reason", (*_LABELS, "reason"))
+        self.failure = counter("request_failure", "Requests that failed, by reason", (*_LABELS, "reason"))
         self.count = counter("count", "Inferences: a batch of n counts n")
         self.executions = counter("exec_count", "Executions: a batch counts one")
         self.pending = Gauge(
             "nv_inference_pending_request_count", "Requests that wait", _LABELS, registry=self.registry
         )
-        self.request_us = counter("request_duration_us", "Microseconds from a request's arrival to its answer, summed")
-        self.queue_us = counter("queue_duration_us", "Microseconds that requests waited, summed")
-        self.input_us = counter("compute_input_duration_us", "Microseconds spent reading inputs, summed")
-        self.infer_us = counter("compute_infer_duration_us", "Microseconds that requests were computed, summed")
-        self.output_us = counter("compute_output_duration_us", "Microseconds spent writing outputs, summed")
+        self.request_us = counter("request_duration_us", "Total microseconds from a request's arrival to its answer")
+        self.queue_us = counter("queue_duration_us", "Total microseconds that requests waited")
+        self.input_us = counter("compute_input_duration_us", "Total microseconds spent reading inputs")
+        self.infer_us = counter("compute_infer_duration_us", "Total microseconds spent computing requests")
+        self.output_us = counter("compute_output_duration_us", "Total microseconds spent writing outputs")
 
     def of(self, model: str, version: str) -> ModelMetrics:
-        """The counters of one model, which read 0 from now on rather than being absent."""
+        """The metrics of one model. From now on they are exported, with the value 0 until something is counted."""
         return ModelMetrics(self, model, version)
 
     def requested(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts an HTTP request; ``route`` is the path's pattern, so that there are not as many as cases."""
+        """Records an HTTP request; ``route`` is the path's pattern, to keep the number of label values small."""
         self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
 
     def measured(
@@ -89,14 +89,14 @@ class Metrics:
         jobs: Mapping[str, Mapping[str, int]],
         free_bytes: int,
     ) -> None:
-        """Takes what is so now: workers' memory in bytes and restarts by model, jobs by application and state.
+        """Sets the gauges: memory in bytes and restarts by model, jobs by application and state, free disk space.
 
-        What is gone, or not known, is not told of any more.
+        Models, applications and states that are not given are no longer exported.
         """
-        for told, found in ((self._worker_memory, memory), (self._restarts, restarts)):
-            told.clear()
-            for model, value in found.items():
-                told.labels(model).set(value)
+        for gauge, values in ((self._worker_memory, memory), (self._restarts, restarts)):
+            gauge.clear()
+            for model, value in values.items():
+                gauge.labels(model).set(value)
         self._jobs.clear()
         for app, states in jobs.items():
             for state, number in states.items():
@@ -104,22 +104,22 @@ class Metrics:
         self._free.set(free_bytes)
 
     def answers_by_status(self) -> dict[str, int]:
-        """How many HTTP requests were answered with each status."""
-        found: Counts[str] = Counts()
+        """The number of HTTP requests by the status of their answer."""
+        counts: Counts[str] = Counts()
         for sample in next(iter(self.http.collect())).samples:
             if sample.name.endswith("_count"):
-                found[sample.labels["status"]] += int(sample.value)
-        return dict(sorted(found.items()))
+                counts[sample.labels["status"]] += int(sample.value)
+        return dict(sorted(counts.items()))
 
     def exposition(self) -> bytes:
-        """Prometheus' text format, without the suffix that the client library adds and Triton does not have."""
+        """The metrics in Prometheus' text format, without the suffix _total, which Triton's names do not have."""
         text = generate_latest(self.registry).decode()
         text = re.sub(r"^(# (HELP|TYPE) )?(nv_inference|trivium)_\w+_created.*\n", "", text, flags=re.MULTILINE)
         return re.sub(r"\b(nv_inference_\w+)_total\b", r"\1", text).encode()
 
 
 class ModelMetrics:
-    """The counters of one model and version. Durations are given in seconds."""
+    """The metrics of one version of a model. Its methods take durations in seconds."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
@@ -140,7 +140,7 @@ class ModelMetrics:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Counts what ends with an exception, under Triton's reason for it."""
+        """Counts a failure under Triton's reason for it if the block raises an exception."""
         try:
             yield
         except InvalidInputError as refusal:
@@ -154,7 +154,7 @@ class ModelMetrics:
             raise
 
     def totals(self) -> dict[str, int]:
-        """What was counted, by Triton's names for it; durations in nanoseconds."""
+        """The totals for Triton's model statistics; durations in nanoseconds."""
         failures = sum(_value(self._failure.labels(**self._labels, reason=reason)) for reason in _REASONS)
         return {
             "success": int(_value(self.success)),
@@ -169,34 +169,37 @@ class ModelMetrics:
         }
 
     def waiting(self) -> int:
-        """How many requests wait."""
+        """The number of waiting requests."""
         return int(next(iter(self.pending.collect())).samples[0].value)
 
-    def latency_quantile_s(self, share: float) -> float | None:
-        """The latency that this share of the answers stayed below, by the histogram as Prometheus reads it; or None."""
+    def latency_quantile_s(self, quantile: float) -> float | None:
+        """A quantile of the latency in seconds, such as 0.95, interpolated in the histogram as Prometheus does.
+
+        None if nothing was answered yet.
+        """
         samples = next(iter(self._latency.collect())).samples
-        steps = [(float(one.labels["le"]), one.value) for one in samples if one.name.endswith("_bucket")]
-        wanted, low, below = share * steps[-1][1], 0.0, 0.0
-        if not wanted:
+        buckets = [(float(sample.labels["le"]), sample.value) for sample in samples if sample.name.endswith("_bucket")]
+        rank, low, count_below = quantile * buckets[-1][1], 0.0, 0.0
+        if not rank:
             return None
-        for high, until in steps:
-            if until >= wanted:
-                return low if high == math.inf else low + (high - low) * (wanted - below) / (until - below)
-            low, below = high, until
+        for high, count in buckets:
+            if count >= rank:
+                return low if high == math.inf else low + (high - low) * (rank - count_below) / (count - count_below)
+            low, count_below = high, count
         return low
 
     def _failed(self, reason: str) -> None:
         self._failure.labels(**self._labels, reason=reason).inc()
 
-    def executed(self, *, inferences: int, executions: int, waited_s: float, computed_s: float) -> None:
-        """Counts the executions of a batch; ``waited_s`` and ``computed_s`` are sums over its requests."""
+    def observe_execution(self, *, inferences: int, executions: int, waited_s: float, computed_s: float) -> None:
+        """Records the execution of a batch; ``waited_s`` and ``computed_s`` are sums over its requests."""
         self.executions.inc(executions)
         self.count.inc(inferences)
         self._queue_us.inc(round(waited_s * 1e6))
         self._infer_us.inc(round(computed_s * 1e6))
 
     def answered(self, *, request_s: float, input_s: float, output_s: float) -> None:
-        """Counts an answer and the time that it took."""
+        """Records an answer and the time that it took."""
         self.success.inc()
         self._request_us.inc(round(request_s * 1e6))
         self._latency.observe(request_s)

@@ -1,4 +1,4 @@
-"""The pages: the overview, every application's form, the description of the JSON interface, and errors."""
+"""The HTML pages: the overview, every application's form, the API documentation, and errors."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from shared.serve.settings import Settings
 from shared.store.reviews import ReviewLine
 
 WEB = Path(__file__).resolve().parents[1] / "web"
-_RECENT = 5
-_REVIEWERS = 3
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Characters that turn the letters after them round, by their bidirectional class."""
+_RECENT_CASES = 5
+_MAX_REVIEWERS_SHOWN = 3
+_DIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Bidirectional classes of the control characters that change the direction of the text after them."""
 
 
 class Pages:
-    """Renders templates: an application's own before the shared ones of the same name."""
+    """Renders templates. An application's own template takes precedence over a shared one of the same name."""
 
     def __init__(self, services: Mapping[str, Service], settings: Settings) -> None:
         self._services, self._settings = services, settings
         self._apps = {name: service.app for name, service in services.items()}
-        self._shared = _environment(WEB / "templates")
-        self._own = {name: _environment(app.pages, WEB / "templates") for name, app in self._apps.items()}
+        self._shared_environment = _environment(WEB / "templates")
+        self._app_environments = {name: _environment(app.pages, WEB / "templates") for name, app in self._apps.items()}
 
     def render(self, template: str, *, app: App | None = None, status: int = 200, **context: Any) -> HTMLResponse:
-        """A page with its content security policy."""
+        """A rendered page, with its content security policy."""
         nonce = secrets.token_urlsafe(16)
-        environment = self._own[app.name] if app is not None else self._shared
+        environment = self._app_environments[app.name] if app is not None else self._shared_environment
         text = environment.get_template(template).render(
             app=app,
             apps=self._apps,
@@ -52,16 +52,16 @@ class Pages:
         return HTMLResponse(text, status, headers={"Content-Security-Policy": page_policy(nonce)})
 
     def error(self, heading: str, sentence: str, status: int) -> HTMLResponse:
-        """A page for an error."""
+        """An error page with a heading and one sentence."""
         return self.render("error.html", status=status, heading=heading, sentence=sentence)
 
     def router(self) -> APIRouter:
-        """The routes of the pages, which the API description leaves out."""
+        """The routes of the pages, which are not part of the OpenAPI document."""
         router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
         @router.api_route("/", methods=["GET", "HEAD"])
         def overview(group: GroupDep) -> HTMLResponse:
-            entries = [_entry(service, group) for service in self._services.values()]
+            entries = [_overview_entry(service, group) for service in self._services.values()]
             return self.render("index.html", here="overview", entries=entries)
 
         @router.api_route("/docs", methods=["GET", "HEAD"])
@@ -92,27 +92,30 @@ def _environment(*folders: Path) -> Environment:
     )
 
 
-def _reviewed(reviews: Iterable[ReviewLine]) -> str:
-    """By whom a case was reviewed, in words; empty for none."""
-    found = list(reviews)
-    if not found:
+def _review_text(reviews: Iterable[ReviewLine]) -> str:
+    """Text that says who reviewed a case; empty if nobody did."""
+    review_list = list(reviews)
+    if not review_list:
         return ""
-    names = [_isolated(one.reviewer) for one in found if one.reviewer is not None]
+    names = [_isolate_direction(review.reviewer) for review in review_list if review.reviewer is not None]
     if not names:
         return "reviewed"
-    others = len(names) - _REVIEWERS
-    return f"reviewed by {', '.join(names[:_REVIEWERS])}{f' and {others} more' if others > 0 else ''}"
+    more = len(names) - _MAX_REVIEWERS_SHOWN
+    return f"reviewed by {', '.join(names[:_MAX_REVIEWERS_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 
 
-def _isolated(name: str) -> str:
-    """A name that turns nothing beside it, whichever way its letters run (Unicode Standard Annex 9, section 2)."""
-    plain = "".join(letter for letter in name if bidirectional(letter) not in _TURNING)
-    runs_left = any(bidirectional(letter) in ("R", "AL", "AN") for letter in plain)
-    return f"\u2068{plain}\u2069" if runs_left else plain
+def _isolate_direction(name: str) -> str:
+    """A name that cannot change the direction of the text around it (Unicode Standard Annex 9, section 2).
+
+    Directional control characters are removed; a name with right-to-left letters is put between isolates.
+    """
+    plain = "".join(letter for letter in name if bidirectional(letter) not in _DIRECTIONAL_CONTROLS)
+    has_right_to_left = any(bidirectional(letter) in ("R", "AL", "AN") for letter in plain)
+    return f"\u2068{plain}\u2069" if has_right_to_left else plain
 
 
-def _entry(service: Service, group: str | None) -> dict[str, Any]:
-    recent = service.store.recent(service.app.name, _RECENT, group=group)
+def _overview_entry(service: Service, group: str | None) -> dict[str, Any]:
+    recent = service.store.recent(service.app.name, _RECENT_CASES, group=group)
     reviews = service.store.reviews.lines(case.id for case in recent)
     cases = [
         {
@@ -120,7 +123,7 @@ def _entry(service: Service, group: str | None) -> dict[str, Any]:
             "label": case_line(service, case),
             "created": case.created,
             "created_short": f"{case.created[:10]} {case.created[11:16]} UTC",
-            "reviewed": _reviewed(reviews.get(case.id, ())),
+            "reviewed": _review_text(reviews.get(case.id, ())),
         }
         for case in recent
     ]

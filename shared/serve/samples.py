@@ -1,4 +1,4 @@
-"""The samples that an application's form and routes offer: those that the model which predicts by default can read."""
+"""The samples that an application's form and routes offer: those that its default model can read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class OfferedSamples:
     registry: Registry
 
     def input_needed(self) -> str | None:
-        """What a file must hold for the model that predicts by default; None where it takes any of the application's.
+        """What a file must contain for the default model; None if it accepts any file of the application.
 
-        None, too, where the model cannot be opened: who asks it for an answer is told why.
+        Also None if the model cannot be opened: a request to it then reports the reason.
         """
         if self.app.input_needed is None:
             return None
@@ -34,14 +34,14 @@ class OfferedSamples:
             return None
 
     def at_hand(self) -> Sequence[Sample]:
-        """Those that can be predicted on now."""
+        """The samples that the default model can read now."""
         return self.app.samples() if self.input_needed() is None else ()
 
     def get(self, name: str) -> Sample:
-        """The sample called ``name``; refuses an unknown one, and one that the model cannot read."""
+        """The sample called ``name``. Raises ``InvalidInputError`` if it is unknown or the model cannot read it."""
         samples = {sample.name: sample for sample in self.at_hand()}
         if name not in samples:
             raise InvalidInputError(
-                f"{self.app.name} has no sample {name!r}; it has {', '.join(samples) or 'none at hand'}"
+                f"{self.app.name} has no sample {name!r}; available: {', '.join(samples) or 'none'}"
             )
         return samples[name]

@@ -1,4 +1,4 @@
-"""The server as a process: it listens, says so, and ends when it is told to."""
+"""The server process: listens, reports its address, and shuts down gracefully on a signal."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ from shared.serve.service import Service
 from shared.serve.settings import Settings
 
 log = logging.getLogger("trivium.serve")
-_GRACE_S = 5
-_TIME = "%Y-%m-%dT%H:%M:%S%z"
-_POLL_S = 0.05
-_COLLECT_AFTER = 50_000
-"""Objects made and not freed, after which Python's collector looks for cycles; 700 are its own default."""
+_SHUTDOWN_GRACE_S = 5
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+_DRAIN_POLL_INTERVAL_S = 0.05
+_GC_THRESHOLD = 50_000
+"""Net allocations that trigger Python's cyclic garbage collector; Python's default is 700."""
 
-_COLLECT_TICKS = 600
-"""It looks for them every minute as well; uvicorn ticks ten times a second."""
-_RENEW_TICKS = 100
-"""And every ten seconds for a new certificate."""
+_GC_INTERVAL_TICKS = 600
+"""The garbage collector also runs every minute; uvicorn ticks ten times a second."""
+_CERTIFICATE_CHECK_TICKS = 100
+"""The server checks for a renewed certificate every ten seconds."""
 
 
-_MAX_FILES = 1 << 16
-_BACKLOG = 2048
-"""Connections that are accepted at once, at the most: asyncio takes all that wait before any is looked at."""
+_MAX_OPEN_FILES = 1 << 16
+_MAX_BACKLOG = 2048
+"""Maximum listen backlog: asyncio accepts all pending connections before it serves any of them."""
 
 
 def run(settings: Settings, demo: bool = False) -> None:
-    """Serves until interrupted or told to end. With ``demo``, says in the terminal what to open and is quiet otherwise.
+    """Serves until interrupted or terminated. ``demo`` prints the addresses to open and logs nothing below a warning.
 
-    Refuses an address that cannot be had. Where a predictor is loaded or computes still when requests have had their
-    time to end, the process ends with status 0 and this does not return.
+    Raises ``InvalidInputError`` if the address is not available. If a predictor is still loading or computing when the
+    shutdown timeouts have passed, the process exits with status 0 and this function does not return.
     """
-    with _ended_by_signals():
+    with _exit_cleanly_on_signals():
         _serve(settings, demo)
-    _end_with_threads()
+    _exit_despite_running_threads()
 
 
 def _serve(settings: Settings, demo: bool) -> None:
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
     if settings.grpc_port:
-        listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
+        listen(settings.host, settings.grpc_port, "--grpc-port").close()  # report a port in use before models load
     with listen(settings.host, settings.port) as listener:
-        files = allow_files()
+        files = raise_open_file_limit()
         listener.most = files // 2
         application = create_app(settings, hosts=own_hosts(settings.host))
         config = uvicorn.Config(
@@ -74,19 +74,21 @@ def _serve(settings: Settings, demo: bool) -> None:
             log_config=log_config(quiet=demo, as_json=settings.log_json),
             log_level="warning" if demo else "info",
             http=with_header_deadline(settings.header_s, listener.idle),
-            backlog=min(_BACKLOG, files // 4),
+            backlog=min(_MAX_BACKLOG, files // 4),
             ws="none",
-            access_log=False,  # the middleware writes its own
-            timeout_graceful_shutdown=_GRACE_S,
+            access_log=False,  # the middleware writes the access log
+            timeout_graceful_shutdown=_SHUTDOWN_GRACE_S,
             ssl_certfile=None if certificate is None else certificate.chain,
             ssl_keyfile=None if certificate is None else certificate.key,
         )
-        address = f"{'http' if certificate is None else 'https'}://{_shown(settings.host)}:{listener.getsockname()[1]}"
+        address = (
+            f"{'http' if certificate is None else 'https'}://{_display_host(settings.host)}:{listener.getsockname()[1]}"
+        )
         services: Mapping[str, Service] = application.state.services
         apps = {name: service.app for name, service in services.items()}
         server = _Server(
             config,
-            announce=lambda: say_listening(address, apps, settings, application.state.keys, demo=demo),
+            announce=lambda: report_startup(address, apps, settings, application.state.keys, demo=demo),
             drain=application.state.drain,
             drain_s=settings.drain_s,
             renewals=None if certificate is None else Renewals(certificate),
@@ -94,31 +96,35 @@ def _serve(settings: Settings, demo: bool) -> None:
         server.run(sockets=[listener])
 
 
-def say_listening(
+def report_startup(
     address: str, apps: Mapping[str, App], settings: Settings, keys: KnownKeys | None, *, demo: bool
 ) -> None:
-    """Says that the server listens, and what whoever looks after it should know."""
+    """Reports the address that the server listens on, and warns about missing access control."""
     if demo:
         announce(address, apps)
     else:
         log.info("open %s", address)
     if keys is None and own_hosts(settings.host) is None:
         log.warning(
-            "no key is required: whoever reaches this machine's network address may read and delete cases and change "
-            "models; set TRIVIUM_REQUIRE_KEY=true (`trivium keys add NAME` makes a key), or have a proxy ask who it is"
+            "no key is required: anyone who can reach this machine over the network can read and delete cases and "
+            "change models; set TRIVIUM_REQUIRE_KEY=true (`trivium keys add NAME` creates a key), or put a proxy that "
+            "authenticates users in front"
         )
     if keys is not None and not keys.any():
-        log.warning("there is no key yet, so nobody is let in; `trivium keys add NAME --role operator` makes one")
+        log.warning(
+            "no key exists yet, so every request is refused; create one: `trivium keys add NAME --role operator`"
+        )
 
 
 def log_config(*, quiet: bool, as_json: bool = False) -> dict[str, Any]:
-    """uvicorn's, with the time before each message, and our own: answers as plain lines on stdout, the rest as its.
+    """uvicorn's logging configuration with timestamps, extended by our loggers.
 
-    Or all ``as_json``, a line each.
+    The access log goes to stdout without a prefix; everything else goes where uvicorn's messages go. ``as_json`` writes
+    every message as one line of JSON. ``quiet`` drops what is below a warning.
     """
     logs, level = copy.deepcopy(uvicorn.config.LOGGING_CONFIG), "WARNING" if quiet else "INFO"
     if not quiet:
-        logs["formatters"]["default"] |= {"fmt": "%(asctime)s %(levelprefix)s %(message)s", "datefmt": _TIME}
+        logs["formatters"]["default"] |= {"fmt": "%(asctime)s %(levelprefix)s %(message)s", "datefmt": _TIME_FORMAT}
     if as_json:
         logs["formatters"]["default"] = {"()": JsonLines}
     logs["handlers"]["plain"] = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
@@ -128,24 +134,24 @@ def log_config(*, quiet: bool, as_json: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM end what is inside without an error: uvicorn raises them again once it has closed."""
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _exit_cleanly_on_signals() -> Iterator[None]:
+    """Leaves the block without an error on SIGINT and SIGTERM, which uvicorn raises again once it has shut down."""
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _end_with_threads() -> None:
-    """Ends the process where threads go on: nobody waits any more for what they load or compute."""
+def _exit_despite_running_threads() -> None:
+    """Exits the process if threads are still loading or computing: nobody is waiting for their results any more."""
     end = time.monotonic() + 1
-    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    other_threads = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
     with suppress(KeyboardInterrupt):
-        for thread in others:
+        for thread in other_threads:
             thread.join(max(0.0, end - time.monotonic()))
-    if any(thread.is_alive() for thread in others):
+    if any(thread.is_alive() for thread in other_threads):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -153,9 +159,9 @@ def _end_with_threads() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Calls ``announce`` once it listens. Told to end, it answers first what it accepted, for at most ``drain_s``.
+    """Calls ``announce`` once it listens. On shutdown, first answers the accepted requests, for at most ``drain_s``.
 
-    Meanwhile it listens still, so that who asks is told to come again. A second signal ends the wait.
+    It keeps listening meanwhile, so that new clients get a 503 with ``Retry-After``. A second signal ends the wait.
     """
 
     def __init__(
@@ -171,82 +177,83 @@ class _Server(uvicorn.Server):
         self._announce, self._drain, self._drain_s, self._renewals = announce, drain, drain_s, renewals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and says so."""
+        """Starts listening, and announces it."""
         await super().startup(sockets)
         if self.started:
-            collect_rarely()
+            reduce_garbage_collection()
             self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end. Frees what refers to itself now and then: it comes so slowly that memory grew for hours.
+        """Returns whether to shut down. Also collects garbage and loads a renewed certificate at their intervals.
 
-        A certificate that was renewed is shown to who connects from then on.
+        Reference cycles come so slowly that without a regular collection memory grew for hours. A renewed certificate
+        applies to new connections.
         """
-        if counter and counter % _COLLECT_TICKS == 0:
+        if counter and counter % _GC_INTERVAL_TICKS == 0:
             gc.collect()
-        if self._renewals is not None and counter % _RENEW_TICKS == 0:
-            self._renewals.take_up(self._show)
+        if self._renewals is not None and counter % _CERTIFICATE_CHECK_TICKS == 0:
+            self._renewals.take_up(self._load_certificate)
         return await super().on_tick(counter)
 
-    def _show(self, certificate: Certificate) -> None:
+    def _load_certificate(self, certificate: Certificate) -> None:
         assert self.config.ssl is not None
         self.config.ssl.load_cert_chain(certificate.chain, certificate.key)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers what was accepted, then closes."""
+        """Answers the accepted requests, then closes."""
         self._drain.begun = True
         end = time.monotonic() + self._drain_s
         if self._drain.inside:
-            log.info("answering %d requests, then ending", self._drain.inside)
+            log.info("answering %d open requests before shutting down", self._drain.inside)
         while self._drain.inside and time.monotonic() < end and len(self._captured_signals) < 2:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
         await super().shutdown(sockets)
 
 
-def allow_files() -> int:
-    """How many files and connections this process may have open: as many as it may allow itself, up to 65,536.
+def raise_open_file_limit() -> int:
+    """Raises this process's limit of open files and connections to the hard limit, at most 65,536, and returns it.
 
-    Beyond half of them, idle connections give way; a quarter is for those that are just accepted, the rest for all
-    else. Out of them, neither files nor the database could be opened.
+    Idle connections are closed if more than half of the limit is in use; a quarter is reserved for connections that
+    have just been accepted, the rest for everything else. At the limit, neither files nor the database can be opened.
     """
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_FILES)
-    if now != resource.RLIM_INFINITY and now < wanted:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # a system may allow less than it states
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-            now = wanted
-    return _MAX_FILES if now == resource.RLIM_INFINITY else now
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return _MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def collect_rarely() -> None:
-    """Has Python's collector go through what requests make only now and then.
+def reduce_garbage_collection() -> None:
+    """Makes Python's garbage collector run rarely, and exempts the objects that exist now.
 
-    What there is now stays and is not gone through again. Requests that wait hold some hundred objects each: at the
-    default threshold those of a full queue were gone through over and over, a fifth of the server's time.
+    A waiting request holds some hundred objects. With the default threshold the collector scanned those of a full queue
+    again and again, which took a fifth of the server's time.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+    gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
 def announce(address: str, apps: Mapping[str, App]) -> None:
-    """Prints what to open."""
+    """Prints the addresses to open in a browser."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
 
-    rows = Table.grid(padding=(0, 2))
-    rows.add_row("Overview", address)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("Overview", address)
     for app in apps.values():
-        rows.add_row(app.title, f"{address}/{app.name}")
-    rows.add_row("JSON interface", f"{address}/docs")
-    Console().print(Panel(rows, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
+        table.add_row(app.title, f"{address}/{app.name}")
+    table.add_row("JSON interface", f"{address}/docs")
+    Console().print(Panel(table, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
 
 
 def listen(host: str, port: int, option: str = "--port") -> Listener:
-    """A bound socket; refuses an address that cannot be had."""
+    """A bound socket. Raises ``InvalidInputError`` if the address is not available; ``option`` sets the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY); otherwise each waits for 40 ms.
+    # asyncio sets TCP_NODELAY only if the protocol is named; without it each small answer is delayed by 40 ms.
     listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -254,12 +261,12 @@ def listen(host: str, port: int, option: str = "--port") -> Listener:
     except OSError as error:
         listener.close()
         raise InvalidInputError(
-            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with {option}"
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another port with {option}"
         ) from error
     return listener
 
 
-def _shown(host: str) -> str:
+def _display_host(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

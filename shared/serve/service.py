@@ -1,4 +1,4 @@
-"""One application as it is served: its predictor behind a queue, and its cases. Domain routes use this."""
+"""One served application: its predictor behind a queue, its jobs, and its cases. Domain routes use this."""
 
 from __future__ import annotations
 
@@ -40,41 +40,41 @@ from shared.store.jobs import Job, JobStore
 from shared.store.records import Case, Origin, Outputs
 
 log = logging.getLogger("trivium.serve")
-_UPLOADS_LEFT_S = 86_400.0
-_JOBS_RETRY_S = 60
-_SPACE_AGAIN_S = 5.0
+_MAX_UPLOAD_AGE_S = 86_400.0
+_JOBS_RETRY_AFTER_S = 60
+_DISK_SPACE_POLL_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The workers that predict, and the manifests of what they were loaded from, the default first."""
+    """The workers that predict, and the manifests of the artifacts that they loaded, the default first."""
 
     workers: WorkerPool
     metrics: ModelMetrics
     manifests: tuple[Manifest, ...]
 
     def manifest(self, name: str | None) -> Manifest:
-        """That of the model that answered, the default where the answer names none."""
+        """The manifest of the model that answered; the default if the answer names none."""
         return self.manifests[0] if name is None else next(m for m in self.manifests if m.name == name)
 
 
 INCOMING = f"incoming-{secrets.token_hex(4)}"
-"""The folder of this server's uploads in its store, which others may share."""
+"""The folder for this server's uploads. It has a random suffix because other servers may share the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A kept case, and ``result.json`` as its bytes."""
+    """A stored case, and the bytes of its ``result.json``."""
 
     case: Case
     result: bytes
 
 
 class Service:
-    """One application: ``submit`` takes a request through its workers and keeps what they answer.
+    """One application: ``submit`` has its workers answer a request, and stores the answer as a case.
 
-    ``model`` is loaded by the first request that needs it, with the artifacts that the registry has then;
-    ``job_model``, whose workers leave the processor to others, by the first job.
+    The first request loads ``model``, with the artifacts that the registry has at that time. The first job loads
+    ``job_model``, whose workers run at a lower CPU priority.
     """
 
     def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
@@ -84,8 +84,8 @@ class Service:
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._jobs_limit = RequestLimit(f"{app.title} (jobs)", settings.request_limit)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
-        self._kept, self._age_limit = Spread(), AgeLimit(app.name, settings.keep_days)
-        self._ending: set[asyncio.Task[None]] = set()
+        self._storing_time, self._age_limit = Spread(), AgeLimit(app.name, settings.keep_days)
+        self._closing_pools: set[asyncio.Task[None]] = set()
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
             load=self._load,
@@ -95,18 +95,18 @@ class Service:
         )
         self.job_model: LoadOnce[Model] = LoadOnce(
             f"{app.title} (jobs)",
-            load=partial(self._load, alone=True),
+            load=partial(self._load, for_jobs=True),
             check=lambda: registry.serving(app),
             close=lambda model: model.workers.close(),
         )
         self.jobs = JobStore(store.engine, store.folder, server=INCOMING, told=settings.webhook_url is not None)
-        self.runner = JobRunner(app.name, self.jobs, self.run_job, alone=not store.shared)
+        self.runner = JobRunner(app.name, self.jobs, self.run_job, exclusive=not store.shared)
 
     @property
     def manifests(self) -> list[Manifest]:
-        """The manifests of the models that it predicts with, the default first; empty where one cannot be used.
+        """The manifests of the models that it predicts with, the default first; empty if one of them cannot be used.
 
-        Until the predictor is loaded, those that it would be loaded with: then this reads files.
+        Until the predictor is loaded, these are the manifests that it would load, and this reads them from disk.
         """
         if (model := self.model.value) is not None:
             return list(model.manifests)
@@ -117,14 +117,14 @@ class Service:
             return []
 
     def check_room(self, group: str | None) -> None:
-        """Raises ``Busy`` (503), counted as a rejected request, where a request of the group would not be admitted."""
+        """Raises ``Busy`` (503), counted as a rejected request, if a request of the group would not be admitted."""
         model = self.model.value
         with nullcontext() if model is None else model.metrics.failures():
             self._limit.check(group)
 
     @contextmanager
     def admit(self, group: str | None) -> Iterator[Place]:
-        """Gives a request of a group its place, from before its body is read to its answer. Raises ``Busy`` (503)."""
+        """Holds a place for a request of a group, from before its body is read to its answer. Raises ``Busy`` (503)."""
         with ExitStack() as stack:
             model = self.model.value
             with nullcontext() if model is None else model.metrics.failures():
@@ -133,7 +133,10 @@ class Service:
 
     @contextmanager
     def admit_job(self, group: str | None) -> Iterator[Place]:
-        """Gives a group's job its place while it is handed in, whoever waits for an answer. Raises ``Busy`` (503)."""
+        """Holds a place for a job of a group while it is submitted. Raises ``Busy`` (503).
+
+        These places are separate from those of requests.
+        """
         with self._jobs_limit.admit(group) as place:
             yield place
 
@@ -147,22 +150,22 @@ class Service:
         arrived: float | None = None,
         stage: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answers a request that was admitted, and keeps the case. When cancelled, nothing is kept.
+        """Answers an admitted request, and stores the case. If cancelled, it stores nothing.
 
-        ``sample`` names what to predict on instead of files; it is made in ``folder``. The deadline counts from
-        ``arrived`` (of ``time.monotonic``), now by default, until the case is kept. ``stage`` is told what is done.
-        Raises ``InvalidInputError``: for the input, or ``DeadlinePassed`` (504).
+        ``sample`` names a sample to predict on instead of files; its files are written to ``folder``. The deadline runs
+        from ``arrived`` (of ``time.monotonic``; now by default) until the case is stored. ``stage`` is called with
+        the name of each processing stage. Raises ``InvalidInputError`` for the input, and ``DeadlinePassed`` (504).
         """
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
         model = await loaded(self.model, deadline)
         if model.workers.closed and self.model.value is not None:
-            model = self.model.value  # it was replaced while this waited for it
+            model = self.model.value  # the model was replaced while this request waited for it
         with model.metrics.failures(), self._limit.computing(origin.group):
             return await self._answer(model, request, origin, sample, folder, arrived, deadline, stage)
 
     async def run_job(self, job: Job, stage: Callable[[str], None]) -> str:
-        """Answers a job in a worker of its own, and returns its case's id. Raises as ``submit`` does."""
+        """Answers a job in the workers for jobs, and returns the id of its case. Raises as ``submit`` does."""
         arrived, folder = time.monotonic(), self.jobs.folder(job)
         seconds = self.settings.job_deadline_s
         files = tuple(folder / name for name in job.files)
@@ -177,51 +180,52 @@ class Service:
         return answer.case.id
 
     async def _wait_for_space(self, case: Case, deadline: float, stage: Callable[[str], None]) -> None:
-        """Keeps the answer of a job as soon as the disk has space for it: nobody may have read it before."""
-        most = self.settings.keep_bytes
+        """Stores the answer of a job as soon as the disk has space: its client may not have read it yet."""
+        max_bytes = self.settings.keep_bytes
         held: Case | None = case
-        while held is not None and held.remark is not None and (most is None or held.bytes <= most):
+        while held is not None and held.remark is not None and (max_bytes is None or held.bytes <= max_bytes):
             if time.monotonic() >= deadline:
                 return
             stage("waiting for space on the disk")
-            await asyncio.sleep(_SPACE_AGAIN_S)
+            await asyncio.sleep(_DISK_SPACE_POLL_INTERVAL_S)
             held = await run_in_threadpool(self.store.keep_held, held)
 
     async def reload(self) -> None:
-        """Has new workers take the place of those that are loaded, with the artifacts that the registry has now.
+        """Replaces the loaded workers by new ones, with the artifacts that the registry has now.
 
-        The old ones answer what they were given first. Where the new cannot be loaded, the old go on; raises why.
+        The old workers first answer the requests that they have. If the new ones cannot be loaded, the old ones stay,
+        and the reason is raised.
         """
         for loading in (self.model, self.job_model):
             if (old := await loading.replace()) is not None:
-                ending = asyncio.create_task(old.workers.end())
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+                closing = asyncio.create_task(old.workers.end())
+                self._closing_pools.add(closing)
+                closing.add_done_callback(self._closing_pools.discard)
 
     def loaded_versions(self, model: str) -> list[int] | None:
-        """The versions of a model that it predicts with, none where it does without; None where it is not loaded."""
+        """The versions of a model that it predicts with (may be empty); None if the application is not loaded."""
         if (loaded := self.model.value) is None:
             return None
         return [manifest.version for manifest in loaded.manifests if manifest.name == model]
 
     def needs(self, model: str) -> bool:
-        """Whether it cannot predict without a version of the model."""
+        """Whether it cannot predict without the model."""
         return model not in self.app.partners
 
     def check_room_for_jobs(self, group: str | None) -> None:
-        """Raises ``Busy`` where as many jobs of a group wait as may; of None those without a group."""
+        """Raises ``Busy`` if the group has the maximum number of waiting jobs; None stands for jobs without a group."""
         if self.jobs.number_waiting(self.app.name, group) >= self.settings.max_jobs:
-            whose = "" if group is None else f" of the group {group}"
-            raise Busy(self.app.title, f"as many jobs{whose} as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
+            of_group = "" if group is None else f" of the group {group}"
+            raise Busy(self.app.title, f"the maximum number of jobs{of_group} (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_AFTER_S)
 
     def check_model(self, asked: str | None) -> None:
-        """Refuses a model of the application that it does not predict with here, as an imported one that is not there.
+        """Raises ``InvalidInputError`` for a model of the application that this server has not loaded.
 
-        What else an option ``model`` may say is the application's matter.
+        The application itself checks any other value of its option ``model``.
         """
-        there = [manifest.name for manifest in self.manifests if manifest.name not in self.app.partners]
-        if there and asked in self.app.models and asked not in there:
-            raise InvalidInputError(f"the model {asked} is not loaded; loaded: {', '.join(there)}")
+        loaded_names = [manifest.name for manifest in self.manifests if manifest.name not in self.app.partners]
+        if loaded_names and asked in self.app.models and asked not in loaded_names:
+            raise InvalidInputError(f"the model {asked} is not loaded; loaded: {', '.join(loaded_names)}")
 
     async def _answer(
         self,
@@ -243,53 +247,53 @@ class Service:
                 "folder": None if folder is None else str(folder),
             }
         )
-        finish_s = self._kept.bound_s
+        finish_s = self._storing_time.bound_s
         reply = await model.workers.answer(message, deadline, stage, finish_s=finish_s, group=origin.group)
         computed, waited_s = time.monotonic(), reply.head["waited_s"]
         async with until(deadline, lambda: too_late(self.app.title, waited_s, deadline - arrived - waited_s)):
             keep = partial(self._keep, request, origin, reply, model)
             case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head
-        self._kept.add(done - computed)
+        self._storing_time.add(done - computed)
         model.metrics.answered(
             request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
         )
         return Answer(case, bytes(reply.blobs[0]))
 
     def case(self, case_id: str, group: str | None) -> Case:
-        """The case, of a ``group`` (that of who asks, as ``get_group`` has it) one of its own; refuses others (404)."""
+        """The case, if the caller's ``group`` (as ``get_group`` returns it) may see it; raises 404 otherwise."""
         case = self.store.get(self.app.name, case_id, group)
         if case is None:
             raise InvalidInputError(f"{self.app.name} has no case {case_id!r}", status=404)
         return case
 
     async def file(self, case: Case, name: str, group: str | None = None) -> Path | bytes:
-        """A file of a case: where it lies, or its bytes. One that is asked for the first time is made, and kept.
+        """A file of a case: its path, or its bytes. A file that is generated on request is then stored.
 
-        It is made in a place of the ``group`` of who asks, which may be none though the case is of one.
+        Generating it takes a place of the caller's ``group``, which may be None even if the case belongs to a group.
 
-        Raises ``InvalidInputError``: 404 where it is gone, or as ``submit`` does.
+        Raises ``InvalidInputError``: 404 if the file is gone, or as ``submit`` does.
         """
-        found: Path | bytes | None = self.store.unkept.content(case.id, name)
-        if found is None:
-            found = await run_in_threadpool(self.store.file, case, name)
-        if found is not None:
-            return found
+        existing: Path | bytes | None = self.store.unkept.content(case.id, name)
+        if existing is None:
+            existing = await run_in_threadpool(self.store.file, case, name)
+        if existing is not None:
+            return existing
         sources = await run_in_threadpool(self.store.sources, case, name)
         if sources is None:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-        made = await self.make(name, sources, group)
-        await run_in_threadpool(self.store.keep, case, name, made)
-        return made
+        content = await self.make(name, sources, group)
+        await run_in_threadpool(self.store.keep, case, name, content)
+        return content
 
     async def make(self, name: str, sources: Mapping[str, Path | bytes], group: str | None) -> bytes:
-        """What the application's codec makes of ``sources`` in a worker, for a group. Raises as ``submit`` does."""
+        """The file ``name`` that the codec generates from ``sources`` in a worker. Raises as ``submit`` does."""
         deadline = time.monotonic() + self.settings.deadline_s
         with self.admit(group):
-            there = self.model.value or self.job_model.value  # the one that is loaded draws at once
-            model = await loaded(self.model, deadline) if there is None else there
-            paths = {one: str(place) for one, place in sources.items() if isinstance(place, Path)}
-            inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
+            loaded_model = self.model.value or self.job_model.value  # either can generate files: avoid a load
+            model = await loaded(self.model, deadline) if loaded_model is None else loaded_model
+            paths = {source: str(path) for source, path in sources.items() if isinstance(path, Path)}
+            inline = {source: content for source, content in sources.items() if not isinstance(content, Path)}
             head = {"make": name, "paths": paths, "inline": list(inline)}
             reply = await model.workers.answer(Message(head, list(inline.values())), deadline, group=group)
         return bytes(reply.blobs[0])
@@ -307,10 +311,10 @@ class Service:
             shutil.rmtree(folder, ignore_errors=True)
 
     def expire(self) -> None:
-        """Deletes the cases that the settings do not let stay."""
+        """Deletes the cases and jobs that exceed the retention limits in the settings."""
         days, settings = self._age_limit.days(), self.settings
         try:
-            number = self.store.expire(
+            deleted = self.store.expire(
                 self.app.name, days=days, number=settings.keep_cases, most_bytes=settings.keep_bytes
             )
             if days is not None:
@@ -318,16 +322,16 @@ class Service:
         except Exception:
             log.exception("cases of %s that are too old could not be deleted", self.app.name)
         else:
-            if number:
-                why = "TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES"
-                log.info("deleted %d cases of %s (%s)", number, self.app.name, why)
+            if deleted:
+                limits = "TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES"
+                log.info("deleted %d cases of %s (%s)", deleted, self.app.name, limits)
 
     def close(self) -> None:
-        """Refuses what waits, and waits for nothing."""
+        """Refuses the waiting requests and ends the workers, without waiting for either."""
         self.model.close()
         self.job_model.close()
-        for ending in self._ending:
-            ending.cancel()
+        for closing in self._closing_pools:
+            closing.cancel()
         self._loading.close()
         self._storing.close()
 
@@ -359,21 +363,21 @@ class Service:
         return case
 
     def pools(self) -> list[WorkerPool]:
-        """The workers that are loaded: those that answer, and those of jobs."""
+        """The loaded worker pools: the one for requests, and the one for jobs."""
         return [model.workers for model in (self.model.value, self.job_model.value) if model is not None]
 
-    async def _load(self, alone: bool = False) -> Model:
+    async def _load(self, for_jobs: bool = False) -> Model:
         settings = self.settings
-        if alone:
+        if for_jobs:
             settings = settings.with_one_worker()
         artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app)
         manifests = tuple(artifact.manifest for artifact in artifacts)
-        # Jobs are counted apart: their hours say nothing of how long a request takes, nor their queue of who waits.
-        name = f"{self.app.name} jobs" if alone else self.app.name
+        # Jobs have their own metrics: they take hours, which would distort the latency and queue length of requests.
+        name = f"{self.app.name} jobs" if for_jobs else self.app.name
         metrics = self._metrics.of(name, str(manifests[0].version))
         pool = WorkerPool(
             self.app.title,
-            application_workers(self.app, [artifact.path for artifact in artifacts], settings, background=alone),
+            application_workers(self.app, [artifact.path for artifact in artifacts], settings, background=for_jobs),
             capacity=self.settings.request_limit,
             longest_batch_s=settings.max_batch_s,
             metrics=metrics,
@@ -382,9 +386,9 @@ class Service:
         return Model(pool, metrics, manifests)
 
 
-def remove_uploads_left(store: Path, alone: bool) -> None:
-    """Removes what servers that were killed had not finished receiving: all of it, or where others share it the old."""
+def remove_leftover_uploads(store: Path, exclusive: bool) -> None:
+    """Removes uploads left by killed servers: all if no other server shares the store, else those over a day old."""
     for left in store.glob("incoming*"):
         with suppress(FileNotFoundError):
-            if alone or time.time() - left.stat().st_mtime > _UPLOADS_LEFT_S:
+            if exclusive or time.time() - left.stat().st_mtime > _MAX_UPLOAD_AGE_S:
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How a server is set up: from the environment (``TRIVIUM_PORT=9000``), or from the command line."""
+"""The settings of a server, from the environment (``TRIVIUM_PORT=9000``) or the command line."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import InvalidInputError
 
-# Browsers take the segments . and .. off a path.
+# Browsers resolve the segments . and .. of a path, so a root path cannot contain them.
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 
 
 class Settings(BaseSettings):
     """Settings of one server.
 
-    grpc_port        where the Open Inference Protocol is answered over gRPC too; nowhere by default
-    hosts            names under which it is asked, with commas between; the loopback device's own by default where it
-                     listens there, any elsewhere
-    tls_cert         the certificate, with those that lead to its authority, by which it answers over TLS; PEM
-    tls_key          its private key
-    root_path        the path that a reverse proxy shows it under, as /trivium; none by default
-    require_key      whether only those who have a key are answered (`trivium keys`)
-    registry         folder of artifacts of one's own, which come before those that ship under the same name
-    store            folder of the cases, and of uploads while they are looked at
-    store_url        any SQLAlchemy address; SQLite in ``store`` by default
-    device           where predictors compute; ``auto`` takes the GPU where there is one
-    program          what the networks compute with, as `trivium programs` lists them; the fastest by default
+    grpc_port        port for the Open Inference Protocol over gRPC; none by default
+    hosts            accepted host names, separated by commas; by default the names of the loopback device if the server
+                     listens there, else any
+    tls_cert         the TLS certificate with its chain, PEM
+    tls_key          the private key of the certificate, PEM
+    root_path        the path at which a reverse proxy exposes the server, such as /trivium; none by default
+    require_key      answer only requests with a key (`trivium keys`)
+    registry         folder of your own artifacts, which take precedence over shipped ones of the same name
+    store            folder of the cases, and of uploads while they are processed
+    store_url        any SQLAlchemy URL; SQLite in ``store`` by default
+    device           where predictors compute; ``auto`` uses a GPU if there is one
+    program          the program that computes the networks, as `trivium programs` lists them; the fastest by default
     workers          processes for each application and each network; 0 computes in the server's own process
-    instances        the same by device, as in cuda:0=2,cuda:1=2,cpu=1; it comes before device and workers
-    worker_memory_bytes  the most memory that such a process may have (setrlimit's RLIMIT_DATA); half of the machine's
-                     by default
-    keep_days        cases that are older are deleted; none by default
-    keep_cases       of each application, the most cases that are kept, the newest; all by default
-    keep_bytes       of each application, the most bytes of cases that are kept, the newest; all by default
-    keep_inputs      whether what was analysed is kept whole with its case, for `trivium reviews`
-    max_upload_bytes the largest request body with files; 413 above it
-    max_tensor_bytes the largest request body of the Open Inference Protocol, which is held in memory
-    max_json_bytes   the most JSON in it, which takes twenty times its size in memory to read; and of tensors that are
-                     answered as JSON
-    max_files        the most files in one request
-    upload_s         the longest that a request body takes to come; 408 after it
-    min_upload_rate  bytes per second that it must come at, measured over ten seconds each; 408 below it
-    header_s         the longest that a request's header takes to come; the connection is closed after it
-    queue_length     requests of an application (or of a network) and a group of keys that may wait; 503 above it
-    max_per_client   requests that one address may have inside at a time; 429 above it; any number by default
-    max_batch        the most requests (of a network: rows) that are computed together when several wait
-    max_batch_s      no more are computed together than take so many seconds by the last times; always one
-    deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
-    job_deadline_s   the longest that a job is computed
-    max_jobs         jobs of an application and a group of keys that may wait; 503 above it
-    webhook_url      what is told of every job that has ended; nobody by default
-    webhook_secret   the key that signs what it is told, as Standard Webhooks writes it: whsec_ and base64
-    drain_s          how long requests that were accepted have to end when the server is told to
-    log_json         every line of the log as JSON, errors with their tracebacks too; answers always are
+    instances        number of workers by device, as in cuda:0=2,cuda:1=2,cpu=1; overrides device and workers
+    worker_memory_bytes  memory limit of a worker process (setrlimit's RLIMIT_DATA); half of the machine's memory by
+                     default
+    keep_days        delete cases after this many days; never by default
+    keep_cases       maximum number of cases kept of each application, the newest; all by default
+    keep_bytes       maximum bytes of cases kept of each application, the newest; unlimited by default
+    keep_inputs      keep the analysed input in full with its case, for `trivium reviews`
+    max_upload_bytes maximum size of a request body with files; 413 above it
+    max_tensor_bytes maximum size of a request body of the Open Inference Protocol, which is held in memory
+    max_json_bytes   maximum size of the JSON in it, because parsing takes twenty times its size in memory; also of
+                     output tensors returned as JSON
+    max_files        maximum number of files in one request
+    upload_s         maximum time to receive a request body; 408 after it
+    min_upload_rate  minimum bytes per second at which a body arrives, over windows of ten seconds; 408 below it
+    header_s         maximum time to receive a request header; the connection is closed after it
+    queue_length     maximum number of waiting requests per application (or network) and group of keys; 503 above it
+    max_per_client   maximum number of concurrent requests from one address; 429 above it; unlimited by default
+    max_batch        maximum number of requests (for a network: rows) that are computed together
+    max_batch_s      maximum time that a batch takes by recent measurements; a batch has at least one request
+    deadline_s       maximum time from the end of a request body to the answer, queueing included; 504 after it
+    job_deadline_s   maximum time that a job may compute
+    max_jobs         maximum number of waiting jobs per application and group of keys; 503 above it
+    webhook_url      address that is notified of every finished job; none by default
+    webhook_secret   the key that signs the notifications, as in Standard Webhooks: whsec_ and base64
+    drain_s          time for accepted requests to finish when the server is stopped
+    log_json         log every line as JSON, including errors with their tracebacks; the access log always is JSON
     warm             load the predictors in the background as soon as the server runs
     """
 
@@ -106,28 +106,28 @@ class Settings(BaseSettings):
     @classmethod
     def _check_root_path(cls, path: str) -> str:
         if not _ROOT_PATH.fullmatch(path):
-            raise ValueError("write the path alone, as /trivium")
+            raise ValueError("give only the path, such as /trivium")
         return path
 
     @property
     def request_limit(self) -> int:
-        """How many requests of an application (or a network) and a group of keys may be inside, waiting or computed."""
+        """Maximum number of requests per application (or network) and group of keys, waiting or computing."""
         return self.queue_length + self.max_batch
 
     @property
     def worker_devices(self) -> list[tuple[str, int | None]]:
-        """The device of each worker process of a model, and which of the server's GPUs, where that is set."""
+        """The device of each worker process of a model, and the number of its GPU if ``instances`` sets one."""
         if self.instances is None:
             return [(self.device, None)] * self.workers
-        found: list[tuple[str, int | None]] = []
+        devices: list[tuple[str, int | None]] = []
         for group in self.instances.split(","):
-            place, _, count = group.partition("=")
-            device, _, gpu = place.partition(":")
-            found += [(device, int(gpu) if gpu else None)] * int(count)
-        return found
+            device_spec, _, count = group.partition("=")
+            device, _, gpu = device_spec.partition(":")
+            devices += [(device, int(gpu) if gpu else None)] * int(count)
+        return devices
 
     def with_one_worker(self) -> Settings:
-        """The same for a single worker, at the first of its devices; without workers, without."""
+        """These settings with a single worker, on the first of its devices; unchanged if there are no workers."""
         if not self.worker_devices:
             return self
         first = None if self.instances is None else f"{self.instances.partition('=')[0]}=1"
@@ -135,21 +135,24 @@ class Settings(BaseSettings):
 
     @property
     def root(self) -> str:
-        """What stands before every path in what is answered: ``root_path`` without a slash at its end."""
+        """The prefix of every path in answers: ``root_path`` without a trailing slash."""
         return self.root_path.rstrip("/")
 
     @property
     def host_names(self) -> list[str]:
-        """The names in ``hosts``."""
+        """The host names in ``hosts``, in lower case."""
         return [name.strip().lower() for name in (self.hosts or "").split(",") if name.strip()]
 
 
-def read_settings(**given: Any) -> Settings:
-    """Settings from the environment, and from what is given (None is as good as absent); refuses what does not fit."""
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and from ``overrides``, which takes precedence; None values are ignored.
+
+    Raises ``InvalidInputError`` for values that are not valid, each named by its environment variable.
+    """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(
             f"TRIVIUM_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
         )
-        raise InvalidInputError(f"the server's settings cannot be used: {faults}") from error
+        raise InvalidInputError(f"invalid server settings: {faults}") from error

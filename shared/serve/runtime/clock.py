@@ -1,4 +1,4 @@
-"""Whether the machine's clock can tell how old a case is."""
+"""Limits the age of cases, unless the machine's clock is obviously wrong."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import logging
 import time
 
 log = logging.getLogger("trivium.serve")
-_MAX_NS = 365 * 86_400 * 10**9
-"""No machine sleeps for so long; a wrong year typed in, or a time server's fault, is more."""
+_MAX_CLOCK_JUMP_NS = 365 * 86_400 * 10**9
+"""No machine sleeps for a year. A larger jump is an error, such as a mistyped year or a faulty time server."""
 
 
 class AgeLimit:
-    """How old the cases of an application called ``app`` may be, while the clock has not been set forward by a year."""
+    """The maximum age of the cases of the application ``app``, suspended after the clock jumps ahead by over a year."""
 
     def __init__(self, app: str, days: float | None) -> None:
         self._app, self._days = app, days
-        self._began_ns = time.time_ns() - time.monotonic_ns()
-        self._said = False
+        self._start_offset_ns = time.time_ns() - time.monotonic_ns()
+        self._is_reported = False
 
     def days(self) -> float | None:
-        """After how many days cases are deleted; None for never, or while the clock is not to be believed."""
-        wrong = time.time_ns() - time.monotonic_ns() - self._began_ns > _MAX_NS
-        if wrong and self._days is not None and not self._said:
+        """The number of days after which cases are deleted; None for never, or while the clock seems to be wrong."""
+        has_jumped = time.time_ns() - time.monotonic_ns() - self._start_offset_ns > _MAX_CLOCK_JUMP_NS
+        if has_jumped and self._days is not None and not self._is_reported:
             log.error(
-                "the machine's clock was set forward by over a year: no case of %s is deleted for its age "
-                "(TRIVIUM_KEEP_DAYS) until it is set right, or until the server is started again, if it is right",
+                "the machine's clock jumped ahead by over a year: cases of %s are not deleted by age "
+                "(TRIVIUM_KEEP_DAYS) until the clock is corrected; if the clock is right, restart the server",
                 self._app,
             )
-        self._said = wrong
-        return None if wrong else self._days
+        self._is_reported = has_jumped
+        return None if has_jumped else self._days

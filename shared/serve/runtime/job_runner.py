@@ -32,7 +32,7 @@ _QUIET_S = 15.0
 class JobRunner:
     """Claims jobs of the application called ``app`` and has ``compute`` answer them, which returns a case's id.
 
-    A job whose server was killed is claimed again: at once where this server has the store ``alone``, else when a
+    A job whose server was killed is claimed again: at once where this server has the store ``exclusive``, else when a
     minute has passed without a sign of that server.
     """
 
@@ -42,10 +42,10 @@ class JobRunner:
         jobs: JobStore,
         compute: Callable[[Job, Callable[[str], None]], Awaitable[str]],
         *,
-        alone: bool,
+        exclusive: bool,
     ) -> None:
         self._app, self._jobs, self._compute = app, jobs, compute
-        self._lost_after_s = 0.0 if alone else _LOST_AFTER_S
+        self._lost_after_s = 0.0 if exclusive else _LOST_AFTER_S
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._running: tuple[str, asyncio.Task[str]] | None = None

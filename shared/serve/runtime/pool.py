@@ -232,7 +232,7 @@ class WorkerPool:
         if done:
             each_s = max(head["infer_s"] for head in done) / len(done)
             self._each_s = each_s if not self._each_s else (self._each_s + each_s) / 2
-            self._metrics.executed(
+            self._metrics.observe_execution(
                 inferences=sum(head["inferences"] for head in done),
                 executions=sum(head["executions"] for head in done),
                 waited_s=sum(slot.began - entry.arrived for entry in batch),

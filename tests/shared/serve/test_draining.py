@@ -33,7 +33,7 @@ root, predictor = Path(sys.argv[1]), Slow()
 predictor.gate.set()
 app = make_app(root / "echo", predictor)
 building.installed = lambda: {"echo": app}
-server._GRACE_S = 1
+server._SHUTDOWN_GRACE_S = 1
 server.run(Settings(store=root / "store", port=int(sys.argv[2]), warm=False, device="cpu", max_batch=1,
                     drain_s=float(sys.argv[3])))
 """

@@ -187,7 +187,7 @@ def test_a_job_continues_once_there_is_space(
 def test_the_answer_of_a_job_is_kept_once_there_is_space(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr(service, "_SPACE_AGAIN_S", 0.01)
+    monkeypatch.setattr(service, "_DISK_SPACE_POLL_INTERVAL_S", 0.01)
     with monkeypatch.context() as full:
         full.setattr(cases, "publish", fail(OSError(errno.ENOSPC, "No space left on device")))
         job = echo_client.post("/api/echo/jobs", files=[csv(1)], data={"later": "yes"}).json()

@@ -36,7 +36,7 @@ async def _nothing(*_: object) -> None:
 @pytest.mark.usefixtures("_collector")
 def test_cycles_are_freed_within_a_minute_however_few_they_are() -> None:
     started = server._Server(uvicorn.Config(_nothing), announce=lambda: None, drain=Drain(), drain_s=0)
-    server.collect_rarely()
+    server.reduce_garbage_collection()
     left = weakref.ref(Cycle())
     seconds = 0
     while left() is not None and seconds < 120:

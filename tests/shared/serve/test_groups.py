@@ -211,7 +211,7 @@ def test_the_jobs_of_a_group_leave_room_for_those_of_others_and_take_turns_with_
     until(echo.entered.is_set)
     flood += [handed_in(desk), handed_in(desk)]
     refused = client.post(JOBS, files=[csv(2)], headers=desk)
-    assert refused.status_code == 503 and "as many jobs of the group desk as it may keep" in refused.json()["detail"]
+    assert refused.status_code == 503 and "the maximum number of jobs of the group desk" in refused.json()["detail"]
     others = [handed_in(stranger), handed_in(nobody)]
     echo.gate.set()
     every = [*flood, *others]
@@ -296,7 +296,7 @@ def test_a_file_of_a_group_that_has_no_place_is_made_for_who_has_none(
 def test_counters_of_all_are_not_for_a_group(keyed: TestClient, desk: Header, everyone: Header) -> None:
     for path in ("/v2/models/stats", "/v2/models/echo/stats", "/v2/models/echo/versions/2/stats"):
         refused = keyed.get(path, headers=desk)
-        assert refused.status_code == 403 and "a key that has no group" in refused.json()["error"]
+        assert refused.status_code == 403 and "use a key without a group" in refused.json()["error"]
         assert keyed.get(path, headers=everyone).status_code == 200
 
 

@@ -227,7 +227,7 @@ def test_metrics_count_waiting_jobs_and_work_without_the_database(
 def test_the_file_names_of_an_ended_job_are_removed_from_the_database_journal_too(
     serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.serve.app._EMPTY_JOURNAL_EVERY_S", 0.02)
+    monkeypatch.setattr("shared.serve.app._EMPTY_JOURNAL_INTERVAL_S", 0.02)
     client = serve()
     job = client.post(JOBS, files=[("files", ("MUELLER_HANS.csv", b"none"))]).json()
     assert events(client, job)[-1]["state"] == "failed"

@@ -22,7 +22,7 @@ from shared.serve import known_keys
 from shared.serve.app import create_app
 from shared.serve.known_keys import KnownKeys
 from shared.serve.oip.grpc_messages import PACKAGE, message
-from shared.serve.server import say_listening
+from shared.serve.server import report_startup
 from shared.serve.settings import Settings
 from shared.store.backup import backup
 from shared.store.cases import CaseStore
@@ -121,10 +121,10 @@ def test_a_browser_gives_the_key_as_a_password_and_another_site_cannot_use_it(ke
     asked = keyed.get("/echo", headers={"Accept": "text/html"})
     assert any(one.startswith("Basic ") for one in asked.headers.get_list("WWW-Authenticate"))
     assert asked.headers["content-type"].startswith("text/html")
-    assert "load the page again, and enter the key as the password" in asked.text
+    assert "reload the page and enter the key as the password" in asked.text
     revoked = {"Trivium-Interface": "form", **basic("anna", "trv_revoked")}
     told = keyed.post("/api/echo/predict", files=[csv(1)], headers=revoked).json()["detail"]
-    assert "load the page again, and enter the key as the password" in told
+    assert "reload the page and enter the key as the password" in told
     foreign = {"Origin": "https://elsewhere.example", **basic("anna", key)}
     assert keyed.post("/api/echo/predict", files=[csv(1)], headers=foreign).status_code == 403
 
@@ -358,6 +358,6 @@ def test_a_server_that_others_reach_without_keys_says_so_when_it_starts(
         if key:
             keys.add("anna", "user")
         settings = Settings(host=host, require_key=require)
-        say_listening("http://127.0.0.1:1", {}, settings, KnownKeys(keys) if require else None, demo=False)
+        report_startup("http://127.0.0.1:1", {}, settings, KnownKeys(keys) if require else None, demo=False)
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == bool(said) and said in "".join(warned)

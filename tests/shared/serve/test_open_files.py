@@ -29,8 +29,8 @@ _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)
 """What begins a connection over HTTP/2: the preface, and settings of which there are none."""
 _LIMITS = """
 import resource, sys
-from shared.serve.server import allow_files
-print(allow_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+from shared.serve.server import raise_open_file_limit
+print(raise_open_file_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 

@@ -62,7 +62,7 @@ def test_an_application_brings_its_own_form(serve: Callable[..., TestClient], tm
 
 def test_a_persons_browser_gets_errors_as_pages(echo_client: TestClient) -> None:
     page = echo_client.get("/nowhere", headers=HTML)
-    assert page.status_code == 404 and "<h1>There is no such page</h1>" in page.text and "/nowhere" in page.text
+    assert page.status_code == 404 and "<h1>Page not found</h1>" in page.text and "/nowhere" in page.text
     assert echo_client.get("/nowhere").json() == {"detail": "there is nothing at /nowhere"}
 
 

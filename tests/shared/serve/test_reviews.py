@@ -68,7 +68,7 @@ def test_a_body_with_another_content_type_is_refused_and_the_type_named(echo_cli
     refused = echo_client.put(new_case(echo_client), content='{"verdicts": {}}', headers={"Content-Type": kind})
     assert refused.status_code == 422
     assert refused.json()["detail"] == (
-        f"the request cannot be read: its body is sent as {kind}; send JSON as application/json"
+        f"the request cannot be read: its content type is {kind}; send JSON as application/json"
     )
 
 

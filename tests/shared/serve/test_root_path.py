@@ -78,7 +78,7 @@ def test_a_path_with_a_slash_too_many_is_led_back_under_the_path(under: TestClie
 
 @pytest.mark.parametrize("path", ["trivium", "/a b", "//", '/"', "/a//b", "https://a/b", "/..", "/a/./b", "/a\n"])
 def test_what_is_no_path_is_refused(path: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"TRIVIUM_ROOT_PATH: write the path alone, as /trivium$"):
+    with pytest.raises(InvalidInputError, match=r"TRIVIUM_ROOT_PATH: give only the path, such as /trivium$"):
         read_settings(root_path=path)
 
 

@@ -201,15 +201,15 @@ def test_an_unsupported_method_is_refused_with_the_supported_ones(echo_client: T
     ):
         refused = echo_client.request(method, path)
         assert refused.status_code == 405 and refused.headers["Allow"] == allowed
-        assert f"{path} takes {allowed}, not {method}" in refused.text
+        assert f"{path} accepts {allowed}, not {method}" in refused.text
 
 
 def test_the_openapi_document_states_the_limits_on_requests(echo_client: TestClient) -> None:
     described = echo_client.get("/openapi.json").json()["paths"]
     for path, said in (
         ("/api/echo/predict", "At most 200,000 bytes and 5 files; answered within 20 seconds"),
-        ("/api/echo/jobs", "At most 200,000 bytes and 5 files; computed for 21600 seconds"),
-        ("/v2/models/{name}/infer", "At most 100,000 bytes, of them"),
+        ("/api/echo/jobs", "At most 200,000 bytes and 5 files; computed for at most 21600 seconds"),
+        ("/v2/models/{name}/infer", "At most 100,000 bytes, of which"),
     ):
         assert described[path]["post"]["requestBody"]["description"].startswith(said)
 

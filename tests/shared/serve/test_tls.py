@@ -28,7 +28,7 @@ from pathlib import Path
 from shared.serve import server
 from shared.serve.settings import Settings
 home = Path(sys.argv[1])
-server._RENEW_TICKS = 2
+server._CERTIFICATE_CHECK_TICKS = 2
 server.run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu",
              tls_cert=home / "tls.crt", tls_key=home / "tls.key"))
 """
