@@ -42,10 +42,10 @@ from shared.serve.oip.infer import add_infer_routes
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import DescribedAPI
 from shared.serve.pages import WEB, Pages
-from shared.serve.runtime.live_versions import Live, LiveVersions
+from shared.serve.runtime.live_versions import LiveState, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
-from shared.serve.runtime.webhook import webhook_of
+from shared.serve.runtime.webhook import webhook_from_settings
 from shared.serve.service import INCOMING, Service, remove_leftover_uploads
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
@@ -81,10 +81,10 @@ def create_app(
         raise InvalidInputError(
             f"/{first[0]} is one of the server's own paths; set TRIVIUM_ROOT_PATH to a different path"
         )
-    webhook = webhook_of(settings)
+    webhook = webhook_from_settings(settings)
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
-    live = Live(Promotions(store.engine))
+    live = LiveState(Promotions(store.engine))
     registry = _open_registry(settings, found.values(), live)
     remove_leftover_uploads(settings.store, exclusive=not store.shared)
     remove_files_left(store.engine, settings.store, alone=not store.shared)
@@ -279,7 +279,7 @@ def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
     return json_paths
 
 
-def _open_registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:
+def _open_registry(settings: Settings, apps: Iterable[App], live: LiveState) -> Registry:
     own_registry = [] if settings.registry is None else [settings.registry]
     return Registry(*own_registry, *(app.weights for app in apps), live=live.loading, retired=live.retired)
 

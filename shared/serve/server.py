@@ -28,7 +28,7 @@ from shared.serve.log_lines import JsonLines
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.own_hosts import own_hosts
 from shared.serve.runtime.listener import Listener
-from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.service import Service
 from shared.serve.settings import Settings
 
@@ -67,13 +67,13 @@ def _serve(settings: Settings, demo: bool) -> None:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # report a port in use before models load
     with listen(settings.host, settings.port) as listener:
         files = raise_open_file_limit()
-        listener.most = files // 2
+        listener.max_idle = files // 2
         application = create_app(settings, hosts=own_hosts(settings.host))
         config = uvicorn.Config(
             application,
             log_config=log_config(quiet=demo, as_json=settings.log_json),
             log_level="warning" if demo else "info",
-            http=with_header_deadline(settings.header_s, listener.idle),
+            http=header_deadline_protocol(settings.header_s, listener.idle),
             backlog=min(_MAX_BACKLOG, files // 4),
             ws="none",
             access_log=False,  # the middleware writes the access log

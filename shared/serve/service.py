@@ -24,7 +24,7 @@ from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.runtime.clock import AgeLimit
 from shared.serve.runtime.job_runner import JobRunner
-from shared.serve.runtime.limits import Busy, RequestLimit, Spread, loaded, too_late, until
+from shared.serve.runtime.limits import Busy, DurationEstimate, RequestLimit, deadline_error, loaded, timeout_at
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
 from shared.serve.runtime.places import Place
@@ -84,7 +84,7 @@ class Service:
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._jobs_limit = RequestLimit(f"{app.title} (jobs)", settings.request_limit)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
-        self._storing_time, self._age_limit = Spread(), AgeLimit(app.name, settings.keep_days)
+        self._storing_time, self._age_limit = DurationEstimate(), AgeLimit(app.name, settings.keep_days)
         self._closing_pools: set[asyncio.Task[None]] = set()
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
@@ -247,10 +247,12 @@ class Service:
                 "folder": None if folder is None else str(folder),
             }
         )
-        finish_s = self._storing_time.bound_s
+        finish_s = self._storing_time.upper_bound_s
         reply = await model.workers.answer(message, deadline, stage, finish_s=finish_s, group=origin.group)
         computed, waited_s = time.monotonic(), reply.head["waited_s"]
-        async with until(deadline, lambda: too_late(self.app.title, waited_s, deadline - arrived - waited_s)):
+        async with timeout_at(
+            deadline, lambda: deadline_error(self.app.title, waited_s, deadline - arrived - waited_s)
+        ):
             keep = partial(self._keep, request, origin, reply, model)
             case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head

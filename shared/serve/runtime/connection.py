@@ -1,4 +1,4 @@
-"""A request's connection: its body while it comes, its client while it waits, and what is left of it when refused."""
+"""Reads request bodies within the upload limits, detects clients that disconnect, and drains refused bodies."""
 
 from __future__ import annotations
 
@@ -13,197 +13,208 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from shared.errors import InvalidInputError
-from shared.serve.runtime.large_bodies import take_rest
+from shared.serve.runtime.large_bodies import receive_rest
 from shared.serve.runtime.places import Place
 from shared.serve.settings import Settings
 
 Result = TypeVar("Result")
-_DRAIN_S = 10.0
+_MAX_DRAIN_S = 10.0
 RATE_WINDOW_S = 10.0
 STALLED_S = 2.0
-_WATCH_AFTER_S = 0.25
-_LOOK_EVERY_S = 1.0
-_NOTHING_YET: Message = {"type": "http.request", "more_body": True}
-_WHOLE = "trivium.body_is_read"
-"""Where a request's scope says that its body was read to the end."""
+_DISCONNECT_WATCH_DELAY_S = 0.25
+_CHECK_INTERVAL_S = 1.0
+_EMPTY_MESSAGE: Message = {"type": "http.request", "more_body": True}
+_BODY_READ = "trivium.body_is_read"
+"""The key of a request's scope that is set once the body was read to the end."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Awaits the work; where the client goes away first, cancels it and raises ``ClientDisconnect``.
+    """Awaits the work. If the client disconnects first, cancels it and raises ``ClientDisconnect``.
 
     The request's body must have been read.
     """
-    task, left = asyncio.current_task(), False
-    watching: asyncio.Future[None] | None = None
+    task, is_disconnected = asyncio.current_task(), False
+    watcher: asyncio.Future[None] | None = None
     assert task is not None
 
-    def leave(_: asyncio.Future[None]) -> None:
-        nonlocal left
-        left = True
+    def cancel_work(_: asyncio.Future[None]) -> None:
+        nonlocal is_disconnected
+        is_disconnected = True
         task.cancel()
 
     def watch() -> None:
-        nonlocal watching
-        watching = asyncio.ensure_future(_disconnected(request))
-        watching.add_done_callback(leave)
+        nonlocal watcher
+        watcher = asyncio.ensure_future(_wait_for_disconnect(request))
+        watcher.add_done_callback(cancel_work)
 
-    # The work stays in this task, and another watches only where it takes a while: two tasks for each request, and
-    # waiting for both, took a fifth of a small request's time here.
-    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch)
+    # The work runs in this task. A second task watches the client only if the work takes a while: two tasks for every
+    # request, and waiting for both, took a fifth of a small request's time.
+    timer = asyncio.get_running_loop().call_later(_DISCONNECT_WATCH_DELAY_S, watch)
     try:
         return await work
     except asyncio.CancelledError:
-        if left and not task.uncancel():
+        if is_disconnected and not task.uncancel():
             raise ClientDisconnect from None
         raise
     finally:
         timer.cancel()
-        if watching is not None:
-            watching.remove_done_callback(leave)
-            watching.cancel()
+        if watcher is not None:
+            watcher.remove_done_callback(cancel_work)
+            watcher.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def within_upload_limits(request: Request, settings: Settings, place: Place) -> AsyncIterator[bytes]:
-    """The chunks of a request's body; refuses (408) one that stops, comes too slowly, or takes too long as a whole.
+    """Yields the chunks of a request's body.
 
-    Only the time that the server waits for the client counts. The rate is measured over ten seconds each, so that a
-    client that sent much at once cannot trickle the rest; over two seconds where the ``place`` is wanted by others.
-    Raises ``ClientDisconnect`` where the client goes away.
+    Raises ``InvalidInputError`` (408) if the body stalls, arrives too slowly, or takes too long in total, and
+    ``ClientDisconnect`` if the client disconnects. Only the time that the server waits for the client counts. The rate
+    is measured over windows of ten seconds, so that a client that sent much at once cannot trickle the rest; if another
+    request needs the ``place``, two seconds are enough.
     """
-    clock = _UploadClock(settings, place)
+    timer = _UploadTimer(settings, place)
     while True:
-        message = _NOTHING_YET
+        message = _EMPTY_MESSAGE
         with suppress(TimeoutError):
-            async with clock.waiting():
+            async with timer.waiting():
                 message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")
-        clock.count(len(chunk))
+        timer.count(len(chunk))
         if chunk:
             yield chunk
         if not message.get("more_body", False):
-            request.scope[_WHOLE] = True
+            request.scope[_BODY_READ] = True
             return
 
 
-async def receive_into(request: Request, into: memoryview, settings: Settings, place: Place) -> AsyncGenerator[int]:
-    """Writes a request's body of this size to memory: how many bytes came, again and again, within the same limits.
+async def receive_into(request: Request, buffer: memoryview, settings: Settings, place: Place) -> AsyncGenerator[int]:
+    """Writes a request's body to ``buffer``, which has the body's size, and yields the number of bytes of each part.
 
-    Where the server can, they come there from the connection without a copy.
+    The limits and errors are those of ``within_upload_limits``. If the server supports it, the bytes go from the
+    connection to the buffer without a copy.
     """
-    rest = take_rest(request, into)
-    if rest is None:
-        at = 0
+    receiver = receive_rest(request, buffer)
+    if receiver is None:
+        offset = 0
         async for chunk in within_upload_limits(request, settings, place):
-            into[at : at + len(chunk)] = chunk
-            at += len(chunk)
+            buffer[offset : offset + len(chunk)] = chunk
+            offset += len(chunk)
             yield len(chunk)
         return
-    clock = _UploadClock(settings, place)
+    timer = _UploadTimer(settings, place)
     try:
         while True:
             with suppress(TimeoutError):
-                async with clock.waiting(_LOOK_EVERY_S):
-                    await rest.wait()
-            if rest.disconnected:
+                async with timer.waiting(_CHECK_INTERVAL_S):
+                    await receiver.wait()
+            if receiver.disconnected:
                 raise ClientDisconnect
-            came = rest.taken()
-            clock.count(came)
-            if not rest.left:
-                request.scope[_WHOLE] = True
-            if came:
-                yield came
-            if not rest.left:
+            received = receiver.pop_received()
+            timer.count(received)
+            if not receiver.left:
+                request.scope[_BODY_READ] = True
+            if received:
+                yield received
+            if not receiver.left:
                 return
     finally:
-        rest.drop()
+        receiver.drop()
 
 
-class _UploadClock:
-    """How long a client may be waited for: since its last bytes, in the current window, and in all."""
+class _UploadTimer:
+    """Measures how long the server waits for a client: since its last bytes, in the current window, and in total."""
 
     def __init__(self, settings: Settings, place: Place) -> None:
         self._settings, self._place = settings, place
-        self._idle_s = self._whole_s = self._window_s = self._began = 0.0
+        self._idle_s = self._total_s = self._window_s = self._began = 0.0
         self._received = 0
         self._limit: asyncio.Timeout | None = None
-        self._gave_way = False
+        self._is_given_up = False
 
     @asynccontextmanager
-    async def waiting(self, most_s: float = math.inf) -> AsyncIterator[None]:
-        """Waits for the client inside, until the next limit or for so many seconds; then raises ``TimeoutError``."""
-        given = self._settings
-        left = (given.deadline_s - self._idle_s, given.upload_s - self._whole_s, RATE_WINDOW_S - self._window_s)
+    async def waiting(self, max_s: float = math.inf) -> AsyncIterator[None]:
+        """Bounds a block that waits for the client: raises ``TimeoutError`` at the next limit or after ``max_s``."""
+        settings = self._settings
+        remaining_s = (
+            settings.deadline_s - self._idle_s,
+            settings.upload_s - self._total_s,
+            RATE_WINDOW_S - self._window_s,
+        )
         self._began, self._place.upload = time.monotonic(), self
         try:
-            async with asyncio.timeout(max(0.0, min(*left, most_s))) as self._limit:
+            async with asyncio.timeout(max(0.0, min(*remaining_s, max_s))) as self._limit:
                 yield
         finally:
             self._place.upload = None
 
     def give_way(self) -> bool:
-        """Whether less than the least rate came in the current window, of which two seconds have passed at least."""
+        """Gives the upload up if it is below the minimum rate in the current window; returns whether it did.
+
+        The window must have lasted for at least two seconds.
+        """
         window_s = self._window_s + time.monotonic() - self._began
         if window_s < STALLED_S or self._received >= self._settings.min_upload_rate * window_s:
             return False
-        self._gave_way, self._place.upload = True, None
+        self._is_given_up, self._place.upload = True, None
         assert self._limit is not None
         self._limit.reschedule(asyncio.get_running_loop().time())
         return True
 
     def count(self, size: int) -> None:
-        """Counts what was waited and what came. Raises ``InvalidInputError`` (408) at a limit."""
-        given, waited_s = self._settings, time.monotonic() - self._began
+        """Adds the time since ``waiting`` began and ``size`` received bytes. Raises ``InvalidInputError`` (408)."""
+        settings, waited_s = self._settings, time.monotonic() - self._began
         self._idle_s = 0.0 if size else self._idle_s + waited_s
-        self._whole_s += waited_s
+        self._total_s += waited_s
         self._window_s += waited_s
         self._received += size
-        if self._gave_way:
+        if self._is_given_up:
             raise stalled_request_error()
-        if self._idle_s >= given.deadline_s:
-            raise _too_slow(f"nothing more of the request came for {given.deadline_s:g} seconds")
-        if self._whole_s >= given.upload_s:
-            raise _too_slow(f"the request took longer than {given.upload_s:g} seconds to come (TRIVIUM_UPLOAD_S)")
+        if self._idle_s >= settings.deadline_s:
+            raise _timeout_error(f"no more of the request arrived for {settings.deadline_s:g} seconds")
+        if self._total_s >= settings.upload_s:
+            raise _timeout_error(
+                f"the request took longer than {settings.upload_s:g} seconds to arrive (TRIVIUM_UPLOAD_S)"
+            )
         if self._window_s >= RATE_WINDOW_S:
-            if self._received < given.min_upload_rate * self._window_s:
-                raise too_slow_a_rate(given.min_upload_rate)
+            if self._received < settings.min_upload_rate * self._window_s:
+                raise too_slow_a_rate(settings.min_upload_rate)
             self._window_s, self._received = 0.0, 0
 
 
-def too_slow_a_rate(least: float) -> InvalidInputError:
-    """The refusal (408) of what came at less than so many bytes a second."""
-    return _too_slow(f"the request came more slowly than {least:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)")
+def too_slow_a_rate(min_rate: float) -> InvalidInputError:
+    """The error (408) for an upload below the minimum rate, in bytes per second."""
+    return _timeout_error(f"the request arrived at less than {min_rate:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)")
 
 
 def stalled_request_error() -> InvalidInputError:
-    """The refusal (408) of what stalled while another found no place."""
-    return _too_slow("the request came slowly, and another needed its place")
+    """The error (408) for an upload that stalled while another request found no place."""
+    return _timeout_error("the request arrived slowly while another request needed its place")
 
 
-def _too_slow(reason: str) -> InvalidInputError:
+def _timeout_error(reason: str) -> InvalidInputError:
     return InvalidInputError(f"{reason}; send it again", status=408)
 
 
 async def drain_body(request: Request) -> None:
-    """Reads and drops what is left of the body of a request that is refused, for a while.
+    """Reads and discards the remaining body of a refused request, for at most ten seconds.
 
-    Where the connection closes with the answer, a client that still sends would see it break instead of the answer.
-    On one that stays open the server drops the rest by itself.
+    If the connection closed with the answer, a client that is still sending would see a broken connection instead of
+    the answer. On a connection that stays open the server discards the rest itself.
     """
-    if stays_open(request) or request.method in ("GET", "HEAD") or _WHOLE in request.scope:
+    if stays_open(request) or request.method in ("GET", "HEAD") or _BODY_READ in request.scope:
         return
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: what reads it so has read it whole
-        async with asyncio.timeout(_DRAIN_S):
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: the stream was already read to its end
+        async with asyncio.timeout(_MAX_DRAIN_S):
             async for _ in request.stream():
                 pass
 
 
 def stays_open(request: Request) -> bool:
-    """Whether the connection is kept for another request."""
+    """Whether the connection is kept open for another request."""
     return request.scope.get("http_version") != "1.0" and request.headers.get("connection", "").lower() != "close"

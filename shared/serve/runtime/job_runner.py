@@ -1,4 +1,4 @@
-"""Runs an application's jobs, one after the other, in a worker of their own: nobody who waits stands behind a job."""
+"""Runs an application's jobs one at a time, in separate workers, so that no request has to wait for a job."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from shared.store.disk import is_disk_full
 from shared.store.jobs import FINAL, Job, JobStore
 
 log = logging.getLogger("trivium.serve")
-_LOOK_S = 5.0
-_BEAT_S = 10.0
-_LOST_AFTER_S = 60.0
+_POLL_INTERVAL_S = 5.0
+_HEARTBEAT_INTERVAL_S = 10.0
+_HEARTBEAT_TIMEOUT_S = 60.0
 _MAX_ATTEMPTS = 3
-_READ_AGAIN_S = 2.0
-_LOOK_WHETHER_ENDED_S = 0.25
-_WRITE_AGAIN_S = 1.0
-_QUIET_S = 15.0
-"""Proxies close a connection over which nothing comes for so long as a minute."""
+_REREAD_INTERVAL_S = 2.0
+_STOP_CHECK_INTERVAL_S = 0.25
+_WRITE_RETRY_INTERVAL_S = 1.0
+_KEEPALIVE_INTERVAL_S = 15.0
+"""An event stream sends something this often, because proxies close a connection that is silent for a minute or so."""
 
 
 class JobRunner:
-    """Claims jobs of the application called ``app`` and has ``compute`` answer them, which returns a case's id.
+    """Claims the jobs of the application ``app``, and calls ``compute``, which answers a job and returns a case's id.
 
-    A job whose server was killed is claimed again: at once where this server has the store ``exclusive``, else when a
-    minute has passed without a sign of that server.
+    A job whose server was killed is claimed again: on start if this server has ``exclusive`` use of the store, else one
+    minute after the last heartbeat of that server.
     """
 
     def __init__(
@@ -45,168 +45,168 @@ class JobRunner:
         exclusive: bool,
     ) -> None:
         self._app, self._jobs, self._compute = app, jobs, compute
-        self._lost_after_s = 0.0 if exclusive else _LOST_AFTER_S
+        self._heartbeat_timeout_s = 0.0 if exclusive else _HEARTBEAT_TIMEOUT_S
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._running: tuple[str, asyncio.Task[str]] | None = None
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to look for jobs. A server may be started anew on another event loop, to which these would not go."""
+        """Starts claiming jobs. Creates the events anew, because a server may be restarted on another event loop."""
         self._wake, self._changed = asyncio.Event(), asyncio.Condition()
-        self._loop = asyncio.create_task(self._run())
+        self._loop = asyncio.create_task(self._run_jobs())
 
     async def stop(self) -> None:
-        """Gives the job that runs back, for the next server."""
+        """Stops, and releases the running job for the next server."""
         if self._loop is not None:
             self._loop.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loop
 
     def wake(self) -> None:
-        """Has it look at once: there is a new job."""
+        """Looks for a job at once: there is a new one."""
         self._wake.set()
 
     async def cancel(self, job: Job) -> bool:
-        """Cancels a job, and stops what computes it here; False where it has ended."""
+        """Cancels a job, and its computation if it runs on this server; returns False if the job has already ended."""
         cancelled = await run_in_threadpool(self._jobs.cancel, job)
         if cancelled and self._running is not None and self._running[0] == job.id:
             self._running[1].cancel()
-        await self._tell()
+        await self._notify_followers()
         return cancelled
 
-    async def follow(self, job: Job, ends: Callable[[], bool]) -> AsyncIterator[Job | None]:
-        """The job, and again whenever it has changed, until it has ended or is gone; None where nothing did for long.
+    async def follow(self, job: Job, is_stopping: Callable[[], bool]) -> AsyncIterator[Job | None]:
+        """Yields the job, and again after every change until it has ended or is deleted; None as a keepalive.
 
-        It stops soon after ``ends`` says so. While the database is away, nothing changes.
+        Stops soon after ``is_stopping`` returns True. A job counts as unchanged while the database cannot be reached.
         """
         yield job
-        told = time.monotonic()
-        while job.state not in FINAL and not ends():
-            await self._wait_for_change(ends)
-            now: Job | None = job
+        last_sent = time.monotonic()
+        while job.state not in FINAL and not is_stopping():
+            await self._wait_for_change(is_stopping)
+            current: Job | None = job
             try:
-                now = await run_in_threadpool(self._jobs.get, job.app, job.id)
+                current = await run_in_threadpool(self._jobs.get, job.app, job.id)
             except Exception as error:
-                if not _may_pass(error):
+                if not _is_temporary(error):
                     raise
-            if now is None:
+            if current is None:
                 return
-            if now != job or time.monotonic() - told >= _QUIET_S:
-                yield now if now != job else None
-                told = time.monotonic()
-            job = now
+            if current != job or time.monotonic() - last_sent >= _KEEPALIVE_INTERVAL_S:
+                yield current if current != job else None
+                last_sent = time.monotonic()
+            job = current
 
-    async def _wait_for_change(self, ends: Callable[[], bool]) -> None:
-        """Returns when a job here has changed, or after two seconds: another server may have changed it."""
-        until = time.monotonic() + _READ_AGAIN_S
-        while time.monotonic() < until and not ends():
+    async def _wait_for_change(self, is_stopping: Callable[[], bool]) -> None:
+        """Returns when a job of this server has changed, or after two seconds: another server may have changed it."""
+        end = time.monotonic() + _REREAD_INTERVAL_S
+        while time.monotonic() < end and not is_stopping():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_WHETHER_ENDED_S), self._changed:
+                async with asyncio.timeout(_STOP_CHECK_INTERVAL_S), self._changed:
                     await self._changed.wait()
                 return
 
-    async def _run(self) -> None:
+    async def _run_jobs(self) -> None:
         while True:
             try:
-                job = await run_in_threadpool(self._jobs.claim, self._app, self._lost_after_s, _MAX_ATTEMPTS)
-                self._lost_after_s = _LOST_AFTER_S
+                job = await run_in_threadpool(self._jobs.claim, self._app, self._heartbeat_timeout_s, _MAX_ATTEMPTS)
+                self._heartbeat_timeout_s = _HEARTBEAT_TIMEOUT_S
                 if job is not None:
-                    await self._answer(job)
+                    await self._run_job(job)
                     continue
             except Exception as error:
-                words = f"the jobs of {self._app} cannot be looked at"
-                if _may_pass(error):
-                    log.error("%s: %s", words, error)
+                message = f"the jobs of {self._app} cannot be claimed"
+                if _is_temporary(error):
+                    log.error("%s: %s", message, error)
                 else:
-                    log.exception(words)
+                    log.exception(message)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(_POLL_INTERVAL_S):
                     await self._wake.wait()
             self._wake.clear()
 
-    async def _answer(self, job: Job) -> None:
+    async def _run_job(self, job: Job) -> None:
         stages: asyncio.Queue[str] = asyncio.Queue()
-        computing = asyncio.ensure_future(self._compute(job, stages.put_nowait))
-        self._running = job.id, computing
-        beating = asyncio.create_task(self._beat(job, stages, computing))
+        computation = asyncio.ensure_future(self._compute(job, stages.put_nowait))
+        self._running = job.id, computation
+        heartbeats = asyncio.create_task(self._send_heartbeats(job, stages, computation))
         try:
-            await asyncio.wait({computing})
-            await self._end(job, computing)
+            await asyncio.wait({computation})
+            await self._store_outcome(job, computation)
         except asyncio.CancelledError:
-            computing.cancel()
-            await asyncio.wait({computing})
+            computation.cancel()
+            await asyncio.wait({computation})
             try:
                 await run_in_threadpool(self._jobs.release, job)
             except Exception as error:
-                log.error("the job %s is not given back, and begun anew when it is missed: %s", job.id, error)
+                log.error("the job %s is not released; it restarts when its heartbeat has timed out: %s", job.id, error)
             raise
         finally:
             self._running = None
-            beating.cancel()
-            await self._tell()
+            heartbeats.cancel()
+            await self._notify_followers()
 
-    async def _end(self, job: Job, computing: asyncio.Task[str]) -> None:
+    async def _store_outcome(self, job: Job, computation: asyncio.Task[str]) -> None:
         try:
-            await self._write(self._jobs.done, job, computing.result())
+            await self._write_with_retries(self._jobs.done, job, computation.result())
         except asyncio.CancelledError:
-            if not computing.cancelled():
-                raise  # the server ends
+            if not computation.cancelled():
+                raise  # the server is shutting down
         except Busy:
-            # Its worker ended, or there was no room: that may pass, and claiming it again counts.
+            # Its worker ended, or there was no room. Both may be temporary; the next attempt counts towards the limit.
             await self._release_counted(job)
         except InvalidInputError as refusal:
-            await self._write(self._jobs.fail, job, str(refusal), refusal.status)
+            await self._write_with_retries(self._jobs.fail, job, str(refusal), refusal.status)
         except Exception as error:
-            if _may_pass(error):
-                log.error("the answer of the job %s is not kept, for the store cannot be written: %s", job.id, error)
+            if _is_temporary(error):
+                log.error("the answer of the job %s is not kept: the store cannot be written: %s", job.id, error)
                 await self._release_counted(job)
                 return
             if isinstance(error, WorkerFault):
                 log.error("the job %s failed: %s", job.id, error)  # the worker has logged the cause
             else:
                 log.exception("the job %s failed", job.id)
-            words = "something went wrong in the server; its log holds the details"
-            await self._write(self._jobs.fail, job, words, 500)
+            message = "something went wrong in the server; its log has the details"
+            await self._write_with_retries(self._jobs.fail, job, message, 500)
 
     async def _release_counted(self, job: Job) -> None:
-        await self._write(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
+        await self._write_with_retries(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
 
-    async def _write(self, change: Callable[..., object], *given: object) -> None:
-        """Makes a change in the store as soon as that can be written, until the job is missed anyway."""
-        end = time.monotonic() + _LOST_AFTER_S
+    async def _write_with_retries(self, change: Callable[..., object], *arguments: object) -> None:
+        """Makes a change in the store, with retries until the heartbeat of the job times out anyway."""
+        end = time.monotonic() + _HEARTBEAT_TIMEOUT_S
         while True:
             try:
-                await run_in_threadpool(change, *given)
+                await run_in_threadpool(change, *arguments)
                 return
             except Exception as error:
-                if not _may_pass(error) or time.monotonic() >= end:
+                if not _is_temporary(error) or time.monotonic() >= end:
                     raise
-            await asyncio.sleep(_WRITE_AGAIN_S)
+            await asyncio.sleep(_WRITE_RETRY_INTERVAL_S)
 
-    async def _beat(self, job: Job, stages: asyncio.Queue[str], computing: asyncio.Task[str]) -> None:
-        """Says at which stage the job is, and that it goes on; stops it where another server has cancelled it."""
+    async def _send_heartbeats(self, job: Job, stages: asyncio.Queue[str], computation: asyncio.Task[str]) -> None:
+        """Stores heartbeats and the current stage of the job; stops computing it if another server has cancelled it."""
         while True:
             stage = None
             with suppress(TimeoutError):
-                async with asyncio.timeout(_BEAT_S):
+                async with asyncio.timeout(_HEARTBEAT_INTERVAL_S):
                     stage = await stages.get()
             try:
-                own = await run_in_threadpool(self._jobs.beat, job, stage)
+                is_claimed = await run_in_threadpool(self._jobs.beat, job, stage)
             except Exception as error:
-                if not _may_pass(error):
-                    log.exception("what the job %s does is not told", job.id)
+                if not _is_temporary(error):
+                    log.exception("the stage of the job %s cannot be stored", job.id)
                 continue
-            if not own:
-                computing.cancel()
+            if not is_claimed:
+                computation.cancel()
                 return
-            await self._tell()
+            await self._notify_followers()
 
-    async def _tell(self) -> None:
+    async def _notify_followers(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the store may be written later: its database is away, or its disk full."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether a later attempt to write the store may succeed: its database cannot be reached, or its disk is full."""
     return is_database_gone(error) or is_disk_full(error)

@@ -1,4 +1,4 @@
-"""Large request bodies, which come from their connection straight into the memory where they are wanted."""
+"""Receives large request bodies from their connection directly into a buffer, without copies."""
 
 from __future__ import annotations
 
@@ -12,156 +12,158 @@ import httptools
 from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-LEAST = 1 << 16
-"""Smaller bodies come with their header, in one piece."""
+MIN_LARGE_BODY = 1 << 16
+"""Smaller bodies arrive together with their header."""
 _EXTENSION = "trivium.rest_of_body"
-_PORTION = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-def take_rest(request: Request, into: memoryview) -> BodyReceiver | None:
-    """Has what is left of a request's body written into memory of its size; what came already is moved there.
+def receive_rest(request: Request, buffer: memoryview) -> BodyReceiver | None:
+    """Has the rest of a request's body written to ``buffer``; the part that already arrived is copied there.
 
-    None where the server cannot (another protocol, a chunked body, one that is there as a whole): it is to be read then
-    as any other.
+    ``buffer`` has the size of the whole body. Returns None if the server cannot do this (another protocol, a chunked
+    body, or one that has arrived completely); the body is then read as usual.
     """
-    rest: _Rest | None = request.scope.get("extensions", {}).get(_EXTENSION)
-    return None if rest is None else rest.take(into)
+    rest: _RestOfBody | None = request.scope.get("extensions", {}).get(_EXTENSION)
+    return None if rest is None else rest.take(buffer)
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
-    """Stands in for a connection's protocol until the rest of a body has come.
+    """Replaces a connection's protocol until the rest of a body has arrived.
 
-    The kernel writes into ``into`` what it has received, with no copy between; where that is None, what comes is
-    dropped. After each mebibyte the connection is not read on before ``wait`` is called.
+    The kernel writes received bytes directly to ``buffer``; if that is None, they are discarded. After each mebibyte,
+    reading pauses until ``wait`` is called.
     """
 
-    def __init__(self, protocol: LargeBodyProtocol, left: int, came: int, into: memoryview | None) -> None:
+    def __init__(self, protocol: LargeBodyProtocol, left: int, received: int, buffer: memoryview | None) -> None:
         self.left, self.disconnected = left, False
-        self._protocol, self._into, self._at, self._came = protocol, into, 0, came
+        self._protocol, self._buffer, self._offset, self._received = protocol, buffer, 0, received
         self._wake = asyncio.Event()
 
     async def wait(self) -> None:
-        """Returns when about a mebibyte more has come, all, or the client is gone."""
+        """Returns when about a mebibyte more or the rest has arrived, or when the client has disconnected."""
         self._protocol.flow.resume_reading()
         await self._wake.wait()
         self._wake.clear()
 
-    def taken(self) -> int:
-        """How many bytes have come since the last call."""
-        came, self._came = self._came, 0
-        return came
+    def pop_received(self) -> int:
+        """The number of bytes that arrived since the last call."""
+        received, self._received = self._received, 0
+        return received
 
     def drop(self) -> None:
-        """Writes nothing more into the memory that was given."""
-        self._into = None
+        """Stops writing to the buffer, and discards the rest of the body."""
+        self._buffer = None
         if self.left:
             self._protocol.flow.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where what comes next is written."""
-        if self._into is None:
+        """The memory to write the next bytes to."""
+        if self._buffer is None:
             self._discard()
-            return _DROPPED[: self.left]
-        return self._into[self._at : self._at + min(self.left, _PORTION)]
+            return _DISCARD_BUFFER[: self.left]
+        return self._buffer[self._offset : self._offset + min(self.left, _CHUNK_BYTES)]
 
     def _discard(self) -> None:
-        """Has the kernel drop what has come but for the body's last byte, which is read as ever (tcp(7), MSG_TRUNC).
+        """Has the kernel discard the received bytes (tcp(7), MSG_TRUNC), except the body's last byte.
 
-        It is to say that something came when it is much, or all.
+        That byte is read normally. SO_RCVLOWAT delays the next wake-up until a mebibyte, or the rest, has arrived.
         """
         connection = self._protocol.transport.get_extra_info("socket")
-        if self.left < LEAST or connection is None or self._protocol.scheme != "http":
+        if self.left < MIN_LARGE_BODY or connection is None or self._protocol.scheme != "http":
             return
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as own:
-            most = min(self.left - 1, len(_NOWHERE))
-            self.left -= own.recv_into(_NOWHERE, most, socket.MSG_TRUNC | socket.MSG_DONTWAIT)
-            much = _PORTION if self.left > _PORTION else 1
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, much)
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            max_bytes = min(self.left - 1, len(_UNBACKED_MEMORY))
+            self.left -= duplicate.recv_into(_UNBACKED_MEMORY, max_bytes, socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+            low_watermark = _CHUNK_BYTES if self.left > _CHUNK_BYTES else 1
+            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_watermark)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many bytes came."""
-        self._protocol.body_is_coming()
+        """Counts bytes that arrived in the memory of ``get_buffer``."""
+        self._protocol.mark_active()
         self.left -= nbytes
-        self._at += nbytes
-        self._came += nbytes
-        if self._into is not None and (not self.left or self._came >= _PORTION):
+        self._offset += nbytes
+        self._received += nbytes
+        if self._buffer is not None and (not self.left or self._received >= _CHUNK_BYTES):
             self._protocol.flow.pause_reading()
             self._wake.set()
         if not self.left:
-            self._protocol.body_is_whole()
+            self._protocol.body_complete()
 
     def eof_received(self) -> None:
-        """The client sends nothing more: the connection closes."""
+        """The client has finished sending: the connection closes."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """The client has disconnected."""
         self.disconnected = True
         self._wake.set()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """As the protocol for which it stands in."""
+        """Forwards to the replaced protocol."""
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """As the protocol for which it stands in."""
+        """Forwards to the replaced protocol."""
         self._protocol.resume_writing()
 
 
 class LargeBodyProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which hands large bodies to those who ask for them, and drops those that nobody wants.
+    """uvicorn's protocol, extended to receive large bodies into a buffer and to discard those of refused requests.
 
-    uvicorn copies a body four times on its way to an application, and parses it to the end where it was refused.
+    uvicorn copies a body four times on its way to an application, and parses a refused body to its end.
     """
 
     _left = 0
-    """How much of the current request's body has not come, where its size is stated and it is large."""
-    _rest: _Rest | None = None
+    """Bytes of the current request's body that have not arrived; 0 or less if its size is not stated."""
+    _rest: _RestOfBody | None = None
     _receiver: BodyReceiver | None = None
 
     def on_headers_complete(self) -> None:
-        """A request begins."""
+        """Starts a request."""
         self._left = _stated_size(self.headers)
         self._rest = None
-        if self._left >= LEAST:
-            self._rest = _Rest(self)
+        if self._left >= MIN_LARGE_BODY:
+            self._rest = _RestOfBody(self)
             self.scope["extensions"] = {_EXTENSION: self._rest}  # type: ignore[dict-item]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Some of its body came."""
+        """Counts a part of the body."""
         self._left -= len(body)
         super().on_body(body)
 
-    def take_rest(self, rest: _Rest, into: memoryview) -> BodyReceiver | None:
-        """What receives the rest of the body of the request that is read now."""
+    def receive_rest(self, rest: _RestOfBody, buffer: memoryview) -> BodyReceiver | None:
+        """The receiver for the rest of the current request's body; None if ``rest`` belongs to an earlier request."""
         cycle = self.cycle
         if rest is not self._rest or self._left <= 0 or cycle.disconnected or cycle.response_complete:
             return None
         if cycle.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        came = len(cycle.body)
-        into[:came] = cycle.body
+        received = len(cycle.body)
+        buffer[:received] = cycle.body
         cycle.body = bytearray()
         cycle.message_event.clear()
-        return self._receive(came, into[came:])
+        return self._receive(received, buffer[received:])
 
-    def _receive(self, came: int, into: memoryview | None) -> BodyReceiver:
+    def _receive(self, received: int, buffer: memoryview | None) -> BodyReceiver:
         self._rest = None
-        self._receiver = BodyReceiver(self, self._left, came, into)
+        self._receiver = BodyReceiver(self, self._left, received, buffer)
         self.transport.set_protocol(self._receiver)
         self.flow.resume_reading()
         return self._receiver
 
-    def body_is_coming(self) -> None:
-        """The connection is in use."""
+    def mark_active(self) -> None:
+        """Keeps the connection open: it is in use."""
         self._unset_keepalive_if_required()
 
-    def body_is_whole(self) -> None:
-        """Takes the connection back: the next request may come."""
+    def body_complete(self) -> None:
+        """Takes the connection back from the receiver, for the next request."""
         self._receiver, self._left = None, 0
-        self.parser = httptools.HttpRequestParser(self)  # the one before waits for the body that it was not shown
+        self.parser = httptools.HttpRequestParser(
+            self
+        )  # the previous parser still waits for the body that it did not see
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.transport.set_protocol(self)
         if not self.cycle.response_complete:
@@ -169,31 +171,31 @@ class LargeBodyProtocol(HttpToolsProtocol):
         self.on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Drops what is left of a body that was answered before it was there."""
+        """Discards the rest of a body that was answered before it had arrived."""
         if self.cycle.response_complete and not self.transport.is_closing():
             if self._receiver is not None:
                 self._receiver.drop()
-            elif self._left >= LEAST:
+            elif self._left >= MIN_LARGE_BODY:
                 self._receive(0, None)
         super().on_response_complete()
 
 
-class _Rest:
-    """The body of one request of a connection, which may be asked for after another has begun."""
+class _RestOfBody:
+    """Identifies the body of one request of a connection: it may be requested after the next request has begun."""
 
     def __init__(self, protocol: LargeBodyProtocol) -> None:
         self._protocol = protocol
 
-    def take(self, into: memoryview) -> BodyReceiver | None:
-        return self._protocol.take_rest(self, into)
+    def take(self, buffer: memoryview) -> BodyReceiver | None:
+        return self._protocol.receive_rest(self, buffer)
 
 
 def _stated_size(headers: list[tuple[bytes, bytes]]) -> int:
-    """The stated size of a body; 0 where it is chunked or there is none. The parser refuses what says both."""
+    """The stated size of a body; 0 if it is chunked or absent. The parser refuses a request that states both."""
     sizes = [value for name, value in headers if name == b"content-length"]
     return int(sizes[0]) if len(sizes) == 1 and sizes[0].isdigit() else 0
 
 
-_DROPPED = memoryview(bytearray(1 << 18))
-_NOWHERE = mmap.mmap(-1, 1 << 28)
-"""Addresses that nothing is written to, which take no memory."""
+_DISCARD_BUFFER = memoryview(bytearray(1 << 18))
+_UNBACKED_MEMORY = mmap.mmap(-1, 1 << 28)
+"""An address range for discarded bytes. It is never written to, so it takes no memory."""

@@ -1,4 +1,4 @@
-"""What the server listens on: connections that ask for nothing give way before there are too many."""
+"""The server's listening socket, which closes idle connections before the process runs out of file descriptors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Any
 
 
 class Listener(socket.socket):
-    """A socket whose connections are ``idle`` until their requests are there, by their file descriptors.
+    """A listening socket that tracks its ``idle`` connections by file descriptor.
 
-    Of more than ``most`` the one that has been idle for longest is closed, and so where half as many files again are
-    open; over TLS those count too whose handshake goes on. Who keeps connections says which are idle.
+    A connection is idle until a request header has arrived; over TLS this includes the handshake. The longest idle one
+    is closed if more than ``max_idle`` are idle, or if the process has more than 1.5 times as many files open. The
+    connections' protocol removes them from ``idle`` and adds them again.
     """
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.most: int | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_idle: int | None = None
         self.idle: dict[int, socket.socket] = {}
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection. Out of files there is none: asyncio would log thousands of lines a second."""
+        """The next connection. Raises ``BlockingIOError`` if the process is out of file descriptors.
+
+        asyncio would log the original error thousands of times a second.
+        """
         try:
             connection, address = super().accept()
         except OSError as error:
@@ -29,16 +33,18 @@ class Listener(socket.socket):
                 raise
             self._close_oldest()
             raise BlockingIOError from error
-        number = connection.fileno()
-        self.idle.pop(number, None)
-        self.idle[number] = connection
-        # A file's number is the least that is free.
-        if self.most is not None and (len(self.idle) > self.most or number >= self.most + self.most // 2):
+        descriptor = connection.fileno()
+        self.idle.pop(descriptor, None)
+        self.idle[descriptor] = connection
+        # The system assigns the lowest free descriptor, so its number tells how many files are open.
+        if self.max_idle is not None and (
+            len(self.idle) > self.max_idle or descriptor >= self.max_idle + self.max_idle // 2
+        ):
             self._close_oldest()
         return connection, address
 
     def _close_oldest(self) -> None:
         if self.idle:
             oldest = self.idle.pop(next(iter(self.idle)))
-            with suppress(OSError):  # it was closed before it was asked for anything
+            with suppress(OSError):  # the client closed it without a request
                 oldest.shutdown(socket.SHUT_RDWR)

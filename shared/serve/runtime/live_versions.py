@@ -1,4 +1,4 @@
-"""Which versions are served: promoted, rolled back and reloaded without a request being dropped."""
+"""The live versions of the models: promotes, rolls back, retires and reloads them without dropping a request."""
 
 from __future__ import annotations
 
@@ -15,90 +15,92 @@ from shared.errors import InvalidInputError
 from shared.store.promotions import Promotions, Stage
 
 log = logging.getLogger("trivium.serve")
-_LOOK_S = 5.0
+_POLL_INTERVAL_S = 5.0
 
 
-class User(Protocol):
-    """What has workers for some models, and can have them replaced."""
+class ModelUser(Protocol):
+    """A service whose workers predict with some models, and can be replaced."""
 
     def loaded_versions(self, model: str) -> list[int] | None:
-        """The versions of a model that it predicts with, none where it does without; None where it is not loaded."""
+        """The versions of a model that it predicts with (may be empty); None if the service is not loaded."""
         ...
 
     def needs(self, model: str) -> bool:
-        """Whether it cannot predict without a version of the model."""
+        """Whether it cannot predict without the model."""
         ...
 
     async def reload(self) -> None:
-        """Has new workers take the place of the old, which answer what they were given."""
+        """Replaces the workers by new ones; the old ones first answer the requests that they have."""
         ...
 
 
-class Live:
-    """The live version of each model, as the registry and the networks ask for it. ``coming`` are being loaded."""
+class LiveState:
+    """The live version of each model, for the registry and the networks. ``loading_versions`` are being loaded."""
 
     def __init__(self, promotions: Promotions) -> None:
         self.promotions = promotions
         self.versions = promotions.live()
-        self.out_of_use = promotions.retired()
-        self.coming: dict[str, int] = {}
+        self.retired_versions = promotions.retired()
+        self.loading_versions: dict[str, int] = {}
 
     def serving(self, model: str) -> int | None:
-        """The version that answers, or None for the newest."""
+        """The version that answers requests, or None for the newest."""
         return self.versions.get(model)
 
     def loading(self, model: str) -> int | None:
-        """The version that is loaded where one is to be loaded now, or None for the newest."""
-        return self.coming.get(model, self.versions.get(model))
+        """The version to load now, or None for the newest."""
+        return self.loading_versions.get(model, self.versions.get(model))
 
     def retired(self, model: str, version: int) -> bool:
-        """Whether a version is out of use, and is not being promoted now."""
-        return (model, version) in self.out_of_use and self.coming.get(model) != version
+        """Whether a version is retired, and is not being promoted now."""
+        return (model, version) in self.retired_versions and self.loading_versions.get(model) != version
 
 
 class LiveVersions:
-    """Changes the live version of a model: the new one is loaded beside the old, then takes its place.
+    """Changes the live version of a model: loads the new version next to the old one, then switches over.
 
-    ``users`` are those who predict with a model, by its name. Where the new one cannot be loaded, nothing changes.
+    ``users`` has the service that predicts with a model, by the model's name. If the new version cannot be loaded,
+    nothing changes.
     """
 
     def __init__(
         self,
-        live: Live,
+        live: LiveState,
         registry: Registry,
-        users: Mapping[str, User],
+        users: Mapping[str, ModelUser],
         networks: NetworkVersions,
     ) -> None:
         self._live, self._registry, self._users, self._networks = live, registry, users, networks
-        self._changing = asyncio.Lock()
-        self._retired: set[tuple[str, int]] = set()
+        self._change_lock = asyncio.Lock()
+        self._stopped_versions: set[tuple[str, int]] = set()
         self._before_reload: dict[str, int] = {}
 
     def models(self) -> list[str]:
-        """The models that there are."""
+        """The names of all models."""
         return self._registry.names()
 
     async def stages(self, model: str) -> dict[int, Stage]:
-        """The stage of each version of a model, the oldest first; refuses an unknown model with 404."""
+        """The stage of each version of a model, the oldest first. Raises ``InvalidInputError`` (404) if unknown."""
         versions = self._versions(model)
-        live = self._answering(model, versions)
+        live = self._serving_versions(model, versions)
         return await run_in_threadpool(self._live.promotions.stages, model, list(versions), live)
 
     async def promote(self, model: str, version: int) -> None:
-        """Makes a version live. Raises ``InvalidInputError`` where there is none, or it cannot be loaded."""
-        async with self._changing:
-            versions = self._known(model, version)
-            # What is newest is not live by that alone while one is chosen.
-            before = self._live.versions[model] = self._live_of(model, versions)
+        """Makes a version live. Raises ``InvalidInputError`` if it does not exist or cannot be loaded."""
+        async with self._change_lock:
+            versions = self._check_version(model, version)
+            # Record the live version by name, so that a newer one does not become live during the switch.
+            before = self._live.versions[model] = self._live_version(model, versions)
             await self._switch(model, version)
             await run_in_threadpool(self._live.promotions.promote, model, version, before)
 
     async def roll_back(self, model: str) -> None:
-        """Makes the version live again that was before the last promotion, or else before a reload took up a newer one.
+        """Makes the previous version live again.
 
-        Refuses (409) where there was none.
+        That is the version before the last promotion, or else the one before a reload switched to a newer version.
+        Raises ``InvalidInputError`` (409) if there is none.
         """
-        async with self._changing:
+        async with self._change_lock:
             versions, promotions = self._versions(model), self._live.promotions
             version = await run_in_threadpool(promotions.before, model)
             if version is not None:
@@ -106,109 +108,107 @@ class LiveVersions:
                 await run_in_threadpool(promotions.roll_back, model)
                 return
             version = self._before_reload.get(model)
-            if version not in versions or (model, version) in self._retired:
-                words = (
-                    f"no version of {model!r} was live before this one; promote the one that is wanted by its number"
-                )
-                raise InvalidInputError(words, status=409)
-            live = self._live_of(model, versions)
+            if version not in versions or (model, version) in self._stopped_versions:
+                message = f"no version of {model!r} was live before this one; promote a version by its number instead"
+                raise InvalidInputError(message, status=409)
+            live = self._live_version(model, versions)
             await self._switch(model, version)
             await run_in_threadpool(promotions.promote, model, version, live)
             del self._before_reload[model]
 
     async def retire(self, model: str, version: int) -> None:
-        """Ends the workers of a version that is not live, once they have answered, and has it never be rolled back to.
+        """Retires a version that is not live: its workers end once they have answered, and no rollback returns to it.
 
-        Refuses the live one (409): another is promoted first. What is predicted with may do without a partner, such
-        as a second stage, and has new workers then.
+        Raises ``InvalidInputError`` (409) for the live version. An optional partner model, such as a second stage, can
+        be retired even if it is live; the workers of the application are then replaced.
         """
-        async with self._changing:
-            versions = self._known(model, version)
-            live, user = self._live_of(model, versions), self._users.get(model)
+        async with self._change_lock:
+            versions = self._check_version(model, version)
+            live, user = self._live_version(model, versions), self._users.get(model)
             if version == live and (user is None or user.needs(model)):
                 raise InvalidInputError(f"version {version} of {model!r} is live; promote another first", status=409)
             if version != live:
-                # What is live stays so by name: a newer one that was retired does not take its place.
+                # Record the live version by name, so that it stays live whichever version is the newest.
                 self._live.versions[model] = live
                 await run_in_threadpool(self._live.promotions.promote, model, live, live)
             await run_in_threadpool(self._live.promotions.retire, model, version)
-            await self._end_retired()
+            await self._stop_retired()
 
     async def reload(self, model: str) -> None:
-        """Takes up new versions from the registry, and has new workers take the place of the model's."""
-        async with self._changing:
-            before = self._live_of(model, self._versions(model))
+        """Finds new versions in the registry, and replaces the model's workers."""
+        async with self._change_lock:
+            before = self._live_version(model, self._versions(model))
             await self._networks.take_up(model)
             if (user := self._users.get(model)) is not None:
                 await user.reload()
             await self._networks.reload(model)
-            if self._live_of(model, self._versions(model)) != before:
+            if self._live_version(model, self._versions(model)) != before:
                 self._before_reload[model] = before
 
     async def start(self) -> None:
-        """Leaves what the store says is retired without workers."""
-        async with self._changing:
-            await self._end_retired()
+        """Ends the workers of the versions that the store states as retired."""
+        async with self._change_lock:
+            await self._stop_retired()
 
     async def follow(self) -> None:
-        """Does as other servers on the store do, until it is cancelled."""
+        """Follows the changes of other servers that share the store, until it is cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
             await self.follow_once()
 
     async def follow_once(self) -> None:
-        """Serves the versions that the store says are live, and none that it says is retired."""
+        """Switches to the versions that the store states as live, and stops those that it states as retired."""
         try:
-            async with self._changing:
-                stated = await run_in_threadpool(self._live.promotions.live)
-                for model, version in stated.items():
+            async with self._change_lock:
+                stored = await run_in_threadpool(self._live.promotions.live)
+                for model, version in stored.items():
                     if self._live.serving(model) != version and version in self._registry.versions(model):
                         log.info("another server made version %d of %s the live one", version, model)
                         try:
                             await self._switch(model, version)
                         except InvalidInputError as refusal:
-                            # That of a partner, until the model that it belongs to has been switched too.
+                            # Expected for a partner until the model that it belongs to has been switched too.
                             log.warning("%s", refusal)
-                await self._end_retired()
+                await self._stop_retired()
         except Exception:
-            log.exception("the live versions that the store states are not served")
+            log.exception("cannot follow the live versions in the store")
 
     async def _switch(self, model: str, version: int) -> None:
-        """Loads a version where its model is used, and has it answer from then on."""
+        """Loads a version wherever its model is used, and makes it live."""
         path = self._registry.versions(model)[version]
-        await run_in_threadpool(self._registry.open, path)  # its files are whole
+        await run_in_threadpool(self._registry.open, path)  # checks that its files are complete
         await self._networks.take_up(model)
-        with self._coming(model, version):
+        with self._while_loading(model, version):
             await self._networks.load_version(model, version)
             if (user := self._users.get(model)) is not None:
                 await user.reload()
                 if (loaded := user.loaded_versions(model)) is not None and version not in loaded:
                     raise InvalidInputError(
-                        f"version {version} of {model!r} belongs to none of the models that are live, and would serve "
-                        "none; promote the model that it belongs to first",
+                        f"version {version} of {model!r} belongs to none of the live models and would not be used; "
+                        "promote the model that it belongs to first",
                         status=409,
                     )
         self._live.versions[model] = version
-        self._live.out_of_use.discard((model, version))
-        self._retired.discard((model, version))
+        self._live.retired_versions.discard((model, version))
+        self._stopped_versions.discard((model, version))
 
-    async def _end_retired(self) -> None:
-        stated = await run_in_threadpool(self._live.promotions.retired)
-        self._live.out_of_use = set(stated)
-        for model, version in sorted(stated - self._retired):
+    async def _stop_retired(self) -> None:
+        stored = await run_in_threadpool(self._live.promotions.retired)
+        self._live.retired_versions = set(stored)
+        for model, version in sorted(stored - self._stopped_versions):
             await self._networks.retire_version(model, version)
             user = self._users.get(model)
             if user is not None and not user.needs(model) and version in (user.loaded_versions(model) or []):
                 await user.reload()
-        self._retired = stated
+        self._stopped_versions = stored
 
     @contextmanager
-    def _coming(self, model: str, version: int) -> Iterator[None]:
-        self._live.coming[model] = version
+    def _while_loading(self, model: str, version: int) -> Iterator[None]:
+        self._live.loading_versions[model] = version
         try:
             yield
         finally:
-            del self._live.coming[model]
+            del self._live.loading_versions[model]
 
     def _versions(self, model: str) -> list[int]:
         if not (found := self._registry.versions(model)):
@@ -216,22 +216,23 @@ class LiveVersions:
             raise InvalidInputError(f"there is no model {model!r}; there are {names}", status=404)
         return list(found)
 
-    def _known(self, model: str, version: int) -> list[int]:
+    def _check_version(self, model: str, version: int) -> list[int]:
         versions = self._versions(model)
         if version not in versions:
             known = ", ".join(map(str, versions))
             raise InvalidInputError(f"the model {model!r} has no version {version}; it has {known}", status=404)
         return versions
 
-    def _live_of(self, model: str, versions: list[int]) -> int:
-        return next(iter(self._answering(model, versions)), max(versions))
+    def _live_version(self, model: str, versions: list[int]) -> int:
+        return next(iter(self._serving_versions(model, versions)), max(versions))
 
-    def _answering(self, model: str, versions: list[int]) -> list[int]:
-        """The versions that answer, or would: those that are loaded, or the live one by name, else the newest."""
+    def _serving_versions(self, model: str, versions: list[int]) -> list[int]:
+        """The versions that answer: those loaded; if nothing is loaded, the one recorded as live, else the newest."""
         user = self._users.get(model)
         if (loaded := None if user is None else user.loaded_versions(model)) is None:
-            stated, usable = self._live.serving(model), [one for one in versions if not self._live.retired(model, one)]
-            return [stated] if stated in usable else usable[-1:]
+            stored = self._live.serving(model)
+            usable = [version for version in versions if not self._live.retired(model, version)]
+            return [stored] if stored in usable else usable[-1:]
         return [version for version in loaded if version in versions]
 
 
@@ -239,17 +240,17 @@ class NetworkVersions(Protocol):
     """The dense networks of the models, by version."""
 
     async def take_up(self, name: str) -> None:
-        """Takes up versions that are not known yet."""
+        """Finds new versions in the registry."""
         ...
 
     async def load_version(self, name: str, version: int) -> None:
-        """Loads a version that is to answer, where another version of it is loaded."""
+        """Loads a version that is going live, if another version of the model is loaded."""
         ...
 
     async def retire_version(self, name: str, version: int) -> None:
-        """Ends the workers of a version, where there are any, once they have answered; it has none until promoted."""
+        """Ends the workers of a version once they have answered; it gets new ones only when it is promoted again."""
         ...
 
     async def reload(self, name: str) -> None:
-        """Has new workers take the place of those that are loaded."""
+        """Replaces the loaded workers by new ones."""
         ...

@@ -1,4 +1,4 @@
-"""What is loaded once, by the first who asks. Used from the event loop alone."""
+"""Lazy loading of a shared value. Used from the event loop only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Loaded = TypeVar("Loaded")
 
 
 class LoadOnce(Generic[Loaded]):
-    """Something that the first who asks has loaded; who asks meanwhile waits for the same.
+    """A value that the first caller of ``get`` loads; concurrent callers wait for the same load.
 
-    ``load`` makes it, ``check`` says without loading whether it could be (both raise ``InvalidInputError`` where it
-    cannot; the check is called on a thread), ``close`` ends it, ``usable`` says whether it can do its work now. A load
-    that failed is tried again by the next who asks.
+    ``load`` returns the value; ``check`` tests on a thread whether it could be loaded; both raise ``InvalidInputError``
+    if it cannot. ``close`` ends the value, and ``usable`` says whether it can do its work now. After a failed load the
+    next caller tries again. ``what`` is its name in messages.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class LoadOnce(Generic[Loaded]):
     ) -> None:
         self.what = what
         self.failure: str | None = None
-        """Why the last load failed; None once it is loaded."""
+        """Why the last load failed; None once a load succeeded."""
         self.unloaded: str | None = None
-        """Why it is out of use, where it was unloaded; None otherwise."""
+        """Why it was unloaded; None if it was not."""
         self._load, self._check, self._close, self._usable = load, check, close, usable
         self._loading: asyncio.Task[Loaded] | None = None
         self._value: Loaded | None = None
@@ -40,46 +40,47 @@ class LoadOnce(Generic[Loaded]):
 
     @property
     def value(self) -> Loaded | None:
-        """What was loaded, or None before."""
+        """The loaded value; None if nothing is loaded."""
         return self._value
 
     @property
     def usable(self) -> bool:
-        """Whether it is loaded and can do its work at the moment."""
+        """Whether the value is loaded and can do its work now."""
         return self._value is not None and self._usable(self._value)
 
     async def get(self) -> Loaded:
-        """What is loaded, once it is. Raises ``InvalidInputError`` (503) where it cannot be.
+        """The value, loaded if necessary. Raises ``InvalidInputError`` (503) if it cannot be loaded.
 
-        When cancelled, the loading goes on: others may wait for it. What was unloaded is not loaded by it, and refused
-        with 404, as Triton does: to try again is of no use.
+        Cancelling a caller does not cancel the load, because others may wait for it. An unloaded value is not loaded
+        again; as in Triton this raises 404, since retrying does not help.
         """
         if self._value is not None:
             return self._value
         if self.unloaded is not None:
             raise InvalidInputError(self.unloaded, status=404)
         if self._loading is None:
-            self._loading = asyncio.ensure_future(self._run())
-            self._loading.add_done_callback(self._done)
+            self._loading = asyncio.ensure_future(self._load_value())
+            self._loading.add_done_callback(self._finish_loading)
         return await asyncio.shield(self._loading)
 
     async def load(self) -> Loaded:
-        """As ``get``, and loads again what was unloaded."""
+        """Like ``get``, but also loads a value that was unloaded."""
         self.unloaded = None
         return await self.get()
 
-    async def unload(self, why: str) -> Loaded | None:
-        """Takes it out of use until ``load``, and returns what was loaded, not closed. ``get`` refuses, saying why."""
-        self.unloaded = why
+    async def unload(self, reason: str) -> Loaded | None:
+        """Unloads the value until ``load`` is called, and returns it without closing it. ``get`` raises the reason."""
+        self.unloaded = reason
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        found, self._value = self._value, None
-        return found
+        value, self._value = self._value, None
+        return value
 
     async def replace(self) -> Loaded | None:
-        """Loads anew beside what is loaded, and puts it in its place. Returns what it took the place of, not closed.
+        """Loads a new value, then replaces the old one, which is returned without being closed.
 
-        Where it cannot be loaded, the old stays and the refusal is raised; what is not loaded yet is left so (None).
+        If the new value cannot be loaded, the old one stays and the error is raised. If nothing is loaded yet, this
+        loads nothing and returns None.
         """
         if self._loading is not None:
             await asyncio.shield(self._loading)
@@ -92,18 +93,18 @@ class LoadOnce(Generic[Loaded]):
         return old
 
     def check(self) -> None:
-        """Raises ``InvalidInputError`` where it could not be loaded. Nothing is loaded."""
+        """Raises ``InvalidInputError`` if the value could not be loaded. Loads nothing."""
         self._check()
 
     def close(self) -> None:
-        """Closes what is loaded or being loaded, and waits for nothing."""
+        """Closes the value, or cancels its load, without waiting."""
         self._closed = True
         if self._loading is not None:
             self._loading.cancel()
         if self._value is not None:
             self._close(self._value)
 
-    async def _run(self) -> Loaded:
+    async def _load_value(self) -> Loaded:
         try:
             self._value = await self._load()
         except InvalidInputError as refusal:
@@ -117,7 +118,7 @@ class LoadOnce(Generic[Loaded]):
             self._close(self._value)
         return self._value
 
-    def _done(self, loading: asyncio.Task[Loaded]) -> None:
+    def _finish_loading(self, loading: asyncio.Task[Loaded]) -> None:
         self._loading = None
         if not loading.cancelled():
-            loading.exception()  # nobody may be left who waits for it
+            loading.exception()  # marks it as retrieved: all callers may have been cancelled

@@ -1,4 +1,4 @@
-"""The workers of a model: processes where there may be, else a thread of the server."""
+"""Creates the workers of a model: processes if the settings and the system allow it, else a thread of the server."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ log = logging.getLogger("trivium.serve")
 def application_workers(
     app: App, artifacts: Sequence[Path], settings: Settings, *, background: bool = False
 ) -> list[Worker]:
-    """Workers for an application. One that is no installed package cannot be found by another process.
+    """Workers for an application.
 
-    ``background`` processes leave the processor to others.
+    If the application is not an installed package, other processes cannot import it, and the worker is a thread.
+    ``background`` processes run at a lower CPU priority.
     """
     work = replace(_work(artifacts, settings), background=background)
-    place = entry_point(app)
-    if place is None or not processes_wanted(settings):
+    entry_point_value = entry_point(app)
+    if entry_point_value is None or not processes_wanted(settings):
         if processes_wanted(settings):
-            log.warning("%s is not an installed application, so it computes in the server's own process", app.name)
+            log.warning("%s is not an installed application, so it runs in the server's own process", app.name)
         return [WorkerThread(lambda: make_handler(work, app), app.title)]
-    return _processes(replace(work, app=place), settings)
+    return _processes(replace(work, app=entry_point_value), settings)
 
 
 def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
@@ -46,15 +47,15 @@ def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
 
 
 def processes_wanted(settings: Settings) -> bool:
-    """Whether models compute in processes of their own."""
+    """Whether models compute in worker processes."""
     return bool(settings.worker_devices) and SUPPORTED
 
 
 def entry_point(app: App) -> str | None:
-    """Where another process finds the application: the value of its entry point, or None."""
-    for point in entry_points(group=GROUP, name=app.name):
-        if point.load() is app:
-            return point.value
+    """The entry-point value by which another process can import the application, or None."""
+    for candidate in entry_points(group=GROUP, name=app.name):
+        if candidate.load() is app:
+            return candidate.value
     return None
 
 
@@ -80,6 +81,6 @@ def _processes(work: Work, settings: Settings) -> list[Worker]:
 
 
 def half_of_memory() -> int | None:
-    """Half of what this machine, or its control group, has; None where that cannot be found out."""
-    found = machine_memory_bytes()
-    return None if found is None else found // 2
+    """Half of the memory of this machine or its control group, in bytes; None if it cannot be determined."""
+    total = machine_memory_bytes()
+    return None if total is None else total // 2

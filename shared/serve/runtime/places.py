@@ -1,4 +1,4 @@
-"""The place that an admitted request has in the server. An upload that stalls loses it to a request that finds none."""
+"""Places of admitted requests. A stalled upload loses its place if another request needs it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Protocol
 
 
 class Upload(Protocol):
-    """A request's body while it comes."""
+    """A request body that is being received."""
 
     def give_way(self) -> bool:
-        """Whether it stalls: then it is given up, and its client is answered so."""
+        """Gives the upload up if it is stalled, with an error to its client; returns whether it did."""
         ...
 
 
 class Place:
-    """The place of one request, of a group of keys. ``upload`` is its body while its client is waited for."""
+    """The place of one request of a group of keys. ``upload`` is set while the server waits for the request's body."""
 
     upload: Upload | None = None
 
@@ -23,6 +23,6 @@ class Place:
         self.group = group
 
 
-def take_from_stalled(places: Iterable[Place]) -> Place | None:
-    """The first place whose upload stalls, which is given up; None where none does."""
+def reclaim_stalled_place(places: Iterable[Place]) -> Place | None:
+    """Gives up the first stalled upload, and returns its place; None if no upload is stalled."""
     return next((place for place in places if place.upload is not None and place.upload.give_way()), None)

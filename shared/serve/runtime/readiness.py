@@ -1,4 +1,4 @@
-"""Whether the server can answer: models loaded in the background, or checked without loading."""
+"""The server's readiness: loads the models in the background, or checks them without loading."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.threads import Threads
 
 log = logging.getLogger("trivium.serve")
-_CHECK_AGAIN_S = 30.0
+_RECHECK_INTERVAL_S = 30.0
 
 
 class Readiness:
-    """Loads every model in turn where ``warm``, once started; and says whether all can answer.
+    """Tells whether every model can answer. If ``warm``, ``start`` loads them one after the other.
 
-    A warm server is ready when all are loaded. Another is ready when none failed to load and all could be loaded. That
-    is found out once, a fault again after half a minute, so that asking costs nothing. What an operator unloaded is not
-    missed.
+    A warm server is ready when all models are loaded. Otherwise it is ready if no load has failed and every model could
+    be loaded. The result of that check is cached, a failure for half a minute, so that a probe is cheap. Models that an
+    operator unloaded are ignored.
     """
 
     def __init__(self, models: Sequence[LoadOnce[Any]], warm: bool) -> None:
         self._models, self._warm = models, warm
-        self._warming: asyncio.Task[None] | None = None
-        self._checking = Threads("check", 1)
+        self._load_task: asyncio.Task[None] | None = None
+        self._check_thread = Threads("check", 1)
         self._checked: dict[int, tuple[bool, float]] = {}
 
     def start(self) -> None:
-        """Begins to load, where that is wanted."""
+        """Starts loading the models if ``warm``."""
         if self._warm:
-            self._warming = asyncio.create_task(self._load_all())
+            self._load_task = asyncio.create_task(self._load_all())
 
     def stop(self) -> None:
-        """Begins nothing more."""
-        if self._warming is not None:
-            self._warming.cancel()
-        self._checking.close()
+        """Stops loading and checking."""
+        if self._load_task is not None:
+            self._load_task.cancel()
+        self._check_thread.close()
 
     async def fault(self) -> str | None:
-        """Which of them cannot answer at the moment, as a sentence; None where all can."""
+        """A sentence about the first model that cannot answer now; None if all can."""
         for model in self._models:
             if model.unloaded is not None:
                 continue
@@ -54,43 +54,43 @@ class Readiness:
                 return f"{model.what} cannot answer: {model.failure}"
             if model.value is None and self._warm:
                 return f"{model.what} is being loaded"
-        if not all(self._known(number) for number in range(len(self._models))):
-            await self._checking.run(self._check_unknown)
-        unusable = [model.what for number, model in enumerate(self._models) if not self._usable(number)]
-        return f"{unusable[0]} cannot be loaded; the log says why" if unusable else None
+        if not all(self._is_known(index) for index in range(len(self._models))):
+            await self._check_thread.run(self._check_unknown_models)
+        unusable = [model.what for index, model in enumerate(self._models) if not self._is_usable(index)]
+        return f"{unusable[0]} cannot be loaded; see the log for the reason" if unusable else None
 
-    def _usable(self, number: int) -> bool:
-        model = self._models[number]
-        return model.value is not None or model.unloaded is not None or self._checked[number][0]
+    def _is_usable(self, index: int) -> bool:
+        model = self._models[index]
+        return model.value is not None or model.unloaded is not None or self._checked[index][0]
 
-    def _known(self, number: int) -> bool:
-        until = self._checked.get(number, (False, -math.inf))[1]
-        return self._models[number].value is not None or until > time.monotonic()
+    def _is_known(self, index: int) -> bool:
+        valid_until = self._checked.get(index, (False, -math.inf))[1]
+        return self._models[index].value is not None or valid_until > time.monotonic()
 
-    def _check_unknown(self) -> None:
-        for number, model in enumerate(self._models):
-            if not self._known(number):
+    def _check_unknown_models(self) -> None:
+        for index, model in enumerate(self._models):
+            if not self._is_known(index):
                 usable = _can_be_loaded(model)
-                self._checked[number] = usable, math.inf if usable else time.monotonic() + _CHECK_AGAIN_S
+                self._checked[index] = usable, math.inf if usable else time.monotonic() + _RECHECK_INTERVAL_S
 
     async def _load_all(self) -> None:
         for model in [model for model in self._models if model.unloaded is None]:
-            with _faults_logged(model.what):
+            with _log_failure(model.what):
                 await model.get()
 
 
 def _can_be_loaded(model: LoadOnce[Any]) -> bool:
-    with _faults_logged(model.what):
+    with _log_failure(model.what):
         model.check()
         return True
     return False
 
 
 @contextmanager
-def _faults_logged(what: str) -> Iterator[None]:
+def _log_failure(title: str) -> Iterator[None]:
     try:
         yield
-    except InvalidInputError as refusal:
-        log.warning("%s cannot answer: %s", what, refusal)
+    except InvalidInputError as error:
+        log.warning("%s cannot answer: %s", title, error)
     except Exception:
-        log.exception("%s cannot answer", what)
+        log.exception("%s cannot answer", title)

@@ -1,4 +1,4 @@
-"""Threads for one kind of work, which no other work waits for."""
+"""A thread pool for one kind of work, so that other work does not wait for it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """As many as usable cores unless a number is given."""
+    """A pool of ``number`` threads; by default as many as there are usable cores."""
 
     def __init__(self, name: str, number: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(number or usable_cores(), thread_name_prefix=name)
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """What the function returns. When cancelled, what has not begun is not begun."""
+        """The result of the function. If cancelled before the function has started, it does not start."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def run_or_undo(self, function: Callable[[], Result], undo: Callable[[Result], object]) -> Result:
-        """What the function returns. When cancelled after it has begun, what it returned is undone on its thread."""
+        """The result of the function. If cancelled after it has started, its thread passes the result to ``undo``."""
         working = self._pool.submit(function)
         try:
             return await asyncio.wrap_future(working)
@@ -33,7 +33,7 @@ class Threads:
             raise
 
     def close(self) -> None:
-        """Begins nothing more, and does not wait."""
+        """Cancels what has not started, and does not wait for the rest."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

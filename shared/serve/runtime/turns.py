@@ -1,4 +1,4 @@
-"""Which of many large uploads are read first. Used from the event loop alone."""
+"""Decides which of many large uploads are read first. Used from the event loop only."""
 
 from __future__ import annotations
 
@@ -12,74 +12,79 @@ _STALLED_S = 0.25
 
 
 class Turn:
-    """One upload of a group of keys: when the last of it came, and what it waits for while others go first."""
+    """One upload of a group of keys.
+
+    ``last_received`` is when its last bytes arrived (``time.monotonic``). While it waits for others, ``resume`` is the
+    event that lets it continue.
+    """
 
     def __init__(self, group: str | None = None) -> None:
         self.group = group
-        self.came = time.monotonic()
-        self.go: asyncio.Event | None = None
+        self.last_received = time.monotonic()
+        self.resume: asyncio.Event | None = None
         self.whole = False
-        """Whether all of it has come: then it counts until it leaves."""
+        """Whether the whole body has arrived. It then counts until it leaves."""
 
 
 class Turns:
-    """Lets ``most`` uploads be inside at a time, read or waiting to be computed, the oldest of each group first.
+    """Lets at most ``most`` uploads proceed at a time, the oldest of each group first.
 
-    Were all read side by side, all would be whole at the same late time, and take memory until then; and what is read
-    long before it is computed has left the processor's caches. One of which nothing has come for a moment keeps nobody
-    waiting.
+    An upload counts while it is read and while it waits to be computed. If all uploads were read concurrently, all of
+    them would complete at the same late time and hold memory until then. Besides, data that is read long before it is
+    computed is no longer in the processor's caches. An upload that stalls for a moment does not block others.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._inside: dict[Turn, None] = {}
-        self._left, self._last_left = 0, dict[str | None, int]()
+        self._uploads: dict[Turn, None] = {}
+        self._finished_count, self._last_finished = 0, dict[str | None, int]()
         self._timer: asyncio.TimerHandle | None = None
 
     @contextmanager
     def join(self, group: str | None = None) -> Iterator[Turn]:
-        """An upload of a group of keys, while the block lasts."""
+        """Registers an upload of a group of keys while the block lasts."""
         turn = Turn(group)
-        self._inside[turn] = None
+        self._uploads[turn] = None
         try:
             yield turn
         finally:
-            del self._inside[turn]
-            self._left += 1
-            self._last_left[turn.group] = self._left
-            self._advance()
+            del self._uploads[turn]
+            self._finished_count += 1
+            self._last_finished[turn.group] = self._finished_count
+            self._resume_allowed()
 
     async def wait(self, turn: Turn) -> None:
-        """Returns when it may be read on; something of it has come just now."""
-        turn.came = time.monotonic()
-        if turn in self._first():
+        """Returns when the upload may continue. Call it just after some of its bytes have arrived."""
+        turn.last_received = time.monotonic()
+        if turn in self._allowed():
             return
-        turn.go = asyncio.Event()
+        turn.resume = asyncio.Event()
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_STALLED_S, self._look)
-        await turn.go.wait()
+            self._timer = asyncio.get_running_loop().call_later(_STALLED_S, self._check_stalled)
+        await turn.resume.wait()
 
-    def _first(self) -> list[Turn]:
-        """The oldest that wait, or of which something came a moment ago.
+    def _allowed(self) -> list[Turn]:
+        """The uploads that may proceed. Stalled ones are left out.
 
-        The oldest of each group comes before the next of any, and first that of the group that had its turn earliest.
+        The oldest upload of every group comes before the second of any group. Among these, the group whose last turn
+        was the longest ago comes first.
         """
-        now, found, before = time.monotonic(), list[tuple[int, int, Turn]](), Counter[str | None]()
-        for turn in self._inside:
-            if turn.whole or turn.go is not None or now - turn.came < _STALLED_S:
-                found.append((before[turn.group], self._last_left.get(turn.group, 0), turn))
-                before[turn.group] += 1
-        found.sort(key=lambda one: one[:2])
-        return [turn for *_, turn in found[: self.most]]
+        now, ranked, rank_in_group = time.monotonic(), list[tuple[int, int, Turn]](), Counter[str | None]()
+        for turn in self._uploads:
+            if turn.whole or turn.resume is not None or now - turn.last_received < _STALLED_S:
+                ranked.append((rank_in_group[turn.group], self._last_finished.get(turn.group, 0), turn))
+                rank_in_group[turn.group] += 1
+        ranked.sort(key=lambda entry: entry[:2])
+        return [turn for *_, turn in ranked[: self.most]]
 
-    def _advance(self) -> None:
-        for turn in self._first():
-            if turn.go is not None:
-                turn.go.set()
-                turn.go, turn.came = None, time.monotonic()
+    def _resume_allowed(self) -> None:
+        for turn in self._allowed():
+            if turn.resume is not None:
+                turn.resume.set()
+                turn.resume, turn.last_received = None, time.monotonic()
 
-    def _look(self) -> None:
+    def _check_stalled(self) -> None:
         self._timer = None
-        self._advance()
-        if any(turn.go is not None for turn in self._inside):
-            self._timer = asyncio.get_running_loop().call_later(_STALLED_S, self._look)
+        self._resume_allowed()
+        if any(turn.resume is not None for turn in self._uploads):
+            self._timer = asyncio.get_running_loop().call_later(_STALLED_S, self._check_stalled)

@@ -1,4 +1,4 @@
-"""Tells an address of the operator's that a job has ended, as Standard Webhooks has it, until it answers with 2xx.
+"""Notifies the operator's webhook of finished jobs, as Standard Webhooks specifies, with retries until it answers 2xx.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -27,65 +27,66 @@ from shared.store.jobs import Job, JobStore
 from shared.utc_time import iso_utc
 
 log = logging.getLogger("trivium.serve")
-_PREFIX, _KEY_BYTES = "whsec_", range(24, 65)
-_LOOK_S = 2.0
+_SECRET_PREFIX, _KEY_LENGTHS = "whsec_", range(24, 65)
+_POLL_INTERVAL_S = 2.0
 _TIMEOUT_S = 10.0
-_MIN_S, _MAX_S = 15.0, 86_400.0
-"""A job is told of again after as long as has passed since it ended, but for a day at the most."""
+_MIN_RETRY_S, _MAX_RETRY_S = 15.0, 86_400.0
+"""Minimum and maximum delay of a retry, which comes after as long as has passed since the job ended."""
 
 
-def webhook_of(settings: Settings) -> Webhook | None:
-    """The webhook that the settings name, or None. Refuses half of one, and what is no address or no key."""
+def webhook_from_settings(settings: Settings) -> Webhook | None:
+    """The webhook in the settings, or None. Raises ``InvalidInputError`` if it is incomplete or invalid."""
     if settings.webhook_url is None and settings.webhook_secret is None:
         return None
     if settings.webhook_url is None or settings.webhook_secret is None:
         raise InvalidInputError("set both TRIVIUM_WEBHOOK_URL and TRIVIUM_WEBHOOK_SECRET, or neither")
     address, secret = urlsplit(settings.webhook_url), settings.webhook_secret.get_secret_value()
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise InvalidInputError("TRIVIUM_WEBHOOK_URL is no address of the kind https://HOST/PATH")
+        raise InvalidInputError("TRIVIUM_WEBHOOK_URL must have the form https://HOST/PATH or http://HOST/PATH")
     try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
     except ValueError:
         key = b""
-    if not secret.startswith(_PREFIX) or len(key) not in _KEY_BYTES:
+    if not secret.startswith(_SECRET_PREFIX) or len(key) not in _KEY_LENGTHS:
         raise InvalidInputError(
-            "TRIVIUM_WEBHOOK_SECRET is not whsec_ and 24 to 64 bytes in base64; `openssl rand -base64 32` makes some"
+            "TRIVIUM_WEBHOOK_SECRET must be whsec_ followed by 24 to 64 bytes in base64; create them with "
+            "`openssl rand -base64 32`"
         )
     return Webhook(settings.webhook_url, key, settings.root)
 
 
-class _Bounded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Connections that take no longer than the time-out altogether. ``end`` them afterwards."""
+class _BoundedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections with a total time limit. Call ``end`` afterwards to close them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: list[BoundedConnection] = []
+        self._connections: list[BoundedConnection] = []
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        """The answer."""
-        return self.do_open(partial(self._make, BoundedConnection), req)
+        """The answer over HTTP."""
+        return self.do_open(partial(self._connect, BoundedConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> Any:
         """The answer over TLS."""
-        return self.do_open(partial(self._make, BoundedTLSConnection), req)
+        return self.do_open(partial(self._connect, BoundedTLSConnection), req)
 
-    def _make(self, kind: type[BoundedConnection], *given: Any, **named: Any) -> BoundedConnection:
-        connection = kind(*given, **named)
+    def _connect(self, kind: type[BoundedConnection], *args: Any, **kwargs: Any) -> BoundedConnection:
+        connection = kind(*args, **kwargs)
         connection.longest_s = _TIMEOUT_S
-        self._made.append(connection)
+        self._connections.append(connection)
         return connection
 
     def end(self) -> None:
         """Closes the connections."""
-        for connection in self._made:
+        for connection in self._connections:
             connection.end()
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The operator allowed one address, not those that it leads to."""
+    """Refuses redirects: the operator allowed one address only."""
 
     def redirect_request(self, *_: Any) -> None:
-        """None: the redirection is an error."""
+        """None, which makes the redirect an error."""
 
 
 class Webhook:
@@ -99,7 +100,7 @@ class Webhook:
         self._url, self._key, self._root = url, key, root
 
     async def run(self, jobs: JobStore) -> None:
-        """Delivers until it is cancelled; then it waits for nothing."""
+        """Sends notifications until it is cancelled, and then does not wait for the one being sent."""
         thread = Threads("webhook", 1)
         try:
             while True:
@@ -107,28 +108,28 @@ class Webhook:
                     while await thread.run(self._deliver_one, jobs):
                         pass
                 except Exception as error:
-                    log.error("jobs of which the webhook is to be told cannot be looked at: %s", error)
-                await asyncio.sleep(_LOOK_S)
+                    log.error("cannot look for jobs to notify the webhook of: %s", error)
+                await asyncio.sleep(_POLL_INTERVAL_S)
         finally:
             thread.close()
 
     def _deliver_one(self, jobs: JobStore) -> bool:
-        """Tells of a job that is to be told of now; False where there is none."""
-        claimed = jobs.claim_to_tell(_MIN_S, _MAX_S)
+        """Sends the next due notification; returns False if there is none."""
+        claimed = jobs.claim_to_tell(_MIN_RETRY_S, _MAX_RETRY_S)
         if claimed is None:
             return False
-        job, last = claimed
-        bounded = _Bounded()
-        opener = urllib.request.build_opener(_NoRedirects, bounded)
+        job, is_last_attempt = claimed
+        bounded_handler = _BoundedHandler()
+        opener = urllib.request.build_opener(_NoRedirects, bounded_handler)
         try:
             with opener.open(self._request(job), timeout=_TIMEOUT_S):
                 jobs.was_told(job)
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirection to what is no address
-            words = "it is told no more" if last else "it is told again later"
-            level, why = logging.ERROR if last else logging.WARNING, in_one_line(str(error))
-            log.log(level, "the webhook and job %s: %s; %s", job.id, why, words)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to an invalid address
+            outcome = "giving up" if is_last_attempt else "trying again later"
+            level, reason = logging.ERROR if is_last_attempt else logging.WARNING, in_one_line(str(error))
+            log.log(level, "cannot notify the webhook of job %s: %s; %s", job.id, reason, outcome)
         finally:
-            bounded.end()
+            bounded_handler.end()
         return True
 
     def _request(self, job: Job) -> urllib.request.Request:
@@ -136,18 +137,18 @@ class Webhook:
         data = {"app": job.app, "job": job.id, "state": job.state, "url": f"{self._root}/api/{job.app}/jobs/{job.id}"}
         data |= {} if job.group is None else {"group": job.group}
         body = json.dumps({"type": f"job.{job.state}", "timestamp": now, "data": data}).encode()
-        moment = str(int(time.time()))
+        timestamp = str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "trivium",
             "webhook-id": job.id,
-            "webhook-timestamp": moment,
-            "webhook-signature": signature(self._key, job.id, moment, body),
+            "webhook-timestamp": timestamp,
+            "webhook-signature": signature(self._key, job.id, timestamp, body),
         }
         return urllib.request.Request(self._url, body, headers, method="POST")
 
 
-def signature(key: bytes, number: str, moment: str, body: bytes) -> str:
-    """``v1,`` and the HMAC-SHA256 of identifier, time and body in base64, as the receiver computes it too."""
-    signed = hmac.new(key, b".".join((number.encode(), moment.encode(), body)), hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(signed).decode()}"
+def signature(key: bytes, identifier: str, timestamp: str, body: bytes) -> str:
+    """The signature header: ``v1,`` and the HMAC-SHA256 of identifier, timestamp and body in base64."""
+    digest = hmac.new(key, b".".join((identifier.encode(), timestamp.encode(), body)), hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"

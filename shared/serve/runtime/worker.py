@@ -1,4 +1,4 @@
-"""What a pool needs of a worker, and what a worker tells its pool."""
+"""The protocols between a pool and its workers."""
 
 from __future__ import annotations
 
@@ -8,52 +8,57 @@ from typing import Protocol
 from shared.serve.worker.messages import Message
 
 
-class Listener(Protocol):
-    """Who is told what becomes of a worker."""
+class WorkerListener(Protocol):
+    """Receives the events of a worker."""
 
-    def is_ready(self, worker: Worker) -> None:
-        """It has loaded."""
+    def on_ready(self, worker: Worker) -> None:
+        """The worker has loaded."""
         ...
 
-    def has_stage(self, worker: Worker, stage: str) -> None:
-        """What it does now with what it was given."""
+    def on_stage(self, worker: Worker, stage: str) -> None:
+        """The worker has reached a stage of computing its batch."""
         ...
 
-    def has_replied(self, worker: Worker, replies: Sequence[Message]) -> None:
-        """It computed what it was given."""
+    def on_replies(self, worker: Worker, replies: Sequence[Message]) -> None:
+        """The worker has computed its batch; there is a reply for each request, in order."""
         ...
 
-    def has_ended(self, worker: Worker, why: str, *, refused: bool) -> None:
-        """It is gone. ``refused`` where it said itself why it cannot compute, so that another would not either."""
+    def on_end(self, worker: Worker, reason: str, *, refused: bool) -> None:
+        """The worker has ended. ``refused``: it reported why it cannot compute, so a replacement would fail as well."""
         ...
 
 
 class Worker(Protocol):
-    """What computes: a process, or a thread of the server."""
+    """Computes requests, in a process or in a thread of the server.
 
-    most: int
+    ``max_requests`` is how many requests it takes at once, ``load_s`` how long it took to load, and ``programs`` which
+    program computes each network, and why.
+    """
+
+    max_requests: int
     load_s: float
     programs: dict[str, str]
 
-    def start(self, listener: Listener) -> None:
-        """Begins to load, also again after it ended."""
+    def start(self, listener: WorkerListener) -> None:
+        """Starts loading. May be called again after the worker has ended."""
         ...
 
     def begin(self, batch: Sequence[Message]) -> bool:
-        """Gives it requests, at most ``most``; only when it is ready and has replied to what it was given before.
+        """Starts computing at most ``max_requests`` requests.
 
-        False where it is gone already, of which the listener is told besides.
+        The worker must be ready, and have replied to earlier requests. Returns False if it has already ended; the
+        listener is also notified of that.
         """
         ...
 
     def stop(self) -> bool:
-        """Stops what it computes by ending it, and says whether that can be done."""
+        """Stops computing by ending the worker; returns whether it can be ended."""
         ...
 
     def close(self) -> None:
-        """Ends it for good, and tells nobody."""
+        """Ends the worker for good, without notifying the listener."""
         ...
 
     def describe(self) -> dict[str, int | None]:
-        """What an operator is told of it: ``pid`` and ``memory_bytes``, None where they are the server's."""
+        """``pid`` and ``memory_bytes`` of its process, for operators; None if it runs in the server's process."""
         ...

@@ -1,4 +1,4 @@
-"""One worker process, as the server sees it: started, given work, stopped. Used from the event loop alone."""
+"""The server's side of one worker process: starts it, sends it requests, and stops it. For the event loop only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.serve.runtime.worker import Listener
+from shared.serve.runtime.worker import WorkerListener
 from shared.serve.worker.messages import MAX_HANDED_OVER, BrokenMessage, Message, bundle, pair, receive, send, unbundle
 from shared.serve.worker.work import Work
 
@@ -23,41 +23,44 @@ log = logging.getLogger("trivium.serve")
 
 
 class WorkerProcess:
-    """A process of its own for what ``work`` says, which can be killed without harm to the server."""
+    """A worker in a separate process, which can be killed without harm to the server.
+
+    ``work`` says what it computes.
+    """
 
     def __init__(self, work: Work) -> None:
-        self.most, self.load_s = 1, 0.0
+        self.max_requests, self.load_s = 1, 0.0
         self.programs: dict[str, str] = {}
         self._work = work
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: Path | None = None
+        self._temporary_folder: Path | None = None
         self._connection: socket.socket | None = None
-        self._listener: Listener | None = None
-        self._refusal: str | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._listener: WorkerListener | None = None
+        self._failure: str | None = None
+        self._end_task: asyncio.Task[None] | None = None
 
-    def start(self, listener: Listener) -> None:
-        """Starts the process; what it prints goes where the server prints."""
-        self._listener, self._refusal = listener, None
-        self._connection, theirs = pair()
+    def start(self, listener: WorkerListener) -> None:
+        """Starts the process, which inherits the server's standard output and error."""
+        self._listener, self._failure = listener, None
+        self._connection, child_end = pair()
         self._connection.setblocking(False)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self._work.threads is not None:
             environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
         if self._work.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._work.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
-        # What it unpacks goes with it, also where it is killed: an upload may be a patient's.
-        self._scratch = Path(tempfile.mkdtemp(prefix="trivium-worker-"))
-        environment["TMPDIR"] = str(self._scratch)
-        # Not the working directory first (-P): a folder of the user's may be called like one of our packages.
+        # The server removes this folder when the worker ends, even if killed: unpacked uploads may be patient data.
+        self._temporary_folder = Path(tempfile.mkdtemp(prefix="trivium-worker-"))
+        environment["TMPDIR"] = str(self._temporary_folder)
+        # -P keeps the working directory off the import path: a user's folder may have the name of one of our packages.
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid()), json.dumps(self._work.as_json())],
-                pass_fds=[theirs.fileno()],
+                [*command, str(child_end.fileno()), str(os.getpid()), json.dumps(self._work.as_json())],
+                pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
-                start_new_session=True,  # Ctrl+C is the server's to answer
+                start_new_session=True,  # Ctrl+C must reach the server only, which then ends its workers
             )
         asyncio.get_running_loop().add_reader(self._connection, self._read)
 
@@ -72,24 +75,24 @@ class WorkerProcess:
         return True
 
     def stop(self) -> bool:
-        """Kills it; the listener is told when it is gone."""
+        """Kills the process; the listener is notified when it has ended."""
         if self._process is not None:
             self._process.kill()
         return True
 
     def close(self) -> None:
-        """Kills it and waits for its end."""
+        """Kills the process and waits for its end."""
         self._listener = None
         self._disconnect()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._remove_scratch()
-        if self._ending is not None:
-            self._ending.cancel()
+        self._remove_temporary_folder()
+        if self._end_task is not None:
+            self._end_task.cancel()
 
     def describe(self) -> dict[str, int | None]:
-        """Its process id, and the memory that it holds (its resident set)."""
+        """The process id, and the resident set size in bytes."""
         if self._process is None or self._process.returncode is not None:
             return {"pid": None, "memory_bytes": None}
         try:
@@ -108,34 +111,37 @@ class WorkerProcess:
         except ConnectionResetError:
             message = None
         except BrokenMessage as error:
-            log.error("a worker is ended: %s", error)
+            log.error("ending a worker that sent an invalid message: %s", error)
             self.stop()
             message = None
         if message is None:
             self._disconnect()
-            self._ending = asyncio.ensure_future(self._end())
+            self._end_task = asyncio.ensure_future(self._report_end())
         elif "event" not in message.head:
-            self._listener.has_replied(self, replies)
+            self._listener.on_replies(self, replies)
         elif message.head["event"] == "ready":
-            self.most, self.load_s = min(int(message.head["most"]), MAX_HANDED_OVER), float(message.head["load_s"])
-            self.programs = {str(name): str(why) for name, why in message.head["programs"].items()}
-            self._listener.is_ready(self)
+            self.max_requests, self.load_s = (
+                min(int(message.head["most"]), MAX_HANDED_OVER),
+                float(message.head["load_s"]),
+            )
+            self.programs = {str(name): str(reason) for name, reason in message.head["programs"].items()}
+            self._listener.on_ready(self)
         elif message.head["event"] == "stage":
-            self._listener.has_stage(self, str(message.head["stage"]))
+            self._listener.on_stage(self, str(message.head["stage"]))
         else:
-            self._refusal = str(message.head["sentence"])
+            self._failure = str(message.head["sentence"])
 
-    async def _end(self) -> None:
+    async def _report_end(self) -> None:
         assert self._process is not None
         code = await asyncio.to_thread(self._process.wait)
-        await asyncio.to_thread(self._remove_scratch)
-        why = self._refusal or (signal.Signals(-code).name if code < 0 else f"status {code}")
+        await asyncio.to_thread(self._remove_temporary_folder)
+        reason = self._failure or (signal.Signals(-code).name if code < 0 else f"status {code}")
         if self._listener is not None:
-            self._listener.has_ended(self, why, refused=self._refusal is not None)
+            self._listener.on_end(self, reason, refused=self._failure is not None)
 
-    def _remove_scratch(self) -> None:
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+    def _remove_temporary_folder(self) -> None:
+        if self._temporary_folder is not None:
+            shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -145,9 +151,9 @@ class WorkerProcess:
 
 
 def only_gpu(number: int, visible: str | None) -> str:
-    """What CUDA_VISIBLE_DEVICES is for a process that may use one alone of the GPUs that are visible here.
+    """The value of CUDA_VISIBLE_DEVICES for a process that may use only one of the GPUs visible here.
 
-    Where there are not as many, the process sees none and says so when it loads.
+    If there are fewer GPUs, the process sees none, and reports that when it loads.
     """
     if visible is None:
         return str(number)

@@ -48,7 +48,7 @@ def main(descriptor: int, work: Work) -> int:
         os.nice(_BACKGROUND_NICE)
     gc.freeze()  # what is there now stays, so the collector need not go through it again while a request waits
     gc.enable()
-    ready = {"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}
+    ready = {"event": "ready", "most": handler.max_requests, "load_s": time.monotonic() - began}
     send(connection, Message({**ready, "programs": getattr(handler, "programs", {})}))
     with suppress(BrokenPipeError, ConnectionResetError):
         _compute_all(connection, handler)

@@ -61,7 +61,7 @@ class ApplicationHandler:
         self.programs = described_programs(self._predictor)
         self._max_batch = max_batch
         self._keep_inputs = keep_inputs
-        self.most = max_batch if getattr(self._predictor, "batching", False) else 1
+        self.max_requests = max_batch if getattr(self._predictor, "batching", False) else 1
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
         """Replies whose blobs are the result as JSON, the picture, then files, sources and inputs by their names."""

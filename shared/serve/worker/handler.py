@@ -17,9 +17,9 @@ Stage = Callable[[str], None]
 
 
 class Handler(Protocol):
-    """Computes requests; ``most`` is how many it takes at once. One at a time is called, on whichever thread."""
+    """Computes requests, at most ``max_requests`` at once. Calls never overlap, but may come from any thread."""
 
-    most: int
+    max_requests: int
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
         """A reply to each request, in their order. ``stage`` is told what is being done."""

@@ -84,11 +84,11 @@ class OnnxNetwork:
         return self._on_cpu and sum(sizes) >= _LARGE_ROW
 
     def at_once(self, most: int) -> int:
-        """How many rows are computed together, of at most ``most``."""
+        """How many rows are computed together, of at most ``max_requests``."""
         return most if self._program.at_once is None else min(most, self._program.at_once)
 
     def compute(self, batch: Sequence[Arrays], most: int) -> list[dict[str, Array]]:
-        """All outputs for each of the inputs, computed together in parts of at most ``most`` rows.
+        """All outputs for each of the inputs, computed together in parts of at most ``max_requests`` rows.
 
         What a network needs while it computes grows with its rows.
         """
@@ -153,7 +153,7 @@ class NetworkHandler:
         self._network, self._manifest = network, manifest
         self._max_json_bytes = max_json_bytes
         self._max_batch = max_batch
-        self.most = 1 if network.large_rows(manifest.inputs) else max_batch
+        self.max_requests = 1 if network.large_rows(manifest.inputs) else max_batch
         self._what = f"the model {manifest.name}"
         self.programs = {manifest.name: network.program}
 

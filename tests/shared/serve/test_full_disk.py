@@ -168,7 +168,7 @@ def test_a_job_without_disk_space_is_refused_with_507(
 def test_a_job_continues_once_there_is_space(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
+    monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     failures = [OperationalError("UPDATE", {}, Exception("database or disk is full")) for _ in range(3)]
     done = JobStore.done
 

@@ -93,7 +93,7 @@ def test_a_failed_job_keeps_no_file_names(echo_client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("content", "options", "status", "words"),
-    [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log holds the details")],
+    [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log has the details")],
 )
 def test_a_failed_job_states_the_reason(
     echo_client: TestClient,
@@ -306,7 +306,7 @@ def database_is_gone(method: Callable[..., Any], times: int, calls: list[int]) -
 def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
+    monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     calls: list[int] = []
     monkeypatch.setattr(JobStore, "done", database_is_gone(JobStore.done, 3, calls))
     told = events(echo_client, add(echo_client, 4))[-1]
@@ -320,7 +320,7 @@ def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
 def test_heartbeats_continue_after_the_database_was_unreachable(
     echo_client: TestClient, echo: Echo, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_runner, "_BEAT_S", 0.01)
+    monkeypatch.setattr(job_runner, "_HEARTBEAT_INTERVAL_S", 0.01)
     calls: list[int] = []
     monkeypatch.setattr(JobStore, "beat", database_is_gone(JobStore.beat, 3, calls))
     echo.gate.clear()
@@ -357,8 +357,8 @@ def test_a_server_shuts_down_while_the_database_is_unreachable(
 def test_an_idle_event_stream_is_kept_open_and_can_be_reopened(
     echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_runner, "_QUIET_S", 0.0)
-    monkeypatch.setattr(job_runner, "_READ_AGAIN_S", 0.01)
+    monkeypatch.setattr(job_runner, "_KEEPALIVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(job_runner, "_REREAD_INTERVAL_S", 0.01)
     get, calls = JobStore.get, list[int]()
     echo.gate.clear()
     job = add(echo_client, 1)

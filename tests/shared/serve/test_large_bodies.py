@@ -19,7 +19,7 @@ from shared.app import App
 from shared.deploy.artifact import TensorSpec
 from shared.serve.app import create_app
 from shared.serve.runtime import large_bodies
-from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.runtime.shared_memory import SharedMemory
 from shared.serve.settings import Settings
 from shared.serve.worker.codec import read_request
@@ -45,7 +45,7 @@ def connection(place: tuple[str, int]) -> Iterator[HTTPConnection]:
 
 @pytest.fixture
 def place(server: FastAPI) -> Iterator[tuple[str, int]]:
-    with serving(server, http=with_header_deadline(10)) as address:
+    with serving(server, http=header_deadline_protocol(10)) as address:
         host, port = address.removeprefix("http://").split(":")
         yield host, int(port)
 
@@ -87,7 +87,7 @@ def test_large_bodies_are_taken_one_after_another_from_one_connection(
     assert len(taken) == 5 and all(one.left == 0 for one in taken)
     memory: SharedMemory = server.state.networks.shared_memory
     # The first answer's size was not known yet; the others lie beside their requests, all in the same memory.
-    until(lambda: (gc.collect(), len(memory._kept))[1] == 2)
+    until(lambda: (gc.collect(), len(memory._cached))[1] == 2)
 
 
 def test_what_is_refused_is_dropped_and_the_connection_is_of_use_still(connection: HTTPConnection) -> None:
@@ -131,7 +131,7 @@ def test_pieces_pipelined_requests_and_clients_that_ask_first_or_leave(
         sent.sendall(head + b"\r\n" + body[:500_000])
     connection.request("POST", INFER, body, headers)
     check(connection.getresponse(), expected)
-    until(lambda: not server.state.networks.memory._held)
+    until(lambda: not server.state.networks.memory._reserved)
 
 
 def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
@@ -146,7 +146,7 @@ def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
     assert again.place == place
     large = memory.take(5_000_000, 0, 0)
     del large, again, other
-    assert sum(map(len, memory._kept)) <= 3 << 20
+    assert sum(map(len, memory._cached)) <= 3 << 20
 
 
 def test_tensors_in_aligned_memory_are_not_copied_and_others_are() -> None:

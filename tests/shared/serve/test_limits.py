@@ -106,7 +106,7 @@ def test_memory_is_freed() -> None:
 
 
 def test_one_group_leaves_memory_to_others() -> None:
-    memory = MemoryLimit("it", 10, most_of_group=8)
+    memory = MemoryLimit("it", 10, max_bytes_of_group=8)
     with memory.reserve(Place("desk")) as desk, memory.reserve(Place("desk")) as more, memory.reserve(Place()) as other:
         desk(4)
         more(4)
@@ -128,7 +128,7 @@ class Stalled:
 
 
 def test_a_group_that_has_all_its_memory_takes_none_from_the_stalled_uploads_of_others() -> None:
-    memory, stalled = MemoryLimit("it", 10, most_of_group=8), Stalled()
+    memory, stalled = MemoryLimit("it", 10, max_bytes_of_group=8), Stalled()
     other, own = Place("treasury"), Place("desk")
     with memory.reserve(other) as first, memory.reserve(own) as second, memory.reserve(Place("desk")) as third:
         first(3)
@@ -148,7 +148,7 @@ def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
     begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
     answer = read(begun)
-    assert answer.status == 408 and b"nothing more of the request came" in answer.read()
+    assert answer.status == 408 and b"no more of the request arrived" in answer.read()
 
 
 def test_a_client_that_closes_with_the_answer_gets_the_refusal_all_the_same(live: Callable[..., Live]) -> None:

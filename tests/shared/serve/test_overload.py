@@ -20,9 +20,9 @@ from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.metrics import Metrics
 from shared.serve.runtime import limits, pool
-from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit, until
+from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit, timeout_at
 from shared.serve.runtime.pool import WorkerPool
-from shared.serve.runtime.worker import Listener
+from shared.serve.runtime.worker import WorkerListener
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import Message
 from tests.conftest import serving
@@ -172,25 +172,25 @@ class SkippingTime(selectors.DefaultSelector):
 class Timed:
     """A worker that takes about a tenth of a second for each request, and five seconds to be replaced."""
 
-    most, load_s = 8, 5.0
+    max_requests, load_s = 8, 5.0
     programs: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.random, self.stops = random.Random(0), 0
 
-    def start(self, listener: Listener) -> None:
+    def start(self, listener: WorkerListener) -> None:
         self.listener, self.generation = listener, self.stops
-        self._later(0.0 if not self.stops else self.load_s, lambda: listener.is_ready(self))
+        self._later(0.0 if not self.stops else self.load_s, lambda: listener.on_ready(self))
 
     def begin(self, batch: Sequence[Message]) -> bool:
         seconds = sum(self.random.uniform(0.05, 0.15) for _ in batch)
         each = {"inferences": 1, "executions": 1, "infer_s": seconds}
-        self._later(seconds, lambda: self.listener.has_replied(self, [Message(each)] * len(batch)))
+        self._later(seconds, lambda: self.listener.on_replies(self, [Message(each)] * len(batch)))
         return True
 
     def stop(self) -> bool:
         self.stops += 1
-        self._later(0, lambda: self.listener.has_ended(self, "SIGKILL", refused=False), always=True)
+        self._later(0, lambda: self.listener.on_end(self, "SIGKILL", refused=False), always=True)
         return True
 
     def close(self) -> None:
@@ -218,7 +218,7 @@ async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int]
         try:
             with limit.admit(), limit.computing():
                 await workers.answer(Message({}), began + 2, finish_s=0.25)
-                async with until(began + 2, lambda: DeadlinePassed("it")):
+                async with timeout_at(began + 2, lambda: DeadlinePassed("it")):
                     await asyncio.sleep(0.2)
             found[200] += 1
         except InvalidInputError as refusal:

@@ -15,7 +15,7 @@ from shared.serve.metrics import Metrics
 from shared.serve.runtime import pool as pool_module
 from shared.serve.runtime.limits import Busy, DeadlinePassed
 from shared.serve.runtime.pool import WorkerLost, WorkerPool
-from shared.serve.runtime.worker import Listener
+from shared.serve.runtime.worker import WorkerListener
 from shared.serve.worker.handler import OutOfMemory, WorkerFault, refusal
 from shared.serve.worker.messages import Message
 
@@ -24,18 +24,18 @@ class Scripted:
     """A worker that does what its test tells it to."""
 
     def __init__(self, most: int = 2, load_s: float = 60.0) -> None:
-        self.most, self.load_s = most, load_s
+        self.max_requests, self.load_s = most, load_s
         self.programs = {"net": "onnx: it was asked for"}
         self.batches: list[list[int]] = []
         self.starts = self.stops = 0
         self.closed, self.gone = False, False
 
-    def start(self, listener: Listener) -> None:
+    def start(self, listener: WorkerListener) -> None:
         self.starts += 1
         self.listener = listener
 
     def ready(self) -> None:
-        self.listener.is_ready(self)
+        self.listener.on_ready(self)
 
     def begin(self, batch: Sequence[Message]) -> bool:
         self.batches.append([message.head["n"] for message in batch])
@@ -44,10 +44,10 @@ class Scripted:
     def reply(self, *replies: Message) -> None:
         done = {"inferences": 1, "executions": 1, "infer_s": 0.1}
         made = [Message({**done, "n": -n}) for n in self.batches[-1]]
-        self.listener.has_replied(self, replies or made)
+        self.listener.on_replies(self, replies or made)
 
     def end(self, why: str = "SIGABRT", refused: bool = False) -> None:
-        self.listener.has_ended(self, why, refused=refused)
+        self.listener.on_end(self, why, refused=refused)
 
     def stop(self) -> bool:
         self.stops += 1
@@ -272,7 +272,7 @@ def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worke
         assert worker.batches == [[1]]
 
     play(script, Scripted(load_s=0.001))
-    assert "nobody waits for" in caplog.text and "deadline" not in caplog.text
+    assert "a client that is gone" in caplog.text and "deadline" not in caplog.text
 
 
 def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
@@ -306,7 +306,7 @@ def test_where_no_worker_can_load_the_reason_is_the_answer() -> None:
         workers[0].end("the weights do not fit", refused=True)
         assert not starting.done()
         workers[1].end("SIGABRT")
-        with pytest.raises(InvalidInputError, match=r"ended while it loaded \(SIGABRT\)") as refused:
+        with pytest.raises(InvalidInputError, match=r"ended while loading \(SIGABRT\)") as refused:
             await starting
         assert refused.value.status == 503 and all(worker.closed for worker in workers)
 

@@ -43,7 +43,7 @@ def test_a_server_without_models_is_not_ready(serve: Serve, network: Path) -> No
 def test_a_server_becomes_ready_when_all_is_loaded_after_a_fault(
     serve: Serve, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "_CHECK_AGAIN_S", 0.0)
+    monkeypatch.setattr(readiness, "_RECHECK_INTERVAL_S", 0.0)
     whole = network.read_bytes()
     network.write_bytes(b"")
     client = serve()

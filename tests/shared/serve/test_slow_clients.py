@@ -17,7 +17,7 @@ import pytest
 from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.runtime import connection, protocol
-from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import until
@@ -34,7 +34,7 @@ def stack() -> Iterator[ExitStack]:
 
 def start(stack: ExitStack, settings: Settings, app: App, **changes: object) -> tuple[str, int]:
     changed = settings.model_copy(update={"hosts": None} | changes)
-    protocol = with_header_deadline(changed.header_s)
+    protocol = header_deadline_protocol(changed.header_s)
     address = stack.enter_context(serving(create_app(changed, {"echo": app}), http=protocol))
     host, port = address.removeprefix("http://").split(":")
     return host, int(port)
@@ -74,7 +74,7 @@ def test_an_upload_that_trickles_is_given_up(
     sent = connect(stack, start(stack, settings, echo_app, min_upload_rate=1000), head(path, 90_000))
     assert trickle(sent, 300) < 300
     status, text = read(sent)
-    assert status == 408 and "more slowly than 1000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in text
+    assert status == 408 and "less than 1000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in text
 
 
 def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
@@ -124,7 +124,7 @@ def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, wan
 
 
 def given_up_for_another(path: str) -> str:
-    words = "the request came slowly, and another needed its place; send it again"
+    words = "the request arrived slowly while another request needed its place; send it again"
     return f'{{"{"error" if path == INFER else "detail"}":"{words}"}}'
 
 
@@ -132,7 +132,7 @@ def test_an_upload_takes_a_bounded_time_as_a_whole(stack: ExitStack, settings: S
     sent = connect(stack, start(stack, settings, echo_app, upload_s=0.5, min_upload_rate=0), head(PREDICT, 90_000))
     assert trickle(sent, 300) < 300
     status, text = read(sent)
-    assert status == 408 and "longer than 0.5 seconds to come (TRIVIUM_UPLOAD_S)" in text
+    assert status == 408 and "longer than 0.5 seconds to arrive (TRIVIUM_UPLOAD_S)" in text
 
 
 def test_an_upload_that_is_fast_enough_may_pause(
@@ -224,7 +224,7 @@ def is_closed(sent: socket.socket, piece: bytes, seconds: float = 10) -> bool:
 def test_a_body_that_goes_on_after_the_answer_does_not_keep_its_connection(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, chunked: bool, method: str
 ) -> None:
-    monkeypatch.setattr(protocol, "REST_S", 0.3)
+    monkeypatch.setattr(protocol, "UNREAD_BODY_PERIOD_S", 0.3)
     size = "Transfer-Encoding: chunked" if chunked else "Content-Length: 2000000000"
     asked = f"{method} {PREDICT} HTTP/1.1\r\nHost: a\r\n{size}\r\n\r\n".encode()
     sent = connect(stack, start(stack, settings, echo_app, require_key=True), asked)

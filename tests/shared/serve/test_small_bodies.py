@@ -16,7 +16,7 @@ from shared.app import App
 from shared.secure.access import Role
 from shared.serve.app import create_app
 from shared.serve.middleware import small_bodies
-from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
 from shared.store.keys import Keys
@@ -127,7 +127,7 @@ def test_a_body_that_changes_models_and_does_not_come_is_given_up(
     monkeypatch.setattr(small_bodies, "_LONGEST_S", 0.2)
     server = create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app})
     head = b"POST /api/models/echo/promote HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
-    with serving(server, http=with_header_deadline(10)) as address, sending(address, head) as sent:
+    with serving(server, http=header_deadline_protocol(10)) as address, sending(address, head) as sent:
         answer = HTTPResponse(sent)
         answer.begin()
         assert answer.status == 408 and b"send it again" in answer.read()

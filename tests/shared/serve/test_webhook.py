@@ -59,8 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr(webhook, "_LOOK_S", 0.01)
-    monkeypatch.setattr(webhook, "_MIN_S", 0.05)
+    monkeypatch.setattr(webhook, "_POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(webhook, "_MIN_RETRY_S", 0.05)
     with Receiver() as found:
         threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
         yield found
@@ -157,7 +157,7 @@ def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, ca
 
     tell_one_job(serve_one)
     (record,) = caplog.records
-    assert "it is told again later" in record.message
+    assert "trying again later" in record.message
     assert record.message.isprintable() and len(record.message) < 300
 
 
@@ -178,7 +178,7 @@ def test_an_answer_that_comes_in_drops_is_broken_off(
                 broken_off.set()
 
     tell_one_job(drip)
-    assert broken_off.is_set() and "it is told again later" in caplog.text
+    assert broken_off.is_set() and "trying again later" in caplog.text
 
 
 def test_what_was_not_delivered_outlasts_the_server(serve: Serve, receiver: Receiver, settings: Settings) -> None:
@@ -201,11 +201,11 @@ def test_after_a_day_it_is_told_no_more(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(webhook, "_MAX_S", 0.2)
+    monkeypatch.setattr(webhook, "_MAX_RETRY_S", 0.2)
     receiver.statuses = [500] * 1000
     with caplog.at_level(logging.WARNING, "trivium.serve"):
         job = serve_with(serve, receiver).post(JOBS, data={"sample": "three"}).json()["job"]
-        until(lambda: any("no more" in record.message for record in caplog.records))
+        until(lambda: any("giving up" in record.message for record in caplog.records))
     assert to_be_told(settings) == 0 and len(receiver.received) > 1
     assert f"{job}: HTTP Error 500" in caplog.text and SECRET not in caplog.text
 
@@ -222,13 +222,13 @@ def test_nobody_is_told_unless_that_is_set(serve: Serve, receiver: Receiver, set
     [
         ("https://ris.example/hook", None, "set both"),
         (None, SECRET, "set both"),
-        ("ris.example/hook", SECRET, "no address"),
-        ("file:///etc/passwd", SECRET, "no address"),
+        ("ris.example/hook", SECRET, "must have the form"),
+        ("file:///etc/passwd", SECRET, "must have the form"),
         ("https://ris.example/hook", "secret", "openssl rand -base64 32"),
         ("https://ris.example/hook", "whsec_c2hvcnQ=", "24 to 64 bytes"),
     ],
 )
 def test_half_a_webhook_is_refused_at_the_start(url: str | None, secret: str | None, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words) as refused:
-        webhook.webhook_of(Settings(webhook_url=url, webhook_secret=secret))
+        webhook.webhook_from_settings(Settings(webhook_url=url, webhook_secret=secret))
     assert secret is None or secret not in str(refused.value)
