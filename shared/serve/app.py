@@ -151,8 +151,8 @@ def create_app(
     server.state.client_places = ClientPlaces(settings.max_per_client)
     server.state.event_streams = ClientPlaces(
         settings.max_per_client,
-        most_of_all=_MAX_EVENT_STREAMS,
-        most_of_group=_MAX_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
+        max_total=_MAX_EVENT_STREAMS,
+        max_of_group=_MAX_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
     )
     json_routes: list[re.Pattern[str]] = []
     add_middleware(
@@ -162,7 +162,7 @@ def create_app(
         checks=_admission_checks(services, networks),
         deadline_s=settings.deadline_s,
         json_routes=json_routes,
-        most_json_bytes=settings.max_json_bytes,
+        max_json_bytes=settings.max_json_bytes,
         places=server.state.client_places,
         metrics=metrics,
         keys=server.state.keys,

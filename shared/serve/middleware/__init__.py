@@ -1,4 +1,4 @@
-"""What holds for every answer, one concern a file, from the outside in."""
+"""The ASGI middleware, one concern per file."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ def add_middleware(
     checks: Mapping[str, Callable[[str | None], None]],
     deadline_s: float,
     json_routes: Sequence[re.Pattern[str]],
-    most_json_bytes: int,
+    max_json_bytes: int,
     places: ClientPlaces,
     metrics: Metrics,
     keys: KnownKeys | None,
     root: str,
 ) -> None:
-    """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
+    """Adds all middleware to the server.
 
-    It wants one of the ``keys``, and none where that is None. ``root`` is the path that it is reached under.
+    The server accepts the host names in ``hosts`` (None: any), requires one of the ``keys`` (None: no key), and is
+    reached under the path ``root``.
 
-    ``json_routes`` match the paths of applications' own routes that take JSON, of ``most_json_bytes``; there may come
-    more until it serves.
+    ``json_routes`` match the paths of the applications' own routes that accept JSON, of at most ``max_json_bytes``;
+    patterns may be added until the server starts.
 
-    ``checks`` by path raise ``Busy`` where a request of a group of keys would not be admitted.
+    ``checks`` raise ``Busy``, by path, if a request of a group of keys would not be admitted.
     """
-    # The last that is added is the outermost.
-    server.add_middleware(SmallBodies, own=json_routes, most_bytes=most_json_bytes, longest_s=deadline_s)
+    # The middleware that is added last is the outermost.
+    server.add_middleware(SmallBodies, json_routes=json_routes, max_bytes=max_json_bytes, timeout_s=deadline_s)
     server.add_middleware(CrossSiteWrites)
     server.add_middleware(OwnHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)

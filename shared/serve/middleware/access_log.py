@@ -1,4 +1,4 @@
-"""One line in the log for each answer, under an identifier that the answer carries too."""
+"""The access log over HTTP: one line for each answer, with an identifier that the answer also has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _HEADER = "X-Request-Id"
 
 
 class AccessLog:
-    """Logs time, method, path, status, milliseconds and identifier as JSON, and counts the latency in a histogram.
+    """Logs time, method, path, status, milliseconds and identifier as JSON, and records the latency in a histogram.
 
-    The identifier is the one that the request brings in ``X-Request-Id``, where it is fit for a log, else a new one.
-    ``key`` names the key of who asks, where one is wanted. The query, which may hold names, is left out. The
-    milliseconds are those to the answer's last byte.
+    The identifier is the request's ``X-Request-Id`` if it is safe to log, else a new one. ``key`` is the name of the
+    caller's key, if it has one. The query is left out, because it may contain names of persons. The milliseconds run
+    until the last byte of the answer.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -31,29 +31,29 @@ class AccessLog:
             return
         began, status = time.monotonic(), 0
         headers = Headers(scope=scope)
-        number, traceparent = usable_identifier(headers.get(_HEADER, "")), headers.get("traceparent", "")
-        scope["state"] = {**scope.get("state", {}), "request_id": number}
+        identifier, traceparent = usable_identifier(headers.get(_HEADER, "")), headers.get("traceparent", "")
+        scope["state"] = {**scope.get("state", {}), "request_id": identifier}
 
-        async def send_with_number(message: Message) -> None:
+        async def send_with_identifier(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[_HEADER] = number
+                MutableHeaders(scope=message)[_HEADER] = identifier
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_number)
+            await self._app(scope, receive, send_with_identifier)
         finally:
-            took = time.monotonic() - began
+            duration_s = time.monotonic() - began
             client = (scope.get("client") or ("",))[0]
             key = scope["state"].get("key")
-            name = "" if key is None else key.name
-            self._metrics.requested(_pattern(scope), scope["method"], status, took)
-            log_line(number, client, scope["method"], scope["path"], status, took, traceparent, name)
+            key_name = "" if key is None else key.name
+            self._metrics.requested(_route_pattern(scope), scope["method"], status, duration_s)
+            log_line(identifier, client, scope["method"], scope["path"], status, duration_s, traceparent, key_name)
 
 
-def _pattern(scope: Scope) -> str:
-    """The path with the names of its parameters for their values; "other" where no route answered."""
+def _route_pattern(scope: Scope) -> str:
+    """The path with its parameters' values replaced by their names; "other" if no route answered."""
     if "route" not in scope:
         return "other"
     pattern: str = scope["path"]

@@ -1,4 +1,4 @@
-"""Pages of other sites cannot have a browser write here (cross-site request forgery)."""
+"""Protects against cross-site request forgery: pages of other sites cannot make a browser write to this server."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import json_error
 
-_READING = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class CrossSiteWrites:
-    """Refuses (403) writes that a browser says come from a page of another site; programs say nothing of the kind."""
+    """Refuses (403) writes that a browser marks as coming from a page of another site.
+
+    It relies on the headers Sec-Fetch-Site and Origin, which programs other than browsers do not send.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] == "http" and scope["method"] not in _READING and _from_other_site(Headers(scope=scope)):
-            sentence = "requests from other sites are not taken; behind a proxy, let it pass on the header Host"
+        if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and _is_cross_site(Headers(scope=scope)):
+            sentence = "writes from pages of other sites are refused; behind a proxy, have it forward the Host header"
             await json_error(scope["path"], sentence, 403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _from_other_site(headers: Headers) -> bool:
+def _is_cross_site(headers: Headers) -> bool:
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     host = headers.get("host", "").lower()
-    return site in ("cross-site", "same-site") or (origin is not None and not _is_of(origin.lower(), host))
+    return site in ("cross-site", "same-site") or (origin is not None and not _is_same_origin(origin.lower(), host))
 
 
-def _is_of(origin: str, host: str) -> bool:
-    """Whether a page of ``origin`` is one of ``host``; either may leave out the port that its scheme has anyway."""
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Whether ``origin`` is the origin of ``host``; either may omit the default port of the scheme."""
     try:
-        page, here = urlsplit(origin), urlsplit(f"//{host}")
-        usual = {"http": 80, "https": 443}.get(page.scheme)
-        return page.hostname is not None and (page.hostname, page.port or usual) == (here.hostname, here.port or usual)
+        page, server = urlsplit(origin), urlsplit(f"//{host}")
+        default_port = {"http": 80, "https": 443}.get(page.scheme)
+        return page.hostname is not None and (
+            (page.hostname, page.port or default_port) == (server.hostname, server.port or default_port)
+        )
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""The end of a server: what was accepted is answered, and nothing more is taken."""
+"""Graceful shutdown: accepted requests are answered, and new ones are refused."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import json_error
 
-_READING = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _RETRY_AFTER_S = 5
 
 
 class Drain:
-    """How many requests with a body are inside, and whether more are taken. Used from the event loop alone."""
+    """Counts the running requests that do work, and says whether the server still accepts more.
+
+    Used from the event loop only.
+    """
 
     def __init__(self) -> None:
         self.begun = False
-        """Set when the server is told to end."""
+        """True once the server is shutting down."""
         self.inside = 0
 
 
 class Draining:
-    """Refuses (503, ``Retry-After``) what would begin work once the drain has begun; what only reads is answered."""
+    """Refuses (503, ``Retry-After``) new work once the server is shutting down; answers requests that only read."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app, self._drain = app, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
             await self._app(scope, receive, send)
         elif self._drain.begun:
             refusal = json_error(scope["path"], "the server is being shut down; try again in a few seconds", 503)

@@ -1,4 +1,4 @@
-"""Requests for which there is no room are refused before anything is spent on them."""
+"""Refuses requests for which there is no room before any work is done for them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from shared.serve.middleware.error_answers import json_error
 from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
 
-_LONGEST_PAUSE_S, _PAUSE_SHARE = 2.0, 0.2
-_MAX_PAUSED, _LARGE = 1000, 999_999
-_SPREAD = (0.7, 1.3)
+_MAX_PAUSE_S, _PAUSE_SHARE_OF_DEADLINE = 2.0, 0.2
+_MAX_PAUSED, _LARGE_BYTES = 1000, 999_999
+_JITTER = (0.7, 1.3)
 
 
 class EarlyRefusal:
-    """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
+    """Answers 503 with ``Retry-After`` if the check of the path raises ``Busy``, before routing and reading the body.
 
-    ``checks`` by path, which are given the group of the key that asks. A client that closes its connection with the
-    answer is answered first and read to its end then. One that keeps it, as it may to ask again at once, is answered
-    after about two seconds (a fifth of the deadline): a client that waits costs nothing, and those that ask in a loop
-    would take the time that answers need. One with a large body, which takes time to drop, waits twice as long. At most
-    ``_MAX_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
+    ``checks`` has the checks by path; each is called with the group of the caller's key. If the client closes the
+    connection with the answer, the answer is sent at once and the body is drained afterwards. If it keeps the
+    connection open, the answer is delayed by about two seconds (at most a fifth of the deadline): a waiting client
+    costs nothing, whereas clients that retry in a loop would take time from the answers. With a large body, which takes
+    time to discard, the delay is twice as long. At most ``_MAX_PAUSED`` answers are delayed at a time, each with a
+    random jitter, so that the clients do not all retry at the same moment.
     """
 
     def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[str | None], None]], deadline_s: float) -> None:
         self._app, self._checks = app, checks
-        self._pause_s, self._paused = min(_LONGEST_PAUSE_S, _PAUSE_SHARE * deadline_s), 0
+        self._pause_s, self._paused = min(_MAX_PAUSE_S, _PAUSE_SHARE_OF_DEADLINE * deadline_s), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -44,7 +45,7 @@ class EarlyRefusal:
             if self._paused < _MAX_PAUSED and stays_open(Request(scope)):
                 self._paused += 1
                 try:
-                    await asyncio.sleep(self._pause_s * random.uniform(*_SPREAD) * (2 if _is_large(scope) else 1))
+                    await asyncio.sleep(self._pause_s * random.uniform(*_JITTER) * (2 if _is_large(scope) else 1))
                 finally:
                     self._paused -= 1
             answer = json_error(scope["path"], str(busy), busy.status)
@@ -58,5 +59,5 @@ class EarlyRefusal:
 
 
 def _is_large(scope: Scope) -> bool:
-    stated = Headers(scope=scope).get("content-length", "")
-    return stated.isdecimal() and len(stated) > len(str(_LARGE))
+    content_length = Headers(scope=scope).get("content-length", "")
+    return content_length.isdecimal() and len(content_length) > len(str(_LARGE_BYTES))

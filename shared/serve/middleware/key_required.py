@@ -1,4 +1,4 @@
-"""Only those who have a key are answered; probes of the server's health are answered without."""
+"""Requires a key for every request except health probes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shared.serve.middleware.error_answers import error_answer
 from shared.serve.runtime.connection import drain_body
 
 PROBES = ("/healthz", "/v2/health/live", "/v2/health/ready")
-_READING = ("GET", "HEAD")
-# A browser asks for a name and a password at the second, and sends them with all that a page fetches.
+_SAFE_METHODS = ("GET", "HEAD")
+# The Basic challenge makes a browser ask for a name and a password, and send them with everything a page fetches.
 _CHALLENGES = ('Bearer realm="Trivium"', 'Basic realm="Trivium", charset="UTF-8"')
 _RETRY_AFTER_S = 5
 
 
 class KeyRequired:
-    """Refuses (401) who has no key, and tells the routes whose it is: ``request.state.key``."""
+    """Refuses (401) requests without a valid key, and passes the key to the routes as ``request.state.key``."""
 
     def __init__(self, app: ASGIApp, keys: KnownKeys) -> None:
         self._app, self._keys = app, keys
@@ -32,20 +32,20 @@ class KeyRequired:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = "authorization" in headers or API_KEY_HEADER in headers
-        probe = scope["path"] in PROBES and scope["method"] in _READING
+        has_credentials = "authorization" in headers or API_KEY_HEADER in headers
+        is_probe = scope["path"] in PROBES and scope["method"] in _SAFE_METHODS
         try:
-            if given or not probe:
+            if has_credentials or not is_probe:
                 scope["state"]["key"] = await self._keys.find(headers)
         except InvalidInputError as refusal:
-            if not probe:
+            if not is_probe:
                 await drain_body(Request(scope, receive))
-                await _refused(scope, refusal)(scope, receive, send)
+                await _refusal_answer(scope, refusal)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refused(scope: Scope, refusal: InvalidInputError) -> Response:
+def _refusal_answer(scope: Scope, refusal: InvalidInputError) -> Response:
     answer = error_answer(scope, str(refusal), refusal.status)
     if refusal.status == 401:
         for challenge in _CHALLENGES:

@@ -1,4 +1,4 @@
-"""Only requests under the server's own names are answered, which keeps DNS rebinding out."""
+"""Answers only requests for the server's own host names, which prevents DNS rebinding."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def own_hosts(address: str) -> frozenset[str] | None:
-    """The names under which a server that listens on ``address`` is asked; None is any name.
+    """The host names that a server listening on ``address`` accepts; None accepts any.
 
-    One on the loopback device is asked from this machine. Any other name is a page elsewhere that had its name lead
-    here (DNS rebinding), to read what only this machine may.
+    A server on the loopback device is only reached from this machine. A request for any other host name then comes from
+    a foreign page whose name was made to resolve to this machine (DNS rebinding), to read what only this machine may.
     """
     try:
-        loopback = address == "localhost" or ipaddress.ip_address(address).is_loopback
+        is_loopback = address == "localhost" or ipaddress.ip_address(address).is_loopback
     except ValueError:
-        loopback = False
-    shown = f"[{address}]" if ":" in address else address
-    return frozenset({*LOOPBACK_NAMES, shown}) if loopback else None
+        is_loopback = False
+    host_name = f"[{address}]" if ":" in address else address
+    return frozenset({*LOOPBACK_NAMES, host_name}) if is_loopback else None
 
 
 class OwnHosts:
-    """Refuses (421) requests whose ``Host`` is not in ``hosts``, with any port where the name has none there."""
+    """Refuses (421) requests whose ``Host`` is not in ``hosts``. A name without a port there allows any port."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
         self._app, self._hosts = app, hosts
@@ -38,7 +38,7 @@ class OwnHosts:
         if scope["type"] == "http" and self._hosts is not None:
             host = Headers(scope=scope).get("host", "").lower()
             if not {host, host.rpartition(":")[0]} & set(self._hosts):
-                sentence = f"this server is not {host!r}; if it is to be reached so, name that in TRIVIUM_HOSTS"
+                sentence = f"this server does not accept the host name {host!r}; to allow it, add it to TRIVIUM_HOSTS"
                 await json_error(scope["path"], sentence, 421)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

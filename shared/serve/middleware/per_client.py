@@ -1,4 +1,4 @@
-"""At most so many requests at a time from one client, so that one alone cannot take all the places."""
+"""Limits the concurrent requests of one client, so that it cannot take all the places."""
 
 from __future__ import annotations
 
@@ -12,62 +12,63 @@ from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error
 from shared.serve.runtime.limits import Busy
 
-_READING = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _RETRY_AFTER_S = 1
 
 
 class TooMany(InvalidInputError):
-    """A client has as many requests inside as it may (429)."""
+    """A client has its maximum number of concurrent requests (429)."""
 
     retry_after_s = _RETRY_AFTER_S
 
 
 class ClientPlaces:
-    """At most ``most`` requests of one address at a time, over HTTP and gRPC together; None is no limit.
+    """Limits the concurrent requests of one address to ``max_requests``, over HTTP and gRPC together; None is no limit.
 
-    ``most_of_all`` is that of all addresses together, and ``most_of_group`` that of one group of keys.
+    ``max_total`` limits those of all addresses together, and ``max_of_group`` those of one group of keys.
 
-    Behind a reverse proxy it is the address that its X-Forwarded-For states, where uvicorn trusts it
+    Behind a reverse proxy the address is the one in X-Forwarded-For, if uvicorn trusts the proxy
     (FORWARDED_ALLOW_IPS).
     """
 
-    def __init__(self, most: int | None, most_of_all: int | None = None, most_of_group: int | None = None) -> None:
-        self._most, self._most_of_all, self._most_of_group = most, most_of_all, most_of_group
-        self._inside: Counter[str] = Counter()
-        self._of_group: Counter[str | None] = Counter()
+    def __init__(self, max_requests: int | None, max_total: int | None = None, max_of_group: int | None = None) -> None:
+        self._max_requests, self._max_total, self._max_of_group = max_requests, max_total, max_of_group
+        self._open: Counter[str] = Counter()
+        self._open_by_group: Counter[str | None] = Counter()
 
     @contextmanager
     def take(self, address: str, group: str | None = None) -> Iterator[None]:
         """Counts a request while the block lasts.
 
-        Raises ``TooMany``, or ``Busy`` (503) where all, or those of the group of keys, have too many.
+        Raises ``TooMany`` (429) at the limit of the address, and ``Busy`` (503) at the limit of all or of the group.
         """
-        if self._most_of_group is not None and self._of_group[group] >= self._most_of_group:
-            raise Busy("the server", f"as many requests of {_words(group)} as it can hold")
-        if self._most_of_all is not None and self._inside.total() >= self._most_of_all:
+        if self._max_of_group is not None and self._open_by_group[group] >= self._max_of_group:
+            raise Busy("the server", f"as many requests of {_group_text(group)} as it can hold")
+        if self._max_total is not None and self._open.total() >= self._max_total:
             raise Busy("the server")
-        if self._most is not None and self._inside[address] >= self._most:
+        if self._max_requests is not None and self._open[address] >= self._max_requests:
             raise TooMany(
-                f"{address} has {self._most} requests here already (TRIVIUM_MAX_PER_CLIENT); wait for an answer",
+                f"{address} already has {self._max_requests} open requests (TRIVIUM_MAX_PER_CLIENT); "
+                "wait for an answer",
                 status=429,
             )
-        self._inside[address] += 1
-        self._of_group[group] += 1
+        self._open[address] += 1
+        self._open_by_group[group] += 1
         try:
             yield
         finally:
-            self._of_group[group] -= 1
-            self._inside[address] -= 1
-            if not self._inside[address]:
-                del self._inside[address]
+            self._open_by_group[group] -= 1
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
 
 
-def _words(group: str | None) -> str:
+def _group_text(group: str | None) -> str:
     return "keys without a group" if group is None else f"the group {group}"
 
 
 class PerClient:
-    """Refuses (429, ``Retry-After``) what would begin work of an address that has its ``places`` taken."""
+    """Refuses (429, ``Retry-After``) new work of an address that is at its limit; answers requests that only read."""
 
     def __init__(self, app: ASGIApp, places: ClientPlaces) -> None:
         self._app, self._places = app, places
@@ -75,13 +76,13 @@ class PerClient:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
         client = scope.get("client")
-        if client is None or scope["type"] != "http" or scope["method"] in _READING:
+        if client is None or scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
             await self._app(scope, receive, send)
             return
         try:
             with self._places.take(str(client[0])):
                 await self._app(scope, receive, send)
-        except TooMany as refused:
-            refusal = json_error(scope["path"], str(refused), refused.status)
-            refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
-            await refusal(scope, receive, send)
+        except TooMany as refusal:
+            answer = json_error(scope["path"], str(refusal), refusal.status)
+            answer.headers["Retry-After"] = str(_RETRY_AFTER_S)
+            await answer(scope, receive, send)

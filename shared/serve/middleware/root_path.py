@@ -1,4 +1,4 @@
-"""The server under a path of a reverse proxy's, whether that takes the path off or leaves it on."""
+"""Serves under a path of a reverse proxy, whether the proxy strips the path or not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class RootPath:
-    """Takes ``root``, as in /trivium, off the paths that come with it, and puts it before those of redirections."""
+    """Strips ``root``, such as /trivium, from request paths that have it, and adds it to redirects of the router."""
 
     def __init__(self, app: ASGIApp, root: str) -> None:
         self._app, self._root = app, root
@@ -21,14 +21,15 @@ class RootPath:
             scope = {**scope, "path": scope["path"].removeprefix(self._root) or "/"}
             raw: bytes = scope.get("raw_path") or b""
             scope["raw_path"] = raw.removeprefix(self._root.encode()) or b"/"
-        here = f"{scope['scheme']}://{Headers(scope=scope).get('host', '')}"
+        server_url = f"{scope['scheme']}://{Headers(scope=scope).get('host', '')}"
 
         async def send_with_root(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                # The router's own, of a path with a slash too many; a route's own address has the path already.
-                if (place := headers.get("location", "")).startswith(f"{here}/"):
-                    headers["location"] = self._root + place.removeprefix(here)
+                # The router redirects to absolute URLs if a path has a superfluous slash. The routes' own redirects
+                # already have the root path.
+                if (location := headers.get("location", "")).startswith(f"{server_url}/"):
+                    headers["location"] = self._root + location.removeprefix(server_url)
             await send(message)
 
         await self._app(scope, receive, send_with_root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
-"""The policy of a case's file that a browser may open (an HTML report): nothing of it may act."""
+"""The policy for files of a case that a browser may open, such as an HTML report: no scripts, no active content."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -18,7 +18,7 @@ _HEADERS = {
 
 
 def page_policy(nonce: str | None = None) -> str:
-    """The content security policy of a page. The viewers need WebAssembly, and workers and pictures made in memory."""
+    """The content security policy of a page. The viewers need WebAssembly, and workers and images from memory."""
     own = f"'self' 'nonce-{nonce}'" if nonce else "'self'"
     return (
         f"default-src 'self'; script-src {own} 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; "
@@ -27,16 +27,16 @@ def page_policy(nonce: str | None = None) -> str:
     )
 
 
-def _as_sent(cached: str) -> list[tuple[bytes, bytes]]:
-    headers = _HEADERS | {"Content-Security-Policy": page_policy(), "Cache-Control": cached}
+def _encoded_headers(cache_control: str) -> list[tuple[bytes, bytes]]:
+    headers = _HEADERS | {"Content-Security-Policy": page_policy(), "Cache-Control": cache_control}
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-_FOR_STATIC, _FOR_OTHERS = _as_sent("no-cache"), _as_sent("no-store")
+_STATIC_FILE_HEADERS, _OTHER_HEADERS = _encoded_headers("no-cache"), _encoded_headers("no-store")
 
 
 class SecurityHeaders:
-    """Adds the headers that an answer does not have yet. Only static files may be cached."""
+    """Adds the headers that an answer does not already have. Only static files may be cached."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,9 +50,9 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
-                there = {name.lower() for name, _ in headers}
-                added = _FOR_STATIC if scope["path"].startswith("/static/") else _FOR_OTHERS
-                headers += [header for header in added if header[0] not in there]
+                present = {name.lower() for name, _ in headers}
+                added = _STATIC_FILE_HEADERS if scope["path"].startswith("/static/") else _OTHER_HEADERS
+                headers += [header for header in added if header[0] not in present]
                 message = {**message, "headers": headers}
             await send(message)
 

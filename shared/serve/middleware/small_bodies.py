@@ -1,4 +1,4 @@
-"""Bodies that routes read whole are small, and soon there; files and tensors are read by their routes as they come."""
+"""Limits the size and time of bodies that routes read into memory; routes stream files and tensors themselves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error
 from shared.serve.runtime.connection import drain_body
 
-_READING = ("GET", "HEAD", "OPTIONS")
-_PATHS = ("/api/models/", "/v2/repository/")
-_REVIEW = re.compile(r"/api/[^/]+/cases/[^/]+/review\Z")
-_MAX_BYTES, _MAX_REVIEW_BYTES, _LONGEST_S = 1 << 16, 1 << 20, 10.0
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_PATH_PREFIXES = ("/api/models/", "/v2/repository/")
+_REVIEW_PATH = re.compile(r"/api/[^/]+/cases/[^/]+/review\Z")
+_MAX_BYTES, _MAX_REVIEW_BYTES, _TIMEOUT_S = 1 << 16, 1 << 20, 10.0
 
 
 class SmallBodies:
-    """Reads the body of what changes models, or of a review, and refuses one that is too large or comes too slowly.
+    """Reads the bodies of model changes and reviews, and refuses those that are too large or too slow.
 
-    That is above 64 KiB, of a review above 1 MiB (413), or not there in ten seconds (408).
+    The limits are 64 KiB, or 1 MiB for a review (413), and ten seconds (408).
 
-    The same holds for routes of an application's own that take JSON, whose paths ``own`` match, with ``most_bytes``
-    and ``longest_s``. FastAPI would hold all of it, however large, before it is known who asks.
+    The applications' own routes that accept JSON, whose paths ``json_routes`` match, have the limits ``max_bytes`` and
+    ``timeout_s``. Without these limits FastAPI would read a body of any size into memory before it checks the caller.
     """
 
-    def __init__(self, app: ASGIApp, own: Sequence[re.Pattern[str]], most_bytes: int, longest_s: float) -> None:
-        self._app, self._own, self._limits_of_own = app, own, (most_bytes, longest_s)
+    def __init__(self, app: ASGIApp, json_routes: Sequence[re.Pattern[str]], max_bytes: int, timeout_s: float) -> None:
+        self._app, self._json_routes, self._json_limits = app, json_routes, (max_bytes, timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -37,13 +37,13 @@ class SmallBodies:
         if limits is None:
             await self._app(scope, receive, send)
             return
-        most_bytes, longest_s = limits
+        max_bytes, timeout_s = limits
         request = Request(scope, receive)
         try:
-            async with asyncio.timeout(longest_s):
-                whole: Message | None = {"type": "http.request", "body": await _body(request, most_bytes)}
+            async with asyncio.timeout(timeout_s):
+                body_message: Message | None = {"type": "http.request", "body": await _read_body(request, max_bytes)}
         except TimeoutError:
-            sentence = f"the request was not there after {longest_s:g} seconds; send it again"
+            sentence = f"the request body did not arrive within {timeout_s:g} seconds; send it again"
             await json_error(scope["path"], sentence, 408)(scope, receive, send)
             return
         except InvalidInputError as refusal:
@@ -52,27 +52,27 @@ class SmallBodies:
             return
 
         async def receive_again() -> Message:
-            nonlocal whole
-            message, whole = whole, None
+            nonlocal body_message
+            message, body_message = body_message, None
             return await receive() if message is None else message
 
         await self._app(scope, receive_again, send)
 
     def _limits(self, scope: Scope) -> tuple[int, float] | None:
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
             return None
-        if scope["method"] == "POST" and scope["path"].startswith(_PATHS):
-            return _MAX_BYTES, _LONGEST_S
-        if scope["method"] == "PUT" and _REVIEW.match(scope["path"]):
-            return _MAX_REVIEW_BYTES, _LONGEST_S
-        return self._limits_of_own if any(path.match(scope["path"]) for path in self._own) else None
+        if scope["method"] == "POST" and scope["path"].startswith(_PATH_PREFIXES):
+            return _MAX_BYTES, _TIMEOUT_S
+        if scope["method"] == "PUT" and _REVIEW_PATH.match(scope["path"]):
+            return _MAX_REVIEW_BYTES, _TIMEOUT_S
+        return self._json_limits if any(path.match(scope["path"]) for path in self._json_routes) else None
 
 
-async def _body(request: Request, most_bytes: int) -> bytes:
+async def _read_body(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > most_bytes:
-            most = f"{most_bytes} bytes" if most_bytes % 1024 else f"{most_bytes >> 10} KiB"
-            raise InvalidInputError(f"the request is larger than the {most} that are taken here", status=413)
+        if len(body) > max_bytes:
+            limit = f"{max_bytes} bytes" if max_bytes % 1024 else f"{max_bytes >> 10} KiB"
+            raise InvalidInputError(f"the request body is larger than the limit of {limit}; send less", status=413)
     return bytes(body)

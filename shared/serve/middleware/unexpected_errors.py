@@ -1,4 +1,4 @@
-"""No error without a sentence: what nobody expected is logged under a number, which the answer names."""
+"""Answers unexpected exceptions with one sentence, and logs them under a number that the answer states."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _RETRY_AFTER_S = 5
 
 
 class UnexpectedErrors:
-    """Answers 500 to an exception, 507 to a full disk, 503 where the database is away or the server's end cut it off.
+    """Answers 500 to an exception, 507 to a full disk, and 503 if the database is unreachable or the server shuts down.
 
-    A client that left is answered nothing.
+    A client that has disconnected gets no answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -32,43 +32,43 @@ class UnexpectedErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        response_started = False
 
-        async def noticing_start(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
+        async def send_and_note_start(message: Message) -> None:
+            nonlocal response_started
+            response_started = response_started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, noticing_start)
+            await self._app(scope, receive, send_and_note_start)
         except asyncio.CancelledError:
-            # The server is shutting down, and what was left to it is over.
-            if not started:
+            # The server is shutting down, and its grace period is over.
+            if not response_started:
                 await json_error(scope["path"], "the server is being shut down", 503)(scope, receive, send)
         except ClientDisconnect:
-            log.info("%s was broken off by its client", _asked(scope))
+            log.info("the client of %s disconnected", _request_line(scope))
         except Exception as error:
-            if is_disk_full(error) and not started:
-                log.error("%s: the disk of the store is full", _asked(scope))
+            if is_disk_full(error) and not response_started:
+                log.error("%s: the disk of the store is full", _request_line(scope))
                 full = DiskFull("nothing was kept")
                 await error_answer(scope, str(full), full.status)(scope, receive, send)
                 return
-            if is_database_gone(error) and not started:
-                log.error("%s: the store's database cannot be reached: %s", _asked(scope), error)
+            if is_database_gone(error) and not response_started:
+                log.error("%s: the store's database cannot be reached: %s", _request_line(scope), error)
                 refusal = error_answer(scope, _NO_DATABASE, 503)
                 refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
                 await refusal(scope, receive, send)
                 return
             number = secrets.token_hex(4)
-            request = scope["state"]["request_id"]
-            log.exception("error %s in %s, request %s", number, _asked(scope), request)
-            if started:
+            request_id = scope["state"]["request_id"]
+            log.exception("error %s in %s, request %s", number, _request_line(scope), request_id)
+            if response_started:
                 raise
-            sentence = f"Something went wrong in the server (error {number}). Its log holds the details."
+            sentence = f"Something went wrong in the server (error {number}). Its log has the details."
             await error_answer(scope, sentence, 500)(scope, receive, send)
 
 
-def _asked(scope: Scope) -> str:
-    """Method and path in one line of the log, whatever characters the path holds."""
+def _request_line(scope: Scope) -> str:
+    """The method and path, with unprintable characters escaped, so that it is one line of the log."""
     path = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in scope["path"])
     return f"{scope['method']} {path}"
