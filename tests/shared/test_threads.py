@@ -28,7 +28,7 @@ def test_workers_share_the_threads_of_the_process(monkeypatch):
 def test_the_workers_of_a_model_divide_the_threads_among_them(monkeypatch, tmp_path):
     monkeypatch.setenv("TRIVIUM_THREADS", "6")
     workers = network_workers(tmp_path, Settings(workers=3))
-    assert [worker._work.threads for worker in workers] == [2, 2, 2]
+    assert [worker._spec.threads for worker in workers] == [2, 2, 2]
 
 
 def test_torch_s_threads_are_divided_in_the_calling_thread_and_in_new_ones():

@@ -15,7 +15,7 @@ from shared.serve.runtime.worker_process import WorkerProcess
 from shared.serve.runtime.worker_thread import WorkerThread
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import SUPPORTED
-from shared.serve.worker.work import Work, make_handler
+from shared.serve.worker.worker_spec import WorkerSpec, make_handler
 from shared.threads import compute_threads
 
 log = logging.getLogger("trivium.serve")
@@ -29,21 +29,21 @@ def application_workers(
     If the application is not an installed package, other processes cannot import it, and the worker is a thread.
     ``background`` processes run at a lower CPU priority.
     """
-    work = replace(_work(artifacts, settings), background=background)
+    spec = replace(_worker_spec(artifacts, settings), background=background)
     entry_point_value = entry_point(app)
     if entry_point_value is None or not processes_wanted(settings):
         if processes_wanted(settings):
             log.warning("%s is not an installed application, so it runs in the server's own process", app.name)
-        return [WorkerThread(lambda: make_handler(work, app), app.title)]
-    return _processes(replace(work, app=entry_point_value), settings)
+        return [WorkerThread(lambda: make_handler(spec, app), app.title)]
+    return _processes(replace(spec, app=entry_point_value), settings)
 
 
 def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
     """Workers for the dense network of an artifact."""
-    work = _work([artifact], settings)
+    spec = _worker_spec([artifact], settings)
     if processes_wanted(settings):
-        return _processes(work, settings)
-    return [WorkerThread(lambda: make_handler(work), artifact.parent.name)]
+        return _processes(spec, settings)
+    return [WorkerThread(lambda: make_handler(spec), artifact.parent.name)]
 
 
 def processes_wanted(settings: Settings) -> bool:
@@ -59,8 +59,8 @@ def entry_point(app: App) -> str | None:
     return None
 
 
-def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
-    return Work(
+def _worker_spec(artifacts: Sequence[Path], settings: Settings) -> WorkerSpec:
+    return WorkerSpec(
         artifacts=tuple(str(path.resolve()) for path in artifacts),
         device=settings.device,
         program=settings.program,
@@ -72,10 +72,10 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
     )
 
 
-def _processes(work: Work, settings: Settings) -> list[Worker]:
+def _processes(spec: WorkerSpec, settings: Settings) -> list[Worker]:
     threads = compute_threads(len(settings.worker_devices))
     return [
-        WorkerProcess(replace(work, number=number, threads=threads, device=device, gpu=gpu))
+        WorkerProcess(replace(spec, number=number, threads=threads, device=device, gpu=gpu))
         for number, (device, gpu) in enumerate(settings.worker_devices)
     ]
 

@@ -18,7 +18,7 @@ from shared.serve.metrics import ModelMetrics
 from shared.serve.runtime.group_queue import GroupQueue
 from shared.serve.runtime.limits import Busy, DurationEstimate, deadline_error
 from shared.serve.runtime.worker import Worker
-from shared.serve.worker.handler import result
+from shared.serve.worker.handler import checked_reply
 from shared.serve.worker.messages import Message
 
 log = logging.getLogger("trivium.serve")
@@ -146,7 +146,7 @@ class WorkerPool:
         finally:
             if entry.slot is None and entry.timer is not None:
                 entry.timer.cancel()
-        return result(reply, self._title)
+        return checked_reply(reply, self._title)
 
     async def drain(self) -> None:
         """Waits until every request is answered, which their deadlines bound."""

@@ -16,8 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.serve.runtime.worker import WorkerListener
-from shared.serve.worker.messages import MAX_HANDED_OVER, BrokenMessage, Message, bundle, pair, receive, send, unbundle
-from shared.serve.worker.work import Work
+from shared.serve.worker.messages import (
+    MAX_SHARED_BODIES,
+    BrokenMessage,
+    Message,
+    bundle,
+    receive,
+    send,
+    socket_pair,
+    unbundle,
+)
+from shared.serve.worker.worker_spec import WorkerSpec
 
 log = logging.getLogger("trivium.serve")
 
@@ -25,13 +34,13 @@ log = logging.getLogger("trivium.serve")
 class WorkerProcess:
     """A worker in a separate process, which can be killed without harm to the server.
 
-    ``work`` says what it computes.
+    ``spec`` says what it computes.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         self.max_requests, self.load_s = 1, 0.0
         self.programs: dict[str, str] = {}
-        self._work = work
+        self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
         self._temporary_folder: Path | None = None
         self._connection: socket.socket | None = None
@@ -42,13 +51,13 @@ class WorkerProcess:
     def start(self, listener: WorkerListener) -> None:
         """Starts the process, which inherits the server's standard output and error."""
         self._listener, self._failure = listener, None
-        self._connection, child_end = pair()
+        self._connection, child_end = socket_pair()
         self._connection.setblocking(False)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        if self._work.threads is not None:
-            environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
-        if self._work.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._work.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
+        if self._spec.threads is not None:
+            environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._spec.threads))
+        if self._spec.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._spec.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
         # The server removes this folder when the worker ends, even if killed: unpacked uploads may be patient data.
         self._temporary_folder = Path(tempfile.mkdtemp(prefix="trivium-worker-"))
         environment["TMPDIR"] = str(self._temporary_folder)
@@ -56,7 +65,7 @@ class WorkerProcess:
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with child_end:
             self._process = subprocess.Popen(
-                [*command, str(child_end.fileno()), str(os.getpid()), json.dumps(self._work.as_json())],
+                [*command, str(child_end.fileno()), str(os.getpid()), json.dumps(self._spec.as_json())],
                 pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -121,7 +130,7 @@ class WorkerProcess:
             self._listener.on_replies(self, replies)
         elif message.head["event"] == "ready":
             self.max_requests, self.load_s = (
-                min(int(message.head["most"]), MAX_HANDED_OVER),
+                min(int(message.head["max_requests"]), MAX_SHARED_BODIES),
                 float(message.head["load_s"]),
             )
             self.programs = {str(name): str(reason) for name, reason in message.head["programs"].items()}

@@ -1,1 +1,1 @@
-"""What a worker process runs: it computes for the server, which reads no file and no tensor itself."""
+"""The code of a worker process, which reads the files and tensors of requests so that the server does not."""

@@ -1,4 +1,4 @@
-"""An application's predictor and codec in a worker: from files and options to the bytes of an answer."""
+"""Runs an application's predictor and codec in a worker: from files and options to the bytes of an answer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from shared.deploy.predictor import (
 )
 from shared.errors import InvalidInputError
 from shared.progress import listening
-from shared.serve.worker.handler import Stage, fault
+from shared.serve.worker.handler import Stage, failure_reply
 from shared.serve.worker.messages import Blob, Message
 
 log = logging.getLogger("trivium.serve")
 
 
 @dataclass(slots=True)
-class _Work:
-    """A request on its way: what is known of it, and the seconds that its steps took."""
+class _RequestState:
+    """The state of a request in progress, with the seconds that its steps took."""
 
     paths: list[str]
     decoded: Decoded[Any] | None = None
@@ -44,10 +44,10 @@ class _Work:
 
 
 class ApplicationHandler:
-    """Decodes, predicts and encodes. Requests with equal options are predicted together where the predictor batches.
+    """Decodes, predicts and encodes. If the predictor supports batches, requests with equal options form a batch.
 
-    Inputs that are predicted together number at most ``max_batch``; a request with more goes alone. With
-    ``keep_inputs`` replies hold the inputs as well, as the codec's ``Later.inputs`` makes them.
+    A batch has at most ``max_batch`` inputs; a request with more is computed alone. With ``keep_inputs`` the replies
+    also contain the inputs, as the codec's ``Later.inputs`` returns them.
     """
 
     def __init__(
@@ -64,129 +64,131 @@ class ApplicationHandler:
         self.max_requests = max_batch if getattr(self._predictor, "batching", False) else 1
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies whose blobs are the result as JSON, the picture, then files, sources and inputs by their names."""
+        """Replies whose blobs are the result as JSON, the picture, then the files, sources and inputs by name."""
         stage("reading")
-        works = [self._make(request) if "make" in request.head else self._decode(request) for request in requests]
+        states = [
+            self._generate_file(request) if "make" in request.head else self._decode(request) for request in requests
+        ]
         stage("computing")
         with listening(stage):
-            for group in self._groups([work for work in works if work.reply is None]):
-                self._predict(group)
+            for batch in self._batches([state for state in states if state.reply is None]):
+                self._predict(batch)
         stage("writing")
-        return [work.reply or self._encode(work) for work in works]
+        return [state.reply or self._encode(state) for state in states]
 
-    def _make(self, request: Message) -> _Work:
-        """Makes a file that an answer left for later: from files of the case, or from what comes with the request."""
-        head, work = request.head, _Work(paths=[])
+    def _generate_file(self, request: Message) -> _RequestState:
+        """Generates a file that the answer did not include, from files of the case or from the request's blobs."""
+        head, state = request.head, _RequestState(paths=[])
         try:
             sources = {name: Path(path).read_bytes() for name, path in head["paths"].items()}
             sources |= {name: bytes(blob) for name, blob in zip(head["inline"], request.blobs, strict=True)}
-            work.reply = Message({}, [self._codec.make(head["make"], sources)])  # type: ignore[attr-defined]
+            state.reply = Message({}, [self._codec.make(head["make"], sources)])  # type: ignore[attr-defined]
         except Exception as error:
-            work.reply = self._fault(error)
-        return work
+            state.reply = self._failure_reply(error)
+        return state
 
-    def _decode(self, request: Message) -> _Work:
+    def _decode(self, request: Message) -> _RequestState:
         began, head = time.monotonic(), request.head
-        work = _Work(paths=list(head["files"]))
+        state = _RequestState(paths=list(head["files"]))
         try:
             if head["sample"] is not None:
-                work.paths = self._sample(head["sample"], Path(head["folder"]))
-            files = tuple(Path(path) for path in work.paths)
-            work.decoded = self._codec.decode(Request(files=files, options=head["options"], seconds=head["seconds"]))
+                state.paths = self._sample_files(head["sample"], Path(head["folder"]))
+            files = tuple(Path(path) for path in state.paths)
+            state.decoded = self._codec.decode(Request(files=files, options=head["options"], seconds=head["seconds"]))
         except Exception as error:
-            work.reply = self._fault(error)
-        work.input_s = time.monotonic() - began
-        return work
+            state.reply = self._failure_reply(error)
+        state.input_s = time.monotonic() - began
+        return state
 
-    def _sample(self, name: str, folder: Path) -> list[str]:
+    def _sample_files(self, name: str, folder: Path) -> list[str]:
         samples = {sample.name: sample for sample in self._app.samples()}
         if name not in samples:
-            names = ", ".join(samples) or "none at hand"
-            raise InvalidInputError(f"{self._app.name} has no sample {name!r}; it has {names}")
-        made = folder / "sample"
-        made.mkdir(exist_ok=True)  # a worker that was replaced may have made it
-        return [str(path) for path in samples[name].files(made)]
+            names = ", ".join(samples) or "none"
+            raise InvalidInputError(f"{self._app.name} has no sample {name!r}; available: {names}")
+        sample_folder = folder / "sample"
+        sample_folder.mkdir(exist_ok=True)  # a worker that was replaced meanwhile may have created it
+        return [str(path) for path in samples[name].files(sample_folder)]
 
-    def _groups(self, works: Sequence[_Work]) -> list[list[_Work]]:
-        """The works that are predicted together: of equal options, their inputs at most ``max_batch``."""
-        groups: dict[Hashable, list[list[_Work]]] = {}
-        for work in works:
-            assert work.decoded is not None
-            open_groups = groups.setdefault(work.decoded.options, [[]])
-            held = sum(len(other.decoded.inputs) for other in open_groups[-1] if other.decoded is not None)
-            if open_groups[-1] and held + len(work.decoded.inputs) > self._max_batch:
-                open_groups.append([])
-            open_groups[-1].append(work)
-        return [group for several in groups.values() for group in several]
+    def _batches(self, states: Sequence[_RequestState]) -> list[list[_RequestState]]:
+        """The requests in batches of equal options, with at most ``max_batch`` inputs each."""
+        batches_by_options: dict[Hashable, list[list[_RequestState]]] = {}
+        for state in states:
+            assert state.decoded is not None
+            open_batches = batches_by_options.setdefault(state.decoded.options, [[]])
+            input_count = sum(len(member.decoded.inputs) for member in open_batches[-1] if member.decoded is not None)
+            if open_batches[-1] and input_count + len(state.decoded.inputs) > self._max_batch:
+                open_batches.append([])
+            open_batches[-1].append(state)
+        return [batch for batches in batches_by_options.values() for batch in batches]
 
-    def _predict(self, group: Sequence[_Work]) -> None:
+    def _predict(self, batch: Sequence[_RequestState]) -> None:
         began = time.monotonic()
-        decoded = [work.decoded for work in group if work.decoded is not None]
-        inputs = [item for one in decoded for item in one.inputs]
+        decoded = [state.decoded for state in batch if state.decoded is not None]
+        inputs = [item for request in decoded for item in request.inputs]
         try:
             outputs = list(self._predictor.predict(inputs, decoded[0].options))
             if len(outputs) != len(inputs):
-                raise RuntimeError(f"the predictor gave {len(outputs)} outputs to {len(inputs)} inputs")
+                raise RuntimeError(f"the predictor returned {len(outputs)} outputs for {len(inputs)} inputs")
         except Exception as error:
-            if len(group) == 1:
-                group[0].reply = self._fault(error)
+            if len(batch) == 1:
+                batch[0].reply = self._failure_reply(error)
                 return
-            for work in group:  # a bad one spoils only its own
-                self._predict([work])
+            for state in batch:  # retried one by one, so that a bad request fails alone
+                self._predict([state])
             return
         remaining = iter(outputs)
-        group[0].executions = 1
-        for work, one in zip(group, decoded, strict=True):
-            work.outputs = [next(remaining) for _ in one.inputs]
-            work.infer_s = time.monotonic() - began
+        batch[0].executions = 1
+        for state, request in zip(batch, decoded, strict=True):
+            state.outputs = [next(remaining) for _ in request.inputs]
+            state.infer_s = time.monotonic() - began
 
-    def _encode(self, work: _Work) -> Message:
+    def _encode(self, state: _RequestState) -> Message:
         began = time.monotonic()
-        assert work.decoded is not None and work.outputs is not None
+        assert state.decoded is not None and state.outputs is not None
         try:
-            response = with_programs(self._codec.encode(work.decoded, work.outputs), self._predictor)
+            response = with_programs(self._codec.encode(state.decoded, state.outputs), self._predictor)
             later = response.later or Later(files={})
-            blobs: list[Blob] = [document(response), response.picture, *response.files.values()]
+            blobs: list[Blob] = [result_json(response), response.picture, *response.files.values()]
             blobs += later.sources.values()
         except Exception as error:
-            return self._fault(error)
-        inputs = self._inputs(later)
+            return self._failure_reply(error)
+        inputs = self._inputs_to_keep(later)
         blobs += inputs.values()
         return Message(
             {
-                "paths": work.paths,
+                "paths": state.paths,
                 "model": response.model,
                 "files": list(response.files),
                 "sources": list(later.sources),
                 "lasting": list(later.lasting),
                 "inputs": list(inputs),
                 "later": {name: list(sources) for name, sources in later.files.items()},
-                "inferences": len(work.decoded.inputs),
-                "executions": work.executions,
-                "input_s": work.input_s,
-                "infer_s": work.infer_s,
+                "inferences": len(state.decoded.inputs),
+                "executions": state.executions,
+                "input_s": state.input_s,
+                "infer_s": state.infer_s,
                 "output_s": time.monotonic() - began,
             },
             blobs,
         )
 
-    def _inputs(self, later: Later) -> dict[str, bytes]:
-        """What was analysed, where it is to be kept. That it cannot be made, for want of memory, costs no answer."""
+    def _inputs_to_keep(self, later: Later) -> dict[str, bytes]:
+        """The inputs to keep; none if they cannot be created, such as for lack of memory. The answer is still sent."""
         if not self._keep_inputs:
             return {}
         try:
             return {name: make() for name, make in later.inputs.items()}
         except Exception as error:
-            # Its words may name a person.
-            log.error("%s: what was analysed is not kept: %s", self._app.title, type(error).__name__)
+            # The error's text is not logged: it may name a person.
+            log.error("%s: the analysed input is not kept: %s", self._app.title, type(error).__name__)
             return {}
 
-    def _fault(self, error: Exception) -> Message:
-        return fault(error, self._app.title, withhold=self._app.kinds is not None)
+    def _failure_reply(self, error: Exception) -> Message:
+        return failure_reply(error, self._app.title, withhold=self._app.kinds is not None)
 
 
-def document(response: Response) -> bytes:
-    """``result.json``: each of its keys on a line, what they hold without spaces, for it may be large."""
+def result_json(response: Response) -> bytes:
+    """``result.json``: one line per key, with the values in compact JSON because they may be large."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False, separators=(',', ':'))}"
         for key, value in response.result.items()

@@ -1,4 +1,4 @@
-"""Tensors on the wire: JSON and binary data of the Open Inference Protocol, to and from NumPy."""
+"""Converts tensors between NumPy and the JSON and binary data of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DTYPES: Mapping[str, type[np.generic]] = {
 
 
 _MAX_VALUES = 2**59
-"""An array of 8-byte values cannot have more, an empty one included: its sizes without the zeros count."""
+"""The maximum number of 8-byte values of a NumPy array. It also applies to empty arrays, with zero sizes ignored."""
 
 
 class BadTensor(InvalidInputError):
@@ -52,9 +52,9 @@ class BadTensor(InvalidInputError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """What is to be computed: arrays by input name, which outputs are asked for, and which of them as binary.
+    """A parsed request: arrays by input name, the requested outputs, and which of them to return as binary data.
 
-    ``timeout_us`` is how many microseconds after its arrival the client waits no more.
+    ``timeout_us`` is the client's timeout, in microseconds after the request's arrival.
     """
 
     id: str | None
@@ -70,10 +70,10 @@ def read_request(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
 ) -> Inference:
-    """Reads a request body for a model with the given inputs and outputs.
+    """Parses a request body for a model with the given inputs and outputs.
 
-    ``header_length`` is the header Inference-Header-Content-Length: how many bytes of the body are JSON, the rest
-    being binary tensor data. Refuses with 400.
+    ``header_length`` is the value of the header Inference-Header-Content-Length: the number of bytes of JSON at the
+    start of the body, which binary tensor data follows. Raises ``BadTensor`` (400).
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise BadTensor(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
@@ -100,12 +100,12 @@ def read_request(
         raise BadTensor(f"the input {missing[0]!r} is missing; the model needs {', '.join(specs)}")
     if len(tail):
         raise BadTensor(f"{len(tail)} bytes at the end of the body belong to no input; state binary_data_size")
-    return _with_outputs(request, arrays, [spec.name for spec in outputs])
+    return _select_outputs(request, arrays, [spec.name for spec in outputs])
 
 
 def _parse(header: bytes) -> InferenceRequest:
     try:
-        # pydantic's parser reads numbers exactly, five times as fast as json does.
+        # pydantic's parser reads numbers exactly, and five times as fast as the json module.
         document = from_json(header, allow_inf_nan=False)
     except ValueError as error:
         raise BadTensor(f"the body is not JSON: {error}") from error
@@ -113,37 +113,37 @@ def _parse(header: bytes) -> InferenceRequest:
         return InferenceRequest.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        raise BadTensor(f"the request cannot be read: {where}: {first['msg']}") from error
+        location = ".".join(map(str, first["loc"])) or "the body"
+        raise BadTensor(f"the request cannot be read: {location}: {first['msg']}") from error
 
 
-def _with_outputs(request: InferenceRequest, arrays: dict[str, Array], known: list[str]) -> Inference:
+def _select_outputs(request: InferenceRequest, arrays: dict[str, Array], output_names: list[str]) -> Inference:
     all_binary = bool(request.parameters and request.parameters.binary_data_output)
-    wanted: dict[str, bool] = {}
+    binary_by_output: dict[str, bool] = {}
     for entry in request.outputs or ():
-        if entry.name not in known:
-            raise BadTensor(f"the model has no output {entry.name!r}; it has {', '.join(known)}")
-        stated = None if entry.parameters is None else entry.parameters.binary_data
-        wanted[entry.name] = all_binary if stated is None else stated
-    wanted = wanted or dict.fromkeys(known, all_binary)
-    binary = frozenset(name for name, as_binary in wanted.items() if as_binary)
+        if entry.name not in output_names:
+            raise BadTensor(f"the model has no output {entry.name!r}; it has {', '.join(output_names)}")
+        binary_data = None if entry.parameters is None else entry.parameters.binary_data
+        binary_by_output[entry.name] = all_binary if binary_data is None else binary_data
+    binary_by_output = binary_by_output or dict.fromkeys(output_names, all_binary)
+    binary = frozenset(name for name, as_binary in binary_by_output.items() if as_binary)
     timeout = request.parameters.timeout if request.parameters else None
-    return Inference(id=request.id, inputs=arrays, outputs=tuple(wanted), binary=binary, timeout_us=timeout)
+    return Inference(id=request.id, inputs=arrays, outputs=tuple(binary_by_output), binary=binary, timeout_us=timeout)
 
 
 def write_response(
     inference: Inference, model: str, version: str, outputs: Mapping[str, Array], specs: Sequence[TensorSpec]
 ) -> list[bytes | memoryview]:
-    """The response body in parts: the JSON, and each tensor that is asked for as binary data."""
+    """The response body in parts: the JSON, then each tensor that was requested as binary data."""
     datatypes = {spec.name: spec.datatype for spec in specs}
-    described: list[ResponseOutput] = []
+    response_outputs: list[ResponseOutput] = []
     tail: list[memoryview] = []
     for name in inference.outputs:
         array = outputs[name]
         output = ResponseOutput(name=name, datatype=datatypes[name], shape=list(array.shape))
         if name in inference.binary:
-            little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-            tail.append(little.reshape(-1).view(np.uint8).data)
+            little_endian = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+            tail.append(little_endian.reshape(-1).view(np.uint8).data)
             output.parameters = ResponseParameters(binary_data_size=len(tail[-1]))
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(
@@ -151,8 +151,8 @@ def write_response(
             )
         else:
             output.data = array.ravel().tolist()
-        described.append(output)
-    response = InferenceResponse(model_name=model, model_version=version, outputs=described, id=inference.id)
+        response_outputs.append(output)
+    response = InferenceResponse(model_name=model, model_version=version, outputs=response_outputs, id=inference.id)
     return [response.model_dump_json(exclude_none=True).encode(), *tail]
 
 
@@ -161,22 +161,22 @@ def _from_json(entry: RequestInput, spec: TensorSpec) -> Array:
     if entry.data is None:
         raise BadTensor(f"the input {spec.name!r} has no data")
     try:
-        given = np.asarray(entry.data)
+        values = np.asarray(entry.data)
     except (ValueError, OverflowError) as error:
         raise BadTensor(f"the data of {spec.name!r} is not an array: {error}") from error
     dtype = np.dtype(DTYPES[spec.datatype])
-    fitting = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
-    if given.size and given.dtype.kind not in fitting:
+    allowed_kinds = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
+    if values.size and values.dtype.kind not in allowed_kinds:
         raise BadTensor(f"the data of {spec.name!r} is not {spec.datatype}")
-    if given.size != math.prod(shape) or (given.ndim > 1 and given.shape != shape):
-        raise BadTensor(f"the data of {spec.name!r} has shape {list(given.shape)}, not {list(shape)}")
-    if given.size and dtype.kind in "iuf":
-        # Whole numbers are compared as such: the largest INT64 is no float.
+    if values.size != math.prod(shape) or (values.ndim > 1 and values.shape != shape):
+        raise BadTensor(f"the data of {spec.name!r} has shape {list(values.shape)}, not {list(shape)}")
+    if values.size and dtype.kind in "iuf":
+        # Integers are compared as integers: the largest INT64 has no exact float.
         limits: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        number: Any = float if dtype.kind == "f" else int
-        if number(given.max()) > number(limits.max) or number(given.min()) < number(limits.min):
+        cast: Any = float if dtype.kind == "f" else int
+        if cast(values.max()) > cast(limits.max) or cast(values.min()) < cast(limits.min):
             raise BadTensor(f"the data of {spec.name!r} has values that {spec.datatype} cannot hold")
-    return given.astype(dtype).reshape(shape)
+    return values.astype(dtype).reshape(shape)
 
 
 def _from_bytes(entry: RequestInput, spec: TensorSpec, data: memoryview) -> Array:
@@ -187,18 +187,18 @@ def _from_bytes(entry: RequestInput, spec: TensorSpec, data: memoryview) -> Arra
             f"{spec.name!r} has {len(data)} bytes of binary data; {spec.datatype} of shape {list(shape)} "
             f"takes {math.prod(shape) * dtype.itemsize}"
         )
-    found = np.frombuffer(data, dtype).astype(DTYPES[spec.datatype], copy=False).reshape(shape)
-    # A large body lies in memory of its own; what else is here may be at an odd address, or not to be written to.
-    return found if found.flags.aligned and found.flags.writeable else found.copy()
+    array = np.frombuffer(data, dtype).astype(DTYPES[spec.datatype], copy=False).reshape(shape)
+    # A large body is in aligned, writable memory and need not be copied; other data may be unaligned or read-only.
+    return array if array.flags.aligned and array.flags.writeable else array.copy()
 
 
 def _shape(entry: RequestInput, spec: TensorSpec) -> tuple[int, ...]:
-    """The stated shape, checked against the model's; also checks the datatype."""
+    """The stated shape, after checking it and the datatype against the model's input."""
     if entry.datatype != spec.datatype:
         raise BadTensor(f"the input {spec.name!r} is {spec.datatype}, not {entry.datatype}")
     shape = entry.shape
     if math.prod(max(n, 1) for n in shape) >= _MAX_VALUES:
         raise BadTensor(f"the input {spec.name!r} has a shape that no array can have")
-    if len(shape) != len(spec.shape) or any(want not in (-1, n) for want, n in zip(spec.shape, shape, strict=True)):
+    if len(shape) != len(spec.shape) or any(size not in (-1, n) for size, n in zip(spec.shape, shape, strict=True)):
         raise BadTensor(f"the input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), not {shape}")
     return tuple(shape)

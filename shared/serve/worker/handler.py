@@ -1,4 +1,4 @@
-"""What computes in a worker, process or thread: requests in, replies out. A reply may be a refusal or a fault."""
+"""The handler that a worker runs, in a process or a thread: requests in, replies out. A reply may report an error."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Handler(Protocol):
     max_requests: int
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """A reply to each request, in their order. ``stage`` is told what is being done."""
+        """A reply to each request, in order. ``stage`` is called with the name of each processing stage."""
         ...
 
 
 class WorkerFault(RuntimeError):
-    """A request that a worker could not compute; its log holds the cause under the number in the words."""
+    """A request that a worker failed to compute. The log has the cause, under the number in the message."""
 
 
 class OutOfMemory(InvalidInputError):
@@ -35,67 +35,69 @@ class OutOfMemory(InvalidInputError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the request needs more memory than one may use here; hand in less at once, or raise "
+            "the request needs more memory than a worker may use; send less at once, or raise "
             "TRIVIUM_WORKER_MEMORY_BYTES",
             status=413,
         )
 
 
 class OutOfSpace(InvalidInputError):
-    """A request whose files, unpacked or made, find no space on a disk (507)."""
+    """A request whose unpacked or generated files do not fit on a disk (507)."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the request's files need more space than there is: free some on the disk of the store, and on that of "
-            "temporary files (TMPDIR)",
+            "there is not enough disk space for the request's files: free some on the disk of the store, and on that "
+            "of temporary files (TMPDIR)",
             status=507,
         )
 
 
-def refusal(error: InvalidInputError) -> Message:
+def refusal_reply(error: InvalidInputError) -> Message:
     """The reply to a request that is refused."""
     return Message({"refused": str(error), "status": error.status})
 
 
-def fault(error: BaseException, what: str, withhold: bool) -> Message:
-    """The reply to a request that failed, which is logged under a number. Names in its words may be those of persons.
+def failure_reply(error: BaseException, title: str, withhold: bool) -> Message:
+    """The reply to a request that failed with ``error``. Unexpected errors are logged under a number.
 
-    Where memory or a disk's space ran out that is a refusal.
+    If the cause is a lack of memory or disk space, the reply is a refusal. ``withhold`` leaves the error's message out
+    of the log, because it may contain names of persons.
     """
     if isinstance(error, InvalidInputError):
-        return refusal(error)
+        return refusal_reply(error)
     if is_out_of_memory(error):
-        return Message({**refusal(OutOfMemory()).head, "ending": True})
+        return Message({**refusal_reply(OutOfMemory()).head, "ending": True})
     if is_out_of_space(error):
-        return refusal(OutOfSpace())
+        return refusal_reply(OutOfSpace())
     number = secrets.token_hex(4)
-    shown = error
+    logged_error = error
     if withhold:
-        words = f"{type(error).__name__}; its words are withheld, for they may name a person"
-        shown = RuntimeError(words).with_traceback(error.__traceback__)
-    log.error("error %s in %s", number, what, exc_info=shown)
+        message = f"{type(error).__name__}; its message is withheld because it may name a person"
+        logged_error = RuntimeError(message).with_traceback(error.__traceback__)
+    log.error("error %s in %s", number, title, exc_info=logged_error)
     return Message({"fault": f"{type(error).__name__}", "number": number})
 
 
-def result(reply: Message, what: str) -> Message:
-    """The reply where there is a result. Raises ``InvalidInputError`` or ``WorkerFault``."""
+def checked_reply(reply: Message, title: str) -> Message:
+    """The reply, if it has a result. Raises ``InvalidInputError`` for a refusal and ``WorkerFault`` for a failure."""
     if "refused" in reply.head:
         raise InvalidInputError(str(reply.head["refused"]), status=int(reply.head["status"]))
     if "fault" in reply.head:
-        raise WorkerFault(f"{what}: {reply.head['fault']} (error {reply.head['number']})")
+        raise WorkerFault(f"{title}: {reply.head['fault']} (error {reply.head['number']})")
     return reply
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in whichever words a library says so."""
-    text = str(error)
+    """Whether memory ran out; some libraries only say so in the message."""
+    message_text = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, Exception) and any(words in text for words in ("not enough memory", "bad_alloc", "bad alloc"))
+        isinstance(error, Exception)
+        and any(words in message_text for words in ("not enough memory", "bad_alloc", "bad alloc"))
     )
 
 
 def is_out_of_space(error: BaseException) -> bool:
-    """Whether a disk had no space; polars says so in words alone."""
+    """Whether a disk was full; polars only says so in the message."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, OSError) and (
         error.errno in full or any(os.strerror(number) in str(error) for number in full)

@@ -1,4 +1,4 @@
-"""A dense network in a worker: from the bodies of requests to the bodies of answers, computed together."""
+"""Runs a dense network in a worker: from request bodies to answer bodies, computed in batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.deploy.programs.of_artifact import onnx_file
 from shared.deploy.programs.of_onnx import OnnxProgram, asked_onnx_program
 from shared.errors import InvalidInputError
 from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
-from shared.serve.worker.handler import Stage, fault
+from shared.serve.worker.handler import Stage, failure_reply
 from shared.serve.worker.messages import Message, write_to_room
 from shared.threads import compute_threads
 
@@ -26,12 +26,14 @@ _PROVIDERS = {
     "auto": ["CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 _LARGE_ROW = 1 << 20
+"""On a CPU, requests with at least this many input bytes per row are computed one by one."""
 
 
 class OnnxNetwork:
-    """A network from an ONNX file, which computes requests of any number of rows together where axis 0 is a batch.
+    """A network from an ONNX file. If axis 0 is a batch axis, it computes several requests together.
 
-    ``session`` is ONNX Runtime's, which says what the network takes; ``program`` computes instead where there is one.
+    ``session`` is an ONNX Runtime session, which knows the network's inputs. ``program``, if given, computes instead
+    of the session.
     """
 
     def __init__(self, session: Any, program: OnnxProgram | None = None) -> None:
@@ -40,13 +42,14 @@ class OnnxNetwork:
         self._symbols: dict[str, list[str | int]] = {tensor.name: tensor.shape for tensor in session.get_inputs()}
         tensors = [*session.get_inputs(), *session.get_outputs()]
         first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
-        # Axis 0 of every input and output is one and the same named size.
+        # Axis 0 of every input and output has the same symbolic size.
         self._batched = len(first) == 1 and isinstance(next(iter(first)), str)
 
     def check(self, inputs: Arrays) -> None:
-        """Refuses inputs in which one named size (as ``batch``) has two values, and empty ones but for zero rows.
+        """Raises ``BadTensor`` if a symbolic size, such as ``batch``, has two values, or if a tensor is empty.
 
-        ONNX Runtime's kernels are not made for empty tensors: an LSTM on one ends the process.
+        Zero rows along the batch axis are allowed. ONNX Runtime's kernels do not support empty tensors: with one, an
+        LSTM crashes the process.
         """
         seen: dict[str, tuple[str, int]] = {}
         for name, array in inputs.items():
@@ -55,65 +58,65 @@ class OnnxNetwork:
                     raise BadTensor(f"the input {name!r} has size 0 in axis {axis}; it must have at least 1")
             for symbol, length in zip(self._symbols[name], array.shape, strict=True):
                 if isinstance(symbol, str):
-                    other, expected = seen.setdefault(symbol, (name, length))
+                    first_name, expected = seen.setdefault(symbol, (name, length))
                     if length != expected:
                         raise BadTensor(
-                            f"the size {symbol!r} is {expected} in the input {other!r} and {length} in {name!r}"
+                            f"the size {symbol!r} is {expected} in the input {first_name!r} and {length} in {name!r}"
                         )
 
     @property
     def program(self) -> str:
-        """The name of what computes it, and why that does."""
+        """The name of the program that computes the network, and why it was chosen."""
         return f"{self._program.name}: {self._program.reason}"
 
-    def kind(self, inputs: Arrays) -> object:
-        """What may be computed together: inputs that differ only in their number of rows."""
+    def batch_key(self, inputs: Arrays) -> object:
+        """A key that is equal for inputs that may share a batch: those that differ only in their number of rows."""
         return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs)) if self._batched else object()
 
     def rows(self, inputs: Arrays) -> int:
-        """How many rows the inputs have; 1 where there is no batch axis."""
+        """The number of rows of the inputs; 1 if there is no batch axis."""
         return int(next(iter(inputs.values())).shape[0]) if self._batched and inputs else 1
 
-    def large_rows(self, inputs: Sequence[TensorSpec]) -> bool:
-        """Whether requests are computed one by one: on a CPU, where a row is large.
+    def has_large_rows(self, inputs: Sequence[TensorSpec]) -> bool:
+        """Whether requests are computed one by one because the rows are large and the network runs on a CPU.
 
-        To copy such rows together and apart again takes longer than the call that is saved, and the first answer would
-        wait for the last.
+        Concatenating and splitting such rows takes longer than the call that a batch saves, and the first answer would
+        have to wait for the last.
         """
-        sizes = [math.prod(max(n, 1) for n in one.shape) * np.dtype(DTYPES[one.datatype]).itemsize for one in inputs]
+        sizes = [math.prod(max(n, 1) for n in spec.shape) * np.dtype(DTYPES[spec.datatype]).itemsize for spec in inputs]
         return self._on_cpu and sum(sizes) >= _LARGE_ROW
 
-    def at_once(self, most: int) -> int:
-        """How many rows are computed together, of at most ``max_requests``."""
-        return most if self._program.at_once is None else min(most, self._program.at_once)
+    def at_once(self, max_rows: int) -> int:
+        """The number of rows that one call computes, at most ``max_rows``."""
+        return max_rows if self._program.at_once is None else min(max_rows, self._program.at_once)
 
-    def compute(self, batch: Sequence[Arrays], most: int) -> list[dict[str, Array]]:
-        """All outputs for each of the inputs, computed together in parts of at most ``max_requests`` rows.
+    def compute(self, batch: Sequence[Arrays], max_rows: int) -> list[dict[str, Array]]:
+        """All outputs for each element of the batch, computed with at most ``max_rows`` rows per call.
 
-        What a network needs while it computes grows with its rows.
+        The limit bounds memory, which grows with the number of rows.
         """
-        most = self.at_once(most)
-        if most == 1 and len(batch) > 1:
-            return [self.compute([one], most)[0] for one in batch]
-        together = batch[0] if len(batch) == 1 else {n: np.concatenate([one[n] for one in batch]) for n in batch[0]}
-        rows = self.rows(together)
-        if rows <= most:
-            whole = self._run(together)
+        max_rows = self.at_once(max_rows)
+        if max_rows == 1 and len(batch) > 1:
+            return [self.compute([inputs], max_rows)[0] for inputs in batch]
+        joined = batch[0] if len(batch) == 1 else {n: np.concatenate([inputs[n] for inputs in batch]) for n in batch[0]}
+        rows = self.rows(joined)
+        if rows <= max_rows:
+            outputs = self._run(joined)
         else:
-            parts = [self._run({n: a[i : i + most] for n, a in together.items()}) for i in range(0, rows, most)]
-            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            parts = [self._run({n: a[i : i + max_rows] for n, a in joined.items()}) for i in range(0, rows, max_rows)]
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if len(batch) == 1:
-            return [whole]
-        ends = np.cumsum([self.rows(one) for one in batch])[:-1]
-        split = {name: np.split(array, ends) for name, array in whole.items()}
-        return [{name: parts[number] for name, parts in split.items()} for number in range(len(batch))]
+            return [outputs]
+        row_offsets = np.cumsum([self.rows(inputs) for inputs in batch])[:-1]
+        split = {name: np.split(array, row_offsets) for name, array in outputs.items()}
+        return [{name: parts[index] for name, parts in split.items()} for index in range(len(batch))]
 
     def _run(self, inputs: Arrays) -> dict[str, Array]:
         try:
             return self._program.compute(inputs)
         except Exception as error:
             if type(error).__name__ == "InvalidArgument":
-                raise BadTensor(f"the network cannot be run on these values: {error}") from error
+                raise BadTensor(f"the network cannot compute these inputs: {error}") from error
             raise
 
 
@@ -127,8 +130,8 @@ def _session_program(session: Any) -> OnnxProgram:
 
 
 @dataclass(slots=True)
-class _Work:
-    """A request on its way."""
+class _RequestState:
+    """The state of a request in progress, with the seconds that its steps took."""
 
     inference: Inference | None = None
     outputs: Arrays | None = None
@@ -136,133 +139,136 @@ class _Work:
     infer_s: float = 0.0
     rows: int = 0
     executions: int = 0
-    ends: float = math.inf
+    deadline: float = math.inf
     room: memoryview | None = None
     reply: Message | None = None
 
-    def check_time(self, what: str) -> None:
-        """Refuses (504) a request whose own timeout has passed."""
-        if time.monotonic() > self.ends:
-            raise InvalidInputError(f"{what} did not answer within the request's timeout", status=504)
+    def check_timeout(self, title: str) -> None:
+        """Raises ``InvalidInputError`` (504) if the timeout that the client set has passed."""
+        if time.monotonic() > self.deadline:
+            raise InvalidInputError(f"{title} did not answer within the request's timeout", status=504)
 
 
 class NetworkHandler:
-    """Reads tensors, runs the network on at most ``max_batch`` rows at a time, and writes tensors."""
+    """Parses tensors, runs the network on at most ``max_batch`` rows at a time, and serializes its outputs."""
 
     def __init__(self, network: OnnxNetwork, manifest: Manifest, max_batch: int, max_json_bytes: int) -> None:
         self._network, self._manifest = network, manifest
         self._max_json_bytes = max_json_bytes
         self._max_batch = max_batch
-        self.max_requests = 1 if network.large_rows(manifest.inputs) else max_batch
-        self._what = f"the model {manifest.name}"
+        self.max_requests = 1 if network.has_large_rows(manifest.inputs) else max_batch
+        self._title = f"the model {manifest.name}"
         self.programs = {manifest.name: network.program}
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies whose blobs are the answer's body: its JSON part, then tensors where ``binary`` says so.
+        """Replies whose blobs are the answer's body: the JSON part, then binary tensors if ``binary`` is set.
 
-        Large ones lie in the request's room, at ``spans``.
+        Large tensors are written to the request's ``room`` instead, at the offsets and sizes in ``spans``.
         """
-        works = [self._read(request) for request in requests]
-        groups: dict[object, list[_Work]] = {}
-        for work in works:
-            if work.inference is not None:
-                groups.setdefault(self._network.kind(work.inference.inputs), []).append(work)
+        states = [self._read(request) for request in requests]
+        groups: dict[object, list[_RequestState]] = {}
+        for state in states:
+            if state.inference is not None:
+                groups.setdefault(self._network.batch_key(state.inference.inputs), []).append(state)
         for group in groups.values():
             self._compute(group)
-        return [work.reply or self._write(work) for work in works]
+        return [state.reply or self._write(state) for state in states]
 
-    def _read(self, request: Message) -> _Work:
-        began, work, manifest = time.monotonic(), _Work(room=request.room), self._manifest
+    def _read(self, request: Message) -> _RequestState:
+        began, state, manifest = time.monotonic(), _RequestState(room=request.room), self._manifest
         try:
             inference = read_request(request.blobs[0], request.head["header_length"], manifest.inputs, manifest.outputs)
             self._network.check(inference.inputs)
             if inference.timeout_us is not None:
-                work.ends = request.head["arrived"] + inference.timeout_us / 1e6
-            work.check_time(self._what)
-            work.rows = self._network.rows(inference.inputs)
-            if work.rows:
-                work.inference = inference
+                state.deadline = request.head["arrived"] + inference.timeout_us / 1e6
+            state.check_timeout(self._title)
+            state.rows = self._network.rows(inference.inputs)
+            if state.rows:
+                state.inference = inference
             else:
-                work.reply = self._body(inference, _without_rows(manifest.outputs), work)
+                state.reply = self._body(inference, _empty_outputs(manifest.outputs), state)
         except Exception as error:
-            work.reply = fault(error, self._what, withhold=False)
-        work.input_s = time.monotonic() - began
-        return work
+            state.reply = failure_reply(error, self._title, withhold=False)
+        state.input_s = time.monotonic() - began
+        return state
 
-    def _compute(self, group: Sequence[_Work]) -> None:
+    def _compute(self, group: Sequence[_RequestState]) -> None:
         began = time.monotonic()
         try:
-            batch = [work.inference.inputs for work in group if work.inference is not None]
+            batch = [state.inference.inputs for state in group if state.inference is not None]
             outputs = self._network.compute(batch, self._max_batch)
         except Exception as error:
             if len(group) == 1:
-                group[0].reply = fault(error, self._what, withhold=False)
+                group[0].reply = failure_reply(error, self._title, withhold=False)
                 return
-            for work in group:  # a bad one spoils only its own
-                self._compute([work])
+            for state in group:  # retried one by one, so that a bad request fails alone
+                self._compute([state])
             return
-        group[0].executions = -(-sum(work.rows for work in group) // self._network.at_once(self._max_batch))
-        for work, arrays in zip(group, outputs, strict=True):
-            work.outputs, work.infer_s = arrays, time.monotonic() - began
+        group[0].executions = -(-sum(state.rows for state in group) // self._network.at_once(self._max_batch))
+        for state, arrays in zip(group, outputs, strict=True):
+            state.outputs, state.infer_s = arrays, time.monotonic() - began
 
-    def _write(self, work: _Work) -> Message:
-        assert work.inference is not None and work.outputs is not None
+    def _write(self, state: _RequestState) -> Message:
+        assert state.inference is not None and state.outputs is not None
         try:
-            work.check_time(self._what)
-            return self._body(work.inference, work.outputs, work)
+            state.check_timeout(self._title)
+            return self._body(state.inference, state.outputs, state)
         except Exception as error:
-            return fault(error, self._what, withhold=False)
+            return failure_reply(error, self._title, withhold=False)
 
-    def _body(self, inference: Inference, outputs: Arrays, work: _Work) -> Message:
+    def _body(self, inference: Inference, outputs: Arrays, state: _RequestState) -> Message:
         began, manifest = time.monotonic(), self._manifest
         as_json = sum(outputs[name].nbytes for name in inference.outputs if name not in inference.binary)
         if as_json > self._max_json_bytes:
             raise InvalidInputError(
-                "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
+                "the outputs are larger than this server returns as JSON; request binary_data, or fewer outputs"
             )
         body = write_response(inference, manifest.name, str(manifest.version), outputs, manifest.outputs)
-        spans = write_to_room(body[1:], work.room)
+        spans = write_to_room(body[1:], state.room)
         head = {
             "binary": bool(inference.binary),
-            "inferences": work.rows,
-            "executions": work.executions,
+            "inferences": state.rows,
+            "executions": state.executions,
             "spans": spans or (),
-            "input_s": work.input_s,
-            "infer_s": work.infer_s,
+            "input_s": state.input_s,
+            "infer_s": state.infer_s,
             "output_s": time.monotonic() - began,
         }
         return Message(head, body if spans is None else body[:1])
 
 
-def open_network(artifact: Artifact, device: str, asked: str | None = None) -> OnnxNetwork:
-    """The network of an artifact; refuses one that is not what its manifest says.
+def open_network(artifact: Artifact, device: str, program_name: str | None = None) -> OnnxNetwork:
+    """The network of an artifact. Raises ``InvalidInputError`` if its inputs do not match the manifest.
 
-    ``asked`` names the program that computes it; one that reads no ONNX is of no use here, and ONNX Runtime is taken.
+    ``program_name`` is the name of the program to compute it with. If that program does not read ONNX, or no name
+    is given, ONNX Runtime is used.
     """
     import onnxruntime as ort
 
     threads = compute_threads()
     options = ort.SessionOptions()
-    # Left to itself it takes as many as the machine has cores, however few of them this process may use.
+    # By default it uses as many threads as the machine has cores, even if this process may use fewer.
     options.intra_op_num_threads = threads
-    wanted, present = _PROVIDERS[device], ort.get_available_providers()
-    providers, file = [one for one in wanted if one in present], onnx_file(artifact)
+    wanted, available = _PROVIDERS[device], ort.get_available_providers()
+    providers, file = [provider for provider in wanted if provider in available], onnx_file(artifact)
     session = ort.InferenceSession(str(file), options, providers=providers)
-    given = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+    file_shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     for spec in artifact.manifest.inputs:
-        shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
-        if spec.name not in given or shape != spec.shape:
+        shape = tuple(size if isinstance(size, int) else -1 for size in file_shapes.get(spec.name, ()))
+        if spec.name not in file_shapes or shape != spec.shape:
             raise InvalidInputError(
-                f"{file}: the input {spec.name!r} has shape {list(shape)} there and "
+                f"{file}: the input {spec.name!r} has shape {list(shape)} there but "
                 f"{list(spec.shape)} in {MANIFEST}; export the run again"
             )
-    other = asked_onnx_program(artifact, asked, threads) if asked and providers == _PROVIDERS["cpu"] else None
-    return OnnxNetwork(session, other)
+    program = (
+        asked_onnx_program(artifact, program_name, threads) if program_name and providers == _PROVIDERS["cpu"] else None
+    )
+    return OnnxNetwork(session, program)
 
 
-def _without_rows(outputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The outputs for inputs of zero rows; refuses where another axis than the first has no fixed size."""
+def _empty_outputs(outputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The empty outputs for inputs with zero rows. Raises ``BadTensor`` if another axis than the first is variable."""
     for spec in outputs:
         if -1 in spec.shape[1:]:
-            raise BadTensor(f"the inputs have no rows, and the shape of the output {spec.name!r} depends on them")
+            raise BadTensor(f"the inputs have no rows, but the shape of the output {spec.name!r} depends on them")
     return {spec.name: np.empty((0, *spec.shape[1:]), DTYPES[spec.datatype]) for spec in outputs}

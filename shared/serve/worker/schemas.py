@@ -1,7 +1,7 @@
-"""Requests for an inference and their answers in the Open Inference Protocol, version 2, over REST.
+"""Inference requests and responses of the Open Inference Protocol, version 2, over REST.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md, with Triton's
-extension of binary tensor data.
+extension for binary tensor data.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ Size = Annotated[int, Field(ge=0)]
 
 
 class _Message(BaseModel):
-    # Nothing is converted: "2" is no size.
+    # Strict: values are not converted, so "2" is not accepted as a size.
     model_config = ConfigDict(strict=True)
 
 
 class InputParameters(_Message):
-    """``binary_data_size`` is how many bytes of the input follow the JSON part of the body. Others are refused."""
+    """``binary_data_size`` is the number of bytes of the input after the JSON part of the body. Others are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class InputParameters(_Message):
 
 
 class RequestInput(_Message):
-    """An input tensor, its values in ``data`` (nested or flat) or as binary data."""
+    """An input tensor, with its values in ``data`` (nested or flat) or as binary data."""
 
     name: str
     datatype: str = Field(examples=["FP32"])
@@ -37,7 +37,7 @@ class RequestInput(_Message):
 
 
 class OutputParameters(_Message):
-    """Whether the output is wanted as binary data. Others (``classification``, shared memory) are refused."""
+    """Whether to return the output as binary data. Others (``classification``, shared memory) are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -45,17 +45,18 @@ class OutputParameters(_Message):
 
 
 class RequestOutput(_Message):
-    """An output that is asked for."""
+    """A requested output."""
 
     name: str
     parameters: OutputParameters | None = None
 
 
 class RequestParameters(_Message):
-    """``binary_data_output``: whether all outputs are wanted as binary data, where an output does not say otherwise.
+    """``binary_data_output``: whether to return all outputs as binary data, unless an output says otherwise.
 
-    ``timeout``, in microseconds, counts from the request's arrival. ``triton_enable_empty_final_response`` changes
-    nothing but over gRPC a mark: each request has one answer, the final. Others (``priority``) are refused.
+    ``timeout``, in microseconds, counts from the request's arrival. ``triton_enable_empty_final_response`` only sets a
+    flag in answers over gRPC, because each request has a single answer, the final one. Others (``priority``) are
+    refused.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -66,7 +67,7 @@ class RequestParameters(_Message):
 
 
 class InferenceRequest(_Message):
-    """Tensors for a model. Without ``outputs``, all are answered."""
+    """Tensors for a model. Without ``outputs``, all outputs are returned."""
 
     id: str | None = None
     parameters: RequestParameters | None = None
@@ -75,13 +76,13 @@ class InferenceRequest(_Message):
 
 
 class ResponseParameters(BaseModel):
-    """``binary_data_size`` is how many bytes of the output follow the JSON part of the body."""
+    """``binary_data_size`` is the number of bytes of the output after the JSON part of the body."""
 
     binary_data_size: int
 
 
 class ResponseOutput(BaseModel):
-    """An output tensor, its values in ``data`` (flat) or as binary data."""
+    """An output tensor, with its values in ``data`` (flat) or as binary data."""
 
     name: str
     datatype: str
@@ -91,7 +92,7 @@ class ResponseOutput(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """What a model answered."""
+    """The outputs of a model."""
 
     model_name: str
     model_version: str

@@ -31,7 +31,7 @@ from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from shared.serve.worker.codec import read_request
-from shared.serve.worker.messages import BrokenMessage, pair, receive, unbundle
+from shared.serve.worker.messages import BrokenMessage, receive, socket_pair, unbundle
 from tests.conftest import serving
 from tests.fuzzing import repeatable
 from tests.shared.serve.echo import Echo, csv, make_app
@@ -135,7 +135,7 @@ def test_a_body_is_read_or_refused(document: Any, tail: bytes, length: int | Non
     )
 )
 def test_a_packet_of_a_worker_is_a_message_or_is_broken(packet: bytes) -> None:
-    mine, theirs = pair()
+    mine, theirs = socket_pair()
     with mine, theirs:
         mine.send(packet)
         try:

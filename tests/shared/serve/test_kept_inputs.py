@@ -105,7 +105,7 @@ def test_the_client_is_answered_if_the_inputs_cannot_be_prepared(
     monkeypatch.setattr(echo, "_given", fail)
     client = serve(keep_inputs=True)
     assert stored(client, ask(client, 1, 2)) is None
-    assert "Echo: what was analysed is not kept: MemoryError" in caplog.text and "Doe" not in caplog.text
+    assert "Echo: the analysed input is not kept: MemoryError" in caplog.text and "Doe" not in caplog.text
 
 
 def test_inputs_do_not_fill_the_disk(

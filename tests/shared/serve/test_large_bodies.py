@@ -138,12 +138,12 @@ def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
     memory = SharedMemory(3 << 20)
     first = memory.take(100_000, 7, 50_000)
     assert (first.start + 7) % 64 == 0 and len(first.body) == 100_000 and len(first.room) >= 50_000
-    place = first.place
+    place = first.descriptor
     other = memory.take(100_000, 0, 0)
-    assert other.place != place
+    assert other.descriptor != place
     del first
     again = memory.take(90_000, 0, 0)
-    assert again.place == place
+    assert again.descriptor == place
     large = memory.take(5_000_000, 0, 0)
     del large, again, other
     assert sum(map(len, memory._cached)) <= 3 << 20
@@ -178,4 +178,4 @@ def test_large_rows_are_computed_one_by_one_on_a_cpu(providers: list[str], colum
         get_outputs = get_inputs
 
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1, columns))
-    assert OnnxNetwork(Session()).large_rows([spec]) == alone
+    assert OnnxNetwork(Session()).has_large_rows([spec]) == alone

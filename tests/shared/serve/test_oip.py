@@ -134,7 +134,7 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
         ({"inputs": [X, {**INDEX, "data": [1.5]}]}, "not INT64"),
         ({"inputs": [X, {**INDEX, "data": [2**63]}]}, "INT64"),
         ({"inputs": [X, {**INDEX, "shape": [2], "data": [0, 1]}]}, "'batch' is 1 in the input 'x' and 2 in 'index'"),
-        ({"inputs": [X, {**INDEX, "data": [7]}]}, "cannot be run"),
+        ({"inputs": [X, {**INDEX, "data": [7]}]}, "cannot compute"),
         ({"inputs": [X, {"name": "index", "datatype": "INT64", "shape": [1]}]}, "no data"),
         ({"inputs": [X, INDEX], "outputs": [{"name": "w"}]}, "no output 'w'; it has y, z"),
         ({"inputs": [X, INDEX], "id": 7}, "id: Input should be a valid string"),
@@ -184,7 +184,7 @@ def test_too_much_json_is_refused_and_binary_data_is_the_alternative(serve: Call
     assert len(body) > 1000 and binary.status_code == 200
     as_json = body.replace(b"true", b"null")
     refused = client.post(INFER, content=as_json, headers={"Inference-Header-Content-Length": str(len(header))})
-    assert refused.status_code == 422 and "ask for binary_data" in refused.json()["error"]
+    assert refused.status_code == 422 and "request binary_data" in refused.json()["error"]
 
 
 def test_many_rows_are_computed_in_batches(serve: Callable[..., TestClient]) -> None:
@@ -293,7 +293,7 @@ def test_a_network_that_differs_from_its_manifest_does_not_answer(
     manifest["inputs"][0]["shape"] = [-1, 3]
     path.write_text(json.dumps(manifest))
     answer = serve().get("/v2/models/echo/ready")
-    assert answer.status_code == 503 and "[-1, 2] there and [-1, 3] in manifest.json" in answer.json()["error"]
+    assert answer.status_code == 503 and "[-1, 2] there but [-1, 3] in manifest.json" in answer.json()["error"]
 
 
 def test_a_network_computes_with_the_configured_number_of_threads(

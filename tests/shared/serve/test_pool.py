@@ -16,7 +16,7 @@ from shared.serve.runtime import pool as pool_module
 from shared.serve.runtime.limits import Busy, DeadlinePassed
 from shared.serve.runtime.pool import WorkerLost, WorkerPool
 from shared.serve.runtime.worker import WorkerListener
-from shared.serve.worker.handler import OutOfMemory, WorkerFault, refusal
+from shared.serve.worker.handler import OutOfMemory, WorkerFault, refusal_reply
 from shared.serve.worker.messages import Message
 
 
@@ -279,7 +279,7 @@ def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 0, 1, 2)
         worker.reply()
-        worker.reply(refusal(OutOfMemory()), Message({"fault": "ArithmeticError", "number": "ab"}))
+        worker.reply(refusal_reply(OutOfMemory()), Message({"fault": "ArithmeticError", "number": "ab"}))
         with pytest.raises(InvalidInputError) as refused:
             await tasks[1]
         assert refused.value.status == 413

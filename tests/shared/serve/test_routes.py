@@ -61,7 +61,7 @@ def test_the_application_s_own_routes_exist_too(echo_client: TestClient) -> None
     ("form", "status", "words"),
     [
         ({"files": [("options", (None, "x"))]}, 422, "no files"),
-        ({"data": {"sample": "four"}}, 422, "'four'; it has three"),
+        ({"data": {"sample": "four"}}, 422, "'four'; available: three"),
         ({"files": [csv(1), ("sample", (None, "three"))]}, 422, "not both"),
         ({"files": [("files", ("bad.csv", b"1,two", "text/csv"))]}, 422, "bad.csv is not a CSV"),
         ({"files": [("image", ("a.csv", b"1", "text/csv"))]}, 422, "send files in the field 'files'"),

@@ -29,9 +29,9 @@ from shared.serve.worker.messages import (
     Message,
     SharedBytes,
     bundle,
-    pair,
     receive,
     send,
+    socket_pair,
     unbundle,
     write_to_room,
 )
@@ -233,7 +233,7 @@ def test_workers_end_with_the_server(serve: Callable[..., TestClient]) -> None:
 
 
 def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -> None:
-    mine, theirs = pair()
+    mine, theirs = socket_pair()
     with mine, theirs:
         for blobs in ([b""], [b"abc", bytes(10)], [os.urandom(1_000_000), b"x"], [b""] * 5000):
             messages = [Message({"n": n, "text": "沪\ud800"}, blobs) for n in range(2)]
@@ -249,7 +249,7 @@ def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -
 
 
 def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None:
-    mine, theirs = pair()
+    mine, theirs = socket_pair()
     with mine, theirs:
         shared, back = [], []
         for number in range(3):
@@ -276,20 +276,20 @@ def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None
 
 
 def test_shared_memory_that_could_be_cut_off_is_not_taken() -> None:
-    mine, theirs = pair()
+    mine, theirs = socket_pair()
     with mine, theirs:
         shared = SharedBytes(Memory(100_000), 0, 1, lambda _: None)
-        shared.place = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
-        os.ftruncate(shared.place, 4096)
+        shared.descriptor = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+        os.ftruncate(shared.descriptor, 4096)
         send(mine, bundle([Message({}, (), [shared])]))
-        os.close(shared.place)
-        with pytest.raises(BrokenMessage, match="not of a fixed size"):
+        os.close(shared.descriptor)
+        with pytest.raises(BrokenMessage, match="not have a fixed size"):
             receive(theirs)
 
 
 @pytest.mark.parametrize("packet", [b"\0", b"\0" + bytes(4), b"\0\1\0\0\0" + b"\xff" * 8, b"\1", b"\0" + b"x" * 99])
 def test_what_is_no_message_is_told_apart(packet: bytes) -> None:
-    mine, theirs = pair()
+    mine, theirs = socket_pair()
     with mine, theirs:
         mine.send(packet)
         with pytest.raises(BrokenMessage):
