@@ -72,23 +72,23 @@ def create_app(
     It accepts the host names in ``settings.hosts``, or else those in ``hosts``, which the caller derives from the
     address that the server listens on; None accepts any. Raises ``InvalidInputError`` for settings that it cannot use.
     """
-    found = dict(installed() if apps is None else apps)
+    apps_by_name = dict(installed() if apps is None else apps)
     if settings.registry is not None and not settings.registry.is_dir():
         raise InvalidInputError(
             f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` creates one"
         )
-    if (first := settings.root.split("/")[1:2]) and first[0] in {*found, *_RESERVED_PATHS}:
+    if (first_segment := settings.root.split("/")[1:2]) and first_segment[0] in {*apps_by_name, *_RESERVED_PATHS}:
         raise InvalidInputError(
-            f"/{first[0]} is one of the server's own paths; set TRIVIUM_ROOT_PATH to a different path"
+            f"/{first_segment[0]} is one of the server's own paths; set TRIVIUM_ROOT_PATH to a different path"
         )
     webhook = webhook_from_settings(settings)
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
     live = LiveState(Promotions(store.engine))
-    registry = _open_registry(settings, found.values(), live)
+    registry = _open_registry(settings, apps_by_name.values(), live)
     remove_leftover_uploads(settings.store, exclusive=not store.shared)
     remove_files_left(store.engine, settings.store, alone=not store.shared)
-    services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
+    services = {name: Service(app, registry, settings, store, metrics) for name, app in apps_by_name.items()}
     networks = Networks(registry, settings, metrics, live.serving)
     model_users = {model: service for service in services.values() for model in service.app.models}
     live_versions = LiveVersions(live, registry, model_users, networks)
@@ -134,7 +134,7 @@ def create_app(
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
         lifespan=lifespan,
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-        openapi_tags=[{"name": name, "description": app.title} for name, app in found.items()],
+        openapi_tags=[{"name": name, "description": app.title} for name, app in apps_by_name.items()],
         servers=[{"url": settings.root}] if settings.root else None,
         docs_url=None,
         redoc_url=None,

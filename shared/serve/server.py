@@ -217,11 +217,11 @@ def raise_open_file_limit() -> int:
     have just been accepted, the rest for everything else. At the limit, neither files nor the database can be opened.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    target = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < target:
         with suppress(OSError, ValueError):  # a system may allow less than it states
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            soft = target
     return _MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 

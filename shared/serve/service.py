@@ -218,14 +218,14 @@ class Service:
             of_group = "" if group is None else f" of the group {group}"
             raise Busy(self.app.title, f"the maximum number of jobs{of_group} (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_AFTER_S)
 
-    def check_model(self, asked: str | None) -> None:
+    def check_model(self, model_name: str | None) -> None:
         """Raises ``InvalidInputError`` for a model of the application that this server has not loaded.
 
         The application itself checks any other value of its option ``model``.
         """
         loaded_names = [manifest.name for manifest in self.manifests if manifest.name not in self.app.partners]
-        if loaded_names and asked in self.app.models and asked not in loaded_names:
-            raise InvalidInputError(f"the model {asked} is not loaded; loaded: {', '.join(loaded_names)}")
+        if loaded_names and model_name in self.app.models and model_name not in loaded_names:
+            raise InvalidInputError(f"the model {model_name} is not loaded; loaded: {', '.join(loaded_names)}")
 
     async def _answer(
         self,

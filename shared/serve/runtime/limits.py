@@ -69,10 +69,10 @@ class DurationEstimate:
 class _GroupLoad:
     """The admitted requests of a group of keys, and how much later than predicted its last answers were."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_requests: int) -> None:
         self.computing = self.held_back = 0
         self.places: dict[Place, None] = {}
-        self.admitted: deque[float] = deque(maxlen=most)
+        self.admitted: deque[float] = deque(maxlen=max_requests)
         self.delay = DurationEstimate()
 
     def ahead(self) -> int:
@@ -87,7 +87,7 @@ class _GroupLoad:
 
 
 class RequestLimit:
-    """Admits at most ``most`` concurrent requests of each group of keys, if they can be answered before the deadline.
+    """Admits up to ``max_requests`` concurrent requests of each group of keys, if they can be answered in time.
 
     A request is admitted before its body is read. It counts until it is answered, or until its upload stalls while
     another request of its group finds no place. The time to answer a request is predicted from the throughput of the
@@ -95,8 +95,8 @@ class RequestLimit:
     storing, other requests of the batch, and a busy machine add to it.
     """
 
-    def __init__(self, title: str, most: int, deadline_s: float = math.inf) -> None:
-        self._title, self._max_bytes, self._deadline_s = title, most, deadline_s
+    def __init__(self, title: str, max_requests: int, deadline_s: float = math.inf) -> None:
+        self._title, self._max_requests, self._deadline_s = title, max_requests, deadline_s
         self._groups: dict[str | None, _GroupLoad] = {}
         self._last_answer = -math.inf
         self._seconds_per_answer: deque[float] = deque(maxlen=_MAX_SAMPLES)
@@ -104,7 +104,7 @@ class RequestLimit:
     def check(self, group: str | None = None) -> None:
         """Raises ``Busy`` if a request of the group would not be admitted."""
         load, of_group = self._load_of(group), "" if group is None else f" of the group {group}"
-        if len(load.places) >= self._max_bytes:
+        if len(load.places) >= self._max_requests:
             if (stalled := reclaim_stalled_place(load.places)) is None:
                 raise Busy(self._title, f"as many requests{of_group} as it can hold")
             del load.places[stalled]
@@ -168,7 +168,7 @@ class RequestLimit:
 
     def _load_of(self, group: str | None) -> _GroupLoad:
         if group not in self._groups:
-            self._groups[group] = _GroupLoad(self._max_bytes)
+            self._groups[group] = _GroupLoad(self._max_requests)
         return self._groups[group]
 
     def _requests_ahead(self, group: str | None, ahead: Callable[[_GroupLoad], int]) -> int:
@@ -187,14 +187,14 @@ class RequestLimit:
 
 
 class MemoryLimit:
-    """Limits the total size of request bodies to ``most`` bytes, and for each group of keys to ``max_bytes_of_group``.
+    """Limits the total size of request bodies to ``max_bytes``, and for each group of keys to ``max_bytes_of_group``.
 
     The second limit leaves room for other groups. If there is no room, a stalled upload is given up.
     """
 
-    def __init__(self, title: str, most: int, max_bytes_of_group: int | None = None) -> None:
-        self._title, self._max_bytes = title, most
-        self._max_bytes_of_group = most if max_bytes_of_group is None else max_bytes_of_group
+    def __init__(self, title: str, max_bytes: int, max_bytes_of_group: int | None = None) -> None:
+        self._title, self._max_bytes = title, max_bytes
+        self._max_bytes_of_group = max_bytes if max_bytes_of_group is None else max_bytes_of_group
         self._reserved: dict[Place, int] = {}
 
     @contextmanager

@@ -31,9 +31,11 @@ State = Literal["loading", "idle", "busy", "failed"]
 class WorkerLost(Busy):
     """The worker that was computing a request ended (503)."""
 
-    def __init__(self, title: str, why: str) -> None:
+    def __init__(self, title: str, reason: str) -> None:
         InvalidInputError.__init__(
-            self, f"the worker that was computing this for {title} ended ({why}) and is replaced; try again", status=503
+            self,
+            f"the worker that was computing this for {title} ended ({reason}) and is replaced; try again",
+            status=503,
         )
         self.retry_after_s = 5
 
@@ -249,7 +251,7 @@ class WorkerPool:
         self._refuse_hopeless()
         self._dispatch()
 
-    def on_end(self, worker: Worker, why: str, *, refused: bool) -> None:
+    def on_end(self, worker: Worker, reason: str, *, refused: bool) -> None:
         """Called when a worker has ended: its requests are answered or queued again, and it is replaced."""
         slot = self._slot_of(worker)
         batch, slot.batch = slot.batch, []
@@ -263,14 +265,14 @@ class WorkerPool:
                 self._queue.put_back(entry)
                 self._start_timer(entry)
             else:
-                entry.answer.set_exception(WorkerLost(self._title, why))
+                entry.answer.set_exception(WorkerLost(self._title, reason))
         if self._closed:
             return
         if loading or refused:
-            self._mark_failed(slot, why if refused else f"its worker ended while loading ({why})")
+            self._mark_failed(slot, reason if refused else f"its worker ended while loading ({reason})")
             return
         if not retryable:
-            log.error("a worker of %s ended (%s) and is replaced", self._title, why)
+            log.error("a worker of %s ended (%s) and is replaced", self._title, reason)
         slot.restarts += 1
         self._load(slot)
 
@@ -278,11 +280,11 @@ class WorkerPool:
         slot.state, slot.warm = "loading", False
         slot.worker.start(self)
 
-    def _mark_failed(self, slot: _Slot, why: str) -> None:
-        slot.state, slot.failure, slot.failed_at = "failed", why, time.monotonic()
+    def _mark_failed(self, slot: _Slot, reason: str) -> None:
+        slot.state, slot.failure, slot.failed_at = "failed", reason, time.monotonic()
         if any(other.state != "failed" for other in self._slots):
             return
-        refusal = InvalidInputError(why, status=503)
+        refusal = InvalidInputError(reason, status=503)
         if self._first_loaded is not None and not self._first_loaded.done():
             self._first_loaded.set_exception(refusal)
         for entry in self._queue:
@@ -313,14 +315,14 @@ class WorkerPool:
             slot.retryable = not slot.worker.begin([entry.request for entry in slot.batch])
         self._metrics.pending.set(len(self._queue))
 
-    def _take_batch(self, most: int) -> list[_Entry]:
+    def _take_batch(self, max_requests: int) -> list[_Entry]:
         """Takes the next requests out of the queue, only as many as can be computed before the earliest deadline.
 
         Every request of a batch waits for the whole batch. The first one is not always the oldest, because groups take
         turns.
         """
         batch, remaining_s, now = list[_Entry](), math.inf, time.monotonic()
-        while self._queue and len(batch) < most:
+        while self._queue and len(batch) < max_requests:
             entry = self._queue.first
             remaining_s = min(remaining_s, entry.deadline - entry.finish_s - now)
             if batch and (len(batch) + 1) * self._request_time.upper_bound_s > remaining_s:

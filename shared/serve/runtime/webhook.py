@@ -90,10 +90,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Webhook:
-    """Posts the identifier, application, state and group of each job that has ended to ``url``; nothing else of it.
+    """Posts the identifier, application, state and group of each finished job to ``url``, and nothing else about it.
 
-    The body is signed with ``key``. What was not delivered is in the store: it outlasts the server, and of several
-    servers on one store one delivers it.
+    The body is signed with ``key``. Pending notifications are in the store, so they survive a restart of the server. If
+    several servers share a store, only one of them sends each notification.
     """
 
     def __init__(self, url: str, key: bytes, root: str) -> None:
