@@ -26,7 +26,7 @@ from shared.serve.app import create_app
 from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
 from shared.serve.middleware.draining import Drain
-from shared.serve.middleware.own_hosts import own_hosts
+from shared.serve.middleware.own_hosts import accepted_hosts
 from shared.serve.runtime.listener import Listener
 from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.service import Service
@@ -68,7 +68,7 @@ def _serve(settings: Settings, demo: bool) -> None:
     with listen(settings.host, settings.port) as listener:
         files = raise_open_file_limit()
         listener.max_idle = files // 2
-        application = create_app(settings, hosts=own_hosts(settings.host))
+        application = create_app(settings, hosts=accepted_hosts(settings.host))
         config = uvicorn.Config(
             application,
             log_config=log_config(quiet=demo, as_json=settings.log_json),
@@ -104,7 +104,7 @@ def report_startup(
         announce(address, apps)
     else:
         log.info("open %s", address)
-    if keys is None and own_hosts(settings.host) is None:
+    if keys is None and accepted_hosts(settings.host) is None:
         log.warning(
             "no key is required: anyone who can reach this machine over the network can read and delete cases and "
             "change models; set TRIVIUM_REQUIRE_KEY=true (`trivium keys add NAME` creates a key), or put a proxy that "

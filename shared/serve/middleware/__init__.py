@@ -14,7 +14,7 @@ from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.key_required import KeyRequired
-from shared.serve.middleware.own_hosts import OwnHosts
+from shared.serve.middleware.own_hosts import AcceptedHosts
 from shared.serve.middleware.per_client import ClientPlaces, PerClient
 from shared.serve.middleware.root_path import RootPath
 from shared.serve.middleware.security_headers import SecurityHeaders
@@ -49,7 +49,7 @@ def add_middleware(
     # The middleware that is added last is the outermost.
     server.add_middleware(SmallBodies, json_routes=json_routes, max_bytes=max_json_bytes, timeout_s=deadline_s)
     server.add_middleware(CrossSiteWrites)
-    server.add_middleware(OwnHosts, hosts=hosts)
+    server.add_middleware(AcceptedHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(EarlyRefusal, checks=checks, deadline_s=deadline_s)

@@ -13,7 +13,7 @@ from shared.serve.middleware.error_answers import json_error
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def own_hosts(address: str) -> frozenset[str] | None:
+def accepted_hosts(address: str) -> frozenset[str] | None:
     """The host names that a server listening on ``address`` accepts; None accepts any.
 
     A server on the loopback device is only reached from this machine. A request for any other host name then comes from
@@ -27,7 +27,7 @@ def own_hosts(address: str) -> frozenset[str] | None:
     return frozenset({*LOOPBACK_NAMES, host_name}) if is_loopback else None
 
 
-class OwnHosts:
+class AcceptedHosts:
     """Refuses (421) requests whose ``Host`` is not in ``hosts``. A name without a port there allows any port."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:

@@ -33,7 +33,7 @@ class DeadlinePassed(InvalidInputError):
     """The request was not answered before its deadline (504)."""
 
     def __init__(self, title: str) -> None:
-        super().__init__(f"{title} did not answer before the deadline; send less at once or raise it", status=504)
+        super().__init__(f"{title} missed the deadline; send less at once, or raise the deadline", status=504)
 
 
 def deadline_error(title: str, waited_s: float, computed_s: float) -> InvalidInputError:
@@ -78,7 +78,8 @@ class _GroupLoad:
     def ahead(self) -> int:
         """How many requests will be computed before a new one of the group.
 
-        A request that is still being uploaded counts for the first two seconds only: later ones may overtake it.
+        A request that is still being uploaded counts for the first two seconds only, because later ones may overtake
+        it, unless it waits with its upload while others go first.
         """
         while self.admitted and time.monotonic() - self.admitted[0] >= _RECENT_S:
             self.admitted.popleft()

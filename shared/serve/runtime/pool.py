@@ -231,7 +231,7 @@ class WorkerPool:
             self._request_time.add(duration_s / max(1, len(batch)))
         slot.warm = True
         if len(replies) != len(batch):
-            log.error("%s: a worker gave %d replies to %d requests", self._title, len(replies), len(batch))
+            log.error("%s: a worker returned %d replies for %d requests", self._title, len(replies), len(batch))
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
         heads = [reply.head for reply in replies if "inferences" in reply.head]
         if heads:

@@ -1,4 +1,4 @@
-"""Who may ask, and from which page."""
+"""The accepted host names, and writes from pages of other sites."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.serve.app import create_app
-from shared.serve.middleware.own_hosts import own_hosts
+from shared.serve.middleware.own_hosts import accepted_hosts
 from shared.serve.settings import Settings
 
 Serve = Callable[..., TestClient]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
-def test_a_server_of_this_machine_is_asked_under_this_machines_names(address: str) -> None:
-    hosts = own_hosts(address)
+def test_a_loopback_server_accepts_the_loopback_names(address: str) -> None:
+    hosts = accepted_hosts(address)
     assert hosts is not None and {"localhost", "127.0.0.1", "[::1]"} <= hosts and "testserver" not in hosts
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_a_server_of_the_network_is_asked_under_any_name(address: str) -> None:
-    assert own_hosts(address) is None
+def test_a_network_server_accepts_any_host_name(address: str) -> None:
+    assert accepted_hosts(address) is None
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_a_server_of_the_network_is_asked_under_any_name(address: str) -> None:
         ("", 421),
     ],
 )
-def test_names_that_lead_here_from_elsewhere_are_not_answered(
-    settings: Settings, echo_app: App, host: str, status: int
-) -> None:
-    server = create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app}, hosts=own_hosts("127.0.0.1"))
+def test_unknown_host_names_are_refused(settings: Settings, echo_app: App, host: str, status: int) -> None:
+    server = create_app(
+        settings.model_copy(update={"hosts": None}), {"echo": echo_app}, hosts=accepted_hosts("127.0.0.1")
+    )
     with TestClient(server) as client:
         answer = client.get("/api/echo/cases", headers={"Host": host})
         assert answer.status_code == status
         assert status == 200 or "TRIVIUM_HOSTS" in answer.json()["detail"]
 
 
-def test_hosts_are_named_in_the_settings(serve: Serve) -> None:
+def test_the_settings_name_the_accepted_hosts(serve: Serve) -> None:
     client = serve(hosts="Trivium.example, other.example:8443")
     for host, status in {
         "trivium.example": 200,
