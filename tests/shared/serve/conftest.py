@@ -17,7 +17,7 @@ from tests.shared.serve.echo import Echo, make_app, write_artifact
 
 @pytest.fixture
 def echo() -> Echo:
-    """The predictor that the server will use, its gate open."""
+    """The predictor that the server uses, with its gate open."""
     predictor = Echo()
     predictor.gate.set()
     return predictor
@@ -25,15 +25,15 @@ def echo() -> Echo:
 
 @pytest.fixture
 def echo_app(tmp_path: Path, echo: Echo) -> App:
-    """The application."""
+    """The application ``echo``."""
     return make_app(tmp_path / "echo", echo)
 
 
 @pytest.fixture
 def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, App]]:
-    """The application ``fragile``, installed as a package of its own is, so that other processes find it too.
+    """The application ``fragile``, installed like a separate package, so that other processes can import it.
 
-    So is ``steady``, the same under another name.
+    Also ``steady``, the same application under another name.
     """
     package = tmp_path / "packages" / "fragile-1.dist-info"
     package.mkdir(parents=True)
@@ -68,7 +68,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def serve(settings: Settings, echo_app: App) -> Iterator[Callable[..., TestClient]]:
-    """Makes a client of a server with the application, with settings changed as named."""
+    """A function that returns a client of a server with the application, with the given changes to the settings."""
     opened: list[TestClient] = []
 
     def make(**changes: Any) -> TestClient:
@@ -77,11 +77,11 @@ def serve(settings: Settings, echo_app: App) -> Iterator[Callable[..., TestClien
         return opened[-1]
 
     yield make
-    for one in opened:
-        one.__exit__(None, None, None)
+    for client in opened:
+        client.__exit__(None, None, None)
 
 
 @pytest.fixture
 def echo_client(serve: Callable[..., TestClient]) -> TestClient:
-    """A client of a server with the settings as they are."""
+    """A client of a server with the unchanged settings."""
     return serve()

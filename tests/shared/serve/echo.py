@@ -1,4 +1,4 @@
-"""A fourth application, as small as one can be: it doubles the numbers in a CSV file."""
+"""A minimal application for tests: it doubles the numbers in a CSV file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.serve.service import Service
 
 @dataclass(frozen=True)
 class Numbers:
-    """What was read of the files of one request."""
+    """The numbers in the files of one request."""
 
     values: tuple[float, ...]
     poisoned: bool
@@ -34,11 +34,11 @@ class Numbers:
 
 @dataclass
 class Echo:
-    """The predictor, and its codec. ``batches`` are the sizes that ``predict`` was called with, ``units`` its options.
+    """The predictor and codec. ``batches`` are the batch sizes that ``predict`` was called with, ``units`` its options.
 
-    ``made`` are the files that were left for later and asked for, ``wrote_inputs`` how often its inputs were asked for.
-    ``gate`` holds it up when cleared.
-    The option ``unit`` must be equal for requests that are computed together.
+    ``made`` are the files generated on request, ``wrote_inputs`` how often the inputs were written.
+    ``gate`` blocks ``predict`` while it is cleared.
+    Only requests with an equal option ``unit`` form a batch.
     """
 
     batches: list[int] = field(default_factory=list)
@@ -191,13 +191,13 @@ def make_app(root: Path, echo: Echo) -> App:
 
 
 def csv(*numbers: float, name: str = "numbers.csv") -> tuple[str, tuple[str, bytes, str]]:
-    """A part of a form: the field, and a file."""
+    """A part of a form: the field name and a CSV file."""
     return "files", (name, ",".join(map(str, numbers)).encode(), "text/csv")
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Waits for what another thread brings about."""
+    """Waits until the condition is true; another thread makes it so."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""An installed application whose predictor fails in every way that takes a process with it, as its option says."""
+"""An installed application whose predictor crashes its process in the way that an option names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.deploy.predictor import Decoded, Later, Request, Response
 
 
 class Fragile:
-    """The option ``how`` says what happens; without it the answer is the process that gave it."""
+    """The option ``how`` names the failure; without it the answer is the process id."""
 
     def decode(self, request: Request) -> Decoded[str]:
         return Decoded(inputs=(request.options.get("how", ""),), options=None, context=request.options)
@@ -26,7 +26,7 @@ class Fragile:
             if how == "abort":
                 os.abort()
             if how.startswith("leave "):
-                # As where a killed worker had unpacked an upload; says where.
+                # Like a worker that is killed after it has unpacked an upload. Also writes the folder's name to a file.
                 folder = Path(tempfile.mkdtemp())
                 (folder / "upload").write_text("a patient's")
                 Path(how.removeprefix("leave ")).write_text(str(folder))
@@ -54,7 +54,7 @@ def _unused(*_: object) -> Any:
 app = App(
     name="fragile",
     title="Fragile",
-    summary="Ends as it is told to.",
+    summary="Crashes on request.",
     notice="For tests only.",
     root=Path(__file__).parent / "fragile",
     models=("echo",),

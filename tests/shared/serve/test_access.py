@@ -1,4 +1,4 @@
-"""What every request leaves behind, a line in the log and a place in a histogram; and how many a client may have."""
+"""The access log, the latency histogram, and the limit on the concurrent requests of a client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.shared.serve.echo import Echo, csv, until
 PREDICT = "/api/echo/predict"
 
 
-def test_every_answer_carries_the_identifier_of_its_line_in_the_log(
+def test_every_answer_has_the_identifier_of_its_log_line(
     echo_client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = datetime.now(UTC)
@@ -39,7 +39,7 @@ def test_every_answer_carries_the_identifier_of_its_line_in_the_log(
     assert len({line["request"] for line in lines}) == 4 and {line["status"] for line in lines[1:]} == {404}
 
 
-def test_the_line_names_the_trace_that_a_request_is_part_of(
+def test_the_log_line_has_the_trace_id_of_the_request(
     echo_client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"  # the example of W3C's Trace Context
@@ -50,7 +50,7 @@ def test_the_line_names_the_trace_that_a_request_is_part_of(
     assert [line.get("trace") for line in lines] == [trace, None, None]
 
 
-def test_latencies_are_counted_by_the_pattern_of_the_path(echo_client: TestClient) -> None:
+def test_latencies_are_recorded_by_path_pattern(echo_client: TestClient) -> None:
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
     echo_client.get("/api/echo/cases/none")
     text = echo_client.get("/metrics").text

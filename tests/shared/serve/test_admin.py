@@ -1,4 +1,4 @@
-"""The operator's page: what it shows, and to whom."""
+"""The operator's page: its content, and who may see it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.shared.serve.echo import Echo, csv, until
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Settings of a server that is reached under a name, through a proxy, too."""
+    """Settings of a server that is also reached under a host name, through a proxy."""
     return settings.model_copy(update={"hosts": "testserver,localhost"})
 
 
 @pytest.fixture
 def local(echo_client: TestClient) -> TestClient:
-    """A client that asks from the server's own machine."""
+    """A client on the server's own machine."""
     return TestClient(echo_client.app, client=("127.0.0.1", 50000), headers={"Host": "localhost:8000"})
 
 
-def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_client: TestClient) -> None:
+def test_the_page_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_client: TestClient) -> None:
     before = local.get("/admin")
     assert before.status_code == 200 and "not loaded" in before.text and "None yet." in before.text
     assert echo_client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
@@ -51,7 +51,7 @@ def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_
     assert local.get("/admin").headers["content-security-policy"].startswith("default-src 'self'")
 
 
-def test_an_operator_sees_it_on_postgresql_too(serve: Callable[..., TestClient], postgresql: PostgreSQL) -> None:
+def test_the_page_works_with_postgresql(serve: Callable[..., TestClient], postgresql: PostgreSQL) -> None:
     client = serve(store_url=postgresql.database(), require_key=True)
     key = {"X-Api-Key": Keys(client.app.state.store.engine).add("root", "operator")}  # type: ignore[attr-defined]
     assert client.post("/api/echo/predict", files=[csv(1)], headers=key).status_code == 200
@@ -62,7 +62,7 @@ def test_an_operator_sees_it_on_postgresql_too(serve: Callable[..., TestClient],
         assert client.get(path, headers=key).status_code == 200, path
 
 
-def test_it_shows_what_each_group_has(serve: Callable[..., TestClient], echo: Echo) -> None:
+def test_the_page_shows_the_cases_and_jobs_of_each_group(serve: Callable[..., TestClient], echo: Echo) -> None:
     client = serve(require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
     root, desk, lab, anna = (
@@ -89,7 +89,9 @@ def test_it_shows_what_each_group_has(serve: Callable[..., TestClient], echo: Ec
     until(lambda: all(client.get(url, headers=root).json()["state"] == "done" for url in waiting))
 
 
-def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., TestClient]) -> None:
+def test_clients_that_are_not_operators_do_not_see_the_page(
+    echo_client: TestClient, serve: Callable[..., TestClient]
+) -> None:
     for client in (echo_client, TestClient(echo_client.app, client=("192.0.2.7", 50000))):
         refused = client.get("/admin", headers={"Accept": "text/html"})
         assert refused.status_code == 403 and "own machine" in refused.text
@@ -99,12 +101,12 @@ def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., Test
     "headers",
     [{"Host": "testserver"}, {"X-Real-IP": "192.0.2.7"}, {"Forwarded": "for=192.0.2.7"}, {"Via": "1.1 proxy"}],
 )
-def test_what_a_proxy_on_the_same_machine_asks_is_not_asked_there(local: TestClient, headers: dict[str, str]) -> None:
+def test_a_request_through_a_local_proxy_is_not_local(local: TestClient, headers: dict[str, str]) -> None:
     assert local.get("/admin").status_code == 200
     assert local.get("/admin", headers=headers).status_code == 403
 
 
-def test_quantiles_are_those_that_prometheus_reads_from_the_histogram() -> None:
+def test_latency_quantiles_equal_those_of_prometheus() -> None:
     metrics = Metrics().of("m", "1")
     assert metrics.latency_quantile_s(0.5) is None
     for seconds in (0.02, 0.02, 0.02, 0.08, 50_000):

@@ -1,4 +1,4 @@
-"""The heavy work of one application, and that of jobs, does not slow what another application answers."""
+"""Heavy work of one application, or of jobs, does not slow down the answers of another application."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUESTS, TIMES, SLACK_S = 40, 4, 0.5
 
 @pytest.fixture
 def client(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> Iterator[TestClient]:
-    """A server with two applications in worker processes of their own."""
+    """A server with two applications, each in its own worker process."""
     write_artifact(tmp_path / "registry", 1, app="steady", name="steady")
     given = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "deadline_s": 60})
     with TestClient(create_app(given, {**fragile, "steady": installed()["steady"]})) as found:
@@ -30,7 +30,7 @@ def client(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> Itera
 
 
 def seconds(client: TestClient) -> float:
-    """The 95th percentile of what the steady application's answers take."""
+    """The 95th percentile of the seconds that the steady application takes to answer."""
     taken = []
     for _ in range(REQUESTS):
         began = time.monotonic()
@@ -72,7 +72,7 @@ def test_the_heavy_work_of_one_application_does_not_slow_another(client: TestCli
     assert answers == [503]
 
 
-def test_a_job_leaves_the_processor_to_what_somebody_waits_for(client: TestClient) -> None:
+def test_a_job_runs_at_a_lower_cpu_priority_than_requests(client: TestClient) -> None:
     assert client.post("/api/fragile/predict", files=[csv(1)]).status_code == 200
     before = children()
     job = client.post("/api/fragile/jobs", files=[csv(1)]).json()

@@ -1,4 +1,4 @@
-"""A store whose database another program holds, or that is damaged: what the log and the commands say."""
+"""A store whose database is locked by another program, or damaged: what the log and the commands say."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def held(store: Path) -> Iterator[None]:
-    """The database as long as another program writes to it."""
+    """Locks the database as another program that writes to it would."""
     with closing(sqlite3.connect(store / "trivium.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
 
 
 def damage(store: Path) -> None:
-    """Overwrites all pages of the database but the first two."""
+    """Overwrites all pages of the database except the first two."""
     file = store / "trivium.sqlite"
     content = file.read_bytes()
     file.write_bytes(content[:8192] + b"\xa5" * (len(content) - 8192))
 
 
-def test_the_log_holds_no_names_of_files_where_a_job_cannot_be_kept(
+def test_the_log_has_no_file_names_if_a_job_cannot_be_stored(
     serve: Callable[..., TestClient], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve()
@@ -48,7 +48,7 @@ def test_the_log_holds_no_names_of_files_where_a_job_cannot_be_kept(
     assert "locked" in caplog.text and "MUELLER" not in caplog.text
 
 
-def test_a_path_cannot_write_lines_of_its_own_into_the_log(
+def test_a_path_cannot_inject_lines_into_the_log(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve()
@@ -88,7 +88,7 @@ def test_a_command_says_that_another_program_holds_the_database(
 
 
 @pytest.mark.parametrize("command", [("keys", "add", "anna"), ("keys", "list"), ("serve", "--port", "0")])
-def test_a_command_says_what_to_do_where_the_database_is_damaged(
+def test_a_command_says_what_to_do_if_the_database_is_damaged(
     named: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
     damage(named)

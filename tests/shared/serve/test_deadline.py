@@ -18,13 +18,13 @@ PREDICT = "/api/echo/predict"
 
 
 def loaded(client: TestClient) -> TestClient:
-    """The client, once its server has the predictor: loading counts towards a deadline too."""
+    """A client whose server has loaded the predictor, because loading would count towards the deadline."""
     until(lambda: client.post(PREDICT, data={"sample": "unknown"}).status_code == 422)
     return client
 
 
 @pytest.mark.parametrize("step", ["decode", "encode"])
-def test_a_step_that_takes_too_long_is_answered_504(
+def test_a_step_past_the_deadline_is_answered_with_504(
     serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     go, whole = threading.Event(), getattr(echo, step)
@@ -45,7 +45,7 @@ def test_a_step_that_takes_too_long_is_answered_504(
     assert client.get("/api/echo/cases").json()["cases"] == []
 
 
-def test_a_case_that_is_stored_too_late_is_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_is_stored_after_the_deadline_is_removed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     go, done, add, remove = threading.Event(), threading.Event(), CaseStore.add, CaseStore.remove
     added: list[Any] = []
 
@@ -68,7 +68,7 @@ def test_a_case_that_is_stored_too_late_is_not_kept(serve: Serve, monkeypatch: p
     assert client.get(f"/api/echo/cases/{added[0].id}/files/result.json").status_code == 404
 
 
-def test_an_answer_leaves_before_what_came_after_it_is_computed(
+def test_an_answer_is_sent_before_later_requests_are_computed(
     serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, decode, go = 8, echo.decode, threading.Event()

@@ -1,4 +1,4 @@
-"""A server that is told to end answers first what it accepted."""
+"""A server that is stopped first answers the requests that it has accepted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ server.run(Settings(store=root / "store", port=int(sys.argv[2]), warm=False, dev
 
 
 class Process:
-    """A server in a process of its own, whose predictor computes once the file ``go`` is there."""
+    """A server in a separate process, whose predictor computes once the file ``go`` exists."""
 
     def __init__(self, folder: Path, drain_s: float) -> None:
         with listen("127.0.0.1", 0) as free:
@@ -80,7 +80,7 @@ class Process:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_accepted_is_answered_and_what_is_new_is_refused(tmp_path: Path, number: signal.Signals) -> None:
+def test_accepted_requests_are_answered_and_new_ones_refused(tmp_path: Path, number: signal.Signals) -> None:
     server = Process(tmp_path, drain_s=60)
     with ThreadPoolExecutor(NUMBER) as pool:
         try:
@@ -103,7 +103,7 @@ def test_what_was_accepted_is_answered_and_what_is_new_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_drain_ends_after_its_time_or_with_a_second_signal(tmp_path: Path, twice: bool) -> None:
+def test_a_drain_ends_at_its_timeout_or_with_a_second_signal(tmp_path: Path, twice: bool) -> None:
     server = Process(tmp_path, drain_s=60 if twice else 0.2)
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(server.predict)

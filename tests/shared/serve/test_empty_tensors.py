@@ -1,4 +1,4 @@
-"""Tensors without values under the Open Inference Protocol: answered or refused, and never given to the network."""
+"""Empty tensors under the Open Inference Protocol: answered or refused, but never passed to the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INFER = "/v2/models/echo/infer"
 X = {"name": "x", "datatype": "FP32", "shape": [0, 2], "data": []}
 INDEX = {"name": "index", "datatype": "INT64", "shape": [0], "data": []}
 
-# A process of its own: before zero rows were answered without the network, ONNX Runtime ended it with SIGABRT.
+# In a separate process: before zero rows were answered without the network, ONNX Runtime crashed with SIGABRT.
 _PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -73,7 +73,7 @@ def unused_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unused_network")
-def test_zero_rows_as_binary_data_are_answered_in_kind(echo_client: TestClient) -> None:
+def test_zero_rows_as_binary_data_are_answered_as_binary_data(echo_client: TestClient) -> None:
     header = {
         "inputs": [
             {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": 0}}
@@ -91,13 +91,13 @@ def test_zero_rows_as_binary_data_are_answered_in_kind(echo_client: TestClient) 
 
 
 @pytest.mark.usefixtures("unused_network")
-def test_inputs_of_which_only_some_have_no_rows_are_refused(echo_client: TestClient) -> None:
+def test_zero_rows_in_only_some_inputs_are_refused(echo_client: TestClient) -> None:
     answer = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "shape": [1], "data": [1]}]})
     assert answer.status_code == 400 and "'batch'" in answer.json()["error"]
 
 
 @pytest.mark.usefixtures("unused_network")
-def test_zero_rows_are_refused_where_the_manifest_does_not_fix_the_outputs_shape(
+def test_zero_rows_are_refused_if_the_manifest_does_not_fix_the_output_shape(
     serve: Callable[..., TestClient], tmp_path: Path
 ) -> None:
     path = tmp_path / "echo" / "weights" / "echo" / "2" / "manifest.json"
@@ -108,7 +108,7 @@ def test_zero_rows_are_refused_where_the_manifest_does_not_fix_the_outputs_shape
     assert answer.status_code == 400 and "the shape of the output 'y' depends on them" in answer.json()["error"]
 
 
-def test_a_network_without_a_batch_takes_no_empty_tensor() -> None:
+def test_a_network_without_a_batch_axis_refuses_empty_tensors() -> None:
     class Tensor:
         name, shape = "x", (3, "length")
 

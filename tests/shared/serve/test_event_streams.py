@@ -1,4 +1,4 @@
-"""Streams of events: how many there may be, and their end with the server's."""
+"""Event streams: limits on their number, and their end when the server stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOBS = "/api/echo/jobs"
 
 @pytest.fixture
 def address(settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server where one address may follow two jobs, and all together three."""
+    """A server that allows two event streams per address, and three in total."""
     monkeypatch.setattr(building, "_MAX_EVENT_STREAMS", 3)
     echo.gate.clear()
     server = create_app(settings.model_copy(update={"hosts": None, "max_per_client": 2}), {"echo": echo_app})
@@ -34,7 +34,7 @@ def address(settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.M
         echo.gate.set()
 
 
-def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
+def test_event_streams_are_limited_per_client_and_in_total(address: str) -> None:
     job = httpx.post(address + JOBS, data={"sample": "three"}).json()
     url = address + job["events"]
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
     assert httpx.get(address + job["url"]).status_code == 200
 
 
-def test_one_group_leaves_streams_to_others(
+def test_one_group_cannot_take_all_event_streams(
     settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "_MAX_EVENT_STREAMS", 4)
@@ -76,7 +76,7 @@ def test_one_group_leaves_streams_to_others(
         assert follow(lab).status_code == 200
 
 
-def test_the_events_of_a_job_end_with_the_server_and_without_an_error(tmp_path: Path) -> None:
+def test_event_streams_end_without_an_error_when_the_server_stops(tmp_path: Path) -> None:
     server = Process(tmp_path, drain_s=60)
     job = httpx.post(server.address + JOBS, data={"sample": "three"}).json()
     with httpx.stream("GET", server.address + job["events"], timeout=60) as stream:

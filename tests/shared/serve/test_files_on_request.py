@@ -72,7 +72,9 @@ def test_generating_files_is_queued_like_requests_and_refused_without_room(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(queue_length=1, max_batch=1, deadline_s=0.5)
-    until(lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422)  # it is loaded
+    until(
+        lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422
+    )  # the model is loaded
     case = ask(client)
     echo.gate.clear()
     assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it occupies the worker"

@@ -1,4 +1,4 @@
-"""A store whose disk is full."""
+"""A store on a full disk."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_another_disk_error_is_still_an_unexpected_error(
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 500
 
 
-def test_a_server_whose_disk_is_full_is_not_ready_and_says_why(
+def test_a_server_with_a_full_disk_is_not_ready_and_says_why(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert echo_client.get(READY).json() == {"ready": True}
@@ -120,7 +120,7 @@ def test_a_server_whose_disk_is_full_is_not_ready_and_says_why(
 
 @pytest.fixture
 def rows_need_space(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    """A disk so full that SQLite cannot delete a row before a case's files are gone."""
+    """A disk so full that SQLite cannot delete a row before the files of a case are deleted."""
     execute = Session.execute
 
     def executed(session: Session, statement: Any, *given: Any, **named: Any) -> Any:
@@ -184,7 +184,7 @@ def test_a_job_continues_once_there_is_space(
     assert (told["state"], told["attempts"]) == ("done", 1)
 
 
-def test_the_answer_of_a_job_is_kept_once_there_is_space(
+def test_the_answer_of_a_job_is_stored_once_there_is_disk_space(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr(service, "_DISK_SPACE_POLL_INTERVAL_S", 0.01)

@@ -1,4 +1,4 @@
-"""Every route under requests made from its own description, and every reader under bytes made at random.
+"""Fuzzing: every route with requests generated from the OpenAPI document, and every parser with random bytes.
 
 Schemathesis makes requests, right and wrong ones, from the OpenAPI document, in which the paths name real models and
 cases, and checks each answer against it: no status but those described, the stated content type and schema.
@@ -48,7 +48,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server with one case and one job, whose answers are quick."""
+    """A server with one case and one job, which answers fast."""
     folder, echo = tmp_path_factory.mktemp("fuzz"), Echo()
     echo.gate.set()
     given = Settings(store=folder / "store", device="cpu", warm=False, workers=0, deadline_s=10, max_files=5)
@@ -58,7 +58,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def with_real_names(document: dict[str, Any], client: httpx.Client) -> dict[str, Any]:
-    """The description, its paths' parameters as enumerations of what there is, and one that there is not."""
+    """The OpenAPI document with path parameters restricted to existing names, plus one that does not exist."""
     case = client.post("/api/echo/predict", files=[csv(1)]).json()["case"]
     job = client.post("/api/echo/jobs", files=[csv(1)]).json()["job"]
     real = {"name": ["echo"], "version": ["1", "2"], "case_id": [case], "job_id": [job], "file": ["doubled.csv"]}
@@ -77,7 +77,7 @@ def test_every_route_answers_as_its_description_says(client: httpx.Client) -> No
     for result in schema.get_all_operations():
         operation = result.ok()
         if operation.method.upper() == "DELETE":
-            continue  # it would take away what the others ask for
+            continue  # it would delete what the other requests use
 
         @repeatable(EXAMPLES)
         @given(case=operation.as_strategy())
@@ -115,7 +115,7 @@ TENSOR = st.fixed_dictionaries(
     tail=st.binary(max_size=40),
     length=st.none() | st.integers(-1, 400),
 )
-def test_a_body_is_read_or_refused(document: Any, tail: bytes, length: int | None) -> None:
+def test_a_tensor_body_is_parsed_or_refused(document: Any, tail: bytes, length: int | None) -> None:
     head = json.dumps(document).encode()
     try:
         found = read_request(head + tail, len(head) if length == 400 else length, SPECS, SPECS)
@@ -134,7 +134,7 @@ def test_a_body_is_read_or_refused(document: Any, tail: bytes, length: int | Non
         st.binary(max_size=120) | st.just(b"{}") | st.just(b'{"heads": [{}], "counts": [1]}'),
     )
 )
-def test_a_packet_of_a_worker_is_a_message_or_is_broken(packet: bytes) -> None:
+def test_a_packet_from_a_worker_is_a_message_or_raises_broken_message(packet: bytes) -> None:
     mine, theirs = socket_pair()
     with mine, theirs:
         mine.send(packet)
@@ -174,7 +174,7 @@ def test_a_packet_of_a_worker_is_a_message_or_is_broken(packet: bytes) -> None:
          "application/x-www-form-urlencoded", "text/plain", "\xff", ""]
     ),
 )  # fmt: skip
-def test_a_form_is_read_or_refused(client: httpx.Client, body: bytes, kind: str) -> None:
+def test_a_form_is_parsed_or_refused(client: httpx.Client, body: bytes, kind: str) -> None:
     answer = client.post("/api/echo/predict", content=body, headers={"Content-Type": kind.encode("latin-1")})
     assert answer.status_code in (200, 400, 413, 415, 422), answer.text
     assert answer.status_code == 200 or answer.json()["detail"]

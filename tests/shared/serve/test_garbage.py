@@ -1,4 +1,4 @@
-"""What refers to itself does not pile up in a server, whose collector is told to look rarely."""
+"""Reference cycles do not pile up in a server, although its garbage collector runs rarely."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def _collector() -> Iterator[None]:
 
 
 class Cycle:
-    """Refers to itself."""
+    """A reference cycle."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 async def _nothing(*_: object) -> None:
-    """An application."""
+    """An ASGI application that answers nothing."""
 
 
 @pytest.mark.usefixtures("_collector")
-def test_cycles_are_freed_within_a_minute_however_few_they_are() -> None:
+def test_even_few_reference_cycles_are_freed_within_a_minute() -> None:
     started = server._Server(uvicorn.Config(_nothing), announce=lambda: None, drain=Drain(), drain_s=0)
     server.reduce_garbage_collection()
     left = weakref.ref(Cycle())

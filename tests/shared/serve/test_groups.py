@@ -1,4 +1,4 @@
-"""Groups of keys: a key of a group sees the cases and jobs of that group, and nothing says that there are others."""
+"""Groups of keys: a key of a group sees only the cases and jobs of that group, and no sign of others."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def stranger(keyed: TestClient) -> Header:
 
 @pytest.fixture
 def everyone(keyed: TestClient) -> Header:
-    """A key of no group, which sees all."""
+    """A key without a group, which sees everything."""
     return add(keyed, "anna")
 
 
 def predicted(client: TestClient, header: Header) -> str:
-    """The identifier of a case that the key handed in."""
+    """The identifier of a case submitted with the key."""
     answer = client.post(PREDICT, files=[csv(1)], headers=header)
     assert answer.status_code == 200, answer.text
     found: str = answer.json()["case"]
@@ -68,7 +68,7 @@ def predicted(client: TestClient, header: Header) -> str:
 
 
 def done(client: TestClient, header: Header, **more: str) -> dict[str, str]:
-    """A job that the key handed in, once it is done."""
+    """A finished job submitted with the key."""
     taken = client.post(JOBS, files=[csv(2)], headers={**header, **more})
     assert taken.status_code == 202, taken.text
     url = taken.json()["url"]
@@ -86,7 +86,7 @@ def jobs(client: TestClient, header: Header) -> list[str]:
 
 
 def waiting(client: TestClient, number: int) -> bool:
-    """Whether so many requests wait for a worker."""
+    """Whether ``number`` requests wait for a worker."""
     found: bool = client.app.state.services["echo"].model.value.metrics.waiting() == number  # type: ignore[attr-defined]
     return found
 
@@ -104,7 +104,7 @@ def test_lists_hold_the_cases_and_jobs_of_the_keys_own_group(
     assert others in keyed.get("/", headers=everyone).text
 
 
-def test_no_route_answers_of_another_groups_case_or_job(
+def test_no_route_reveals_another_groups_case_or_job(
     keyed: TestClient, desk: Header, colleague: Header, stranger: Header
 ) -> None:
     job = done(keyed, desk)
@@ -121,7 +121,7 @@ def test_no_route_answers_of_another_groups_case_or_job(
             assert refused.status_code == 404, (method, path)
             nothing = keyed.request(method, unknown, json=body, headers=stranger).json()["detail"]
             told = refused.json()["detail"].replace(case, "none").replace(job["job"], "none")
-            assert told == nothing, "it is told as one that does not exist"
+            assert told == nothing, "the answer is the same as for one that does not exist"
             if method == "get":
                 assert keyed.get(named, headers=colleague).status_code == 200, path
             asked += 1
@@ -129,10 +129,10 @@ def test_no_route_answers_of_another_groups_case_or_job(
     for path, last in ((CASES, case), (JOBS, job["job"])):
         assert keyed.get(path, params={"before": last}, headers=stranger).status_code == 404
         assert keyed.get(path, params={"before": last}, headers=colleague).status_code == 200
-    assert cases(keyed, desk) == [case], "nobody else could delete it"
+    assert cases(keyed, desk) == [case], "no other group could delete it"
 
 
-def test_no_route_of_the_applications_answers_of_another_groups_case(settings: Settings) -> None:
+def test_no_application_route_reveals_another_groups_case(settings: Settings) -> None:
     client = TestClient(create_app(settings.model_copy(update={"require_key": True})))
     store, stranger = client.app.state.store, add(client, "treasury-1", "treasury")  # type: ignore[attr-defined]
     asked = []
@@ -162,7 +162,7 @@ def test_no_route_of_the_applications_answers_of_another_groups_case(settings: S
     assert {"/api/medical/cases/{case_id}/comparison", "/api/driving/cases/{case_id}"} <= set(asked)
 
 
-def test_an_idempotency_key_of_one_group_is_not_that_of_another(
+def test_idempotency_keys_are_separate_for_each_group(
     keyed: TestClient, desk: Header, colleague: Header, stranger: Header
 ) -> None:
     first = done(keyed, desk, **{"Idempotency-Key": "batch 1"})
@@ -170,19 +170,21 @@ def test_an_idempotency_key_of_one_group_is_not_that_of_another(
     assert done(keyed, stranger, **{"Idempotency-Key": "batch 1"})["job"] != first["job"]
 
 
-def test_a_group_makes_room_for_its_cases_among_its_own(serve: Callable[..., TestClient], settings: Settings) -> None:
+def test_a_group_at_its_case_limit_loses_its_own_oldest_cases(
+    serve: Callable[..., TestClient], settings: Settings
+) -> None:
     client = serve(require_key=True, keep_cases=2)
     desk, stranger, nobody = add(client, "d", "desk"), add(client, "t", "treasury"), add(client, "anna")
     first, own = predicted(client, desk), predicted(client, nobody)
     flood = [predicted(client, stranger) for _ in range(4)]
     assert cases(client, desk) == [first] and cases(client, stranger) == flood[:1:-1]
     latest = [predicted(client, desk) for _ in range(2)]
-    assert cases(client, desk) == latest[::-1], "its oldest goes"
+    assert cases(client, desk) == latest[::-1], "its oldest case is deleted"
     assert cases(client, nobody)[-1] == own and len(cases(client, nobody)) == 5
     assert {path.name for path in (settings.store / "cases").iterdir()} == set(cases(client, nobody))
 
 
-def test_a_group_has_its_own_bytes(serve: Callable[..., TestClient]) -> None:
+def test_the_byte_limit_applies_to_each_group(serve: Callable[..., TestClient]) -> None:
     client = serve(require_key=True)
     predicted(client, add(client, "desk-1", "desk"))
     size = client.app.state.store.used_bytes("echo")  # type: ignore[attr-defined]
@@ -194,7 +196,7 @@ def test_a_group_has_its_own_bytes(serve: Callable[..., TestClient]) -> None:
     assert cases(client, desk) == kept and len(kept) == 2 and cases(client, stranger) == flood[:0:-1]
 
 
-def test_the_jobs_of_a_group_leave_room_for_those_of_others_and_take_turns_with_them(
+def test_the_jobs_of_a_group_leave_room_for_other_groups_and_take_turns(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(require_key=True, max_jobs=3)
@@ -217,11 +219,11 @@ def test_the_jobs_of_a_group_leave_room_for_those_of_others_and_take_turns_with_
     every = [*flood, *others]
     until(lambda: all(client.get(url, headers=nobody).json()["state"] == "done" for url in every))
     answered = [client.get(url, headers=nobody).json()["case_id"] for url in (flood[0], *others, *flood[1:])]
-    assert cases(client, nobody) == answered[::-1], "those of others come before the rest of a flood"
+    assert cases(client, nobody) == answered[::-1], "jobs of others come before the rest of a flood"
     assert client.post(JOBS, files=[csv(2)], headers=desk).status_code == 202
 
 
-def test_the_requests_of_a_group_leave_places_for_those_of_others_and_take_turns_with_them(
+def test_the_requests_of_a_group_leave_places_for_other_groups_and_take_turns(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(require_key=True, queue_length=3, max_batch=1)
@@ -250,7 +252,7 @@ def test_the_requests_of_a_group_leave_places_for_those_of_others_and_take_turns
 def all_places_taken(
     client: TestClient, echo: Echo, headers: Header
 ) -> Iterator[tuple[ThreadPoolExecutor, list[Future[Any]]]]:
-    """One request of a key is computed and another waits, until the gate is set or the block ends; threads for more."""
+    """Keeps one request of a key computing and another waiting until the gate is set; yields a pool for others."""
     echo.gate.clear()
     echo.entered.clear()
     with ThreadPoolExecutor(3) as pool:
@@ -264,7 +266,7 @@ def all_places_taken(
             echo.gate.set()
 
 
-def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_another_group(
+def test_a_file_on_request_does_not_wait_for_the_requests_of_another_group(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(require_key=True, queue_length=1, max_batch=1)
@@ -278,7 +280,7 @@ def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_anothe
         assert {one.result().status_code for one in inside} == {200}
 
 
-def test_a_file_of_a_group_that_has_no_place_is_made_for_who_has_none(
+def test_a_caller_without_a_group_gets_a_file_of_a_group_at_its_limit(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(require_key=True, queue_length=1, max_batch=1)
@@ -293,14 +295,16 @@ def test_a_file_of_a_group_that_has_no_place_is_made_for_who_has_none(
         assert {one.result().status_code for one in inside} == {200}
 
 
-def test_counters_of_all_are_not_for_a_group(keyed: TestClient, desk: Header, everyone: Header) -> None:
+def test_a_key_of_a_group_cannot_read_the_counters_of_all_groups(
+    keyed: TestClient, desk: Header, everyone: Header
+) -> None:
     for path in ("/v2/models/stats", "/v2/models/echo/stats", "/v2/models/echo/versions/2/stats"):
         refused = keyed.get(path, headers=desk)
         assert refused.status_code == 403 and "use a key without a group" in refused.json()["error"]
         assert keyed.get(path, headers=everyone).status_code == 200
 
 
-def test_a_case_that_is_not_kept_is_of_its_group_too(
+def test_a_case_that_is_not_stored_also_belongs_to_its_group(
     serve: Callable[..., TestClient],
 ) -> None:
     client = serve(require_key=True, keep_bytes=1)
@@ -310,7 +314,7 @@ def test_a_case_that_is_not_kept_is_of_its_group_too(
     assert client.get(f"{CASES}/{case}", headers=stranger).status_code == 404
 
 
-def test_without_keys_whatever_a_group_handed_in_is_seen(
+def test_a_server_without_keys_shows_the_cases_and_jobs_of_all_groups(
     settings: Settings, echo_app: App, tmp_path: Path, echo: object
 ) -> None:
     with TestClient(create_app(settings.model_copy(update={"require_key": True}), {"echo": echo_app})) as client:
@@ -319,7 +323,7 @@ def test_without_keys_whatever_a_group_handed_in_is_seen(
         assert cases(client, {}) == [case]
 
 
-def test_groups_are_in_a_backup(keyed: TestClient, desk: Header, stranger: Header, tmp_path: Path) -> None:
+def test_a_backup_includes_groups(keyed: TestClient, desk: Header, stranger: Header, tmp_path: Path) -> None:
     case = predicted(keyed, desk)
     store = keyed.app.state.store  # type: ignore[attr-defined]
     backup(store.engine, store.folder, tmp_path / "b.tar")
@@ -328,7 +332,7 @@ def test_groups_are_in_a_backup(keyed: TestClient, desk: Header, stranger: Heade
         assert other.get("echo", case, "desk") is not None and other.get("echo", case, "treasury") is None
 
 
-def test_a_group_is_named_where_a_key_is_added(
+def test_keys_are_added_with_a_group_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
@@ -337,7 +341,7 @@ def test_a_group_is_named_where_a_key_is_added(
     assert cli.main(["keys", "add", "desk-3", "--group", "desk"]) == 0
     assert "no other key" not in capsys.readouterr().err
     assert cli.main(["keys", "add", "desk-4", "--group", "Desk"]) == 0
-    assert "no other key is of the group Desk" in capsys.readouterr().err, "it may be misspelt"
+    assert "no other key is of the group Desk" in capsys.readouterr().err, "the name may be misspelt"
     for ignored in (
         ["list", "--group", "desk"],
         ["revoke", "desk-3", "--group", "Desk"],

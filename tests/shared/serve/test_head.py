@@ -1,4 +1,4 @@
-"""HEAD, which monitors and downloads send: the headers of GET, and nothing after them."""
+"""HEAD requests, as monitors and download tools send them: the headers of GET, and no body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import serving
 from tests.shared.serve.echo import csv
 
 
-def test_head_is_answered_as_get_is_without_a_body(settings: Settings, echo_app: App) -> None:
+def test_head_is_answered_like_get_without_a_body(settings: Settings, echo_app: App) -> None:
     with (
         serving(create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app})) as address,
         httpx.Client(base_url=address) as client,
@@ -30,7 +30,7 @@ def test_head_is_answered_as_get_is_without_a_body(settings: Settings, echo_app:
                 assert head.headers.get(name) == got.headers.get(name), (path, name)
         assert client.head("/api/echo/cases/none").status_code == 404
         assert client.head("/api/echo/predict").status_code == 405
-        # Nothing of a body stands before the next answer on the connection.
+        # No body precedes the next answer on the connection.
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
         connection.request("HEAD", case["picture"])
         assert connection.getresponse().read() == b""

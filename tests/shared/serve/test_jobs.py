@@ -59,7 +59,7 @@ def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
     assert (
         case["result"] == {"doubled": [2, 4], "options": {"unit": "mm"}} and case["inputs"][0]["name"] == "numbers.csv"
     )
-    until(lambda: not any((settings.store / "jobs").iterdir()))  # the files are gone once they are not needed
+    until(lambda: not any((settings.store / "jobs").iterdir()))  # the files are removed once they are not needed
     assert [one["job"] for one in echo_client.get(JOBS).json()["jobs"]] == [job["job"]]
 
 
@@ -107,7 +107,7 @@ def test_a_failed_job_states_the_reason(
     told = events(echo_client, job)[-1]
     assert told["state"] == "failed" and told["status"] == status and words in told["problem"]
     assert "secret" not in told["problem"]
-    if status == 500:  # the job's line names the number under which the worker has logged the cause
+    if status == 500:  # the job's log line has the number under which the worker has logged the cause
         line = next(record.message for record in caplog.records if job["job"] in record.message)
         number = line.split("(error ")[1].rstrip(")")
         assert any(number in record.message and record.exc_info for record in caplog.records)
@@ -247,7 +247,7 @@ def test_a_repeated_submission_with_the_same_key_returns_the_existing_job(
     until(echo.entered.is_set)
     assert hand_in("MUELLER-7") == first, "while it runs"
     others = {hand_in("MUELLER-8"), hand_in("MUELLER-7", 2), hand_in("MUELLER-7", unit="mm"), hand_in("")}
-    assert len(others | {first}) == 5, "another key or form, or none, is another job"
+    assert len(others | {first}) == 5, "another key or form, or no key, makes another job"
     echo.gate.set()
     until(lambda: echo_client.get(f"{JOBS}/{first}").json()["state"] == "done")
     assert hand_in("MUELLER-7") == first, "when it is done"
@@ -313,7 +313,7 @@ def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
     assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed again for that"
     monkeypatch.setattr(CaseStore, "add", database_is_gone(CaseStore.add, 1, []))
     told = events(echo_client, add(echo_client, 5))[-1]
-    assert (told["state"], told["attempts"]) == ("done", 2), "its answer could not be kept"
+    assert (told["state"], told["attempts"]) == ("done", 2), "its answer could not be stored"
     assert echo_client.get(told["case"]).json()["result"]["doubled"] == [10]
 
 

@@ -142,7 +142,7 @@ def test_a_worker_process_returns_inputs_too(tmp_path: Path, settings: Settings,
     assert (home / ".input-given").stat().st_size == (home / "large").stat().st_size == 100_000
 
 
-def test_the_setting_is_a_variable_and_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_inputs_is_an_environment_variable_and_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Settings] = []
     monkeypatch.setattr("shared.serve.server.run", lambda settings, demo: given.append(settings))
     assert cli.main(["serve"]) == cli.main(["serve", "--keep-inputs"]) == 0

@@ -1,4 +1,4 @@
-"""Keys: who is let in where one is required, what each may do, and how soon a key that is revoked does not count."""
+"""Keys: access on a server that requires them, roles, and how soon a revoked key is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def basic(name: str, key: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{name}:{key}".encode()).decode()}
 
 
-def test_nothing_but_the_probes_is_answered_without_a_key(keyed: TestClient) -> None:
+def test_only_health_probes_are_answered_without_a_key(keyed: TestClient) -> None:
     paths = [
         *("/", "/echo", "/docs", "/openapi.json", "/admin", "/metrics", "/none", "/static/shared/case.js", "/v2"),
         *("/api/echo/cases", "/api/echo/samples", "/api/models", "/v2/models/echo", "//healthz", "/healthz/"),
@@ -75,16 +75,14 @@ def test_nothing_but_the_probes_is_answered_without_a_key(keyed: TestClient) -> 
     "given",
     ["", "Bearer", "Bearer ", "Bearer x", "Basic", "Basic x", "Basic eA==", "Basic /w==", "Digest a:b", "Bearer é"],
 )
-def test_what_is_no_key_is_refused_in_a_sentence(keyed: TestClient, given: str) -> None:
+def test_an_invalid_key_is_refused_with_a_sentence(keyed: TestClient, given: str) -> None:
     add(keyed, "anna")
     refused = keyed.get("/api/echo/cases", headers={"Authorization": given.encode("latin-1")})
     assert refused.status_code == 401 and "TRIVIUM_KEY" in refused.json()["detail"]
     assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": given.encode("latin-1")}).json()["error"]
 
 
-def test_a_key_goes_in_a_header_of_its_own_where_a_proxy_has_the_other(
-    keyed: TestClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_key_may_be_sent_as_x_api_key_behind_a_proxy(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     key = add(keyed, "anna")["Authorization"].removeprefix("Bearer ")
     proxy_s = basic("anna", "password of the proxy's")
     with caplog.at_level(logging.INFO):
@@ -114,7 +112,7 @@ def test_a_user_predicts_and_reads_and_an_operator_also_changes_models(keyed: Te
     assert keyed.get("/api/models", headers=user).status_code == 200
 
 
-def test_a_browser_gives_the_key_as_a_password_and_another_site_cannot_use_it(keyed: TestClient) -> None:
+def test_a_browser_sends_the_key_as_a_password_and_other_sites_cannot_use_it(keyed: TestClient) -> None:
     key = add(keyed, "anna")["Authorization"].removeprefix("Bearer ")
     page = keyed.get("/echo", headers=basic("anna", key))
     assert page.status_code == 200 and "<form" in page.text
@@ -129,7 +127,7 @@ def test_a_browser_gives_the_key_as_a_password_and_another_site_cannot_use_it(ke
     assert keyed.post("/api/echo/predict", files=[csv(1)], headers=foreign).status_code == 403
 
 
-def test_the_log_names_the_key_and_never_holds_it(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_the_name_of_the_key_but_not_the_key(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     header = add(keyed, "anna")
     with caplog.at_level(logging.INFO):
         keyed.get("/api/echo/cases", headers=header)
@@ -139,7 +137,7 @@ def test_the_log_names_the_key_and_never_holds_it(keyed: TestClient, caplog: pyt
     assert header["Authorization"].removeprefix("Bearer ") not in caplog.text
 
 
-def test_a_revoked_key_does_not_count_after_seconds_and_no_request_reads_the_database(
+def test_a_revoked_key_is_refused_after_seconds_and_requests_do_not_read_the_database(
     keyed: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, reads = [1000.0], []
@@ -155,7 +153,7 @@ def test_a_revoked_key_does_not_count_after_seconds_and_no_request_reads_the_dat
     assert len(reads) == 2
 
 
-def test_without_the_database_nobody_is_let_in_on_an_old_reading(
+def test_an_expired_key_cache_is_not_used_during_a_database_outage(
     keyed: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = add(keyed, "anna")
@@ -169,7 +167,7 @@ def test_without_the_database_nobody_is_let_in_on_an_old_reading(
     assert keyed.get("/v2/health/live", headers=header).status_code == 200
 
 
-def test_a_key_revoked_on_one_server_does_not_count_on_another(postgresql: PostgreSQL, tmp_path: Path) -> None:
+def test_a_key_revoked_on_one_server_is_refused_by_another(postgresql: PostgreSQL, tmp_path: Path) -> None:
     url = postgresql.database()
     with closing(CaseStore(tmp_path / "s", url)) as one, closing(CaseStore(tmp_path / "s", url)) as two:
         key = Keys(one.engine).add("anna", "user")
@@ -182,7 +180,7 @@ def test_a_key_revoked_on_one_server_does_not_count_on_another(postgresql: Postg
             Keys(one.engine).revoke("anna")
 
 
-def test_the_interfaces_description_has_the_scheme_where_a_key_is_required(keyed: TestClient) -> None:
+def test_the_openapi_document_has_the_security_scheme_if_a_key_is_required(keyed: TestClient) -> None:
     anna = add(keyed, "anna")
     found = keyed.get("/openapi.json", headers=anna).json()
     schemes = found["components"]["securitySchemes"]
@@ -199,7 +197,7 @@ def test_the_interfaces_description_has_the_scheme_where_a_key_is_required(keyed
     assert found["paths"]["/v2/health/live"]["get"]["security"] == [{}, {"key": []}, {"header": []}]
 
 
-def test_without_the_setting_nothing_of_keys_is_asked_or_described(echo_client: TestClient) -> None:
+def test_without_require_key_no_key_is_required_or_documented(echo_client: TestClient) -> None:
     assert echo_client.get("/api/models", headers=bearer("anything")).status_code == 200
     found = echo_client.get("/openapi.json").json()
     assert "security" not in found and "securitySchemes" not in found["components"]
@@ -208,7 +206,7 @@ def test_without_the_setting_nothing_of_keys_is_asked_or_described(echo_client: 
 
 @pytest.fixture
 def over_grpc(tmp_path: Path) -> Iterator[tuple[grpc.Channel, Keys]]:
-    """A channel to a server that requires keys, and those."""
+    """A channel to a server that requires keys, and its keys."""
     settings = Settings(
         store=tmp_path / "store", device="cpu", workers=0, warm=False, grpc_port=0, require_key=True, upload_s=5
     )
@@ -248,7 +246,7 @@ def call(
     return grpc.StatusCode.OK
 
 
-def test_grpc_wants_the_key_in_its_metadata(
+def test_grpc_requires_the_key_in_the_metadata(
     over_grpc: tuple[grpc.Channel, Keys], caplog: pytest.LogCaptureFixture
 ) -> None:
     channel, keys = over_grpc
@@ -288,11 +286,11 @@ def test_a_stream_over_grpc_ends_without_a_key_and_each_request_of_it_is_logged(
     assert [line["request"] for line in lines[1:]] == ["r7", "r7"]
 
 
-def test_keys_are_added_listed_and_revoked_at_the_command_line(
+def test_keys_are_added_listed_and_revoked_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
-    assert cli.main(["keys", "list"]) == 2, "there is no store yet"
+    assert cli.main(["keys", "list"]) == 2, "no store exists yet"
     assert cli.main(["keys", "add", "pacs-1"]) == 0
     first = capsys.readouterr()
     assert str(tmp_path / "store") in first.err and "store is new" in first.err
@@ -312,14 +310,14 @@ def test_keys_are_added_listed_and_revoked_at_the_command_line(
     assert digest_of(keys[1]).encode() not in stored
 
 
-def test_no_backup_holds_keys(tmp_path: Path) -> None:
+def test_backups_contain_no_keys(tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path / "store")) as store:
         digest = digest_of(Keys(store.engine).add("anna", "user"))
         backup(store.engine, store.folder, tmp_path / "b.tar")
     assert digest.encode() not in (tmp_path / "b.tar").read_bytes()
 
 
-def test_the_commands_take_the_key_from_the_environment(
+def test_the_commands_read_the_key_from_the_environment(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = create_app(
@@ -345,7 +343,7 @@ def test_the_commands_take_the_key_from_the_environment(
         ("0.0.0.0", True, True, ""),
     ],
 )
-def test_a_server_that_others_reach_without_keys_says_so_when_it_starts(
+def test_a_server_that_is_reachable_without_keys_warns_at_the_start(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     host: str,

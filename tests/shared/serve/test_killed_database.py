@@ -1,4 +1,4 @@
-"""PostgreSQL and a worker are killed (SIGKILL) in the middle of load: nothing that was acknowledged is lost."""
+"""PostgreSQL and a worker are killed (SIGKILL) under load: nothing that was acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
 
 @pytest.fixture
 def database() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server of this test's own, to be killed."""
+    """A PostgreSQL server that the test may kill."""
     yield from running()
 
 
 @pytest.fixture
 def client(tmp_path: Path, settings: Settings, fragile: dict[str, App], database: PostgreSQL) -> Iterator[TestClient]:
-    """A server whose application computes in a process, and whose store is on PostgreSQL."""
+    """A server with a worker process and a store in PostgreSQL."""
     given = {"workers": 1, "registry": tmp_path / "registry", "store_url": database.database()}
     with TestClient(create_app(settings.model_copy(update=given), fragile)) as found:
         yield found
 
 
-def test_what_was_acknowledged_outlives_a_killed_worker_and_a_killed_database(
+def test_acknowledged_work_survives_a_killed_worker_and_a_killed_database(
     client: TestClient, database: PostgreSQL
 ) -> None:
     kept: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""A server that is killed in the middle of load: what it acknowledged is there when it is started again."""
+"""A server is killed under load: everything that it acknowledged exists after a restart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ server.run(Settings(store=root / "store", port=int(sys.argv[2]), warm=False, dev
 
 
 class Process:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     def __init__(self, folder: Path, port: int, name: str) -> None:
         self.address = f"http://127.0.0.1:{port}"
@@ -52,7 +52,7 @@ class Process:
         self.process.wait(20)
 
 
-def test_what_was_acknowledged_outlives_kill_9(tmp_path: Path) -> None:
+def test_acknowledged_work_survives_kill_9(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     server = Process(tmp_path, port, "first")
@@ -60,7 +60,7 @@ def test_what_was_acknowledged_outlives_kill_9(tmp_path: Path) -> None:
     jobs: list[dict[str, Any]] = []
 
     def load(number: int) -> None:
-        """Asks until the server is gone, and remembers what it was told."""
+        """Sends requests until the server is gone, and records the answers."""
         try:
             while True:
                 files = [("files", ("n.csv", f"{number},{len(kept)}".encode()))]

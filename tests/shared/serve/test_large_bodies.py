@@ -1,4 +1,4 @@
-"""Large bodies go from their connection to the worker, and answers back, in memory that is used again."""
+"""Large bodies and answers pass between connection and worker in reused memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(answer: HTTPResponse, expected: Any) -> None:
     np.testing.assert_array_equal(np.frombuffer(content, "<f4", expected.size, start), expected.ravel())
 
 
-def test_large_bodies_are_taken_one_after_another_from_one_connection(
+def test_large_bodies_are_received_one_after_another_over_one_connection(
     connection: HTTPConnection, server: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[large_bodies.BodyReceiver] = []
@@ -86,11 +86,11 @@ def test_large_bodies_are_taken_one_after_another_from_one_connection(
         assert connection.getresponse().read() == b'{"live":true}'
     assert len(taken) == 5 and all(one.left == 0 for one in taken)
     memory: SharedMemory = server.state.networks.shared_memory
-    # The first answer's size was not known yet; the others lie beside their requests, all in the same memory.
+    # The size of the first answer was not known; the other answers are next to their requests, in the same memory.
     until(lambda: (gc.collect(), len(memory._cached))[1] == 2)
 
 
-def test_what_is_refused_is_dropped_and_the_connection_is_of_use_still(connection: HTTPConnection) -> None:
+def test_a_refused_body_is_discarded_and_the_connection_stays_usable(connection: HTTPConnection) -> None:
     body, headers, expected = request(0)
     for path, status in (("/v2/models/none/infer", 404), (INFER.replace("infer", "versions/9/infer"), 404)):
         connection.request("POST", path, body, headers)
@@ -104,7 +104,7 @@ def test_what_is_refused_is_dropped_and_the_connection_is_of_use_still(connectio
     check(connection.getresponse(), expected)
 
 
-def test_pieces_pipelined_requests_and_clients_that_ask_first_or_leave(
+def test_chunked_sending_pipelining_expect_continue_and_disconnects(
     place: tuple[str, int], connection: HTTPConnection, server: FastAPI
 ) -> None:
     body, headers, expected = request(3)
@@ -134,7 +134,7 @@ def test_pieces_pipelined_requests_and_clients_that_ask_first_or_leave(
     until(lambda: not server.state.networks.memory._reserved)
 
 
-def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
+def test_memory_is_reused_once_nothing_refers_to_it() -> None:
     memory = SharedMemory(3 << 20)
     first = memory.take(100_000, 7, 50_000)
     assert (first.start + 7) % 64 == 0 and len(first.body) == 100_000 and len(first.room) >= 50_000
@@ -149,7 +149,7 @@ def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
     assert sum(map(len, memory._cached)) <= 3 << 20
 
 
-def test_tensors_in_aligned_memory_are_not_copied_and_others_are() -> None:
+def test_only_tensors_in_unaligned_memory_are_copied() -> None:
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1,))
     entry = {"name": "x", "shape": [4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
     text = json.dumps({"inputs": [entry]}).encode()

@@ -1,4 +1,4 @@
-"""What is let in, and what becomes of it when its client leaves: over sockets, as clients can be rude there."""
+"""Admission of requests, and clients that disconnect; over raw sockets, so that clients can misbehave."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live]
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code in (400, 415))
 
 
-def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callable[..., Live]) -> None:
+def test_tensor_bodies_share_a_memory_limit(live: Callable[..., Live]) -> None:
     server = live(min_upload_rate=0)
     headers = {"Inference-Header-Content-Length": "2"}
     begun = [server.send(INFER, b"", 100_000, "Inference-Header-Content-Length: 2") for _ in range(4)]
@@ -94,7 +94,7 @@ def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callabl
     until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 400)
 
 
-def test_memory_is_freed() -> None:
+def test_reserved_memory_is_released() -> None:
     memory = MemoryLimit("it", 10)
     with memory.reserve(Place()) as reserve, memory.reserve(Place()) as other:
         reserve(4)
@@ -105,7 +105,7 @@ def test_memory_is_freed() -> None:
         reserve(10)
 
 
-def test_one_group_leaves_memory_to_others() -> None:
+def test_one_group_cannot_reserve_all_memory() -> None:
     memory = MemoryLimit("it", 10, max_bytes_of_group=8)
     with memory.reserve(Place("desk")) as desk, memory.reserve(Place("desk")) as more, memory.reserve(Place()) as other:
         desk(4)
@@ -118,7 +118,7 @@ def test_one_group_leaves_memory_to_others() -> None:
 
 
 class Stalled:
-    """An upload of which nothing comes."""
+    """An upload that receives no data."""
 
     given_up = False
 
@@ -127,7 +127,7 @@ class Stalled:
         return True
 
 
-def test_a_group_that_has_all_its_memory_takes_none_from_the_stalled_uploads_of_others() -> None:
+def test_a_group_at_its_memory_limit_does_not_end_stalled_uploads_of_others() -> None:
     memory, stalled = MemoryLimit("it", 10, max_bytes_of_group=8), Stalled()
     other, own = Place("treasury"), Place("desk")
     with memory.reserve(other) as first, memory.reserve(own) as second, memory.reserve(Place("desk")) as third:
@@ -136,7 +136,7 @@ def test_a_group_that_has_all_its_memory_takes_none_from_the_stalled_uploads_of_
         second(6)
         with pytest.raises(Busy):
             third(3)
-        assert not stalled.given_up, "it would make no room for the desk"
+        assert not stalled.given_up, "that would make no room for the desk"
         own.upload = Stalled()
         third(3)
         assert own.upload.given_up and not stalled.given_up
@@ -144,14 +144,14 @@ def test_a_group_that_has_all_its_memory_takes_none_from_the_stalled_uploads_of_
         assert stalled.given_up
 
 
-def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:
+def test_a_stalled_upload_is_refused(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
     begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
     answer = read(begun)
     assert answer.status == 408 and b"no more of the request arrived" in answer.read()
 
 
-def test_a_client_that_closes_with_the_answer_gets_the_refusal_all_the_same(live: Callable[..., Live]) -> None:
+def test_a_client_that_closes_the_connection_still_gets_the_refusal(live: Callable[..., Live]) -> None:
     server = live()
     size = 20_000_000
     sent = server.send(INFER, b"", size, "Connection: close")
@@ -159,7 +159,9 @@ def test_a_client_that_closes_with_the_answer_gets_the_refusal_all_the_same(live
     assert read(sent).status == 413
 
 
-def test_what_a_client_no_longer_waits_for_is_neither_computed_nor_kept(live: Callable[..., Live], echo: Echo) -> None:
+def test_the_request_of_a_disconnected_client_is_neither_computed_nor_stored(
+    live: Callable[..., Live], echo: Echo
+) -> None:
     server = live(max_batch=1)
     echo.gate.clear()
     computed = server.send_form(1)
@@ -172,5 +174,5 @@ def test_what_a_client_no_longer_waits_for_is_neither_computed_nor_kept(live: Ca
     until(lambda: failures in server.get("/metrics").text)
     echo.gate.set()
     assert server.post("/api/echo/predict", files=[csv(4)]).json()["result"]["doubled"] == [8]
-    assert echo.batches == [1, 1], "the one that was being computed, and the last"
+    assert echo.batches == [1, 1], "the request that was computing, and the last"
     assert len(server.get("/api/echo/cases").json()["cases"]) == 1

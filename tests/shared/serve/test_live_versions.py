@@ -223,7 +223,7 @@ def test_a_promoted_retired_version_answers_even_if_no_other_is_loaded(echo_clie
     assert inferring(echo_client) == 1
 
 
-def test_a_second_server_on_the_same_postgresql_follows(
+def test_a_second_server_on_the_same_postgresql_follows_promotions(
     settings: Settings, echo_app: App, postgresql: PostgreSQL
 ) -> None:
     shared = settings.model_copy(update={"store_url": postgresql.database()})

@@ -1,4 +1,4 @@
-"""What is loaded once."""
+"""Lazy loading of a shared value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_once(load: Callable[[], Awaitable[Any]], closed: list[Any] | None = Non
     return LoadOnce("it", load=load, check=lambda: None, close=ended.append, usable=lambda value: value != "broken")
 
 
-def test_who_asks_meanwhile_waits_for_the_same_loading() -> None:
+def test_concurrent_callers_wait_for_the_same_load() -> None:
     loads: list[object] = []
 
     async def load() -> object:
@@ -37,7 +37,7 @@ def test_who_asks_meanwhile_waits_for_the_same_loading() -> None:
     asyncio.run(ask())
 
 
-def test_a_refusal_is_503_is_remembered_and_is_tried_again() -> None:
+def test_a_failed_load_is_503_is_remembered_and_is_retried() -> None:
     faults: list[Exception] = [InvalidInputError("no weights"), ArithmeticError("inside")]
 
     async def load() -> str:
@@ -58,7 +58,7 @@ def test_a_refusal_is_503_is_remembered_and_is_tried_again() -> None:
     asyncio.run(ask())
 
 
-def test_what_is_closed_while_it_loads_is_not_loaded_and_what_was_loaded_is_closed() -> None:
+def test_closing_cancels_a_load_and_closes_a_loaded_value() -> None:
     closed: list[Any] = []
 
     async def slow() -> str:

@@ -1,4 +1,4 @@
-"""Many connections that ask for nothing, on a server that may have few files open."""
+"""Many idle connections to a server with a low limit of open files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.serve.settings import Settings
 run(Settings(store=Path(sys.argv[1]), port=0, warm=False, header_s=60))
 """
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What begins a connection over HTTP/2: the preface, and settings of which there are none."""
+"""The start of an HTTP/2 connection: the preface, and empty settings."""
 _LIMITS = """
 import resource, sys
 from shared.serve.server import raise_open_file_limit
@@ -35,7 +35,7 @@ print(raise_open_file_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def limited(program: str, soft: int, hard: int, *words: str) -> subprocess.Popen[str]:
-    """The program in a process that may have so many files open."""
+    """Runs the program in a process with a limit of open files."""
     begin = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
     command = [sys.executable, "-c", begin + program, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -49,7 +49,7 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
-    """Where the process says that it listens."""
+    """The address that the process prints."""
     assert process.stdout is not None
     found = None
     while found is None:
@@ -59,7 +59,7 @@ def address_of(process: subprocess.Popen[str]) -> str:
     return found[1]
 
 
-def test_idle_connections_give_way_to_those_that_ask(server: tuple[subprocess.Popen[str], str]) -> None:
+def test_idle_connections_are_closed_in_favour_of_active_ones(server: tuple[subprocess.Popen[str], str]) -> None:
     process, address = server
     host, port = address.removeprefix("http://").split(":")
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def test_idle_connections_give_way_to_those_that_ask(server: tuple[subprocess.Po
     assert "out of system resource" not in process.stdout.read()
 
 
-def test_a_request_that_is_answered_keeps_its_connection_before_idle_ones(
+def test_a_connection_with_a_request_is_kept_before_idle_ones(
     server: tuple[subprocess.Popen[str], str],
 ) -> None:
     host, port = server[1].removeprefix("http://").split(":")
@@ -81,14 +81,14 @@ def test_a_request_that_is_answered_keeps_its_connection_before_idle_ones(
         first = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         head = b"Host: localhost\r\nExpect: 100-continue\r\nContent-Type: multipart/form-data; boundary=x"
         first.sendall(b"POST /api/finance/predict HTTP/1.1\r\n" + head + b"\r\nContent-Length: 5\r\n\r\n")
-        assert first.recv(1000).startswith(b"HTTP/1.1 100"), "its body is waited for"
+        assert first.recv(1000).startswith(b"HTTP/1.1 100"), "the server waits for the body"
         for _ in range(400):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         first.sendall(b"12345")
         assert first.recv(1000).startswith(b"HTTP/1.1 400")
 
 
-def test_connections_that_do_not_go_through_with_tls_give_way(tmp_path: Path) -> None:
+def test_connections_with_an_unfinished_tls_handshake_are_closed(tmp_path: Path) -> None:
     chain, key = str(tmp_path / "server.crt"), str(tmp_path / "server.key")
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain]
@@ -106,7 +106,7 @@ def test_connections_that_do_not_go_through_with_tls_give_way(tmp_path: Path) ->
         assert process.stdout is not None and "out of system resource" not in process.stdout.read()
 
 
-def test_a_grpc_connection_that_says_nothing_is_closed(serve: Callable[..., TestClient]) -> None:
+def test_a_silent_grpc_connection_is_closed(serve: Callable[..., TestClient]) -> None:
     client = serve(grpc_port=0, header_s=0.3)
     port = client.app.state.grpc_port  # type: ignore[attr-defined]
     with socket.create_connection(("127.0.0.1", port), timeout=60) as silent:
@@ -114,7 +114,7 @@ def test_a_grpc_connection_that_says_nothing_is_closed(serve: Callable[..., Test
             pass
 
 
-def test_connections_over_grpc_leave_files_for_others(tmp_path: Path) -> None:
+def test_grpc_connections_do_not_use_all_file_descriptors(tmp_path: Path) -> None:
     program = _SERVER.replace("warm=False", "grpc_port=0, warm=False")
     with limited(program, 256, 256, str(tmp_path)) as process, ExitStack() as stack:
         stack.callback(process.kill)
@@ -143,7 +143,7 @@ def test_a_grpc_connection_without_calls_is_closed(
             pass
 
 
-def test_the_server_may_have_as_many_files_open_as_it_may_allow_itself() -> None:
+def test_the_server_raises_its_limit_of_open_files() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
     shown, _ = limited(_LIMITS, 64, most).communicate(timeout=60)

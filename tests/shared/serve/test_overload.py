@@ -31,7 +31,7 @@ from tests.shared.serve.echo import until as wait_until
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that only advances when it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,13 +54,13 @@ def answer(limit: RequestLimit, clock: Clock, number: int, seconds: float) -> No
 
 
 def enter(stack: ExitStack, limit: RequestLimit, number: int, group: str | None = None) -> None:
-    """So many requests of a group are admitted and computed until the stack is closed."""
+    """Admits and computes ``number`` requests of a group until the stack is closed."""
     for _ in range(number):
         stack.enter_context(limit.admit(group))
         stack.enter_context(limit.computing(group))
 
 
-def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Clock) -> None:
+def test_only_requests_that_can_be_answered_before_the_deadline_are_admitted(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Cl
     limit.check()
 
 
-def test_what_one_group_has_inside_is_ahead_of_another_but_for_its_turns(clock: Clock) -> None:
+def test_requests_of_one_group_delay_another_only_by_its_turns(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with ExitStack() as stack:
@@ -86,12 +86,12 @@ def test_what_one_group_has_inside_is_ahead_of_another_but_for_its_turns(clock: 
         limit.check()
 
 
-def test_that_the_answers_of_one_group_come_late_does_not_refuse_those_of_others(clock: Clock) -> None:
+def test_late_answers_of_one_group_do_not_refuse_requests_of_others(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 1)
     with ExitStack() as stack:
         enter(stack, limit, 3, "desk")
-        for _ in range(8):  # they come between those of the desk
+        for _ in range(8):  # they alternate with those of the desk
             with limit.admit("treasury"), limit.computing("treasury"):
                 clock.now += 1
     with limit.admit("desk"), limit.computing("desk"):
@@ -100,13 +100,13 @@ def test_that_the_answers_of_one_group_come_late_does_not_refuse_those_of_others
         limit.check("treasury")
 
 
-def test_a_group_whose_last_answers_came_late_is_let_in_again_though_others_always_have_one_inside(
+def test_a_group_with_late_answers_is_admitted_again_while_others_are_busy(
     clock: Clock,
 ) -> None:
     limit = RequestLimit("it", 100, deadline_s=30)
     answer(limit, clock, 16, 1)
     with limit.admit("desk"), limit.computing("desk"):
-        clock.now += 12  # as where a worker was replaced
+        clock.now += 12  # as if a worker was replaced
     for _ in range(100):
         with limit.admit("treasury"), limit.computing("treasury"):
             clock.now += 1
@@ -119,20 +119,20 @@ def test_a_group_whose_last_answers_came_late_is_let_in_again_though_others_alwa
             limit.check("desk")
 
 
-def test_answers_that_come_together_count_as_one_time(clock: Clock) -> None:
+def test_answers_of_one_batch_count_as_one_measurement(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=10)
     for _ in range(4):
         with ExitStack() as stack:
             enter(stack, limit, 4)
             clock.now += 2
-    with ExitStack() as stack:  # half a second each, and up to two for their batch
+    with ExitStack() as stack:  # half a second each, and up to two seconds for their batch
         enter(stack, limit, 10)
         limit.check()
         with pytest.raises(Busy):
             enter(stack, limit, 10)
 
 
-def test_what_is_slow_in_coming_is_overtaken_and_one_is_always_admitted(clock: Clock) -> None:
+def test_slow_uploads_are_overtaken_and_one_request_is_always_admitted(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=10)
     answer(limit, clock, 4, 9)
     with limit.admit():
@@ -145,26 +145,26 @@ def test_what_is_slow_in_coming_is_overtaken_and_one_is_always_admitted(clock: C
     limit.check()
 
 
-def test_what_came_later_than_was_foretold_is_expected_later(clock: Clock) -> None:
+def test_answers_later_than_predicted_raise_the_prediction(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=20)
     answer(limit, clock, 4, 1)
-    for _ in range(8):  # an answer a second still, but four leave together
+    for _ in range(8):  # still one answer per second, but in batches of four
         with ExitStack() as stack:
             enter(stack, limit, 4)
             clock.now += 4
     with ExitStack() as stack, pytest.raises(Busy, match="before the deadline"):
-        enter(stack, limit, 18)  # by their times alone nineteen fit
+        enter(stack, limit, 18)  # by the measured times alone, nineteen would fit
 
 
 class SkippingTime(selectors.DefaultSelector):
-    """Has an event loop skip the time in which nothing happens."""
+    """Makes an event loop skip idle time."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "nothing is left to wait for"
+        assert timeout is not None, "the event loop has no events left"
         self._clock.now += max(0.0, timeout)
         return super().select(0)
 
@@ -205,7 +205,7 @@ class Timed:
 
 
 async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int], float, Timed]:
-    """Answers by status, the longest wait for one, and the worker; what is computed is then stored for 0.2 s."""
+    """Returns the number of answers by status, the longest wait, and the worker. Storing an answer takes 0.2 s."""
     worker, limit = Timed(), RequestLimit("it", 40, deadline_s=2)
     workers = WorkerPool("it", [worker], capacity=40, metrics=Metrics().of("it", "1"), longest_batch_s=0.25)
     await workers.start()
@@ -233,7 +233,7 @@ async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int]
     return found, longest, worker
 
 
-def test_under_three_times_what_can_be_computed_all_is_answered_or_refused_in_time(
+def test_at_three_times_the_capacity_every_request_is_answered_or_refused_in_time(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "time", clock)
@@ -249,8 +249,8 @@ def test_under_three_times_what_can_be_computed_all_is_answered_or_refused_in_ti
         assert found[200] >= 0.9 * min(rate, 10) * seconds, (rate, found)
 
 
-def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app: App, echo: Echo) -> None:
-    # Without a least rate nobody's upload stalls, however long those that are refused wait for their answer.
+def test_a_full_server_refuses_before_the_body_arrives(settings: Settings, echo_app: App, echo: Echo) -> None:
+    # Without a minimum rate no upload counts as stalled, however long refused clients wait for their answer.
     changed = settings.model_copy(update={"hosts": None, "queue_length": 1, "max_batch": 1, "min_upload_rate": 0.0})
     echo.gate.clear()
     with serving(create_app(changed, {"echo": echo_app})) as address, ExitStack() as stack:
@@ -261,7 +261,9 @@ def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app:
             refused = HTTPResponse(_begin(stack, place, option))
             refused.begin()
             assert refused.status == 503 and refused.headers["Retry-After"] == "5"
-            assert b"as many requests as it can hold" in refused.read(), "whole, though nothing of the body was sent"
+            assert b"as many requests as it can hold" in refused.read(), (
+                "the complete answer, although no body was sent"
+            )
             assert refused.headers["X-Content-Type-Options"] == "nosniff"
         for one in sockets:
             one.close()
@@ -270,7 +272,7 @@ def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app:
 def _begin(stack: ExitStack, place: str, option: str) -> socket.socket:
     host, port = place.split(":")
     found = stack.enter_context(socket.create_connection((host, int(port))))
-    found.settimeout(5)  # below the ten seconds for which the rest of a refused body is awaited
+    found.settimeout(5)  # below the ten seconds for which a refused body is drained
 
     head = f"POST /api/echo/predict HTTP/1.1\r\nHost: {place}\r\nContent-Length: 100000\r\n{option}\r\n"
     found.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x".encode())

@@ -1,4 +1,4 @@
-"""A server that serves what somebody trained, before what was shipped."""
+"""A server with a user's own models, which take precedence over the shipped ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def infer(client: TestClient, path: str) -> float:
     return float(answer.json()["outputs"][0]["data"][0])
 
 
-def test_an_own_model_takes_the_place_of_the_shipped_one(serve: Serve, echo_app: App, tmp_path: Path) -> None:
+def test_an_own_model_replaces_the_shipped_one(serve: Serve, echo_app: App, tmp_path: Path) -> None:
     given: list[int] = []
 
     def predictor(artifacts: object, device: str) -> Echo:
@@ -48,7 +48,7 @@ def test_an_own_model_takes_the_place_of_the_shipped_one(serve: Serve, echo_app:
     assert serve().get("/v2/models/echo").json()["versions"] == ["1", "2"]
 
 
-def test_an_own_model_of_another_name_is_served_beside(serve: Serve, tmp_path: Path) -> None:
+def test_an_own_model_of_another_name_is_served_as_well(serve: Serve, tmp_path: Path) -> None:
     write_artifact(tmp_path / "elsewhere", 1)
     (tmp_path / "models").mkdir()
     (tmp_path / "elsewhere" / "echo").rename(tmp_path / "models" / "parrot")
@@ -60,7 +60,7 @@ def test_an_own_model_of_another_name_is_served_beside(serve: Serve, tmp_path: P
     assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
 
 
-def test_a_case_names_the_model_that_computed_it_whatever_is_exported_meanwhile(serve: Serve, echo_app: App) -> None:
+def test_a_case_names_the_model_that_computed_it_even_after_another_export(serve: Serve, echo_app: App) -> None:
     client = serve()
     assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
     write_artifact(echo_app.weights, 3)
@@ -72,7 +72,7 @@ def test_a_case_names_the_model_that_computed_it_whatever_is_exported_meanwhile(
     assert "echo version 2" in client.get("/echo").text
 
 
-def test_a_model_of_another_application_does_not_serve(serve: Serve, tmp_path: Path) -> None:
+def test_a_model_of_another_application_is_not_used(serve: Serve, tmp_path: Path) -> None:
     write_artifact(tmp_path / "models", 1)
     manifest = tmp_path / "models" / "echo" / "1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"app": "echo"', '"app": "weather"'))
@@ -80,12 +80,12 @@ def test_a_model_of_another_application_does_not_serve(serve: Serve, tmp_path: P
     assert answer.status_code == 503 and "a model of weather, not of echo" in answer.json()["detail"]
 
 
-def test_a_registry_that_is_not_there_is_refused(serve: Serve, tmp_path: Path) -> None:
+def test_a_missing_registry_is_refused(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="not a folder; `trivium export"):
         serve(registry=tmp_path / "nowhere")
 
 
-def test_a_registry_knows_names_and_versions(tmp_path: Path) -> None:
+def test_a_registry_lists_names_and_versions(tmp_path: Path) -> None:
     for version in (2, 10, 1):
         write_artifact(tmp_path, version)
     (tmp_path / "echo" / "latest").mkdir()

@@ -1,4 +1,4 @@
-"""The pages, as text; tests/browser looks at them in a browser."""
+"""The HTML of the pages; tests/browser tests them in a browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_overview_has_a_card_for_each_application_and_its_recent_cases(echo_
     assert "trained on synthetic data" in page.text
 
 
-def test_a_form_says_what_it_must_not_be_used_for_and_offers_the_samples(echo_client: TestClient) -> None:
+def test_a_form_shows_its_notice_and_the_samples(echo_client: TestClient) -> None:
     page = echo_client.get("/echo", headers=HTML).text
     for text in (
         "For tests only.",
@@ -43,7 +43,7 @@ def test_a_form_says_what_it_must_not_be_used_for_and_offers_the_samples(echo_cl
     assert 'aria-live="polite"' in page and 'role="alert"' in page
 
 
-def test_an_application_brings_its_own_form(serve: Callable[..., TestClient], tmp_path: Path) -> None:
+def test_an_application_can_have_its_own_form(serve: Callable[..., TestClient], tmp_path: Path) -> None:
     pages = tmp_path / "echo" / "pages"
     pages.mkdir()
     (pages / "form.html").write_text(
@@ -60,13 +60,13 @@ def test_an_application_brings_its_own_form(serve: Callable[..., TestClient], tm
     assert client.get("/static/echo/..%2Fweights%2Fecho%2F1%2Fmanifest.json").status_code == 404
 
 
-def test_a_persons_browser_gets_errors_as_pages(echo_client: TestClient) -> None:
+def test_a_browser_gets_errors_as_pages(echo_client: TestClient) -> None:
     page = echo_client.get("/nowhere", headers=HTML)
     assert page.status_code == 404 and "<h1>Page not found</h1>" in page.text and "/nowhere" in page.text
     assert echo_client.get("/nowhere").json() == {"detail": "there is nothing at /nowhere"}
 
 
-def test_every_page_has_a_policy_with_a_nonce_of_its_own(echo_client: TestClient) -> None:
+def test_every_page_has_a_policy_with_a_new_nonce(echo_client: TestClient) -> None:
     policies = [echo_client.get("/echo").headers["Content-Security-Policy"] for _ in range(2)]
     nonces = [re.search(r"'nonce-([\w-]+)'", policy) for policy in policies]
     assert nonces[0] and nonces[1] and nonces[0][1] != nonces[1][1]
@@ -74,7 +74,7 @@ def test_every_page_has_a_policy_with_a_nonce_of_its_own(echo_client: TestClient
     assert "frame-ancestors 'none'" in echo_client.get("/healthz").headers["Content-Security-Policy"]
 
 
-def test_the_description_of_the_interface_names_every_route(echo_client: TestClient) -> None:
+def test_the_openapi_document_has_every_route(echo_client: TestClient) -> None:
     document = echo_client.get("/openapi.json").json()
     assert {"/api/echo/predict", "/api/echo/count", "/v2/models/{name}/infer", "/metrics"} <= document["paths"].keys()
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
@@ -83,12 +83,12 @@ def test_the_description_of_the_interface_names_every_route(echo_client: TestCli
     assert "/static/shared/vendor/swagger-ui/swagger-ui-bundle.js" in echo_client.get("/docs").text
 
 
-def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: TestClient) -> None:
+def test_the_openapi_document_has_a_schema_for_every_body_and_answer(echo_client: TestClient) -> None:
     document = echo_client.get("/openapi.json").json()
     schemas, text = document["components"]["schemas"], json.dumps(document)
     named = {found.rsplit("/", 1)[1] for found in re.findall(r'"\$ref": "([^"]+)"', text)}
-    assert named <= schemas.keys(), "a reference leads nowhere"
-    assert "HTTPValidationError" not in schemas, "a refusal is a sentence"
+    assert named <= schemas.keys(), "a reference without a schema"
+    assert "HTTPValidationError" not in schemas, "refusals have their own schema"
     predict = document["paths"]["/api/echo/predict"]["post"]
     assert predict["operationId"] == "echo_predict"
     form = schemas[predict["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
@@ -112,7 +112,7 @@ def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: Tes
             assert untyped == [], (method, path)
 
 
-def test_the_description_says_of_what_kind_an_answer_is_that_is_no_json(echo_client: TestClient) -> None:
+def test_the_openapi_document_has_the_content_type_of_answers_that_are_not_json(echo_client: TestClient) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()
     job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
     paths = echo_client.get("/openapi.json").json()["paths"]
@@ -135,7 +135,7 @@ def test_a_server_without_applications_says_so(tmp_path: Path) -> None:
         assert client.get("/v2").json()["models"] == []
 
 
-def test_a_router_that_fails_leaves_the_rest_standing(
+def test_a_failing_application_router_does_not_affect_the_others(
     settings: Settings, echo_app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: object) -> None:
@@ -153,7 +153,7 @@ def test_warming_makes_the_server_ready(serve: Callable[..., TestClient]) -> Non
     assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded"
 
 
-def test_vendored_libraries_are_what_was_published() -> None:
+def test_vendored_libraries_equal_the_published_ones() -> None:
     found = sorted((WEB / "static" / "vendor").glob("*/VENDOR.json"))
     assert found
     for path in found:

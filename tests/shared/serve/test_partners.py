@@ -1,4 +1,4 @@
-"""What serves only with another model, as a second stage does, is live where it takes part in the answers alone."""
+"""Partner models, such as a second stage, which only serve together with another model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, csv, write_artifact
 
 OF = {1: 1, 2: 1, 3: 2}
-"""Of which version of echo each version of the second stage has learnt."""
+"""The version of echo that each version of the second stage was trained for."""
 
 
 class Server:
-    """A client, and what the predictor was given last."""
+    """A client, and the artifacts that the predictor was last loaded with."""
 
     def __init__(self, client: TestClient) -> None:
         self.client, self.given = client, list[str]()
@@ -57,22 +57,22 @@ def server(settings: Settings, echo_app: App, tmp_path: Path) -> Iterator[Server
         yield made
 
 
-def test_a_retired_partner_serves_no_longer_though_the_live_one_is_another_models(server: Server) -> None:
+def test_a_retired_partner_is_not_used_even_if_the_live_one_belongs_to_another_model(server: Server) -> None:
     assert server.change("echo", "promote", 1).status_code == 200
-    assert server.predicting() == ["echo 1", "second 2"], "the newest of echo 1"
+    assert server.predicting() == ["echo 1", "second 2"], "the newest for echo 1"
     assert server.stages("second") == {"1": "retired", "2": "live", "3": "candidate"}
     assert server.change("second", "retire", 2).status_code == 200
     assert server.predicting() == ["echo 1", "second 1"]
     assert server.stages("second") == {"1": "live", "2": "retired", "3": "candidate"}
     assert server.change("second", "retire", 1).status_code == 200
-    assert server.predicting() == ["echo 1"], "it can do without"
+    assert server.predicting() == ["echo 1"], "the partner is optional"
     assert "live" not in server.stages("second").values()
-    assert server.change("echo", "retire", 1).status_code == 409, "and not without itself"
+    assert server.change("echo", "retire", 1).status_code == 409, "the main model is not optional"
     assert server.change("second", "promote", 1).status_code == 200
     assert server.predicting() == ["echo 1", "second 1"]
 
 
-def test_a_partner_that_was_altered_is_refused_until_it_is_retired(server: Server, tmp_path: Path) -> None:
+def test_an_altered_partner_is_refused_until_it_is_retired(server: Server, tmp_path: Path) -> None:
     network = next((tmp_path / "echo" / "weights" / "second" / "3").glob("*.onnx"))
     network.write_bytes(network.read_bytes()[:-1] + b"x")
     refused = server.client.post("/api/echo/predict", files=[csv(1)])
@@ -84,14 +84,14 @@ def test_a_partner_that_was_altered_is_refused_until_it_is_retired(server: Serve
     assert server.predicting() == ["echo 2"]
 
 
-def test_a_partner_of_another_version_is_not_promoted_before_that_is(server: Server) -> None:
+def test_a_partner_is_not_promoted_before_the_version_that_it_belongs_to(server: Server) -> None:
     assert server.change("echo", "promote", 1).status_code == 200
     assert server.predicting() == ["echo 1", "second 2"]
     refused = server.change("second", "promote", 3)
     assert refused.status_code == 409 and "promote the model that it belongs to first" in refused.json()["detail"]
     assert server.predicting() == ["echo 1", "second 2"] and server.stages("second")["2"] == "live"
     assert server.change("second", "promote", 1).status_code == 200
-    assert server.predicting() == ["echo 1", "second 1"], "what was promoted comes before what is newer"
+    assert server.predicting() == ["echo 1", "second 1"], "a promoted version takes precedence over a newer one"
     assert server.change("echo", "promote", 2).status_code == 200
     assert server.predicting() == ["echo 2", "second 3"] and server.stages("second")["3"] == "live"
     assert server.change("second", "promote", 3).status_code == 200

@@ -1,4 +1,4 @@
-"""Triton's own load generator. Skipped where it is not on the PATH and TRIVIUM_PERF_ANALYZER does not say where it is.
+"""Triton's load generator. Skipped unless it is on the PATH or TRIVIUM_PERF_ANALYZER has its path.
 
 PyPI's tritonclient 2.41.1 for Linux holds the binary (tritonclient-2.41.1.data/data/bin/perf_analyzer); it needs
 libb64.so.0d (Debian's libb64-0d) and libcudart.so.12 (PyPI's nvidia-cuda-runtime-cu12) in LD_LIBRARY_PATH.
@@ -24,7 +24,7 @@ PERF_ANALYZER = os.environ.get("TRIVIUM_PERF_ANALYZER") or shutil.which("perf_an
 
 @pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer is not installed")
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_it_measures_a_model_over_either_protocol(tmp_path: Path, protocol: str) -> None:
+def test_perf_analyzer_measures_a_model_over_both_protocols(tmp_path: Path, protocol: str) -> None:
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
     application = create_app(given, {"finance": find("finance")})
     with serving(application) as address:

@@ -1,4 +1,4 @@
-"""The queue before a model's workers, and what becomes of requests whose worker ends."""
+"""The queue in front of a model's workers, and what happens to requests whose worker ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.serve.worker.messages import Message
 
 
 class Scripted:
-    """A worker that does what its test tells it to."""
+    """A worker that the test controls."""
 
     def __init__(self, most: int = 2, load_s: float = 60.0) -> None:
         self.max_requests, self.load_s = most, load_s
@@ -63,7 +63,7 @@ class Scripted:
 def play(
     script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True, **given: Any
 ) -> None:
-    """Runs the script with a pool before the workers, which are ready."""
+    """Runs the script with a pool of the workers, which are ready by default."""
 
     async def run() -> None:
         pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"), **given)
@@ -91,7 +91,7 @@ async def value(task: asyncio.Task[Message]) -> Any:
     return (await task).head["n"]
 
 
-def test_a_lone_request_leaves_at_once_and_what_comes_meanwhile_leaves_together() -> None:
+def test_a_single_request_is_dispatched_at_once_and_later_ones_form_a_batch() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 1, 2, 3, 4)
         assert worker.batches == [[1]]
@@ -104,18 +104,18 @@ def test_a_lone_request_leaves_at_once_and_what_comes_meanwhile_leaves_together(
     play(script, Scripted())
 
 
-def test_no_more_are_computed_together_than_take_as_long_as_a_batch_may() -> None:
+def test_a_batch_is_limited_by_its_expected_duration() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, *range(8))
         for _ in range(4):
-            worker.reply()  # a tenth of a second for each batch
+            worker.reply()  # each batch takes a tenth of a second
         assert worker.batches == [[0], [1, 2], [3, 4, 5], [6, 7]]
         assert [await value(task) for task in tasks] == [-n for n in range(8)]
 
     play(script, Scripted(most=8), longest_batch_s=0.25)
 
 
-def test_whichever_worker_is_free_takes_the_oldest() -> None:
+def test_any_idle_worker_takes_the_oldest_request() -> None:
     async def script(pool: WorkerPool, first: Scripted, second: Scripted) -> None:
         tasks = await ask(pool, 1, 2, 3)
         assert (first.batches, second.batches) == ([[1]], [[2]])
@@ -127,7 +127,7 @@ def test_whichever_worker_is_free_takes_the_oldest() -> None:
     play(script, Scripted(), Scripted())
 
 
-def test_beyond_capacity_it_is_busy() -> None:
+def test_requests_above_the_capacity_are_refused() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 1, 2, 3, 4)
         with pytest.raises(Busy) as refused:
@@ -140,7 +140,7 @@ def test_beyond_capacity_it_is_busy() -> None:
     play(script, Scripted(), capacity=2)
 
 
-def test_a_worker_that_ends_takes_only_its_own_requests_and_is_replaced() -> None:
+def test_a_worker_that_ends_loses_only_its_own_requests_and_is_replaced() -> None:
     async def script(pool: WorkerPool, first: Scripted, second: Scripted) -> None:
         tasks = await ask(pool, 1, 2, 3)
         first.end("SIGKILL")
@@ -156,7 +156,7 @@ def test_a_worker_that_ends_takes_only_its_own_requests_and_is_replaced() -> Non
     play(script, Scripted(), Scripted())
 
 
-def test_what_does_not_come_to_a_worker_that_ended_is_given_to_another() -> None:
+def test_a_request_that_did_not_reach_its_worker_goes_to_another() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         worker.gone = True
         (task,) = await ask(pool, 1)
@@ -169,7 +169,7 @@ def test_what_does_not_come_to_a_worker_that_ended_is_given_to_another() -> None
     play(script, Scripted())
 
 
-def test_what_is_past_its_deadline_is_stopped_and_its_batch_mates_are_computed_again() -> None:
+def test_a_request_past_its_deadline_is_stopped_and_the_rest_of_its_batch_is_retried() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         (first,) = await ask(pool, 0)
         (late,) = await ask(pool, 1, deadline_s=0.05)
@@ -189,7 +189,7 @@ def test_what_is_past_its_deadline_is_stopped_and_its_batch_mates_are_computed_a
     play(script, Scripted())
 
 
-def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_computed() -> None:
+def test_a_request_that_cannot_start_in_time_is_refused_and_never_computed() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         for number in (8, 0):
             (measured,) = await ask(pool, number)
@@ -205,14 +205,14 @@ def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_c
         assert await value(measured) == 0 and await value(first) == -1
         assert worker.batches == [[8], [0], [1]] and worker.stops == 0
         (alone,) = await ask(pool, 3, deadline_s=0.01)
-        assert worker.batches[-1] == [3], "where a worker is free, one is begun whatever was measured"
+        assert worker.batches[-1] == [3], "an idle worker always starts one request, whatever was measured"
         worker.reply()
         assert await value(alone) == -3
 
     play(script, Scripted())
 
 
-def test_no_more_are_computed_together_than_are_in_time_for_the_one_of_another_group_that_came_first(
+def test_a_batch_is_limited_by_the_earliest_deadline_of_any_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
@@ -224,7 +224,7 @@ def test_no_more_are_computed_together_than_are_in_time_for_the_one_of_another_g
         def hand_in(number: int, seconds: float, group: str) -> asyncio.Task[Message]:
             return asyncio.ensure_future(pool.answer(Message({"n": number}), now + seconds, group=group))
 
-        for number in range(2):  # those after the first take a second, and few more than two and a half
+        for number in range(2):  # those after the first take one second, with an upper bound of about two and a half
             inside = [hand_in(number, 20, "desk")]
             await asyncio.sleep(0)
             now += 1
@@ -234,7 +234,7 @@ def test_no_more_are_computed_together_than_are_in_time_for_the_one_of_another_g
         await asyncio.sleep(0)
         now += 1
         worker.reply()
-        assert worker.batches == [[0], [1], [2], [8, 3, 4]], "all six would come too late for 3"
+        assert worker.batches == [[0], [1], [2], [8, 3, 4]], "a batch of all six would be too late for 3"
         worker.reply()
         worker.reply()
         assert await asyncio.gather(*map(value, inside)) == [-1, -2, -3, -4, -5, -6, -7, -8]
@@ -242,11 +242,11 @@ def test_no_more_are_computed_together_than_are_in_time_for_the_one_of_another_g
     play(script, Scripted(most=8))
 
 
-def test_a_worker_s_first_batch_does_not_say_how_long_others_take() -> None:
+def test_the_first_batch_of_a_worker_is_not_measured() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         for _ in range(2):
             (first,) = await ask(pool, 0)
-            await asyncio.sleep(0.05)  # it imports what it needs
+            await asyncio.sleep(0.05)  # slow, as if it imported modules
             waiting = await ask(pool, 1, 2, deadline_s=0.1)
             worker.reply()
             worker.reply()
@@ -257,7 +257,7 @@ def test_a_worker_s_first_batch_does_not_say_how_long_others_take() -> None:
     play(script, Scripted())
 
 
-def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worker_needs(
+def test_a_cancelled_request_is_dropped_or_stopped_after_the_load_time_of_a_worker(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
@@ -275,7 +275,7 @@ def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worke
     assert "a client that is gone" in caplog.text and "deadline" not in caplog.text
 
 
-def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
+def test_refusals_and_failures_reach_only_their_own_request() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 0, 1, 2)
         worker.reply()
@@ -289,7 +289,7 @@ def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
     play(script, Scripted())
 
 
-def test_too_few_replies_are_an_error_not_a_mix_up() -> None:
+def test_too_few_replies_are_an_error() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 0, 1, 2)
         worker.reply()
@@ -301,7 +301,7 @@ def test_too_few_replies_are_an_error_not_a_mix_up() -> None:
     play(script, Scripted())
 
 
-def test_where_no_worker_can_load_the_reason_is_the_answer() -> None:
+def test_if_no_worker_can_load_the_answer_is_the_reason() -> None:
     async def script(pool: WorkerPool, starting: asyncio.Task[None], *workers: Scripted) -> None:
         workers[0].end("the weights do not fit", refused=True)
         assert not starting.done()
@@ -313,7 +313,7 @@ def test_where_no_worker_can_load_the_reason_is_the_answer() -> None:
     play(script, Scripted(), Scripted(), ready=False)
 
 
-def test_a_worker_that_cannot_be_replaced_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_replaced_is_retried_later(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         worker.end()
         (waiting,) = await ask(pool, 1)
@@ -334,7 +334,7 @@ def test_a_worker_that_cannot_be_replaced_is_tried_again_after_a_while(monkeypat
     play(script, Scripted())
 
 
-def test_closing_refuses_what_is_inside_and_ends_the_workers() -> None:
+def test_closing_refuses_all_requests_and_ends_the_workers() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 1, 2)
         pool.close()

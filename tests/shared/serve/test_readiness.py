@@ -1,4 +1,4 @@
-"""When the server says that it is ready."""
+"""The readiness of the server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_server_without_models_is_not_ready(serve: Serve, network: Path) -> No
     assert serve().get(READY).status_code == 503
 
 
-def test_a_server_becomes_ready_when_all_is_loaded_after_a_fault(
+def test_a_server_becomes_ready_when_everything_is_loaded_after_a_failure(
     serve: Serve, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "_RECHECK_INTERVAL_S", 0.0)
@@ -54,18 +54,18 @@ def test_a_server_becomes_ready_when_all_is_loaded_after_a_fault(
     assert client.get(READY).status_code == 200
 
 
-def test_what_was_found_out_is_remembered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_of_a_check_is_cached(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     open_artifact = networks.open_artifact
     monkeypatch.setattr(networks, "open_artifact", lambda path: (opened.append(path), open_artifact(path))[1])
     client = serve()
     assert {client.get(READY).status_code for _ in range(5)} == {200}
-    assert len(opened) == 2, "one for each version"
+    assert len(opened) == 2, "one check for each version"
     assert client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
     assert client.get(READY).status_code == 200 and len(opened) == 2
 
 
-def test_a_model_that_was_unloaded_and_loaded_again_is_looked_after(serve: Serve) -> None:
+def test_readiness_covers_a_model_that_was_unloaded_and_loaded_again(serve: Serve) -> None:
     client = serve(warm=True)
     until(lambda: client.get(READY).status_code == 200)
     assert client.post("/v2/repository/models/echo/unload").status_code == 200

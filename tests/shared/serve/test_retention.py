@@ -1,4 +1,4 @@
-"""Which cases are kept, and the deletion of one."""
+"""The retention limits of cases, and the deletion of a case."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_another_site_cannot_delete_a_case(echo_client: TestClient) -> None:
     assert kept(echo_client) == [case]
 
 
-def test_a_clock_that_is_set_forward_by_years_deletes_nothing(
+def test_a_clock_that_jumps_ahead_by_years_deletes_nothing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, now = serve(keep_days=2, keep_cases=100), time.time_ns
@@ -65,7 +65,7 @@ def test_a_clock_that_is_set_forward_by_years_deletes_nothing(
     with monkeypatch.context() as later:
         later.setattr(cases.time, "time_ns", lambda: now() + 3 * DAY_NS)
         last = ask(client, 4)
-        assert set(kept(client)) == {*asked[1:], last}, "three days are as good as any"
+        assert set(kept(client)) == {*asked[1:], last}, "after a jump of three days cases are deleted by age"
 
 
 def test_the_newest_cases_are_kept(serve: Serve, settings: Settings) -> None:
@@ -89,7 +89,7 @@ def test_old_cases_are_deleted_when_the_server_starts(
         until(lambda: kept(client) == [new] and folders(settings) == {new})
 
 
-def test_a_case_larger_than_all_may_take_is_given_with_a_remark_and_costs_no_other(
+def test_a_case_above_the_byte_limit_is_sent_with_a_remark_and_removes_no_other(
     serve: Serve, settings: Settings
 ) -> None:
     small = ask(client := serve(), 1)
@@ -98,18 +98,18 @@ def test_a_case_larger_than_all_may_take_is_given_with_a_remark_and_costs_no_oth
     client = serve(keep_bytes=size + 100)
     answer = client.post(PREDICT, files=[csv(*range(100))]).json()
     assert "is not kept: it takes 0.0 MB" in answer["remark"] and "TRIVIUM_KEEP_BYTES" in answer["remark"]
-    assert client.get(answer["picture"]).status_code == 200, "while the server goes on"
+    assert client.get(answer["picture"]).status_code == 200, "as long as the server runs"
     assert client.get(answer["files"]["doubled.csv"]).text.startswith("0.0")
     assert kept(client) == [small] and folders(settings) == {small}
-    assert ask(client, 2) == kept(client)[0] and len(kept(client)) == 1, "the oldest goes for one that fits"
+    assert ask(client, 2) == kept(client)[0] and len(kept(client)) == 1, "the oldest case is deleted for one that fits"
 
 
 @pytest.mark.parametrize("file", ["", "/files/result.json", "/picture.png"])
-def test_a_case_that_is_deleted_while_it_is_asked_for_is_404(
+def test_a_case_that_is_deleted_during_a_request_is_404(
     file: str, echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, find = ask(echo_client, 1), cases.CaseStore.file
-    assert echo_client.get(f"{CASES}/{case}/picture.png").status_code == 200, "made, and kept from now on"
+    assert echo_client.get(f"{CASES}/{case}/picture.png").status_code == 200, "generated, and stored from now on"
 
     def deleted_meanwhile(store: cases.CaseStore, given: Case, name: str) -> Path | None:
         found = find(store, given, name)

@@ -146,7 +146,7 @@ def test_reviews_are_deleted_with_their_case(echo_client: TestClient, settings: 
             assert database.execute("SELECT COUNT(*) FROM reviews").fetchone() == (0,)
 
 
-def test_a_case_that_is_not_kept_is_not_reviewed(serve: Callable[..., TestClient]) -> None:
+def test_a_case_that_is_not_stored_cannot_be_reviewed(serve: Callable[..., TestClient]) -> None:
     client = serve(keep_bytes=1)
     refused = client.put(new_case(client), json={"verdicts": {"1": "accepted"}})
     assert refused.status_code == 409 and "the case cannot be reviewed: the answer was" in refused.json()["detail"]

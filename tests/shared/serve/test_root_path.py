@@ -1,4 +1,4 @@
-"""A server under a path of a reverse proxy's: every address in its answers leads there."""
+"""A server under a path of a reverse proxy: every address in its answers has that path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_address_in_an_answer_begins_with_the_path(under: TestClient) -> N
     assert job.headers["Location"] == job.json()["url"]
 
 
-def test_the_path_may_come_with_a_request_or_have_been_taken_off(under: TestClient) -> None:
+def test_the_proxy_may_keep_or_strip_the_path(under: TestClient) -> None:
     case = under.post(f"{ROOT}/api/echo/predict", files=[csv(1)]).json()
     for address in (case["picture"], *case["files"].values()):
         assert under.get(address).content == under.get(address.removeprefix(ROOT)).content != b""
@@ -58,7 +58,7 @@ def test_the_path_may_come_with_a_request_or_have_been_taken_off(under: TestClie
     assert under.get(f"{ROOT}x/").status_code == 404
 
 
-def test_pages_lead_nowhere_else(under: TestClient) -> None:
+def test_pages_only_link_below_the_path(under: TestClient) -> None:
     for path in ("/", "/echo", "/docs", "/none"):
         text = under.get(path, headers={"Accept": "text/html"}).text
         found = re.findall(r'(?:href|src)="(/[^"]*)"', text)
@@ -66,35 +66,35 @@ def test_pages_lead_nowhere_else(under: TestClient) -> None:
         assert f'data-root="{ROOT}"' in text
 
 
-def test_the_interfaces_description_names_the_path(serve: Callable[..., TestClient], tmp_path: Path) -> None:
+def test_the_openapi_document_has_the_path(serve: Callable[..., TestClient], tmp_path: Path) -> None:
     assert serve(root_path=ROOT).get("/openapi.json").json()["servers"] == [{"url": ROOT}]
     assert "servers" not in serve(store=tmp_path / "other").get("/openapi.json").json()
 
 
-def test_a_path_with_a_slash_too_many_is_led_back_under_the_path(under: TestClient) -> None:
+def test_a_redirect_for_a_superfluous_slash_keeps_the_path(under: TestClient) -> None:
     led = under.get("/echo/?case=1", follow_redirects=False)
     assert (led.status_code, led.headers["Location"]) == (307, f"{ROOT}/echo?case=1")
 
 
 @pytest.mark.parametrize("path", ["trivium", "/a b", "//", '/"', "/a//b", "https://a/b", "/..", "/a/./b", "/a\n"])
-def test_what_is_no_path_is_refused(path: str) -> None:
+def test_an_invalid_root_path_is_refused(path: str) -> None:
     with pytest.raises(InvalidInputError, match=r"TRIVIUM_ROOT_PATH: give only the path, such as /trivium$"):
         read_settings(root_path=path)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/trivium", "/trivium/", "/a/.b/..c"])
-def test_what_is_a_path_is_taken(path: str) -> None:
+def test_a_valid_root_path_is_accepted(path: str) -> None:
     assert read_settings(root_path=path).root == path.rstrip("/")
 
 
 @pytest.mark.parametrize("path", ["/echo", "/api/trivium", "/static/"])
-def test_a_path_that_the_server_has_itself_is_refused(settings: Settings, echo_app: App, path: str) -> None:
+def test_a_root_path_that_is_a_path_of_the_server_is_refused(settings: Settings, echo_app: App, path: str) -> None:
     with pytest.raises(InvalidInputError, match="TRIVIUM_ROOT_PATH"):
         create_app(settings.model_copy(update={"root_path": path}), {"echo": echo_app})
 
 
 @pytest.mark.parametrize("passed", ["", "/"])
-def test_jobs_are_handed_in_and_answers_fetched_behind_nginx(
+def test_jobs_are_submitted_and_answers_fetched_behind_nginx(
     settings: Settings, echo_app: App, tmp_path: Path, passed: str
 ) -> None:
     given = settings.model_copy(update={"hosts": None, "root_path": "/trivium/"})
@@ -117,7 +117,7 @@ def test_jobs_are_handed_in_and_answers_fetched_behind_nginx(
         assert page.status_code == 200 and str(page.url) == f"{proxy}/trivium/echo"
 
 
-def test_the_documented_nginx_keeps_what_operators_may_for_their_network_however_it_is_written(
+def test_the_documented_nginx_configuration_restricts_operator_paths_in_any_spelling(
     settings: Settings, echo_app: App, tmp_path: Path
 ) -> None:
     given = settings.model_copy(update={"hosts": None, "root_path": "/trivium"})

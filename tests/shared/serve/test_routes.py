@@ -258,9 +258,7 @@ def test_a_full_queue_says_when_to_retry(serve: Serve, echo: Echo) -> None:
     assert client.post("/api/echo/predict", files=[csv(3)]).status_code == 200
 
 
-def test_at_the_deadline_what_is_computed_is_504_and_what_waits_503_and_never_computed(
-    serve: Serve, echo: Echo
-) -> None:
+def test_at_the_deadline_a_computing_request_is_504_and_a_waiting_one_is_503(serve: Serve, echo: Echo) -> None:
     client = serve(deadline_s=0.3, max_batch=1)
     until(
         lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422
@@ -289,7 +287,7 @@ def test_the_other_routes_answer_while_predictors_are_busy(serve: Serve, echo: E
 
 
 @pytest.mark.parametrize("kind", ["cases", "jobs"])
-def test_lists_are_read_page_by_page(echo_client: TestClient, kind: str, settings: Settings) -> None:
+def test_lists_are_paginated(echo_client: TestClient, kind: str, settings: Settings) -> None:
     made = [echo_client.post(f"/api/echo/{'jobs' if kind == 'jobs' else 'predict'}", files=[csv(n)]) for n in range(5)]
     named = [answer.json()[kind[:-1]] for answer in made]
     until(lambda: len(echo_client.get(f"/api/echo/{kind}").json()[kind]) == 5)

@@ -1,4 +1,4 @@
-"""The server as a process of its own."""
+"""The server process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ run(Settings(store=Path(sys.argv[1]), port=0, warm=False), demo=True)
 """
 
 
-def test_the_demonstration_says_what_to_open_and_ends_quietly_when_interrupted(tmp_path: Path) -> None:
+def test_the_demonstration_prints_its_addresses_and_ends_quietly_when_interrupted(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -74,7 +74,7 @@ server.run(Settings(store=Path(sys.argv[1]), port=0, warm=False), demo=True)
 """
 
 
-def test_the_collector_does_not_go_through_requests_that_wait_again_and_again(tmp_path: Path) -> None:
+def test_the_garbage_collector_does_not_scan_waiting_requests_repeatedly(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", _COLLECTOR, str(tmp_path)], stdout=subprocess.PIPE, check=True).stdout
     frozen, threshold = map(int, shown.split())
     assert frozen > 10_000 and threshold >= 256 * 150, "256 requests that wait hold fewer objects than that"
@@ -108,7 +108,7 @@ server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2
 
 @pytest.mark.parametrize("what", ["load", "predict"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_soon_while_a_predictor_is_busy(tmp_path: Path, what: str, number: signal.Signals) -> None:
+def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, what: str, number: signal.Signals) -> None:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", _HELD, str(tmp_path), what, str(port)]
@@ -141,7 +141,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_a_message_in_the_log_says_when(tmp_path: Path) -> None:
+def test_log_messages_have_timestamps(tmp_path: Path) -> None:
     program = _PROGRAM.replace(", demo=True", "")
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -155,7 +155,7 @@ def test_a_message_in_the_log_says_when(tmp_path: Path) -> None:
     assert level == "INFO:" and words.startswith("Started server process")
 
 
-def test_every_line_of_the_log_is_json_where_that_is_set(tmp_path: Path) -> None:
+def test_every_line_of_the_log_is_json_if_set(tmp_path: Path) -> None:
     program = _PROGRAM.replace("warm=False), demo=True", "warm=False, log_json=True)")
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -180,7 +180,7 @@ def test_an_error_is_one_line_with_its_traceback() -> None:
     assert told["error"].startswith("Traceback") and told["error"].endswith("ArithmeticError: of a worker")
 
 
-def test_a_proxy_on_the_same_machine_says_for_whom_it_asks(tmp_path: Path) -> None:
+def test_a_local_proxy_states_the_address_of_its_client(tmp_path: Path) -> None:
     program = _PROGRAM.replace(", demo=True", "")
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -188,7 +188,7 @@ def test_a_proxy_on_the_same_machine_says_for_whom_it_asks(tmp_path: Path) -> No
         assert server.stdout is not None and server.stderr is not None
         while not (found := re.search(r"open (http://\S+)", line := server.stderr.readline())):
             assert line, "it ended"
-        # The rightmost is what the proxy adds; what is left of it anybody can claim.
+        # The proxy adds the rightmost address; any client can forge those to the left of it.
         claimed = {"X-Forwarded-For": "127.0.0.1, 192.0.2.7"}
         assert httpx.get(f"{found[1]}/v2", headers=claimed).status_code == 200
         assert json.loads(server.stdout.readline())["client"] == "192.0.2.7"
@@ -198,7 +198,7 @@ def test_a_proxy_on_the_same_machine_says_for_whom_it_asks(tmp_path: Path) -> No
         server.communicate(timeout=60)
 
 
-def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+def test_an_unavailable_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"cannot listen on 192\.0\.2\.1:8000"):
         run(Settings(host="192.0.2.1", store=tmp_path))
     with listen("127.0.0.1", 0) as taken:
@@ -209,7 +209,7 @@ def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
 
 def test_small_answers_are_sent_at_once() -> None:
     with listen("127.0.0.1", 0) as listener:
-        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY only where the protocol is named"
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY only if the protocol is named"
 
 
 def test_the_server_answers_without_loading_torch(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_server_answers_without_loading_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
 
 
-def test_settings_come_from_the_environment_and_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment_and_errors_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIVIUM_PORT", "9000")
     monkeypatch.setenv("TRIVIUM_DEADLINE_S", "7")
     assert read_settings(port=None).port == 9000 and read_settings(port=80).port == 80

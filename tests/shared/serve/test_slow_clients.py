@@ -1,4 +1,4 @@
-"""Clients that keep a connection or a place and send next to nothing."""
+"""Clients that keep a connection or a place and send almost nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def connect(stack: ExitStack, address: tuple[str, int], first: bytes) -> socket.
 
 
 def trickle(sent: socket.socket, most: int) -> int:
-    """Sends a byte every 20 ms until something comes back; how many were sent."""
+    """Sends a byte every 20 ms until there is an answer; returns the number of bytes sent."""
     for number in range(most):
         if select.select([sent], [], [], 0.02)[0]:
             return number
@@ -67,7 +67,7 @@ def head(path: str, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER])
-def test_an_upload_that_trickles_is_given_up(
+def test_a_trickling_upload_is_refused(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
@@ -77,7 +77,7 @@ def test_an_upload_that_trickles_is_given_up(
     assert status == 408 and "less than 1000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in text
 
 
-def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
+def test_an_upload_that_starts_fast_cannot_trickle_the_rest(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
@@ -88,7 +88,7 @@ def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER])
-def test_uploads_that_stall_do_not_shut_others_out(
+def test_stalled_uploads_do_not_block_others(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(connection, "STALLED_S", 0.2)
@@ -98,10 +98,10 @@ def test_uploads_that_stall_do_not_shut_others_out(
     assert until_status(stack, address, small, (400, 415)) and time.monotonic() - began < 30
     (given_up,) = select.select(slow, [], [], 30)[0]
     assert read(given_up) == (408, given_up_for_another(path))
-    assert not select.select([one for one in slow if one is not given_up], [], [], 0)[0], "the others go on"
+    assert not select.select([one for one in slow if one is not given_up], [], [], 0)[0], "the other uploads continue"
 
 
-def test_memory_for_bodies_that_stall_is_given_to_others(
+def test_memory_of_stalled_uploads_is_given_to_others(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "STALLED_S", 0.2)
@@ -115,7 +115,7 @@ def test_memory_for_bodies_that_stall_is_given_to_others(
 
 
 def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, wanted: tuple[int, ...]) -> bool:
-    """Asks until the answer has one of these statuses, and is told 503 before."""
+    """Sends requests until the status is not 503; returns whether the first was 503 and the last is in ``wanted``."""
     found = [read(connect(stack, address, request))[0]]
     while found[-1] == 503 and len(found) < 500:
         time.sleep(0.01)
@@ -128,7 +128,7 @@ def given_up_for_another(path: str) -> str:
     return f'{{"{"error" if path == INFER else "detail"}":"{words}"}}'
 
 
-def test_an_upload_takes_a_bounded_time_as_a_whole(stack: ExitStack, settings: Settings, echo_app: App) -> None:
+def test_the_total_time_of_an_upload_is_limited(stack: ExitStack, settings: Settings, echo_app: App) -> None:
     sent = connect(stack, start(stack, settings, echo_app, upload_s=0.5, min_upload_rate=0), head(PREDICT, 90_000))
     assert trickle(sent, 300) < 300
     status, text = read(sent)
@@ -143,13 +143,13 @@ def test_an_upload_that_is_fast_enough_may_pause(
     body = f"--x\r\n{disposition}\r\n\r\n{'1,' * 20_000}".encode(), b"2\r\n--x--\r\n"
     address = start(stack, settings, echo_app, min_upload_rate=10_000)
     sent = connect(stack, address, head(PREDICT, sum(map(len, body))) + body[0])
-    assert select.select([sent], [], [], 0.3)[0] == [], "longer than a window"
+    assert select.select([sent], [], [], 0.3)[0] == [], "no answer for longer than a window"
     sent.sendall(body[1])
     assert read(sent)[0] == 200
 
 
 @pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX-"])
-def test_a_connection_without_a_whole_header_is_closed(
+def test_a_connection_without_a_complete_header_is_closed(
     stack: ExitStack, settings: Settings, echo_app: App, first: bytes
 ) -> None:
     sent = connect(stack, start(stack, settings, echo_app, header_s=0.3), first)
@@ -169,7 +169,7 @@ def test_a_header_that_is_too_large_is_refused(stack: ExitStack, settings: Setti
 @pytest.mark.parametrize(
     ("sent", "status"), [(b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nX-A: " + b"x" * 70_000, 431)]
 )
-def test_what_never_becomes_a_request_is_answered_and_logged_under_an_identifier_too(
+def test_invalid_http_is_answered_and_logged_with_an_identifier(
     stack: ExitStack, settings: Settings, echo_app: App, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
 ) -> None:
     with caplog.at_level(logging.INFO, "trivium.access"):
@@ -180,13 +180,15 @@ def test_what_never_becomes_a_request_is_answered_and_logged_under_an_identifier
         def lines() -> list[dict[str, Any]]:
             return [json.loads(one.message) for one in caplog.records if one.name == "trivium.access"]
 
-        until(lambda: len(lines()) == 1)  # it is logged once it is answered
+        until(lambda: len(lines()) == 1)  # logged once it is answered
     (line,) = lines()
     assert (line["status"], line["request"]) == (answer.status, answer.getheader("X-Request-Id"))
     assert answer.status == status and len(line["request"]) == 16
 
 
-def test_a_half_sent_header_after_an_answer_is_closed_too(stack: ExitStack, settings: Settings, echo_app: App) -> None:
+def test_a_connection_with_an_incomplete_second_header_is_closed(
+    stack: ExitStack, settings: Settings, echo_app: App
+) -> None:
     sent = connect(stack, start(stack, settings, echo_app, header_s=0.3), b"")
     for _ in range(2):
         sent.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -195,9 +197,7 @@ def test_a_half_sent_header_after_an_answer_is_closed_too(stack: ExitStack, sett
     assert trickle(sent, 300) < 300 and sent.recv(1) == b""
 
 
-def test_a_request_that_computes_longer_than_its_header_may_take_is_answered(
-    stack: ExitStack, settings: Settings, echo_app: App
-) -> None:
+def test_the_header_timeout_does_not_limit_computing(stack: ExitStack, settings: Settings, echo_app: App) -> None:
     body = b"sample=three"
     kind = b"Content-Type: application/x-www-form-urlencoded"
     request = b"POST %s HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n%s"
@@ -207,7 +207,7 @@ def test_a_request_that_computes_longer_than_its_header_may_take_is_answered(
 
 
 def is_closed(sent: socket.socket, piece: bytes, seconds: float = 10) -> bool:
-    """Whether the connection ends while a piece is sent every 20 ms; what comes back is read."""
+    """Whether the connection is closed while a piece is sent every 20 ms. Reads and discards what it receives."""
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
@@ -221,13 +221,13 @@ def is_closed(sent: socket.socket, piece: bytes, seconds: float = 10) -> bool:
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_body_that_goes_on_after_the_answer_does_not_keep_its_connection(
+def test_a_connection_with_an_endless_body_after_the_answer_is_closed(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, chunked: bool, method: str
 ) -> None:
     monkeypatch.setattr(protocol, "UNREAD_BODY_PERIOD_S", 0.3)
     size = "Transfer-Encoding: chunked" if chunked else "Content-Length: 2000000000"
     asked = f"{method} {PREDICT} HTTP/1.1\r\nHost: a\r\n{size}\r\n\r\n".encode()
     sent = connect(stack, start(stack, settings, echo_app, require_key=True), asked)
-    # Enough at first that it counts as one that goes on.
+    # Enough at first to count as progress.
     sent.sendall(b"10000\r\n" + b"a" * 65536 + b"\r\n" if chunked else b"a" * 3_000_000)
     assert is_closed(sent, b"1\r\na\r\n" if chunked else b"a")

@@ -1,4 +1,4 @@
-"""Bodies that change models, which are read whole."""
+"""Bodies that routes read into memory as a whole, such as those of model changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def key(settings: Settings, role: Role) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", CHANGES)
-def test_of_a_large_body_that_changes_models_no_more_than_64_kib_is_read(
+def test_at_most_64_kib_of_a_model_change_are_read(
     serve: Callable[..., TestClient], settings: Settings, path: str
 ) -> None:
     asked, sent = key(settings, "user"), 0
@@ -52,7 +52,7 @@ def test_of_a_large_body_that_changes_models_no_more_than_64_kib_is_read(
 
 
 @pytest.mark.parametrize("path", [*CHANGES, "/api/echo/cases/{case_id}/review"])
-def test_how_a_body_is_refused_is_described_and_said(serve: Callable[..., TestClient], path: str) -> None:
+def test_the_refusals_of_a_body_are_documented(serve: Callable[..., TestClient], path: str) -> None:
     client = serve()
     case = client.post("/api/echo/predict", data={"sample": "three"}).json()["case"]
     method = "put" if path.endswith("/review") else "post"
@@ -67,7 +67,7 @@ def test_how_a_body_is_refused_is_described_and_said(serve: Callable[..., TestCl
 
 @pytest.fixture
 def own_routes(settings: Settings, echo_app: App) -> Iterator[TestClient]:
-    """A client of a server whose application has a route of its own that takes JSON, and one that takes a form."""
+    """A client of a server whose application has its own routes, one with a JSON body and one with a form."""
 
     def router(service: object) -> APIRouter:
         found = APIRouter()
@@ -89,7 +89,7 @@ def own_routes(settings: Settings, echo_app: App) -> Iterator[TestClient]:
         yield client
 
 
-def test_of_a_large_body_for_a_route_of_an_application_s_own_no_more_is_read_than_of_json(
+def test_bodies_for_application_routes_have_the_json_limit(
     own_routes: TestClient,
 ) -> None:
     sent = 0
@@ -107,7 +107,7 @@ def test_of_a_large_body_for_a_route_of_an_application_s_own_no_more_is_read_tha
     assert own_routes.post("/api/echo/table", files={"table": ("a.csv", b"1" * 60_000)}).json() == 60_000
 
 
-def test_a_small_body_changes_models_as_ever(serve: Callable[..., TestClient], settings: Settings) -> None:
+def test_a_small_body_changes_models(serve: Callable[..., TestClient], settings: Settings) -> None:
     asked = key(settings, "operator")
     answer = serve(require_key=True).post("/api/models/echo/promote", json={"version": 1}, headers=asked)
     assert answer.status_code == 200 and answer.json()["versions"]["1"] == "live"
@@ -121,7 +121,7 @@ def sending(address: str, head: bytes) -> socket.socket:
     return sent
 
 
-def test_a_body_that_changes_models_and_does_not_come_is_given_up(
+def test_a_model_change_whose_body_does_not_arrive_is_refused(
     settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small_bodies, "_TIMEOUT_S", 0.2)

@@ -1,4 +1,4 @@
-"""A server that answers over TLS by itself, over HTTP and gRPC."""
+"""A server that serves HTTP and gRPC over TLS itself."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ server.run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, devic
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate of this machine's, and its key."""
+    """A folder with a certificate for this machine, and its key."""
     found = tmp_path_factory.mktemp("tls")
     make_pair(found)
     return found
 
 
 def make_pair(folder: Path) -> None:
-    """Writes a new certificate and its key into a folder, each as a whole."""
+    """Writes a new certificate and its key into a folder, each atomically."""
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=trivium", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(folder / "new.key"), "-out", str(folder / "new.crt")]
@@ -54,7 +54,7 @@ def make_pair(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ports(home: Path) -> Iterator[dict[str, int]]:
-    """The ports of a server of its own, by protocol."""
+    """The ports of a separate server, by protocol."""
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -73,7 +73,7 @@ def ports(home: Path) -> Iterator[dict[str, int]]:
         process.stdout.read()
 
 
-def test_large_bodies_and_refused_ones_go_over_one_connection(home: Path, ports: dict[str, int]) -> None:
+def test_large_and_refused_bodies_over_one_tls_connection(home: Path, ports: dict[str, int]) -> None:
     trusted = ssl.create_default_context(cafile=str(home / "tls.crt"))
     with httpx.Client(base_url=f"https://127.0.0.1:{ports['https']}", verify=trusted, timeout=120) as client:
         assert client.get("/v2/health/live").json() == {"live": True}
@@ -91,14 +91,14 @@ def test_large_bodies_and_refused_ones_go_over_one_connection(home: Path, ports:
         assert answer.json()["outputs"][0]["shape"][0] == 64
 
 
-def test_who_does_not_trust_the_certificate_or_speaks_plainly_gets_nothing(ports: dict[str, int]) -> None:
+def test_clients_without_trust_or_without_tls_get_no_answer(ports: dict[str, int]) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"https://127.0.0.1:{ports['https']}/v2/health/live")
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://127.0.0.1:{ports['https']}/v2/health/live")
 
 
-def test_grpc_is_over_tls_too(home: Path, ports: dict[str, int]) -> None:
+def test_grpc_uses_tls(home: Path, ports: dict[str, int]) -> None:
     trusted = grpc.ssl_channel_credentials((home / "tls.crt").read_bytes())
     for channel, live in (
         (grpc.secure_channel(f"127.0.0.1:{ports['grpc']}", trusted), True),
@@ -117,7 +117,7 @@ def test_grpc_is_over_tls_too(home: Path, ports: dict[str, int]) -> None:
                     asked(message("ServerLiveRequest")(), timeout=60)
 
 
-def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
+def test_an_invalid_certificate_or_key_is_refused_with_a_sentence(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
@@ -141,7 +141,7 @@ def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
     assert "--tls-key" in capsys.readouterr().err
 
 
-def test_the_commands_trust_the_authority_that_the_environment_names(
+def test_the_commands_trust_the_authority_in_the_environment(
     home: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
@@ -157,7 +157,7 @@ def test_the_commands_trust_the_authority_that_the_environment_names(
         assert words in said and "SSL_CERT_FILE" not in said
 
 
-def test_a_renewed_certificate_is_shown_to_who_connects_next(home: Path, ports: dict[str, int]) -> None:
+def test_a_renewed_certificate_is_used_for_new_connections(home: Path, ports: dict[str, int]) -> None:
     def shown() -> set[str]:
         """What a client sees on the two ports."""
         return {ssl.get_server_certificate(("127.0.0.1", port), timeout=60) for port in ports.values()}

@@ -118,7 +118,7 @@ def test_both_protocols_give_the_same_answer_to_the_same_tensors(client: Any, pr
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_bodies_may_be_compressed_and_tensors_be_json(running: Running, algorithm: str) -> None:
+def test_bodies_may_be_compressed_and_tensors_may_be_json(running: Running, algorithm: str) -> None:
     http = tritonclient.http
     packed = running.http.infer(
         "echo", inputs(http), request_compression_algorithm=algorithm, response_compression_algorithm="gzip"
@@ -220,7 +220,7 @@ def test_a_stream_continues_after_a_refused_request(running: Running) -> None:
             assert arrived.acquire(timeout=LIMIT_S), f"3 answers were expected, {len(answers)} came"
         client.stop_stream()
     assert [isinstance(one, InferenceServerException) for one in answers] == [False, True, False]
-    assert answers[0].parameters["triton_final_response"].bool_param, "each request has one answer, its last"
+    assert answers[0].parameters["triton_final_response"].bool_param, "each request has one answer, the final one"
 
 
 def test_typed_values_an_identifier_and_a_deadline(running: Running) -> None:

@@ -1,4 +1,4 @@
-"""Large uploads that come at the same time are read the oldest first."""
+"""Concurrent large uploads are read oldest first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["clock"]
 
 
 async def upload(turns: Turns, name: str, chunks: Iterable[Any], told: list[str], of_group: str | None = None) -> None:
-    """Reads chunks; None is one that does not come."""
+    """Reads chunks; None stands for a chunk that does not arrive."""
     with turns.join(of_group) as turn:
         for chunk in chunks:
             if chunk is None:
@@ -29,7 +29,7 @@ async def upload(turns: Turns, name: str, chunks: Iterable[Any], told: list[str]
     told.append(f"{name} is read")
 
 
-def test_so_many_are_read_at_a_time_the_oldest_first() -> None:
+def test_the_oldest_uploads_are_read_first() -> None:
     async def read() -> list[str]:
         turns, told = Turns(2), list[str]()
         async with asyncio.TaskGroup() as group:
@@ -40,7 +40,7 @@ def test_so_many_are_read_at_a_time_the_oldest_first() -> None:
     told = asyncio.run(read())
     ends = [told.index(f"{name} is read") for name in "abcde"]
     assert ends == sorted(ends)
-    assert set(told[5 : ends[0]]) <= {"a", "b"}, "beyond its first chunk none is read before its turn"
+    assert set(told[5 : ends[0]]) <= {"a", "b"}, "only the first chunk is read before an upload's turn"
 
 
 def test_the_uploads_of_groups_take_turns() -> None:
@@ -53,10 +53,10 @@ def test_the_uploads_of_groups_take_turns() -> None:
 
     told = asyncio.run(read())
     ends = [one.removesuffix(" is read") for one in told if one.endswith("is read")]
-    assert ends.index("treasury 1") < ends.index("desk 2") < ends.index("desk 3"), "not behind all of the desk's"
+    assert ends.index("treasury 1") < ends.index("desk 2") < ends.index("desk 3"), "not behind all uploads of the desk"
 
 
-def test_what_is_whole_counts_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_upload_counts_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALLED_S", 0.0)
 
     async def read() -> list[str]:
@@ -72,7 +72,7 @@ def test_what_is_whole_counts_until_it_is_computed(monkeypatch: pytest.MonkeyPat
     assert asyncio.run(read()) == ["other", "computed", "other", "other is read"]
 
 
-def test_one_that_stalls_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_upload_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALLED_S", 0.05)
 
     async def read() -> list[str]:
@@ -88,7 +88,7 @@ def test_one_that_stalls_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -
     assert told[-1] == "b is read" and "a is read" in told and "stalled is read" not in told
 
 
-def test_one_that_is_given_up_while_it_waits_is_forgotten() -> None:
+def test_an_upload_cancelled_while_waiting_is_removed() -> None:
     async def read() -> list[str]:
         turns, told = Turns(1), list[str]()
         first = asyncio.create_task(upload(turns, "first", [0, 1], told))
@@ -104,11 +104,11 @@ def test_one_that_is_given_up_while_it_waits_is_forgotten() -> None:
     assert told[-1] == "last is read" and "waiting is read" not in told
 
 
-def test_what_is_held_back_is_ahead_of_what_comes_now(clock: Clock) -> None:
+def test_uploads_that_wait_their_turn_count_as_ahead_of_new_requests(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with limit.admit():
-        clock.now += 60  # a body that is long in coming may be overtaken
+        clock.now += 60  # a slow upload may be overtaken
         limit.check()
         with limit.held_back(), limit.held_back(), limit.held_back(), limit.held_back(), limit.held_back():
             with pytest.raises(Busy) as caught:

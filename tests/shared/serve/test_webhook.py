@@ -1,4 +1,4 @@
-"""The operator's address is told of every job that ends: signed, until it is taken, and nothing else of the job."""
+"""Webhook notifications of finished jobs: signed, retried until accepted, and without patient data."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def serve_with(serve: Serve, receiver: Receiver) -> TestClient:
     return serve(webhook_url=receiver.url, webhook_secret=settings.webhook_secret)
 
 
-def test_it_is_told_of_each_job_that_ends_and_of_nothing_that_may_be_of_a_patient(
+def test_the_webhook_gets_each_finished_job_and_no_patient_data(
     serve: Serve, receiver: Receiver, settings: Settings
 ) -> None:
     client = serve_with(serve, receiver)
@@ -99,7 +99,7 @@ def test_it_is_told_of_each_job_that_ends_and_of_nothing_that_may_be_of_a_patien
     assert b"MUELLER" not in b"".join(body for _, _, body in receiver.received)
 
 
-def test_it_is_told_which_group_a_job_is_of(serve: Serve, receiver: Receiver) -> None:
+def test_the_webhook_gets_the_group_of_a_job(serve: Serve, receiver: Receiver) -> None:
     webhook_secret = Settings(webhook_secret=SECRET).webhook_secret
     client = serve(webhook_url=receiver.url, webhook_secret=webhook_secret, require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
@@ -115,13 +115,13 @@ def test_it_is_told_which_group_a_job_is_of(serve: Serve, receiver: Receiver) ->
     assert told()[jobs[0]]["group"] == "desk" and "group" not in told()[jobs[1]]
 
 
-def test_the_signature_is_that_of_standard_webhooks() -> None:
-    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")  # the vector of the specification's own libraries
+def test_the_signature_follows_standard_webhooks() -> None:
+    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")  # the test vector of the specification's libraries
     found = webhook.signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_it_is_told_again_until_it_takes_it_and_no_redirection_is_followed(
+def test_notifications_are_retried_and_redirects_are_not_followed(
     serve: Serve, receiver: Receiver, settings: Settings
 ) -> None:
     receiver.statuses = [500, 302, 307]
@@ -134,7 +134,7 @@ def test_it_is_told_again_until_it_takes_it_and_no_redirection_is_followed(
 
 
 def tell_one_job(receive: Callable[[socket.socket], None]) -> None:
-    """Has a webhook tell of one job to what ``receive`` makes of the connection."""
+    """Sends the notification of one job to a server that handles the connection with ``receive``."""
 
     class Jobs:
         def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
@@ -149,7 +149,7 @@ def tell_one_job(receive: Callable[[socket.socket], None]) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"302 T\r\nLocation: http://[bad", b"500 \x1b[31m" + b"A" * 60_000])
-def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_webhook_answer_is_logged_in_one_short_line(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
     def serve_one(connection: socket.socket) -> None:
         with connection:
             connection.recv(1 << 16)
@@ -161,7 +161,7 @@ def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, ca
     assert record.message.isprintable() and len(record.message) < 300
 
 
-def test_an_answer_that_comes_in_drops_is_broken_off(
+def test_a_trickling_webhook_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(webhook, "_TIMEOUT_S", 0.3)
@@ -181,7 +181,7 @@ def test_an_answer_that_comes_in_drops_is_broken_off(
     assert broken_off.is_set() and "trying again later" in caplog.text
 
 
-def test_what_was_not_delivered_outlasts_the_server(serve: Serve, receiver: Receiver, settings: Settings) -> None:
+def test_pending_notifications_survive_a_restart(serve: Serve, receiver: Receiver, settings: Settings) -> None:
     receiver.statuses = [503] * 1000
     first = serve_with(serve, receiver)
     job = first.post(JOBS, data={"sample": "three"}).json()["job"]
@@ -194,7 +194,7 @@ def test_what_was_not_delivered_outlasts_the_server(serve: Serve, receiver: Rece
     assert receiver.received[-1][1]["webhook-id"] == job
 
 
-def test_after_a_day_it_is_told_no_more(
+def test_notifications_are_given_up_after_a_day(
     serve: Serve,
     receiver: Receiver,
     settings: Settings,
@@ -210,7 +210,7 @@ def test_after_a_day_it_is_told_no_more(
     assert f"{job}: HTTP Error 500" in caplog.text and SECRET not in caplog.text
 
 
-def test_nobody_is_told_unless_that_is_set(serve: Serve, receiver: Receiver, settings: Settings) -> None:
+def test_without_a_webhook_nothing_is_sent(serve: Serve, receiver: Receiver, settings: Settings) -> None:
     client = serve()
     job = client.post(JOBS, data={"sample": "three"}).json()
     until(lambda: client.get(job["url"]).json()["state"] == "done")
@@ -228,7 +228,7 @@ def test_nobody_is_told_unless_that_is_set(serve: Serve, receiver: Receiver, set
         ("https://ris.example/hook", "whsec_c2hvcnQ=", "24 to 64 bytes"),
     ],
 )
-def test_half_a_webhook_is_refused_at_the_start(url: str | None, secret: str | None, words: str) -> None:
+def test_incomplete_webhook_settings_are_refused_at_the_start(url: str | None, secret: str | None, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words) as refused:
         webhook.webhook_from_settings(Settings(webhook_url=url, webhook_secret=secret))
     assert secret is None or secret not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Models compute in processes of their own: what ends one of them ends neither the server nor another's requests."""
+"""Worker processes: a crash of one ends neither the server nor the requests of others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def predict(client: TestClient, **options: str) -> Any:
 
 
 def process(client: TestClient) -> int:
-    """The process that answers."""
+    """The process id of the worker that answers."""
     answer = predict(client)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["result"]["process"])
@@ -73,7 +73,7 @@ def workers(client: TestClient) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("how", "name"), [("abort", "SIGABRT"), ("kill", "SIGKILL")])
-def test_a_request_that_ends_its_worker_is_503_and_the_next_is_answered(
+def test_a_request_that_crashes_its_worker_is_503_and_the_next_is_answered(
     serve: Callable[..., TestClient], how: str, name: str
 ) -> None:
     client = serve()
@@ -94,7 +94,7 @@ def test_a_request_that_ends_its_worker_is_503_and_the_next_is_answered(
     }
 
 
-def test_metrics_and_the_log_tell_of_what_worker_processes_did(
+def test_metrics_and_the_log_cover_worker_processes(
     serve: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve()
@@ -116,7 +116,7 @@ def test_metrics_and_the_log_tell_of_what_worker_processes_did(
     assert took_us > 0 and held > 1e6
 
 
-def test_the_others_go_on_while_one_is_lost(serve: Callable[..., TestClient]) -> None:
+def test_other_workers_continue_while_one_is_lost(serve: Callable[..., TestClient]) -> None:
     client = serve(workers=2)
     first = process(client)
     until(lambda: [worker["state"] for worker in workers(client)] == ["idle", "idle"], 30)
@@ -137,10 +137,10 @@ def test_readiness_says_that_a_worker_is_being_replaced(serve: Callable[..., Tes
     os.kill(workers(client)[0]["pid"], signal.SIGKILL)
     until(lambda: client.get(READY).json() == {"ready": False, "reason": "Fragile: its workers are being replaced"})
     until(lambda: client.get(READY).status_code == 200, 30)
-    assert process(client), "what came meanwhile would have waited"
+    assert process(client), "a request in the meantime would have waited"
 
 
-def test_what_is_past_its_deadline_is_really_stopped(serve: Callable[..., TestClient]) -> None:
+def test_a_request_past_its_deadline_is_really_stopped(serve: Callable[..., TestClient]) -> None:
     client = serve(deadline_s=2)
     until(lambda: predict(client).status_code == 200, 30)
     first = process(client)
@@ -150,9 +150,7 @@ def test_what_is_past_its_deadline_is_really_stopped(serve: Callable[..., TestCl
     until(lambda: predict(client).status_code == 200, 30)
 
 
-def test_what_a_worker_that_is_killed_has_unpacked_goes_with_it(
-    serve: Callable[..., TestClient], tmp_path: Path
-) -> None:
+def test_the_unpacked_files_of_a_killed_worker_are_removed(serve: Callable[..., TestClient], tmp_path: Path) -> None:
     client = serve()
     assert process(client)
     assert predict(client, how=f"leave {tmp_path / 'where'}").status_code == 503
@@ -162,15 +160,15 @@ def test_what_a_worker_that_is_killed_has_unpacked_goes_with_it(
     assert process(client)
 
 
-def test_a_request_that_needs_more_memory_than_a_worker_may_have_is_413(serve: Callable[..., TestClient]) -> None:
+def test_a_request_above_the_memory_limit_of_a_worker_is_413(serve: Callable[..., TestClient]) -> None:
     client = serve(worker_memory_bytes=2_000_000_000)
     first = process(client)
     refused = predict(client, how="memory")
     assert refused.status_code == 413 and "TRIVIUM_WORKER_MEMORY_BYTES" in refused.json()["detail"]
-    assert process(client) != first, "what ran out of memory is replaced, for it may hold some still"
+    assert process(client) != first, "a worker that ran out of memory is replaced, since it may still hold some"
 
 
-def test_networks_have_processes_of_their_own_and_large_tensors_go_through_shared_memory(
+def test_networks_have_their_own_processes_and_large_tensors_use_shared_memory(
     serve: Callable[..., TestClient],
 ) -> None:
     client = serve(max_tensor_bytes=4_000_000, max_batch=4)
@@ -200,9 +198,7 @@ def test_networks_have_processes_of_their_own_and_large_tensors_go_through_share
     assert process(client)
 
 
-def test_a_network_computes_with_the_program_that_is_asked_for(
-    serve: Callable[..., TestClient], tmp_path: Path
-) -> None:
+def test_a_network_computes_with_the_requested_program(serve: Callable[..., TestClient], tmp_path: Path) -> None:
     given = {
         "inputs": [
             {"name": "x", "datatype": "FP32", "shape": [3, 2], "data": [1, 2, 3, 4, 5, 6]},
@@ -218,7 +214,7 @@ def test_a_network_computes_with_the_program_that_is_asked_for(
     assert answers[0] == answers[1] and answers[0][0]["data"] == [3, 5, 7, 9, 11, 13]
 
 
-def test_a_large_answer_comes_whole(serve: Callable[..., TestClient]) -> None:
+def test_a_large_answer_is_complete(serve: Callable[..., TestClient]) -> None:
     client = serve()
     answer = predict(client, bytes="3000000").json()
     assert len(client.get(answer["files"]["large"]).content) == 3_000_000
@@ -232,7 +228,7 @@ def test_workers_end_with_the_server(serve: Callable[..., TestClient]) -> None:
     client.__enter__()
 
 
-def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -> None:
+def test_messages_are_received_unchanged_inline_and_in_shared_memory() -> None:
     mine, theirs = socket_pair()
     with mine, theirs:
         for blobs in ([b""], [b"abc", bytes(10)], [os.urandom(1_000_000), b"x"], [b""] * 5000):
@@ -248,14 +244,14 @@ def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -
         assert receive(theirs) is None
 
 
-def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None:
+def test_shared_bytes_are_sent_with_room_for_the_reply() -> None:
     mine, theirs = socket_pair()
     with mine, theirs:
         shared, back = [], []
         for number in range(3):
             shared.append(SharedBytes(Memory(300_000), 24, 70_001, back.append))
             shared[-1].body[:] = b"%d" % number + os.urandom(70_000)
-        for blob in (b"a", os.urandom(100_000)):  # what a worker that ended was given goes to another
+        for blob in (b"a", os.urandom(100_000)):  # a request of a worker that ended goes to another one
             messages = [Message({}, [blob], shared[:1]), Message({}, [], shared[1:]), Message({}, [b"b", b"c"])]
             send(mine, bundle(messages))
             found = receive(theirs)
@@ -264,8 +260,8 @@ def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None
             assert bytes(first.blobs[0]) == blob and bytes(first.blobs[1]) == bytes(shared[0].body)
             assert [bytes(one[:1]) for one in second.blobs] == [b"1", b"2"]
             assert [bytes(one) for one in third.blobs] == [b"b", b"c"] and third.room is None
-            assert write_to_room([bytes(10), bytes(5)], first.room) is None, "it fits into a packet"
-            assert write_to_room([bytes(300_000)], first.room) is None, "it does not fit into the room"
+            assert write_to_room([bytes(10), bytes(5)], first.room) is None, "small enough for a packet"
+            assert write_to_room([bytes(300_000)], first.room) is None, "too large for the room"
             parts = [os.urandom(50_000), os.urandom(20_000)]
             spans = write_to_room(parts, first.room)
             assert spans is not None and [bytes(shared[0].room[at : at + size]) for at, size in spans] == parts
@@ -275,7 +271,7 @@ def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None
         assert len(back) == 3
 
 
-def test_shared_memory_that_could_be_cut_off_is_not_taken() -> None:
+def test_shared_memory_that_could_be_truncated_is_refused() -> None:
     mine, theirs = socket_pair()
     with mine, theirs:
         shared = SharedBytes(Memory(100_000), 0, 1, lambda _: None)
@@ -288,7 +284,7 @@ def test_shared_memory_that_could_be_cut_off_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize("packet", [b"\0", b"\0" + bytes(4), b"\0\1\0\0\0" + b"\xff" * 8, b"\1", b"\0" + b"x" * 99])
-def test_what_is_no_message_is_told_apart(packet: bytes) -> None:
+def test_invalid_messages_are_detected(packet: bytes) -> None:
     mine, theirs = socket_pair()
     with mine, theirs:
         mine.send(packet)
@@ -296,7 +292,7 @@ def test_what_is_no_message_is_told_apart(packet: bytes) -> None:
             receive(theirs)
 
 
-def test_instances_are_placed_on_the_devices_that_are_named(serve: Callable[..., TestClient]) -> None:
+def test_instances_run_on_the_named_devices(serve: Callable[..., TestClient]) -> None:
     client = serve(instances="cpu=2")
     assert predict(client).status_code == 200
     until(lambda: [one["state"] for one in workers(client)] == ["idle", "idle"])
@@ -304,7 +300,7 @@ def test_instances_are_placed_on_the_devices_that_are_named(serve: Callable[...,
     assert (group["kind"], group["count"]) == ("KIND_CPU", 2)
 
 
-def test_instances_say_which_gpu_a_process_may_use() -> None:
+def test_instances_select_the_gpu_of_a_process() -> None:
     settings = read_settings(instances="cuda:1=2,cpu=1")
     assert settings.worker_devices == [("cuda", 1), ("cuda", 1), ("cpu", None)]
     assert settings.with_one_worker().worker_devices == [("cuda", 1)]
