@@ -67,7 +67,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def _discard(self) -> None:
         """Has the kernel discard the received bytes (tcp(7), MSG_TRUNC), except the body's last byte.
 
-        That byte is read normally. SO_RCVLOWAT delays the next wake-up until a mebibyte, or the rest, has arrived.
+        That byte is read normally. While more than a mebibyte is left, SO_RCVLOWAT delays the next wake-up until a
+        mebibyte has arrived.
         """
         connection = self._protocol.transport.get_extra_info("socket")
         if self.left < MIN_LARGE_BODY or connection is None or self._protocol.scheme != "http":

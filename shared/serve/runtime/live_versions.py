@@ -89,7 +89,7 @@ class LiveVersions:
         """Makes a version live. Raises ``InvalidInputError`` if it does not exist or cannot be loaded."""
         async with self._change_lock:
             versions = self._check_version(model, version)
-            # Record the live version by name, so that a newer one does not become live during the switch.
+            # Record the live version explicitly, so that a newer one does not become live during the switch.
             before = self._live.versions[model] = self._live_version(model, versions)
             await self._switch(model, version)
             await run_in_threadpool(self._live.promotions.promote, model, version, before)
@@ -128,7 +128,7 @@ class LiveVersions:
             if version == live and (user is None or user.needs(model)):
                 raise InvalidInputError(f"version {version} of {model!r} is live; promote another first", status=409)
             if version != live:
-                # Record the live version by name, so that it stays live whichever version is the newest.
+                # Record the live version explicitly, so that it stays live whichever version is the newest.
                 self._live.versions[model] = live
                 await run_in_threadpool(self._live.promotions.promote, model, live, live)
             await run_in_threadpool(self._live.promotions.retire, model, version)
@@ -193,6 +193,7 @@ class LiveVersions:
         self._stopped_versions.discard((model, version))
 
     async def _stop_retired(self) -> None:
+        """Ends the workers of newly retired versions, as the store states them."""
         stored = await run_in_threadpool(self._live.promotions.retired)
         self._live.retired_versions = set(stored)
         for model, version in sorted(stored - self._stopped_versions):
@@ -204,6 +205,7 @@ class LiveVersions:
 
     @contextmanager
     def _while_loading(self, model: str, version: int) -> Iterator[None]:
+        """Makes the registry load this version of the model while the block lasts."""
         self._live.loading_versions[model] = version
         try:
             yield
@@ -217,6 +219,7 @@ class LiveVersions:
         return list(found)
 
     def _check_version(self, model: str, version: int) -> list[int]:
+        """All versions of the model. Raises ``InvalidInputError`` (404) if ``version`` is not one of them."""
         versions = self._versions(model)
         if version not in versions:
             known = ", ".join(map(str, versions))
@@ -224,6 +227,7 @@ class LiveVersions:
         return versions
 
     def _live_version(self, model: str, versions: list[int]) -> int:
+        """The live version; the newest if no version can answer."""
         return next(iter(self._serving_versions(model, versions)), max(versions))
 
     def _serving_versions(self, model: str, versions: list[int]) -> list[int]:

@@ -337,6 +337,7 @@ class WorkerPool:
         return max(1, int(self._max_batch_s / self._compute_s_each))
 
     def _handle_deadline(self, entry: _Entry) -> None:
+        """Refuses a request that is still waiting, or answers a computing one with an error and ends its worker."""
         if entry.slot is None:
             if not entry.answer.done():
                 entry.answer.set_exception(Busy(self._title, "no worker free to answer before the deadline"))
@@ -351,6 +352,7 @@ class WorkerPool:
             log.warning("a worker of %s was computing %s; it is ended and replaced", self._title, problem)
 
     def _handle_cancelled(self, entry: _Entry) -> None:
+        """Drops a request that waits, or shortens the deadline of one that computes."""
         if entry.slot is None:
             self._remove_from_queue(entry)
             return
@@ -359,6 +361,7 @@ class WorkerPool:
         self._start_timer(entry)
 
     def _start_timer(self, entry: _Entry) -> None:
+        """Starts the timer for the deadline, or for the last moment at which a waiting request can start in time."""
         if entry.timer is not None:
             entry.timer.cancel()
         latest = entry.deadline if entry.slot is not None else entry.deadline - entry.finish_s - self._lead_time_s()

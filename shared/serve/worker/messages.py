@@ -107,7 +107,7 @@ def send(connection: socket.socket, message: Message) -> None:
     head = json.dumps(message.head).encode()
     parts = [memoryview(part).cast("B") for part in (head, *message.blobs)]
     table = struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts))
-    shared = [memory.descriptor for memory in message.shared]
+    shared = [body.descriptor for body in message.shared]
     if len(table) + sum(map(len, parts)) < MAX_INLINE:
         packet: list[Blob] = [b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])]
         if shared:
@@ -145,7 +145,7 @@ def receive(connection: socket.socket) -> Message | None:
     try:
         if not packet:
             return None
-        in_shared_memory = packet[:1] == _SHARED
+        in_shared_memory = packet[:1] == _SHARED  # then the first descriptor is that of the message itself
         message = _parse(_map_sealed(descriptors[0]) if in_shared_memory else memoryview(packet)[1:])
         return Message(
             message.head, (*message.blobs, *(_map_shared(descriptor) for descriptor in descriptors[in_shared_memory:]))
