@@ -1,4 +1,4 @@
-"""The predictor: chest CTs in, findings out. It reads no file and writes none."""
+"""The predictor: takes chest CTs and returns findings. It does no file access."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 SecondStage: TypeAlias = "tuple[nn.Module, tuple[int, int, int]]"
-"""The network, and the size of a patch along x, y, z in voxels."""
+"""The second-stage network, and the size of its patches along x, y, z in voxels."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 LARGE_TILE = 1 << 23
-"""Tiles of more voxels than this go through one at a time, for their memory."""
+"""Tiles with more voxels than this run with a batch size of 1, to limit memory."""
 
 
 EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
-"""As many findings as LUNA16 takes of a scan."""
+"""Options that return as many findings as LUNA16 accepts per scan."""
 
 
 class NodulePredictor:
-    """Finds lung nodules. Findings of at least ``operating_score`` stand apart from weaker marks.
+    """Finds lung nodules. Findings that score at least ``operating_score`` are listed apart from weaker marks.
 
-    ``detector`` is the network on the grid of ``input``, computed by torch with ``precision`` for the forward pass; or
-    in its place ``program`` computes the maps, and ``decoder`` says how they become boxes. ``digests`` are the SHA-256
-    of the weights by the model's name.
+    Pass either ``detector``, a network on the grid of ``input`` that torch runs with ``precision``, or ``program``,
+    which computes the network's output maps, with ``decoder``, which turns them into boxes. ``digests`` holds the
+    SHA-256 of the weights by model name.
     """
 
     takes: ClassVar[type[CTVolume]] = CTVolume
@@ -106,15 +106,16 @@ class NodulePredictor:
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
-        """The predictor of a detector's artifact, with the second stage where its artifact is given too.
+        """Loads a detector's artifact, and the second stage if its artifact is given too.
 
-        Reads the settings of the models and of the detector's input alone. A second stage's operating score is that of
-        both together; alone it brings its detector, and one that has learnt from the marks of another is left out.
+        Of the recipes it reads only the settings of the models and of the detector's input. If only a second stage is
+        given, its detector is found and loaded. A second stage that was trained on the marks of another detector is
+        ignored. With a second stage, the operating score is that of the second stage, which applies to both together.
         """
-        artifact = next((one for one in artifacts if one.manifest.name != SECOND_STAGE), None)
+        artifact = next((given for given in artifacts if given.manifest.name != SECOND_STAGE), None)
         if artifact is None:
-            artifact = _ranked_by(artifacts[0])
-        second = next((one for one in artifacts if belongs_to(one, artifact)), None)
+            artifact = _find_detector(artifacts[0])
+        second = next((given for given in artifacts if belongs_to(given, artifact)), None)
         model, input = _settings(artifact)
         decoder = BoxDecoder.of_settings(model)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
@@ -135,15 +136,15 @@ class NodulePredictor:
             program=program,
             model=artifact.manifest.name,
             second_stage=None if second is None else open_second_stage(second, device),
-            digests={one.manifest.name: weights_digest(one) for one in (artifact, second) if one is not None},
+            digests={model.manifest.name: weights_digest(model) for model in (artifact, second) if model is not None},
         )
 
     def predict(self, batch: Sequence[CTVolume], options: Options | None = None) -> list[Findings]:
-        """The findings of each volume."""
+        """The findings in each volume, in the order of ``batch``."""
         return [self._predict_one(volume, options or Options()) for volume in batch]
 
     def candidates(self, stored: CTVolume) -> Candidates | None:
-        """The detector's own marks, as the second stage is given them; None where there is no lung."""
+        """The detector's marks before the second stage rescores them; None if no lung is found."""
         from apps.medical.inference.lungs import find_lungs
 
         volume = reorient_to_lps(stored)
@@ -163,11 +164,11 @@ class NodulePredictor:
         )
 
     def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
-        # With it comes scipy, which networks are loaded without.
+        # Imported here because it imports scipy, which loading a network does not need.
         from apps.medical.inference.lungs import find_lungs
 
         volume = reorient_to_lps(stored)
-        report_stage("looking for the lungs")
+        report_stage("finding the lungs")
         lungs = find_lungs(volume)
         if lungs is None:
             return Findings(nodules=(), operating_score=self.operating_score)
@@ -175,19 +176,19 @@ class NodulePredictor:
         report_stage("measuring")
         if self.second_stage is not None:
             found = rescored(found, *self.second_stage)
-        asked = np.nonzero(found.scores >= options.min_score)[0]
+        selected = np.nonzero(found.scores >= options.min_score)[0]
         return Findings(
-            nodules=measured(volume, found.chosen(asked[: options.max_findings]), self.input, stored),
+            nodules=measured(volume, found.chosen(selected[: options.max_findings]), self.input, stored),
             operating_score=self.operating_score,
             lung_box_lps_mm=_lung_box_lps_mm(volume, lungs),
             lung_millilitres=lungs.millilitres,
             lungs_cut=lungs.cut,
-            unlisted=int((found.scores[asked[options.max_findings :]] >= self.operating_score).sum()),
+            unlisted=int((found.scores[selected[options.max_findings :]] >= self.operating_score).sum()),
         )
 
 
 def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
-    """MONAI's detector with an artifact's weights, for evaluation."""
+    """MONAI's detector with the weights of an artifact, in evaluation mode."""
     import torch
 
     from shared.deploy.artifact import load_weights
@@ -200,27 +201,30 @@ def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
-    """The newest second stage that has learnt from a detector's marks: in ``registries``, beside it, or shipped."""
+    """The newest second stage that was trained on this detector's marks, in a list; empty if there is none.
+
+    Searches ``registries``, the artifact's own registry, and the shipped weights.
+    """
     if artifact.manifest.name == SECOND_STAGE:
         return []
     roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
-    second = newest_partner(SECOND_STAGE, lambda one: belongs_to(one, artifact), roots)
+    second = newest_partner(SECOND_STAGE, lambda candidate: belongs_to(candidate, artifact), roots)
     return [] if second is None else [second]
 
 
-def _ranked_by(second: Artifact) -> Artifact:
-    """The detector whose marks a second stage has learnt to rank: beside it, or shipped."""
+def _find_detector(second: Artifact) -> Artifact:
+    """The detector that a second stage was trained for, from the same registry or the shipped weights."""
     roots = (second.path.resolve().parent.parent, WEIGHTS)
-    detector = newest_partner(MODELS[0], lambda one: belongs_to(second, one), roots)
+    detector = newest_partner(MODELS[0], lambda candidate: belongs_to(second, candidate), roots)
     if detector is None:
         raise InvalidInputError(
-            f"{second.path} ranks the marks of a detector that is not beside it: name the detector's artifact"
+            f"the detector that {second.path} was trained for is not in the same registry: name the detector's artifact"
         )
     return detector
 
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
-    """The second stage's network with an artifact's weights, and the size of its patches."""
+    """The second-stage network with the weights of an artifact, and the size of its patches (x, y, z in voxels)."""
     from shared.deploy.artifact import load_weights
     from shared.recipe_file import from_mapping
 
@@ -244,7 +248,7 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
 
 
 def _example_tiles(input: ChestInput, divisible: Sequence[int]) -> Tensors:
-    # Imported on use: a scan of the samples is read, as a scan that comes in is, where programs are measured.
+    # Imported here because it reads one of the sample scans, which is needed only to time programs.
     from apps.medical.inference.examples import example_tiles
 
     return example_tiles(input, divisible)
@@ -257,7 +261,7 @@ def _example_marks(size: tuple[int, int, int]) -> Tensors:
 
 
 def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
-    """The settings of an artifact's model and of its input."""
+    """The model and input settings of an artifact."""
     from apps.medical.models.retinanet import RetinaNet3D
     from shared.recipe_file import from_mapping
 
@@ -268,9 +272,9 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
 def measured(
     volume: CTVolume, candidates: Candidates, input: ChestInput, stored: CTVolume | None = None
 ) -> tuple[Nodule, ...]:
-    """The candidates as nodules, each measured in the slices of ``volume``, whose axes are nearest to LPS.
+    """The candidates as nodules, each measured in the slices of ``volume``, whose axes must be those nearest to LPS.
 
-    ``stored`` is the scan as it was handed in, whose voxels their pieces name; the same where it is left out.
+    ``stored`` is the scan as it was provided, to whose voxels the masks refer; ``volume`` if it is None.
     """
     from apps.medical.inference.diameter import measure
 
@@ -281,8 +285,8 @@ def measured(
         *candidates.ends_lps_mm(), candidates.scores.tolist(), candidates.labels.tolist(), strict=True
     ):
         centre = triple(((low + high) / 2).tolist())
-        # As long along the volume's axes as along those of LPS, which they are nearest to: corners of an oblique one's
-        # would not be.
+        # The sides along LPS are used as sides along the volume's nearest axes. Transforming the corners of the box
+        # would change the lengths in an oblique volume.
         middle, half = volume.to_index_ijk(centre) + 0.5, (high - low) / 2 / spacing_mm
         found = measure(hu_xyz, np.concatenate([middle - half, middle + half]), spacing_mm)
         axes_mm = None if found is None else found.axes_mm

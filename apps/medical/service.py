@@ -1,4 +1,4 @@
-"""The HTTP side: files and options to volumes, findings to a response."""
+"""The HTTP side: decodes files and options into volumes, and encodes findings into a response."""
 
 from __future__ import annotations
 
@@ -37,59 +37,59 @@ if TYPE_CHECKING:
     from shared.serve.service import Service
 
 INCOMPLETE = (
-    "The series may be incomplete: its sender did not end it as DICOM has it, and nothing more of it came. Compare the "
-    "number of images, and send the series again where some are missing."
+    "The series may be incomplete: the sender did not release its association, and no further images arrived. Compare "
+    "the number of images, and send the series again if some are missing."
 )
 
 COMPARISON = "comparison.json"
 _ORGANIZATION = r"^[^\\\x00-\x1f\x7f]*[^\s\\\x00-\x1f\x7f][^\\\x00-\x1f\x7f]*$"
-"""A long string of DICOM's that is not blank (PS3.5 6.2)."""
+"""A non-blank DICOM long string (LO, PS3.5 6.2)."""
 NO_REPORT = (
-    "there is no DICOM report of the case: it is of no DICOM series, or of one whose study, series or images lack "
-    "unique identifiers or a class that the standard names, or an earlier version kept it: then analyse the CT again"
+    "the case has no DICOM report: its input was not a DICOM series, or the study, series or images lack unique "
+    "identifiers or a standard SOP class, or an earlier version stored the case; in that last case analyse the CT again"
 )
 
 
 class MedicalCodec:
-    """One CT a request.
+    """One CT per request.
 
     Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (SeriesNumber or UID), ``patient`` (yes or no: whether
-    the DICOM files and the FHIR bundle say whose the scan is), ``incomplete`` (yes or no: whether images may be
-    missing, which a remark then says).
+    the DICOM files and the FHIR bundle name the patient), ``incomplete`` (yes or no: whether images may be missing,
+    in which case a remark says so).
     """
 
     def __init__(self, predictor: object = None) -> None:
         self._predictor = predictor
 
     def decode(self, request: Request) -> Decoded[CTVolume]:
-        """The one CT in the request's files. Raises ``InvalidInputError``."""
-        given = request.options
-        options = read_options(given)
-        volume = read_volume(request.files, series=given.get("series") or None, patient=given.get("patient") == "yes")
-        if given.get("incomplete") == "yes":
+        """Reads the one CT in the request's files. Raises ``InvalidInputError``."""
+        fields = request.options
+        options = read_options(fields)
+        volume = read_volume(request.files, series=fields.get("series") or None, patient=fields.get("patient") == "yes")
+        if fields.get("incomplete") == "yes":
             volume = replace(volume, remarks=(*volume.remarks, INCOMPLETE))
         return Decoded(inputs=(volume,), options=options)
 
     def encode(self, decoded: Decoded[CTVolume], outputs: Sequence[Findings]) -> Response:
-        """The findings as ``result.json`` and files in the field's formats; later all that is costly."""
+        """The findings as ``result.json`` and files; files that are slow to make are deferred until requested."""
         (volume,), (findings,) = decoded.inputs, outputs
-        made: dict[str, tuple[str, ...]] = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
+        deferred: dict[str, tuple[str, ...]] = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
         sources = {"sheet": sheet_source(volume, findings), "voxels.npz": slab_source(volume, findings)}
         versions = {name: program.version for name, program in programs_of(self._predictor).items()}
         digests = getattr(self._predictor, "digests", None)
         if (report := report_source(volume, findings, versions, digests)) is not None:
             sources[REPORT_SOURCE] = report
-        if report is not None and any(one.score >= findings.operating_score for one in findings.nodules):
-            made[REPORT] = made[FHIR] = (REPORT_SOURCE,)
+        if report is not None and any(nodule.score >= findings.operating_score for nodule in findings.nodules):
+            deferred[REPORT] = deferred[FHIR] = (REPORT_SOURCE,)
             if can_be_segmented(volume, findings):
-                made[SEGMENTATION] = (REPORT_SOURCE, PIECES)
+                deferred[SEGMENTATION] = (REPORT_SOURCE, PIECES)
         if (pieces := pieces_source(volume, findings)) is not None:
-            made[LABELS], sources[PIECES] = (PIECES,), pieces
+            deferred[LABELS], sources[PIECES] = (PIECES,), pieces
         return Response(
             result=result(volume, findings),
             files=output_files(volume, findings),
             later=Later(
-                files=made,
+                files=deferred,
                 sources=sources,
                 lasting=() if report is None else (REPORT_SOURCE,),
                 inputs={SCAN: lambda: whole_scan(volume)},
@@ -97,7 +97,7 @@ class MedicalCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the slab, the report, its FHIR bundle, the segmentation, the labels, or what a route gives."""
+        """Makes a deferred file, or the file of one of the routes below, by its name."""
         if name == REPORT:
             return structured_report(sources[REPORT_SOURCE])
         if name == FHIR:
@@ -110,7 +110,7 @@ class MedicalCodec:
             reviewed = reviewed_source(sources[REPORT_SOURCE], sources["result.json"], sources[REVIEW])
             return reviewed_report(reviewed) if name == REVIEWED_REPORT else fhir_bundle(reviewed)
         if name == COMPARISON:
-            # With it comes SimpleITK.
+            # Imported here because it imports SimpleITK.
             from apps.medical.outputs.comparison import comparison_file
 
             return comparison_file(sources)
@@ -118,7 +118,7 @@ class MedicalCodec:
 
 
 def router(service: Service) -> APIRouter:
-    """A case beside that of an earlier scan, and its report as a reader left it."""
+    """Routes for the comparison of a case with an earlier scan, and for its reviewed report."""
     from fastapi import APIRouter, Depends, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
@@ -129,38 +129,43 @@ def router(service: Service) -> APIRouter:
     from shared.store.cases import RESULT
 
     routes = APIRouter()
-    # As defaults, for FastAPI reads annotations where this function's imports are not known.
-    earlier = Query(description="the case of the earlier scan")
-    between = Query(default=None, description="the days between the two scans, for the doubling time")
-    of_group = Depends(get_group)
+    # Passed as defaults, not in annotations: FastAPI resolves annotations where this function's imports are unknown.
+    prior_query = Query(description="the case of the earlier scan")
+    days_query = Query(default=None, description="days between the two scans, for the doubling time")
+    group_dependency = Depends(get_group)
 
     @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison, responses=MADE)
     async def comparison(
         case_id: str,
-        prior: str = earlier,
-        days: float | None = between,
-        group: str | None = of_group,
+        prior: str = prior_query,
+        days: float | None = days_query,
+        group: str | None = group_dependency,
     ) -> Response:
-        """The findings of a case beside those of an earlier scan of the same patient."""
+        """Compares the findings of a case with those of an earlier scan of the same patient."""
         sources: dict[str, Path | bytes] = {"days": b"" if days is None else repr(days).encode()}
-        cases = [await run_in_threadpool(service.case, asked, group) for asked in (case_id, prior)]
+        cases = [await run_in_threadpool(service.case, requested, group) for requested in (case_id, prior)]
         for side, case in zip(("now", "before"), cases, strict=True):
             for name in (RESULT, SLAB):
                 sources[f"{side}/{name}"] = await service.file(case, name)
         return Response(await service.make(COMPARISON, sources, group), media_type="application/json")
 
-    for operation, name, body, words in (
+    for operation, name, body, format_name in (
         ("reviewed_report", REVIEWED_REPORT, file_content("application/dicom"), "a DICOM structured report"),
         ("reviewed_fhir", REVIEWED_FHIR, content("application/fhir+json", {"type": "object"}), "a FHIR bundle"),
     ):
-        _add_reviewed(routes, service, operation, name, body, f"The findings as a reader left them, as {words}.")
+        _add_reviewed(
+            routes, service, operation, name, body, f"The findings after a reader's review, as {format_name}."
+        )
     return routes
 
 
 def _add_reviewed(
-    routes: APIRouter, service: Service, operation: str, name: str, body: dict[str, Any], described: str
+    routes: APIRouter, service: Service, operation: str, name: str, body: dict[str, Any], description: str
 ) -> None:
-    """A route to what is made of a case and its review, as ``operation`` and ``body`` in the OpenAPI document."""
+    """Adds the route of a file that is made from a case and its review.
+
+    ``operation`` and ``body`` are the operation's name and successful response in the OpenAPI document.
+    """
     from fastapi import Depends, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
@@ -169,43 +174,53 @@ def _add_reviewed(
     from shared.serve.known_keys import get_group
     from shared.store.cases import RESULT
 
-    whose = Query(default=None, description="whose review; empty for one without a name; the newest where left out")
-    asked = Query(default="no", description="yes: the reviewer attests to the report, which is then VERIFIED")
-    answers_to = Query(
-        default=None, min_length=1, max_length=64, pattern=_ORGANIZATION, description="of a verified report: whose"
+    reviewer_query = Query(
+        default=None, description="the reviewer; empty for a review without a name; the newest review if left out"
     )
-    asking, of_group = Depends(get_key_name), Depends(get_group)
+    verified_query = Query(default="no", description="yes: the reviewer attests to the report, which is then VERIFIED")
+    organization_query = Query(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=_ORGANIZATION,
+        description="the organization that is responsible for a verified report",
+    )
+    key_name_dependency, group_dependency = Depends(get_key_name), Depends(get_group)
     (media_type,) = body["content"]
     saved_as = name.rpartition("/")[2].replace(".", ".reviewed.", 1)
     responses: dict[int | str, dict[str, Any]] = {
         200: body,
-        403: {"model": Problem, "description": "It is to be verified, and the key is not its reviewer's"},
+        403: {"model": Problem, "description": "Verification was requested, but the key is not the reviewer's"},
         404: {"model": Problem, "description": "There is no such case, or no such review of it"},
-        409: {"model": Problem, "description": "There is no report of the case, or of this review"},
-        503: {"model": Problem, "description": "There is no room to make it; see Retry-After"},
-        504: {"model": Problem, "description": "It could not be made before the deadline"},
+        409: {"model": Problem, "description": "No report can be made of the case or of this review"},
+        503: {"model": Problem, "description": "The server has no capacity to make the file now; see Retry-After"},
+        504: {"model": Problem, "description": "The file could not be made before the deadline"},
         507: {"model": Problem, "description": "The disk is full"},
     }
 
     async def read(
         case_id: str,
-        reviewer: str | None = whose,
-        verified: Literal["yes", "no"] = asked,
-        organization: str | None = answers_to,
-        key_name: str | None = asking,
-        group: str | None = of_group,
+        reviewer: str | None = reviewer_query,
+        verified: Literal["yes", "no"] = verified_query,
+        organization: str | None = organization_query,
+        key_name: str | None = key_name_dependency,
+        group: str | None = group_dependency,
     ) -> dict[str, Any]:
-        """What it is made from, by name."""
+        """The sources of the file, by name."""
         if (verified == "yes") is (organization is None):
-            raise InvalidInputError("a verified report needs both verified=yes and organization, another has neither")
+            raise InvalidInputError(
+                "verified=yes and organization go together: give both for a verified report, otherwise neither"
+            )
         case = await run_in_threadpool(service.case, case_id, group)
         if organization is not None and reviewer is None:
             reviewer = key_name
         review = _review(await run_in_threadpool(service.store.reviews.of_case, case.id), reviewer)
         if organization is not None and key_name not in (None, review.reviewer):
-            raise InvalidInputError("a report is verified by the key of its reviewer, and this is another", status=403)
+            raise InvalidInputError(
+                "only the reviewer's own key can verify the report; this is another key", status=403
+            )
         if organization is not None and review.reviewer is None:
-            raise InvalidInputError("the review names no reviewer, and so nobody verifies its report", status=409)
+            raise InvalidInputError("the review names no reviewer, so its report cannot be verified", status=409)
         report = await run_in_threadpool(service.store.lasting, case, REPORT_SOURCE)
         if report is None:
             raise InvalidInputError(NO_REPORT, status=409)
@@ -215,22 +230,22 @@ def _add_reviewed(
     sources = Depends(read)
     headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
 
-    async def reviewed(given: dict[str, Any] = sources, group: str | None = of_group) -> Response:
-        return Response(await service.make(name, given, group), media_type=media_type, headers=headers)
+    async def reviewed(found: dict[str, Any] = sources, group: str | None = group_dependency) -> Response:
+        return Response(await service.make(name, found, group), media_type=media_type, headers=headers)
 
-    async def checked(given: dict[str, Any] = sources) -> Response:
-        """Refuses what GET refuses, and makes nothing: the form asks each time that a reviewed case is opened."""
-        await run_in_threadpool(_reviewed_source, given)
-        answer = Response(media_type=media_type, headers=headers)
-        del answer.headers["Content-Length"]  # which is not known yet (RFC 9110, 9.3.2)
-        return answer
+    async def checked(found: dict[str, Any] = sources) -> Response:
+        """Refuses what GET refuses, without making the file: the form asks whenever it opens a reviewed case."""
+        await run_in_threadpool(_reviewed_source, found)
+        response = Response(media_type=media_type, headers=headers)
+        del response.headers["Content-Length"]  # not known before the file is made (RFC 9110, 9.3.2)
+        return response
 
     path = f"/cases/{{case_id}}/{name}"
     routes.head(path, include_in_schema=False, response_model=None)(checked)
     routes.get(
         path,
         name=operation,
-        description=described,
+        description=description,
         response_class=Response,
         response_model=None,
         responses=responses,
@@ -246,11 +261,11 @@ def _reviewed_source(sources: Mapping[str, Path | bytes]) -> bytes:
 
 
 def _review(reviews: Sequence[Review], reviewer: str | None) -> Review:
-    """The reviewer's among a case's reviews, or the newest. Refuses (404) where there is none."""
+    """The review by ``reviewer``, or the newest if that is None. Raises ``InvalidInputError`` (404) without one."""
     if not reviews:
         raise InvalidInputError("the case has no review", status=404)
     for review in reviews:
         if reviewer is None or (review.reviewer or "") == reviewer.strip():
             return review
-    names = ", ".join(one.reviewer or "somebody without a name" for one in reviews)
-    raise InvalidInputError(f"the case was not reviewed by {reviewer!r}; it was by {names}", status=404)
+    names = ", ".join(review.reviewer or "an unnamed reader" for review in reviews)
+    raise InvalidInputError(f"the case was not reviewed by {reviewer!r}; its reviewers: {names}", status=404)

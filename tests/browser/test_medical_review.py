@@ -246,8 +246,8 @@ def test_of_a_case_that_an_earlier_version_kept_the_form_says_that_there_is_no_r
         kept.unlink()
         page.get_by_label("Accept finding 2").check()
         files = page.locator(".downloads")
-        expect(files).to_contain_text("There is no DICOM report of the case")
-        expect(files).to_contain_text("then analyse the CT again")
+        expect(files).to_contain_text("The case has no DICOM report")
+        expect(files).to_contain_text("analyse the CT again")
         expect(files.get_by_role("link", name="Reviewed report")).to_be_hidden()
 
 

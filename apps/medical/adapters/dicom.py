@@ -35,7 +35,7 @@ from apps.medical.adapters.series import (
     slice_thickness_mm,
 )
 from apps.medical.adapters.stack import Stack, stack
-from apps.medical.types import PATIENT_KEYWORDS, THICK_MM, CTVolume, Float64, SourceImage
+from apps.medical.types import MAX_THIN_SLICE_MM, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
@@ -261,7 +261,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
 def _thick(grid: Stack) -> list[str]:
     """What is to be said of images that overlap and are thick each, as the means over slabs are that viewers export."""
     thickness, apart = max(slice_thickness_mm(part.header) for part in grid.slices), grid.spacing_mm[2]
-    if thickness <= THICK_MM or thickness <= 1.2 * apart:
+    if thickness <= MAX_THIN_SLICE_MM or thickness <= 1.2 * apart:
         return []
     return [
         f"Each image is {thickness:g} mm thick, and they lie {apart:.3g} mm apart (SliceThickness): nodules smaller "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.medical.types import NODULE, THICK_MM, CTVolume, Findings, Nodule
+from apps.medical.types import MAX_THIN_SLICE_MM, NODULE, CTVolume, Findings, Nodule
 from shared.app import Table
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def remarks(volume: CTVolume, findings: Findings) -> list[str]:
         said.append(PARTLY)
     across = max(volume.spacing_mm[:2])
     thick = volume.spacing_mm[2]
-    if thick > THICK_MM:
+    if thick > MAX_THIN_SLICE_MM:
         said.append(f"Slices are {thick:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain.")
     if across > 1.5:
         said.append(f"Pixels are {across:.2g} mm wide: nodules of a few pixels may be missed, and sizes are uncertain.")
