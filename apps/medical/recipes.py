@@ -1,4 +1,4 @@
-"""Named recipes: ``tiny`` for tests, ``small`` to ``candidates`` for cores, ``large`` and ``full`` for a GPU."""
+"""Named recipes: ``tiny`` for tests, ``small`` to ``candidates`` for CPU training, ``large`` and ``full`` for a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.recipe import DataConfig, Limits, Recipe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoduleRecipe(Recipe):
-    """A run of the nodule detector."""
+    """Recipe of the nodule detector."""
 
     model: RetinaNet3D = field(default_factory=RetinaNet3D)
     data: DataConfig = field(default_factory=Synthetic)
@@ -27,7 +27,7 @@ class NoduleRecipe(Recipe):
 
 
 def tiny() -> NoduleRecipe:
-    """Seconds on one core: enough to see that the loop learns."""
+    """Takes seconds on one core: enough to check that the training loop works."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=16, stem=3),
         data=Synthetic(train_patches=8, validation_patches=4, scans=1),
@@ -39,7 +39,7 @@ def tiny() -> NoduleRecipe:
 
 
 def small() -> NoduleRecipe:
-    """Up to half an hour on two cores: one makes patches, 1,600 new ones in each epoch, the other learns from them."""
+    """Takes up to 30 minutes on two cores: one generates patches, 1,600 new ones per epoch, and the other trains."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=24, features=16, stem=3),
         data=Synthetic(train_patches=1600, validation_patches=64, fresh=True),
@@ -51,10 +51,10 @@ def small() -> NoduleRecipe:
 
 
 def overnight() -> NoduleRecipe:
-    """About ten hours on one slow core: the schedule ends after 8, 24 and 56 epochs, any of which may be the last.
+    """Takes about 10 hours on one slow core. Schedule periods end after 8, 24 and 56 epochs; training may stop at each.
 
-    Patches are cut out of whole chests, painted once in the beginning (half an hour), and are new in every epoch. A
-    quarter of them are twice as coarse, for the second look at a scan.
+    Patches are cropped from whole synthetic chests, which are generated once at the start (30 minutes); each epoch has
+    new patches. A quarter of them have twice the spacing, for the second look at a scan.
     """
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 3, 1, 1), planes=32, features=16, stem=3),
@@ -68,15 +68,15 @@ def overnight() -> NoduleRecipe:
 
 
 def tiles() -> NoduleRecipe:
-    """On from an ``overnight`` run (``--init``), about an hour of two cores: patches as large as a scan's tiles.
+    """Fine-tunes an ``overnight`` run (``--init``) on patches as large as inference tiles; about 1 hour on two cores.
 
-    The network's heads normalise over all that they see. What has learnt from smaller patches alone misjudges a tile.
+    The network's heads normalise over their whole input, so a network trained only on smaller patches misjudges a tile.
     """
-    before = overnight()
+    base = overnight()
     return replace(
-        before,
+        base,
         data=Synthetic(train_patches=2200, validation_patches=96, fresh=True, chests=144),
-        input=replace(before.input, patch_size=before.input.tile_size),
+        input=replace(base.input, patch_size=base.input.tile_size),
         optimizer=AdamW(learning_rate=5e-4, weight_decay=1e-2),
         schedule=CosineRestarts(warmup_steps=50, period=1.0),
         limits=Limits(epochs=1, batch=1, evaluation_batch=1, checkpoint_every=100),
@@ -85,7 +85,7 @@ def tiles() -> NoduleRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRecipe(Recipe):
-    """A run of the second stage, on the marks of a detector that is trained already."""
+    """Recipe of the second stage, which is trained on the marks of a trained detector."""
 
     model: CandidateClassifier = field(default_factory=CandidateClassifier)
     data: DataConfig = field(default_factory=HardCandidates)
@@ -94,7 +94,7 @@ class CandidateRecipe(Recipe):
 
 
 def candidates() -> CandidateRecipe:
-    """The second stage: an hour or two of a core for the marks of the shipped detector, and minutes for learning."""
+    """The second stage: 1 to 2 hours on one core to compute the shipped detector's marks, then minutes of training."""
     return CandidateRecipe(
         optimizer=AdamW(learning_rate=2e-3, weight_decay=5e-2),
         schedule=CosineRestarts(warmup_steps=100, period=12.0),
@@ -104,7 +104,7 @@ def candidates() -> CandidateRecipe:
 
 
 def large() -> NoduleRecipe:
-    """For minutes on one GPU, after some for making patches on 16 cores; not yet measured on one."""
+    """Designed for minutes of training on one GPU, plus minutes to generate patches on 16 cores; not yet measured."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(2, 2, 1, 1), planes=32, features=48),
         data=Synthetic(train_patches=10_000, validation_patches=256),
@@ -125,7 +125,7 @@ def large() -> NoduleRecipe:
 
 
 def full() -> NoduleRecipe:
-    """MONAI's LUNA16 configuration (model zoo, lung_nodule_ct_detection), on phantoms; days on one GPU."""
+    """MONAI's LUNA16 configuration (model zoo, lung_nodule_ct_detection) on phantoms; takes days on one GPU."""
     return NoduleRecipe(
         model=full_model(),
         data=Synthetic(train_patches=20_000, validation_patches=512),

@@ -1,4 +1,4 @@
-"""How the detector learns, and how it is scored on patches while it does."""
+"""The training tasks of the detector and of the second stage: their losses and validation scores."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 BELOW_THRESHOLD = -1
-"""What MONAI's matcher says of an anchor that no box is matched with."""
+"""The index that MONAI's matcher gives to an anchor that matches no box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectionTask:
-    """MONAI's detection losses: cross-entropy on hard negatives and smooth L1 on boxes, added."""
+    """MONAI's detection losses: the sum of cross-entropy with hard negative mining and smooth L1 on boxes."""
 
     box_weight: float = 1.0
 
@@ -39,9 +39,9 @@ class DetectionTask:
 
 @dataclass(slots=True)
 class PatchScores:
-    """Losses and marks of the patches seen. Patches are numbered as they come in on each process.
+    """Losses and marks of the patches seen. Each process numbers its patches in the order in which it sees them.
 
-    ``losses`` has, by name, the sum of a loss over what it counts, and how many that were.
+    ``losses`` maps the name of a loss to its sum over the elements that it averages, and the number of elements.
     """
 
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -50,16 +50,16 @@ class PatchScores:
     truths: list[Truth] = field(default_factory=list)
 
     def merge(self, other: PatchScores) -> None:
-        moved = str(self.patches)
-        self.marks += [Mark(f"{moved}/{mark.scan}", mark.centre_mm, mark.score) for mark in other.marks]
-        self.truths += [Truth(f"{moved}/{t.scan}", t.centre_mm, t.diameter_mm) for t in other.truths]
+        prefix = str(self.patches)
+        self.marks += [Mark(f"{prefix}/{mark.scan}", mark.centre_mm, mark.score) for mark in other.marks]
+        self.truths += [Truth(f"{prefix}/{t.scan}", t.centre_mm, t.diameter_mm) for t in other.truths]
         self.patches += other.patches
         for name, (total, number) in other.losses.items():
             self.add_loss(name, total, number)
 
     def add_loss(self, name: str, total: float, number: float) -> None:
-        before = self.losses.get(name, (0.0, 0.0))
-        self.losses[name] = (before[0] + total, before[1] + number)
+        previous = self.losses.get(name, (0.0, 0.0))
+        self.losses[name] = (previous[0] + total, previous[1] + number)
 
     def summary(self) -> dict[str, float]:
         curve = froc(self.marks, self.truths, scans=self.patches)
@@ -71,34 +71,34 @@ class PatchScores:
 
 
 class NoduleDetection:
-    """The task over a RetinaNetDetector.
+    """The training task of MONAI's RetinaNetDetector.
 
     A batch holds ``image`` (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6) in voxels, ``labels``, a list of
-    (n,) numbers of classes, and ``spacing_mm``. Scores tell no classes apart.
+    (n,) class indices, and ``spacing_mm``. Scores do not distinguish classes.
     """
 
     leaves_parameters_unused = True
-    """Without a nodule in the batch MONAI's loss of the boxes is a constant, and the head for boxes has no gradient."""
+    """If no patch of a batch has a nodule, MONAI's box loss is a constant and the box head gets no gradient."""
 
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings
         self._anchors: Anchors | None = None
 
     def prepare(self, model: nn.Module) -> None:
-        """Keeps the model's anchors and matcher, from which ``count`` tells the weights of the losses."""
+        """Keeps the model's anchors and matcher, from which ``count`` computes the weights of the losses."""
         self._anchors = Anchors(model)
 
     @torch.no_grad()
     def count(self, batch: Batch) -> dict[str, float]:
-        """The number of anchors that each loss of the batch will be a mean over; ``prepare`` comes first."""
+        """The number of anchors that each loss averages over in this batch. Call ``prepare`` first."""
         if self._anchors is None:
-            raise RuntimeError("the weights of the losses follow from the model's anchors: call prepare first")
+            raise RuntimeError("the weights of the losses depend on the model's anchors: call prepare first")
         return self._anchors.count(batch["image"], self._targets(batch))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         image: Tensor = batch["image"]
         with warnings.catch_warnings(), _count_loss_elements(model) as numbers:
-            # MONAI warns of every image without nodules; here they are meant.
+            # MONAI warns about each image without nodules; such images are intended here.
             warnings.filterwarnings("ignore", message="No anchor is matched")
             losses = model(image, self._targets(batch))
         return dict(self._means(losses, numbers, image.device))
@@ -145,7 +145,7 @@ class NoduleDetection:
     def _means(
         self, losses: dict[str, Tensor], numbers: dict[str, int], device: torch.device
     ) -> dict[str, WeightedLoss]:
-        # A batch without nodules has a box loss of nought, and MONAI leaves it on the CPU.
+        # The box loss of a batch without nodules is zero, and MONAI leaves it on the CPU.
         boxes = losses["box_regression"].to(device) * self.settings.box_weight
         return {
             "classification": WeightedLoss(losses["classification"], numbers["classification"]),
@@ -155,19 +155,19 @@ class NoduleDetection:
 
 @contextmanager
 def _count_loss_elements(model: nn.Module) -> Iterator[dict[str, int]]:
-    """How many anchors MONAI's two losses are means over: those sampled for the class, those matched for the box."""
+    """Counts the anchors that MONAI's two losses average over: sampled for classification, matched for the boxes."""
     detector: Any = getattr(model, "module", model)
     numbers = {"classification": 0, "boxes": 0}
 
-    def note(name: str) -> Any:
+    def counting_hook(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             numbers[name] += len(inputs[0])
 
         return hook
 
     hooks = [
-        detector.cls_loss_func.register_forward_pre_hook(note("classification")),
-        detector.box_loss_func.register_forward_pre_hook(note("boxes")),
+        detector.cls_loss_func.register_forward_pre_hook(counting_hook("classification")),
+        detector.box_loss_func.register_forward_pre_hook(counting_hook("boxes")),
     ]
     try:
         yield numbers
@@ -177,25 +177,25 @@ def _count_loss_elements(model: nn.Module) -> Iterator[dict[str, int]]:
 
 
 class Anchors:
-    """A detector's anchors in images of any size, and how many of them its losses are means over."""
+    """A detector's anchors for images of any size, and the number of anchors that its losses average over."""
 
     def __init__(self, model: nn.Module) -> None:
-        # Its attributes are MONAI's, which have no types.
+        # MONAI's attributes have no type annotations.
         detector: Any = model
-        least = torch.zeros((1, 1, *detector.size_divisible), device=next(model.parameters()).device)
+        smallest = torch.zeros((1, 1, *detector.size_divisible), device=next(model.parameters()).device)
         training = model.training
         model.eval()
         with torch.no_grad():
-            maps = detector.network.feature_extractor(least)
+            maps = detector.network.feature_extractor(smallest)
         model.train(training)
         self._detector = detector
         self._strides = [
-            [size // cells for size, cells in zip(least.shape[2:], level.shape[2:], strict=True)]
+            [size // cells for size, cells in zip(smallest.shape[2:], level.shape[2:], strict=True)]
             for level in maps.values()
         ]
 
     def count(self, image: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Anchors sampled for the class, and matched for the box, in all images (B, 1, X, Y, Z) together."""
+        """Numbers of anchors sampled for classification and matched for the boxes, over a batch (B, 1, X, Y, Z)."""
         cells = [[n // stride for n, stride in zip(image.shape[2:], level, strict=True)] for level in self._strides]
         maps = [image.new_empty((len(image), 1, *level)) for level in cells]
         anchors = self._detector.anchor_generator(image, maps)
@@ -206,8 +206,8 @@ class Anchors:
         sampled = matched = 0
         for found in matches:
             positive, negative = torch.where(found >= 0)[0], torch.where(found == BELOW_THRESHOLD)[0]
-            drawn = sampler.get_num_pos(positive)
-            sampled += drawn + sampler.get_num_neg(negative, drawn)
+            sampled_positive = sampler.get_num_pos(positive)
+            sampled += sampled_positive + sampler.get_num_neg(negative, sampled_positive)
             matched += len(positive)
         return {"classification": float(sampled), "boxes": float(matched)}
 
@@ -215,7 +215,7 @@ class Anchors:
 def _centres_and_sizes(
     boxes: Tensor, spacing_mm: tuple[float, float, float]
 ) -> list[tuple[tuple[float, float, float], float]]:
-    """Centre and mean of the sides across, in mm, of boxes (n, 6) in voxels."""
+    """Centre and mean of the two in-plane sides, in mm, of boxes (n, 6) in voxels."""
     corners = boxes.float().cpu().numpy().astype(np.float64) * np.tile(spacing_mm, 2)
     middle = (corners[:, :3] + corners[:, 3:]) / 2
     size = np.mean(corners[:, 3:5] - corners[:, :2], axis=1)
@@ -224,7 +224,7 @@ def _centres_and_sizes(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateTask:
-    """Binary cross-entropy on a detector's marks: whether each is a nodule."""
+    """Binary cross-entropy on a detector's marks: nodule or false positive."""
 
     def build(self) -> Task:
         return CandidateClassification()
@@ -242,7 +242,7 @@ class CandidateScores:
         self.labels += other.labels
 
     def summary(self) -> dict[str, float]:
-        """The mean loss, and the area under the ROC curve (a half where only one kind was seen)."""
+        """The mean loss, and the area under the ROC curve (0.5 if only one class was seen)."""
         logits, labels = np.array(self.logits), np.array(self.labels)
         loss = np.mean(np.logaddexp(0, logits) - labels * logits) if len(logits) else 0.0
         positive, negative = np.sort(logits[labels > 0]), np.sort(logits[labels <= 0])
@@ -253,7 +253,7 @@ class CandidateScores:
 
 
 class CandidateClassification:
-    """The task over the network of ``CandidateClassifier``; batches are those of ``PackedCandidates``."""
+    """The training task of ``CandidateClassifier``; its batches come from ``PackedCandidates``."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits: Tensor = model(batch["image"], batch["known"])
