@@ -1,4 +1,4 @@
-"""Any regular grid of values, to a volume in Hounsfield units whose slices are axial."""
+"""Converts an image on any regular grid to a volume in Hounsfield units with axial slices."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from apps.medical.adapters.series import AXIAL
 from apps.medical.types import CTVolume, Float64
 from shared.errors import InvalidInputError
 
-TURNED = "The file's slices are not axial: it was turned, and slices are counted along the body."
+TURNED = "The file's slices are not axial: its axes were reordered, and slices are counted along the body."
 
 
 def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifiers: dict[str, str]) -> CTVolume:
-    """The volume of an image whose indices (i, j, k) lie at ``affine`` (4x4, to LPS in mm).
+    """The volume of an image whose 4x4 ``affine`` maps voxel indices (i, j, k) to LPS in mm.
 
-    Axes are put in the order of the body's: i runs across it, j from front to back (or back to front), k along it.
-    Refuses what is no CT, sheared, or more than 37 degrees oblique.
+    Axes are permuted, not flipped: i runs left-right, j front-back and k along the body. Raises ``InvalidInputError``
+    if the values cannot be a CT's, or the grid is sheared or more than 37 degrees oblique.
     """
     if not np.isfinite(values_zyx).all():
-        raise InvalidInputError(f"{name} holds values that are not finite numbers; expected Hounsfield units")
+        raise InvalidInputError(f"{name} contains values that are not finite; expected Hounsfield units")
     must_be_hounsfield(name, values_zyx)
     steps = affine[:3, :3]
     spacing = np.linalg.norm(steps, axis=0)
     if not np.isfinite(affine).all() or spacing.min() < 1e-3:
-        raise InvalidInputError(f"{name} states a spacing of {spacing.min():g} mm; without it nothing can be measured")
+        raise InvalidInputError(f"{name} states a spacing of {spacing.min():g} mm, with which nothing can be measured")
     direction = steps / spacing
     if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
-        raise InvalidInputError(f"{name} is sheared (was the gantry tilted?); resample it to a straight grid first")
+        raise InvalidInputError(f"{name} is sheared (was the gantry tilted?); resample it to a rectangular grid first")
     k = int(np.argmax(np.abs(direction[2])))
     i, j = sorted((axis for axis in range(3) if axis != k), key=lambda axis: -abs(direction[0, axis]))
     if abs(direction[2, k]) < AXIAL:

@@ -1,4 +1,4 @@
-"""A CT series in DICOM (PS3.3 C.8.2, CT Image) to a ``CTVolume``, or a refusal that says what is wrong."""
+"""Reads a DICOM CT series (PS3.3 C.8.2, CT Image) as a ``CTVolume``, or raises an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from shared.threads import compute_threads
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_LONGEST_UID = 64
+_MAX_UID_LENGTH = 64
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_HELD_BYTES = 256 << 20
-"""Of files whose content is kept from the reading of their headers; those beyond are read, and unpacked, once more."""
+_MAX_CACHED_BYTES = 256 << 20
+"""The maximum size of file contents that are kept in memory between reading headers and reading pixels."""
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_ALWAYS_TAKEN_BYTES, _MAX_EXPANSION, _PORTION = 16 << 20, 200, 1 << 20
-_PIXELS = b"\xe0\x7f\x10\x00"
-"""The tag of PixelData (7FE0,0010) in little endian."""
+_ALLOWED_BYTES, _MAX_EXPANSION, _CHUNK_BYTES = 16 << 20, 200, 1 << 20
+_PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
+"""The tag of PixelData (7FE0,0010), little-endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
     *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesNumber"),
@@ -70,18 +70,19 @@ _KEYWORDS = (
 
 
 def read_series(files: Sequence[Path], *, series: str | None = None, patient: bool = False) -> CTVolume:
-    """The one CT series in ``files`` (a folder, a zip archive, DICOM files); for ``series`` see ``choose_series``.
+    """The one CT series in ``files`` (folders, zip archives, DICOM files). For ``series`` see ``choose_series``.
 
-    ``patient`` keeps whose it is with the volume, for a report; otherwise no name or number of a patient is kept.
+    If ``patient``, the volume keeps the patient's attributes, for a report; otherwise it keeps no name or ID of the
+    patient. Raises ``InvalidInputError`` if there is no such series, or it is damaged, incomplete or no chest CT.
     """
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
         slices: list[Slice] = []
-        others, without_pixels, held = [], [], 0
+        others, without_pixels, cached_bytes = [], [], 0
         for member, content in _contents(found):
             images = _parse(member, content, (*_KEYWORDS, *PATIENT_KEYWORDS) if patient else _KEYWORDS)
-            if images and held + len(content) <= _HELD_BYTES:
-                held += len(content)
+            if images and cached_bytes + len(content) <= _MAX_CACHED_BYTES:
+                cached_bytes += len(content)
                 images = [replace(image, read=partial(bytes, content)) for image in images]  # no copy
             slices.extend(images)
             if not images and content[128:132] == b"DICM":
@@ -89,17 +90,17 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
             elif not images and not is_harmless(member.label):
                 others.append(member.label)
         if not slices:
-            inside = f"; it holds {first_few(others)}" if others and others != [name] else ""
+            content_note = f"; it holds {first_few(others)}" if others and others != [name] else ""
             kinds = [f"{count} {kind} without images" for kind, count in _modalities(without_pixels).items()]
-            inside = inside or (f"; it holds {first_few(kinds)}" if kinds else "")
+            content_note = content_note or (f"; it holds {first_few(kinds)}" if kinds else "")
             raise InvalidInputError(
-                f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series"
+                f"{name} holds no DICOM image{content_note}. Provide a zip or a folder of one chest CT series"
             )
         if others:
             raise InvalidInputError(
-                f"{name} holds {first_few(others)} beside DICOM images; take out what is not of the one CT series"
+                f"{name} holds {first_few(others)} beside DICOM images; remove all files that are not of the CT series"
             )
-        slices = _without_copies(slices)
+        slices = _without_duplicates(slices)
         if series is None:
             must_hold_a_volume(name, slices, partial(_modalities, without_pixels))
         images = [part for part in slices if not (is_scout(part.header) or is_capture(part.header))] or slices
@@ -110,14 +111,14 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
         remarks.extend(must_be_slices(name, chosen))
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
             raise InvalidInputError(
-                f"{name}: one series holds images of several patients (PatientID); hand in one patient's"
+                f"{name}: one series holds images of several patients (PatientID); provide those of one patient"
             )
         volume = _assemble(name, chosen, remarks)
         return replace(volume, patient=_patient(chosen[0].header)) if patient else volume
 
 
 def read_headers(files: Sequence[Path]) -> list[Slice]:
-    """The images in DICOM files, by their headers; none of a file that is damaged or no DICOM."""
+    """The images in DICOM files, with their headers. Files that are damaged or not DICOM are skipped."""
     found: list[Slice] = []
     for file in files:
         with suppress(InvalidInputError, OSError):
@@ -126,51 +127,54 @@ def read_headers(files: Sequence[Path]) -> list[Slice]:
 
 
 def _contents(found: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
-    """Each file with its content, in order; where there are several threads the next few are unpacked meanwhile."""
+    """Each file with its content, in order. With several threads the next few files are read ahead."""
     threads = compute_threads()
     if threads == 1:
         yield from ((member, member.read()) for member in found)
         return
-    waiting: deque[tuple[Member, Future[bytes]]] = deque()
+    pending: deque[tuple[Member, Future[bytes]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="files") as pool:
         for member in found:
-            waiting.append((member, pool.submit(member.read)))
-            if len(waiting) > 2 * threads:
-                first, content = waiting.popleft()
+            pending.append((member, pool.submit(member.read)))
+            if len(pending) > 2 * threads:
+                first, content = pending.popleft()
                 yield first, content.result()
-        for first, content in waiting:
+        for first, content in pending:
             yield first, content.result()
 
 
 def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slice]:
-    """The images in a file, with these elements; none where it is not DICOM, or DICOM without pixels (reports)."""
+    """The images in a file, with the elements ``keywords``; none if it is not DICOM, or has no pixels (as a report).
+
+    Raises ``InvalidInputError`` if a DICOM file is damaged.
+    """
     from pydicom import config, dcmread
     from pydicom.dataset import Dataset
     from pydicom.errors import InvalidDicomError
 
-    _must_not_grow(member, content)
-    # Its warnings cite values, which may name the patient, on the terminal.
+    _limit_expansion(member, content)
+    # pydicom's warnings print values, which may include the patient's name.
     config.settings.reading_validation_mode = config.IGNORE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Some have lost what stands before the first group.
-            opened = BytesIO(content)
-            header = dcmread(opened, stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
-            stopped_at = opened.tell()
-            # Values are converted when they are first asked for.
+            # Some files lack the preamble before the first group.
+            stream = BytesIO(content)
+            header = dcmread(stream, stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
+            header_end = stream.tell()
+            # pydicom converts a value, and may fail, when it is first accessed.
             for keyword in keywords:
                 header.get(keyword)
             for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
                 getattr(header, "file_meta", {}).get(keyword)
             if "Rows" in header and "Columns" in header:
-                # The dataset that was read holds the whole file.
+                # The dataset returned by dcmread keeps the whole file in memory.
                 kept = Dataset()
                 for keyword in keywords:
                     if keyword in header:
                         kept[keyword] = header[keyword]
                 syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
-                at = stopped_at if content[stopped_at : stopped_at + 4] == _PIXELS else None
+                at = header_end if content[header_end : header_end + 4] == _PIXEL_DATA_TAG else None
                 image = Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept, pixels_at=at)
                 return frames(image, header) if is_enhanced(header) else [image]
     except InvalidDicomError:
@@ -179,12 +183,12 @@ def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slic
         raise InvalidInputError(f"{member.label} is a damaged DICOM file ({error}); export it again") from error
     kind = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
     if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
-        raise InvalidInputError(f"{member.label} is a DICOM file that ends within its header; export it again")
+        raise InvalidInputError(f"{member.label} is a DICOM file that ends within the header; export it again")
     return []
 
 
 def _modalities(objects: Sequence[Member]) -> Counter[str]:
-    """How many DICOM objects there are of each Modality; "DICOM" where it is none of the standard's short words."""
+    """The number of DICOM objects by Modality; "DICOM" stands for a Modality that is not a code of 2 to 16 letters."""
     from pydicom import dcmread
 
     kinds: Counter[str] = Counter()
@@ -196,53 +200,56 @@ def _modalities(objects: Sequence[Member]) -> Counter[str]:
     return kinds
 
 
-def _must_not_grow(member: Member, content: bytes) -> None:
-    """Refuses a deflated dataset (PS3.5 A.5) larger than ``_ALWAYS_TAKEN_BYTES`` and 200 times its size.
+def _limit_expansion(member: Member, content: bytes) -> None:
+    """Raises ``InvalidInputError`` (413) for a deflated dataset (PS3.5 A.5) that would expand too much.
 
-    pydicom unpacks it whole, wherever it is to stop.
+    It may expand to ``_ALLOWED_BYTES`` or 200 times its size, whichever is larger. pydicom always inflates the whole
+    dataset, even when it stops reading early.
     """
-    start = 144 + int.from_bytes(content[140:144], "little")  # PS3.10 7.1: what stands before has this length
+    start = 144 + int.from_bytes(content[140:144], "little")  # the end of the file meta information (PS3.10 7.1)
     if content[128:132] != b"DICM" or _DEFLATED not in content[:start]:
         return
-    most = max(_ALWAYS_TAKEN_BYTES, _MAX_EXPANSION * len(content))
-    unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
-    with suppress(zlib.error):  # whoever reads it says what is damaged
-        while packed and not unpacker.eof:
-            size += len(unpacker.decompress(packed, _PORTION))
-            if size > most:
+    max_size = max(_ALLOWED_BYTES, _MAX_EXPANSION * len(content))
+    decompressor, compressed, size = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
+    with suppress(zlib.error):  # dcmread reports the damage
+        while compressed and not decompressor.eof:
+            size += len(decompressor.decompress(compressed, _CHUNK_BYTES))
+            if size > max_size:
                 raise InvalidInputError(
-                    f"{member.label} would unpack to more than {_MAX_EXPANSION} times its size", status=413
+                    f"{member.label} would decompress to more than {_MAX_EXPANSION} times its size", status=413
                 )
-            packed = unpacker.unconsumed_tail
+            compressed = decompressor.unconsumed_tail
 
 
 def _must_be_ct(part: Slice) -> None:
     modality = part.header.get("Modality")
     if not modality:
         raise InvalidInputError(
-            f"{part.file} has no Modality tag (0008,0060), so that it cannot be known for CT; export anew"
+            f"{part.file} has no Modality (0008,0060), so it cannot be identified as CT; export it again"
         )
     if modality != "CT":
-        raise InvalidInputError(f"{part.file} is {modality}, not CT; hand in the CT series")
+        raise InvalidInputError(f"{part.file} is {modality}, not CT; provide the CT series")
     if (integer(part, "NumberOfFrames") or 1) > 1:
         raise InvalidInputError(
-            f"{part.file} is a multi-frame image, but no enhanced CT; export it as single-frame CT images, or as NIfTI"
+            f"{part.file} is a multi-frame image, but not enhanced CT; export it as single-frame CT images or as NIfTI"
         )
 
 
-def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
-    """Each image once: an export may hold the same file in two folders."""
+def _without_duplicates(slices: Sequence[Slice]) -> list[Slice]:
+    """Each image once, because an export may contain the same file in two folders."""
     return list({(part.digest, part.frame): part for part in slices}.values())
 
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:
-    """Sorts slices along their normal and stacks them."""
+    """Sorts the slices along their normal, reads their pixels and stacks them."""
     grid = stack(name, slices)
     columns, rows, _ = grid.size_ijk
     voxels = np.empty((len(slices), rows, columns), np.int16)
     scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
     if len(scales) > 1 and any(part.frame is not None and not gives_stored_values(part) for part in slices):
-        raise InvalidInputError(f"{name} is compressed, and its frames differ in their scale; decompress it first")
+        raise InvalidInputError(
+            f"{name} is compressed, and its frames have different rescale slopes or intercepts; decompress it first"
+        )
     read_hounsfield(grid.slices, voxels)
     must_be_hounsfield(name, voxels)
     header = grid.slices[0].header
@@ -252,70 +259,80 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         origin_lps_mm=_triple(grid.positions_lps_mm[0]),
         direction=grid.direction,
         identifiers={key: uid for key in _IDENTIFIERS if (uid := _uid(header, key))},
-        images=tuple(_source(part, place) for part, place in zip(grid.slices, grid.positions_lps_mm, strict=True)),
+        images=tuple(
+            _source_image(part, position) for part, position in zip(grid.slices, grid.positions_lps_mm, strict=True)
+        ),
         lossy=lossy_compression(slices),
-        remarks=(*remarks, *_skipped(grid.slices), *_thick(grid), *_malformed(slices), *lossy_remarks(slices)),
+        remarks=(
+            *remarks,
+            *_missing_numbers_remarks(grid.slices),
+            *_thick_slices_remarks(grid),
+            *_invalid_uid_remarks(slices),
+            *lossy_remarks(slices),
+        ),
     )
 
 
-def _thick(grid: Stack) -> list[str]:
-    """What is to be said of images that overlap and are thick each, as the means over slabs are that viewers export."""
-    thickness, apart = max(slice_thickness_mm(part.header) for part in grid.slices), grid.spacing_mm[2]
-    if thickness <= MAX_THIN_SLICE_MM or thickness <= 1.2 * apart:
+def _thick_slices_remarks(grid: Stack) -> list[str]:
+    """The remark on thick images that overlap, such as the slab averages that viewers export; empty for others."""
+    thickness, spacing = max(slice_thickness_mm(part.header) for part in grid.slices), grid.spacing_mm[2]
+    if thickness <= MAX_THIN_SLICE_MM or thickness <= 1.2 * spacing:
         return []
     return [
-        f"Each image is {thickness:g} mm thick, and they lie {apart:.3g} mm apart (SliceThickness): nodules smaller "
-        "than an image is thick may be missed, and sizes are uncertain. Where there is a thin series, hand it in."
+        f"Images are {thickness:g} mm thick (SliceThickness) and {spacing:.3g} mm apart: nodules smaller than the "
+        "thickness may be missed, and sizes are uncertain. If there is a thin series, provide it instead."
     ]
 
 
-def _skipped(slices: Sequence[Slice]) -> list[str]:
-    """What is to be said where InstanceNumber leaves some out between all slices, as where every second one was sent.
+def _missing_numbers_remarks(slices: Sequence[Slice]) -> list[str]:
+    """The remark if InstanceNumber skips numbers between all slices, as when only every second one was sent.
 
-    Their distance is even then, and tells nothing. Between even slices a single number that is left out means nothing.
+    Such slices are evenly spaced, so their positions do not show it. A single gap in the numbers of evenly spaced
+    slices means nothing.
     """
-    numbers = [integer(part, "InstanceNumber") for part in slices]
-    told = [number for number in numbers if number is not None]
-    steps = [after - before for before, after in pairwise(told)]
-    if len(told) < len(numbers) or min(map(abs, steps)) < 2 or min(steps) < 0 < max(steps):
+    stated = [integer(part, "InstanceNumber") for part in slices]
+    numbers = [number for number in stated if number is not None]
+    steps = [after - before for before, after in pairwise(numbers)]
+    if len(numbers) < len(stated) or min(map(abs, steps)) < 2 or min(steps) < 0 < max(steps):
         return []
-    whole = max(told) - min(told) + 1
+    expected = max(numbers) - min(numbers) + 1
     return [
-        f"Slices are missing: of the {whole} images that InstanceNumber counts from {min(told)} to {max(told)}, "
-        f"{len(told)} were handed in. Hand in the complete series: nodules between them may be missed."
+        f"Slices are missing: InstanceNumber runs from {min(numbers)} to {max(numbers)}, which is {expected} images, "
+        f"but {len(numbers)} were provided. Provide the complete series: nodules between them may be missed."
     ]
 
 
 def _uid(header: Dataset, keyword: str) -> str:
-    """A unique identifier; empty where there is none, or what stands there is none and might be a name.
+    """A unique identifier; empty if it is missing or malformed, because other text might be a name.
 
-    Leading zeros, against the standard (PS3.5 9.1), are left: an archive knows the study by what its images say.
+    Leading zeros are kept although the standard forbids them (PS3.5 9.1), because the archive matches the study by the
+    identifier in its images.
     """
     value = str(header.get(keyword) or "")
-    return value if len(value) <= _LONGEST_UID and re.fullmatch(r"[0-9]+(\.[0-9]+)*", value) else ""
+    return value if len(value) <= _MAX_UID_LENGTH and re.fullmatch(r"[0-9]+(\.[0-9]+)*", value) else ""
 
 
-def _malformed(slices: Sequence[Slice]) -> list[str]:
-    """What is to be said of identifiers that are none."""
+def _invalid_uid_remarks(slices: Sequence[Slice]) -> list[str]:
+    """The remark on identifiers that are not valid DICOM UIDs; empty if all are valid."""
     keywords = [*_IDENTIFIERS, "SOPInstanceUID"]
-    bad = [k for k in keywords if any(part.header.get(k) and not _uid(part.header, k) for part in slices)]
-    if not bad:
+    invalid = [k for k in keywords if any(part.header.get(k) and not _uid(part.header, k) for part in slices)]
+    if not invalid:
         return []
     return [
-        f"{' and '.join(bad)} of the images left out (no unique identifier of DICOM: digits and dots, at most 64 "
-        "characters): files for the PACS that need it are not made. Have the system that made the images mend it."
+        f"{' and '.join(invalid)} of the images ignored (not a valid DICOM UID: digits and dots, at most 64 "
+        "characters): files for the PACS that need it are not made. Correct it on the system that created the images."
     ]
 
 
 def _patient(header: Dataset) -> dict[str, str]:
-    """Of an element with several values, against the standard, the first."""
+    """The patient's attributes by keyword. Of several values, which the standard does not allow, the first is used."""
     values = {keyword: header.get(keyword) or "" for keyword in PATIENT_KEYWORDS}
     return {
         keyword: str(value[0] if isinstance(value, MutableSequence) else value) for keyword, value in values.items()
     }
 
 
-def _source(part: Slice, position: Float64) -> SourceImage:
+def _source_image(part: Slice, position: Float64) -> SourceImage:
     return SourceImage(
         instance_number=integer(part, "InstanceNumber"),
         sop_instance_uid=_uid(part.header, "SOPInstanceUID"),

@@ -1,4 +1,4 @@
-"""Enhanced CT (PS3.3 A.38): a file that holds a whole series, to slices as if each had come in a file of its own."""
+"""Splits an enhanced CT file (PS3.3 A.38), which holds a whole series, into slices like those of single-frame files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apps.medical.adapters.series import Slice
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_MOVED = {
+_FRAME_ATTRIBUTES = {
     "PlanePositionSequence": {"ImagePositionPatient": "ImagePositionPatient"},
     "PlaneOrientationSequence": {"ImageOrientationPatient": "ImageOrientationPatient"},
     "PixelMeasuresSequence": {"PixelSpacing": "PixelSpacing", "SliceThickness": "SliceThickness"},
@@ -22,34 +22,37 @@ _MOVED = {
     "CTImageFrameTypeSequence": {"FrameType": "ImageType"},
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
 }
-"""Where a frame says what a single image says at its top: sequence, keyword there, keyword here (PS3.3 C.7.6.16.2)."""
+"""Functional group sequence, then the keyword of each frame attribute in it and its keyword in a single-frame image.
+
+PS3.3 C.7.6.16.2.
+"""
 
 
 def is_enhanced(header: Dataset) -> bool:
-    """Whether each frame states its own place."""
+    """Whether the image has per-frame functional groups, as enhanced CT has."""
     return "PerFrameFunctionalGroupsSequence" in header
 
 
 def frames(image: Slice, header: Dataset) -> list[Slice]:
-    """The frames of ``image``, whose whole header is ``header``. A frame's number stands for its InstanceNumber.
+    """The frames of ``image``, whose complete header is ``header``. The frame number is used as InstanceNumber.
 
-    What a frame does not state is absent from its header, and is refused where it is needed.
+    An attribute that a frame lacks is absent from its header; the code that needs it raises ``InvalidInputError``.
     """
     from pydicom.dataset import Dataset
 
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or []), None)
     found = []
-    for number, own in enumerate(header.PerFrameFunctionalGroupsSequence):
+    for number, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
         values: dict[str, Any] = {"InstanceNumber": number + 1, "NumberOfFrames": 1}
-        for sequence, keywords in _MOVED.items():
-            items: Any = own.get(sequence) or (shared.get(sequence) if shared is not None else None) or []
+        for sequence, keywords in _FRAME_ATTRIBUTES.items():
+            items: Any = groups.get(sequence) or (shared.get(sequence) if shared is not None else None) or []
             for keyword, name in keywords.items() if len(items) else ():
                 if keyword in items[0]:
                     values[name] = items[0].get(keyword)
-        # An element of the image's own header would be shared by all frames.
-        part = Dataset()
-        part.update({element.tag: element for element in image.header if element.keyword not in values})
+        # Elements are set on a copy, because all frames share the header of the image.
+        frame_header = Dataset()
+        frame_header.update({element.tag: element for element in image.header if element.keyword not in values})
         for name, value in values.items():
-            setattr(part, name, value)
-        found.append(replace(image, header=part, frame=number))
+            setattr(frame_header, name, value)
+        found.append(replace(image, header=frame_header, frame=number))
     return found

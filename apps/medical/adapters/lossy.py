@@ -1,4 +1,4 @@
-"""Whether images were compressed with loss, now or at any time before (PS3.3 C.7.6.1.1.5), and what is said of it."""
+"""Lossy compression of images, now or at any earlier time (PS3.3 C.7.6.1.1.5): detection, attributes and remarks."""
 
 from __future__ import annotations
 
@@ -9,58 +9,59 @@ from apps.medical.adapters.series import Slice
 
 _SYNTAX = "1.2.840.10008.1.2.4."
 _LOSSY = {f"{_SYNTAX}50": "ISO_10918_1", f"{_SYNTAX}51": "ISO_10918_1"}
-"""JPEG baseline and extended, and what (0028,2114) calls them."""
-_PERHAPS_LOSSY = {
+"""JPEG baseline and extended, with their defined terms in LossyImageCompressionMethod (0028,2114)."""
+_POSSIBLY_LOSSY = {
     f"{_SYNTAX}81": "ISO_14495_1",
     f"{_SYNTAX}91": "ISO_15444_1",
     f"{_SYNTAX}93": "ISO_15444_2",
     f"{_SYNTAX}203": "ISO_15444_15",
 }
-"""Near-lossless JPEG-LS, JPEG 2000, and HTJ2K: taken to have lost unless (0028,2110) says that they have not."""
+"""Near-lossless JPEG-LS, JPEG 2000 and HTJ2K: assumed lossy unless LossyImageCompression (0028,2110) is 00."""
 
 
 def lossy_compression(slices: Sequence[Slice]) -> dict[str, str]:
-    """What is to be stated of an image that is derived from these, by DICOM's keywords; empty where none has lost.
+    """The attributes of lossy compression of an image derived from these, by keyword; empty if none was lossy.
 
-    The ratio is the greatest that is stated, the method that of the syntax or the last that is stated.
+    The ratio is the largest stated one. The method is the first image's with one: the last that it states, else that of
+    its transfer syntax.
     """
     lossy = _lossy(slices)
     if not lossy:
         return {}
     ratio = max(_ratio(part) for part in lossy)
-    methods = {**_LOSSY, **_PERHAPS_LOSSY}
+    methods = {**_LOSSY, **_POSSIBLY_LOSSY}
     stated = [_last(part.header.get("LossyImageCompressionMethod")) or methods.get(part.syntax, "") for part in lossy]
-    found = {
+    attributes = {
         "LossyImageCompression": "01",
         "LossyImageCompressionRatio": f"{ratio:g}" if ratio > 0 else "",
         "LossyImageCompressionMethod": next(filter(None, stated), ""),
     }
-    return {keyword: value for keyword, value in found.items() if value}
+    return {keyword: value for keyword, value in attributes.items() if value}
 
 
 def lossy_remarks(slices: Sequence[Slice]) -> list[str]:
-    """What a reader is to be told where images were compressed with loss."""
+    """The remark on images that were lossy compressed; empty if none was."""
     lossy = _lossy(slices)
     if not lossy:
         return []
     ratios = [_ratio(part) for part in lossy]
     slopes = [abs(float(part.header.RescaleSlope)) for part in lossy]
     ratio = f", up to {max(ratios):g} to 1" if max(ratios) > 1 else ""
-    said = f"{len(lossy)} of {len(slices)} images were compressed with loss{ratio} (0028,2110)"
-    enlarged = f"; its errors are enlarged {max(slopes):g} times by the rescale slope" if max(slopes) > 1 else ""
-    return [f"{said}: densities in HU are not exact, and small or faint nodules may be gone{enlarged}."]
+    compressed = f"{len(lossy)} of {len(slices)} images were lossy compressed{ratio} (0028,2110)"
+    amplified = f"; the rescale slope multiplies the errors by {max(slopes):g}" if max(slopes) > 1 else ""
+    return [f"{compressed}: densities in HU are not exact, and small or faint nodules may be lost{amplified}."]
 
 
 def _lossy(slices: Sequence[Slice]) -> list[Slice]:
-    def has_lost(part: Slice) -> bool:
+    def is_lossy(part: Slice) -> bool:
         stated = part.header.get("LossyImageCompression")
-        return stated == "01" or part.syntax in _LOSSY or (part.syntax in _PERHAPS_LOSSY and stated != "00")
+        return stated == "01" or part.syntax in _LOSSY or (part.syntax in _POSSIBLY_LOSSY and stated != "00")
 
-    return [part for part in slices if has_lost(part)]
+    return [part for part in slices if is_lossy(part)]
 
 
 def _ratio(part: Slice) -> float:
-    """The greatest ratio that an image states; 0 where there is none that can be read."""
+    """The largest compression ratio that an image states; 0 if it states none that can be read."""
     value = part.header.get("LossyImageCompressionRatio")
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     try:
@@ -70,7 +71,7 @@ def _ratio(part: Slice) -> float:
 
 
 def _last(value: Any) -> str:
-    """Of one word or several that are codes (PS3.5, CS); empty where it is none."""
+    """The last value of an attribute with one or more code strings (CS, PS3.5 6.2); empty if it is not valid."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     word = str(values[-1] or "") if values else ""
     return word if len(word) <= 16 and word.replace("_", "").isalnum() and word.isascii() else ""

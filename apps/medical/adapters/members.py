@@ -1,6 +1,6 @@
-"""The files that a person handed in, one by one, in a folder, or in a zip archive, as names and contents.
+"""The files that a user provided, as single files, folders or zip archives: their names and how to read them.
 
-Of an archive one file after the other is read in memory, behind the guard in ``shared/data/archive``.
+Archive members are read into memory one at a time, within the limits of ``shared/data/archive``.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ _HARMLESS = (
     *(".inf", ".ini", ".cfg", ".config", ".exe", ".dll", ".jar", ".bat", ".cmd", ".sh", ".app", ".chm"),
 )
 _HARMLESS_NAMES = ("DICOMDIR", "LICENSE", "README", "VERSION", "LOCKFILE")
-"""What stands beside DICOM on media and in archives: notes, tables, pictures, a viewer and its files."""
+"""Files that accompany DICOM on media and in archives: notes, tables, pictures, a viewer and its files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file by its name (in its folder or archive), and what reads its content; contents are not held."""
+    """A file: its path within the folder or archive, and a function that reads its content, which is not kept."""
 
     label: str
     read: Callable[[], bytes]
 
 
 def is_harmless(label: str) -> bool:
-    """Whether a file may lie beside a CT and be passed over: what media hold besides it, and what systems hide."""
+    """Whether a file beside a CT can be ignored: usual other files on DICOM media, and hidden files."""
     parts = PurePosixPath(label.replace("\\", "/")).parts or ("",)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return hidden or parts[-1].upper() in _HARMLESS_NAMES or parts[-1].lower().endswith(_HARMLESS)
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first few of the names, and how many more there are."""
+    """The first three names, and the number of further names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextmanager
 def members(files: Sequence[Path]) -> Iterator[list[Member]]:
-    """Every file that may be DICOM: the files, those in folders, and those in archives, which stay open meanwhile."""
+    """All files that may be DICOM, including those in folders and archives. Archives stay open within the context."""
     with ExitStack() as opened:
         yield [member for file in files for member in _members(file, opened)]
 
@@ -55,7 +55,7 @@ def _members(file: Path, opened: ExitStack) -> list[Member]:
     if file.is_dir():
         found = sorted(path for path in file.rglob("*") if path.is_file())
         if len(found) > MAX_FILES:
-            raise InvalidInputError(f"{file.name} holds {len(found)} files; hand in the folder of one series")
+            raise InvalidInputError(f"{file.name} holds {len(found)} files; provide the folder of a single series")
         return [Member(path.relative_to(file).as_posix(), path.read_bytes) for path in found]
     if zipfile.is_zipfile(file) or file.suffix.lower() == ".zip":
         return [Member(member.name, member.read) for member in opened.enter_context(open_archive(file))]

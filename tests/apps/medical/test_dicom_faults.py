@@ -48,7 +48,7 @@ def test_a_slice_that_ends_within_its_header_is_not_passed_over(scan, tmp_path, 
     """At either end its loss would leave no gap."""
     slices = members(scan)
     slices[f"I{first_or_last}"] = slices[f"I{first_or_last}"][:cut]
-    refused(tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within its header|damaged DICOM file)")
+    refused(tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within the header|damaged DICOM file)")
 
 
 def test_reports_without_pixels_are_passed_over(scan, tmp_path):
@@ -73,7 +73,7 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
     refused(
         tmp_path,
         {name: content.replace(stated, instead) for name, content in slices.items()},
-        "I0 (has no usable PixelSpacing|has no rescale slope)",
+        "I0 (has no usable PixelSpacing|has no valid rescale slope)",
     )
 
 
@@ -82,14 +82,14 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
     [
         ({"PatientID": lambda k: "a" if k < 2 else "b"}, "images of several patients"),
         ({"BitsStored": 12, "HighBit": 15}, "lowest bits"),
-        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "no pair of directions"),
-        ({"ImageOrientationPatient": [0] * 6}, "no pair of directions"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "not two perpendicular unit vectors"),
+        ({"ImageOrientationPatient": [0] * 6}, "not two perpendicular unit vectors"),
         ({"ImagePositionPatient": lambda k: [0, k * 0.8, k * 2.5]}, "tilted gantry"),
         ({"ImagePositionPatient": lambda k: [30 * (k in (2, 3)), 0, k * 2.5]}, "sideways .* 30.0 mm between I1 and I2"),
         ({"ImagePositionPatient": lambda k: [0, 1.5 * (k == 2), k * 2.5]}, "sideways .* 1.5 mm between I1 and I2"),
-        ({"ImagePositionPatient": [0, 0, 0]}, "two images lie at one position"),
+        ({"ImagePositionPatient": [0, 0, 0]}, "two images have the same position"),
         ({"Rows": 0}, "pixels cannot be read"),
-        ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, no CT's size"),
+        ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, which is too large for a CT"),
         ({"PixelData": b"\0\0" * 20}, "pixels cannot be read"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB"),
         ({"RescaleSlope": 0}, "rescale slope"),
@@ -110,7 +110,9 @@ def test_distances_that_change_on_the_way_are_refused(tmp_path):
     voxels = np.random.default_rng(0).integers(-1000, 400, size=(40, 4, 4)).astype(np.int16)
     scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, 1.0), origin_lps_mm=(0.0, 0.0, 0.0))
     heights = np.cumsum([1.0] * 20 + [1.15] * 20)
-    refused(tmp_path, members(scan, ImagePositionPatient=lambda k: [0, 0, float(heights[k])]), "changes on the way")
+    refused(
+        tmp_path, members(scan, ImagePositionPatient=lambda k: [0, 0, float(heights[k])]), "changes along the series"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_what_lost_its_preamble_is_read(scan, tmp_path):
 
 def test_little_is_held_in_memory_while_headers_are_read(scan, tmp_path, monkeypatch):
     """Of an archive that unpacks to much, so much is kept, and of the rest only what is read is unpacked at a time."""
-    monkeypatch.setattr(dicom, "_HELD_BYTES", 8 << 20)
+    monkeypatch.setattr(dicom, "_MAX_CACHED_BYTES", 8 << 20)
     noise = np.random.default_rng(0).bytes(4 << 20)
     filler = {f"S{k}": dicom_slice(scan, k % 5, SeriesInstanceUID="9", PixelData=noise) for k in range(12)}
     for archive in (pack(tmp_path, members(scan)), pack(tmp_path, members(scan) | filler, "much.zip")):
@@ -184,10 +186,10 @@ def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, 
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"LossyImageCompression": "01"}, "5 of 5 images were compressed with loss \\(0028,2110\\)"),
+        ({"LossyImageCompression": "01"}, "5 of 5 images were lossy compressed \\(0028,2110\\)"),
         ({"LossyImageCompression": "01", "LossyImageCompressionRatio": ["4.5", "12"]}, "up to 12 to 1"),
         ({"LossyImageCompression": lambda k: "01" if k == 2 else "00"}, "1 of 5 images"),
-        ({"LossyImageCompression": "01", "RescaleSlope": 3}, "errors are enlarged 3 times"),
+        ({"LossyImageCompression": "01", "RescaleSlope": 3}, "rescale slope multiplies the errors by 3"),
     ],
 )
 def test_loss_in_compression_is_told(scan, tmp_path, tags, words):
@@ -215,7 +217,7 @@ def test_jpeg_2000_has_lost_nothing_where_the_images_say_so(scan, tmp_path, stat
     tags = {} if stated is None else {"LossyImageCompression": stated}
     images = {name: packed(content) for name, content in members(scan, **tags).items()}
     volume = read_volume([pack(tmp_path, images)])
-    assert any("compressed with loss" in remark for remark in volume.remarks) is told
+    assert any("lossy compressed" in remark for remark in volume.remarks) is told
 
 
 def high_throughput(scan, stream: bytes) -> dict[str, bytes]:
@@ -249,7 +251,7 @@ def test_high_throughput_jpeg_2000_of_another_size_or_torn_is_refused(scan, tmp_
         4, "big"
     ) * 2  # SIZ: the image's and the tile's (ISO/IEC 15444-1 A.5.1)
     for content, sentence in (
-        (bytes(huge), "another size than its header"),
+        (bytes(huge), "differs from its header"),
         (stream[:40], "its pixels cannot be read"),
     ):
         with pytest.raises(InvalidInputError, match=sentence):
@@ -281,7 +283,7 @@ def test_a_deflated_series_is_read_and_one_that_grows_without_measure_is_not_unp
     assert large.stat().st_size < 1 << 20
     tracemalloc.start()
     try:
-        with pytest.raises(InvalidInputError, match=r"large.dcm would unpack to more than .* its size") as refusal:
+        with pytest.raises(InvalidInputError, match=r"large.dcm would decompress to more than .* its size") as refusal:
             read_volume([large])
         assert refusal.value.status == 413 and tracemalloc.get_traced_memory()[1] < 48 << 20
     finally:

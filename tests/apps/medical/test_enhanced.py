@@ -88,13 +88,17 @@ def test_every_frame_has_a_scale_of_its_own(tmp_path):
     (tmp_path / "one").write_bytes(enhanced(made, shift=24))
     assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, made.voxels_zyx)
     (tmp_path / "packed").write_bytes(enhanced(made, shift=24, packed=True))
-    with pytest.raises(InvalidInputError, match="compressed, and its frames differ in their scale"):
+    with pytest.raises(InvalidInputError, match="compressed, and its frames have different rescale slopes"):
         read_volume([tmp_path / "packed"])
 
 
 @pytest.mark.parametrize(
     ("frames", "words"),
-    [([0, 1, 3, 4], "missing or uneven"), ([0, 1, 2, 2], "two images lie at one position"), ([0, 1], "at least 3")],
+    [
+        ([0, 1, 3, 4], "missing or unevenly spaced"),
+        ([0, 1, 2, 2], "two images have the same position"),
+        ([0, 1], "at least 3"),
+    ],
 )
 def test_what_is_refused_of_single_images_is_refused_of_frames(tmp_path, frames, words):
     (tmp_path / "one").write_bytes(enhanced(chest(), frames=frames))
@@ -109,12 +113,12 @@ def test_fewer_pixels_than_frames_are_refused(tmp_path: Path):
     out = io.BytesIO()
     image.save_as(out, enforce_file_format=True)
     (tmp_path / "one").write_bytes(out.getvalue())
-    with pytest.raises(InvalidInputError, match="fewer frames than its header tells of"):
+    with pytest.raises(InvalidInputError, match="fewer frames than its header states"):
         read_volume([tmp_path / "one"])
 
 
 def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path):
-    with pytest.raises(InvalidInputError, match="multi-frame image, but no enhanced CT"):
+    with pytest.raises(InvalidInputError, match="multi-frame image, but not enhanced CT"):
         read_volume([pack(tmp_path, series(chest(), NumberOfFrames=20))])
 
 
@@ -127,5 +131,5 @@ def test_frames_that_state_another_unit_are_refused(tmp_path: Path, unit: str, r
     if read:
         assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, chest().voxels_zyx)
         return
-    with pytest.raises(InvalidInputError, match="holds values in Z_EFF, not Hounsfield units"):
+    with pytest.raises(InvalidInputError, match="has values in Z_EFF, not Hounsfield units"):
         read_volume([tmp_path / "one"])

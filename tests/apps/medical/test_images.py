@@ -74,8 +74,8 @@ def test_poses_that_disagree_and_poses_that_are_missing_are_refused(tmp_path):
     moved = AFFINE.copy()
     moved[0, 0] *= -1
     for name, sform, qform, words in (
-        ("both.nii", AFFINE, moved, "says in two ways how the patient lies, .* mm apart"),
-        ("none.nii", None, None, "does not say how the patient lies"),
+        ("both.nii", AFFINE, moved, "states two orientations, .* mm apart"),
+        ("none.nii", None, None, "does not state its orientation"),
     ):
         refused(saved(tmp_path / name, posed(sform, qform)), words)
     for name, sform, qform in (("s.nii", AFFINE, None), ("q.nii", None, AFFINE), ("same.nii", AFFINE, AFFINE)):
@@ -128,16 +128,19 @@ def test_what_is_not_one_axial_volume_is_refused(tmp_path):
     one = nibabel.Nifti1Image(four[..., :1], AFFINE)
     assert read_volume([saved(tmp_path / "one.nii.gz", one)]).size_ijk == (12, 10, 8)
     colours = np.zeros((4, 4, 4), [(c, "u1") for c in "RGB"])
-    refused(saved(tmp_path / "rgb.nii", nibabel.Nifti1Image(colours, AFFINE)), "rgb.nii holds .*not numbers")
+    refused(
+        saved(tmp_path / "rgb.nii", nibabel.Nifti1Image(colours, AFFINE)),
+        "rgb.nii has the NIfTI data type .*not a real number",
+    )
     analyze = bytearray(gzip.decompress(nifti(chest())))
     analyze[344:348] = b"\0\0\0\0"
     (tmp_path / "old.nii").write_bytes(analyze)
-    refused(tmp_path / "old.nii", "old.nii is no NIfTI file")
+    refused(tmp_path / "old.nii", "old.nii is not a single-file NIfTI image")
     shifted = np.where(values() < -500, -3024, values() + 1024).astype(np.int16)
     refused(saved(tmp_path / "shifted.nii", nibabel.Nifti1Image(shifted, AFFINE)), "expected Hounsfield units")
     bomb = gzip.compress(gzip.decompress(nifti(chest())) + b"\0" * (1 << 26))
     (tmp_path / "bomb.nii.gz").write_bytes(bomb)
-    refused(tmp_path / "bomb.nii.gz", "goes on for long behind")
+    refused(tmp_path / "bomb.nii.gz", "has too much data after its one volume")
 
 
 def test_scaled_and_big_endian_values_are_hounsfield_units(tmp_path):
@@ -168,22 +171,22 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
     silent = header.replace(f"space: {space}\n", "").replace("space origin: (10,20,-300)\n", "")
     silent = silent.replace("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)", "spacings: 0.8 0.7 2.5")
     path.write_bytes(silent.encode() + values().T.astype("<i2").tobytes())
-    refused(path, "a.nrrd does not say how the patient lies")
+    refused(path, "a.nrrd does not state its orientation")
 
 
 @pytest.mark.parametrize(
     ("stated", "instead", "words"),
     [
         ("space: LPS", "space: scanner-xyz", "none of LPS, RAS and LAS"),
-        ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "other units than mm"),
-        ("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n", "", "states no space directions"),
+        ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "units other than mm"),
+        ("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n", "", "must state `space directions`"),
         (
             "space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n",
             "spacings: 0.8 0.7 2.5\n",
-            "NRRD allows space directions",
+            "NRRD does not allow `spacings`",
         ),
         ("sizes: 12 10 8", "sizes: 12 10 9", "cannot be read as .nrrd"),
-        ("(10,20,-300)\n\n", "(10,20,", "no header that can be read"),  # voxels in the header end ITK with a SIGSEGV
+        ("(10,20,-300)\n\n", "(10,20,", "no readable header"),  # voxels in the header end ITK with a SIGSEGV
     ],
 )
 def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, words):
@@ -227,7 +230,7 @@ def test_a_compressed_metaimage_that_is_torn_or_damaged_is_refused(tmp_path, dat
     assert np.array_equal(read_volume(files).voxels_zyx, values().T)
     for content in (packed[:-40], packed[:-1], bytes(damaged), b"x" * 300, zlib.compress(b"short")):
         metaimage(tmp_path, content, *lines, name=name, data=data)
-        with pytest.raises(InvalidInputError, match="compressed voxels are torn or damaged"):
+        with pytest.raises(InvalidInputError, match="compressed voxels are truncated or damaged"):
             read_volume(files)
 
 
@@ -267,17 +270,18 @@ def test_a_metaimage_lies_as_it_says_and_what_it_leaves_open_is_told(tmp_path, l
 def test_a_metaimage_that_says_in_two_ways_how_the_patient_lies_is_refused(tmp_path, lines):
     content = values().T.astype("<i2").tobytes()
     refused(
-        metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines), "says in two ways how the patient lies"
+        metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines),
+        "so left and right are unknown; state only the correct orientation",
     )
 
 
 def test_a_metaimage_that_states_no_spacing_or_ends_early_is_refused(tmp_path):
     content = values().T.astype("<i2").tobytes()
     refused(metaimage(tmp_path, content), "states no ElementSpacing")
-    refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxels end too early")
+    refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxel data are truncated")
     huge = metaimage(tmp_path, content, "ElementSpacing = 1 1 1")
     huge.write_bytes(huge.read_bytes().replace(b"12 10 8", b"99999 99999 99999"))
-    refused(huge, "more than a CT has")
+    refused(huge, "which is too large for a CT")
 
 
 def test_bytes_of_a_header_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(tmp_path):

@@ -179,7 +179,7 @@ def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
     given = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)), CODEC)
     assert given.result["findings"] == []
     thick, no_lungs = given.result["remarks"]
-    assert thick.startswith("Each image is 3 mm thick, and they lie 2 mm apart") and no_lungs == NO_LUNGS
+    assert thick.startswith("Images are 3 mm thick (SliceThickness) and 2 mm apart") and no_lungs == NO_LUNGS
 
 
 def test_a_volume_of_one_s_own_gives_typed_findings(untrained):

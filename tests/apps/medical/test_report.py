@@ -216,7 +216,7 @@ def test_identifiers_that_are_none_give_no_report_and_a_remark(tmp_path, keyword
     source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
     assert (source is None) is (keyword != "FrameOfReferenceUID")  # which the segmentation alone needs
     said = json.dumps(result(volume, found(nodule(volume, 7, 0.9))))
-    assert f"{keyword} " in said and "of the images left out (no unique identifier of DICOM" in said
+    assert f"{keyword} " in said and "of the images ignored (not a valid DICOM UID" in said
     assert value not in said and value not in str(source) and keyword not in volume.identifiers
 
 

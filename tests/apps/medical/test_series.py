@@ -97,7 +97,7 @@ def test_slices_that_instance_numbers_leave_out_everywhere_are_said_to_be_missin
     remarks = " ".join(read_volume([pack(tmp_path, made)]).remarks)
     assert ("Slices are missing" in remarks) is said
     if said:
-        assert f"of the {kept * (len(made) - 1) + 1} images" in remarks and f"{len(made)} were handed in" in remarks
+        assert f"which is {kept * (len(made) - 1) + 1} images" in remarks and f"{len(made)} were provided" in remarks
 
 
 @pytest.mark.parametrize("numbers", [[1, 2, 4, 5], [2, 4, 3, 7], [5, 5, 5, 5], [2, 4, None, 8]])
@@ -141,14 +141,14 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
     volume = read_volume([pack(tmp_path, everything)])
     assert volume.identifiers["SeriesInstanceUID"] == "1.6"
     (remark,) = volume.remarks
-    assert remark.startswith("Several series were handed in. Read: series 4 (CT, 1 mm, kernel B70f, 12 images).")
+    assert remark.startswith("Several series were provided. Read: series 4 (CT, 1 mm, kernel B70f, 12 images).")
     assert "series 3 (CT, 1 mm, kernel B31f, 12 images)" in remark and "MUELLER" not in remark
     assert result(volume, found(searched=False))["remarks"][0] == remark
     doubled = everything | {f"again/{name}": content for name, content in everything.items()}
     assert read_volume([pack(tmp_path, doubled)]).remarks == (remark,)
     asked = read_volume([pack(tmp_path, everything)], series="2")
     assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
-    assert asked.remarks[0].startswith("Several series were handed in, and one was named. Read: series 2 (CT, 5 mm")
+    assert asked.remarks[0].startswith("Several series were provided, and one was requested. Read: series 2 (CT, 5 mm")
     with pytest.raises(InvalidInputError, match="not in axial slices"):
         read_volume([pack(tmp_path, everything)], series="7")
 
@@ -200,7 +200,7 @@ def test_a_saved_screen_in_the_series_is_left_out_and_told(tmp_path):
     whole = series(chest()) | {"screen": saved_screen()}
     volume = read_volume([pack(tmp_path, whole)])
     assert np.array_equal(volume.voxels_zyx, chest().voxels_zyx)
-    assert volume.remarks == ("1 saved screen of the series (secondary capture, without a place) left out.",)
+    assert volume.remarks == ("1 screenshot in the series (secondary capture without a position) left out.",)
     elsewhere = series(chest()) | {"screen": saved_screen(SeriesInstanceUID="1.9")}
     assert read_volume([pack(tmp_path, elsewhere)]).remarks == ()
     with pytest.raises(InvalidInputError, match="screen has no usable ImagePositionPatient"):
@@ -253,14 +253,14 @@ CORONAL, SCREEN = [1, 0, 0, 0, 0, -1], "1.2.840.10008.5.1.4.1.1.7"
         ),
         (
             of_kind(3, 2) | of_kind(9, 4, SOPClassUID=SCREEN, ImagePositionPatient=None),
-            "series 3 (CT, 2 images), too few; series 9 (CT, 4 images), saved screens",
+            "series 3 (CT, 2 images), too few images; series 9 (CT, 4 images), screenshots",
         ),
     ],
 )
 def test_a_study_without_a_ct_volume_is_told_what_it_holds_instead(tmp_path, held, words):
     with pytest.raises(InvalidInputError) as refused:
         read_volume([pack(tmp_path, held)])
-    said = f"scan.zip holds no chest CT in axial slices, but {words}. Hand in the axial series of the CT"
+    said = f"scan.zip holds no chest CT in axial slices, but {words}. Provide the axial series of the CT"
     assert str(refused.value) == said
     assert read_volume([pack(tmp_path, held | of_kind(20, 20))]).size_ijk[2] == 20
 
@@ -278,7 +278,7 @@ def test_a_projection_is_refused(tmp_path, kind, asked):
 @pytest.mark.parametrize(("kind", "said"), [("MPR", True), ("REFORMATTED", True), ("AVERAGE", False)])
 def test_of_a_series_that_was_reformatted_a_remark_says_so(tmp_path, kind, said):
     (*remarks,) = read_volume([pack(tmp_path, of_kind(8, ImageType=["DERIVED", "SECONDARY", kind]))]).remarks
-    sentence = f"The series was reformatted from another (ImageType {kind}). Where there is that one, hand it in."
+    sentence = f"The series was reformatted from another (ImageType {kind}). If you have the original, provide it."
     assert remarks == ([sentence] if said else [])
 
 
@@ -292,7 +292,7 @@ def test_of_thick_images_that_overlap_a_remark_says_so(tmp_path, thickness, apar
     if thickness is not None:
         held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"], SliceThickness=thickness)
     (*remarks,) = read_volume([pack(tmp_path, held)]).remarks
-    sentence = f"Each image is {thickness} mm thick, and they lie {apart:g} mm apart (SliceThickness): nodules smaller "
+    sentence = f"Images are {thickness} mm thick (SliceThickness) and {apart:g} mm apart: nodules smaller "
     assert [remark.startswith(sentence) for remark in remarks] == ([True] if said else [])
 
 
@@ -303,7 +303,7 @@ def test_reports_alone_are_told_as_such(tmp_path):
 
 def test_one_number_for_two_series_does_not_choose(tmp_path):
     both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
-    with pytest.raises(InvalidInputError, match=r"series 4 \(CT, .*\) 1\.2\.3; series 4 \(CT, .*\) 1\.9\. Hand in one"):
+    with pytest.raises(InvalidInputError, match=r"series 4 \(CT, .*\) 1\.2\.3; series 4 \(CT, .*\) 1\.9\. Provide one"):
         read_volume([pack(tmp_path, both)], series="4")
 
 
