@@ -1,24 +1,24 @@
-"""A DICOM connection of which only so much is read as anybody needs to send."""
+"""A DICOM connection that limits how much its peer can send."""
 
 from __future__ import annotations
 
 from pynetdicom.transport import AssociationSocket
 
-LARGEST_PDU = 1 << 20
+MAX_PDU_BYTES = 1 << 20
 
 
 class BoundedSocket(AssociationSocket):
-    """Drops who sends more at a time than anybody needs to, before it is in memory.
+    """Closes the connection, before the data are in memory, if the peer sends too large a PDU or message.
 
-    pynetdicom makes its sockets by name: one gets this class once it is made. ``unread`` are the bytes that came;
-    whoever takes a message subtracts its own. Beyond ``most_bytes`` of them nothing is taken.
+    pynetdicom creates its sockets itself, so this class is assigned to a socket afterwards. ``unread`` is the number of
+    bytes received; whoever processes a message subtracts its size. Above ``max_bytes`` the connection is closed.
     """
 
     unread = 0
-    most_bytes = 1 << 30
+    max_bytes = 1 << 30
 
     def recv(self, nr_bytes: int) -> bytearray:
         self.unread += nr_bytes
-        if nr_bytes > LARGEST_PDU or self.unread > self.most_bytes:
-            raise ConnectionAbortedError("more than is taken at a time")
+        if nr_bytes > MAX_PDU_BYTES or self.unread > self.max_bytes:
+            raise ConnectionAbortedError("the peer sent more data than is allowed")
         return super().recv(nr_bytes)

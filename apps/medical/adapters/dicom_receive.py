@@ -1,7 +1,7 @@
-"""A DICOM storage SCP for CT (PS3.4 B): what is sent to it by C-STORE lies in the spool before it is acknowledged.
+"""A DICOM storage SCP for CT (PS3.4 B): an image is written to the spool before its C-STORE is acknowledged.
 
-Whoever sends is taken for what it may be: broken, or hostile. Each connection has threads of its own; what is read of
-it at a time, how many there are, and how many from one address, is bounded.
+Senders may be faulty or hostile. Each connection has its own threads. The data read from a connection at a time, the
+number of connections, and the number from one address are limited.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ TRANSFER_SYNTAXES = (
     *(f"1.2.840.10008.1.2.4.{ending}" for ending in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
     "1.2.840.10008.1.2.5",
 )
-"""Those that ``adapters/pixels`` reads: uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE."""
+"""The transfer syntaxes that ``adapters/pixels`` reads: uncompressed, JPEG, JPEG-LS, JPEG 2000, HTJ2K, RLE."""
 
 SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
 DISCARDED = 0xB006
-"""Of C-STORE (PS3.4 B.2.3); 0xB006 is a warning, which no sender stops at."""
-LARGEST_OBJECT = 1 << 30
-MAX_UNREAD = 1 << 31
-"""Of objects that all senders together have begun to send; they are in memory until they are whole."""
-_HEADER_BYTES = 4 << 20
-_IDLE_S, _NEGOTIATION_S, _COLLECT_S, _TELL_AGAIN_S = 60, 30, 30, 60
-_STUDY, _SERIES = 0x0020000D, 0x0020000E
+"""Status codes of C-STORE (PS3.4 B.2.3). 0xB006 is a warning, after which senders continue."""
+MAX_OBJECT_BYTES = 1 << 30
+MAX_UNREAD_BYTES = 1 << 31
+"""The maximum size of incomplete objects over all connections; objects are in memory until they are complete."""
+_MAX_HEADER_BYTES = 4 << 20
+_IDLE_TIMEOUT_S, _NEGOTIATION_TIMEOUT_S, _COLLECT_INTERVAL_S, _LOG_INTERVAL_S = 60, 30, 30, 60
+_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
 
 
 def receive(
@@ -58,63 +58,63 @@ def receive(
     *,
     callers: Sequence[str] = (),
     associations: int = 20,
-    most_slice_mm: float | None = None,
+    max_slice_mm: float | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> ThreadedAssociationServer:
-    """Starts to listen under the AE title, on threads of its own; ``shutdown`` of what is returned ends it.
+    """Listens at ``address`` (host, port) under the AE title, in background threads. Call ``shutdown`` to stop.
 
-    ``callers`` are the AE titles that may send; any where none is named. Images of slices thicker than
-    ``most_slice_mm`` are discarded. Raises ``InvalidInputError`` where the address
-    cannot be listened at.
+    ``callers`` are the AE titles that may send; if it is empty, any may. Images with slices thicker than
+    ``max_slice_mm`` are discarded. Raises ``InvalidInputError`` if the port cannot be opened.
     """
     from pynetdicom import AE, evt
 
-    from apps.medical.adapters.dicom_connection import LARGEST_PDU
+    from apps.medical.adapters.dicom_connection import MAX_PDU_BYTES
 
     entity = AE(ae_title=title)
-    for image in CT_IMAGES:
-        entity.add_supported_context(image, list(TRANSFER_SYNTAXES))
+    for sop_class in CT_IMAGES:
+        entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     entity.add_supported_context(_VERIFICATION)
     entity.require_called_aet = True
     entity.require_calling_aet = list(callers)
     entity.maximum_associations = associations
-    entity.maximum_pdu_size = LARGEST_PDU // 4
-    entity.network_timeout, entity.acse_timeout, entity.dimse_timeout = _IDLE_S, _NEGOTIATION_S, _NEGOTIATION_S
-    refused = _Refused(title)
+    entity.maximum_pdu_size = MAX_PDU_BYTES // 4
+    entity.network_timeout = _IDLE_TIMEOUT_S
+    entity.acse_timeout = entity.dimse_timeout = _NEGOTIATION_TIMEOUT_S
+    rejection_log = _RejectionLog(title)
     handlers: list[Any] = [
         (evt.EVT_REQUESTED, _accept_storage),
         (evt.EVT_SOP_COMMON, _private_classes),
-        (evt.EVT_C_STORE, _Storing(spool, most_slice_mm).store),
+        (evt.EVT_C_STORE, _StoreHandler(spool, max_slice_mm).store),
         (evt.EVT_C_ECHO, lambda event: SUCCESS),
-        (evt.EVT_REJECTED, refused.tell),
+        (evt.EVT_REJECTED, rejection_log.write),
     ]
     try:
         server = entity.make_server(
             address, evt_handlers=handlers, ssl_context=tls, server_class=_server_class(associations)
         )
     except OSError as error:
-        raise InvalidInputError(f"port {address[1]} of {address[0]} cannot be listened at: {error.strerror}") from error
+        raise InvalidInputError(f"cannot listen on port {address[1]} of {address[0]}: {error.strerror}") from error
     entity._servers.append(server)
     threading.Thread(target=server.serve_forever, name="receive", daemon=True).start()
     return server
 
 
 def _accept_storage(event: Event) -> None:
-    """Accepts every storage class that is proposed: senders of a whole study break it off at one that is not."""
+    """Accepts all proposed storage classes, because senders of a whole study abort if one is not accepted."""
     from pynetdicom import build_context
 
     acceptor: Any = event.assoc.acceptor
     proposed: Any = event.assoc.requestor.primitive
-    others = {
+    contexts = {
         str(context.abstract_syntax): build_context(context.abstract_syntax, context.transfer_syntax)
         for context in proposed.presentation_context_definition_list
         if _is_other_storage(str(context.abstract_syntax))
     }
-    acceptor.supported_contexts = [*acceptor.supported_contexts, *others.values()]
+    acceptor.supported_contexts = [*acceptor.supported_contexts, *contexts.values()]
 
 
 def _private_classes(event: Event) -> dict[Any, Any]:
-    """Has objects of manufacturers' own classes served as those of the storage service."""
+    """Declares the accepted private SOP classes as storage classes, so that pynetdicom handles their C-STORE."""
     from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 
     served = {}
@@ -126,34 +126,34 @@ def _private_classes(event: Event) -> dict[Any, Any]:
 
 
 def _is_other_storage(uid: str) -> bool:
-    """Whether it is a storage class other than CT, or a manufacturer's own."""
+    """Whether ``uid`` is a storage class other than CT, or a private class of a manufacturer."""
     return uid not in CT_IMAGES and (uid.startswith(_STANDARD_STORAGE) or not uid.startswith(_STANDARD))
 
 
 def read_header(content: BytesIO, syntax: str, last: int) -> Dataset:
-    """The elements of a dataset up to the one with the tag ``last``, and of one that is deflated no more than 4 MiB."""
+    """The elements of a dataset up to the tag ``last``; at most the first 4 MiB of a deflated dataset."""
     from pydicom import config
     from pydicom.filereader import read_dataset
     from pydicom.uid import UID
 
-    config.settings.reading_validation_mode = config.IGNORE  # its warnings cite values, which may name the patient
+    config.settings.reading_validation_mode = config.IGNORE  # warnings print values, which may name the patient
     uid = UID(syntax)
     content.seek(0)
     if uid.is_deflated:
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        content = BytesIO(unpacker.decompress(content.read(), _HEADER_BYTES))
+        decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+        content = BytesIO(decompressor.decompress(content.read(), _MAX_HEADER_BYTES))
     return read_dataset(content, uid.is_implicit_VR, uid.is_little_endian, stop_when=lambda tag, vr, length: tag > last)
 
 
-class _Storing:
-    """Keeps images in the spool. Of those that are refused for one reason the log tells once a minute."""
+class _StoreHandler:
+    """Writes images to the spool. Refused objects are logged at most once a minute for each reason."""
 
-    def __init__(self, spool: Spool, most_slice_mm: float | None) -> None:
-        self._spool, self._most_slice_mm = spool, most_slice_mm
-        self._told: dict[tuple[int, str], float] = {}
+    def __init__(self, spool: Spool, max_slice_mm: float | None) -> None:
+        self._spool, self._max_slice_mm = spool, max_slice_mm
+        self._last_logged: dict[tuple[int, str], float] = {}
 
     def store(self, event: Event) -> int:
-        """Keeps an image; the status that its sender is told."""
+        """Handles a C-STORE request. Returns its status code."""
         from pynetdicom.dsutils import encode_file_meta
 
         request: Any = event.request
@@ -161,12 +161,12 @@ class _Storing:
         content: BytesIO = request.DataSet
         association.dul.socket.unread -= content.getbuffer().nbytes
         if request.AffectedSOPClassUID != event.context.abstract_syntax:
-            return self._refuse(OTHER_CLASS, "its class is not that of its presentation context")
+            return self._refuse(OTHER_CLASS, "its SOP class differs from its presentation context")
         if event.context.abstract_syntax not in CT_IMAGES:
-            return self._refuse(DISCARDED, "it is no CT image; those of its study are taken")
+            return self._refuse(DISCARDED, "it is not a CT image; the CT images of its study are accepted")
         try:
-            header = read_header(content, event.context.transfer_syntax, _SERIES)
-            study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
+            header = read_header(content, event.context.transfer_syntax, _SERIES_INSTANCE_UID)
+            study, series = (str(header[tag].value or "") for tag in (_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID))
             is_scout = "LOCALIZER" in list(header.get("ImageType") or ())
             slice_mm = _number(header.get("SliceThickness"))
             image = str(request.AffectedSOPInstanceUID or "")
@@ -174,13 +174,13 @@ class _Storing:
                 raise KeyError
             meta = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
         except Exception:
-            return self._refuse(CANNOT_UNDERSTAND, "it is torn, or lacks the identifiers of study, series or image")
+            return self._refuse(CANNOT_UNDERSTAND, "it is damaged, or lacks the UID of its study, series or image")
         if is_scout:
-            # Every study has one, mostly as a series of its own, which as a CT would be refused each time.
+            # Each study has scouts, mostly in their own series, which the server would refuse as a CT each time.
             return self._refuse(DISCARDED, "it is a scout")
-        if self._most_slice_mm is not None and slice_mm > self._most_slice_mm:
+        if self._max_slice_mm is not None and slice_mm > self._max_slice_mm:
             return self._refuse(
-                DISCARDED, f"its slices are thicker than {self._most_slice_mm:g} mm (--most-slice-thickness-mm)"
+                DISCARDED, f"its slices are thicker than {self._max_slice_mm:g} mm (--most-slice-thickness-mm)"
             )
         try:
             self._spool.store(study, series, image, [meta, content.getbuffer()], association)
@@ -190,103 +190,105 @@ class _Storing:
             return self._refuse(OUT_OF_RESOURCES, f"it cannot be written ({error.strerror})")
         return SUCCESS
 
-    def _refuse(self, status: int, why: str) -> int:
+    def _refuse(self, status: int, reason: str) -> int:
         now = time.monotonic()
-        if now > self._told.get((status, why), -_TELL_AGAIN_S) + _TELL_AGAIN_S:
-            self._told[status, why] = now
-            level, what = (logging.INFO, "discarded") if status == DISCARDED else (logging.WARNING, "refused")
-            log.log(level, "an object was %s (0x%04X): %s", what, status, why)
+        if now > self._last_logged.get((status, reason), -_LOG_INTERVAL_S) + _LOG_INTERVAL_S:
+            self._last_logged[status, reason] = now
+            level, action = (logging.INFO, "discarded") if status == DISCARDED else (logging.WARNING, "refused")
+            log.log(level, "an object was %s (0x%04X): %s", action, status, reason)
         return status
 
 
 def _number(value: Any) -> float:
-    """A number of a header; 0 where there is none."""
+    """The value as a number; 0 if it is missing or not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return 0.0
 
 
-class _Refused:
-    """Says once of each address and reason that it was refused, and why, for the first hundred."""
+class _RejectionLog:
+    """Logs rejected associations, once for each address and reason, up to 100 of them."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._told = title, set[tuple[str, str]]()
+        self._title, self._logged = title, set[tuple[str, str]]()
 
-    def tell(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
         address = str(event.assoc.remote.get("address"))
         answer: Any = event.assoc.acceptor.primitive
         reasons = {
-            (1, 3): "its own AE title is not among those of --from",
-            (1, 7): f"it calls another AE title than {self._title}",
-            (3, 2): "there are too many associations at a time (--associations)",
+            (1, 3): "its AE title is not among those of --from",
+            (1, 7): f"it calls an AE title other than {self._title}",
+            (3, 2): "there are too many simultaneous associations (--associations)",
         }
-        why = reasons.get((answer.result_source, answer.diagnostic), "it asks for what is not offered")
-        if (address, why) not in self._told and len(self._told) < 100:
-            self._told.add((address, why))
-            log.warning("an association from %s was refused: %s", address, why)
+        reason = reasons.get((answer.result_source, answer.diagnostic), "it requests a service that is not offered")
+        if (address, reason) not in self._logged and len(self._logged) < 100:
+            self._logged.add((address, reason))
+            log.warning("an association from %s was refused: %s", address, reason)
 
 
 def _server_class(associations: int) -> type[ThreadedAssociationServer]:
+    """The server class for at most ``associations`` associations at a time, with limits on connections and memory."""
     from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
     from apps.medical.adapters.dicom_connection import BoundedSocket
 
     lock, connections = threading.Lock(), weakref.WeakSet[Any]()
 
-    def make_room() -> None:
-        for collected in (False, True):
+    def limit_unread_bytes() -> None:
+        for is_collected in (False, True):
             with lock:
-                if sum(one.unread for one in connections) <= MAX_UNREAD:
+                if sum(connection.unread for connection in connections) <= MAX_UNREAD_BYTES:
                     return
-                largest = max(connections, key=lambda one: int(one.unread))
-                if collected:
+                largest = max(connections, key=lambda connection: int(connection.unread))
+                if is_collected:
                     largest.unread = 0
-            gc.collect()  # connections that are closed hold what they read until then
-        with suppress(OSError, AttributeError):  # it was closed meanwhile
+            gc.collect()  # closed connections keep their data until they are collected
+        with suppress(OSError, AttributeError):  # it may have been closed in the meantime
             largest.socket.shutdown(socket.SHUT_RDWR)
 
     class Connection(BoundedSocket):
-        """Of all that have begun to send more than they may together, it is the one that has sent most that goes."""
+        """If all connections together exceed the limit of unread bytes, the one with the most is closed."""
 
-        most_bytes = LARGEST_OBJECT
+        max_bytes = MAX_OBJECT_BYTES
 
         def recv(self, nr_bytes: int) -> bytearray:
-            make_room()
+            limit_unread_bytes()
             return super().recv(nr_bytes)
 
     class Handler(RequestHandler):
         def _create_association(self) -> Any:
-            made = super()._create_association()
-            made.dul.socket.__class__ = Connection  # it is made by name in there
+            association = super()._create_association()
+            association.dul.socket.__class__ = Connection  # pynetdicom cannot be told which class to create
             with lock:
-                connections.add(made.dul.socket)
-            return made
+                connections.add(association.dul.socket)
+            return association
 
     class Server(ThreadedAssociationServer):
-        """Has at most twice as many connections as associations, and half as many from one address.
+        """Limits connections to twice the number of associations, and those from one address to half that number.
 
-        Above the number of associations one is refused as the standard has it; above these it is closed at once.
+        A connection within these limits but beyond the number of associations is rejected by an A-ASSOCIATE-RJ; beyond
+        these limits it is closed at once.
         """
 
         daemon_threads = True
         request_queue_size = 64
 
-        def __init__(self, *given: Any, **named: Any) -> None:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._open: list[tuple[str, weakref.ref[socket.socket]]] = []
-            self._collected = time.monotonic()
-            super().__init__(*given, **{**named, "request_handler": Handler})
+            self._last_collected = time.monotonic()
+            super().__init__(*args, **{**kwargs, "request_handler": Handler})
 
         def get_request(self) -> tuple[socket.socket, Any]:
             assert self.socket is not None
             connection, address = self.socket.accept()
-            connection.settimeout(_IDLE_S)
-            if self.ssl_context is not None:  # the handshake is its own thread's, at the first that it reads
+            connection.settimeout(_IDLE_TIMEOUT_S)
+            if self.ssl_context is not None:  # the handshake happens in the connection's own thread, at its first read
                 connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
             return connection, address
 
         def verify_request(self, request: Any, client_address: Any) -> bool:
-            self._open = [(host, held) for host, held in self._open if _is_open(held())]
+            self._open = [(host, reference) for host, reference in self._open if _is_open(reference())]
             hosts = [host for host, _ in self._open]
             host = str(client_address[0])
             if len(hosts) >= 2 * associations or hosts.count(host) >= max(1, associations // 2):
@@ -295,12 +297,12 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
             return True
 
         def service_actions(self) -> None:
-            if time.monotonic() > self._collected + _COLLECT_S:  # ended associations are circles
+            if time.monotonic() > self._last_collected + _COLLECT_INTERVAL_S:  # ended associations are reference cycles
                 gc.collect()
-                self._collected = time.monotonic()
+                self._last_collected = time.monotonic()
 
         def shutdown(self) -> None:
-            """Ends associations too; a connection that has asked for none yet is closed, as it cannot be aborted."""
+            """Also aborts associations, and closes connections that have not requested one yet."""
             super().shutdown()
             for association in self.active_associations:
                 if association.is_established:
@@ -309,7 +311,7 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
                     association.dul.socket.close()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            log.warning("a connection could not be served")
+            log.warning("a connection failed")
 
     return Server
 

@@ -1,12 +1,12 @@
-"""Series that were received and are not answered yet, and reports that are not sent yet: files in a folder.
+"""The gateway's spool folder: series that were received but not processed, and reports that were not sent yet.
 
-Names are digests of DICOM's unique identifiers, never what a sender says. All is for the owner alone:
+File names are digests of DICOM unique identifiers, never text from a sender. Only the owner can read the folder:
 
-    series/DIGEST/DIGEST.dcm   the images; beside them ``study``, the digest of the study, and ``job``, where the series
-                               was handed in to the server
-    reports/DIGEST-NAME.dcm    reports that the archive has not got yet
-    aside/DIGEST/              series, and reports, that were tried too often
-    arriving/                  what is being written, or deleted: of no use after a restart
+    series/DIGEST/DIGEST.dcm   the images, with the files ``study``, the digest of the study's UID, and ``job``, the
+                               path of the series' job on the server once it is submitted
+    reports/DIGEST-NAME.dcm    reports to send to the archive
+    aside/DIGEST/              series and reports that failed too often
+    arriving/                  files being written or deleted, which are discarded at a restart
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-_LONGER = 10
-"""So many times as long is waited for a series whose sender has not released its association."""
+_UNRELEASED_FACTOR = 10
+"""The quiet time is this many times as long for a series whose sender has not released its association."""
 _JOB, _STUDY = "job", "study"
 
 
@@ -33,87 +33,93 @@ class SpoolFull(Exception):
 
 
 class Sender(Protocol):
-    """The association that an image came over."""
+    """The association over which an image was received."""
 
     def is_alive(self) -> bool:
         """Whether it is still open."""
 
     @property
     def is_released(self) -> bool:
-        """Whether it was ended as the standard has it, rather than broken off."""
+        """Whether it was released as the standard prescribes, rather than aborted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A series as it was when it was taken to be answered; ``number`` tells whether anything came since.
+class SeriesSnapshot:
+    """A series in the spool at one moment.
 
-    ``ended`` where its senders released their associations, and none of its images found no room.
+    series       digest of its UIDs, the name of its folder
+    files        its images
+    image_count  number of images received since the start, by which ``Spool.is_unchanged`` detects new ones
+    job          path of its job on the server; None if it was not submitted
+    is_complete  whether its senders released their associations, and all their images were stored
     """
 
     series: str
     files: Sequence[Path]
-    number: int
+    image_count: int
     job: str | None
-    ended: bool
+    is_complete: bool
 
 
 @dataclass(slots=True)
-class _Series:
+class _SeriesState:
     study: str
-    number: int = 0
-    last: float = 0.0
+    image_count: int = 0
+    last_received: float = 0.0
     senders: list[Sender] = field(default_factory=list)
-    broken_off: bool = False
+    is_aborted: bool = False
 
 
 class Spool:
-    """The folder, for one process; its methods may be called by any thread.
+    """The spool folder, used by one process; its methods are thread-safe.
 
-    ``most_bytes`` bounds what lies in it. A series is ready ``quiet_s`` after its last image where all its associations
-    were released, and ten times as long after it where one is open or was broken off, or an image that came over one
-    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start, but for
-    what was handed in to the server. With ``whole_studies`` none is ready before all series of its study that lie there
-    are, and with one all of its study were handed in.
+    It holds at most ``max_bytes``. A series is ready ``quiet_s`` seconds after its last image if all its associations
+    were released. It is ready after 10 times as long if an association is still open or was aborted, or if one of its
+    sender's images could not be stored, because the sender may continue or repeat. Series that are in the spool at the
+    start also wait 10 times as long, unless they were submitted to the server. With ``whole_studies`` a series is ready
+    only when all received series of its study are, and once one was submitted, all of its study count as submitted.
     """
 
-    def __init__(self, folder: Path, most_bytes: int, quiet_s: float, *, whole_studies: bool = False) -> None:
+    def __init__(self, folder: Path, max_bytes: int, quiet_s: float, *, whole_studies: bool = False) -> None:
         self._lock = threading.Lock()
-        self._most, self._quiet_s, self._whole_studies = most_bytes, quiet_s, whole_studies
-        self._lacking = weakref.WeakSet[Sender]()
+        self._max_bytes, self._quiet_s, self._whole_studies = max_bytes, quiet_s, whole_studies
+        self._failed_senders = weakref.WeakSet[Sender]()
         self._incoming, self._reports, self._aside = (folder / name for name in ("series", "reports", "aside"))
         self._arriving = folder / "arriving"
-        for place in (self._incoming, self._reports, self._aside, self._arriving):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place.chmod(0o700)
-        for torn in self._arriving.iterdir():
-            if torn.is_dir():
-                shutil.rmtree(torn)
+        for subfolder in (self._incoming, self._reports, self._aside, self._arriving):
+            subfolder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            subfolder.chmod(0o700)
+        for leftover in self._arriving.iterdir():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
             else:
-                torn.unlink()
+                leftover.unlink()
         now = time.monotonic()
-        places = [place for place in self._incoming.iterdir() if place.is_dir()]
-        studies = {_study(place): _changed(place / _JOB) for place in places if (place / _JOB).exists()}
-        self._known = {}
-        for place in places:
-            study = _study(place)
-            # What came of it after the study was handed in may be incomplete.
-            was_whole = whole_studies and max(map(_changed, place.glob("*.dcm")), default=0) < studies.get(study, 0)
-            self._known[place.name] = _Series(
-                study=study, last=now, broken_off=not (was_whole or (place / _JOB).exists())
+        homes = [path for path in self._incoming.iterdir() if path.is_dir()]
+        submitted_ns = {_study_of(home): _modified_ns(home / _JOB) for home in homes if (home / _JOB).exists()}
+        self._states = {}
+        for home in homes:
+            study = _study_of(home)
+            # Series with images that arrived after the study was submitted may be incomplete.
+            was_complete = whole_studies and max(map(_modified_ns, home.glob("*.dcm")), default=0) < submitted_ns.get(
+                study, 0
             )
-        self._bytes = _size(self._incoming) + _size(self._reports) + _size(self._aside)
+            self._states[home.name] = _SeriesState(
+                study=study, last_received=now, is_aborted=not (was_complete or (home / _JOB).exists())
+            )
+        self._bytes = _dicom_bytes(self._incoming) + _dicom_bytes(self._reports) + _dicom_bytes(self._aside)
 
     def store(
         self, study_uid: str, series_uid: str, image_uid: str, parts: Sequence[bytes | memoryview], sender: Sender
     ) -> None:
-        """Writes an image, whose file is the ``parts`` one after the other; it is on the disk when this returns.
+        """Writes an image, whose file is the concatenation of ``parts``; it is synced to disk on return.
 
-        Raises ``SpoolFull`` where there is no room, and ``OSError``.
+        Raises ``SpoolFull`` if there is no room, and ``OSError``.
         """
         try:
             self._store(study_uid, series_uid, image_uid, parts, sender)
         except (SpoolFull, OSError):
-            self._lacking.add(sender)
+            self._failed_senders.add(sender)
             raise
 
     def _store(
@@ -124,186 +130,199 @@ class Spool:
         with self._lock:
             self._make_room(size)
             self._bytes += size
-        aside = self._arriving / f"{name}.{threading.get_ident()}"
+        temporary = self._arriving / f"{name}.{threading.get_ident()}"
         try:
-            _write(aside, parts)
+            _write(temporary, parts)
             with self._lock:
                 home = self._incoming / series
                 home.mkdir(mode=0o700, exist_ok=True)
                 if not (home / _STUDY).exists():
                     _write(home / _STUDY, [study.encode()])
                 (home / _JOB).unlink(missing_ok=True)
-                earlier = (home / name).stat().st_size if (home / name).exists() else 0
-                aside.replace(home / name)
-                self._bytes -= earlier
-                known = self._known.setdefault(series, _Series(study=study))
-                known.number, known.last = known.number + 1, time.monotonic()
-                if sender not in known.senders:
-                    known.senders = [*(other for other in known.senders if other.is_alive()), sender]
-                    known.broken_off = False
+                replaced_bytes = (home / name).stat().st_size if (home / name).exists() else 0
+                temporary.replace(home / name)
+                self._bytes -= replaced_bytes
+                state = self._states.setdefault(series, _SeriesState(study=study))
+                state.image_count, state.last_received = state.image_count + 1, time.monotonic()
+                if sender not in state.senders:
+                    state.senders = [*(other for other in state.senders if other.is_alive()), sender]
+                    state.is_aborted = False
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             with self._lock:
                 self._bytes -= size
             raise
-        _flush(home)
+        _sync_folder(home)
 
-    def ready(self, passed_over: Mapping[str, float]) -> str | None:
-        """The series that has waited longest of those that are ready; ``passed_over`` says until when some are not."""
+    def next_ready(self, paused_until: Mapping[str, float]) -> str | None:
+        """The first received of the series that are ready; None if none is.
+
+        ``paused_until`` maps series that failed before to the monotonic time until which they are not ready.
+        """
         due: dict[str, float] = {}
-        whole: dict[str, float] = {}
+        study_due: dict[str, float] = {}
         with self._lock:
-            for series, known in self._known.items():
-                ended = [sender for sender in known.senders if not sender.is_alive()]
-                known.broken_off |= any(not sender.is_released or sender in self._lacking for sender in ended)
-                known.senders = [sender for sender in known.senders if sender not in ended]
-                waits_s = self._quiet_s * (_LONGER if known.senders or known.broken_off else 1)
-                due[series] = max(known.last + waits_s, passed_over.get(series, 0.0))
-                whole[known.study] = max(due[series], whole.get(known.study, 0.0))
+            for series, state in self._states.items():
+                ended = [sender for sender in state.senders if not sender.is_alive()]
+                state.is_aborted |= any(not sender.is_released or sender in self._failed_senders for sender in ended)
+                state.senders = [sender for sender in state.senders if sender not in ended]
+                wait_s = self._quiet_s * (_UNRELEASED_FACTOR if state.senders or state.is_aborted else 1)
+                due[series] = max(state.last_received + wait_s, paused_until.get(series, 0.0))
+                study_due[state.study] = max(due[series], study_due.get(state.study, 0.0))
             now = time.monotonic()
-            for series, known in self._known.items():
-                if now >= (whole[known.study] if self._whole_studies else due[series]):
+            for series, state in self._states.items():
+                if now >= (study_due[state.study] if self._whole_studies else due[series]):
                     return series
         return None
 
-    def study(self, series: str) -> list[Taken]:
-        """The series that lie there of the study that one is of, as they are now."""
+    def study_snapshots(self, series: str) -> list[SeriesSnapshot]:
+        """All received series of the study of ``series``, as they are now."""
         with self._lock:
-            study = self._known[series].study
-            return [self._take(other) for other in sorted(self._known) if self._known[other].study == study]
+            study = self._states[series].study
+            return [self._snapshot(other) for other in sorted(self._states) if self._states[other].study == study]
 
-    def take(self, series: str) -> Taken:
+    def snapshot(self, series: str) -> SeriesSnapshot:
         """The series as it is now."""
         with self._lock:
-            return self._take(series)
+            return self._snapshot(series)
 
-    def _take(self, series: str) -> Taken:
+    def _snapshot(self, series: str) -> SeriesSnapshot:
         home = self._incoming / series
         job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
-        known = self._known[series]
-        return Taken(series, sorted(home.glob("*.dcm")), known.number, job, not (known.senders or known.broken_off))
+        state = self._states[series]
+        is_complete = not (state.senders or state.is_aborted)
+        return SeriesSnapshot(series, sorted(home.glob("*.dcm")), state.image_count, job, is_complete)
 
-    def is_as(self, taken: Taken, others: Sequence[Taken] | None = None) -> bool:
-        """Whether nothing came of the series since it was taken, nor, where ``others`` of its study were, of those."""
-        study, number = self._known[taken.series].study, self._known[taken.series].number
+    def is_unchanged(self, snapshot: SeriesSnapshot, others: Sequence[SeriesSnapshot] | None = None) -> bool:
+        """Whether the series has received no image since its snapshot.
+
+        With ``others``, the snapshots of the other series of its study, whether the whole study has received none.
+        """
+        study, image_count = self._states[snapshot.series].study, self._states[snapshot.series].image_count
         if others is None:
-            return number == taken.number
-        now = {series: known.number for series, known in list(self._known.items()) if known.study == study}
-        return now == {one.series: one.number for one in (taken, *others)}
+            return image_count == snapshot.image_count
+        now = {series: state.image_count for series, state in list(self._states.items()) if state.study == study}
+        return now == {taken.series: taken.image_count for taken in (snapshot, *others)}
 
-    def note_job(self, taken: Taken, job: str | None) -> None:
-        """Keeps where on the server the series is answered, so that it is not handed in twice; or that it is not."""
-        with self._lock:
-            if not self.is_as(taken):
-                return
-            place = self._incoming / taken.series / _JOB
-            place.unlink(missing_ok=True)
-            if job is not None:
-                _write(place, [job.encode()])
+    def set_job(self, snapshot: SeriesSnapshot, job: str | None) -> None:
+        """Stores the path of the series' job on the server, so that it is not submitted twice; None forgets the job.
 
-    def answered(self, taken: Taken, reports: Mapping[str, bytes], others: Sequence[Taken] | None = None) -> bool:
-        """Keeps the reports until they are sent, and deletes the series and ``others`` of its study.
-
-        False, and nothing, where more came, as ``is_as`` has it. What is deleted last is the series itself, with the
-        job that it was answered by: whenever the process ends, no other series is left to be answered in its place.
+        Does nothing if the series has changed since its snapshot.
         """
         with self._lock:
-            if not self.is_as(taken, others):
+            if not self.is_unchanged(snapshot):
+                return
+            file = self._incoming / snapshot.series / _JOB
+            file.unlink(missing_ok=True)
+            if job is not None:
+                _write(file, [job.encode()])
+
+    def replace_by_reports(
+        self, snapshot: SeriesSnapshot, reports: Mapping[str, bytes], others: Sequence[SeriesSnapshot] | None = None
+    ) -> bool:
+        """Stores the reports until they are sent, and deletes the series and ``others`` of its study.
+
+        Returns False, and does nothing, if they have changed since (see ``is_unchanged``). The series itself, with its
+        job, is deleted last, so that if the process ends in between, no other series of the study is left to be
+        processed instead.
+        """
+        with self._lock:
+            if not self.is_unchanged(snapshot, others):
                 return False
             for other in others or ():
                 self._remove(other.series)
             for name, content in reports.items():
-                final = self._reports / f"{taken.series}-{digest(name)}.dcm"
-                aside = self._arriving / final.name
-                _write(aside, [content])
-                aside.replace(final)
+                file = self._reports / f"{snapshot.series}-{digest(name)}.dcm"
+                temporary = self._arriving / file.name
+                _write(temporary, [content])
+                temporary.replace(file)
                 self._bytes += len(content)
-            self._remove(taken.series)
+            self._remove(snapshot.series)
             return True
 
-    def remove(self, taken: Taken) -> None:
-        """Deletes a series that cannot be answered, unless more came of it."""
+    def remove(self, snapshot: SeriesSnapshot) -> None:
+        """Deletes a series that cannot be processed, unless it has changed since its snapshot."""
         with self._lock:
-            if taken.series in self._known and self.is_as(taken):
-                self._remove(taken.series)
+            if snapshot.series in self._states and self.is_unchanged(snapshot):
+                self._remove(snapshot.series)
 
-    def put_aside(self, taken: Taken) -> None:
-        """Keeps a series out of the way, for somebody to look at it; it is deleted when its room is needed."""
+    def set_aside(self, snapshot: SeriesSnapshot) -> None:
+        """Moves a series to ``aside/`` for inspection, unless it has changed. It is deleted when its room is needed."""
         with self._lock:
-            if not self.is_as(taken):
+            if not self.is_unchanged(snapshot):
                 return
-            place = self._aside / taken.series
-            self._delete(place)
-            (self._incoming / taken.series).rename(place)
-            os.utime(place)
-            del self._known[taken.series]
+            target = self._aside / snapshot.series
+            self._delete(target)
+            (self._incoming / snapshot.series).rename(target)
+            os.utime(target)
+            del self._states[snapshot.series]
 
     def reports(self) -> list[Path]:
-        """Those that are not sent yet, the oldest first."""
+        """The reports that were not sent yet, oldest first."""
         return sorted(self._reports.glob("*.dcm"), key=lambda path: path.stat().st_mtime_ns)
 
-    def sent(self, report: Path) -> None:
+    def remove_report(self, report: Path) -> None:
         """Deletes a report that was sent."""
         with self._lock:
             self._delete(report)
 
-    def put_report_aside(self, report: Path) -> None:
-        """Keeps a report that the archive does not take, as ``put_aside`` does a series."""
+    def set_report_aside(self, report: Path) -> None:
+        """Moves a report that the archive refuses to ``aside/``, as ``set_aside`` does with a series."""
         with self._lock:
             self._delete(self._aside / report.name)
             report.rename(self._aside / report.name)
 
     def _make_room(self, size: int) -> None:
-        """Deletes the oldest of what was put aside until there is room. Raises ``SpoolFull`` where there is none."""
-        while self._bytes + size > self._most:
-            put_aside = sorted(self._aside.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-            if not put_aside:
-                raise SpoolFull(f"the spool holds {self._bytes:,} of {self._most:,} bytes")
-            self._delete(put_aside[0])
+        """Deletes the oldest entries of ``aside/`` until there is room. Raises ``SpoolFull`` if that is not enough."""
+        while self._bytes + size > self._max_bytes:
+            set_aside = sorted(self._aside.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            if not set_aside:
+                raise SpoolFull(f"the spool holds {self._bytes:,} of {self._max_bytes:,} bytes")
+            self._delete(set_aside[0])
 
     def _remove(self, series: str) -> None:
         self._delete(self._incoming / series)
-        del self._known[series]
+        del self._states[series]
 
-    def _delete(self, place: Path) -> None:
-        self._bytes -= _size(place)
-        if place.is_dir():
-            # Where this is broken off, a part of a series must not be taken for one.
-            gone = self._arriving / f"{place.name}.{time.monotonic_ns()}"
-            place.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+    def _delete(self, path: Path) -> None:
+        self._bytes -= _dicom_bytes(path)
+        if path.is_dir():
+            # Renamed first: if deleting is interrupted, the rest must not look like a complete series.
+            deleting = self._arriving / f"{path.name}.{time.monotonic_ns()}"
+            path.rename(deleting)
+            shutil.rmtree(deleting, ignore_errors=True)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def digest(text: str) -> str:
-    """What stands for an identifier in names of files and in the log."""
+    """The digest that stands for an identifier in file names and in the log: 32 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def short(name: str) -> str:
-    """What a series, or its report, is called in the log."""
+def short_name(name: str) -> str:
+    """The name of a series, or of its report, in the log."""
     return name[:12]
 
 
-def _size(place: Path) -> int:
-    """Of the DICOM files there, or of the one that it is."""
-    files = place.rglob("*.dcm") if place.is_dir() else [place] if place.exists() else []
+def _dicom_bytes(path: Path) -> int:
+    """The size of the DICOM files in a folder, or of a single file; 0 if it does not exist."""
+    files = path.rglob("*.dcm") if path.is_dir() else [path] if path.exists() else []
     return sum(file.stat().st_size for file in files)
 
 
-def _study(place: Path) -> str:
-    """What a series was said to be of; one that an earlier version kept is a study of its own."""
-    file = place / _STUDY
-    return file.read_text(encoding="utf-8") if file.exists() else place.name
+def _study_of(home: Path) -> str:
+    """The study of the series in this folder; the series itself if an earlier version stored it without its study."""
+    file = home / _STUDY
+    return file.read_text(encoding="utf-8") if file.exists() else home.name
 
 
-def _changed(file: Path) -> int:
+def _modified_ns(file: Path) -> int:
     return file.stat().st_mtime_ns
 
 
-def _flush(folder: Path) -> None:
-    """Writes the folder's names to the disk. It may be gone already: then nothing is left to be written."""
+def _sync_folder(folder: Path) -> None:
+    """Syncs the folder's entries to disk. Does nothing if the folder was deleted in the meantime."""
     with suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

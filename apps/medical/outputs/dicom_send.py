@@ -1,4 +1,4 @@
-"""A DICOM storage SCU (PS3.4 B): reports to an archive, by C-STORE."""
+"""A DICOM storage SCU (PS3.4 B) that sends reports to an archive by C-STORE."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from shared.errors import InvalidInputError
 
-_CONNECT_S, _ANSWER_S = 15, 60
-_LONGEST_ANSWERS = 16 << 20
-"""Bytes that an archive may answer over one association; a report's answer is some hundred."""
+_CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S = 15, 60
+_MAX_RESPONSE_BYTES = 16 << 20
+"""The maximum bytes that an archive may send over one association; the response to a report has a few hundred."""
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
-_LONGEST_TITLE = 16
+_MAX_TITLE_LENGTH = 16
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
-class ArchiveAway(Exception):
-    """The archive cannot be reached, or takes nothing from us now: what was to be sent may be sent later."""
+class ArchiveUnavailable(Exception):
+    """The archive cannot be reached or does not accept data now. Sending may succeed later."""
 
 
 class ReportRefused(Exception):
-    """The archive does not take this report; the words say its status."""
+    """The archive refuses this report; the message has its status."""
 
 
-class ClassNotTaken(ReportRefused):
-    """The archive takes no segmentations, or none that are sent like this: what it takes is the report."""
+class ClassNotSupported(ReportRefused):
+    """The archive does not store segmentations, or not by this protocol. It may still accept the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Where reports are sent to: an AE title at an address. ``str`` gives it as it was written."""
+    """An archive, by its AE title and address. ``str`` gives it as on the command line."""
 
     title: str
     host: str
@@ -44,18 +44,18 @@ class Archive:
 
 
 def read_archive(text: str) -> Archive:
-    """``TITLE@HOST:PORT``. Raises ``InvalidInputError``."""
+    """Parses ``TITLE@HOST:PORT``. Raises ``InvalidInputError``."""
     title, _, address = text.partition("@")
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (is_title(title) and host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise InvalidInputError(f"{text} is no archive; write it as TITLE@HOST:PORT, as in PACS@pacs.hospital:104")
+        raise InvalidInputError(f"{text} is not an archive; write TITLE@HOST:PORT, for example PACS@pacs.hospital:104")
     return Archive(title, host, int(port))
 
 
 @dataclass(frozen=True, slots=True)
-class StorageUser:
-    """Sends to the archive as the AE ``title``; ``str`` gives the archive."""
+class StorageClient:
+    """Sends reports to the archive under the AE ``title``. ``str`` gives the archive."""
 
     title: str
     archive: Archive
@@ -65,10 +65,10 @@ class StorageUser:
         return str(self.archive)
 
     def send(self, reports: Sequence[Path]) -> Iterator[tuple[Path, ReportRefused | None]]:
-        """Sends files over one association; yields each when the archive has it, or refuses it.
+        """Sends the files over one association. Yields each when it is stored (with None) or refused (with the error).
 
-        Raises ``ArchiveAway`` where it cannot be reached or ends the association; ``OSError`` where a file cannot be
-        read.
+        Raises ``ArchiveUnavailable`` if the archive cannot be reached or ends the association, and ``OSError`` if a
+        file cannot be read.
         """
         datasets = {}
         for path in reports:
@@ -89,33 +89,34 @@ class StorageUser:
                 association.release()
 
     def check(self) -> None:
-        """Asks whether the archive takes reports. Raises ``ArchiveAway`` where it does not."""
+        """Checks that the archive accepts reports. Raises ``ArchiveUnavailable`` if it does not."""
         _associate(set(), self.title, self.archive, self.tls).release()
 
 
 def is_title(text: str) -> bool:
-    """Whether it can be an AE title: 1 to 16 characters, no backslash (PS3.5 6.2)."""
-    return 0 < len(text.strip()) <= len(text) <= _LONGEST_TITLE and text.isascii() and "\\" not in text
+    """Whether ``text`` is a valid AE title: 1 to 16 ASCII characters, not all blank, no backslash (PS3.5 6.2)."""
+    return 0 < len(text.strip()) <= len(text) <= _MAX_TITLE_LENGTH and text.isascii() and "\\" not in text
 
 
-def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContext | None) -> Any:
-    """An association for these SOP classes. Raises ``ArchiveAway``."""
+def _associate(sop_classes: set[str], title: str, archive: Archive, tls: ssl.SSLContext | None) -> Any:
+    """Opens an association for these SOP classes and for reports. Raises ``ArchiveUnavailable``."""
     from pynetdicom import AE, evt
 
     from apps.medical.adapters.dicom_connection import BoundedSocket
 
     entity = AE(ae_title=title)
-    for kind in sorted({_REPORT, *kinds}):  # so that one that takes reports alone is told from one that is away
-        entity.add_requested_context(kind, _UNCOMPRESSED)
-    entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
-    entity.dimse_timeout = entity.network_timeout = _ANSWER_S
+    # Reports are always requested, so that an archive which accepts only those accepts the association.
+    for sop_class in sorted({_REPORT, *sop_classes}):
+        entity.add_requested_context(sop_class, _UNCOMPRESSED)
+    entity.connection_timeout, entity.acse_timeout = _CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S
+    entity.dimse_timeout = entity.network_timeout = _RESPONSE_TIMEOUT_S
     connected: list[object] = []
 
-    def bound(event: Any) -> None:  # pynetdicom itself waits without end for the rest of what has begun
+    def limit_connection(event: Any) -> None:  # pynetdicom has no timeout for the rest of a message that has begun
         connected.append(event)
         connection = event.assoc.dul.socket
-        connection.__class__, connection.most_bytes = BoundedSocket, _LONGEST_ANSWERS
-        connection.socket.settimeout(_ANSWER_S)
+        connection.__class__, connection.max_bytes = BoundedSocket, _MAX_RESPONSE_BYTES
+        connection.socket.settimeout(_RESPONSE_TIMEOUT_S)
 
     tls_args: Any = None if tls is None else (tls, archive.host)
     try:
@@ -124,53 +125,57 @@ def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContex
             archive.port,
             ae_title=archive.title,
             tls_args=tls_args,
-            evt_handlers=[(evt.EVT_CONN_OPEN, bound)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, limit_connection)],
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ArchiveAway(f"{archive} cannot be reached") from error
+        raise ArchiveUnavailable(f"{archive} cannot be reached") from error
     if not association.is_established:
-        raise ArchiveAway(_why(association, archive) if connected else f"{archive} cannot be reached")
+        raise ArchiveUnavailable(_failure_reason(association, archive) if connected else f"{archive} cannot be reached")
     return association
 
 
 def _store(association: Any, dataset: Any, number: int, archive: Archive) -> ReportRefused | None:
     try:
         status = association.send_c_store(dataset, msg_id=number).get("Status")
-    except ValueError as error:  # no context of this class, or it cannot be encoded in the one that there is
+    except ValueError as error:  # there is no accepted context for this class, or the dataset cannot be encoded in it
         if dataset.SOPClassUID == SEGMENTATION:
-            return ClassNotTaken(f"{archive} takes no segmentations")
-        raise ArchiveAway(f"{archive} takes no objects of this class (SOP class {dataset.SOPClassUID})") from error
+            return ClassNotSupported(f"{archive} does not accept segmentations")
+        raise ArchiveUnavailable(f"{archive} does not accept objects of SOP class {dataset.SOPClassUID}") from error
     except RuntimeError as error:
-        raise ArchiveAway(f"{archive} has ended the association") from error
+        raise ArchiveUnavailable(f"{archive} ended the association") from error
     if status is None:
-        raise ArchiveAway(f"{archive} does not answer")
+        raise ArchiveUnavailable(f"{archive} does not answer")
     if status >> 8 == 0xA7 or status == 0x0124:
-        raise ArchiveAway(f"{archive} takes nothing now (status 0x{status:04X})")
+        raise ArchiveUnavailable(f"{archive} does not accept data now (status 0x{status:04X})")
     if status == 0x0000 or status >> 12 == 0xB:
         return None
     return ReportRefused(f"{archive} refuses it (status 0x{status:04X})")
 
 
-def _why(association: Any, archive: Archive) -> str:
+def _failure_reason(association: Any, archive: Archive) -> str:
     if association.is_rejected:
         answer = association.acceptor.primitive
-        words = "too many associations" if answer.result_source == 3 else "does it know our AE title, and is its right?"
-        return f"{archive} rejects the association ({words})"
+        hint = (
+            "too many associations"
+            if answer.result_source == 3
+            else "check that it knows our AE title, and that its own is right"
+        )
+        return f"{archive} rejects the association ({hint})"
     if association.acceptor.primitive is None:
-        return f"{archive} does not answer as DICOM does; is that its address and port?"
-    return f"{archive} accepts no association for reports (Comprehensive 3D SR Storage)"
+        return f"{archive} does not respond as a DICOM server; check its address and port"
+    return f"{archive} does not accept reports (Comprehensive 3D SR Storage)"
 
 
 def read_report(path: Path) -> Any:
-    """The dataset in a file that is to be sent. Raises ``InvalidInputError`` where it is none with identifiers."""
+    """The dataset in a file to send. Raises ``InvalidInputError`` if it is not DICOM or has no unique identifiers."""
     from pydicom import config, dcmread
     from pydicom.errors import InvalidDicomError
 
-    config.settings.reading_validation_mode = config.IGNORE  # its warnings cite values, which may name the patient
+    config.settings.reading_validation_mode = config.IGNORE  # warnings print values, which may name the patient
     try:
         dataset = dcmread(path)
     except (InvalidDicomError, EOFError) as error:
-        raise InvalidInputError("it is no DICOM file") from error
+        raise InvalidInputError("it is not a DICOM file") from error
     if not all(dataset.get(keyword) for keyword in ("SOPClassUID", "SOPInstanceUID")):
         raise InvalidInputError("it has no unique identifiers")
     return dataset

@@ -1,4 +1,4 @@
-"""A DICOMweb client that stores (STOW-RS, PS3.18 10.5): reports to an archive, over HTTP."""
+"""A DICOMweb client that sends reports to an archive over HTTP (STOW-RS, PS3.18 10.5)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused, read_report
+from apps.medical.outputs.dicom_send import (
+    SEGMENTATION,
+    ArchiveUnavailable,
+    ClassNotSupported,
+    ReportRefused,
+    read_report,
+)
 from shared.bounded_connection import bounded_connection
 from shared.errors import InvalidInputError
 from shared.job_client import connection_problem
 
 AUTHORIZATION = "TRIVIUM_ARCHIVE_AUTHORIZATION"
-_PATIENCE_S, _LONGEST_S = 60.0, 600.0
-"""How long nothing may come, and how long one request may take altogether."""
-_LONGEST_ANSWER = 1 << 20
+_IDLE_TIMEOUT_S, _TOTAL_TIMEOUT_S = 60.0, 600.0
+"""Timeouts for a pause in the response, and for a whole request."""
+_MAX_RESPONSE_BYTES = 1 << 20
 _REFUSED = (400, 406, 409, 413, 415, 422)
-_HINTS = {401: f"; {AUTHORIZATION} holds what it wants", 404: "; is that the address of its DICOMweb?"}
+_HINTS = {401: f"; set {AUTHORIZATION} to its credentials", 404: "; is that the address of its DICOMweb service?"}
 _HINTS[403] = _HINTS[401]
-_THERE, _CLASS_NOT_SUPPORTED = 0x0111, 0x0122
-"""Reasons of a failure (PS3.18 I.2.2, PS3.4 B.2.3): the archive has it already, and takes none of its class."""
+_DUPLICATE_UID, _CLASS_NOT_SUPPORTED = 0x0111, 0x0122
+"""Failure reasons (PS3.18 I.2.2, PS3.4 B.2.3): the archive already has the instance; its SOP class is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebArchive:
-    """An archive by the address of its DICOMweb, under which ``studies`` is. ``str`` gives it as it was written."""
+    """An archive by the base URL of its DICOMweb service, under which ``studies`` is. ``str`` gives that URL."""
 
     url: str
     authorization: str | None = None
@@ -40,9 +46,10 @@ class WebArchive:
         return self.url
 
     def send(self, reports: Sequence[Path]) -> Iterator[tuple[Path, ReportRefused | None]]:
-        """Sends files one after the other; yields each when the archive has it, or refuses it.
+        """Sends the files one after the other. Yields each when it is stored (with None) or refused (with the error).
 
-        Raises ``ArchiveAway`` where it cannot be reached or takes nothing; ``OSError`` where a file cannot be read.
+        Raises ``ArchiveUnavailable`` if the archive cannot be reached or does not accept data now, and ``OSError`` if a
+        file cannot be read.
         """
         for path in reports:
             try:
@@ -53,76 +60,80 @@ class WebArchive:
             yield path, self._store(path.read_bytes(), sop_class)
 
     def check(self) -> None:
-        """Asks whether there is a DICOMweb that lets us in. Raises ``ArchiveAway``."""
-        status, _ = self._ask("GET", "/studies?limit=1", {"Accept": "application/dicom+json"})
+        """Checks that the DICOMweb service grants access. Raises ``ArchiveUnavailable`` if it does not."""
+        status, _ = self._request("GET", "/studies?limit=1", {"Accept": "application/dicom+json"})
         if status not in (200, 204):
-            raise self._away(status)
+            raise self._unavailable(status)
 
     def _store(self, content: bytes, sop_class: str) -> ReportRefused | None:
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        status, said = self._ask("POST", "/studies", headers, head + content + f"\r\n--{boundary}--\r\n".encode())
+        content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        headers = {"Content-Type": content_type, "Accept": "application/dicom+json"}
+        status, response = self._request(
+            "POST", "/studies", headers, head + content + f"\r\n--{boundary}--\r\n".encode()
+        )
         if status not in (200, 202, *_REFUSED):
-            raise self._away(status)
-        failed, reason = _failure(said)
-        if reason == _THERE or (status in (200, 202) and not failed):
+            raise self._unavailable(status)
+        failed, reason = _failure(response)
+        if reason == _DUPLICATE_UID or (status in (200, 202) and not failed):
             return None
         if reason is not None and reason >> 8 == 0xA7:
-            raise ArchiveAway(f"{self} takes nothing now (status 0x{reason:04X})")
+            raise ArchiveUnavailable(f"{self} does not accept data now (status 0x{reason:04X})")
         if sop_class == SEGMENTATION and (status == 415 or reason == _CLASS_NOT_SUPPORTED):
-            return ClassNotTaken(f"{self} takes no segmentations")
+            return ClassNotSupported(f"{self} does not accept segmentations")
         return ReportRefused(f"{self} refuses it (status {status if reason is None else f'0x{reason:04X}'})")
 
-    def _away(self, status: int) -> ArchiveAway:
-        return ArchiveAway(f"{self} answers {status}{_HINTS.get(status, '')}")
+    def _unavailable(self, status: int) -> ArchiveUnavailable:
+        return ArchiveUnavailable(f"{self} responds with status {status}{_HINTS.get(status, '')}")
 
-    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, bytes]:
-        """Status and content of the answer. Raises ``ArchiveAway`` where there is none."""
+    def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, bytes]:
+        """Sends a request. Returns status and content of the response. Raises ``ArchiveUnavailable`` without one."""
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         tls = (self.tls or ssl.create_default_context()) if parts.scheme == "https" else None
         connection = bounded_connection(
-            parts.hostname, parts.port, timeout_s=_PATIENCE_S, longest_s=_LONGEST_S, tls=tls
+            parts.hostname, parts.port, timeout_s=_IDLE_TIMEOUT_S, longest_s=_TOTAL_TIMEOUT_S, tls=tls
         )
-        allowed = {} if self.authorization is None else {"Authorization": self.authorization}
+        credentials = {} if self.authorization is None else {"Authorization": self.authorization}
         try:
-            connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **allowed})
+            connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **credentials})
             response = connection.getresponse()
-            content = response.read(_LONGEST_ANSWER + 1)
+            content = response.read(_MAX_RESPONSE_BYTES + 1)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
-            raise ArchiveAway(f"{self} cannot be reached ({connection_problem(error)})") from error
+            raise ArchiveUnavailable(f"{self} cannot be reached ({connection_problem(error)})") from error
         finally:
             connection.end()
-        if len(content) > _LONGEST_ANSWER:
-            raise ArchiveAway(f"{self} answers with more than {_LONGEST_ANSWER >> 20} MiB; is that its DICOMweb?")
+        if len(content) > _MAX_RESPONSE_BYTES:
+            raise ArchiveUnavailable(
+                f"{self} responds with more than {_MAX_RESPONSE_BYTES >> 20} MiB; is that its DICOMweb service?"
+            )
         return response.status, content
 
 
 def read_web_archive(text: str, authorization: str | None = None, tls: ssl.SSLContext | None = None) -> WebArchive:
-    """``https://HOST/PATH``, to which ``authorization`` is sent as the header of that name.
+    """Parses the URL ``https://HOST/PATH`` of a DICOMweb service; ``authorization`` is sent as the header of that name.
 
     Raises ``InvalidInputError``.
     """
     try:
         parts = urlsplit(text)
-        good = (
+        is_valid = (
             bool(parts.hostname) and parts.username is None and not (parts.query or parts.fragment) and parts.port != 0
         )
     except ValueError:
-        good = False
-    if not good:
-        raise InvalidInputError(f"{text} is no address of a DICOMweb; write it as https://archive.hospital/dicom-web")
+        is_valid = False
+    if not is_valid:
+        raise InvalidInputError(f"{text} is not a DICOMweb address; write it as https://archive.hospital/dicom-web")
     if tls is not None and parts.scheme == "http":
-        raise InvalidInputError(f"with --tls-cert both directions are TLS; write {text} as https://")
+        raise InvalidInputError(f"with --tls-cert both directions use TLS; write {text} as https://")
     if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
-        raise InvalidInputError(f"{AUTHORIZATION} holds what no header can; write it as Bearer TOKEN")
+        raise InvalidInputError(f"{AUTHORIZATION} has characters that a header cannot have; write it as Bearer TOKEN")
     return WebArchive(text.rstrip("/"), authorization, tls)
 
 
 def _failure(answer: bytes) -> tuple[bool, int | None]:
-    """Whether an answer (PS3.18 I.2) names an instance that failed, and the reason; nothing of what is no JSON."""
+    """Whether a response (PS3.18 I.2) lists a failed instance, and the failure reason; (False, None) without JSON."""
     try:
         found: Any = json.loads(answer)
         (found,) = found if isinstance(found, list) else [found]

@@ -111,9 +111,9 @@ def test_other_services_titles_and_callers_get_no_association(tmp_path, caplog):
     with Receiver(tmp_path, callers=["SCANNER"]) as receiver:
         assert not associate(receiver.port, classes=(FIND,)).is_established
         assert associate(receiver.port, called="OTHER").is_rejected
-        assert "from 127.0.0.1 was refused: it calls another AE title than TRIVIUM" in caplog.text
+        assert "from 127.0.0.1 was refused: it calls an AE title other than TRIVIUM" in caplog.text
         assert associate(receiver.port, title="STRANGER").is_rejected
-        assert "from 127.0.0.1 was refused: its own AE title is not among those of --from" in caplog.text
+        assert "from 127.0.0.1 was refused: its AE title is not among those of --from" in caplog.text
         assert "STRANGER" not in caplog.text and "OTHER" not in caplog.text
         assert send(receiver.port, images()) == [0] * 4
 
@@ -128,7 +128,7 @@ def test_what_is_no_ct_in_a_study_is_discarded_and_the_ct_is_kept(tmp_path, capl
         statuses = [association.send_c_store(one).Status for one in (first, other, *rest)]
         association.release()
         assert statuses == [0, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 3
-        assert "discarded (0xB006): it is no CT" in caplog.text
+        assert "discarded (0xB006): it is not a CT" in caplog.text
 
 
 def test_a_scout_is_discarded_and_the_log_tells_it_from_what_is_no_ct(tmp_path, caplog):
@@ -142,7 +142,7 @@ def test_a_scout_is_discarded_and_the_log_tells_it_from_what_is_no_ct(tmp_path, 
         association.release()
         assert statuses == [dicom_receive.DISCARDED, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 2
         assert "discarded (0xB006): it is a scout" in caplog.text
-        assert "discarded (0xB006): it is no CT image" in caplog.text
+        assert "discarded (0xB006): it is not a CT image" in caplog.text
 
 
 def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, caplog):
@@ -152,8 +152,8 @@ def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, cap
         assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
         assert send(receiver.port, made[:1]) == [0xA700]
         assert "no room" in caplog.text or "bytes" in caplog.text
-        series = wait_for(lambda: receiver.spool.ready({}))
-        receiver.spool.put_aside(receiver.spool.take(series))
+        series = wait_for(lambda: receiver.spool.next_ready({}))
+        receiver.spool.set_aside(receiver.spool.snapshot(series))
         # What was put aside goes where room is needed.
         assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
         assert not list((tmp_path / "aside").iterdir())
@@ -173,7 +173,7 @@ def test_a_connection_that_dies_within_an_object_leaves_nothing(tmp_path):
 
 
 def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_spool, "_LONGER", 100)  # times 0.3 s
+    monkeypatch.setattr(dicom_spool, "_UNRELEASED_FACTOR", 100)  # times 0.3 s
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port)
         first, *others = images()
@@ -182,11 +182,11 @@ def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path, mon
         wait_for(lambda: not receiver.server.active_associations)
         began = time.monotonic()
         while time.monotonic() < began + 0.6:
-            assert receiver.spool.ready({}) is None
+            assert receiver.spool.next_ready({}) is None
             time.sleep(0.05)
         assert send(receiver.port, others) == [0] * 3
-        series = wait_for(lambda: receiver.spool.ready({}))
-        assert time.monotonic() < began + 25 and len(receiver.spool.take(series).files) == 4
+        series = wait_for(lambda: receiver.spool.next_ready({}))
+        assert time.monotonic() < began + 25 and len(receiver.spool.snapshot(series).files) == 4
 
 
 def test_a_series_of_which_an_image_found_no_room_is_waited_for_longer(tmp_path):
@@ -198,13 +198,13 @@ def test_a_series_of_which_an_image_found_no_room_is_waited_for_longer(tmp_path)
         wait_for(lambda: not receiver.server.active_associations)
         began = time.monotonic()
         while time.monotonic() < began + 0.6:
-            assert receiver.spool.ready({}) is None
+            assert receiver.spool.next_ready({}) is None
             time.sleep(0.05)
-        assert wait_for(lambda: receiver.spool.ready({}))
+        assert wait_for(lambda: receiver.spool.next_ready({}))
 
 
 def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_receive, "LARGEST_OBJECT", 1 << 16)
+    monkeypatch.setattr(dicom_receive, "MAX_OBJECT_BYTES", 1 << 16)
     with Receiver(tmp_path) as receiver:
         (image,) = images(count=1)
         assert send(receiver.port, [image] * 9) == [0] * 9  # what is in the spool is counted no more
@@ -231,7 +231,7 @@ def begin_object(association, size: int) -> None:
 
 
 def test_of_senders_that_have_begun_more_than_fits_in_memory_the_largest_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_receive, "MAX_UNREAD", 1 << 20)
+    monkeypatch.setattr(dicom_receive, "MAX_UNREAD_BYTES", 1 << 20)
     with Receiver(tmp_path) as receiver:
         other, growing = associate(receiver.port), associate(receiver.port)
         begin_object(growing, 1 << 18)
@@ -275,8 +275,8 @@ def test_what_a_spool_holds_is_there_after_a_restart(tmp_path):
         send(receiver.port, images())
         (tmp_path / "arriving" / "x").write_bytes(b"torn")
     again = Spool(tmp_path, 10**9, 0.02)
-    assert again.ready({}) is None  # its sender may have been cut off
-    assert len(again.take(wait_for(lambda: again.ready({}))).files) == 4
+    assert again.next_ready({}) is None  # its sender may have been cut off
+    assert len(again.snapshot(wait_for(lambda: again.next_ready({}))).files) == 4
     assert not list((tmp_path / "arriving").iterdir())
 
 

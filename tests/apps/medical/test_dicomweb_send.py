@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 
 from apps.medical.adapters.gateway import DicomGateway
-from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused
+from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveUnavailable, ClassNotSupported, ReportRefused
 from apps.medical.outputs.dicomweb_send import read_web_archive
 from shared.errors import InvalidInputError
 from tests.apps.medical.pacs import (
@@ -99,16 +99,16 @@ def test_what_is_refused_says_why(pacs, file, status, answer, words):
 @pytest.mark.parametrize(
     ("status", "answer", "words"),
     [
-        (503, b"", "answers 503"),
-        (302, b"", "answers 302"),
-        (401, b"", "401; TRIVIUM_ARCHIVE_AUTHORIZATION holds what it wants"),
+        (503, b"", "responds with status 503"),
+        (302, b"", "responds with status 302"),
+        (401, b"", "401; set TRIVIUM_ARCHIVE_AUTHORIZATION to its credentials"),
         (404, b"", "404; is that the address of its DICOMweb"),
-        (409, failure(0xA700), "takes nothing now"),
+        (409, failure(0xA700), "does not accept data now"),
     ],
 )
 def test_what_may_be_sent_later_waits(pacs, file, status, answer, words):
     pacs.status, pacs.answer = status, answer
-    with pytest.raises(ArchiveAway, match=words):
+    with pytest.raises(ArchiveUnavailable, match=words):
         sent(pacs, file)
 
 
@@ -117,7 +117,7 @@ def test_an_archive_that_takes_no_segmentations_takes_the_report(pacs, file, tmp
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SEGMENTATION
     dataset.save_as(tmp_path / "seg.dcm")
     pacs.status, pacs.answer = 409, failure(0x0122)
-    assert isinstance(sent(pacs, tmp_path / "seg.dcm"), ClassNotTaken)
+    assert isinstance(sent(pacs, tmp_path / "seg.dcm"), ClassNotSupported)
 
 
 def test_a_file_that_is_no_dicom_is_refused_and_the_next_is_sent(pacs, file, tmp_path):
@@ -128,15 +128,15 @@ def test_a_file_that_is_no_dicom_is_refused_and_the_next_is_sent(pacs, file, tmp
 
 def test_an_archive_that_is_away_or_wants_a_sign_in_is_told_at_the_start(pacs):
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ArchiveAway, match=f"{url} cannot be reached"):
+    with pytest.raises(ArchiveUnavailable, match=f"{url} cannot be reached"):
         read_web_archive(url).check()
     read_web_archive(pacs.url).check()
     pacs.status = 403
-    with pytest.raises(ArchiveAway, match="answers 403; TRIVIUM_ARCHIVE_AUTHORIZATION"):
+    with pytest.raises(ArchiveUnavailable, match="responds with status 403; set TRIVIUM_ARCHIVE_AUTHORIZATION"):
         read_web_archive(pacs.url).check()
 
 
 @pytest.mark.parametrize("to", ["https://", "http://a:b@c/d", "https://archive:port/x", "https://archive/x?y=1"])
 def test_an_address_that_is_none_is_refused(to):
-    with pytest.raises(InvalidInputError, match="is no address of a DICOMweb; write it as https://"):
+    with pytest.raises(InvalidInputError, match="is not a DICOMweb address; write it as https://"):
         DicomGateway(to=to)

@@ -103,7 +103,7 @@ def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stu
     stub.report = None
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
-        wait_for(lambda: "no report, for nothing reaches the operating score (0.500)" in log.text)
+        wait_for(lambda: "no report: no finding reaches the operating score (0.500)" in log.text)
         wait_for(lambda: not waiting(tmp_path))
     assert archive.got == []
 
@@ -111,7 +111,7 @@ def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stu
 def test_the_log_says_where_the_case_is_on_the_form(tmp_path, stub, archive, log):
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
-        wait_for(lambda: f"answered, {stub.address}/medical?case=1; its report is sent" in log.text)
+        wait_for(lambda: f"analysed, {stub.address}/medical?case=1; its report will be sent" in log.text)
 
 
 def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_path, stub, archive):
@@ -137,4 +137,4 @@ def test_a_series_whose_sender_did_not_end_it_is_handed_in_as_incomplete(tmp_pat
         wait_for(lambda: len(archive.got) == 2)
     stated = [re.search(rb'name="incomplete"\r\n\r\n(\w+)', body)[1] for body in stub.bodies]
     assert stated == [b"yes", b"no"]
-    assert log.text.count("did not end it, so that images may be missing; send it again") == 1
+    assert log.text.count("images may be missing, as its sender did not finish; send it again") == 1

@@ -132,7 +132,7 @@ def test_orthanc_files_the_report_that_comes_by_dicomweb(tmp_path, orthanc, capl
         stored = ask(f"{address}/instances", content.getvalue())
     study = f"{address}/studies/{stored['ParentStudy']}"
     with gateway(tmp_path / "spool", stub.address, f"{address}/dicom-web/", port=known) as port:
-        wait_for(lambda: f"{address}/dicom-web takes reports" in caplog.text)
+        wait_for(lambda: f"{address}/dicom-web accepts reports" in caplog.text)
         for _ in range(2):
             assert send(port, made) == [0] * 4
             wait_for(lambda: caplog.text.count("its report is in the archive") == len(stub.bodies) > 0)

@@ -61,7 +61,7 @@ def test_the_log_says_at_the_start_that_another_server_answers_and_that_the_arch
     stub.gone = {"/api/medical/jobs?limit=1"}
     with gateway(tmp_path, stub.address, archive.port):
         wait_for(lambda: f"the server at {stub.address} has no application medical" in log.text)
-        wait_for(lambda: f"PACS@127.0.0.1:{archive.port} takes reports" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{archive.port} accepts reports" in log.text)
 
 
 def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, around, log):
@@ -70,7 +70,7 @@ def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, a
     server = entity.start_server(("127.0.0.1", 0), block=False)
     port = server.server_address[1]
     with gateway(tmp_path, around[0].address, port):
-        wait_for(lambda: f"PACS@127.0.0.1:{port} accepts no association for reports" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{port} does not accept reports" in log.text)
     entity.shutdown()
 
 
@@ -82,7 +82,7 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
     stub = StubServer(server, report())
     with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
         wait_for(lambda: log.text.count("cannot be reached; next try") >= 2)
-        assert re.search(r"the reports of series [0-9a-f]{12} wait: PACS@.* \(waiting in all: 1\)", log.text)
+        assert re.search(r"the reports of series [0-9a-f]{12} wait: PACS@.* \(1 waiting in total\)", log.text)
         assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]
     stub.close()
     pacs = Archive(archive)
@@ -145,7 +145,7 @@ def test_what_the_server_fails_at_is_put_aside_and_blocks_nothing(tmp_path, arou
         send(port, images("1.2.9", 3))
         send(port, images())
         wait_for(lambda: archive.got)
-        wait_for(lambda: "put aside after 3 tries" in log.text)
+        wait_for(lambda: "moved to aside/ after 3 tries" in log.text)
         wait_for(lambda: not waiting(tmp_path))
     assert log.text.count("ERROR") == 1 and len(stub.bodies) == 4
     assert len(list((tmp_path / "aside").rglob("*.dcm"))) == 3
@@ -193,7 +193,7 @@ def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
         send(port, images())
         wait_for(lambda: log.text.count("0xA700") > 2)
         archive.status = 0xC000
-        wait_for(lambda: "put aside after 3 tries" in log.text)
+        wait_for(lambda: "moved to aside/ after 3 tries" in log.text)
         archive.status = 0
         send(port, images())
         wait_for(lambda: archive.got)
@@ -228,7 +228,7 @@ def test_an_archive_without_segmentations_gets_the_report_alone(tmp_path, around
     stub.segmentation = as_segmentation(stub.report)
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
-        wait_for(lambda: archive.got and "takes no segmentations" in log.text)
+        wait_for(lambda: archive.got and "does not accept segmentations" in log.text)
         wait_for(lambda: not list((tmp_path / "reports").iterdir()))
     assert [dataset.SOPClassUID for dataset in archive.got] == [SR]
     assert not list((tmp_path / "aside").iterdir())
@@ -239,11 +239,11 @@ def test_two_gateways_do_not_share_a_spool(tmp_path, around):
     made = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=free_port())
     with (
         gateway(tmp_path, stub.address, archive.port) as port,
-        pytest.raises(InvalidInputError, match="another gateway's spool"),
+        pytest.raises(InvalidInputError, match="the spool of another gateway"),
     ):
         made.run(JobClient(stub.address, "medical"), tmp_path, None)
     taken = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=archive.port)
-    with pytest.raises(InvalidInputError, match=f"port {archive.port} .* cannot be listened at"):
+    with pytest.raises(InvalidInputError, match=f"cannot listen on port {archive.port} of "):
         taken.run(JobClient(stub.address, "medical"), tmp_path, None)
     assert port != archive.port
 
@@ -252,7 +252,7 @@ def test_two_gateways_do_not_share_a_spool(tmp_path, around):
     ("words", "expected"),
     [
         (["--to", "PACS"], "TITLE@HOST:PORT"),
-        (["--to", "P@h:104", "--aet", "LONGER_THAN_A_TITLE"], "no AE title"),
+        (["--to", "P@h:104", "--aet", "LONGER_THAN_A_TITLE"], "not a valid AE title"),
         (["--to", "P@h:104", "--server", "ftp://x"], "not a server address"),
         (["--to", "P@h:104", "--most-slice-thickness-mm", "0"], "--most-slice-thickness-mm is 0.0; it must be above 0"),
     ],
@@ -299,5 +299,5 @@ def test_the_command_needs_no_torch_and_ends_cleanly(tmp_path, around):
         process.send_signal(signal.SIGTERM)
         said += process.stderr.read().decode()
         assert process.wait(15) == 0
-    assert "INFO ended" in said and "secret" not in said
+    assert "INFO stopped" in said and "secret" not in said
     assert stub.headers[0]["Authorization"] == "Bearer secret"

@@ -43,7 +43,7 @@ def test_of_a_study_the_thinnest_axial_series_with_a_lung_kernel_is_answered(
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
         assert set(send(port, study())) == {0}
         wait_for(lambda: archive.got)
-        wait_for(lambda: log.text.count("was answered (--one-per-study)") == 3)
+        wait_for(lambda: log.text.count("was analysed (--one-per-study)") == 3)
         wait_for(lambda: not waiting(tmp_path))
     assert handed_in(stub) == [5] and len(archive.got) == 1
 
@@ -122,7 +122,7 @@ def test_a_reconstruction_that_comes_while_another_is_answered_goes_in_its_place
         send(port, images("1.2.5", 5, **LUNG))
         wait_for(lambda: not waiting(tmp_path) and archive.got)
     assert handed_in(stub) == [4, 5] and stub.cancelled == ["/api/medical/jobs/1"] and len(archive.got) == 1
-    assert "more came of its study" in log.text
+    assert "more images of its study arrived" in log.text
 
 
 def test_whenever_the_gateway_is_killed_a_study_is_answered_once(
@@ -185,5 +185,5 @@ def test_after_a_restart_what_came_of_a_study_since_it_was_handed_in_is_waited_f
 
 
 def test_a_kernel_alone_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="give --one-per-study with it"):
+    with pytest.raises(InvalidInputError, match="needs --one-per-study"):
         DicomGateway(to="PACS@127.0.0.1:104", kernel=("Bl57",))

@@ -85,7 +85,7 @@ def test_a_report_goes_to_a_dicomweb_of_the_authority_by_its_name_alone(tmp_path
     stub, archive = StubServer(report=report()), WebPacs(context(keys, name, ssl.PROTOCOL_TLS_SERVER))
     caplog.set_level("INFO", "trivium.gateway")
     with gateway(tmp_path, stub.address, archive.url, **settings(keys)):
-        said = "takes reports" if taken else "cannot be reached"
+        said = "accepts reports" if taken else "cannot be reached"
         wait_for(lambda: f"{archive.url} {said}" in caplog.text)
     archive.close()
     stub.close()

@@ -16,9 +16,9 @@ from pynetdicom import AE, evt
 
 from apps.medical.adapters.dicom_spool import Spool
 from apps.medical.outputs import dicom_send, dicomweb_send
-from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ReportRefused, StorageUser
+from apps.medical.outputs.dicom_send import Archive, ArchiveUnavailable, ReportRefused, StorageClient
 from apps.medical.outputs.dicomweb_send import read_web_archive
-from apps.medical.outputs.report_sending import Sending
+from apps.medical.outputs.report_sender import ReportSender
 from shared.backoff import Backoff
 from tests.apps.medical.pacs import SR, UNCLOSED_SOCKETS, report, wait_for
 
@@ -86,19 +86,19 @@ def test_an_answer_that_is_nested_without_measure_is_as_one_that_is_no_json(file
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (ok(b"[" + b"{}," * 700_000 + b"{}]"), "answers with more than 1 MiB"),
+        (ok(b"[" + b"{}," * 700_000 + b"{}]"), "responds with more than 1 MiB"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", "cannot be reached"),
         (b"HTTP/1.1 \x1b[31m" + b"A" * 60_000 + b"\r\n\r\n", "cannot be reached"),
     ],
 )
 def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(file, answer, words):
-    with pytest.raises(ArchiveAway, match=words) as away:
+    with pytest.raises(ArchiveUnavailable, match=words) as away:
         sent(answer, file)
     assert len(str(away.value)) < 300 and str(away.value).isprintable()
 
 
 def test_an_answer_that_comes_in_drops_is_broken_off(file, monkeypatch):
-    monkeypatch.setattr(dicomweb_send, "_LONGEST_S", 0.3)
+    monkeypatch.setattr(dicomweb_send, "_TOTAL_TIMEOUT_S", 0.3)
     broken_off = threading.Event()
 
     def drip(connection: Connection) -> None:
@@ -109,7 +109,7 @@ def test_an_answer_that_comes_in_drops_is_broken_off(file, monkeypatch):
         except OSError:
             broken_off.set()
 
-    with peer(drip) as port, pytest.raises(ArchiveAway, match="cannot be reached"):
+    with peer(drip) as port, pytest.raises(ArchiveUnavailable, match="cannot be reached"):
         list(read_web_archive(f"http://127.0.0.1:{port}").send([file]))
     assert broken_off.wait(10)
 
@@ -128,15 +128,18 @@ def half(connection: Connection) -> None:
 
 @pytest.mark.parametrize("answer", [too_large, half, lambda connection: connection.sendall(b"HTTP/1.1 400 Bad\r\n")])
 def test_what_does_not_answer_as_dicom_is_left_at_once(file, answer, monkeypatch):
-    monkeypatch.setattr(dicom_send, "_ANSWER_S", 1)
+    monkeypatch.setattr(dicom_send, "_RESPONSE_TIMEOUT_S", 1)
     began = time.monotonic()
-    with peer(answer) as port, pytest.raises(ArchiveAway, match="does not answer as DICOM does; is that its address"):
-        list(StorageUser("TRIVIUM", Archive("PACS", "127.0.0.1", port)).send([file]))
+    with (
+        peer(answer) as port,
+        pytest.raises(ArchiveUnavailable, match="does not respond as a DICOM server; check its address"),
+    ):
+        list(StorageClient("TRIVIUM", Archive("PACS", "127.0.0.1", port)).send([file]))
     assert time.monotonic() - began < 10
 
 
 def test_an_endless_answer_to_a_report_ends_the_association(file, monkeypatch):
-    monkeypatch.setattr(dicom_send, "_ANSWER_S", 2)
+    monkeypatch.setattr(dicom_send, "_RESPONSE_TIMEOUT_S", 2)
     refused = []
 
     def endless(event: evt.Event) -> int:
@@ -153,8 +156,8 @@ def test_an_endless_answer_to_a_report_ends_the_association(file, monkeypatch):
     entity.add_supported_context(SR)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, endless)])
     try:
-        with pytest.raises(ArchiveAway, match="does not answer"):
-            list(StorageUser("TRIVIUM", Archive("PACS", "127.0.0.1", server.server_address[1])).send([file]))
+        with pytest.raises(ArchiveUnavailable, match="does not answer"):
+            list(StorageClient("TRIVIUM", Archive("PACS", "127.0.0.1", server.server_address[1])).send([file]))
         wait_for(lambda: refused)
     finally:
         server.shutdown()
@@ -177,7 +180,7 @@ def test_whatever_goes_wrong_with_an_archive_is_tried_again_after_a_pause(tmp_pa
     spool.reports = lambda: [Path("one.dcm")]
     archive, stop = Broken(), threading.Event()
     caplog.set_level(logging.ERROR, "trivium.gateway")
-    thread = threading.Thread(target=Sending(spool, archive, stop, Backoff(60, 300)).run, daemon=True)
+    thread = threading.Thread(target=ReportSender(spool, archive, stop, Backoff(60, 300)).run, daemon=True)
     thread.start()
     wait_for(lambda: archive.tries)
     assert not stop.wait(0.6)
