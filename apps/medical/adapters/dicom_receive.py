@@ -180,7 +180,7 @@ class _StoreHandler:
             return self._refuse(DISCARDED, "it is a scout")
         if self._max_slice_mm is not None and slice_mm > self._max_slice_mm:
             return self._refuse(
-                DISCARDED, f"its slices are thicker than {self._max_slice_mm:g} mm (--most-slice-thickness-mm)"
+                DISCARDED, f"its slices are thicker than {self._max_slice_mm:g} mm (--max-slice-thickness-mm)"
             )
         try:
             self._spool.store(study, series, image, [meta, content.getbuffer()], association)

@@ -53,7 +53,7 @@ class DicomGateway:
     quiet_seconds: Annotated[float, arg(metavar="S")] = 30.0
     """A series counts as complete when its associations are released and no image has arrived for this long; 10 times
     as long if an association stays open or was aborted."""
-    most_slice_thickness_mm: Annotated[float | None, arg(metavar="MM")] = None
+    max_slice_thickness_mm: Annotated[float | None, arg(metavar="MM")] = None
     """Discard images with thicker slices (0018,0050), so that thick reconstructions of a study get no reports; by
     default all are accepted."""
     one_per_study: bool = False
@@ -87,7 +87,7 @@ class DicomGateway:
         positive = {
             "quiet-seconds": self.quiet_seconds,
             "associations": self.associations,
-            "most-slice-thickness-mm": self.most_slice_thickness_mm,
+            "max-slice-thickness-mm": self.max_slice_thickness_mm,
         }
         for name, value in positive.items():
             if value is not None and not value > 0:
@@ -114,7 +114,7 @@ class DicomGateway:
                     spool,
                     callers=self.from_,
                     associations=self.associations,
-                    max_slice_mm=self.most_slice_thickness_mm,
+                    max_slice_mm=self.max_slice_thickness_mm,
                     tls=server_tls,
                 )
                 log.info(

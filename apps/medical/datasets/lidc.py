@@ -37,7 +37,7 @@ class Lidc(ScanData):
     diameter           volume: of the sphere of the same volume, as LUNA16's; axial: mean of long and short axis in the
                        slice where it is largest, as findings are measured
     characteristic     a class for each rating that readers gave it (their median): texture, malignancy and so on
-    most_slice_thickness_mm   leaves thicker series out; LUNA16 takes those up to 2.5
+    max_slice_thickness_mm   leaves thicker series out; LUNA16 takes those up to 2.5
     validation_share   of the patients, drawn by ``seed``, validate
 
     Series without XML, and those that cannot be read, are left out and counted.
@@ -48,7 +48,7 @@ class Lidc(ScanData):
     readers: int = 3
     diameter: Diameter = "volume"
     characteristic: Characteristic | None = None
-    most_slice_thickness_mm: float | None = None
+    max_slice_thickness_mm: float | None = None
     validation_share: float = 0.2
     seed: int = 0
 
@@ -86,8 +86,8 @@ class Lidc(ScanData):
         scans = [self._scan(series) for series in found.series if self._is_thin(series)]
         if not scans:
             raise InvalidInputError(
-                f"none of the series in {self.root} has slices of {self.most_slice_thickness_mm} mm at the most "
-                "(data.most_slice_thickness_mm)"
+                f"none of the series in {self.root} has slices of {self.max_slice_thickness_mm} mm at the most "
+                "(data.max_slice_thickness_mm)"
             )
         return draw_patients(scans, self.validation_share, self.seed, self.root)
 
@@ -97,11 +97,11 @@ class Lidc(ScanData):
         return read_collection(self.root, self.annotations)
 
     def _is_thin(self, series: ReadSeries) -> bool:
-        return self.most_slice_thickness_mm is None or series.slice_mm <= self.most_slice_thickness_mm
+        return self.max_slice_thickness_mm is None or series.slice_mm <= self.max_slice_thickness_mm
 
     def _notes(self, found: Collection) -> Mapping[str, str]:
         thick = sum(not self._is_thin(series) for series in found.series)
-        return {**found.notes, **({} if self.most_slice_thickness_mm is None else {"series too thick": str(thick)})}
+        return {**found.notes, **({} if self.max_slice_thickness_mm is None else {"series too thick": str(thick)})}
 
     def _scan(self, series: ReadSeries) -> ScanFile:
         nodules = []

@@ -71,13 +71,13 @@ def test_two_series_of_one_study_are_two_jobs(tmp_path, stub, archive):
 
 
 def test_a_reconstruction_of_thick_slices_is_passed_over_where_that_is_asked_for(tmp_path, stub, archive, log):
-    with gateway(tmp_path, stub.address, archive.port, most_slice_thickness_mm=2.0) as port:
+    with gateway(tmp_path, stub.address, archive.port, max_slice_thickness_mm=2.0) as port:
         thin, thick, unsaid = (images(f"1.2.{n}", 3, SliceThickness=mm) for n, mm in ((3, "1.5"), (4, "3.0"), (5, "")))
         assert send(port, [*thin, *thick, *unsaid]) == [0] * 3 + [0xB006] * 3 + [0] * 3
         wait_for(lambda: len(archive.got) == 2)
         wait_for(lambda: not waiting(tmp_path))
     assert len(stub.bodies) == 2
-    assert "its slices are thicker than 2 mm (--most-slice-thickness-mm)" in log.text
+    assert "its slices are thicker than 2 mm (--max-slice-thickness-mm)" in log.text
 
 
 @pytest.mark.parametrize(

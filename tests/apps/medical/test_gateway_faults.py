@@ -254,7 +254,7 @@ def test_two_gateways_do_not_share_a_spool(tmp_path, around):
         (["--to", "PACS"], "TITLE@HOST:PORT"),
         (["--to", "P@h:104", "--aet", "LONGER_THAN_A_TITLE"], "not a valid AE title"),
         (["--to", "P@h:104", "--server", "ftp://x"], "not a server address"),
-        (["--to", "P@h:104", "--most-slice-thickness-mm", "0"], "--most-slice-thickness-mm is 0.0; it must be above 0"),
+        (["--to", "P@h:104", "--max-slice-thickness-mm", "0"], "--max-slice-thickness-mm is 0.0; it must be above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(words, expected, capsys):

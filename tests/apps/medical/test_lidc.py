@@ -234,10 +234,10 @@ def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
     uid = "1.2.3.6"
     made.scan(root, 5, uid, message(uid, outlined(uid)), SliceThickness=2.5)
     made.scan(root, 6, "1.2.3.7", message("1.2.3.7"), SliceThickness=1.25)
-    data = Lidc(root=root, most_slice_thickness_mm=2.5)
+    data = Lidc(root=root, max_slice_thickness_mm=2.5)
     assert scans(data.split()).keys() == {uid, "1.2.3.7"} and data.facts(COARSE)["series too thick"] == "5"
     with pytest.raises(InvalidInputError, match=r"none of the series .* has slices of 1 mm at the most"):
-        Lidc(root=root, most_slice_thickness_mm=1).split()
+        Lidc(root=root, max_slice_thickness_mm=1).split()
 
 
 def test_the_xml_may_lie_in_a_folder_of_its_own(root: Path, tmp_path: Path) -> None:
