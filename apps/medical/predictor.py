@@ -178,7 +178,7 @@ class NodulePredictor:
             found = rescored(found, *self.second_stage)
         selected = np.nonzero(found.scores >= options.min_score)[0]
         return Findings(
-            nodules=measured(volume, found.chosen(selected[: options.max_findings]), self.input, stored),
+            nodules=measure_nodules(volume, found.chosen(selected[: options.max_findings]), self.input, stored),
             operating_score=self.operating_score,
             lung_box_lps_mm=_lung_box_lps_mm(volume, lungs),
             lung_millilitres=lungs.millilitres,
@@ -269,7 +269,7 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
     return from_mapping(RetinaNet3D, settings["model"]), from_mapping(ChestInput, settings["input"])
 
 
-def measured(
+def measure_nodules(
     volume: CTVolume, candidates: Candidates, input: ChestInput, stored: CTVolume | None = None
 ) -> tuple[Nodule, ...]:
     """The candidates as nodules, each measured in the slices of ``volume``, whose axes must be those nearest to LPS.

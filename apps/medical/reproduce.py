@@ -196,12 +196,12 @@ def _real_scan(predictor: NodulePredictor) -> list[str]:
     root = read_registry(ROOT / "datasets" / "registry.json")["lung1"].locate()
     if root is None:
         return [name, "-", "-", "the scan is not on this machine"]
-    match, seconds = real_nodule(predictor, root / "medical" / "pyradiomics_lung1")
+    match, seconds = find_real_nodule(predictor, root / "medical" / "pyradiomics_lung1")
     figure = "not found" if match is None else f"{match[0]}, {match[1]:.1f} mm where its mask has {match[2]:.1f}"
     return [name, "-", "-", f"{figure} ({seconds:.2f} s)"]
 
 
-def real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[int, float, float] | None, float]:
+def find_real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[int, float, float] | None, float]:
     """Searches the real scan for the first finding whose centre lies in the mask of its nodule.
 
     Returns that finding's rank (from 1), its mean diameter and that of the mask (mm), or None if there is no such

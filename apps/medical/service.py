@@ -12,16 +12,16 @@ from apps.medical.inference.options import read_options
 from apps.medical.outputs.fhir import FHIR, fhir_bundle
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.labels import LABELS, PIECES, label_map, pieces_source
-from apps.medical.outputs.picture import png, sheet_source
+from apps.medical.outputs.picture import picture_source, png
 from apps.medical.outputs.report import REPORT, REPORT_SOURCE, report_source, structured_report
 from apps.medical.outputs.result import result
 from apps.medical.outputs.reviewed import (
     REVIEW,
     REVIEWED_FHIR,
     REVIEWED_REPORT,
+    review_json,
     reviewed_report,
     reviewed_source,
-    stated_review,
 )
 from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, segmentation
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
@@ -74,7 +74,7 @@ class MedicalCodec:
         """The findings as ``result.json`` and files; files that are slow to make are deferred until requested."""
         (volume,), (findings,) = decoded.inputs, outputs
         deferred: dict[str, tuple[str, ...]] = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
-        sources = {"sheet": sheet_source(volume, findings), "voxels.npz": slab_source(volume, findings)}
+        sources = {"sheet": picture_source(volume, findings), "voxels.npz": slab_source(volume, findings)}
         versions = {name: program.version for name, program in programs_of(self._predictor).items()}
         digests = getattr(self._predictor, "digests", None)
         if (report := report_source(volume, findings, versions, digests)) is not None:
@@ -224,7 +224,7 @@ def _add_reviewed(
         report = await run_in_threadpool(service.store.lasting, case, REPORT_SOURCE)
         if report is None:
             raise InvalidInputError(NO_REPORT, status=409)
-        stated = stated_review(review, organization)
+        stated = review_json(review, organization)
         return {REPORT_SOURCE: report, RESULT: await service.file(case, RESULT), REVIEW: stated}
 
     sources = Depends(read)

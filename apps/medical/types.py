@@ -34,7 +34,7 @@ class ChestInput(InputSpec):
     patch_size   voxels of a training patch along x, y, z; multiples of 16, 16, 8
     classes      names of the classes; the network has one output per class
     tile_size    voxels of an inference tile along x, y, z; multiples of 16, 16, 8. Tiles are made as small as the lungs
-                 allow. If it equals patch_size, boxes are trimmed to the lungs
+                 allow. If it equals patch_size, the scan is split into boxes trimmed to the lungs instead
     second_look  2: the scan is also searched at twice the spacing, for large nodules; 1: it is searched once
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.adapters.hounsfield import must_be_hounsfield
+from apps.medical.adapters.hounsfield import require_hounsfield
 from apps.medical.adapters.series import AXIAL
 from apps.medical.types import CTVolume, Float64
 from shared.errors import InvalidInputError
@@ -23,7 +23,7 @@ def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifie
     """
     if not np.isfinite(values_zyx).all():
         raise InvalidInputError(f"{name} contains values that are not finite; expected Hounsfield units")
-    must_be_hounsfield(name, values_zyx)
+    require_hounsfield(name, values_zyx)
     steps = affine[:3, :3]
     spacing = np.linalg.norm(steps, axis=0)
     if not np.isfinite(affine).all() or spacing.min() < 1e-3:

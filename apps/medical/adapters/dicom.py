@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.medical.adapters.enhanced import frames, is_enhanced
-from apps.medical.adapters.hounsfield import must_be_hounsfield
+from apps.medical.adapters.hounsfield import require_hounsfield
 from apps.medical.adapters.lossy import lossy_compression, lossy_remarks
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
 from apps.medical.adapters.pixels import gives_stored_values, integer, read_hounsfield
 from apps.medical.adapters.series import (
     Slice,
-    captures_left_out,
+    captures_remarks,
     choose_series,
     is_capture,
     is_scout,
-    must_be_slices,
-    must_hold_a_volume,
+    reject_projections,
+    require_volume,
     slice_thickness_mm,
 )
 from apps.medical.adapters.stack import Stack, stack
@@ -102,13 +102,13 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
             )
         slices = _without_duplicates(slices)
         if series is None:
-            must_hold_a_volume(name, slices, partial(_modalities, without_pixels))
+            require_volume(name, slices, partial(_modalities, without_pixels))
         images = [part for part in slices if not (is_scout(part.header) or is_capture(part.header))] or slices
         chosen, remarks = choose_series(name, images, series)
-        remarks.extend(captures_left_out(chosen, slices))
+        remarks.extend(captures_remarks(chosen, slices))
         for part in chosen:
-            _must_be_ct(part)
-        remarks.extend(must_be_slices(name, chosen))
+            _require_ct(part)
+        remarks.extend(reject_projections(name, chosen))
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
             raise InvalidInputError(
                 f"{name}: one series holds images of several patients (PatientID); provide those of one patient"
@@ -221,7 +221,7 @@ def _limit_expansion(member: Member, content: bytes) -> None:
             compressed = decompressor.unconsumed_tail
 
 
-def _must_be_ct(part: Slice) -> None:
+def _require_ct(part: Slice) -> None:
     modality = part.header.get("Modality")
     if not modality:
         raise InvalidInputError(
@@ -251,7 +251,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
             f"{name} is compressed, and its frames have different rescale slopes or intercepts; decompress it first"
         )
     read_hounsfield(grid.slices, voxels)
-    must_be_hounsfield(name, voxels)
+    require_hounsfield(name, voxels)
     header = grid.slices[0].header
     return CTVolume(
         voxels_zyx=voxels,

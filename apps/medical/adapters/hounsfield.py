@@ -13,7 +13,7 @@ MIN_AIR = 0.001
 """The minimum fraction of a chest CT's voxels that are lung or air, not counting padding outside the field of view."""
 
 
-def must_be_hounsfield(name: str, values: NDArray[Any]) -> None:
+def require_hounsfield(name: str, values: NDArray[Any]) -> None:
     """Raises ``InvalidInputError`` if the values cannot be HU: a chest CT has tissue, and air near -1000.
 
     Values of -1024 and below do not count as air, because they mark pixels outside the field of view on any scale.

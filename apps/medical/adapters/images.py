@@ -70,7 +70,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
             raise InvalidInputError(f"{file.name} is not one volume: its size is {size}; provide a single 3D CT")
         if np.prod([float(n) for n in size]) > MAX_VOXELS:
             raise InvalidInputError(f"{file.name} states {size} voxels, which is too large for a CT", status=413)
-        remarks = _must_state_its_grid(file, ending, header)
+        remarks = _require_grid(file, ending, header)
         if ending.startswith(".m") and re.search(rb"^\s*CompressedData\s*[=:]\s*[Tt1]", header, re.M):
             with tempfile.TemporaryDirectory() as folder:
                 decompressed = Path(folder) / "plain.mha"
@@ -80,7 +80,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
         else:
             image = reader.Execute()
     except RuntimeError as error:
-        _must_state_its_grid(file, ending, header)
+        _require_grid(file, ending, header)
         reason = str(error).strip().splitlines()[-1].replace(str(file), file.name)
         problem = "its voxel data are truncated" if reason == "Reason: Success" else reason
         raise InvalidInputError(f"{file.name} cannot be read as {ending}: {problem}") from error
@@ -89,7 +89,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
         raise InvalidInputError(f"{file.name} contains values that are not real numbers; expected Hounsfield units")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     if ending.startswith(".m"):
-        _must_agree_on_orientation(file, header, direction)
+        _require_one_orientation(file, header, direction)
     affine = np.eye(4)
     affine[:3, :3] = direction * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -97,7 +97,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
     return replace(volume, remarks=(*volume.remarks, *remarks))
 
 
-def _must_agree_on_orientation(file: Path, header: bytes, direction: Float64) -> None:
+def _require_one_orientation(file: Path, header: bytes, direction: Float64) -> None:
     """Raises ``InvalidInputError`` if a MetaImage's AnatomicalOrientation contradicts its matrix. ITK reads only that.
 
     Some writers use the letters of the sides that axes end at instead of those that they start from; if there is a
@@ -117,7 +117,7 @@ def _must_agree_on_orientation(file: Path, header: bytes, direction: Float64) ->
         )
 
 
-def _must_state_its_grid(file: Path, ending: str, header: bytes) -> list[str]:
+def _require_grid(file: Path, ending: str, header: bytes) -> list[str]:
     """Raises ``InvalidInputError`` if a header lacks a spacing or orientation that readers would silently assume.
 
     Returns the remarks on values that the format lets readers assume.

@@ -72,7 +72,7 @@ def is_capture(header: Dataset) -> bool:
     return (captured or "SCREEN SAVE" in _image_type(header)) and not header.get("ImagePositionPatient")
 
 
-def captures_left_out(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[str]:
+def captures_remarks(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[str]:
     """The remark on secondary captures in the chosen series, which are not read; empty if there are none."""
     series = {part.header.get("SeriesInstanceUID") for part in chosen}
     count = sum(is_capture(part.header) and part.header.get("SeriesInstanceUID") in series for part in slices)
@@ -83,7 +83,7 @@ def captures_left_out(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[
     ]
 
 
-def must_be_slices(name: str, chosen: Sequence[Slice]) -> list[str]:
+def reject_projections(name: str, chosen: Sequence[Slice]) -> list[str]:
     """Raises ``InvalidInputError`` for projections over several slices. Returns the remark on reformatted images."""
     for part in chosen:
         if kind := _projection(part.header):
@@ -98,12 +98,11 @@ def must_be_slices(name: str, chosen: Sequence[Slice]) -> list[str]:
     return []
 
 
-def must_hold_a_volume(name: str, slices: Sequence[Slice], without_pixels: Callable[[], Mapping[str, int]]) -> None:
+def require_volume(name: str, slices: Sequence[Slice], without_pixels: Callable[[], Mapping[str, int]]) -> None:
     """Raises ``InvalidInputError``, listing the contents, if there are several objects but no CT volume.
 
-    ``without_pixels`` returns the number of DICOM objects without pixels, by modality. It raises nothing for a single
-    series, or a single CT series beside scouts, screenshots and reports: for those the reader's own error is more
-    specific.
+    ``without_pixels`` returns the number of DICOM objects without pixels, by modality. A single series, or a single CT
+    series beside scouts, screenshots and reports, raises no error here, because the reader's own is more specific.
     """
     groups = list(_by_series(slices).values())
     candidates = [group for group in groups if len(group) >= MIN_SLICES and not _is_auxiliary(group)]

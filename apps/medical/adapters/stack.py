@@ -79,7 +79,7 @@ def stack(name: str, slices: Sequence[Slice]) -> Stack:
         raise InvalidInputError(
             f"{name}: the slice spacing changes along the series; provide a series of evenly spaced slices"
         )
-    _must_be_straight(name, positions[order], height[order], normal, [slices[index].file for index in order])
+    _require_straight(name, positions[order], height[order], normal, [slices[index].file for index in order])
     rows, columns = shapes.pop()
     if (
         rows is None
@@ -101,7 +101,7 @@ def stack(name: str, slices: Sequence[Slice]) -> Stack:
     )
 
 
-def _must_be_straight(name: str, positions: Float64, height: Float64, normal: Float64, files: Sequence[str]) -> None:
+def _require_straight(name: str, positions: Float64, height: Float64, normal: Float64, files: Sequence[str]) -> None:
     """Raises ``InvalidInputError`` if slices are shifted in-plane: sheared by a tilted gantry, or otherwise displaced.
 
     ``positions`` (n, 3) and ``height`` (n) are in mm, sorted along the normal.

@@ -1,6 +1,6 @@
-"""Two answers on CTs of one patient beside each other: the content of ``comparison.json``, and its table.
+"""Compares the results on two CTs of one patient: the content of ``comparison.json``, and its table.
 
-Nothing is predicted: what is compared are ``result.json`` and ``slab.nii.gz`` of both.
+No model runs: the inputs are ``result.json`` and ``slab.nii.gz`` of both scans.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from shared.app import Table
 from shared.errors import InvalidInputError
 
 SOURCES = ("result.json", SLAB)
-"""Of each answer, in this order."""
+"""The files that are compared, in this order."""
 
-POOR_FIT, OTHER_VESSELS = 0.9, 0.7
-"""Below these the images around the lungs, and the vessels in them, are unlike.
+MIN_CORRELATION, MIN_VESSEL_CORRELATION = 0.9, 0.7
+"""Below these the images around the lungs, or the vessels in them, count as different.
 
-Of one scan warped by hand, cut short or resampled both were 0.96 and more, in slices of 6 mm with noise of 60 HU the
-second 0.81 and more. With an effusion drawn into it, or a lung filled, they were 0.82 to 0.99 and 0.94 and more: the
-vessels alone tell patients apart where there are enough of them. Of two phantoms they were 0.91 to 0.96 and 0.23 to
-0.58, of a phantom and a real scan 0.75 to 0.85 and 0.22 to 0.42, of a real scan and its mirror image 0.90 and 0.32.
+For copies of one scan, warped, cropped or resampled, both correlations were at least 0.96; with 6 mm slices and noise
+of 60 HU the vessel correlation was at least 0.81. With an effusion or a filled lung drawn in they were 0.82 to 0.99 and
+at least 0.94, so the vessels alone distinguish patients, if there are enough of them. For two phantoms they were 0.91
+to 0.96 and 0.23 to 0.58, for a phantom and a real scan 0.75 to 0.85 and 0.22 to 0.42, and for a real scan and its
+mirror image 0.90 and 0.32.
 """
 
-UNLIKE_SLICES = 1.5
-"""Sizes are compared with care where the slices of one scan are so many times as thick."""
+MAX_SLICE_SPACING_RATIO = 1.5
+"""Above this ratio of the two slice spacings a remark says that a change of size is uncertain."""
 
 MAX_DAYS = 36_525.0
 
 
 def compare_folders(folder: Path, earlier: Path, days: float | None) -> tuple[MedicalComparison, Table]:
-    """The answer of ``trivium predict`` in ``folder`` beside that on an earlier scan in ``earlier``, and its table."""
-    compared = compare(_read(folder), _read(earlier), days=days)
-    return compared, comparison_table(compared)
+    """Compares two output folders of ``trivium predict``, that of the later scan in ``folder``. Also returns the table.
+
+    Raises ``InvalidInputError``.
+    """
+    comparison = compare(_read(folder), _read(earlier), days=days)
+    return comparison, comparison_table(comparison)
 
 
 def _read(folder: Path) -> tuple[bytes, bytes]:
@@ -53,86 +57,88 @@ def _read(folder: Path) -> tuple[bytes, bytes]:
         result, slab = ((folder / name).read_bytes() for name in SOURCES)
     except OSError as error:
         raise InvalidInputError(
-            f"{folder} has no {' or no '.join(SOURCES)} ({error.strerror}); name a folder that "
+            f"{folder} lacks {' or '.join(SOURCES)} ({error.strerror}); give a folder that "
             "`trivium predict medical --out` wrote"
         ) from error
     return result, slab
 
 
 def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: float | None = None) -> MedicalComparison:
-    """What became of the findings. ``now`` and ``before`` are ``SOURCES``; ``days`` lie between the two scans.
+    """The changes of the findings between two scans, ``days`` apart. ``now`` and ``before`` hold their ``SOURCES``.
 
-    Raises ``InvalidInputError`` where one of them was not searched.
+    Raises ``InvalidInputError`` if no lung was found in one of the scans.
     """
     if days is not None and not 0 < days <= MAX_DAYS:
-        raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, and a century at most")
-    result, earlier = (_result(one[0]) for one in (now, before))
+        raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, at most a century")
+    result, earlier = (_result(sources[0]) for sources in (now, before))
     box, earlier_box = _lung_box(result, "later"), _lung_box(earlier, "earlier")
-    slab, earlier_slab = (_volume(one[1]) for one in (now, before))
+    slab, earlier_slab = (_volume(sources[1]) for sources in (now, before))
     alignment = align(slab, box, earlier_slab, earlier_box)
     vessels = vessel_correlation(slab, box, earlier_slab, alignment)
     followed, gone = follow(_sized(result), _sized(earlier), alignment)
-    told = [one for one in followed if one.finding.is_above or (one.earlier is not None and one.earlier.is_above)]
-    missing = [one for one in gone if one.earlier.is_above]
+    listed = [
+        pair for pair in followed if pair.finding.is_above or (pair.earlier is not None and pair.earlier.is_above)
+    ]
+    listed_gone = [finding for finding in gone if finding.earlier.is_above]
     return {
         "days": days,
         "correlation": round(alignment.correlation, 3),
         "vessel_correlation": None if vessels is None else round(vessels, 3),
-        "findings": [_change(one, earlier["volume"], days) for one in told],
-        "gone": [_gone(one, result["volume"]) for one in missing],
-        "weaker": len(followed) - len(told),
-        "weaker_gone": len(gone) - len(missing),
+        "findings": [_change(pair, earlier["volume"], days) for pair in listed],
+        "gone": [_gone(finding, result["volume"]) for finding in listed_gone],
+        "weaker": len(followed) - len(listed),
+        "weaker_gone": len(gone) - len(listed_gone),
         "remarks": _remarks(result, earlier, alignment.correlation, vessels),
     }
 
 
 def comparison_file(sources: Mapping[str, bytes]) -> bytes:
-    """``comparison.json`` from ``now/`` and ``before/`` with ``SOURCES`` each, and ``days`` as text or empty."""
-    now, before = ((sources[f"{one}/{SOURCES[0]}"], sources[f"{one}/{SOURCES[1]}"]) for one in ("now", "before"))
+    """``comparison.json`` from sources named ``now/...`` and ``before/...``, and ``days`` as text or empty."""
+    now, before = ((sources[f"{scan}/{SOURCES[0]}"], sources[f"{scan}/{SOURCES[1]}"]) for scan in ("now", "before"))
     days = float(sources["days"]) if sources["days"] else None
     return json.dumps(compare(now, before, days=days), allow_nan=False).encode()
 
 
 def comparison_table(content: Mapping[str, Any]) -> Table:
-    """The comparison as a person reads it: now, before, and the change."""
-    rows = [_row(one) for one in content["findings"]]
+    """The comparison as a table with a row for each finding of either scan."""
+    rows = [_row(change) for change in content["findings"]]
     rows += [
-        ["-", "-", str(one["rank"]), f"{one['mean_diameter_mm']:.1f}", "-", "-", _where_gone(one)]
-        for one in content["gone"]
+        ["-", "-", str(finding["rank"]), f"{finding['mean_diameter_mm']:.1f}", "-", "-", _gone_text(finding)]
+        for finding in content["gone"]
     ]
     columns = ("rank", "diameter (mm)", "rank before", "diameter before (mm)", "change (mm)", "doubling (days)", "")
     notes = list(content["remarks"])
     if content["weaker"] or content["weaker_gone"]:
         notes.append(
-            f"Left out, below the operating score in both: {content['weaker']} marks, and {content['weaker_gone']} of "
-            "the earlier scan alone."
+            f"Left out, below the operating score in both scans: {content['weaker']} marks, and "
+            f"{content['weaker_gone']} of the earlier scan only."
         )
-    return Table(title="Findings beside the earlier scan", columns=columns, rows=rows, notes=notes)
+    return Table(title="Findings compared with the earlier scan", columns=columns, rows=rows, notes=notes)
 
 
-def _where_gone(one: Mapping[str, Any]) -> str:
-    return "gone" if one["place_slice"] is not None else "not imaged now"
+def _gone_text(finding: Mapping[str, Any]) -> str:
+    return "gone" if finding["place_slice"] is not None else "not imaged now"
 
 
-def _row(one: Mapping[str, Any]) -> list[str]:
-    earlier = one["earlier"]
+def _row(change: Mapping[str, Any]) -> list[str]:
+    earlier = change["earlier"]
+    now = [str(change["rank"]), f"{change['mean_diameter_mm']:.1f}"]
     if earlier is None:
-        what = one["change"] if one["change"] == "new" else "not imaged before"
-        return [str(one["rank"]), f"{one['mean_diameter_mm']:.1f}", "-", "-", "-", "-", what]
-    doubling = "-" if one["doubling_days"] is None else f"{one['doubling_days']:.0f}"
-    sizes = [f"{earlier['mean_diameter_mm']:.1f}", f"{one['diameter_change_mm']:+.1f}"]
-    return [str(one["rank"]), f"{one['mean_diameter_mm']:.1f}", str(earlier["rank"]), *sizes, doubling, one["change"]]
+        text = change["change"] if change["change"] == "new" else "not imaged before"
+        return [*now, "-", "-", "-", "-", text]
+    doubling = "-" if change["doubling_days"] is None else f"{change['doubling_days']:.0f}"
+    sizes = [f"{earlier['mean_diameter_mm']:.1f}", f"{change['diameter_change_mm']:+.1f}"]
+    return [*now, str(earlier["rank"]), *sizes, doubling, change["change"]]
 
 
 def _result(content: bytes) -> MedicalResult:
     try:
         result: MedicalResult = TypeAdapter(MedicalResult).validate_json(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the whole"
+        problem = error.errors()[0]
+        location = ".".join(map(str, problem["loc"])) or "the whole file"
         raise InvalidInputError(
-            f"a result.json is not one of the medical application's ({where}: {fault['msg']}); predict on the scan "
-            "again"
+            f"a result.json is not from the medical application ({location}: {problem['msg']}); analyse the scan again"
         ) from error
     return result
 
@@ -153,13 +159,13 @@ def _volume(content: bytes) -> CTVolume:
 def _sized(result: MedicalResult) -> list[Sized]:
     return [
         Sized(
-            rank=one["rank"],
-            centre_lps_mm=_point(one["centre_lps_mm"]),
-            mean_diameter_mm=one["mean_diameter_mm"],
-            volume_mm3=one["volume_mm3"],
-            is_above=one["above_operating_score"],
+            rank=finding["rank"],
+            centre_lps_mm=_point(finding["centre_lps_mm"]),
+            mean_diameter_mm=finding["mean_diameter_mm"],
+            volume_mm3=finding["volume_mm3"],
+            is_above=finding["above_operating_score"],
         )
-        for one in result["findings"]
+        for finding in result["findings"]
     ]
 
 
@@ -168,70 +174,70 @@ def _point(values: Sequence[float]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _change(one: Followed, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:
-    ratio, doubling = one.volume_ratio, None if days is None else one.doubling_days(days)
-    place_slice = _slice(one.place_lps_mm, earlier_volume)
+def _change(pair: Followed, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:
+    ratio, doubling = pair.volume_ratio, None if days is None else pair.doubling_days(days)
+    place_slice = _slice(pair.place_lps_mm, earlier_volume)
     return {
-        "rank": one.finding.rank,
-        # What the earlier scan does not reach can have been there.
-        "change": "not imaged" if one.earlier is None and place_slice is None else one.change,
-        "mean_diameter_mm": one.finding.mean_diameter_mm,
+        "rank": pair.finding.rank,
+        # A finding at a position that the earlier scan does not cover may have existed then.
+        "change": "not imaged" if pair.earlier is None and place_slice is None else pair.change,
+        "mean_diameter_mm": pair.finding.mean_diameter_mm,
         "earlier": None
-        if one.earlier is None
-        else {"rank": one.earlier.rank, "mean_diameter_mm": one.earlier.mean_diameter_mm},
+        if pair.earlier is None
+        else {"rank": pair.earlier.rank, "mean_diameter_mm": pair.earlier.mean_diameter_mm},
         "diameter_change_mm": None
-        if one.earlier is None
-        else round(one.finding.mean_diameter_mm - one.earlier.mean_diameter_mm, 1),
+        if pair.earlier is None
+        else round(pair.finding.mean_diameter_mm - pair.earlier.mean_diameter_mm, 1),
         "volume_change_percent": None if ratio is None else round(100 * (ratio - 1)),
         "doubling_days": None if doubling is None else round(doubling),
-        "place_lps_mm": [round(value, 2) for value in one.place_lps_mm],
+        "place_lps_mm": [round(value, 2) for value in pair.place_lps_mm],
         "place_slice": place_slice,
-        "distance_mm": None if one.distance_mm is None else round(one.distance_mm, 1),
+        "distance_mm": None if pair.distance_mm is None else round(pair.distance_mm, 1),
     }
 
 
-def _gone(one: Gone, volume: MedicalVolume) -> MedicalGone:
+def _gone(finding: Gone, volume: MedicalVolume) -> MedicalGone:
     return {
-        "rank": one.earlier.rank,
-        "mean_diameter_mm": one.earlier.mean_diameter_mm,
-        "place_lps_mm": [round(value, 2) for value in one.place_lps_mm],
-        "place_slice": _slice(one.place_lps_mm, volume),
+        "rank": finding.earlier.rank,
+        "mean_diameter_mm": finding.earlier.mean_diameter_mm,
+        "place_lps_mm": [round(value, 2) for value in finding.place_lps_mm],
+        "place_slice": _slice(finding.place_lps_mm, volume),
     }
 
 
-def _slice(place_lps_mm: tuple[float, float, float], volume: MedicalVolume) -> int | None:
-    """The slice of a place in a scan, from 1; None where it lies beyond its ends or its sides."""
-    offset = np.subtract(place_lps_mm, volume["origin_lps_mm"])
+def _slice(position_lps_mm: tuple[float, float, float], volume: MedicalVolume) -> int | None:
+    """The slice of a position in a scan, from 1; None if it lies outside the scan."""
+    offset = np.subtract(position_lps_mm, volume["origin_lps_mm"])
     index = np.rint(offset @ np.array(volume["direction"]) / volume["spacing_mm"])
-    inside = bool(((index >= 0) & (index < volume["size_ijk"])).all())
-    return int(index[2]) + 1 if inside else None
+    is_inside = bool(((index >= 0) & (index < volume["size_ijk"])).all())
+    return int(index[2]) + 1 if is_inside else None
 
 
 def _remarks(result: MedicalResult, earlier: MedicalResult, correlation: float, vessels: float | None) -> list[str]:
-    said = []
-    series = [one["volume"]["identifiers"].get("SeriesInstanceUID") for one in (result, earlier)]
+    remarks = []
+    series = [scan["volume"]["identifiers"].get("SeriesInstanceUID") for scan in (result, earlier)]
     if series[0] is not None and series[0] == series[1]:
-        said.append("Both answers are on the same series.")
-    is_poor = correlation < POOR_FIT
-    if is_poor if vessels is None else vessels < OTHER_VESSELS:
-        unlike = (
-            f"The vessels in the lungs of the two scans are unlike (correlation {vessels:.2f})"
+        remarks.append("Both results are of the same series.")
+    is_poor_fit = correlation < MIN_CORRELATION
+    if is_poor_fit if vessels is None else vessels < MIN_VESSEL_CORRELATION:
+        difference = (
+            f"The lung vessels of the two scans differ (correlation {vessels:.2f})"
             if vessels is not None
-            else f"The two scans fit each other poorly (correlation {correlation:.2f})"
+            else f"The two scans do not align well (correlation {correlation:.2f})"
         )
-        said.append(f"{unlike}: are they of one patient? Places in the earlier one are uncertain.")
-    elif is_poor:
-        said.append(
-            f"The two scans fit each other poorly (correlation {correlation:.2f}), as with an effusion in one of them "
-            "or a lung removed; the vessels are alike. Places in the earlier one are uncertain."
+        remarks.append(f"{difference}: are they of the same patient? Positions in the earlier scan are uncertain.")
+    elif is_poor_fit:
+        remarks.append(
+            f"The two scans do not align well (correlation {correlation:.2f}), for example because of an effusion or a "
+            "removed lung; the lung vessels match. Positions in the earlier scan are uncertain."
         )
-    thick = [one["volume"]["spacing_mm"][2] for one in (result, earlier)]
-    if max(thick) > UNLIKE_SLICES * min(thick):
-        said.append(
-            f"Slices are {thick[0]:g} mm apart, {thick[1]:g} mm in the earlier scan: a change of size may be "
-            "one of the slices alone."
+    slice_mm = [scan["volume"]["spacing_mm"][2] for scan in (result, earlier)]
+    if max(slice_mm) > MAX_SLICE_SPACING_RATIO * min(slice_mm):
+        remarks.append(
+            f"Slices are {slice_mm[0]:g} mm apart, but {slice_mm[1]:g} mm in the earlier scan: a change of size may be "
+            "due to the slices alone."
         )
-    models = [one.get("versions") for one in (result, earlier)]
+    models = [scan.get("versions") for scan in (result, earlier)]
     if models[0] != models[1]:
-        said.append("Other versions of the models answered on the earlier scan: analyse it again to compare.")
-    return said
+        remarks.append("The earlier scan was analysed by other model versions: analyse it again to compare.")
+    return remarks

@@ -1,4 +1,4 @@
-"""The files of a case: for 3D Slicer, and for evaluation."""
+"""Small files of a case that are written at once: findings as CSV, and as 3D Slicer markups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.text_cell import text_cell
 
 
 def output_files(volume: CTVolume, findings: Findings) -> dict[str, bytes]:
-    """Content by name."""
+    """The content of each file by its name."""
     return {
         "findings.csv": findings_csv(volume, findings),
         "findings.mrk.json": slicer_markups(volume, findings),
@@ -20,7 +20,7 @@ def output_files(volume: CTVolume, findings: Findings) -> dict[str, bytes]:
 
 
 def findings_csv(volume: CTVolume, findings: Findings) -> bytes:
-    """The findings as a LUNA16 submission (seriesuid, LPS mm, probability), with the diameter added."""
+    """The findings as a LUNA16 submission (seriesuid, coordinates in LPS mm, probability) with a diameter column."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm"])
@@ -32,7 +32,7 @@ def findings_csv(volume: CTVolume, findings: Findings) -> bytes:
 
 
 def slicer_markups(volume: CTVolume, findings: Findings) -> bytes:
-    """The findings as a point list that 3D Slicer opens (its markups schema 1.0.3, LPS)."""
+    """The findings as a 3D Slicer point list (markups schema 1.0.3, LPS)."""
     points = [
         {
             "id": str(rank),

@@ -1,8 +1,8 @@
-"""The findings as a DICOM structured report, which a PACS files with the CT: Comprehensive 3D SR by template TID 1500.
+"""The findings as a DICOM structured report that a PACS files with the CT: a Comprehensive 3D SR by template TID 1500.
 
-Each finding that reaches the operating score is a planar region on the image where its centre lies (TID 1410): the
-sides of its box, with long and short axis, their mean, and the score as CAD reports have it (111012, certainty of
-finding, in percent). Written by highdicom. Not verified by anybody, as a program's findings are.
+Each finding that reaches the operating score is a planar ROI on the image of its centre (TID 1410): the in-plane box,
+the long and the short axis, their mean, and the score as CAD reports state it (111012, Certainty of Finding, in
+percent). The report is written by highdicom, and is UNVERIFIED because no person has attested to it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 REPORT, REPORT_SOURCE = "findings.sr.dcm", "report.json"
 _SERIES_NUMBER = 9900
 _IMAGES = "1.2.840.10008.5.1.4.1.1."
-"""How the classes of images begin that the standard names: highdicom knows no other (PS3.4 B.5)."""
-_CODE = 16
-"""The most characters of a code (PS3.5, SH)."""
+"""The UID prefix of standard image storage classes (PS3.4 B.5); highdicom supports no others."""
+_MAX_CODE_LENGTH = 16
+"""The maximum length of a code value (SH, PS3.5 6.2)."""
 SERIES = "Trivium lung nodules (for research, not for diagnosis)"
 ALGORITHM = "Trivium lung nodules"
 
-logging.getLogger("highdicom").setLevel(logging.WARNING)  # below, it cites the identifiers of images
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # at lower levels it logs the identifiers of images
 
 
 def report_source(
     volume: CTVolume, findings: Findings, models: Mapping[str, Any], digests: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """What ``structured_report``, ``fhir_bundle`` and ``reviewed_source`` are made from, as JSON.
+    """The source of ``structured_report``, ``fhir_bundle`` and ``reviewed_source``, as JSON.
 
-    ``models`` are versions by name, ``digests`` the SHA-256 of their weights. Findings below the operating score are
-    apart, as ``weaker``: only where a reader accepts them are they filed. None where the CT is no DICOM whose images
-    have unique identifiers of their own and a class of the standard's.
+    ``models`` maps model names to versions, ``digests`` to the SHA-256 of their weights. Findings below the operating
+    score are listed separately, as ``weaker``, because they are reported only if a reader accepts them. Returns None
+    unless the CT is DICOM whose images have unique identifiers and a standard SOP class.
     """
-    known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
+    has_identifiers = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
     images = volume.images
-    named = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid.startswith(_IMAGES)}
-    if not (known and images and len(named) == len(images) and all(uid for uid, _ in named)):
+    unique = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid.startswith(_IMAGES)}
+    if not (has_identifiers and images and len(unique) == len(images) and all(uid for uid, _ in unique)):
         return None
     above = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
     weaker = [nodule for nodule in findings.nodules if nodule.score < findings.operating_score]
@@ -71,10 +71,10 @@ def report_source(
 
 
 def structured_report(source: bytes) -> bytes:
-    """The report of the findings as a DICOM file, the same from the same source, which holds its time.
+    """The report of the findings as a DICOM file. It depends on the source alone, which includes the report's time.
 
-    There must be findings in it: that a program found nothing is nothing to be filed. Its identifiers follow from its
-    content; that of its series from the findings alone.
+    The source must have findings, because a negative result of a program is not filed. The SOP Instance UID is derived
+    from the source, the Series Instance UID from the findings without the time.
     """
     import highdicom as hd
 
@@ -93,12 +93,12 @@ def structured_report(source: bytes) -> bytes:
 
 
 def series_uid(source: bytes) -> str:
-    """The series of the report of a ``source``."""
-    return unique_identifier(untimed(source) + b"series")
+    """The SeriesInstanceUID of the report with this ``source``."""
+    return unique_identifier(without_time(source) + b"series")
 
 
 def device_observer() -> Any:
-    """Trivium as who observed (TID 1004)."""
+    """Trivium as the observing device (TID 1004)."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -109,11 +109,12 @@ def device_observer() -> Any:
 
 
 def report_file(
-    content: Mapping[str, Any], *, context: Any, groups: Sequence[Any], comments: Iterable[str], **stated: Any
+    content: Mapping[str, Any], *, context: Any, groups: Sequence[Any], comments: Iterable[str], **attributes: Any
 ) -> bytes:
-    """A measurement report (TID 1500) of one or more ``groups`` as a DICOM file.
+    """A measurement report (TID 1500) with one or more measurement ``groups`` as a DICOM file.
 
-    ``content`` is that of a report's source, ``context`` says who observed, ``stated`` is what else highdicom is told.
+    ``content`` is the decoded source of a report, ``context`` the observation context, and ``attributes`` are passed to
+    highdicom's ``Comprehensive3DSR``.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -127,40 +128,44 @@ def report_file(
         hd.sr.TextContentItem(codes.DCM.Comment, comment, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)
         for comment in comments
     )
-    made = hd.sr.Comprehensive3DSR(
+    dataset = hd.sr.Comprehensive3DSR(
         evidence=_evidence(content),
         content=report[0],
         instance_number=1,
         manufacturer="Trivium",
         specific_character_set="ISO_IR 192",
-        **stated,
+        **attributes,
     )
-    return dicom_file(made, content)
+    return dicom_file(dataset, content)
 
 
-def dicom_file(made: Dataset, content: Mapping[str, Any]) -> bytes:
-    """What was made from a report's source, as a file of its time, and of its patient where it names one."""
+def dicom_file(dataset: Dataset, content: Mapping[str, Any]) -> bytes:
+    """The dataset as a DICOM file, with the time of its report's source, and the patient if the source names one."""
     from pydicom.config import disable_value_validation
 
     date, time = content["made"][:10].replace("-", ""), content["made"][11:19].replace(":", "")
-    made.InstanceCreationDate = made.ContentDate = date
-    made.InstanceCreationTime = made.ContentTime = time
-    for equipment in made.get("ContributingEquipmentSequence") or ():
+    dataset.InstanceCreationDate = dataset.ContentDate = date
+    dataset.InstanceCreationTime = dataset.ContentTime = time
+    for equipment in dataset.get("ContributingEquipmentSequence") or ():
         equipment.ContributionDateTime = date + time
-    for observer in made.get("VerifyingObserverSequence") or ():
+    for observer in dataset.get("VerifyingObserverSequence") or ():
         observer.VerificationDateTime = date + time
-    written = io.BytesIO()
-    with disable_value_validation():  # whose the scan is stands there as in the CT, be it as DICOM wants it or not
+    output = io.BytesIO()
+    with disable_value_validation():  # patient attributes are copied from the CT even if they are not valid DICOM
         for keyword in PATIENT_KEYWORDS:
-            setattr(made, keyword, content["patient"].get(keyword, ""))
-        made.save_as(written, enforce_file_format=True)
-    return written.getvalue()
+            setattr(dataset, keyword, content["patient"].get(keyword, ""))
+        dataset.save_as(output, enforce_file_format=True)
+    return output.getvalue()
 
 
 def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
-    """A finding's image, from 0, and its box there as x, y in pixels from the outer corner of the first (C.18.6)."""
+    """A finding for the report's source.
+
+    ``image`` is the index of its image, from 0, and ``region`` its box there as a closed polyline of x, y in pixels,
+    from the outer corner of the first pixel (PS3.3 C.18.6).
+    """
     low_mm, high_mm = np.array(nodule.box_lps_mm).reshape(2, 3)
-    nearest = np.abs(volume.direction).argmax(axis=0)  # which axis of LPS each of the image's is nearest to
+    nearest = np.abs(volume.direction).argmax(axis=0)  # the LPS axis nearest to each axis of the image
     half = ((high_mm - low_mm) / 2)[nearest] / volume.spacing_mm
     middle = volume.to_index_ijk((low_mm + high_mm) / 2) + 0.5
     columns, rows, _ = volume.size_ijk
@@ -178,7 +183,7 @@ def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
 
 
 def measurement_group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
-    """One finding as a measurement group; of one that a reader added no algorithm is stated, and no certainty."""
+    """The finding ``number`` (from 0) as a measurement group. One that a reader added has no algorithm or certainty."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -205,7 +210,7 @@ def measurement_group(number: int, content: Mapping[str, Any], source: bytes) ->
             graphic_data=np.array(finding["region"], np.float64),
             source_image=hd.sr.SourceImageForRegion(sop_class, sop_instance, None if frame is None else [frame + 1]),
         ),
-        finding_type=kind(finding["label"]),
+        finding_type=finding_type(finding["label"]),
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.SCT.Lung)],
         algorithm_id=None if is_added else algorithm,
         measurements=measurements,
@@ -213,10 +218,10 @@ def measurement_group(number: int, content: Mapping[str, Any], source: bytes) ->
 
 
 def _evidence(content: Mapping[str, Any]) -> list[Any]:
-    """The images as datasets with what a report takes from them; a multi-frame image once."""
+    """The images as datasets with the attributes that highdicom reads for a report; a multi-frame image once."""
     from pydicom.dataset import Dataset
 
-    found: dict[str, Dataset] = {}
+    by_uid: dict[str, Dataset] = {}
     for sop_class, sop_instance, _ in content["images"]:
         image = Dataset()
         image.SOPClassUID, image.SOPInstanceUID = sop_class, sop_instance
@@ -224,41 +229,43 @@ def _evidence(content: Mapping[str, Any]) -> list[Any]:
             setattr(image, keyword, content["identifiers"][keyword])
         for keyword in PATIENT_KEYWORDS:
             setattr(image, keyword, "")
-        found.setdefault(sop_instance, image)
-    return list(found.values())
+        by_uid.setdefault(sop_instance, image)
+    return list(by_uid.values())
 
 
 def tracking(source: bytes, number: int) -> tuple[str, str]:
-    """By what the finding ``number`` (from 0) of the report's ``source`` is found again: identifier and unique one.
+    """The tracking identifier and tracking UID of the finding ``number`` (from 0) of a report's ``source``.
 
-    In the order of their ranks: after those that the report has come the weaker ones.
+    Findings are numbered by rank, first those in the report, then the weaker ones.
     """
     if "tracking" in (finding := (json.loads(source)["findings"][number:] or [{}])[0]):
         identifier, uid = finding["tracking"]
         return identifier, uid
-    return f"Finding {number + 1}", unique_identifier(untimed(source) + str(number).encode())
+    return f"Finding {number + 1}", unique_identifier(without_time(source) + str(number).encode())
 
 
-def untimed(source: bytes) -> bytes:
-    """A report's source without its time and what it leaves out: the same whenever the same is found."""
+def without_time(source: bytes) -> bytes:
+    """A report's source without its time and the weaker findings, so that equal findings give equal bytes."""
     content = {name: value for name, value in json.loads(source).items() if name != "weaker"}
     return json.dumps({**content, "made": None}, sort_keys=True).encode()
 
 
-def kind(label: str) -> Any:
-    """What a finding of a class is, as a code."""
+def finding_type(label: str) -> Any:
+    """The finding type of a class, as a coded concept."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     if label == NODULE:
         return codes.SCT.Nodule
     label = label.replace("\\", "/")
-    code = label if 0 < len(label) <= _CODE else hashlib.sha256(label.encode()).hexdigest()[:_CODE]
+    code = (
+        label if 0 < len(label) <= _MAX_CODE_LENGTH else hashlib.sha256(label.encode()).hexdigest()[:_MAX_CODE_LENGTH]
+    )
     return hd.sr.CodedConcept(code, "99TRIVIUM", label[:64] or "unnamed")
 
 
 def versions(content: Mapping[str, Any]) -> str:
-    """Which models found what is in the report's source."""
+    """The models and their versions, from a report's decoded source, as text."""
     return ", ".join(f"{name} {number}" for name, number in content["models"].items()) or "unknown"
 
 
@@ -270,5 +277,5 @@ def _software() -> str:
 
 
 def unique_identifier(content: bytes) -> str:
-    """A unique identifier that follows from the content (PS3.5 B.2)."""
+    """A DICOM UID that is derived from a hash of the content (PS3.5 B.2)."""
     return f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}"

@@ -1,4 +1,4 @@
-"""What was found in a CT, and the content of ``result.json``."""
+"""The content of ``result.json``, its remarks and its table."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from shared.app import Table
 if TYPE_CHECKING:
     from apps.medical.schemas import MedicalImage, MedicalResult
 
-NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
-LITTLE_ML = 500.0
-"""Adults have several litres of lung; less than this is a small part of it, or lung without air."""
+NO_LUNGS = "No aerated lung was found in this scan, so it was not searched for nodules. Is it a CT of the chest?"
+MIN_LUNG_ML = 500.0
+"""Adults have several litres of lung. Less than this is only a part of the lungs, or lung without air."""
 
-PARTLY = "The image ends within the lungs: nodules beyond its edge cannot be found."
+LUNGS_CUT = "The image ends within the lungs: nodules beyond its edge cannot be found."
 
 
 def result(volume: CTVolume, findings: Findings) -> MedicalResult:
-    """The findings in JSON types. Lengths are in mm in the DICOM patient frame (LPS); slices count from 1."""
+    """The findings as JSON types. Lengths are in mm, positions in LPS (DICOM patient frame); slices count from 1."""
     return {
         "findings": [
             {
@@ -63,46 +63,50 @@ def result(volume: CTVolume, findings: Findings) -> MedicalResult:
 
 def remarks(volume: CTVolume, findings: Findings) -> list[str]:
     """Sentences that a reader must see before the findings."""
-    said = list(volume.remarks)
+    sentences = list(volume.remarks)
     if findings.lung_box_lps_mm is None:
-        return [*said, NO_LUNGS]
+        return [*sentences, NO_LUNGS]
     if findings.unlisted:
-        more = "1 more finding reaches" if findings.unlisted == 1 else f"{findings.unlisted} more findings reach"
-        said.append(f"{more} the operating score than are listed; raise the option most to see all.")
-    if findings.lung_millilitres is not None and findings.lung_millilitres < LITTLE_ML:
-        said.append(
-            f"Only {findings.lung_millilitres:.0f} ml of aerated lung were found: most of the lungs is not in this "
-            "scan, or holds no air, and was not searched."
+        count = "1 more finding reaches" if findings.unlisted == 1 else f"{findings.unlisted} more findings reach"
+        sentences.append(f"{count} the operating score than are listed; raise the option most to see all.")
+    if findings.lung_millilitres is not None and findings.lung_millilitres < MIN_LUNG_ML:
+        sentences.append(
+            f"Only {findings.lung_millilitres:.0f} ml of aerated lung were found: most of the lungs is outside this "
+            "scan or has no air, and was not searched."
         )
     if findings.lungs_cut:
-        said.append(PARTLY)
-    across = max(volume.spacing_mm[:2])
-    thick = volume.spacing_mm[2]
-    if thick > MAX_THIN_SLICE_MM:
-        said.append(f"Slices are {thick:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain.")
-    if across > 1.5:
-        said.append(f"Pixels are {across:.2g} mm wide: nodules of a few pixels may be missed, and sizes are uncertain.")
-    return said
+        sentences.append(LUNGS_CUT)
+    pixel_mm = max(volume.spacing_mm[:2])
+    slice_mm = volume.spacing_mm[2]
+    if slice_mm > MAX_THIN_SLICE_MM:
+        sentences.append(
+            f"Slices are {slice_mm:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain."
+        )
+    if pixel_mm > 1.5:
+        sentences.append(
+            f"Pixels are {pixel_mm:.2g} mm wide: nodules of a few pixels may be missed, and sizes are uncertain."
+        )
+    return sentences
 
 
 def result_table(content: Mapping[str, Any]) -> Table:
-    """The findings of a ``result.json`` as a person wants them: where, how large, how sure.
+    """The findings of a ``result.json`` as a table: position, diameter and score.
 
-    The column ``image`` is there for DICOM alone: the InstanceNumber by which a PACS counts.
+    The column ``image``, InstanceNumber as a PACS displays it, exists for DICOM only.
     """
     found = content["findings"]
-    numbered = any(finding["instance_number"] is not None for finding in found)
-    labelled = any(finding["label"] != NODULE for finding in found)
-    columns = ["rank", "slice", *(["image"] if numbered else []), "x, y, z (LPS mm)", "diameter (mm)", "score"]
-    columns += [*(["class"] if labelled else []), ""]
+    has_numbers = any(finding["instance_number"] is not None for finding in found)
+    has_classes = any(finding["label"] != NODULE for finding in found)
+    columns = ["rank", "slice", *(["image"] if has_numbers else []), "x, y, z (LPS mm)", "diameter (mm)", "score"]
+    columns += [*(["class"] if has_classes else []), ""]
     rows = []
     for finding in found:
-        image = [_text(finding["instance_number"])] if numbered else []
+        image = [_text(finding["instance_number"])] if has_numbers else []
         centre = ", ".join(f"{value:.1f}" for value in finding["centre_lps_mm"])
         figures = [centre, f"{finding['mean_diameter_mm']:.1f}", f"{finding['score']:.3f}"]
-        said = "" if finding["above_operating_score"] else "weak"
-        label = [finding["label"]] if labelled else []
-        rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, *label, said])
+        strength = "" if finding["above_operating_score"] else "weak"
+        label = [finding["label"]] if has_classes else []
+        rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, *label, strength])
     return Table(title=f"Lung nodules: {len(rows)}", columns=columns, rows=rows)
 
 
@@ -111,27 +115,27 @@ def _text(value: int | None) -> str:
 
 
 def slice_number(volume: CTVolume, nodule: Nodule) -> int:
-    """The slice nearest to the centre, from 1."""
+    """The number of the slice nearest to the nodule's centre, from 1."""
     k = int(np.rint(volume.to_index_ijk(nodule.centre_lps_mm)[2]))
     return min(max(k, 0), volume.size_ijk[2] - 1) + 1
 
 
 def volume_mm3(volume: CTVolume, nodule: Nodule) -> float | None:
-    """The volume of the nodule's voxels, each counted whole; None where nothing could be measured."""
+    """The volume of the nodule's mask, each voxel counted whole; None if the nodule could not be measured."""
     if nodule.piece is None:
         return None
     return round(nodule.piece.voxels * float(np.prod(volume.spacing_mm)), 1)
 
 
 def instance_numbers(volume: CTVolume) -> list[int] | None:
-    """DICOM's InstanceNumber of every slice; None where they do not tell the slices apart, or there are none."""
-    numbers = [image.instance_number for image in volume.images]
-    told = [number for number in numbers if number is not None]
-    return told if volume.images and len(set(told)) == len(numbers) else None
+    """The DICOM InstanceNumber of each slice; None without DICOM, or if a number is missing or not unique."""
+    stated = [image.instance_number for image in volume.images]
+    numbers = [number for number in stated if number is not None]
+    return numbers if volume.images and len(set(numbers)) == len(stated) else None
 
 
 def slice_label(volume: CTVolume, k: int) -> str:
-    """The slice ``k`` (from 0) as a person looks it up: "image 83 of 120", by InstanceNumber where there is one."""
+    """The slice ``k`` (from 0) as a viewer displays it: "image 83 of 120", by InstanceNumber if there is one."""
     count, numbers = volume.size_ijk[2], instance_numbers(volume)
     if numbers is None:
         return f"slice {k + 1} of {count}"
@@ -139,7 +143,7 @@ def slice_label(volume: CTVolume, k: int) -> str:
 
 
 def instance_number(volume: CTVolume, k: int) -> int | None:
-    """The InstanceNumber of the slice ``k`` (from 0); None where they do not tell the slices apart."""
+    """The InstanceNumber of the slice ``k`` (from 0); None if the numbers are missing or not unique."""
     numbers = instance_numbers(volume)
     return None if numbers is None else numbers[k]
 
@@ -161,11 +165,11 @@ def _rounded(values: object, digits: int) -> list[float]:
 
 
 def case_label(content: Mapping[str, Any]) -> str:
-    """A ``result.json`` in a list of cases: how many findings there are, and of what scan."""
+    """The label of a case in a list: the number of findings and the size of the scan, from its ``result.json``."""
     if content["lungs"] is None:
         return "not searched: no lung was found"
     count = sum(finding["above_operating_score"] for finding in content["findings"])
     columns, rows, slices = content["volume"]["size_ijk"]
-    dicom = content["volume"].get("source") == "DICOM"
-    scan = f"{slices} DICOM images" if dicom else f"{columns} × {rows} × {slices} voxels"
+    is_dicom = content["volume"].get("source") == "DICOM"
+    scan = f"{slices} DICOM images" if is_dicom else f"{columns} × {rows} × {slices} voxels"
     return f"{count} {'finding' if count == 1 else 'findings'}, {scan}"

@@ -1,8 +1,8 @@
-"""The report of a case as its reader left it: what the reader accepted of the findings, and the nodules added to them.
+"""The report of a reviewed case: the findings that the reader accepted, and the nodules that the reader added.
 
-A DICOM structured report by TID 1500 as ``report`` writes it of the findings alone, in a series of its own. A group
-says who observed it: the program, or the reader (TID 1003) what the reader added. Nothing that was rejected or not
-decided on is in it.
+A DICOM structured report by TID 1500, like that of ``report``, in a separate series. Each measurement group states its
+observer: the program, or for added nodules the reader (TID 1003). Findings that were rejected or left undecided are not
+included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from apps.medical.outputs.report import (
     series_uid,
     tracking,
     unique_identifier,
-    untimed,
+    without_time,
 )
 from apps.medical.types import NODULE
 from shared.errors import InvalidInputError
@@ -38,68 +38,69 @@ REVIEWED_REPORT, REVIEWED_FHIR = f"{REVIEW}/{REPORT}", f"{REVIEW}/{FHIR}"
 _SERIES_NUMBER = 9902
 _SERIES = "Trivium lung nodules, reviewed (research, not diagnosis)"
 _UNNAMED = "Unnamed reader"
-_COMPONENTS, _GROUPS = 5, 3
-"""The most parts of a name, and ways to write it (PS3.5 6.2.1)."""
-_NAME = 64
-"""The most characters of a name that is written in one way (PS3.5, PN)."""
-_SQUARE = 1e-3
-"""By how much the sides of a pixel may differ where a circle is one."""
-_TRACKING = 2
-"""A group begins with its tracking identifier and the unique one; who observed comes next."""
+_MAX_COMPONENTS, _MAX_GROUPS = 5, 3
+"""The maximum numbers of components in a person name and of component groups (PS3.5 6.2.1)."""
+_MAX_NAME_LENGTH = 64
+"""The maximum length of a component group of a person name (PN, PS3.5 6.2)."""
+_SQUARE_TOLERANCE = 1e-3
+"""The maximum relative difference between the sides of a pixel that counts as square."""
+_TRACKING_ITEMS = 2
+"""A measurement group begins with its tracking identifier and tracking UID; its observer follows."""
 _VERDICTS = {"accepted": "accepted", "rejected": "rejected", "undecided": None}
 
 
-def stated_review(review: Review, organization: str | None) -> bytes:
-    """A review as JSON for ``reviewed_source``; verified where the ``organization`` is named that answers for it."""
-    said = {
+def review_json(review: Review, organization: str | None) -> bytes:
+    """A review as JSON for ``reviewed_source``. It is verified if ``organization``, which is responsible, is given."""
+    content = {
         "reviewer": review.reviewer,
         "made": datetime.fromtimestamp(review.reviewed_ns // 10**9).astimezone().isoformat(),
         "reviewed": review.reviewed,
         "verdicts": {str(number): verdict for number, verdict in review.verdicts.items()},
-        "missed": [dict(one) for one in review.missed],
+        "missed": [dict(nodule) for nodule in review.missed],
         "note": review.note,
         "organization": organization,
     }
-    return json.dumps(said, sort_keys=True).encode()
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def reviewed_source(report: bytes, result: bytes, review: bytes) -> bytes:
-    """What the reviewed report is made from, as JSON: a report's source whose findings are those that the reader left.
+    """The source of the reviewed report, as JSON: a report's source whose findings are those after the review.
 
-    From the ``report``'s own source, ``result.json`` and a ``stated_review``. Refuses (409) a review that leaves no
-    finding, for there is no measurement report without one, and a verified one that is not complete.
+    ``report`` is the source of the original report, ``result`` the content of ``result.json``, and ``review`` a
+    ``review_json``. Raises ``InvalidInputError`` (409) if the review leaves no finding, because a measurement report
+    needs at least one, or if a verified review is incomplete.
     """
-    content, said, volume = json.loads(report), json.loads(review), json.loads(result)["volume"]
-    found = [*content["findings"], *content["weaker"]]
-    verdicts = [said["verdicts"].get(str(rank)) for rank in range(1, len(found) + 1)]
+    content, reviewed, volume = json.loads(report), json.loads(review), json.loads(result)["volume"]
+    detected = [*content["findings"], *content["weaker"]]
+    verdicts = [reviewed["verdicts"].get(str(rank)) for rank in range(1, len(detected) + 1)]
     accepted = [number for number, verdict in enumerate(verdicts) if verdict == "accepted"]
-    findings = [{**found[number], "tracking": tracking(report, number)} for number in accepted]
-    for number, one in enumerate(said["missed"], start=1):
-        uid = unique_identifier(untimed(report) + json.dumps(one, sort_keys=True).encode())
-        findings.append({**_missed(volume, one), "tracking": [f"Added {number}", uid]})
+    findings = [{**detected[number], "tracking": tracking(report, number)} for number in accepted]
+    for number, nodule in enumerate(reviewed["missed"], start=1):
+        uid = unique_identifier(without_time(report) + json.dumps(nodule, sort_keys=True).encode())
+        findings.append({**_added_finding(volume, nodule), "tracking": [f"Added {number}", uid]})
     if not findings:
         raise InvalidInputError(
-            "the review neither accepts a finding nor adds one, and a DICOM measurement report (TID 1500) holds at "
-            "least one; accept or add what is to be reported",
+            "the review neither accepts nor adds a finding, but a DICOM measurement report (TID 1500) needs at least "
+            "one; accept or add the findings to report",
             status=409,
         )
-    above = len(content["findings"])
-    undecided = [rank for rank, verdict in enumerate(verdicts[:above], start=1) if verdict is None]
-    if said["organization"] is not None:
+    reported_count = len(content["findings"])
+    undecided = [rank for rank, verdict in enumerate(verdicts[:reported_count], start=1) if verdict is None]
+    if reviewed["organization"] is not None:
         _check_complete(undecided, content["complete"])
-    filed = any(number < above for number in accepted)
+    keeps_reported = any(number < reported_count for number in accepted)
     return json.dumps(
         {
             **content,
             "findings": findings,
             "weaker": [],
             "complete": content["complete"] and not undecided,
-            "made": said["made"],
-            "series": unique_identifier(untimed(report) + b"reviewed series"),
-            "predecessor": [series_uid(report), unique_identifier(report)] if filed else None,
+            "made": reviewed["made"],
+            "series": unique_identifier(without_time(report) + b"reviewed series"),
+            "predecessor": [series_uid(report), unique_identifier(report)] if keeps_reported else None,
             REVIEW: {
-                **{name: said[name] for name in ("reviewer", "note", "organization")},
-                "summary": _summary(said, {word: verdicts.count(verdict) for word, verdict in _VERDICTS.items()}),
+                **{name: reviewed[name] for name in ("reviewer", "note", "organization")},
+                "summary": _summary(reviewed, {word: verdicts.count(verdict) for word, verdict in _VERDICTS.items()}),
             },
         },
         sort_keys=True,
@@ -107,11 +108,11 @@ def reviewed_source(report: bytes, result: bytes, review: bytes) -> bytes:
 
 
 def _check_complete(undecided: list[int], is_all_listed: bool) -> None:
-    """Refuses what nobody can attest to as a whole."""
+    """Raises ``InvalidInputError`` (409) if the review does not cover all findings, so that it cannot be verified."""
     if undecided:
         numbers = ", ".join(map(str, undecided))
         raise InvalidInputError(
-            f"the review cannot be verified: it says nothing of findings that reach the operating score ({numbers}); "
+            f"the review cannot be verified: it leaves findings that reach the operating score undecided ({numbers}); "
             "accept or reject them",
             status=409,
         )
@@ -123,40 +124,43 @@ def _check_complete(undecided: list[int], is_all_listed: bool) -> None:
         )
 
 
-def _summary(said: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    """Who reviewed the case, when, and what became of the findings."""
-    who = said["reviewer"] or f"an {_UNNAMED.lower()}"
-    accepted, added = counts["accepted"], len(said["missed"])
-    told = [f"{accepted} {'finding' if accepted == 1 else 'findings'} of software accepted"]
-    told += [f"{counts[word]} {word}" for word in ("rejected", "undecided") if counts[word]]
+def _summary(reviewed: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """A sentence with the reviewer, the time, and the numbers of findings by verdict."""
+    reviewer = reviewed["reviewer"] or f"an {_UNNAMED.lower()}"
+    accepted, added = counts["accepted"], len(reviewed["missed"])
+    parts = [f"{accepted} software {'finding' if accepted == 1 else 'findings'} accepted"]
+    parts += [f"{counts[word]} {word}" for word in ("rejected", "undecided") if counts[word]]
     if added:
-        told.append(f"{added} {'nodule' if added == 1 else 'nodules'} added by the reader")
-    at = f"on {said['reviewed'][:10]} at {said['reviewed'][11:16]} UTC"
-    return f"Reviewed by {who} {at}: {', '.join(told)}. What was rejected or not decided on is left out."
+        parts.append(f"{added} {'nodule' if added == 1 else 'nodules'} added by the reader")
+    time = f"on {reviewed['reviewed'][:10]} at {reviewed['reviewed'][11:16]} UTC"
+    return f"Reviewed by {reviewer} {time}: {', '.join(parts)}. Rejected and undecided findings are not included."
 
 
-def _missed(volume: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """A nodule that was added: a circle of its diameter on the image where its centre lies, as x, y in pixels from the
-    outer corner of the first; where pixels are not square, an ellipse (its longer axis in pixels first).
+def _added_finding(volume: Mapping[str, Any], nodule: Mapping[str, Any]) -> dict[str, Any]:
+    """A nodule that the reader added, as a finding of a report's source.
+
+    Its region is a circle of its diameter on the image of its centre, as x, y in pixels from the outer corner of the
+    first pixel; an ellipse, with the axis that is longer in pixels first, if pixels are not square.
     """
     spacing = np.array(volume["spacing_mm"])
-    index_ijk = np.array(volume["direction"]).T @ (np.array(one["centre_lps_mm"]) - volume["origin_lps_mm"]) / spacing
+    offset = np.array(nodule["centre_lps_mm"]) - volume["origin_lps_mm"]
+    index_ijk = np.array(volume["direction"]).T @ offset / spacing
     columns, _, slices = volume["size_ijk"]
     centre = index_ijk[:2] + 0.5
-    radii = one["diameter_mm"] / 2 / spacing[:2]
-    if abs(radii[1] / radii[0] - 1) < _SQUARE:
-        aside = radii[0] if centre[0] + radii[0] <= columns else -radii[0]
-        shape, points = "CIRCLE", [centre, centre + [aside, 0]]
+    radii = nodule["diameter_mm"] / 2 / spacing[:2]
+    if abs(radii[1] / radii[0] - 1) < _SQUARE_TOLERANCE:
+        radius = radii[0] if centre[0] + radii[0] <= columns else -radii[0]
+        shape, points = "CIRCLE", [centre, centre + [radius, 0]]
     else:
-        steps = np.diag(radii)[np.argsort(-radii)]
-        shape, points = "ELLIPSE", [point for step in steps for point in (centre - step, centre + step)]
+        half_axes = np.diag(radii)[np.argsort(-radii)]
+        shape, points = "ELLIPSE", [point for half in half_axes for point in (centre - half, centre + half)]
     return {
         "image": min(max(round(float(index_ijk[2])), 0), slices - 1),
-        "centre_lps_mm": one["centre_lps_mm"],
+        "centre_lps_mm": nodule["centre_lps_mm"],
         "shape": shape,
         "region": np.round(points, 2).tolist(),
         "axes_mm": None,
-        "mean_diameter_mm": round(one["diameter_mm"], 2),
+        "mean_diameter_mm": round(nodule["diameter_mm"], 2),
         "volume_mm3": None,
         "percent": None,
         "label": NODULE,
@@ -165,10 +169,10 @@ def _missed(volume: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]
 
 
 def reviewed_report(source: bytes) -> bytes:
-    """The report of a ``reviewed_source`` as a DICOM file, the same from the same source.
+    """The report of a ``reviewed_source`` as a DICOM file; it depends on the source alone.
 
-    VERIFIED and FINAL where the source names an organization, by the reviewer at the time of the review; else
-    UNVERIFIED and PRELIMINARY.
+    If the source names an organization, the report is VERIFIED by the reviewer, at the time of the review, and FINAL;
+    otherwise it is UNVERIFIED and PRELIMINARY.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -181,41 +185,42 @@ def reviewed_report(source: bytes) -> bytes:
     groups = []
     for number, finding in enumerate(content["findings"]):
         group = measurement_group(number, content, source)
-        for place, item in enumerate(reader if "added" in finding else device_observer(), start=_TRACKING):
-            group[0].ContentSequence.insert(place, item)
+        observer = reader if "added" in finding else device_observer()
+        for index, item in enumerate(observer, start=_TRACKING_ITEMS):
+            group[0].ContentSequence.insert(index, item)
         groups.append(group)
-    stated: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     if organization is not None:
-        stated = {
+        attributes = {
             "is_verified": True,
-            "is_final": True,  # or it would not count as the prevailing final version (PS3.3 C.17.2)
+            "is_final": True,  # otherwise it would not be the prevailing final version (PS3.3 C.17.2)
             "verifying_observer_name": name,
             "verifying_organization": organization,
         }
     if content["predecessor"] is not None:
-        stated["previous_versions"] = [_predecessor(content)]
+        attributes["previous_versions"] = [_predecessor(content)]
     return report_file(
         content,
         context=hd.sr.ObservationContext(observer_person_context=reader, observer_device_context=device_observer()),
         groups=groups,
-        comments=[review["summary"], *_lines(review["note"]), *content["remarks"]],
+        comments=[review["summary"], *_note_text(review["note"]), *content["remarks"]],
         series_instance_uid=content["series"],
         series_number=_SERIES_NUMBER,
         sop_instance_uid=unique_identifier(source),
         is_complete=content["complete"],
         series_description=_SERIES,
-        **stated,
+        **attributes,
     )
 
 
-def _lines(note: str) -> list[str]:
-    """A note as a DICOM text, its lines ended as there and without other control characters (PS3.5 6.1.3); or none."""
+def _note_text(note: str) -> list[str]:
+    """A note as DICOM text, with CR LF line ends and no other control characters (PS3.5 6.1.3); none if it is blank."""
     text = "\r\n".join(re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", "", line) for line in note.splitlines())
     return [text] if text.strip() else []
 
 
 def _predecessor(content: Mapping[str, Any]) -> Dataset:
-    """The report of the findings alone, of which content is taken over (PS3.3 C.17.2)."""
+    """A reference to the original report, whose content is partly included in this one (PS3.3 C.17.2)."""
     from pydicom.dataset import Dataset
     from pydicom.uid import Comprehensive3DSRStorage
 
@@ -227,12 +232,12 @@ def _predecessor(content: Mapping[str, Any]) -> Dataset:
 
 
 def person_name(reviewer: str | None) -> str:
-    """A reviewer's name as DICOM has names, of 64 characters at most; one that is none of these as a family name alone.
+    """A reviewer's name as a DICOM person name (PN); text that is not one becomes a family name.
 
-    One without parts ends in ^, by which a reader knows that this is meant.
+    A family name alone ends with ^, which shows that the name has a single component. It has at most 64 characters.
     """
     name = (reviewer or _UNNAMED).replace("\\", "/")
-    written = name.split("=")
-    if len(written) > _GROUPS or any(len(one.split("^")) > _COMPONENTS for one in written):
+    groups = name.split("=")
+    if len(groups) > _MAX_GROUPS or any(len(group.split("^")) > _MAX_COMPONENTS for group in groups):
         name = name.replace("=", " ").replace("^", " ")
-    return name if "^" in name else f"{name[: _NAME - 1]}^"
+    return name if "^" in name else f"{name[: _MAX_NAME_LENGTH - 1]}^"

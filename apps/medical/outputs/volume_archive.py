@@ -1,4 +1,4 @@
-"""A volume as NumPy's archive: its grid, and its voxels as whoever writes it packs them."""
+"""A volume as a NumPy archive (``.npz``): its grid, and its voxels in the caller's compression."""
 
 from __future__ import annotations
 
@@ -12,35 +12,41 @@ from numpy.typing import NDArray
 from apps.medical.types import CTVolume
 
 
-def volume_archive(volume: CTVolume, **packed: bytes) -> bytes:
-    """The archive of a volume whose voxels are ``packed``, under a name that says how; no identifier, name or date."""
+def volume_archive(volume: CTVolume, **compressed: bytes) -> bytes:
+    """The archive of a volume, without identifiers, names or dates.
+
+    ``compressed`` holds its compressed voxels, under the name of the compression.
+    """
     content = io.BytesIO()
-    held: dict[str, Any] = {name: np.frombuffer(one, np.uint8) for name, one in packed.items()}
+    arrays: dict[str, Any] = {name: np.frombuffer(data, np.uint8) for name, data in compressed.items()}
     np.savez(
         content,
         size_zyx=volume.voxels_zyx.shape,
         spacing_mm=volume.spacing_mm,
         origin_lps_mm=volume.origin_lps_mm,
         direction=volume.direction,
-        **held,
+        **arrays,
     )
     return content.getvalue()
 
 
 def read_volume_archive(
-    content: bytes, name: str, unpack: Callable[[bytes, tuple[int, int, int]], NDArray[np.int16]]
+    content: bytes, name: str, decompress: Callable[[bytes, tuple[int, int, int]], NDArray[np.int16]]
 ) -> CTVolume:
-    """The volume in an archive; ``unpack`` takes what is packed as ``name``, and slices, rows and columns."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as held:
-        size_z, size_y, size_x = (int(size) for size in held["size_zyx"])
+    """The volume in an archive.
+
+    ``name`` is that of the compressed voxels; ``decompress`` takes them and the size (slices, rows, columns).
+    """
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        size_z, size_y, size_x = (int(size) for size in arrays["size_zyx"])
         return CTVolume(
-            voxels_zyx=unpack(held[name].tobytes(), (size_z, size_y, size_x)),
-            spacing_mm=_three(held["spacing_mm"]),
-            origin_lps_mm=_three(held["origin_lps_mm"]),
-            direction=held["direction"],
+            voxels_zyx=decompress(arrays[name].tobytes(), (size_z, size_y, size_x)),
+            spacing_mm=_triple(arrays["spacing_mm"]),
+            origin_lps_mm=_triple(arrays["origin_lps_mm"]),
+            direction=arrays["direction"],
         )
 
 
-def _three(values: NDArray[Any]) -> tuple[float, float, float]:
+def _triple(values: NDArray[Any]) -> tuple[float, float, float]:
     x, y, z = (float(value) for value in values)
     return x, y, z

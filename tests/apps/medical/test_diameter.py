@@ -11,7 +11,7 @@ from apps.medical.inference import diameter
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.metrics.diameter import axes_mm, mean_axial_diameter_mm
-from apps.medical.predictor import measured
+from apps.medical.predictor import measure_nodules
 from apps.medical.types import ChestInput, CTVolume
 
 SPACING = np.array([0.7, 0.7, 1.25])
@@ -53,8 +53,8 @@ def box(axes: tuple[float, float, float]) -> np.ndarray:
 def test_a_box_of_the_wrong_size_gives_the_right_diameter(density, size, wrong):
     image = np.where(ellipsoid((size,) * 3) < 1, density, -860.0)
     image = ndimage.gaussian_filter(image, (0.6, 0.6, 0.4)).astype(np.float32)
-    measured = measure(image, box((size * wrong,) * 3), SPACING)
-    assert measured == pytest.approx(size, abs=0.9)
+    diameter = measure(image, box((size * wrong,) * 3), SPACING)
+    assert diameter == pytest.approx(size, abs=0.9)
 
 
 @pytest.mark.parametrize("core", [7.0, 10.0])
@@ -95,8 +95,8 @@ def test_a_lobe_of_a_mass_belongs_to_it():
 def test_the_chest_wall_is_no_part_of_a_nodule_that_touches_it():
     image = np.where(ellipsoid((12.0, 12.0, 12.0)) < 1, 30.0, -860.0)
     image[int((CENTRE[0] + 5) / 0.7) :] = 40.0
-    measured = measure(image.astype(np.float32), box((12.0, 12.0, 12.0)), SPACING)
-    assert measured == pytest.approx(12.0, abs=2.5)
+    diameter = measure(image.astype(np.float32), box((12.0, 12.0, 12.0)), SPACING)
+    assert diameter == pytest.approx(12.0, abs=2.5)
 
 
 def test_where_nothing_stands_out_there_is_no_diameter():
@@ -115,7 +115,7 @@ def test_a_nodule_is_as_large_in_an_oblique_scan(degrees):
     middle = volume.to_lps_mm([30, 30, 20])
     ends = np.sort(grid.to_voxels(np.stack([middle - 9, middle + 9])), axis=0)
     marks = Candidates(torch.zeros(1, 1, 1), grid, ends.reshape(1, 6), np.ones(1), np.zeros(1, np.int64))
-    (nodule,) = measured(volume, marks, ChestInput())
+    (nodule,) = measure_nodules(volume, marks, ChestInput())
     assert nodule.mean_diameter_mm == pytest.approx(16, abs=1)
     assert np.subtract(nodule.box_lps_mm[3:], nodule.box_lps_mm[:3]) == pytest.approx([16, 16, 16], abs=1.1)
     assert nodule.centre_lps_mm == pytest.approx(middle.tolist(), abs=1e-6)

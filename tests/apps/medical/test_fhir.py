@@ -138,7 +138,7 @@ def test_the_report_names_the_study_and_says_that_it_is_preliminary(scan):
     (study,) = report["imagingStudy"]
     assert study["identifier"]["value"] == f"urn:oid:{volume.identifiers['StudyInstanceUID']}"
     assert report["status"] == "preliminary" and report["code"]["coding"][0]["code"] == "24627-2"
-    assert "1 finding of software (lung_nodules 6)" in report["conclusion"]
+    assert "1 software finding (lung_nodules 6)" in report["conclusion"]
     assert "not for diagnosis" in report["conclusion"] and "3 more findings reach" in report["conclusion"]
     assert report["meta"]["security"][0]["code"] == "AIAST"
 

@@ -199,7 +199,7 @@ def test_the_phantoms_nodules_are_the_same_in_both_scans(
     out = tmp_path / "comparison.json"
     assert main(["compare", "medical", *map(str, answers), "--days", "100", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Findings beside the earlier scan" in said and "are they of one patient?" not in said
+    assert "Findings compared with the earlier scan" in said and "are they of the same patient?" not in said
     content = json.loads(out.read_text())
     told = {one["earlier"]["rank"]: one for one in content["findings"] if one["earlier"] is not None}
     assert [told[rank]["change"] for rank in centres] == ["stable"] * 4
@@ -247,7 +247,7 @@ def test_what_one_of_the_scans_does_not_reach_is_neither_new_nor_gone(
         (one if found == "findings" else one["earlier"])["rank"]: one for one in content["findings"] if one["earlier"]
     }
     assert all(same[rank]["distance_mm"] < 5 for rank in centres.keys() - beyond)
-    assert "are they of one patient?" not in said
+    assert "are they of the same patient?" not in said
 
 
 def right_half(volume: CTVolume) -> CTVolume:
@@ -285,9 +285,9 @@ def test_one_lung_of_a_patient_is_found_in_a_scan_of_both(medical_data: Path) ->
 @pytest.mark.parametrize(
     "fit, vessels, is_asked, said",
     [
-        (0.85, 0.95, False, "an effusion in one of them or a lung removed; the vessels are alike"),
-        (0.95, 0.4, True, "The vessels in the lungs of the two scans are unlike (correlation 0.40)"),
-        (0.85, None, True, "The two scans fit each other poorly (correlation 0.85)"),
+        (0.85, 0.95, False, "an effusion or a removed lung; the lung vessels match"),
+        (0.95, 0.4, True, "The lung vessels of the two scans differ (correlation 0.40)"),
+        (0.85, None, True, "The two scans do not align well (correlation 0.85)"),
     ],
 )
 def test_the_vessels_tell_patients_apart_where_there_are_enough(
@@ -301,7 +301,7 @@ def test_the_vessels_tell_patients_apart_where_there_are_enough(
     monkeypatch.setattr(comparison, "align", lambda *_: Alignment(SimpleITK.TranslationTransform(3), fit))
     monkeypatch.setattr(comparison, "vessel_correlation", lambda *_: vessels)
     remarks = " ".join(comparison.compare_folders(*answers, None)[0]["remarks"])
-    assert said in remarks and ("are they of one patient?" in remarks) is is_asked
+    assert said in remarks and ("are they of the same patient?" in remarks) is is_asked
 
 
 def test_scans_of_two_patients_are_told_of(
@@ -311,14 +311,14 @@ def test_scans_of_two_patients_are_told_of(
     before = predicted(tmp_path, "other", other)
     capsys.readouterr()
     assert main(["compare", "medical", str(answers[1]), str(before)]) == 0
-    assert "are they of one patient?" in " ".join(capsys.readouterr().out.split())
+    assert "are they of the same patient?" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda now: (now / "slab.nii.gz").unlink(), "has no result.json or no slab.nii.gz"),
-        (lambda now: (now / "result.json").write_text("{}"), "not one of the medical application's"),
+        (lambda now: (now / "slab.nii.gz").unlink(), "lacks result.json or slab.nii.gz"),
+        (lambda now: (now / "result.json").write_text("{}"), "not from the medical application"),
         (lambda now: _change_result(now, lungs=None), "no lung was found in the later scan"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_torn_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, l
     assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
     whole = path.read_bytes()
     path.write_bytes(whole[: max(len(whole) - lost, 4)])
-    refused(path, rf"{name} (cannot be read as NIfTI|is no NIfTI file).*; ")
+    refused(path, rf"{name} (cannot be read as NIfTI|is not a single-file NIfTI image).*; ")
 
 
 @pytest.mark.parametrize(("name", "other"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])

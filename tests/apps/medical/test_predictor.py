@@ -18,9 +18,9 @@ from apps.medical.adapters.source import read_volume
 from apps.medical.app import app
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
-from apps.medical.outputs.result import NO_LUNGS, PARTLY, case_label, result, result_table
+from apps.medical.outputs.result import LUNGS_CUT, NO_LUNGS, case_label, result, result_table
 from apps.medical.outputs.slab import MAX_VOXELS, slab, slab_file, slab_source
-from apps.medical.predictor import EVERYTHING, Options, measured
+from apps.medical.predictor import EVERYTHING, Options, measure_nodules
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule, SourceImage
 from shared.deploy.predictor import Request, answer
@@ -136,17 +136,17 @@ def test_remarks_speak_of_thick_slices():
     )
     said = result(chest(), found(nodule, cut=True))
     assert any("5 mm apart" in sentence for sentence in said["remarks"])
-    assert PARTLY in said["remarks"]
+    assert LUNGS_CUT in said["remarks"]
     assert said["findings"][0]["above_operating_score"] is True
     assert said["findings"][0]["mean_diameter_mm"] == 9.4
 
 
 @pytest.mark.realdata
 def test_the_real_nodule_alone_is_above_the_operating_score_and_as_large_as_its_mask(medical_data):
-    from apps.medical.reproduce import real_nodule
+    from apps.medical.reproduce import find_real_nodule
 
     predictor, folder = app.predictor(shipped(app), "cpu"), medical_data / "pyradiomics_lung1"
-    place, _ = real_nodule(predictor, folder)
+    place, _ = find_real_nodule(predictor, folder)
     assert place is not None
     rank, measured_mm, true_mm = place
     assert rank == 1 and measured_mm == pytest.approx(true_mm, abs=1.5)
@@ -260,7 +260,7 @@ def test_the_list_s_box_and_diameter_are_of_one_measurement():
     grid = Grid(scan.to_lps_mm([99, 79, 0]), np.array(scan.spacing_mm), (100, 80, 20))
     corners = np.sort(grid.to_voxels(box), axis=0).reshape(1, 6)
     marks = Candidates(torch.zeros(1, 1, 1), grid, corners, np.array([0.8]), np.array([0]))
-    (nodule,) = measured(scan, marks, ChestInput())
+    (nodule,) = measure_nodules(scan, marks, ChestInput())
     assert nodule.axes_mm is not None and nodule.mean_diameter_mm == pytest.approx(np.mean(nodule.axes_mm))
     sides = np.subtract(nodule.box_lps_mm[3:], nodule.box_lps_mm[:3])
     # The chest's nodule has 4 by 4 by 2 voxels of 3 by 3 by 5 mm.

@@ -24,7 +24,7 @@ from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.report import report_source
 from apps.medical.outputs.result import result
-from apps.medical.outputs.reviewed import reviewed_report, reviewed_source, stated_review
+from apps.medical.outputs.reviewed import review_json, reviewed_report, reviewed_source
 from shared.errors import InvalidInputError
 from shared.review import Review
 from shared.serve.app import create_app
@@ -129,7 +129,7 @@ def test_what_was_accepted_and_added_is_in_it_and_what_was_rejected_is_not(clien
     assert [observers(group.ContentSequence) for group in containers] == [["Trivium"], ["Ada^"]]
     assert "known" not in str(containers[1]) and "Algorithm" not in str(containers[1])
     said, noted, *_ = comments(made)
-    assert re.match(r"Reviewed by Ada on 20\d\d-\d\d-\d\d at \d\d:\d\d UTC: 1 finding of software accepted, ", said)
+    assert re.match(r"Reviewed by Ada on 20\d\d-\d\d-\d\d at \d\d:\d\d UTC: 1 software finding accepted, ", said)
     assert "1 rejected, 1 nodule added by the reader." in said
     assert noted == "2 is a nodule.\r\nKnötchen"
     assert (str(made.PatientName), made.PatientID, made.StudyInstanceUID) == ("Müller^Jürgen", "4711", "1.2")
@@ -226,7 +226,7 @@ def test_there_is_one_of_what_a_reader_added_where_nothing_was_found(client: Tes
     assert REPORT not in client.get(case).json()["files"]
     assert refused(client, case, 404) == "the case has no review"
     review(client, case, reviewer="Ada", note="nothing")
-    assert "neither accepts a finding nor adds one" in refused(client, case, 409)
+    assert "neither accepts nor adds a finding" in refused(client, case, 409)
     review(client, case, reviewer="Ada", missed=[MISSED])
     made = report(client, case)
     assert len(groups(made)) == 1 and "PredecessorDocumentsSequence" not in made
@@ -246,7 +246,7 @@ def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_r
     review(client, case, missed=[MISSED])
     assert "names no reviewer" in refused(client, case, 409, **asked)
     review(client, case, reviewer="Doe^John", missed=[MISSED])
-    assert "findings that reach the operating score (1)" in refused(client, case, 409, **asked)
+    assert "leaves findings that reach the operating score undecided (1)" in refused(client, case, 409, **asked)
     assert report(client, case).CompletionFlag == "PARTIAL"
     review(client, case, reviewer="Doe^John", verdicts={"1": "accepted"})
     for part in ({"verified": "yes"}, {"organization": "Klinikum Süd"}):
@@ -288,10 +288,10 @@ def test_more_than_is_listed_cannot_be_verified(tmp_path: Path) -> None:
     report, said = report_source(volume, findings, {}), json.dumps(result(volume, findings)).encode()
     assert report is not None
     one = Review(reviewer="Ada", reviewed_ns=0, verdicts={1: "accepted"})
-    source = reviewed_source(report, said, stated_review(one, None))
+    source = reviewed_source(report, said, review_json(one, None))
     assert dcmread(BytesIO(reviewed_report(source))).CompletionFlag == "PARTIAL"
     with pytest.raises(InvalidInputError, match="more findings reach the operating score than are listed"):
-        reviewed_source(report, said, stated_review(one, "Klinikum"))
+        reviewed_source(report, said, review_json(one, "Klinikum"))
 
 
 def test_a_circle_begins_within_the_image_and_is_an_ellipse_where_pixels_are_not_square(

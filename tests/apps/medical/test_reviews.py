@@ -201,7 +201,7 @@ def test_of_a_scan_that_is_kept_at_a_lower_resolution_the_rows_alone_are_written
         assert client.put(home, json=REVIEWS[0]).status_code == 200
         out = tmp_path / "out"
         assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
-    assert "no voxels at their own resolution: 1." in " ".join(capsys.readouterr().out.split())
+    assert "Scans not stored at full resolution: 1." in " ".join(capsys.readouterr().out.split())
     assert len(rows(out / "annotations.csv")) == 2 and not list(out.glob("subset*"))
 
 
@@ -218,7 +218,7 @@ def test_a_scan_that_the_server_keeps_is_written_whole(
     assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "Scans written whole, as they were analysed: 1." in told
-    assert "no voxels at their own resolution: 1." in told and "as the viewer has them" not in told
+    assert "Scans not stored at full resolution: 1." in told and "as the viewer has them" not in told
     (file,) = out.rglob("*.mhd")
     scan, given = read_image([file]), chest()
     assert file.stem == UIDS[1] and np.array_equal(scan.voxels_zyx, given.voxels_zyx)

@@ -188,7 +188,7 @@ def test_the_application_defines_the_fields_of_a_missed_finding(medical: tuple[T
         ({"centre_lps_mm": [0, 0, 1e300], "diameter_mm": 5}, "missed.centre_lps_mm.2"),
         ({"centre_lps_mm": [0, 0, "-350"], "diameter_mm": 5}, "missed.centre_lps_mm.2"),
         ({"centre_lps_mm": [0, 0, -350], "diameter_mm": 5, "name": "A^B"}, "missed.name"),
-        ({"centre_lps_mm": [0, 0, 350], "diameter_mm": 5}, "nodule at 0, 0, 350 mm lies outside of the scan"),
+        ({"centre_lps_mm": [0, 0, 350], "diameter_mm": 5}, "nodule at 0, 0, 350 mm is outside the scan"),
     ],
 )
 def test_an_invalid_missed_finding_is_refused(
