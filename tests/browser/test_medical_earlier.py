@@ -22,10 +22,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     open_chest(page, site)
-    page.get_by_text("Beside an earlier scan").click()
+    page.get_by_text("Compare with an earlier scan").click()
     expect(page.get_by_text("There is no other case.")).to_be_visible()
     open_chest(page, site)
-    page.get_by_text("Beside an earlier scan").click()
+    page.get_by_text("Compare with an earlier scan").click()
     cases = page.get_by_label("The case of the earlier scan")
     expect(cases.locator("option")).to_have_count(1)
     expect(cases.locator("option")).to_have_text(
@@ -33,7 +33,7 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     )
     page.get_by_label("Days between the scans").fill("183")
     page.get_by_role("button", name="Compare").click()
-    compared = page.get_by_label("Findings beside the earlier scan").get_by_role("listitem")
+    compared = page.get_by_label("Findings compared with the earlier scan").get_by_role("listitem")
     expect(compared).to_have_count(1, timeout=60_000)
     expect(compared).to_contain_text("9.0 → 9.0 mm")
     expect(compared).to_contain_text("stable")
@@ -51,7 +51,7 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
 def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
     open_chest(page, site)
     open_chest(page, site)
-    page.get_by_text("Beside an earlier scan").click()
+    page.get_by_text("Compare with an earlier scan").click()
     gone = page.get_by_label("The case of the earlier scan").locator("option").first
     expect(gone).to_be_attached()
     page.expected_errors.append("404")  # type: ignore[attr-defined]
@@ -78,6 +78,6 @@ def test_names_turn_nothing_beside_them(page: Page, site: str) -> None:
     expect(page.locator(".findings").first).to_contain_text(f"Rejected by {hebrew}, rejected by Ada gnol")
     expect(page.locator(".findings.missed")).to_contain_text(f"Added by {hebrew}")
     open_chest(page, site)
-    page.get_by_text("Beside an earlier scan").click()
+    page.get_by_text("Compare with an earlier scan").click()
     listed = page.get_by_label("The case of the earlier scan").locator("option").first
     expect(listed).to_contain_text(f", reviewed by {hebrew}, Ada gnol")

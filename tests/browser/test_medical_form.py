@@ -284,15 +284,13 @@ def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> No
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     result = page.locator("#result")
-    expect(result).to_contain_text(
-        "what is not marked is not cleared. The model has learnt from synthetic chests alone"
-    )
+    expect(result).to_contain_text("unmarked regions are not cleared. The model was trained on synthetic chests only")
     expect(result).to_contain_text("9.5 × 8.5 mm axial · 9.0 mm from head to feet")
     page.get_by_role("button", name="Another analysis").click()
-    page.get_by_label("of a score of at least").fill("1")
+    page.get_by_label("with a score of at least").fill("1")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()
-    expect(result).to_contain_text("This does not mean that there is none.")
+    expect(result).to_contain_text("This does not mean that there are no nodules.")
     expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
 
 
@@ -349,7 +347,7 @@ def test_a_long_series_uid_does_not_widen_the_page(page: Page, site: str, tmp_pa
 def test_the_order_and_the_score_are_said_to_be_confidence(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    expect(page.get_by_label("Order:")).to_have_value("surest first")
+    expect(page.get_by_label("Order:")).to_have_value("highest score first")
     expect(page.get_by_text("not that it is malignant")).to_be_visible()
 
 

@@ -255,7 +255,7 @@ def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site
     hand_in(page, site, pack(tmp_path, series(chest())))
     page.get_by_label("Accept finding 2").check()
     files = page.locator(".downloads")
-    expect(files).to_contain_text("Reviewed report (DICOM) names no patient; partial: nothing is said of 1")
+    expect(files).to_contain_text("Reviewed report (DICOM) does not name the patient; partial: undecided on 1")
     page.get_by_label("Reject finding 1").check()
     expect(files).not_to_contain_text("partial")
     expect(files.get_by_role("link", name="Reviewed report (DICOM)")).to_be_visible()
@@ -274,13 +274,13 @@ def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page,
             files.get_by_role("link", name=name).click()
         saved = dcmread(download.value.path())
         assert (saved.PatientName, saved.PatientID) == ("Doe^Jane", "4711"), name
-    expect(files).not_to_contain_text("names no patient")
+    expect(files).not_to_contain_text("does not name the patient")
 
 
 def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:
     page.set_viewport_size({"width": 1280, "height": 380})
     open_chest(page, site)
-    row = page.get_by_label("Findings, surest first").locator("li").nth(1)
+    row = page.get_by_label("Findings, highest score first").locator("li").nth(1)
     expect(row).not_to_be_in_viewport(ratio=1)
     page.keyboard.press("n")
     expect(row.locator("[aria-current=true]")).to_be_in_viewport(ratio=1)
@@ -315,7 +315,7 @@ def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_repor
     assert download.value.suggested_filename == "findings.reviewed.sr.dcm"
     saved = dcmread(download.value.path())
     (said,) = [item.TextValue for item in saved.ContentSequence if "Reviewed by" in item.get("TextValue", "")]
-    assert said.startswith("Reviewed by Doe^Jörg & Söhne on ") and "1 finding of software accepted, 1 rejected." in said
+    assert said.startswith("Reviewed by Doe^Jörg & Söhne on ") and "1 software finding accepted, 1 rejected." in said
     page.get_by_text("Reviewer and note").click()
     page.get_by_label("Reviewer", exact=True).fill("Eve")
     page.get_by_label("Reviewer", exact=True).press("Enter")

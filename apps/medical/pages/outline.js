@@ -1,18 +1,18 @@
-// Outlines of the findings' voxels on a slice.
+// Outlines of the findings' masks on a slice.
 
-/** Lines around the labels of a slice, as a Path2D: `labels` is the scan's own grid, `volume` the viewer's slices, which
- *  are a part of it, maybe of larger voxels; [sx, sy, dx, dy] places the viewer's voxels on the canvas. */
+/** The outlines of the labels on a slice, as a Path2D. `labels` is on the scan's own grid; `volume`, the viewer's, is a
+ *  part of it, possibly with larger voxels. [sx, sy, dx, dy] maps the viewer's voxels to the canvas. */
 export function outline(labels, volume, slice, [sx, sy, dx, dy]) {
   const [width, height, depth] = labels.size;
   const first = labels.toIndex(volume.toLps([0, 0, slice]));
   const k = Math.min(Math.max(Math.round(first[2]), 0), depth - 1);
   const plane = labels.voxels.subarray(k * width * height, (k + 1) * width * height);
-  const at = (u, v) => [
+  const toCanvas = (u, v) => [
     (((u - first[0]) * labels.spacing[0]) / volume.spacing[0] + 0.5) * sx + dx,
     (((v - first[1]) * labels.spacing[1]) / volume.spacing[1] + 0.5) * sy + dy,
   ];
   const path = new Path2D();
-  const line = (from, to) => { path.moveTo(...at(...from)); path.lineTo(...at(...to)); };
+  const line = (from, to) => { path.moveTo(...toCanvas(...from)); path.lineTo(...toCanvas(...to)); };
   for (let n = 0; n < plane.length; n++) {
     if (!plane[n]) continue;
     const [i, j] = [n % width, Math.floor(n / width)];

@@ -9,16 +9,19 @@ const SIGNS = { accepted: " ✓", rejected: " ✗" };
 const ZOOM = 3;
 const NOTCH_PX = 50;
 
-/** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
- *  called, `order()` the findings as they are listed, `missed()` nodules that a reader added, `labels()` fetches the
- *  findings' voxels, where there are some, `verdict(finding)` is what the reader said of one; `keys` are further keys, and without `keyboard` there are none, `onPoint()` hears of a cross or a measured line,
- *  `onSlice()` of another slice.
+/** A viewer of `volume` with `findings` (of result.json). `whole` is the geometry of the scan.
+ *
+ *  `name(k)` returns the name of the scan's slice k, `order()` the findings in the order of the list, `missed()` the
+ *  nodules that a reader added, `verdict(finding)` the reader's verdict. `labels()`, if given, fetches the label map of
+ *  the findings. `keys` maps further keys to functions; with `keyboard: false` no keys are handled. `onFinding(finding)`
+ *  is called when a finding is shown, `onPoint()` when the cross or the measured line changes, `onSlice()` when the slice
+ *  changes.
  *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear(), slice(), go(slice) }. */
-export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: more = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: moreKeys = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null, called: "" };
-  // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
+  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null, sliceName: "" };
+  // Radiological orientation: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
   const pixels = new ImageData(width, height);
@@ -30,32 +33,33 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   const label = element("output", {});
   const readout = element("output", { "aria-live": "off" });
   const windows = Object.entries(WINDOWS).map(([name, [level, wide]]) =>
-    element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => choose(name) }, name));
+    element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => chooseWindow(name) }, name));
   const zoom = element("button", { type: "button", title: "Key Z", onclick: () => toggleZoom() }, "Zoom");
 
-  const outlines = labels && element("button", { type: "button", title: "The voxels that were measured. Key O", "aria-pressed": "false", onclick: () => toggleOutlines() }, "Outline");
+  const outlines = labels && element("button", { type: "button", title: "Show the measured voxels. Key O", "aria-pressed": "false", onclick: () => toggleOutlines() }, "Outline");
 
-  /** Level and width in HU: those of the window that was chosen, or that the right button dragged to. */
+  /** The window's level and width in HU: those of the preset, or those set by dragging with the right button. */
   const window = () => state.own ?? WINDOWS[state.window];
 
-  function choose(name) {
+  function chooseWindow(name) {
     [state.window, state.own] = [name, null];
     draw();
   }
 
-  function slab() {
+  /** Draws the current slice, windowed, onto `sheet`. */
+  function drawSlice() {
     const [level, wide] = window();
     const low = level - wide / 2;
     const plane = volume.voxels.subarray(state.slice * width * height, (state.slice + 1) * width * height);
-    const words = new Uint32Array(pixels.data.buffer);
+    const rgba = new Uint32Array(pixels.data.buffer);
     for (let n = 0; n < plane.length; n++) {
       const grey = Math.max(0, Math.min(255, ((plane[n] - low) * 255 / wide) | 0));
-      words[n] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
+      rgba[n] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
     }
     sheet.getContext("2d").putImageData(pixels, 0, 0);
   }
 
-  /** Pixels of the canvas for a voxel: [scale x, scale y, shift x, shift y]. */
+  /** The mapping from voxels to canvas pixels: [scale x, scale y, shift x, shift y]. */
   function placement() {
     const fit = Math.min(canvas.width / extentMm[0], canvas.height / extentMm[1]) * (state.zoom ? ZOOM : 1);
     const scale = [fit * volume.spacing[0] * (flip[0] ? -1 : 1), fit * volume.spacing[1] * (flip[1] ? -1 : 1)];
@@ -64,7 +68,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   }
 
   function draw() {
-    slab();
+    drawSlice();
     const side = Math.round(canvas.clientWidth * devicePixelRatio) || 720;
     if (canvas.width !== side) {
       canvas.width = side;
@@ -105,41 +109,41 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     }
     labels.sort((a, b) => b.chosen - a.chosen);
     const places = placeLabels(labels, 18 * unit, [canvas.width, canvas.height]);
-    labels.forEach((one, n) => outlined(pen, unit, one.text, places[n].x, places[n].y, one.colour));
-    for (const one of missed()) {
-      const [i, j, k] = volume.toIndex(one.centre_lps_mm);
-      if (Math.abs(k - state.slice) * volume.spacing[2] > Math.max(one.diameter_mm / 2, volume.spacing[2] / 2)) continue;
+    labels.forEach((label, n) => outlinedText(pen, unit, label.text, places[n].x, places[n].y, label.colour));
+    for (const nodule of missed()) {
+      const [i, j, k] = volume.toIndex(nodule.centre_lps_mm);
+      if (Math.abs(k - state.slice) * volume.spacing[2] > Math.max(nodule.diameter_mm / 2, volume.spacing[2] / 2)) continue;
       pen.strokeStyle = "#7dff9b";
       pen.lineWidth = 2 * unit;
       pen.beginPath();
-      pen.arc((i + 0.5) * sx + dx, (j + 0.5) * sy + dy, Math.max(one.diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit), 0, 2 * Math.PI);
+      pen.arc((i + 0.5) * sx + dx, (j + 0.5) * sy + dy, Math.max(nodule.diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit), 0, 2 * Math.PI);
       pen.stroke();
     }
-    crosshair(pen, unit, [sx, sy, dx, dy]);
-    ruler(pen, unit, [sx, sy, dx, dy]);
-    letters(pen, unit);
+    drawCrosshair(pen, unit, [sx, sy, dx, dy]);
+    drawRuler(pen, unit, [sx, sy, dx, dy]);
+    drawSideLetters(pen, unit);
     const corner = volume.toLps([0, 0, state.slice]);
-    const called = name(Math.min(whole.size[2] - 1, Math.max(0, Math.round(whole.toIndex(corner)[2]))));
+    const sliceName = name(Math.min(whole.size[2] - 1, Math.max(0, Math.round(whole.toIndex(corner)[2]))));
     const middle = volume.toLps([(width - 1) / 2, (height - 1) / 2, state.slice]);
-    state.called = called;
-    const hint = called.startsWith("image") ? " (instance number)" : "";
-    label.textContent = `${called[0].toUpperCase()}${called.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
+    state.sliceName = sliceName;
+    const hint = sliceName.startsWith("image") ? " (instance number)" : "";
+    label.textContent = `${sliceName[0].toUpperCase()}${sliceName.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
     const [level, wide] = window();
-    const windowed = state.own ? `window level ${level}, width ${wide} HU` : `${state.window.toLowerCase()} window`;
-    canvas.setAttribute("aria-label", `Axial CT, ${called}, ${windowed}`);
-    outlined(pen, unit, `L ${level}  W ${wide}`, 8 * unit, canvas.height - 8 * unit, "#fff");
-    readout.textContent = words();
+    const windowText = state.own ? `window level ${level}, width ${wide} HU` : `${state.window.toLowerCase()} window`;
+    canvas.setAttribute("aria-label", `Axial CT, ${sliceName}, ${windowText}`);
+    outlinedText(pen, unit, `L ${level}  W ${wide}`, 8 * unit, canvas.height - 8 * unit, "#fff");
+    readout.textContent = readoutText();
     slider.value = state.slice;
     windows.forEach((button, n) => button.setAttribute("aria-pressed", String(!state.own && Object.keys(WINDOWS)[n] === state.window)));
     zoom.setAttribute("aria-pressed", String(state.zoom));
   }
 
-  /** What was pointed at or measured, in words; else which finding the keys are about, its slice where that is not the one shown; also with the list out of sight. */
-  function words() {
+  /** The measured length, or the value and position at the cross; else the finding that the keys act on and its verdict, with its slice if another is shown. */
+  function readoutText() {
     if (state.ruler) return `${length(state.ruler).toFixed(1)} mm measured`;
     if (!state.cross && verdict && state.chosen) {
-      const there = name(state.chosen.slice - 1);
-      return `Finding ${state.chosen.rank}${there === state.called ? "" : ` in ${there}`}: ${verdict(state.chosen) ?? "undecided"}`;
+      const findingSlice = name(state.chosen.slice - 1);
+      return `Finding ${state.chosen.rank}${findingSlice === state.sliceName ? "" : ` in ${findingSlice}`}: ${verdict(state.chosen) ?? "undecided"}`;
     }
     if (!state.cross) return "";
     const [i, j, k] = state.cross.map(Math.round);
@@ -150,7 +154,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     return Math.hypot((to[0] - from[0]) * volume.spacing[0], (to[1] - from[1]) * volume.spacing[1]);
   }
 
-  function crosshair(pen, unit, [sx, sy, dx, dy]) {
+  function drawCrosshair(pen, unit, [sx, sy, dx, dy]) {
     if (!state.cross || Math.round(state.cross[2]) !== state.slice) return;
     const [x, y] = [(state.cross[0] + 0.5) * sx + dx, (state.cross[1] + 0.5) * sy + dy];
     const gap = 12 * unit;
@@ -164,7 +168,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.stroke();
   }
 
-  function ruler(pen, unit, [sx, sy, dx, dy]) {
+  function drawRuler(pen, unit, [sx, sy, dx, dy]) {
     if (!state.ruler) return;
     const [a, b] = state.ruler.map(([i, j]) => [(i + 0.5) * sx + dx, (j + 0.5) * sy + dy]);
     pen.strokeStyle = "#7dff9b";
@@ -174,12 +178,12 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.lineTo(...b);
     pen.stroke();
     const text = `${length(state.ruler).toFixed(1)} mm`;
-    const across = pen.measureText(text).width + 6 * unit;
-    const [x, y] = [Math.min(b[0] + 6 * unit, canvas.width - across), Math.max(b[1] - 6 * unit, 18 * unit)];
-    outlined(pen, unit, text, x, y, "#7dff9b");
+    const textWidth = pen.measureText(text).width + 6 * unit;
+    const [x, y] = [Math.min(b[0] + 6 * unit, canvas.width - textWidth), Math.max(b[1] - 6 * unit, 18 * unit)];
+    outlinedText(pen, unit, text, x, y, "#7dff9b");
   }
 
-  function outlined(pen, unit, text, x, y, colour) {
+  function outlinedText(pen, unit, text, x, y, colour) {
     pen.lineWidth = 4 * unit;
     pen.strokeStyle = "#000";
     pen.strokeText(text, x, y);
@@ -187,15 +191,14 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.fillText(text, x, y);
   }
 
-  function letters(pen, unit) {
-    const turned = (axis, flipped) => (flipped ? axis.map((v) => -v) : axis);
-    const across = turned(volume.axes[0], flip[0]);
-    const down = turned(volume.axes[1], flip[1]);
-    const back = (axis) => axis.map((v) => -v);
-    const write = (text, x, y) => outlined(pen, unit, text, x, y, "#fff");
-    write(sideOf(back(across)), 8 * unit, canvas.height / 2);
-    write(sideOf(across), canvas.width - 20 * unit, canvas.height / 2);
-    write(sideOf(back(down)), canvas.width / 2, 20 * unit);
+  function drawSideLetters(pen, unit) {
+    const opposite = (axis) => axis.map((v) => -v);
+    const right = flip[0] ? opposite(volume.axes[0]) : volume.axes[0];
+    const down = flip[1] ? opposite(volume.axes[1]) : volume.axes[1];
+    const write = (text, x, y) => outlinedText(pen, unit, text, x, y, "#fff");
+    write(sideOf(opposite(right)), 8 * unit, canvas.height / 2);
+    write(sideOf(right), canvas.width - 20 * unit, canvas.height / 2);
+    write(sideOf(opposite(down)), canvas.width / 2, 20 * unit);
     write(sideOf(down), canvas.width / 2, canvas.height - 8 * unit);
   }
 
@@ -216,23 +219,23 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   let fetched = null;
   async function toggleOutlines() {
     if (!labels) return;
-    const on = outlines.getAttribute("aria-pressed") !== "true";
-    outlines.setAttribute("aria-pressed", String(on));
+    const isOn = outlines.getAttribute("aria-pressed") !== "true";
+    outlines.setAttribute("aria-pressed", String(isOn));
     try {
-      const voxels = on ? await (fetched ??= labels()) : null;
-      if (on === (outlines.getAttribute("aria-pressed") === "true")) state.labels = voxels;
+      const voxels = isOn ? await (fetched ??= labels()) : null;
+      if (isOn === (outlines.getAttribute("aria-pressed") === "true")) state.labels = voxels;
     } catch (error) {
       console.error(error);
       fetched = null;
       outlines.setAttribute("aria-pressed", "false");
-      readout.textContent = `The outlines cannot be shown: ${error.message}.`;
+      readout.textContent = `The outlines cannot be displayed: ${error.message}.`;
       return;
     }
     draw();
   }
 
   function show(finding) {
-    const mark = marks.find((one) => one.finding === finding);
+    const mark = marks.find((candidate) => candidate.finding === finding);
     state.chosen = finding;
     state.cross = null;
     state.centre = mark.at.slice(0, 2);
@@ -246,25 +249,25 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     show(listed[(listed.indexOf(state.chosen) + by + listed.length) % listed.length]);
   }
 
-  const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
-  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...more };
+  const sliceSteps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...moreKeys };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (!keyboard || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key in moves) go(state.slice + moves[key]);
+    if (key in sliceSteps) go(state.slice + sliceSteps[key]);
     else if (key in keys) keys[key]();
-    else if (key in { 1: 0, 2: 0, 3: 0 }) choose(Object.keys(WINDOWS)[key - 1]); else return;
+    else if (key in { 1: 0, 2: 0, 3: 0 }) chooseWindow(Object.keys(WINDOWS)[key - 1]); else return;
     event.preventDefault();
   });
-  let turned = 0;
+  let scrolled = 0;
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    // A notch of a wheel is a slice; a touchpad tells small steps, which are summed up.
-    turned = event.deltaMode || Math.abs(event.deltaY) >= NOTCH_PX ? Math.sign(event.deltaY) * NOTCH_PX : turned + event.deltaY;
-    if (Math.abs(turned) < NOTCH_PX) return;
-    go(state.slice - Math.sign(turned));
-    turned = 0;
+    // One notch of a wheel is one slice; a touchpad sends small steps, which are summed.
+    scrolled = event.deltaMode || Math.abs(event.deltaY) >= NOTCH_PX ? Math.sign(event.deltaY) * NOTCH_PX : scrolled + event.deltaY;
+    if (Math.abs(scrolled) < NOTCH_PX) return;
+    go(state.slice - Math.sign(scrolled));
+    scrolled = 0;
   }, { passive: false });
   function clear() {
     state.cross = state.ruler = null;
@@ -272,7 +275,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     onPoint();
   }
 
-  /** Shows a place of the scan with the cross on it. */
+  /** Shows a position in the scan with the cross on it. */
   function look(lps) {
     const [i, j, k] = volume.toIndex(lps);
     state.centre = [i, j];
@@ -280,7 +283,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     go(state.cross[2]);
   }
 
-  /** Where a reader points: at the cross, or at the middle of the line that was measured, whose length is the diameter. */
+  /** The position of the cross, or the middle of the measured line with its length as the diameter; null without either. */
   function marked() {
     if (state.ruler) {
       const [[i, j], [x, y]] = state.ruler;
@@ -289,45 +292,45 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     return state.cross && { lps: volume.toLps(state.cross), diameter_mm: null };
   }
 
-  /** The voxel under the pointer, in fractions; null beside the image. */
-  function pointed(event) {
+  /** The fractional voxel index under the pointer; null outside the image. */
+  function voxelAt(event) {
     const box = canvas.getBoundingClientRect();
-    const shown = Math.min(box.width / canvas.width, box.height / canvas.height);
+    const scale = Math.min(box.width / canvas.width, box.height / canvas.height);
     const [sx, sy, dx, dy] = placement();
-    const i = ((event.clientX - box.x - (box.width - canvas.width * shown) / 2) / shown - dx) / sx - 0.5;
-    const j = ((event.clientY - box.y - (box.height - canvas.height * shown) / 2) / shown - dy) / sy - 0.5;
+    const i = ((event.clientX - box.x - (box.width - canvas.width * scale) / 2) / scale - dx) / sx - 0.5;
+    const j = ((event.clientY - box.y - (box.height - canvas.height * scale) / 2) / scale - dy) / sy - 0.5;
     return i < -0.5 || j < -0.5 || i >= width - 0.5 || j >= height - 0.5 ? null : [i, j];
   }
 
   let pressed = null;
-  let windowing = null;   // where the right button was pressed, and the window then
+  let windowing = null;   // the pointer position and the window when the right button was pressed
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("pointerdown", (event) => {
     windowing = event.button === 2 ? [event.clientX, event.clientY, ...window()] : null;
     if (windowing) canvas.setPointerCapture(event.pointerId);
-    pressed = event.button === 0 ? pointed(event) : null;
+    pressed = event.button === 0 ? voxelAt(event) : null;
     if (pressed) canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
     if (windowing) {
       const [x, y, level, wide] = windowing;
-      // To the right is wider, down is darker, as in other viewers; faster where the window is wide.
+      // As in other viewers, dragging right widens the window and dragging down darkens it; wide windows change faster.
       const step = Math.max(wide / 400, 0.5);
       state.own = [Math.round(level + (event.clientY - y) * step), Math.max(1, Math.round(wide + 2 * (event.clientX - x) * step))];
       draw();
       return;
     }
-    const at = pointed(event);
+    const at = voxelAt(event);
     if (pressed && at && length([pressed, at]) > 1.5) {
       state.ruler = [pressed, at];
       draw();
     } else if (!pressed && !state.ruler && !state.cross) {
-      const near = at?.map(Math.round);
-      readout.textContent = near ? `${volume.voxels[(state.slice * height + near[1]) * width + near[0]]} HU at ${position(volume.toLps([...near, state.slice]))}` : words();
+      const nearest = at?.map(Math.round);
+      readout.textContent = nearest ? `${volume.voxels[(state.slice * height + nearest[1]) * width + nearest[0]]} HU at ${position(volume.toLps([...nearest, state.slice]))}` : readoutText();
     }
   });
   canvas.addEventListener("pointerup", (event) => {
-    const at = pointed(event);
+    const at = voxelAt(event);
     if (pressed && at && !(state.ruler && length([pressed, at]) > 1.5)) {
       state.ruler = null;
       state.cross = [...at, state.slice];
@@ -336,7 +339,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     if (pressed) onPoint();
     pressed = windowing = null;
   });
-  canvas.addEventListener("pointerleave", () => { readout.textContent = words(); });
+  canvas.addEventListener("pointerleave", () => { readout.textContent = readoutText(); });
   slider.addEventListener("input", () => go(Number(slider.value)));
   new ResizeObserver(() => draw()).observe(canvas);
 
@@ -345,11 +348,11 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${more.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
+    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${moreKeys.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: clear both. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
   return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
 }
 
-/** Whether a key belongs to what has the focus: a field takes all, the slider its own, and the page scrolls by pages. */
+/** Whether the focused element handles the key itself: fields handle all keys, the slider its own, and the page scrolls by page keys. */
 function isTaken(event, slider, canvas) {
   if (event.target === canvas) return false;
   if (event.target === slider) return event.key.length > 1;
