@@ -26,7 +26,7 @@ def chest() -> CTVolume:
 
 
 def annotated_chests(seed: int, count: int) -> Iterator[AnnotatedScan]:
-    """In place of whole phantoms, which take a core twenty seconds each: the small chest with its nodule."""
+    """The small chest with its nodule, in place of phantoms, which take 20 seconds each on one core."""
     volume = chest()
     x, y, z = volume.to_lps_mm((29.5, 39.5, 9.5)).tolist()
     box = (x - 6, y - 6, z - 5, x + 6, y + 6, z + 5)
@@ -38,7 +38,7 @@ LUNG_BOX = (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0)
 
 
 def found(*nodules: Nodule, searched: bool = True, cut: bool = False) -> Findings:
-    """Findings of a chest in which so many nodules were found; ``searched`` where there are lungs."""
+    """Findings of a chest with these nodules; ``searched`` is False for a scan without lungs."""
     lungs = (LUNG_BOX, 900.0) if searched else (None, None)
     return Findings(
         nodules=nodules, operating_score=0.5, lung_box_lps_mm=lungs[0], lung_millilitres=lungs[1], lungs_cut=cut
@@ -46,7 +46,7 @@ def found(*nodules: Nodule, searched: bool = True, cut: bool = False) -> Finding
 
 
 def dicom_slice(volume: CTVolume, k: int, **tags: object) -> bytes:
-    """Slice ``k`` as a CT image; a tag of None is left out. Instance numbers count from the head, as scanners do."""
+    """Slice ``k`` as a CT image; tags of None are removed. Instance numbers count from the head, as scanners do."""
     series = str(tags.get("SeriesInstanceUID", "1.2.3"))
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -75,7 +75,7 @@ def dicom_slice(volume: CTVolume, k: int, **tags: object) -> bytes:
 
 
 def series(volume: CTVolume, **tags: object) -> dict[str, bytes]:
-    """All slices by file name; the names come in another order than the slices."""
+    """All slices by file name; the order of the names differs from that of the slices."""
     return {f"IM{(7 * k) % 31}": dicom_slice(volume, k, **tags) for k in range(len(volume.voxels_zyx))}
 
 
@@ -89,7 +89,7 @@ def pack(folder: Path, members: dict[str, bytes], name: str = "scan.zip") -> Pat
 
 
 def medium(folder: Path, volume: CTVolume, first: int = 1) -> Path:
-    """The series as a medium holds it, head first: files without an ending, of one name in several folders."""
+    """The series as on a medium, head first: files without an extension, with the same name in several folders."""
     slices = len(volume.voxels_zyx)
     for k in range(slices):
         home = folder / "medium" / f"SE{k}"

@@ -22,14 +22,14 @@ def medical_data(data_root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def collected_at_the_end() -> Iterator[None]:
-    """Nothing of the module's tests is left to be collected in those of another."""
+    """Runs the garbage collector after the module's tests, so that it does not run in those of another module."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def stub() -> Iterator[StubServer]:
-    """The server that a gateway asks; it answers with a report."""
+    """A stub of the server; its cases have a report."""
     found = StubServer(report=report())
     yield found
     found.close()
@@ -37,7 +37,7 @@ def stub() -> Iterator[StubServer]:
 
 @pytest.fixture
 def archive() -> Iterator[Archive]:
-    """The PACS that a gateway sends its reports to."""
+    """A PACS that receives a gateway's reports."""
     found = Archive()
     yield found
     found.close()
@@ -45,14 +45,14 @@ def archive() -> Iterator[Archive]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the gateway logs."""
+    """The gateway's log."""
     caplog.set_level(logging.INFO, "trivium.gateway")
     return caplog
 
 
 @pytest.fixture(scope="package")
 def untrained() -> NodulePredictor:
-    """A predictor with weights of chance, which finds something everywhere."""
+    """A predictor with random weights, which finds something everywhere."""
     torch.manual_seed(0)
     grid = ChestInput(spacing_mm=(2.8, 2.8, 5.0))
     detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid)

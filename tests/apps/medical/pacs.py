@@ -1,4 +1,4 @@
-"""What stands around a gateway in tests: a PACS that sends and takes, a server that answers as it is told."""
+"""Test doubles around a gateway: a PACS that sends images and stores reports, and a stub of the server."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ QUIET_S = 0.3
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What the condition gives as soon as it is true of it."""
+    """Polls the condition until its value is true, and returns the value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "timed out waiting for the condition"
         time.sleep(0.02)
     return value
 
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Dataset]:
-    """So many images of a chest, which name their patient."""
+    """The first ``count`` images of a chest, which name a patient."""
     volume = chest()
     made = [dicom_slice(volume, k, SeriesInstanceUID=series, **{**PATIENT, **tags}) for k in range(count)]
     return [dcmread(BytesIO(content)) for content in made]
@@ -65,7 +65,7 @@ def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Datase
 
 @cache
 def report(series: str = "1.2.3") -> bytes:
-    """The report of a nodule in that series."""
+    """The report of one nodule in a series."""
     volume = chest()
     with tempfile.TemporaryDirectory() as folder:
         files = []
@@ -82,7 +82,7 @@ def report(series: str = "1.2.3") -> bytes:
 
 
 def send(port: int, datasets: Sequence[Dataset], title: str = "SCANNER", called: str = "TRIVIUM") -> list[int]:
-    """Sends images over one association; the statuses, none where the association is refused."""
+    """Sends images over one association. Returns their statuses; none if the association is refused."""
     entity = AE(ae_title=title)
     for syntax in {dataset.file_meta.TransferSyntaxUID for dataset in datasets}:
         entity.add_requested_context(CT, syntax)
@@ -95,7 +95,7 @@ def send(port: int, datasets: Sequence[Dataset], title: str = "SCANNER", called:
 
 
 class Archive:
-    """A PACS that keeps what it gets; ``status`` is what it says to the next."""
+    """A PACS that stores what it receives; ``status`` is its response to the next object."""
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.got: list[Dataset] = []
@@ -132,7 +132,7 @@ class QuietHandler(BaseHTTPRequestHandler):
 
 
 class WebPacs:
-    """A DICOMweb that keeps the requests; ``status`` and ``answer`` are what it says to what is stored."""
+    """A DICOMweb service that records requests; ``status`` and ``answer`` are its response to a STOW-RS request."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.status, self.answer = 200, b"{}"
@@ -156,7 +156,7 @@ class WebPacs:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stored(self) -> list[bytes]:
-        """The instances of every request."""
+        """The instances in all requests."""
         found = []
         for method, _, headers, body in self.asked:
             if method == "POST":
@@ -171,9 +171,9 @@ class WebPacs:
 
 
 class StubServer:
-    """Answers the job interface: of each job what ``answer`` says of its number, as state, problem and status.
+    """A stub of the server's job interface: ``answer`` maps a job's number to its state, problem and status.
 
-    ``status`` other than 202 is what a job is answered with when it is handed in. ``bodies`` are the forms.
+    ``status`` is the response to a submitted job. ``bodies`` are the submitted forms.
     """
 
     def __init__(self, port: int = 0, report: bytes | None = None) -> None:
@@ -227,7 +227,7 @@ class StubServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def names(self, body: int) -> list[str]:
-        """What the files of a form are called."""
+        """The file names in a form."""
         return re.findall(r'filename="([^"]*)"', self.bodies[body].decode("latin-1"))
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class StubServer:
 
 @contextmanager
 def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> Iterator[int]:
-    """A gateway on a thread, to the archive at a port or at the address of its DICOMweb; gives its own port."""
+    """Runs a gateway in a thread; ``archive`` is a port or a DICOMweb URL. Yields the gateway's port."""
     port = settings.pop("port", None) or free_port()
     pauses = settings.pop("pauses", (0.05, 0.2))
     made = DicomGateway(
@@ -272,8 +272,8 @@ def _listens(port: int) -> bool:
 
 
 def waiting(spool: Path) -> list[str]:
-    """The files of series and reports that wait in a spool."""
-    return [  # os.walk passes over what is deleted meanwhile
+    """The files of series and reports in a spool."""
+    return [  # os.walk tolerates files that are deleted meanwhile
         Path(home, name).relative_to(spool).as_posix()
         for place in ("series", "reports")
         for home, folders, files in os.walk(spool / place)

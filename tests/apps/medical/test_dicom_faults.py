@@ -1,4 +1,4 @@
-"""DICOM that is damaged, or says of itself what cannot be: refused in a sentence, and never read as something else."""
+"""DICOM that is damaged or has impossible values is refused with a message, and never misread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scan() -> CTVolume:
 
 
 def members(scan: CTVolume, **tags: object) -> dict[str, bytes]:
-    """The series; a tag that is a function is asked for each slice."""
+    """The series' files; a tag that is a function is called with the index of each slice."""
     return {
         f"I{k}": dicom_slice(scan, k, **{n: value(k) if callable(value) else value for n, value in tags.items()})
         for k in range(len(scan.voxels_zyx))
@@ -44,14 +44,14 @@ def refused(folder: Path, slices: dict[str, bytes], words: str) -> None:
 
 @pytest.mark.parametrize("first_or_last", [0, 4])
 @pytest.mark.parametrize("cut", [140, 200, 400])
-def test_a_slice_that_ends_within_its_header_is_not_passed_over(scan, tmp_path, first_or_last, cut):
-    """At either end its loss would leave no gap."""
+def test_a_slice_truncated_within_its_header_is_refused(scan, tmp_path, first_or_last, cut):
+    """Skipping the first or last slice would leave no gap."""
     slices = members(scan)
     slices[f"I{first_or_last}"] = slices[f"I{first_or_last}"][:cut]
     refused(tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within the header|damaged DICOM file)")
 
 
-def test_reports_without_pixels_are_passed_over(scan, tmp_path):
+def test_reports_without_pixels_are_ignored(scan, tmp_path):
     report = dcmread(io.BytesIO(dicom_slice(scan, 0, Modality="SR")))
     kind = "1.2.840.10008.5.1.4.1.1.88.67"
     report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = kind
@@ -67,7 +67,7 @@ def test_reports_without_pixels_are_passed_over(scan, tmp_path):
     ("stated", "instead"),
     [(b"0.8\\0.7", b"nan\\nan"), (b"0.8\\0.7", b"x.8\\0.7"), (b"0.8\\0.7", b"0.80000"), (b"-1024", b"abcde")],
 )
-def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
+def test_invalid_numbers_are_refused(scan, tmp_path, stated, instead):
     slices = members(scan)
     assert all(stated in content for content in slices.values())
     refused(
@@ -96,17 +96,17 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
         ({"RescaleType": "MGML"}, "values in MGML, not Hounsfield units"),
     ],
 )
-def test_what_cannot_be_is_refused(scan, tmp_path, tags, words):
+def test_impossible_values_are_refused(scan, tmp_path, tags, words):
     refused(tmp_path, members(scan, **tags), words)
 
 
-def test_places_that_are_rounded_do_not_move_slices_sideways(scan, tmp_path):
+def test_rounded_positions_do_not_count_as_sideways_shifts(scan, tmp_path):
     places = [[-20 + 0.4 * (k % 2), 15, -300 + 2.5 * k] for k in range(5)]
     volume = read_volume([pack(tmp_path, members(scan, ImagePositionPatient=lambda k: places[k]))])
     assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
 
 
-def test_distances_that_change_on_the_way_are_refused(tmp_path):
+def test_slice_spacing_that_changes_is_refused(tmp_path):
     voxels = np.random.default_rng(0).integers(-1000, 400, size=(40, 4, 4)).astype(np.int16)
     scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, 1.0), origin_lps_mm=(0.0, 0.0, 0.0))
     heights = np.cumsum([1.0] * 20 + [1.15] * 20)
@@ -124,7 +124,7 @@ def test_distances_that_change_on_the_way_are_refused(tmp_path):
     ],
     ids=lambda tags: tags["PixelData"],
 )
-def test_values_are_read_from_the_bits_that_hold_them(scan, tmp_path, tags):
+def test_values_are_read_from_the_stored_bits(scan, tmp_path, tags):
     def stored(k: int) -> bytes:
         values = scan.voxels_zyx[k].astype(np.int32)
         kinds = {"overlay": (values + 1024) | 0x8000, "twelve": values & 0xFFF, "signed": values & 0xFFFF}
@@ -137,27 +137,27 @@ def test_values_are_read_from_the_bits_that_hold_them(scan, tmp_path, tags):
 @pytest.mark.parametrize(
     ("slope", "intercept"), [(1, -1024), (2, -1000), (-1, 0), (3000, -900), (0.5, -1024), (1.25, 7.5), (20000, -800)]
 )
-def test_values_are_scaled_to_the_nearest_that_fits(slope, intercept, scan, tmp_path):
+def test_values_are_scaled_rounded_and_clipped(slope, intercept, scan, tmp_path):
     stored = np.random.default_rng(1).integers(-(1 << 15), 1 << 15, scan.voxels_zyx.shape).astype("<i2")
-    stored[:, ::2] = round((-800 - intercept) / slope)  # without air it is no CT
+    stored[:, ::2] = round((-800 - intercept) / slope)  # a CT needs air
     tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, "PixelRepresentation": 1}
     archive = pack(tmp_path, members(scan, **tags, PixelData=lambda k: stored[k].tobytes()))
     expected = np.clip(np.rint(stored * np.float64(slope) + intercept), -1024, 32767)
     assert np.array_equal(read_volume([archive]).voxels_zyx, expected)
 
 
-def test_what_lost_its_preamble_is_read(scan, tmp_path):
+def test_a_file_without_preamble_is_read(scan, tmp_path):
     volume = read_volume([pack(tmp_path, {name: content[132:] for name, content in members(scan).items()})])
     assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
 
 
-def test_little_is_held_in_memory_while_headers_are_read(scan, tmp_path, monkeypatch):
-    """Of an archive that unpacks to much, so much is kept, and of the rest only what is read is unpacked at a time."""
+def test_memory_is_limited_while_headers_are_read(scan, tmp_path, monkeypatch):
+    """Of a large archive only a limited part is kept; the rest is decompressed one file at a time."""
     monkeypatch.setattr(dicom, "_MAX_CACHED_BYTES", 8 << 20)
     noise = np.random.default_rng(0).bytes(4 << 20)
     filler = {f"S{k}": dicom_slice(scan, k % 5, SeriesInstanceUID="9", PixelData=noise) for k in range(12)}
     for archive in (pack(tmp_path, members(scan)), pack(tmp_path, members(scan) | filler, "much.zip")):
-        # pydicom is imported by the first, so that the second counts what it reads alone.
+        # The first archive imports pydicom, so that the second one's memory is that of reading alone.
         tracemalloc.start()
         read_volume([archive], series="1.2.3")
         _, most = tracemalloc.get_traced_memory()
@@ -165,7 +165,7 @@ def test_little_is_held_in_memory_while_headers_are_read(scan, tmp_path, monkeyp
     assert archive.name == "much.zip" and most < 24 << 20
 
 
-def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, tmp_path):
+def test_corrupted_bytes_give_a_refusal_or_a_volume_and_no_other_error(scan, tmp_path):
     chance = random.Random(2)
     slices = members(scan)
     for _ in range(150):
@@ -192,24 +192,24 @@ def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, 
         ({"LossyImageCompression": "01", "RescaleSlope": 3}, "rescale slope multiplies the errors by 3"),
     ],
 )
-def test_loss_in_compression_is_told(scan, tmp_path, tags, words):
+def test_lossy_compression_is_remarked_on(scan, tmp_path, tags, words):
     volume = read_volume([pack(tmp_path, members(scan, **tags))])
     assert re.search(words, " ".join(volume.remarks))
 
 
-def test_of_images_without_loss_nothing_is_told(scan, tmp_path):
+def test_lossless_images_have_no_remark(scan, tmp_path):
     for tags in ({}, {"LossyImageCompression": "00", "LossyImageCompressionRatio": "1"}):
         assert read_volume([pack(tmp_path, members(scan, **tags))]).remarks == ()
 
 
 @pytest.mark.parametrize(("stated", "told"), [("00", False), (None, True)])
-def test_jpeg_2000_has_lost_nothing_where_the_images_say_so(scan, tmp_path, stated, told):
+def test_jpeg_2000_counts_as_lossless_if_the_images_say_so(scan, tmp_path, stated, told):
     def packed(content: bytes) -> bytes:
         data, stream = dcmread(io.BytesIO(content)), io.BytesIO()
         Image.fromarray(data.pixel_array).save(stream, "JPEG2000", irreversible=False, no_jp2=True)
         data.PixelData = encapsulate([stream.getvalue()])
         data["PixelData"].is_undefined_length = True
-        data.file_meta.TransferSyntaxUID = JPEG2000  # which may lose, and holds streams that have not, too
+        data.file_meta.TransferSyntaxUID = JPEG2000  # which may be lossy or lossless
         out = io.BytesIO()
         data.save_as(out, enforce_file_format=True)
         return out.getvalue()
@@ -236,7 +236,7 @@ def high_throughput(scan, stream: bytes) -> dict[str, bytes]:
     return made
 
 
-def test_high_throughput_jpeg_2000_is_read_as_it_was_stored(scan, tmp_path):
+def test_htj2k_is_decoded_exactly(scan, tmp_path):
     stream = (Path(__file__).parents[2] / "data" / "waves.j2c").read_bytes()
     volume = read_volume([pack(tmp_path, high_throughput(scan, stream))])
     x, y = np.meshgrid(np.arange(48), np.arange(48))
@@ -244,7 +244,7 @@ def test_high_throughput_jpeg_2000_is_read_as_it_was_stored(scan, tmp_path):
     assert (volume.voxels_zyx == np.maximum(stored - 100, -1024)).all() and volume.remarks == ()
 
 
-def test_high_throughput_jpeg_2000_of_another_size_or_torn_is_refused(scan, tmp_path):
+def test_htj2k_with_a_wrong_size_or_truncated_is_refused(scan, tmp_path):
     stream = (Path(__file__).parents[2] / "data" / "waves.j2c").read_bytes()
     huge = bytearray(stream)
     huge[8:16] = huge[24:32] = (60_000).to_bytes(
@@ -259,7 +259,7 @@ def test_high_throughput_jpeg_2000_of_another_size_or_torn_is_refused(scan, tmp_
 
 
 def deflated(content: bytes, more: int) -> bytes:
-    """The file in the deflated transfer syntax, so many zeros after its last element."""
+    """The file in the deflated transfer syntax, with ``more`` zeros after its last element."""
     data = dcmread(io.BytesIO(content))
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     out = io.BytesIO()
@@ -275,7 +275,7 @@ def deflated(content: bytes, more: int) -> bytes:
     return out.getvalue()[:start] + b"".join(parts)
 
 
-def test_a_deflated_series_is_read_and_one_that_grows_without_measure_is_not_unpacked(scan, tmp_path):
+def test_a_deflated_series_is_read_unless_it_expands_too_much(scan, tmp_path):
     slices = {name: deflated(content, 0) for name, content in members(scan).items()}
     assert np.array_equal(read_volume([pack(tmp_path, slices)]).voxels_zyx, scan.voxels_zyx)
     large = tmp_path / "large.dcm"
@@ -290,7 +290,7 @@ def test_a_deflated_series_is_read_and_one_that_grows_without_measure_is_not_unp
         tracemalloc.stop()
 
 
-def test_files_that_are_unpacked_side_by_side_give_the_same_volume_and_the_same_refusals(scan, tmp_path, monkeypatch):
+def test_reading_files_in_parallel_gives_the_same_volume_and_the_same_refusals(scan, tmp_path, monkeypatch):
     slices = members(scan)
     found, words = [], []
     damaged = bytearray(pack(tmp_path, slices, "damaged.zip").read_bytes())

@@ -1,4 +1,4 @@
-"""Whatever one sender does, the gateway goes on and the others are served."""
+"""Whatever one sender does, the gateway keeps running and serves the others."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SECONDARY_CAPTURE, PRIVATE, FIND = "1.2.840.10008.5.1.4.1.1.7", "1.3.12.2.1107.5
 
 
 class Receiver:
-    """An SCP over a spool in a folder."""
+    """A storage SCP with a spool in a folder."""
 
-    def __init__(self, folder, most_bytes: int = 10**9, **settings) -> None:
+    def __init__(self, folder, max_bytes: int = 10**9, **settings) -> None:
         self.folder = folder
-        self.spool = Spool(folder, most_bytes, 0.2)
+        self.spool = Spool(folder, max_bytes, 0.2)
         self.server = receive(("127.0.0.1", 0), "TRIVIUM", self.spool, **settings)
         self.port = self.server.server_address[1]
 
@@ -52,14 +52,14 @@ def associate(port: int, title: str = "SCANNER", called: str = "TRIVIUM", classe
 
 
 def send_bytes(port: int, content: bytes, **command: str) -> int:
-    """Sends a dataset as it is; its command may say another class or instance."""
+    """Sends an encoded dataset; ``command`` may override its class or instance."""
     association = associate(port)
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID = command.get("kind", CT)
     request.AffectedSOPInstanceUID = command.get("instance", "1.2.3.99")
     request.DataSet = BytesIO(content)
-    association._reactor_checkpoint.clear()  # or its own loop takes the answer
+    association._reactor_checkpoint.clear()  # otherwise its own loop takes the response
     wait_for(lambda: association._is_paused)
     association.dimse.send_msg(request, 1)
     _, answer = association.dimse.get_msg(block=True)
@@ -79,7 +79,7 @@ def test_an_echo_is_answered(tmp_path):
         association.release()
 
 
-def test_torn_and_nameless_datasets_are_refused_one_by_one(tmp_path):
+def test_damaged_datasets_and_those_without_uids_are_refused_one_by_one(tmp_path):
     study, series = element(0x20, 0xD, b"UI", b"1.2\0"), element(0x20, 0xE, b"UI", b"1.2.3\0")
     with Receiver(tmp_path) as receiver:
         refused = [
@@ -92,13 +92,13 @@ def test_torn_and_nameless_datasets_are_refused_one_by_one(tmp_path):
         ]
         assert set(refused) == {dicom_receive.CANNOT_UNDERSTAND} and receiver.files() == []
         assert send_bytes(receiver.port, study + series, kind=MR) in (0x0122, dicom_receive.OTHER_CLASS)
-        # What follows the identifiers is for the reader to judge, which says what is wrong.
+        # Elements after the identifiers are checked by the reader, whose error is more specific.
         assert send_bytes(receiver.port, study + series + b"torn") == 0
         assert send(receiver.port, images()) == [0] * 4
         assert len(receiver.files()) == 5
 
 
-def test_no_name_comes_from_a_sender(tmp_path):
+def test_no_file_name_comes_from_a_sender(tmp_path):
     study, series = element(0x20, 0xD, b"UI", b"../../x\0"), element(0x20, 0xE, b"UI", b"/etc/passwd\0")
     with Receiver(tmp_path) as receiver:
         assert send_bytes(receiver.port, study + series, instance="1.2.3") == 0
@@ -107,7 +107,7 @@ def test_no_name_comes_from_a_sender(tmp_path):
     assert len(file) == 36 and len(folder.name) == 32 and (file[:-4] + folder.name).isalnum()
 
 
-def test_other_services_titles_and_callers_get_no_association(tmp_path, caplog):
+def test_associations_with_wrong_services_or_titles_are_refused(tmp_path, caplog):
     with Receiver(tmp_path, callers=["SCANNER"]) as receiver:
         assert not associate(receiver.port, classes=(FIND,)).is_established
         assert associate(receiver.port, called="OTHER").is_rejected
@@ -119,7 +119,7 @@ def test_other_services_titles_and_callers_get_no_association(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", [MR, DOSE_REPORT, SECONDARY_CAPTURE, PRIVATE])
-def test_what_is_no_ct_in_a_study_is_discarded_and_the_ct_is_kept(tmp_path, caplog, kind):
+def test_other_objects_of_a_study_are_discarded_and_the_ct_is_kept(tmp_path, caplog, kind):
     caplog.set_level(logging.INFO, "trivium.gateway")
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port, classes=(CT, kind))
@@ -131,7 +131,7 @@ def test_what_is_no_ct_in_a_study_is_discarded_and_the_ct_is_kept(tmp_path, capl
         assert "discarded (0xB006): it is not a CT" in caplog.text
 
 
-def test_a_scout_is_discarded_and_the_log_tells_it_from_what_is_no_ct(tmp_path, caplog):
+def test_a_scout_is_discarded_with_its_own_log_message(tmp_path, caplog):
     caplog.set_level(logging.INFO, "trivium.gateway")
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port, classes=(CT, DOSE_REPORT))
@@ -145,7 +145,7 @@ def test_a_scout_is_discarded_and_the_log_tells_it_from_what_is_no_ct(tmp_path, 
         assert "discarded (0xB006): it is not a CT image" in caplog.text
 
 
-def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, caplog):
+def test_a_full_spool_refuses_images_until_there_is_room(tmp_path, caplog):
     first, *_ = made = images()
     size = len(first.PixelData) + 3000
     with Receiver(tmp_path, most_bytes=2 * size) as receiver:
@@ -154,12 +154,12 @@ def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, cap
         assert "no room" in caplog.text or "bytes" in caplog.text
         series = wait_for(lambda: receiver.spool.next_ready({}))
         receiver.spool.set_aside(receiver.spool.snapshot(series))
-        # What was put aside goes where room is needed.
+        # Series in aside/ are deleted when their room is needed.
         assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
         assert not list((tmp_path / "aside").iterdir())
 
 
-def test_a_connection_that_dies_within_an_object_leaves_nothing(tmp_path):
+def test_a_connection_that_breaks_within_an_object_leaves_no_file(tmp_path):
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port)
         connection = association.dul.socket.socket
@@ -172,7 +172,7 @@ def test_a_connection_that_dies_within_an_object_leaves_nothing(tmp_path):
         assert len(receiver.files()) == 4
 
 
-def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path, monkeypatch):
+def test_a_series_with_an_aborted_association_waits_longer(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_spool, "_UNRELEASED_FACTOR", 100)  # times 0.3 s
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port)
@@ -189,7 +189,7 @@ def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path, mon
         assert time.monotonic() < began + 25 and len(receiver.spool.snapshot(series).files) == 4
 
 
-def test_a_series_of_which_an_image_found_no_room_is_waited_for_longer(tmp_path):
+def test_a_series_with_an_image_that_found_no_room_waits_longer(tmp_path):
     first, *others = images()
     size = len(first.PixelData) + 3000
     with Receiver(tmp_path, most_bytes=2 * size) as receiver:
@@ -203,11 +203,11 @@ def test_a_series_of_which_an_image_found_no_room_is_waited_for_longer(tmp_path)
         assert wait_for(lambda: receiver.spool.next_ready({}))
 
 
-def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, monkeypatch):
+def test_a_too_large_object_or_pdu_ends_its_association(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_receive, "MAX_OBJECT_BYTES", 1 << 16)
     with Receiver(tmp_path) as receiver:
         (image,) = images(count=1)
-        assert send(receiver.port, [image] * 9) == [0] * 9  # what is in the spool is counted no more
+        assert send(receiver.port, [image] * 9) == [0] * 9  # objects in the spool no longer count
         image.PixelData = bytes(1 << 17)
         assert send(receiver.port, [image]) == [-1]
         association = associate(receiver.port)
@@ -217,7 +217,7 @@ def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, mo
 
 
 def begin_object(association, size: int) -> None:
-    """Sends so much of an image, and not its end."""
+    """Sends the first ``size`` bytes of an image, without its end."""
     (context,) = association.accepted_contexts
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
@@ -230,7 +230,7 @@ def begin_object(association, size: int) -> None:
         association.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, len(item)) + item)
 
 
-def test_of_senders_that_have_begun_more_than_fits_in_memory_the_largest_is_dropped(tmp_path, monkeypatch):
+def test_if_incomplete_objects_exceed_memory_the_largest_connection_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_receive, "MAX_UNREAD_BYTES", 1 << 20)
     with Receiver(tmp_path) as receiver:
         other, growing = associate(receiver.port), associate(receiver.port)
@@ -270,12 +270,12 @@ def send_from(address: str, port: int) -> list[int]:
     return statuses
 
 
-def test_what_a_spool_holds_is_there_after_a_restart(tmp_path):
+def test_a_spool_keeps_its_series_over_a_restart(tmp_path):
     with Receiver(tmp_path) as receiver:
         send(receiver.port, images())
         (tmp_path / "arriving" / "x").write_bytes(b"torn")
     again = Spool(tmp_path, 10**9, 0.02)
-    assert again.next_ready({}) is None  # its sender may have been cut off
+    assert again.next_ready({}) is None  # its sender may have been interrupted
     assert len(again.snapshot(wait_for(lambda: again.next_ready({}))).files) == 4
     assert not list((tmp_path / "arriving").iterdir())
 

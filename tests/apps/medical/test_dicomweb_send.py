@@ -1,4 +1,4 @@
-"""Reports by STOW-RS: what is sent, and what each answer of an archive leads to."""
+"""Reports by STOW-RS: the requests, and how each response of an archive is handled."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def failure(reason: int) -> bytes:
-    """The answer of an archive that did not store the instance."""
+    """The response of an archive that did not store the instance."""
     item = {"00081197": {"vr": "US", "Value": [reason]}}
     return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
 
@@ -54,7 +54,7 @@ def sent(pacs: WebPacs, file: Path) -> ReportRefused | None:
     return refusal
 
 
-def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_path, pacs, monkeypatch):
+def test_a_gateway_stores_the_report_with_the_archives_authorization(tmp_path, pacs, monkeypatch):
     monkeypatch.setenv("TRIVIUM_ARCHIVE_AUTHORIZATION", "Bearer secret\n")
     stub = StubServer(report=report())
     with gateway(tmp_path, stub.address, pacs.url) as port:
@@ -74,7 +74,7 @@ def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_
     ("status", "answer"),
     [(200, b""), (200, b"{}"), (202, b"<xml/>"), (202, b"[{}]"), (409, failure(0x0111)), (200, failure(0x0111))],
 )
-def test_what_is_stored_or_is_there_is_done(pacs, file, status, answer):
+def test_a_stored_or_already_present_report_counts_as_sent(pacs, file, status, answer):
     pacs.status, pacs.answer = status, answer
     assert sent(pacs, file) is None
 
@@ -90,7 +90,7 @@ def test_what_is_stored_or_is_there_is_done(pacs, file, status, answer):
         (409, failure(0x0122), "0x0122"),
     ],
 )
-def test_what_is_refused_says_why(pacs, file, status, answer, words):
+def test_a_refusal_states_its_reason(pacs, file, status, answer, words):
     pacs.status, pacs.answer = status, answer
     refusal = sent(pacs, file)
     assert type(refusal) is ReportRefused and words in str(refusal)
@@ -106,13 +106,13 @@ def test_what_is_refused_says_why(pacs, file, status, answer, words):
         (409, failure(0xA700), "does not accept data now"),
     ],
 )
-def test_what_may_be_sent_later_waits(pacs, file, status, answer, words):
+def test_temporary_failures_are_raised_as_unavailable(pacs, file, status, answer, words):
     pacs.status, pacs.answer = status, answer
     with pytest.raises(ArchiveUnavailable, match=words):
         sent(pacs, file)
 
 
-def test_an_archive_that_takes_no_segmentations_takes_the_report(pacs, file, tmp_path):
+def test_an_archive_without_segmentations_still_gets_the_report(pacs, file, tmp_path):
     dataset = dcmread(file)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SEGMENTATION
     dataset.save_as(tmp_path / "seg.dcm")
@@ -120,13 +120,13 @@ def test_an_archive_that_takes_no_segmentations_takes_the_report(pacs, file, tmp
     assert isinstance(sent(pacs, tmp_path / "seg.dcm"), ClassNotSupported)
 
 
-def test_a_file_that_is_no_dicom_is_refused_and_the_next_is_sent(pacs, file, tmp_path):
+def test_a_file_that_is_not_dicom_is_refused_and_the_next_is_sent(pacs, file, tmp_path):
     (tmp_path / "torn.dcm").write_bytes(b"torn")
     torn, good = read_web_archive(pacs.url).send([tmp_path / "torn.dcm", file])
     assert isinstance(torn[1], ReportRefused) and good[1] is None
 
 
-def test_an_archive_that_is_away_or_wants_a_sign_in_is_told_at_the_start(pacs):
+def test_the_check_fails_if_the_archive_is_unavailable_or_requires_a_login(pacs):
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ArchiveUnavailable, match=f"{url} cannot be reached"):
         read_web_archive(url).check()
@@ -137,6 +137,6 @@ def test_an_archive_that_is_away_or_wants_a_sign_in_is_told_at_the_start(pacs):
 
 
 @pytest.mark.parametrize("to", ["https://", "http://a:b@c/d", "https://archive:port/x", "https://archive/x?y=1"])
-def test_an_address_that_is_none_is_refused(to):
+def test_an_invalid_address_is_refused(to):
     with pytest.raises(InvalidInputError, match="is not a DICOMweb address; write it as https://"):
         DicomGateway(to=to)

@@ -1,4 +1,4 @@
-"""A whole series in one file, as enhanced CT holds it."""
+"""Enhanced CT: a whole series in one file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.apps.medical.chests import chest, dicom_slice, pack, series
 
 ENHANCED = "1.2.840.10008.5.1.4.1.1.2.1"
 ORDER = [(7 * k) % 20 for k in range(20)]
-"""Frames come in an order of their own."""
+"""The frames are not in the order of the slices."""
 
 
 def group(**sequences: dict[str, object]) -> Dataset:
@@ -71,19 +71,19 @@ def enhanced(volume: CTVolume, *, shift: int = 0, packed: bool = False, frames: 
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
-def test_frames_are_slices_at_the_places_that_they_state(tmp_path, packed):
+def test_frames_become_slices_at_their_stated_positions(tmp_path, packed):
     made = chest()
     (tmp_path / "one").write_bytes(enhanced(made, packed=packed))
     volume = read_volume([tmp_path / "one"])
     assert np.array_equal(volume.voxels_zyx, made.voxels_zyx)
     assert volume.spacing_mm == pytest.approx(made.spacing_mm)
     assert volume.origin_lps_mm == pytest.approx(made.origin_lps_mm)
-    # A viewer counts the frames of the file.
+    # A viewer displays the frame number.
     assert [image.instance_number for image in volume.images] == [ORDER.index(k) + 1 for k in range(20)]
     assert slice_label(volume, 9) == f"image {ORDER.index(9) + 1} of 20"
 
 
-def test_every_frame_has_a_scale_of_its_own(tmp_path):
+def test_each_frame_has_its_own_rescale_values(tmp_path):
     made = chest()
     (tmp_path / "one").write_bytes(enhanced(made, shift=24))
     assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, made.voxels_zyx)
@@ -100,7 +100,7 @@ def test_every_frame_has_a_scale_of_its_own(tmp_path):
         ([0, 1], "at least 3"),
     ],
 )
-def test_what_is_refused_of_single_images_is_refused_of_frames(tmp_path, frames, words):
+def test_frames_are_checked_like_single_images(tmp_path, frames, words):
     (tmp_path / "one").write_bytes(enhanced(chest(), frames=frames))
     with pytest.raises(InvalidInputError, match=words):
         read_volume([tmp_path / "one"])
@@ -117,13 +117,13 @@ def test_fewer_pixels_than_frames_are_refused(tmp_path: Path):
         read_volume([tmp_path / "one"])
 
 
-def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path):
+def test_frames_without_a_position_are_refused(tmp_path: Path):
     with pytest.raises(InvalidInputError, match="multi-frame image, but not enhanced CT"):
         read_volume([pack(tmp_path, series(chest(), NumberOfFrames=20))])
 
 
 @pytest.mark.parametrize(("unit", "read"), [("HU", True), ("Z_EFF", False)])
-def test_frames_that_state_another_unit_are_refused(tmp_path: Path, unit: str, read: bool):
+def test_frames_in_other_units_are_refused(tmp_path: Path, unit: str, read: bool):
     image = dcmread(io.BytesIO(enhanced(chest())))
     for frame in image.PerFrameFunctionalGroupsSequence:
         frame.PixelValueTransformationSequence[0].RescaleType = unit

@@ -1,4 +1,4 @@
-"""The findings as a FHIR bundle: valid by HL7's schema, what it says, of whom, and that it agrees with the report."""
+"""The findings as a FHIR bundle: it is valid by HL7's schema, names study and patient, and agrees with the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def resources(content: bytes, kind: str) -> list[dict[str, Any]]:
 
 
 def components(observation: dict[str, Any]) -> dict[str, Any]:
-    """By code, or text where there is none, the value with its unit."""
+    """The value and unit of each component, by its code, or by its text if it has none."""
     found = {}
     for one in observation["component"]:
         code = one["code"]["coding"][0]["code"] if "coding" in one["code"] else one["code"]["text"]
@@ -53,10 +53,10 @@ def components(observation: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def must_be_valid(content: bytes) -> None:
-    """By the published definitions of R4B, codes that the standard fixes too; and all references lead somewhere."""
+def assert_valid(content: bytes) -> None:
+    """Validates with the published definitions of R4B, including required codes, and resolves all references."""
     bundle = Bundle.model_validate_json(content)
-    assert b"[]" not in content and b"{}" not in content  # of which FHIR has none
+    assert b"[]" not in content and b"{}" not in content  # FHIR forbids empty arrays and objects
     pending: list[BaseModel] = [bundle]
     while pending:
         one = pending.pop()
@@ -73,13 +73,13 @@ def must_be_valid(content: bytes) -> None:
     assert len(there) == len({entry["request"]["ifNoneExist"] for entry in entries}) == len(entries)
 
 
-def test_control_characters_of_a_name_are_left_out_which_a_server_would_refuse(tmp_path):
-    # An escape of ISO 2022 that is none, and what a broken interface leaves in numbers.
+def test_control_characters_in_names_are_removed(tmp_path):
+    # An invalid ISO 2022 escape sequence, and control characters as a broken interface leaves them in numbers.
     who = {"PatientName": "Doe^Ja\x1b$Zne", "PatientID": "12\x00\x1b3", "AccessionNumber": "A\x01"}
     scan = pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **who))
     volume = read_volume([scan], patient=True)
     content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9, label="ground\x07 glass"))))
-    must_be_valid(content)
+    assert_valid(content)
     (observation,) = resources(content, "Observation")
     assert observation["subject"]["identifier"]["value"] == "123" and observation["code"]["text"] == "ground glass"
     assert (observation["subject"]["display"], observation["basedOn"][0]["identifier"]["value"]) == ("Doe Ja$Zne", "A")
@@ -91,17 +91,17 @@ def test_it_is_valid_by_the_published_schema(scan, patient):
     volume = read_volume([scan], patient=patient)
     more = nodule(volume, 3, 0.8, label="ground glass", axes=None)
     for findings in (found(nodule(volume, 7, 0.9)), found(nodule(volume, 7, 0.9), more, measured_nodule(volume))):
-        must_be_valid(fhir_bundle(source(volume, findings)))
+        assert_valid(fhir_bundle(source(volume, findings)))
 
 
-def test_what_is_not_valid_fails_the_check(scan):
+def test_the_validation_detects_invalid_bundles(scan):
     content = json.loads(fhir_bundle(source(volume := read_volume([scan]), found(nodule(volume, 7, 0.9)))))
     content["entry"][1]["resource"]["status"] = "guessed"
     with pytest.raises(AssertionError, match="status"):
-        must_be_valid(json.dumps(content).encode())
+        assert_valid(json.dumps(content).encode())
 
 
-def test_a_finding_is_an_observation_with_its_codes_sizes_place_and_score(scan):
+def test_a_finding_is_an_observation_with_codes_sizes_position_and_score(scan):
     volume = read_volume([scan])
     findings = found(nodule(volume, 7, 0.875), nodule(volume, 3, 0.2))
     (one,) = resources(fhir_bundle(source(volume, findings)), "Observation")
@@ -124,7 +124,7 @@ def test_a_finding_is_an_observation_with_its_codes_sizes_place_and_score(scan):
     }
 
 
-def test_a_volume_is_stated_where_it_was_measured(scan):
+def test_the_volume_is_stated_if_it_was_measured(scan):
     volume = read_volume([scan])
     one = measured_nodule(volume)
     (observation,) = resources(fhir_bundle(source(volume, found(one))), "Observation")
@@ -165,7 +165,7 @@ def test_the_shipped_models_state_their_digests():
     assert loaded.digests.items() <= stated.items()
 
 
-def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
+def test_the_patient_is_named_only_on_request(scan):
     for asked in (False, True):
         volume = read_volume([scan], patient=asked)
         content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9))))
@@ -179,15 +179,15 @@ def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
     "odd",
     [{"PatientID": " ", "PatientName": "^", "StudyDate": "20251332", "AccessionNumber": ""}, {"PatientID": "1"}],
 )
-def test_what_a_ct_does_not_say_is_left_out(scan, odd):
+def test_missing_ct_attributes_are_left_out(scan, odd):
     volume = replace(read_volume([scan]), patient=odd)
     content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9))))
-    must_be_valid(content)
+    assert_valid(content)
     (report,) = resources(content, "DiagnosticReport")
     assert ("subject" in report) is (odd["PatientID"] == "1") and "effectiveDateTime" not in report
 
 
-def test_it_agrees_with_the_dicom_report_and_is_the_same_when_it_is_made_twice(scan):
+def test_it_agrees_with_the_dicom_report_and_is_reproducible(scan):
     volume = read_volume([scan])
     made = source(volume, found(nodule(volume, 7, 0.9), nodule(volume, 4, 0.8)))
     assert fhir_bundle(made) == fhir_bundle(made)
@@ -205,5 +205,5 @@ def test_the_codec_offers_it_beside_the_report(scan):
     one = nodule(decoded.inputs[0], 7, 0.9)
     response = codec.encode(decoded, [found(one)])
     assert response.later.files[FHIR] == response.later.files[REPORT]
-    must_be_valid(codec.make(FHIR, response.later.sources))
+    assert_valid(codec.make(FHIR, response.later.sources))
     assert FHIR not in codec.encode(decoded, [found()]).later.files

@@ -1,4 +1,4 @@
-"""A CT that a PACS sends to the gateway is answered by the server, and its report is in the PACS."""
+"""A CT that a PACS sends to the gateway is analysed by the server, and its report reaches the PACS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.apps.medical.pacs import (
 pytestmark = UNCLOSED_SOCKETS
 
 
-def test_the_report_of_a_series_comes_into_the_archive(tmp_path, stub, archive, log):
+def test_the_report_of_a_series_reaches_the_archive(tmp_path, stub, archive, log):
     spool = tmp_path / "spool"
     with gateway(spool, stub.address, archive.port) as port:
         assert send(port, images()) == [0, 0, 0, 0]
@@ -54,7 +54,7 @@ def test_a_series_may_come_in_one_association_for_each_image(tmp_path, stub, arc
     assert [len(stub.names(n)) for n in range(len(stub.bodies))] == [4]
 
 
-def test_a_series_that_is_sent_again_is_answered_again(tmp_path, stub, archive):
+def test_a_series_that_is_sent_again_is_analysed_again(tmp_path, stub, archive):
     with gateway(tmp_path, stub.address, archive.port) as port:
         for number in (1, 2):
             send(port, images())
@@ -70,7 +70,7 @@ def test_two_series_of_one_study_are_two_jobs(tmp_path, stub, archive):
     assert sorted(len(stub.names(n)) for n in (0, 1)) == [3, 4]
 
 
-def test_a_reconstruction_of_thick_slices_is_passed_over_where_that_is_asked_for(tmp_path, stub, archive, log):
+def test_a_reconstruction_with_thick_slices_is_discarded_on_request(tmp_path, stub, archive, log):
     with gateway(tmp_path, stub.address, archive.port, max_slice_thickness_mm=2.0) as port:
         thin, thick, unsaid = (images(f"1.2.{n}", 3, SliceThickness=mm) for n, mm in ((3, "1.5"), (4, "3.0"), (5, "")))
         assert send(port, [*thin, *thick, *unsaid]) == [0] * 3 + [0xB006] * 3 + [0] * 3
@@ -83,7 +83,7 @@ def test_a_reconstruction_of_thick_slices_is_passed_over_where_that_is_asked_for
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless]
 )
-def test_what_the_reader_decodes_is_taken_as_it_is(tmp_path, stub, archive, syntax):
+def test_compressed_images_are_forwarded_unchanged(tmp_path, stub, archive, syntax):
     (image,) = images(count=1)
     if syntax == RLELossless:
         image.compress(syntax)
@@ -99,7 +99,7 @@ def test_what_the_reader_decodes_is_taken_as_it_is(tmp_path, stub, archive, synt
     assert syntax.encode() in stub.bodies[0]
 
 
-def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stub, archive, log):
+def test_the_log_says_if_no_finding_reaches_the_operating_score(tmp_path, stub, archive, log):
     stub.report = None
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
@@ -108,13 +108,13 @@ def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stu
     assert archive.got == []
 
 
-def test_the_log_says_where_the_case_is_on_the_form(tmp_path, stub, archive, log):
+def test_the_log_has_the_address_of_the_case_on_the_form(tmp_path, stub, archive, log):
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
         wait_for(lambda: f"analysed, {stub.address}/medical?case=1; its report will be sent" in log.text)
 
 
-def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_path, stub, archive):
+def test_images_that_arrive_during_the_analysis_are_included(tmp_path, stub, archive):
     stub.answer = lambda number: {"state": "running" if number == 1 else "done"}
     first, *others = images()
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -125,7 +125,7 @@ def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_pa
     assert [len(stub.names(n)) for n in (0, 1)] == [1, 4] and stub.cancelled == ["/api/medical/jobs/1"]
 
 
-def test_a_series_whose_sender_did_not_end_it_is_handed_in_as_incomplete(tmp_path, stub, archive, log):
+def test_a_series_without_a_released_association_is_submitted_as_incomplete(tmp_path, stub, archive, log):
     with gateway(tmp_path, stub.address, archive.port, quiet_seconds=0.1) as port:
         entity = AE(ae_title="SCANNER")
         entity.add_requested_context(CT, ExplicitVRLittleEndian)

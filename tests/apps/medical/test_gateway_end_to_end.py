@@ -42,14 +42,14 @@ DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 @pytest.fixture
 def real_server(tmp_path: Path, untrained: NodulePredictor, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server whose network has weights of chance, so that it finds something in what is not empty."""
+    """A server whose network has random weights, so that it finds something in any scan that is not empty."""
     monkeypatch.setattr(NodulePredictor, "load", lambda artifacts, device: untrained)
     monkeypatch.setattr(untrained, "operating_score", 0.0)
     with serving(create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", workers=0))) as address:
         yield address
 
 
-def test_a_real_server_answers_and_keeps_the_case_for_the_form(tmp_path, real_server, caplog):
+def test_a_real_server_analyses_a_series_and_keeps_the_case_for_the_form(tmp_path, real_server, caplog):
     caplog.set_level("INFO", "trivium.gateway")
     body = body_with_lungs()
     solid = replace(body, voxels_zyx=np.where(body.voxels_zyx == -850, 40, body.voxels_zyx))
@@ -71,7 +71,7 @@ def test_a_real_server_answers_and_keeps_the_case_for_the_form(tmp_path, real_se
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[tuple[str, int, int]]:
-    """Orthanc: its address, its DICOM port, and that of the gateway that it knows."""
+    """Orthanc: its address, its DICOM port, and the port of the gateway that it is configured for."""
     if ORTHANC is None:
         pytest.skip("Orthanc is not installed")
     web, dicom, known = free_port(), free_port(), free_port()
@@ -122,7 +122,7 @@ def test_orthanc_sends_a_ct_and_files_the_report_in_its_study(tmp_path, orthanc)
 
 
 @pytest.mark.skipif(not DICOMWEB.exists(), reason="orthanc-dicomweb is not installed")
-def test_orthanc_files_the_report_that_comes_by_dicomweb(tmp_path, orthanc, caplog):
+def test_orthanc_files_a_report_sent_by_dicomweb(tmp_path, orthanc, caplog):
     caplog.set_level("INFO", "trivium.gateway")
     address, _, known = orthanc
     stub = StubServer(report=report())

@@ -1,4 +1,4 @@
-"""What goes wrong at the server or at the archive: nothing is lost, nothing blocks what comes after it."""
+"""Failures of the server or the archive: nothing is lost, and later series are not blocked."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def fail(status: int, problem: str = "it cannot be read"):
     return {"state": "failed", "problem": problem, "status": status}
 
 
-def test_the_log_says_at_the_start_that_server_and_archive_are_away(tmp_path, log):
+def test_the_log_warns_at_the_start_if_server_and_archive_are_unavailable(tmp_path, log):
     server, archive = free_port(), free_port()
     with gateway(tmp_path, f"http://127.0.0.1:{server}", archive):
         wait_for(lambda: f"the server at http://127.0.0.1:{server} does not answer" in log.text)
         wait_for(lambda: f"PACS@127.0.0.1:{archive} cannot be reached; reports will wait" in log.text)
 
 
-def test_the_log_says_at_the_start_that_another_server_answers_and_that_the_archive_takes_reports(
+def test_the_log_warns_at_the_start_about_a_wrong_server_and_says_that_the_archive_accepts_reports(
     tmp_path, around, log
 ):
     stub, archive = around
@@ -64,7 +64,7 @@ def test_the_log_says_at_the_start_that_another_server_answers_and_that_the_arch
         wait_for(lambda: f"PACS@127.0.0.1:{archive.port} accepts reports" in log.text)
 
 
-def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, around, log):
+def test_the_log_warns_at_the_start_if_the_archive_does_not_accept_reports(tmp_path, around, log):
     entity = AE(ae_title="PACS")
     entity.add_supported_context("1.2.840.10008.1.1")
     server = entity.start_server(("127.0.0.1", 0), block=False)
@@ -93,14 +93,14 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
     assert len(stub.bodies) == 1
 
 
-def test_a_report_waits_a_minute_at_the_most_for_an_archive_that_is_away(tmp_path, stub, log):
+def test_a_report_waits_at_most_a_minute_for_an_unavailable_archive(tmp_path, stub, log):
     with gateway(tmp_path, stub.address, free_port(), pauses=(200, 300)) as port:
         send(port, images())
         wait_for(lambda: "cannot be reached; next try in 60 s" in log.text)
 
 
-def test_once_the_archive_takes_a_report_all_that_waited_for_it_are_sent(tmp_path, stub, log):
-    """The first report would wait for minutes yet when the second finds the archive back."""
+def test_once_the_archive_accepts_a_report_all_waiting_ones_are_sent(tmp_path, stub, log):
+    """The first report is still in a long pause when the second finds the archive available again."""
     archive = free_port()
     with gateway(tmp_path, stub.address, archive, pauses=(50, 300)) as port:
         send(port, images())
@@ -112,7 +112,7 @@ def test_once_the_archive_takes_a_report_all_that_waited_for_it_are_sent(tmp_pat
     pacs.close()
 
 
-def test_a_job_that_runs_is_found_again_after_a_restart(tmp_path, around):
+def test_a_running_job_is_found_again_after_a_restart(tmp_path, around):
     stub, archive = around
     stub.answer = lambda number: {"state": "running"}
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -138,7 +138,7 @@ def test_a_refusal_is_logged_without_names_and_the_series_deleted(tmp_path, arou
     assert not any(word in log.text for word in hidden) and archive.got == []
 
 
-def test_what_the_server_fails_at_is_put_aside_and_blocks_nothing(tmp_path, around, log):
+def test_a_series_that_fails_on_the_server_is_moved_aside_and_blocks_nothing(tmp_path, around, log):
     stub, archive = around
     stub.answer = lambda number: fail(500) if len(stub.names(number - 1)) == 3 else {"state": "done"}
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -151,7 +151,7 @@ def test_what_the_server_fails_at_is_put_aside_and_blocks_nothing(tmp_path, arou
     assert len(list((tmp_path / "aside").rglob("*.dcm"))) == 3
 
 
-def test_a_server_that_takes_nothing_now_is_asked_again(tmp_path, around, log):
+def test_an_overloaded_server_is_tried_again(tmp_path, around, log):
     stub, archive = around
     stub.status = 503
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -164,7 +164,7 @@ def test_a_server_that_takes_nothing_now_is_asked_again(tmp_path, around, log):
     assert not list((tmp_path / "aside").iterdir())
 
 
-def test_a_case_that_was_deleted_on_the_server_is_answered_anew(tmp_path, around):
+def test_a_series_whose_case_was_deleted_on_the_server_is_analysed_again(tmp_path, around):
     stub, archive = around
     stub.answer = lambda number: (
         {"state": "done", "case": "/api/medical/cases/gone/away"} if number == 1 else {"state": "done"}
@@ -176,7 +176,7 @@ def test_a_case_that_was_deleted_on_the_server_is_answered_anew(tmp_path, around
     assert len(stub.bodies) == 2
 
 
-def test_a_job_that_somebody_cancelled_is_not_begun_again(tmp_path, around, log):
+def test_a_cancelled_job_is_not_submitted_again(tmp_path, around, log):
     stub, archive = around
     stub.answer = lambda number: {"state": "cancelled"}
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -186,9 +186,9 @@ def test_a_job_that_somebody_cancelled_is_not_begun_again(tmp_path, around, log)
     assert len(stub.bodies) == 1
 
 
-def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
+def test_a_report_that_the_archive_refuses_is_moved_aside(tmp_path, around, log):
     stub, archive = around
-    archive.status = 0xA700  # no room, which passes
+    archive.status = 0xA700  # out of resources, which is temporary
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
         wait_for(lambda: log.text.count("0xA700") > 2)
@@ -201,7 +201,7 @@ def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
 
 
 def as_segmentation(report: bytes) -> bytes:
-    """The same object under the class of a segmentation."""
+    """The same object with the SOP class of a segmentation."""
     other = dcmread(BytesIO(report))
     other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = SEG
     made = BytesIO()
@@ -209,7 +209,7 @@ def as_segmentation(report: bytes) -> bytes:
     return made.getvalue()
 
 
-def test_the_log_tells_the_report_in_the_archive_from_the_segmentation(tmp_path, around, log):
+def test_the_log_distinguishes_reports_from_segmentations(tmp_path, around, log):
     stub, _ = around
     stub.segmentation = as_segmentation(stub.report)
     entity = AE(ae_title="PACS")
@@ -223,7 +223,7 @@ def test_the_log_tells_the_report_in_the_archive_from_the_segmentation(tmp_path,
     assert "its report is in the archive" in log.text and "its segmentation is in the archive" in log.text
 
 
-def test_an_archive_without_segmentations_gets_the_report_alone(tmp_path, around, log):
+def test_an_archive_without_segmentations_gets_only_the_report(tmp_path, around, log):
     stub, archive = around
     stub.segmentation = as_segmentation(stub.report)
     with gateway(tmp_path, stub.address, archive.port) as port:
@@ -257,7 +257,7 @@ def test_two_gateways_do_not_share_a_spool(tmp_path, around):
         (["--to", "P@h:104", "--max-slice-thickness-mm", "0"], "--max-slice-thickness-mm is 0.0; it must be above 0"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(words, expected, capsys):
+def test_invalid_options_are_refused_with_a_message(words, expected, capsys):
     assert main(["gateway", "medical", *words]) == 2
     assert expected in capsys.readouterr().err
 

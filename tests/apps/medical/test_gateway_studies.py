@@ -1,4 +1,4 @@
-"""Of a study with several reconstructions the gateway has one answered, where that is asked for."""
+"""With --one-per-study the gateway has only one reconstruction of a study analysed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SOFT, LUNG = {"ConvolutionKernel": "Br40", "SliceThickness": "5"}, {"Convolution
 
 
 def study() -> list[Dataset]:
-    """By their number of images: 3 thick ones, 4 soft ones, 5 with a lung kernel, 6 coronal ones that are thinner."""
+    """Series by number of images: 3 thick, 4 with a soft kernel, 5 with a lung kernel, 6 coronal and thinner."""
     coronal = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "SliceThickness": "1"}
     kinds = ((3, {**LUNG, "SliceThickness": "8"}), (4, SOFT), (5, LUNG), (6, coronal))
     return [image for count, tags in kinds for image in images(f"1.2.{count}", count, **tags)]
 
 
-def handed_in(stub: StubServer) -> list[int]:
+def submitted_counts(stub: StubServer) -> list[int]:
     return [len(stub.names(number)) for number in range(len(stub.bodies))]
 
 
-def test_of_a_study_the_thinnest_axial_series_with_a_lung_kernel_is_answered(
+def test_the_thinnest_axial_series_with_a_lung_kernel_is_analysed(
     tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
 ) -> None:
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
@@ -45,36 +45,36 @@ def test_of_a_study_the_thinnest_axial_series_with_a_lung_kernel_is_answered(
         wait_for(lambda: archive.got)
         wait_for(lambda: log.text.count("was analysed (--one-per-study)") == 3)
         wait_for(lambda: not waiting(tmp_path))
-    assert handed_in(stub) == [5] and len(archive.got) == 1
+    assert submitted_counts(stub) == [5] and len(archive.got) == 1
 
 
-def test_a_saved_screen_in_a_series_keeps_it_from_nothing(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+def test_a_screenshot_in_a_series_does_not_count_against_it(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
     without = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
     (screen,) = images("1.2.5", 1, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"], **without, **LUNG)
     screen.SOPInstanceUID = screen.file_meta.MediaStorageSOPInstanceUID = "1.2.5.99"
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
         assert set(send(port, [*study(), screen])) == {0}
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert handed_in(stub) == [6]
+    assert submitted_counts(stub) == [6]
 
 
-def test_a_kernel_that_is_asked_for_goes_before(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+def test_a_requested_kernel_has_priority(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, kernel=("B31f", "br40")) as port:
         send(port, study())
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert handed_in(stub) == [4]
+    assert submitted_counts(stub) == [4]
 
 
-def test_where_one_is_refused_the_next_is_answered(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+def test_if_a_series_is_refused_the_next_best_is_analysed(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
     refused = {"state": "failed", "status": 422, "problem": "no"}
-    stub.answer = lambda number: refused if handed_in(stub)[number - 1] == 5 else {"state": "done"}
+    stub.answer = lambda number: refused if submitted_counts(stub)[number - 1] == 5 else {"state": "done"}
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
         send(port, study())
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert handed_in(stub) == [5, 4] and len(archive.got) == 1
+    assert submitted_counts(stub) == [5, 4] and len(archive.got) == 1
 
 
-def test_a_study_without_an_axial_series_is_answered_by_what_there_is(
+def test_a_study_without_an_axial_series_has_another_series_analysed(
     tmp_path: Path, stub: StubServer, archive: Archive
 ) -> None:
     stub.answer = lambda number: {"state": "failed", "status": 422, "problem": "it is not in axial slices"}
@@ -82,10 +82,10 @@ def test_a_study_without_an_axial_series_is_answered_by_what_there_is(
         send(port, [image for image in study() if image.SeriesInstanceUID == "1.2.6"])
         wait_for(lambda: stub.bodies)
         wait_for(lambda: not waiting(tmp_path))
-    assert handed_in(stub) == [6] and not archive.got
+    assert submitted_counts(stub) == [6] and not archive.got
 
 
-def test_studies_are_told_apart_also_after_a_restart(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+def test_studies_are_kept_apart_also_after_a_restart(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
     other = images("1.2.9", 4, StudyInstanceUID="1.3", **LUNG)
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=300) as port:
         assert set(send(port, [*study(), *other])) == {0}
@@ -93,11 +93,11 @@ def test_studies_are_told_apart_also_after_a_restart(tmp_path: Path, stub: StubS
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
         wait_for(lambda: len(archive.got) == 2)
         wait_for(lambda: not waiting(tmp_path))
-    assert sorted(handed_in(stub)) == [4, 5]
+    assert sorted(submitted_counts(stub)) == [4, 5]
 
 
 def test_a_series_waits_for_the_others_of_its_study(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
-    """The thick series is quiet first; the thin one's association is broken off, so that it is waited for longer."""
+    """The thick series is ready first; the thin one's association is aborted, so it waits longer."""
     from pynetdicom import AE
 
     thick, thin = images("1.2.3", 3, SliceThickness="8"), images("1.2.5", 5, **LUNG)
@@ -109,10 +109,10 @@ def test_a_series_waits_for_the_others_of_its_study(tmp_path: Path, stub: StubSe
         assert send(port, thick) == [0] * 3
         wait_for(lambda: not waiting(tmp_path) and archive.got)
         association.release()
-    assert handed_in(stub) == [5]
+    assert submitted_counts(stub) == [5]
 
 
-def test_a_reconstruction_that_comes_while_another_is_answered_goes_in_its_place(
+def test_a_better_reconstruction_that_arrives_during_the_analysis_replaces_the_first(
     tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
 ) -> None:
     stub.answer = lambda number: {"state": "running" if number == 1 else "done"}
@@ -121,14 +121,14 @@ def test_a_reconstruction_that_comes_while_another_is_answered_goes_in_its_place
         wait_for(lambda: stub.bodies)
         send(port, images("1.2.5", 5, **LUNG))
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert handed_in(stub) == [4, 5] and stub.cancelled == ["/api/medical/jobs/1"] and len(archive.got) == 1
+    assert submitted_counts(stub) == [4, 5] and stub.cancelled == ["/api/medical/jobs/1"] and len(archive.got) == 1
     assert "more images of its study arrived" in log.text
 
 
-def test_whenever_the_gateway_is_killed_a_study_is_answered_once(
+def test_whenever_the_gateway_is_killed_a_study_is_analysed_once(
     tmp_path: Path, stub: StubServer, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each deletion the spool is copied as a kill within it would leave it, and another gateway goes on."""
+    """At each deletion the spool is copied in the state that a kill would leave, and another gateway continues."""
     spool, killed, delete = tmp_path / "spool", list[Path](), shutil.rmtree
 
     def delete_and_keep(place: Path, **settings: bool) -> None:
@@ -148,10 +148,10 @@ def test_whenever_the_gateway_is_killed_a_study_is_answered_once(
     for left in killed:
         with gateway(left, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
             wait_for(lambda left=left: not waiting(left))
-    assert handed_in(stub) == [5]
+    assert submitted_counts(stub) == [5]
 
 
-def test_after_a_restart_a_study_that_was_handed_in_waits_no_longer_than_one_that_comes(
+def test_after_a_restart_a_submitted_study_waits_no_longer_than_a_new_one(
     tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
 ) -> None:
     stub.answer = lambda number: {"state": "running"}
@@ -159,15 +159,15 @@ def test_after_a_restart_a_study_that_was_handed_in_waits_no_longer_than_one_tha
         send(port, study())
         wait_for(lambda: any(name.endswith("/job") for name in waiting(tmp_path)))
     stub.answer = lambda number: {"state": "done"}
-    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=4):  # ten times as long: 40
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=4):  # 10 times: 40
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert handed_in(stub) == [5] and "may be missing" not in log.text
+    assert submitted_counts(stub) == [5] and "may be missing" not in log.text
 
 
-def test_after_a_restart_what_came_of_a_study_since_it_was_handed_in_is_waited_for(
+def test_after_a_restart_images_newer_than_the_submission_make_a_study_wait_longer(
     tmp_path: Path, stub: StubServer, archive: Archive
 ) -> None:
-    """As where the gateway is killed at that moment: it had no time to begin anew."""
+    """As if the gateway was killed at that moment, before it could start again with the new images."""
     stub.answer = lambda number: {"state": "running"}
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
         send(port, images("1.2.4", 4, **SOFT))
@@ -181,7 +181,7 @@ def test_after_a_restart_what_came_of_a_study_since_it_was_handed_in_is_waited_f
     late.rename(handed.parent / late.name)
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.1):
         wait_for(lambda: not waiting(tmp_path) and archive.got)
-    assert b'name="incomplete"\r\n\r\nyes' in stub.bodies[-1] and handed_in(stub) == [4, 5]
+    assert b'name="incomplete"\r\n\r\nyes' in stub.bodies[-1] and submitted_counts(stub) == [4, 5]
 
 
 def test_a_kernel_alone_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""DICOM over TLS: senders and archive show certificates of one authority, and nobody else is let in."""
+"""DICOM over TLS: senders and archive present certificates of one authority, and all others are rejected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``ca``, ``own`` and ``elsewhere`` that it has signed, and ``strange`` that it has not."""
+    """A folder with ``ca``, ``own`` and ``elsewhere``, which it signed, and ``strange``, which it did not."""
     folder = tmp_path_factory.mktemp("keys")
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     for name, more in (
@@ -64,7 +64,7 @@ def test_both_directions_are_secured(tmp_path, keys):
     stub = StubServer(report=report())
     archive = Archive(tls=context(keys, "own", ssl.PROTOCOL_TLS_SERVER))
     with gateway(tmp_path, stub.address, archive.port, **settings(keys)) as port:
-        silent = socket.create_connection(("127.0.0.1", port))  # begins no handshake, and holds nobody up
+        silent = socket.create_connection(("127.0.0.1", port))  # starts no handshake, and must not block others
         entity = AE(ae_title="SCANNER")
         entity.add_requested_context(CT, images(count=1)[0].file_meta.TransferSyntaxUID)
         for name, accepted in (("strange", False), ("own", True)):
@@ -81,7 +81,7 @@ def test_both_directions_are_secured(tmp_path, keys):
 
 
 @pytest.mark.parametrize(("name", "taken"), [("own", True), ("elsewhere", False), ("strange", False)])
-def test_a_report_goes_to_a_dicomweb_of_the_authority_by_its_name_alone(tmp_path, keys, caplog, name, taken):
+def test_a_dicomweb_archive_needs_a_certificate_with_its_host_name(tmp_path, keys, caplog, name, taken):
     stub, archive = StubServer(report=report()), WebPacs(context(keys, name, ssl.PROTOCOL_TLS_SERVER))
     caplog.set_level("INFO", "trivium.gateway")
     with gateway(tmp_path, stub.address, archive.url, **settings(keys)):
@@ -92,12 +92,12 @@ def test_a_report_goes_to_a_dicomweb_of_the_authority_by_its_name_alone(tmp_path
     assert bool(archive.asked) is taken
 
 
-def test_a_dicomweb_without_tls_is_refused_where_both_directions_are_to_have_it(tmp_path, keys):
+def test_a_dicomweb_address_without_tls_is_refused_with_tls_options(tmp_path, keys):
     with pytest.raises(InvalidInputError, match="write http://pacs/dicom-web as https://"):
         DicomGateway(to="http://pacs/dicom-web", **settings(keys)).run(None, tmp_path, None)
 
 
-def test_half_of_the_settings_and_wrong_files_are_refused(tmp_path, keys):
+def test_incomplete_tls_options_and_wrong_files_are_refused(tmp_path, keys):
     with pytest.raises(InvalidInputError, match="all of --tls-cert"):
         DicomGateway(to="PACS@pacs:104", tls_cert=keys / "own.pem")
     given = {**settings(keys), "tls_key": keys / "strange.key"}

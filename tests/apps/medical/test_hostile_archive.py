@@ -1,4 +1,4 @@
-"""An archive that answers what no archive should: the gateway stays alive and small, and keeps the report for later."""
+"""An archive with hostile responses: the gateway keeps running in little memory, and keeps the report for later."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def file(tmp_path_factory) -> Path:
 
 @contextmanager
 def peer(answer: Callable[[Connection], object]) -> Iterator[int]:
-    """Reads what comes at once of each connection, answers it, and closes it after the rest; gives the port."""
+    """Serves connections: reads what arrives at once, answers, reads the rest and closes. Yields the port."""
 
     def serve() -> None:
         while True:
@@ -47,7 +47,7 @@ def peer(answer: Callable[[Connection], object]) -> Iterator[int]:
                 try:
                     connection.recv(1 << 16)
                     answer(connection)
-                    # Closed with bytes unread, the connection would be reset, and the answer be lost.
+                    # Closing with unread bytes would reset the connection and lose the answer.
                     connection.shutdown(socket.SHUT_WR)
                     connection.settimeout(1)
                     while connection.recv(1 << 16):
@@ -74,12 +74,12 @@ def sent(answer: bytes, file: Path) -> ReportRefused | None:
 
 
 @pytest.mark.parametrize("reason", [b"Infinity", b"NaN", b"1e999", b"9" * 4000, b"-42752", b'"x"'])
-def test_a_reason_that_is_none_is_a_refusal_with_the_status(file, reason):
+def test_an_invalid_failure_reason_is_a_refusal_with_the_http_status(file, reason):
     answer = ok(b'{"00081198": {"Value": [{"00081197": {"Value": [%s]}}]}}' % reason)
     assert str(sent(answer, file)).endswith("refuses it (status 200)")
 
 
-def test_an_answer_that_is_nested_without_measure_is_as_one_that_is_no_json(file):
+def test_a_deeply_nested_response_counts_as_no_json(file):
     assert sent(ok(b"[" * 100_000), file) is None
 
 
@@ -91,13 +91,13 @@ def test_an_answer_that_is_nested_without_measure_is_as_one_that_is_no_json(file
         (b"HTTP/1.1 \x1b[31m" + b"A" * 60_000 + b"\r\n\r\n", "cannot be reached"),
     ],
 )
-def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(file, answer, words):
+def test_an_unreadable_response_gives_a_short_message(file, answer, words):
     with pytest.raises(ArchiveUnavailable, match=words) as away:
         sent(answer, file)
     assert len(str(away.value)) < 300 and str(away.value).isprintable()
 
 
-def test_an_answer_that_comes_in_drops_is_broken_off(file, monkeypatch):
+def test_a_slow_response_times_out(file, monkeypatch):
     monkeypatch.setattr(dicomweb_send, "_TOTAL_TIMEOUT_S", 0.3)
     broken_off = threading.Event()
 
@@ -127,7 +127,7 @@ def half(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("answer", [too_large, half, lambda connection: connection.sendall(b"HTTP/1.1 400 Bad\r\n")])
-def test_what_does_not_answer_as_dicom_is_left_at_once(file, answer, monkeypatch):
+def test_a_peer_that_does_not_speak_dicom_is_left_at_once(file, answer, monkeypatch):
     monkeypatch.setattr(dicom_send, "_RESPONSE_TIMEOUT_S", 1)
     began = time.monotonic()
     with (
@@ -138,7 +138,7 @@ def test_what_does_not_answer_as_dicom_is_left_at_once(file, answer, monkeypatch
     assert time.monotonic() - began < 10
 
 
-def test_an_endless_answer_to_a_report_ends_the_association(file, monkeypatch):
+def test_an_endless_response_to_a_report_ends_the_association(file, monkeypatch):
     monkeypatch.setattr(dicom_send, "_RESPONSE_TIMEOUT_S", 2)
     refused = []
 
@@ -163,8 +163,8 @@ def test_an_endless_answer_to_a_report_ends_the_association(file, monkeypatch):
         server.shutdown()
 
 
-def test_whatever_goes_wrong_with_an_archive_is_tried_again_after_a_pause(tmp_path, caplog):
-    """Not five times a second, for ever."""
+def test_unexpected_errors_of_an_archive_are_retried_after_a_pause(tmp_path, caplog):
+    """Not five times a second without end."""
 
     class Broken:
         tries = 0

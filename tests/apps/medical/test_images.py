@@ -1,4 +1,4 @@
-"""NIfTI, NRRD and MetaImage as they come: torn, turned, with poses that disagree."""
+"""NIfTI, NRRD and MetaImage files: truncated, with other axis orders, with orientations that disagree."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refused(path: Path, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("lost", [1, 40, 1000, 2200])
-def test_a_torn_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, lost):
+def test_a_truncated_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, lost):
     path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE))
     assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
     whole = path.read_bytes()
@@ -57,12 +57,12 @@ def test_a_torn_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, l
 
 
 @pytest.mark.parametrize(("name", "other"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
-def test_a_nifti_is_unpacked_where_it_is_packed_whatever_its_name(tmp_path, name, other):
+def test_nifti_compression_is_detected_by_content(tmp_path, name, other):
     path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE)).rename(tmp_path / other)
     assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
 
 
-def test_a_nifti_whose_bits_fell_over_is_refused(tmp_path):
+def test_a_corrupted_nifti_is_refused(tmp_path):
     path = saved(tmp_path / "a.nii.gz", nibabel.Nifti1Image(values(), AFFINE))
     content = bytearray(path.read_bytes())
     content[-8] ^= 1
@@ -70,7 +70,7 @@ def test_a_nifti_whose_bits_fell_over_is_refused(tmp_path):
     refused(path, "a.nii.gz cannot be read as NIfTI .*CRC")
 
 
-def test_poses_that_disagree_and_poses_that_are_missing_are_refused(tmp_path):
+def test_orientations_that_disagree_or_are_missing_are_refused(tmp_path):
     moved = AFFINE.copy()
     moved[0, 0] *= -1
     for name, sform, qform, words in (
@@ -94,8 +94,8 @@ def test_poses_that_disagree_and_poses_that_are_missing_are_refused(tmp_path):
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_slices_stored_along_any_axis_are_put_axial(tmp_path, axes, suffix):
-    """The voxel at each place in the patient is the same, however the array is stored."""
+def test_slices_stored_along_any_axis_become_axial(tmp_path, axes, suffix):
+    """The voxel at each patient position is the same, however the array is stored."""
     stored, affine = np.transpose(values(), axes), AFFINE[:, [*axes, 3]]
     path = tmp_path / f"turned{suffix}"
     if suffix == ".nii.gz":
@@ -115,7 +115,7 @@ def test_slices_stored_along_any_axis_are_put_axial(tmp_path, axes, suffix):
     assert volume.remarks == (() if axes == (0, 1, 2) else (TURNED,)) or axes == (1, 0, 2)
 
 
-def test_what_is_not_one_axial_volume_is_refused(tmp_path):
+def test_files_without_a_single_axial_volume_are_refused(tmp_path):
     turned = AFFINE.copy()
     c, s = np.cos(0.8), np.sin(0.8)
     turned[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ turned[:3, :3]
@@ -156,7 +156,7 @@ def test_scaled_and_big_endian_values_are_hounsfield_units(tmp_path):
 @pytest.mark.parametrize(
     ("space", "signs"), [("left-posterior-superior", (1, 1)), ("right-anterior-superior", (-1, -1)), ("LAS", (1, -1))]
 )
-def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
+def test_nrrd_is_read_in_its_stated_space(tmp_path, space, signs):
     header = (
         f"NRRD0005\ntype: short\ndimension: 3\nspace: {space}\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
         "(0,0,2.5)\nkinds: domain domain domain\nendian: little\nencoding: raw\nspace origin: (10,20,-300)\n\n"
@@ -186,10 +186,10 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
             "NRRD does not allow `spacings`",
         ),
         ("sizes: 12 10 8", "sizes: 12 10 9", "cannot be read as .nrrd"),
-        ("(10,20,-300)\n\n", "(10,20,", "no readable header"),  # voxels in the header end ITK with a SIGSEGV
+        ("(10,20,-300)\n\n", "(10,20,", "no readable header"),  # voxels in the header crash ITK with SIGSEGV
     ],
 )
-def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, words):
+def test_nrrd_without_a_complete_grid_is_refused(tmp_path, stated, instead, words):
     header = (
         "NRRD0005\ntype: short\ndimension: 3\nspace: LPS\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
         "(0,0,2.5)\nendian: little\nencoding: raw\nspace origin: (10,20,-300)\n\n"
@@ -199,7 +199,7 @@ def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, wo
     refused(tmp_path / "a.nrrd", words)
 
 
-def test_nrrd_without_an_origin_says_what_its_positions_are(tmp_path):
+def test_nrrd_without_an_origin_has_a_remark(tmp_path):
     header = (
         "NRRD0005\ntype: short\ndimension: 3\nspace: LPS\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
         "(0,0,2.5)\nendian: little\nencoding: raw\n\n"
@@ -218,8 +218,8 @@ def metaimage(folder: Path, content: bytes, *lines: str, name: str = "a.mha", da
 
 
 @pytest.mark.parametrize("data", ["LOCAL", "a.zraw"])
-def test_a_compressed_metaimage_that_is_torn_or_damaged_is_refused(tmp_path, data):
-    """ITK gives what lies in memory for what it could not unpack."""
+def test_a_truncated_or_damaged_compressed_metaimage_is_refused(tmp_path, data):
+    """ITK returns uninitialised memory for voxels that it cannot decompress."""
     packed = zlib.compress(values().T.astype("<i2").tobytes())
     lines = ("CompressedData = True", "ElementSpacing = 0.8 0.7 2.5")
     name = "a.mha" if data == "LOCAL" else "a.mhd"
@@ -241,16 +241,16 @@ LYING, TURNED_ROUND = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 
     ("lines", "said"),
     [
         ((LYING, "Offset = 1 2 3"), ()),
-        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = RAI"), ()),  # the sides that axes come from, as ITK writes
+        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = RAI"), ()),  # the sides that axes start from, as ITK writes
         ((TURNED_ROUND, "Offset = 1 2 3", "AnatomicalOrientation = LPI"), ()),
-        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = LPS"), ()),  # the sides that they go to, as others write
+        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = LPS"), ()),  # the sides that axes end at, as others write
         ((TURNED_ROUND, "Offset = 1 2 3", "AnatomicalOrientation = ???"), ()),
         (("AnatomicalOrientation = RAI", "Position = 1 2 3"), ()),
         (("AnatomicalOrientation = ???", "Offset = 1 2 3"), (ASSUMED_LPS,)),
         ((), (ASSUMED_LPS, NO_ORIGIN)),
     ],
 )
-def test_a_metaimage_lies_as_it_says_and_what_it_leaves_open_is_told(tmp_path, lines, said):
+def test_a_metaimage_has_its_stated_orientation_and_a_remark_on_assumptions(tmp_path, lines, said):
     content = values().T.astype("<i2").tobytes()
     volume = read_volume([metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines)])
     assert volume.remarks == said
@@ -267,7 +267,7 @@ def test_a_metaimage_lies_as_it_says_and_what_it_leaves_open_is_told(tmp_path, l
         ("AnatomicalOrientation = LPS",),
     ],
 )
-def test_a_metaimage_that_says_in_two_ways_how_the_patient_lies_is_refused(tmp_path, lines):
+def test_a_metaimage_with_contradictory_orientations_is_refused(tmp_path, lines):
     content = values().T.astype("<i2").tobytes()
     refused(
         metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines),
@@ -275,7 +275,7 @@ def test_a_metaimage_that_says_in_two_ways_how_the_patient_lies_is_refused(tmp_p
     )
 
 
-def test_a_metaimage_that_states_no_spacing_or_ends_early_is_refused(tmp_path):
+def test_a_metaimage_without_spacing_or_truncated_is_refused(tmp_path):
     content = values().T.astype("<i2").tobytes()
     refused(metaimage(tmp_path, content), "states no ElementSpacing")
     refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxel data are truncated")
@@ -284,7 +284,7 @@ def test_a_metaimage_that_states_no_spacing_or_ends_early_is_refused(tmp_path):
     refused(huge, "which is too large for a CT")
 
 
-def test_bytes_of_a_header_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(tmp_path):
+def test_corrupted_headers_give_a_refusal_or_a_volume_and_no_other_error(tmp_path):
     chance = random.Random(3)
     whole = gzip.decompress(nifti(chest()))
     for _ in range(200):
@@ -316,14 +316,14 @@ def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
 
 
 def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path):
-    """Written and read again, marks lie where they were, under the series that the file is named after."""
+    """Marks keep their positions after writing and reading, under the SeriesInstanceUID in the file's name."""
     from apps.medical.datasets.luna16_files import read_marks
 
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.197987940182806628828566429132"
     made = chest()
     image = SimpleITK.GetImageFromArray(made.voxels_zyx[:, ::-1, ::-1])
     image.SetSpacing(made.spacing_mm)
-    # Some of LUNA16's images have their first two axes the other way round.
+    # Some of LUNA16's images have their first two axes reversed.
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     image.SetOrigin(made.to_lps_mm([99, 79, 0]).tolist())
     SimpleITK.WriteImage(image, str(tmp_path / f"{uid}.mhd"))
@@ -339,14 +339,14 @@ def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path
     assert mark.centre_mm == pytest.approx(made.to_lps_mm([29.3, 39.6, 9.7]), abs=5e-4)
 
 
-def test_a_name_in_the_findings_table_is_no_formula():
+def test_a_name_in_the_findings_table_cannot_be_a_formula():
     nodule = Nodule(centre_lps_mm=(1, 2, 3), mean_diameter_mm=8.0, score=0.5, box_lps_mm=(0, 0, 0, 1, 1, 1))
     for name, cell in (("=1+1.nii.gz", "'=1+1.nii.gz"), ("scan-1.nii.gz", "scan-1.nii.gz")):
         row = findings_csv(replace(chest(), name=name), found(nodule)).decode().splitlines()[1]
         assert row.split(",")[0] == cell
 
 
-def test_a_made_volume_survives_the_nifti_that_the_viewer_reads(tmp_path):
+def test_a_volume_survives_the_round_trip_through_nifti(tmp_path):
     turned = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
     made = CTVolume(
         voxels_zyx=values().T.copy(), spacing_mm=(0.8, 0.7, 2.5), origin_lps_mm=(1.0, 2.0, 3.0), direction=turned

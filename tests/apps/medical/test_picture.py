@@ -1,4 +1,4 @@
-"""The picture of a case shows the patient's sides where radiologists look for them, however the scan is stored."""
+"""The picture of a case is in radiological orientation, however the scan is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RIGHT_FRONT_MM = (-60.0, -42.0, -350.0)
 
 
 def lopsided() -> CTVolume:
-    """The chest with a large dense ball at ``RIGHT_FRONT_MM`` alone."""
+    """The chest with a single large dense ball at ``RIGHT_FRONT_MM``."""
     volume = chest()
     i, j, k = np.rint(volume.to_index_ijk(RIGHT_FRONT_MM)).astype(int)
     volume.voxels_zyx[k - 1 : k + 2, j - 4 : j + 5, i - 4 : i + 5] = 1000
@@ -46,7 +46,7 @@ def test_the_patient_s_right_is_on_the_left_and_the_front_at_the_top(signs):
     y, x = yellow.mean(axis=0)
     height, width = shown.shape[:2]
     assert x < width / 2 - 40 and y < height / 2 - 20
-    # The ball is within its circle, and nowhere else is so bright but in the letters at the edges.
+    # The ball is within its circle; only the letters at the edges are as bright.
     inside = shown[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6]
     assert inside.min() == 255
     assert shown[int(y) - 5 : int(y) + 6, width - int(x) - 5 : width - int(x) + 6].max() < 200
@@ -54,8 +54,8 @@ def test_the_patient_s_right_is_on_the_left_and_the_front_at_the_top(signs):
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
-def test_slices_whose_rows_run_from_front_to_back_are_turned(signs):
-    """DICOM may state row and column directions the other way round; the picture is the same."""
+def test_slices_whose_rows_run_from_front_to_back_are_transposed(signs):
+    """DICOM may swap row and column directions; the picture is the same."""
     volume = stored(lopsided(), (1, 0, 2), signs)
     shown = pixels(volume, NODULE).astype(int)
     label = slice(shown.shape[0] - 30, None)
@@ -64,7 +64,7 @@ def test_slices_whose_rows_run_from_front_to_back_are_turned(signs):
     assert np.array_equal(shown, expected)
 
 
-def test_the_sides_are_lettered():
+def test_the_sides_are_labelled():
     """R at the left edge and L at the right one, before the air of the room alone: L has a stem, R more beside it."""
     volume = lopsided()
     volume.voxels_zyx[:] = -1000

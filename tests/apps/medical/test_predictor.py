@@ -1,4 +1,4 @@
-"""A CT through the predictor: what comes out, and the real nodule among the first findings."""
+"""The predictor's findings on a CT, their files, and the nodule of the real scan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
     assert again.result == given.result and again.picture == given.picture and again.files == given.files
 
 
-def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_path):
+def test_a_scan_without_lungs_is_reported_as_not_searched(untrained, tmp_path):
     volume = chest()
     voxels = np.where(volume.voxels_zyx == -850, 40, volume.voxels_zyx).astype(np.int16)
     solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
@@ -70,7 +70,7 @@ def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_p
     assert given.picture.startswith(b"\x89PNG")
 
 
-def test_findings_above_the_operating_score_beyond_those_asked_for_are_counted(untrained, tmp_path, monkeypatch):
+def test_findings_beyond_the_requested_maximum_are_counted(untrained, tmp_path, monkeypatch):
     file = tmp_path / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     request = Request(files=(file,), options={"score": "0.01", "most": "6"})
@@ -93,7 +93,7 @@ def test_options_out_of_range_are_refused(tmp_path, options):
         CODEC.decode(Request(files=(tmp_path,), options=options))
 
 
-def test_the_slab_keeps_places_and_slices():
+def test_the_slab_keeps_positions_and_slices():
     volume = chest()
     part = slab(volume, found())
     assert part.size_ijk[2] == 20 and part.size_ijk[0] < 100
@@ -104,7 +104,7 @@ def test_the_slab_keeps_places_and_slices():
     assert slab_file(slab_source(volume, found())) == nifti(part), "made later, it is the same to the byte"
 
 
-def test_what_the_slab_is_made_from_is_smaller_than_the_slab_and_holds_every_value():
+def test_the_slab_source_is_smaller_than_the_slab_and_lossless():
     draw = np.random.default_rng(0)
     voxels = np.clip(draw.normal(-800, 60, (24, 96, 80)), -3000, 3000).astype(np.int16)
     voxels[:, :40, ::7] = draw.choice([-3000, -1024, 1016, 1020, 3071, 32767], (24, 40, 12))
@@ -113,7 +113,7 @@ def test_what_the_slab_is_made_from_is_smaller_than_the_slab_and_holds_every_val
     assert slab_file(source) == expected and len(source) < 0.9 * len(expected)
 
 
-def test_a_large_scan_is_made_smaller_for_the_viewer():
+def test_a_large_scan_is_downsampled_for_the_viewer():
     large = CTVolume(
         voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)
     )
@@ -130,7 +130,7 @@ def test_the_slab_is_a_nifti_in_the_patient_s_frame():
     assert image.shape == (100, 80, 20)
 
 
-def test_remarks_speak_of_thick_slices():
+def test_remarks_mention_thick_slices():
     nodule = Nodule(
         centre_lps_mm=(0.0, 0.0, -350.0), mean_diameter_mm=9.44, score=0.7, box_lps_mm=(-5, -5, -355, 5, 5, -345)
     )
@@ -157,7 +157,7 @@ def test_the_real_nodule_alone_is_above_the_operating_score_and_as_large_as_its_
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("cut", [np.s_[:, :, 200:], np.s_[:, 250:, :], np.s_[:, 340:, :], np.s_[:, :, 215:420]])
-def test_the_sides_of_a_cut_image_bear_no_mark(cut, medical_data):
+def test_the_edges_of_a_cropped_image_have_no_marks(cut, medical_data):
     whole = read_volume([medical_data / "pyradiomics_lung1" / "lung1_image.nrrd"])
     first = [part.start or 0 for part in cut]
     part = CTVolume(
@@ -182,7 +182,7 @@ def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
     assert thick.startswith("Images are 3 mm thick (SliceThickness) and 2 mm apart") and no_lungs == NO_LUNGS
 
 
-def test_a_volume_of_one_s_own_gives_typed_findings(untrained):
+def test_a_users_own_volume_gives_typed_findings(untrained):
     few, every = (
         untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, max_findings=2), EVERYTHING)
     )
@@ -201,7 +201,7 @@ def test_findings_are_readable_where_they_are_printed():
     assert str(found(searched=False)) == "not searched: no lung was found"
 
 
-def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dicom():
+def test_the_table_has_the_instance_number_for_dicom():
     nodule = Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.44, score=0.75, box_lps_mm=(0, 0, 0, 1, 1, 1))
     content = result(chest(), found(nodule))
     table = result_table(content)
@@ -229,7 +229,7 @@ def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dic
         ({"patch_size": (64, 64, 20)}, "multiples of 16, 16, 8"),
     ],
 )
-def test_a_grid_that_no_network_can_use_is_refused(grid, words):
+def test_an_invalid_grid_is_refused(grid, words):
     with pytest.raises(InvalidInputError, match=words):
         ChestInput(**grid)
 
@@ -241,7 +241,7 @@ def test_a_scan_with_little_lung_says_so():
     assert not any("aerated lung" in sentence for sentence in result(scan, found())["remarks"])
 
 
-def test_a_case_is_listed_by_what_was_found_in_which_scan():
+def test_the_label_of_a_case_has_its_findings_and_the_scans_size():
     nodules = [
         Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.4, score=score, box_lps_mm=(0, 0, 0, 1, 1, 1))
         for score in (0.9, 0.2)
@@ -253,8 +253,8 @@ def test_a_case_is_listed_by_what_was_found_in_which_scan():
     assert case_label(result(chest(), found(searched=False))) == "not searched: no lung was found"
 
 
-def test_the_list_s_box_and_diameter_are_of_one_measurement():
-    """The heading's mean is that of the two axes, and the box is that of the same piece."""
+def test_box_and_diameter_come_from_the_same_measurement():
+    """The mean diameter is that of the two axes, and the box is that of the same mask."""
     scan = chest()
     box = np.array([[[-66.0, -6.0, -360.0]], [[-54.0, 6.0, -350.0]]])
     grid = Grid(scan.to_lps_mm([99, 79, 0]), np.array(scan.spacing_mm), (100, 80, 20))

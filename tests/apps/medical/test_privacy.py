@@ -1,4 +1,4 @@
-"""Nothing that may name a patient is kept: not the name of a file, nor a word of a DICOM header, nor of an error."""
+"""Nothing that may name a patient is kept: no file name, no text of a DICOM header, and no text of an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def leaks(text: str) -> list[str]:
 
 
 def kept(folder: Path) -> str:
-    """All that lies in the store: the database with its journal, and every case's files, names included."""
+    """The whole content of the store: the database with its journal, and the names and contents of all files."""
     return "".join(f"{path}\n{path.read_bytes().decode('latin-1')}\n" for path in folder.rglob("*") if path.is_file())
 
 
@@ -84,7 +84,7 @@ def test_the_same_content_under_another_name_is_the_same_input(hospital):
     assert one["inputs"] == other["inputs"] and one["inputs_sha256"] == other["inputs_sha256"]
 
 
-def test_a_refusal_names_the_file_to_its_sender_and_nobody_else(hospital, tmp_path, caplog):
+def test_a_refusal_names_the_file_only_to_its_sender(hospital, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
         answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
     assert answer.status_code == 422 and "MUELLER.nii.gz" in answer.json()["detail"]
@@ -103,7 +103,7 @@ WITHOUT_PLACE = {
         ({"SCHMIDT.xyz": b"nothing"}, "it holds a file of the archive"),
     ],
 )
-def test_a_refused_job_keeps_no_name_of_what_is_in_an_archive(hospital, tmp_path, inside, said):
+def test_a_refused_job_keeps_no_names_of_files_in_an_archive(hospital, tmp_path, inside, said):
     archive = pack(tmp_path, inside, "MUELLER.zip").read_bytes()
     job = hospital.post("/api/medical/jobs", files=[("files", ("MUELLER.zip", archive))]).json()
     with hospital.stream("GET", job["events"]) as stream:
@@ -114,7 +114,7 @@ def test_a_refused_job_keeps_no_name_of_what_is_in_an_archive(hospital, tmp_path
         assert not leaks("".join(database.iterdump()))
 
 
-def test_an_unexpected_error_is_logged_with_its_place_and_without_its_words(hospital, caplog, monkeypatch):
+def test_an_unexpected_error_is_logged_with_its_location_and_without_its_message(hospital, caplog, monkeypatch):
     def fail(request: Request) -> None:
         raise LookupError(f"nobody foresaw {request.files[0]}")
 

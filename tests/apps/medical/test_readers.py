@@ -1,4 +1,4 @@
-"""DICOM, NRRD and NIfTI to the same volume, and what is refused."""
+"""DICOM, NRRD and NIfTI give the same volume; invalid input is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_dicom_nrrd_and_nifti_agree(scan, tmp_path):
     same(read_volume([tmp_path / "ours.nii.gz"]), scan)
 
 
-def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
+def test_files_of_different_formats_are_refused(scan, tmp_path):
     image = SimpleITK.GetImageFromArray(scan.voxels_zyx)
     for name in ("scan.nrrd", "scan.mhd"):
         SimpleITK.WriteImage(image, str(tmp_path / name))
@@ -95,7 +95,7 @@ def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
     refused(pack(tmp_path, {"scan.gipl": b"x" * 9}, "only.zip"), "no DICOM image; it holds scan.gipl")
 
 
-def test_what_exports_put_beside_a_series_is_passed_over(scan, tmp_path):
+def test_other_files_of_an_export_are_ignored(scan, tmp_path):
     beside = ["DICOMDIR", "a/readme.TXT", "a/info.xml", "info.json", ".DS_Store", "__MACOSX/a/._IM1", ".git/config"]
     beside += [
         "AUTORUN.INF",
@@ -110,7 +110,7 @@ def test_what_exports_put_beside_a_series_is_passed_over(scan, tmp_path):
     same(read_volume([pack(tmp_path, {**series(scan), **dict.fromkeys(beside, b"x" * 200)})]), scan)
 
 
-def test_an_image_may_come_in_a_folder_or_a_zip_with_its_data_beside_it(scan, tmp_path):
+def test_an_image_may_be_in_a_folder_or_a_zip_with_a_separate_data_file(scan, tmp_path):
     image = SimpleITK.GetImageFromArray(scan.voxels_zyx)
     image.SetSpacing(SPACING)
     image.SetOrigin(ORIGIN)
@@ -132,8 +132,8 @@ def test_an_image_may_come_in_a_folder_or_a_zip_with_its_data_beside_it(scan, tm
     refused(folder, "keeps its voxels in 'scan.raw'")
 
 
-def test_extensionless_files_of_one_name_from_several_folders_are_one_series(scan, tmp_path):
-    """As a medium holds them: PA000001/ST000001/SE000001/IM000001, beside a DICOMDIR."""
+def test_files_with_the_same_name_in_several_folders_are_one_series(scan, tmp_path):
+    """As on a medium: PA000001/ST000001/SE000001/IM000001, beside a DICOMDIR."""
     for k in range(6):
         home = tmp_path / "DICOM" / f"PA{k}"
         home.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_extensionless_files_of_one_name_from_several_folders_are_one_series(sca
     same(read_volume([path for path in sorted(tmp_path.rglob("*")) if path.is_file()]), scan)
 
 
-def test_what_is_no_zip_is_refused_as_such(scan, tmp_path):
+def test_a_damaged_zip_is_refused(scan, tmp_path):
     torn = pack(tmp_path, series(scan))
     torn.write_bytes(torn.read_bytes()[:3000])
     refused(torn, "scan.zip cannot be read as a zip", "pack it anew")
@@ -151,7 +151,7 @@ def test_what_is_no_zip_is_refused_as_such(scan, tmp_path):
     refused(tmp_path / "text.zip", "text.zip cannot be read as a zip")
 
 
-def test_slices_the_other_way_round_are_the_same_volume(scan, tmp_path):
+def test_slices_in_reverse_order_give_the_same_volume(scan, tmp_path):
     down = {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]}
     flipped = pack(tmp_path, series(scan, **down))
     volume = read_volume([flipped])
@@ -160,7 +160,7 @@ def test_slices_the_other_way_round_are_the_same_volume(scan, tmp_path):
     assert np.array_equal(volume.voxels_zyx[0], scan.voxels_zyx[5])
 
 
-def test_what_is_no_ct_series_is_refused(scan, tmp_path):
+def test_other_data_than_a_ct_series_is_refused(scan, tmp_path):
     refused(pack(tmp_path, series(scan, Modality=None)), "Modality", "IM")
     refused(pack(tmp_path, series(scan, Modality="MR")), "MR", "not CT")
     refused(pack(tmp_path, {"a.txt": b"nothing"}), "no DICOM image")
@@ -170,7 +170,7 @@ def test_what_is_no_ct_series_is_refused(scan, tmp_path):
     refused(tmp_path / "missing.zip", "does not exist")
 
 
-def test_gaps_and_doubles_are_refused(scan, tmp_path):
+def test_missing_and_duplicate_slices_are_refused(scan, tmp_path):
     whole = series(scan)
     names = list(whole)
     refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
@@ -240,7 +240,7 @@ def test_hostile_archives_are_refused(scan, tmp_path):
     refused(torn, "unpacked")
 
 
-def test_images_that_are_no_ct_are_refused(tmp_path):
+def test_images_that_are_not_ct_are_refused(tmp_path):
     ramp = np.linspace(0, 1, 8 * 8 * 8, dtype=np.float32).reshape(8, 8, 8)
     for name, values, word in (
         ("scaled.nrrd", ramp, "Hounsfield"),
@@ -302,7 +302,7 @@ def test_real_compressed_dicom_is_read(medical_data):
 
 
 @pytest.mark.realdata
-def test_luna16_s_files_hold_what_the_challenge_states(medical_data):
+def test_luna16_files_match_the_challenges_description(medical_data):
     folder = medical_data / "luna16_annotations"
     truths = read_truths(folder / "annotations.csv", folder / "annotations_excluded.csv")
     assert sum(not truth.excluded for truth in truths) == 1186

@@ -1,4 +1,4 @@
-"""The DICOM report of the findings: what it says, where, of whom, and that others read it."""
+"""The DICOM report of the findings: its content, regions and patient, and that other software reads it."""
 
 import json
 import shutil
@@ -55,10 +55,10 @@ def groups(report):
     return content.get_planar_roi_measurement_groups()
 
 
-def test_a_finding_is_a_region_on_its_image_with_its_sizes(scan):
+def test_a_finding_is_a_region_on_its_image_with_sizes(scan):
     volume = read_volume([scan])
     report = written(volume, found(nodule(volume, 7, 0.875), nodule(volume, 3, 0.2)), lung_nodules=6)
-    (group,) = groups(report)  # the other does not reach the operating score
+    (group,) = groups(report)  # the other finding is below the operating score
     region = group.roi
     assert region.graphic_type == hd.sr.GraphicTypeValues.POLYLINE
     assert group.finding_type.meaning == "Nodule" and group.finding_sites[0].value.meaning == "Lung"
@@ -85,7 +85,7 @@ def test_a_finding_is_a_region_on_its_image_with_its_sizes(scan):
     assert "lung_nodules 6" in str(report) and report.VerificationFlag == "UNVERIFIED"
 
 
-def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(tmp_path):
+def test_a_frame_of_an_enhanced_ct_is_referenced_by_its_number(tmp_path):
     (tmp_path / "enhanced.dcm").write_bytes(enhanced(chest()))
     volume = read_volume([tmp_path / "enhanced.dcm"])
     assert len({image.sop_instance_uid for image in volume.images}) == 1
@@ -95,7 +95,7 @@ def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(tmp_path):
     assert image.ReferencedFrameNumber == volume.images[7].instance_number
 
 
-def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
+def test_the_patient_is_named_only_on_request(scan):
     for asked, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
         volume = read_volume([scan], patient=asked)
         report = written(volume, found(nodule(volume, 7, 0.9)))
@@ -103,7 +103,7 @@ def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
         assert report.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
 
 
-def test_what_a_ct_says_against_the_standard_is_copied_as_it_stands(tmp_path):
+def test_invalid_patient_values_of_the_ct_are_copied_unchanged(tmp_path):
     odd = {"PatientBirthDate": "01/02/1950", "PatientSex": "W", "AccessionNumber": "A" * 40, "StudyTime": "25:00"}
     with disable_value_validation():
         scan = pack(tmp_path, series(chest(), **odd))
@@ -112,7 +112,7 @@ def test_what_a_ct_says_against_the_standard_is_copied_as_it_stands(tmp_path):
     assert {keyword: str(report[keyword].value) for keyword in odd} == odd
 
 
-def test_the_remarks_stand_in_the_report(scan):
+def test_the_report_contains_the_remarks(scan):
     volume = replace(read_volume([scan]), remarks=("Images are missing.",))
     report = written(volume, replace(found(nodule(volume, 7, 0.9)), unlisted=1))
     comments = [
@@ -143,7 +143,7 @@ def test_the_option_patient_is_yes_or_no(scan):
         codec.decode(Request(files=[scan], options={"patient": "true"}))
 
 
-def test_what_is_made_twice_of_one_answer_is_the_same_file(scan):
+def test_the_file_is_reproducible(scan):
     volume = read_volume([scan])
     source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
     assert source is not None and structured_report(source) == structured_report(source)
@@ -153,7 +153,7 @@ def test_what_is_made_twice_of_one_answer_is_the_same_file(scan):
     assert (made.InstanceCreationDate, made.InstanceCreationTime) == (made.ContentDate, made.ContentTime)
 
 
-def test_the_same_findings_of_another_answer_are_a_report_of_its_own_in_the_same_series(scan):
+def test_the_same_findings_of_another_analysis_are_another_report_in_the_same_series(scan):
     volume = read_volume([scan])
     source = json.loads(report_source(volume, found(nodule(volume, 7, 0.9)), {}) or "")
     first, later = (
@@ -168,7 +168,7 @@ def test_the_same_findings_of_another_answer_are_a_report_of_its_own_in_the_same
     assert other.SeriesInstanceUID != first.SeriesInstanceUID
 
 
-def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_without_dicom(scan):
+def test_there_is_no_report_without_dicom_or_without_a_finding_above_the_operating_score(scan):
     codec = MedicalCodec()
     decoded = codec.decode(Request(files=[scan], options={}))
     (volume,) = decoded.inputs
@@ -177,7 +177,7 @@ def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_wit
     assert report_source(chest(), found(nodule(volume, 7, 0.9)), {}) is None
 
 
-def test_weaker_findings_make_no_other_series_and_no_other_tracking_identifiers(scan):
+def test_weaker_findings_do_not_change_series_and_tracking_identifiers(scan):
     volume = read_volume([scan])
     sure, weak = nodule(volume, 7, 0.9), nodule(volume, 3, 0.2)
     one, two = written(volume, found(sure)), written(volume, found(sure, weak))
@@ -186,7 +186,7 @@ def test_weaker_findings_make_no_other_series_and_no_other_tracking_identifiers(
 
 
 @pytest.mark.parametrize("degrees", [10, 30, 45])
-def test_a_region_is_as_large_in_an_oblique_image(scan, degrees):
+def test_a_region_has_the_same_size_in_an_oblique_image(scan, degrees):
     turn = np.deg2rad(degrees)
     turned = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     volume = replace(read_volume([scan]), direction=turned)
@@ -196,13 +196,13 @@ def test_a_region_is_as_large_in_an_oblique_image(scan, degrees):
     assert (group.roi.value[0] + group.roi.value[2]) / 2 == pytest.approx([20.5, 12.5], abs=0.1)
 
 
-def test_images_of_a_class_that_no_standard_names_give_no_report(scan):
+def test_images_of_a_private_class_give_no_report(scan):
     volume = read_volume([scan])
     images = tuple(replace(image, sop_class_uid="1.3.12.2.1107.5.9.1") for image in volume.images)
     assert report_source(replace(volume, images=images), found(nodule(volume, 7, 0.9)), {}) is None
 
 
-def test_images_of_one_identifier_give_no_report(scan):
+def test_images_that_share_an_identifier_give_no_report(scan):
     volume = read_volume([scan])
     alike = tuple(replace(image, sop_instance_uid="1.2.3.4") for image in volume.images)
     assert report_source(replace(volume, images=alike), found(nodule(volume, 7, 0.9)), {}) is None
@@ -211,17 +211,17 @@ def test_images_of_one_identifier_give_no_report(scan):
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
 @pytest.mark.parametrize("value", ["Doe^Jane", "1.2..3", "1." + "2" * 63, "1.2.x"])
 @pytest.mark.filterwarnings("ignore:(Invalid value|The value length):UserWarning")
-def test_identifiers_that_are_none_give_no_report_and_a_remark(tmp_path, keyword, value):
+def test_invalid_identifiers_give_no_report_but_a_remark(tmp_path, keyword, value):
     volume = read_volume([pack(tmp_path, series(chest(), **{keyword: value}))])
     source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
-    assert (source is None) is (keyword != "FrameOfReferenceUID")  # which the segmentation alone needs
+    assert (source is None) is (keyword != "FrameOfReferenceUID")  # only the segmentation needs it
     said = json.dumps(result(volume, found(nodule(volume, 7, 0.9))))
     assert f"{keyword} " in said and "of the images ignored (not a valid DICOM UID" in said
     assert value not in said and value not in str(source) and keyword not in volume.identifiers
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
-def test_leading_zeros_of_an_identifier_are_copied_for_the_archive_that_knows_the_study_by_them(tmp_path):
+def test_leading_zeros_of_an_identifier_are_kept(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest(), StudyInstanceUID="1.2.03"))])
     assert written(volume, found(nodule(volume, 7, 0.9))).StudyInstanceUID == "1.2.03"
 
@@ -233,12 +233,12 @@ def test_a_report_that_leaves_findings_out_is_partial(scan):
     assert flags == ["COMPLETE", "PARTIAL"]
 
 
-def test_of_several_numbers_of_a_patient_the_first_is_copied(tmp_path):
+def test_of_several_patient_ids_the_first_is_copied(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest(), PatientID="4711\\KIS"))], patient=True)
     assert written(volume, found(nodule(volume, 7, 0.9))).PatientID == "4711"
 
 
-def test_labels_of_ones_own_are_codes_of_ones_own(scan):
+def test_custom_labels_become_custom_codes(scan):
     volume = read_volume([scan])
     (group,) = groups(written(volume, found(nodule(volume, 7, 0.9, label="ground glass", axes=None))))
     assert (group.finding_type.meaning, group.finding_type.scheme_designator) == ("ground glass", "99TRIVIUM")
@@ -259,7 +259,7 @@ def test_the_codec_offers_it_for_dicom(scan):
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-def test_dicom3tools_finds_no_fault_in_it(scan, tmp_path):
+def test_dicom3tools_finds_no_errors(scan, tmp_path):
     volume = read_volume([scan], patient=True)
     findings = found(nodule(volume, 7, 0.9), nodule(volume, 3, 0.8))
     source = report_source(volume, findings, {"lung_nodules": 6})

@@ -1,4 +1,4 @@
-"""The report of a case as its reader left it, over HTTP: what it holds, who observed it, and that others read it."""
+"""The report of a reviewed case over HTTP: its content and observers, and that other software reads it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from shared.serve.settings import Settings
 from shared.store.keys import Keys
 from tests.apps.medical.chests import found, pack, series
 from tests.apps.medical.test_enhanced import enhanced
-from tests.apps.medical.test_fhir import components, must_be_valid, resources
+from tests.apps.medical.test_fhir import assert_valid, components, resources
 from tests.apps.medical.test_report import nodule
 from tests.browser.medical_site import AT_MM, chest, medical_app
 
@@ -40,7 +40,7 @@ WHO = {"PatientName": "Müller^Jürgen", "PatientID": "4711", "SpecificCharacter
 MISSED = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
 REPORT, FHIR = "findings.sr.dcm", "findings.fhir.json"
 Case = str
-"""Its address."""
+"""The address of a case."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 @pytest.fixture
 def case(client: TestClient, tmp_path: Path) -> Case:
-    """Two findings: the first, 60 mm to the right, reaches the operating score."""
+    """A case with two findings, of which the first, 60 mm to the right, reaches the operating score."""
     return hand_in(client, pack(tmp_path, series(chest(), **WHO)), patient="yes")
 
 
@@ -87,7 +87,7 @@ def groups(made: Dataset) -> list[Any]:
 
 
 def observers(items: Any) -> list[str]:
-    """Who observed, by what is stated in a sequence of content items."""
+    """The observers that a sequence of content items states."""
     names = {codes.DCM.PersonObserverName.value, codes.DCM.DeviceObserverName.value}
     found = [item for item in items if item.ConceptNameCodeSequence[0].CodeValue in names]
     assert all(item.RelationshipType == "HAS OBS CONTEXT" for item in found)
@@ -102,13 +102,13 @@ def tracked(made: Dataset) -> list[tuple[str, str]]:
     return [(group.tracking_identifier, group.tracking_uid) for group in groups(made)]
 
 
-def test_what_was_accepted_and_added_is_in_it_and_what_was_rejected_is_not(client: TestClient, case: Case) -> None:
+def test_it_contains_accepted_and_added_findings_but_no_rejected_ones(client: TestClient, case: Case) -> None:
     note = "2 is a nodule.\nKnötchen"
     verdicts = {"1": "rejected", "2": "accepted"}
     review(client, case, reviewer="Ada", verdicts=verdicts, missed=[MISSED], note=note)
     made = report(client, case)
     found, added = groups(made)
-    # The one that was accepted is below the operating score.
+    # The accepted finding is below the operating score.
     assert found.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.15"
     assert [(m.name.meaning, m.value) for m in found.get_measurements()] == [
         ("Diameter", 9.0),
@@ -141,7 +141,7 @@ def test_what_was_accepted_and_added_is_in_it_and_what_was_rejected_is_not(clien
     assert "reviewed" in made.SeriesDescription and "VerifyingObserverSequence" not in made
 
 
-def test_it_stays_where_all_files_of_the_case_are_made_and_refers_to_the_report_before(
+def test_it_does_not_change_the_files_of_the_case_and_references_the_original_report(
     client: TestClient, case: Case
 ) -> None:
     review(client, case, verdicts={"1": "accepted"}, missed=[MISSED])
@@ -157,7 +157,7 @@ def test_it_stays_where_all_files_of_the_case_are_made_and_refers_to_the_report_
     assert of_series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == earlier.SOPInstanceUID
 
 
-def test_it_is_the_same_until_the_review_is_another_and_then_one_more_of_the_series(
+def test_it_is_reproducible_and_a_changed_review_gives_another_report_in_the_series(
     client: TestClient, case: Case
 ) -> None:
     review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
@@ -168,7 +168,7 @@ def test_it_is_the_same_until_the_review_is_another_and_then_one_more_of_the_ser
     review(client, case, reviewer="Ada", verdicts={"2": "accepted"}, missed=[other, MISSED])
     two = report(client, case)
     assert one.SOPInstanceUID != two.SOPInstanceUID and one.SeriesInstanceUID == two.SeriesInstanceUID
-    # A nodule that was added is the same one wherever it stands in the list.
+    # An added nodule keeps its identity wherever it is in the list.
     uids = [[uid for _, uid in tracked(made)] for made in (one, two)]
     assert uids[0][1] == uids[1][2] and len({*uids[0], *uids[1]}) == 4
 
@@ -185,7 +185,7 @@ def test_it_is_the_same_until_the_review_is_another_and_then_one_more_of_the_ser
         (None, "Unnamed reader^"),
     ],
 )
-def test_the_reviewer_is_named_as_dicom_has_names(
+def test_the_reviewer_has_a_dicom_person_name(
     client: TestClient, case: Case, reviewer: str | None, written: str
 ) -> None:
     review(client, case, reviewer=reviewer, missed=[MISSED])
@@ -195,7 +195,7 @@ def test_the_reviewer_is_named_as_dicom_has_names(
     assert observers(person) == [written]
 
 
-def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(client: TestClient, tmp_path: Path) -> None:
+def test_a_frame_of_an_enhanced_ct_is_referenced_by_its_number(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "enhanced.dcm").write_bytes(enhanced(chest()))
     case = hand_in(client, tmp_path / "enhanced.dcm")
     finding = client.get(case).json()["result"]["findings"][0]
@@ -205,7 +205,7 @@ def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(client: TestClient, tm
     assert {image.ReferencedSOPClassUID for image in images} == {"1.2.840.10008.5.1.4.1.1.2.1"}
 
 
-def test_whose_review_is_chosen_and_is_the_newest_where_nobody_is_named(client: TestClient, case: Case) -> None:
+def test_the_reviewer_is_chosen_by_name_or_else_the_newest_review(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "accepted", "2": "accepted"})
     review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
     review(client, case, reviewer="Grace", verdicts={"2": "accepted"})
@@ -221,7 +221,7 @@ def test_whose_review_is_chosen_and_is_the_newest_where_nobody_is_named(client: 
     )
 
 
-def test_there_is_one_of_what_a_reader_added_where_nothing_was_found(client: TestClient, tmp_path: Path) -> None:
+def test_added_nodules_give_a_report_without_any_finding(client: TestClient, tmp_path: Path) -> None:
     case = hand_in(client, pack(tmp_path, series(chest())), score="0.95")
     assert REPORT not in client.get(case).json()["files"]
     assert refused(client, case, 404) == "the case has no review"
@@ -232,16 +232,14 @@ def test_there_is_one_of_what_a_reader_added_where_nothing_was_found(client: Tes
     assert len(groups(made)) == 1 and "PredecessorDocumentsSequence" not in made
 
 
-def test_a_case_without_dicom_has_none(client: TestClient, tmp_path: Path) -> None:
+def test_a_case_without_dicom_has_no_report(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "chest.nii.gz").write_bytes(nifti(chest()))
     case = hand_in(client, tmp_path / "chest.nii.gz")
     review(client, case, verdicts={"1": "accepted"})
     assert "its input was not a DICOM series" in refused(client, case, 409)
 
 
-def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_reader(
-    client: TestClient, case: Case
-) -> None:
+def test_it_is_verified_only_on_request_for_a_complete_review_of_a_named_reader(client: TestClient, case: Case) -> None:
     asked = {"verified": "yes", "organization": "Klinikum Süd"}
     review(client, case, missed=[MISSED])
     assert "names no reviewer" in refused(client, case, 409, **asked)
@@ -263,7 +261,7 @@ def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_r
     assert unverified.SOPInstanceUID != made.SOPInstanceUID
 
 
-def test_where_keys_are_required_only_the_reviewer_verifies(tmp_path: Path) -> None:
+def test_if_keys_are_required_only_the_reviewer_can_verify(tmp_path: Path) -> None:
     settings = Settings(
         store=tmp_path / "store", device="cpu", workers=0, warm=False, hosts="testserver", require_key=True
     )
@@ -282,7 +280,7 @@ def test_where_keys_are_required_only_the_reviewer_verifies(tmp_path: Path) -> N
         assert report(client, case, **asked).VerifyingObserverSequence[0].VerifyingObserverName == "ada^"
 
 
-def test_more_than_is_listed_cannot_be_verified(tmp_path: Path) -> None:
+def test_a_case_with_unlisted_findings_cannot_be_verified(tmp_path: Path) -> None:
     volume = read_volume([pack(tmp_path, series(chest()))])
     findings = replace(found(nodule(volume, 7, 0.9)), unlisted=3)
     report, said = report_source(volume, findings, {}), json.dumps(result(volume, findings)).encode()
@@ -294,9 +292,7 @@ def test_more_than_is_listed_cannot_be_verified(tmp_path: Path) -> None:
         reviewed_source(report, said, review_json(one, "Klinikum"))
 
 
-def test_a_circle_begins_within_the_image_and_is_an_ellipse_where_pixels_are_not_square(
-    client: TestClient, tmp_path: Path
-) -> None:
+def test_an_added_nodule_is_a_circle_or_an_ellipse_if_pixels_are_not_square(client: TestClient, tmp_path: Path) -> None:
     oblong = replace(chest(), spacing_mm=(3.0, 2.0, 5.0))
     regions = []
     for volume in (chest(), oblong):
@@ -312,13 +308,13 @@ def test_a_circle_begins_within_the_image_and_is_an_ellipse_where_pixels_are_not
     assert ellipse.value - [99, 20.5] == pytest.approx(np.array([[0, -3], [0, 3], [-2, 0], [2, 0]]), abs=0.01)
 
 
-def test_as_a_bundle_it_is_valid_and_says_who_reviewed_it(client: TestClient, case: Case) -> None:
+def test_the_fhir_bundle_is_valid_and_names_the_reviewer(client: TestClient, case: Case) -> None:
     review(
         client, case, reviewer="Doe^John", verdicts={"1": "accepted"}, missed=[MISSED], note="first\nline\x07 Knötchen"
     )
     answer = client.get(f"{case}/review/{FHIR}")
     assert answer.status_code == 200 and answer.headers["content-type"] == "application/fhir+json"
-    must_be_valid(answer.content)
+    assert_valid(answer.content)
     assert answer.json() == client.get(f"{case}/review/{FHIR}").json()
     structured = report(client, case)
     (whole,) = resources(answer.content, "DiagnosticReport")
@@ -336,19 +332,19 @@ def test_as_a_bundle_it_is_valid_and_says_who_reviewed_it(client: TestClient, ca
     ]
     asked = {"verified": "yes", "organization": "Klinikum Süd"}
     verified = client.get(f"{case}/review/{FHIR}", params=asked).content
-    must_be_valid(verified)
+    assert_valid(verified)
     (whole,) = resources(verified, "DiagnosticReport")
     assert whole["status"] == "final" and whole["performer"] == [{"type": "Organization", "display": "Klinikum Süd"}]
 
 
-def test_a_bundle_of_what_a_reader_added_names_no_software(client: TestClient, case: Case) -> None:
+def test_a_bundle_of_added_nodules_names_no_software(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "rejected"}, missed=[MISSED])
     made = client.get(f"{case}/review/{FHIR}").content
-    must_be_valid(made)
+    assert_valid(made)
     assert not resources(made, "Device") and b"AIAST" not in made and b"Practitioner" not in made
 
 
-def test_it_is_saved_under_another_name_than_the_report_before(client: TestClient, case: Case) -> None:
+def test_its_file_name_differs_from_that_of_the_original_report(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "accepted"})
     for name, saved in ((REPORT, "findings.reviewed.sr.dcm"), (FHIR, "findings.reviewed.fhir.json")):
         for answer in (client.head(f"{case}/review/{name}"), client.get(f"{case}/review/{name}")):
@@ -356,7 +352,7 @@ def test_it_is_saved_under_another_name_than_the_report_before(client: TestClien
             assert answer.headers["content-disposition"] == f'attachment; filename="{saved}"'
 
 
-def test_whether_there_is_one_is_asked_without_its_being_made(
+def test_head_checks_the_report_without_making_it(
     client: TestClient, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make(*_: object) -> bytes:
@@ -372,7 +368,7 @@ def test_whether_there_is_one_is_asked_without_its_being_made(
     assert "content-length" not in answer.headers
 
 
-def test_the_description_has_its_types_and_its_problems(client: TestClient) -> None:
+def test_the_openapi_document_has_its_media_types_and_problems(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     for name, kind in ((REPORT, "application/dicom"), (FHIR, "application/fhir+json")):
         answers = paths[f"/api/medical/cases/{{case_id}}/review/{name}"]["get"]["responses"]
@@ -383,9 +379,7 @@ def test_the_description_has_its_types_and_its_problems(client: TestClient) -> N
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 @pytest.mark.parametrize("asked", [{}, {"verified": "yes", "organization": "Klinikum Süd"}])
-def test_dicom3tools_finds_no_fault_in_it(
-    client: TestClient, case: Case, tmp_path: Path, asked: dict[str, str]
-) -> None:
+def test_dicom3tools_finds_no_errors(client: TestClient, case: Case, tmp_path: Path, asked: dict[str, str]) -> None:
     review(client, case, reviewer="Müller^Jürgen", verdicts={"1": "accepted"}, missed=[MISSED], note="one\nnote")
     (tmp_path / REPORT).write_bytes(client.get(f"{case}/review/{REPORT}", params=asked).content)
     said = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""From reviews over HTTP to LUNA16's layout, on which a detector is trained and scored."""
+"""Reviews over HTTP are exported in LUNA16's layout, with which a detector is trained and scored."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REVIEWS = (
     {"verdicts": {"1": "accepted"}, "missed": [MISSED]},
     {"note": "not looked at yet"},
 )
-"""Of three scans of two studies: the second leaves a finding undecided, the third says nothing."""
+"""Reviews of three scans of two studies: the second leaves a finding undecided, the third has no verdict."""
 
 
 def hand_in(client: TestClient, folder: Path, uid: str, study: str) -> str:
-    """The address of the review of a new case."""
+    """Submits a scan. Returns the address of its case's review."""
     tags = {"SeriesInstanceUID": uid, "StudyInstanceUID": study, "PatientName": "Doe^John", "PatientID": "4711"}
     file = pack(folder, series(chest(), **tags), f"Doe-{uid}.zip")
     answer = client.post(
@@ -44,13 +44,13 @@ def hand_in(client: TestClient, folder: Path, uid: str, study: str) -> str:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The store of a server that is running, with the reviewed cases."""
+    """The store of a running server, with the reviewed cases."""
     root = tmp_path_factory.mktemp("medical")
     settings = Settings(store=root / "store", device="cpu", workers=0, warm=False, hosts="testserver")
     with TestClient(create_app(settings, {"medical": medical_app(root)})) as client:
         for uid, study, review in zip(UIDS, ("1.2.1", "1.2.2", "1.2.2"), REVIEWS, strict=True):
             home = hand_in(client, root, uid, study)
-            # An earlier review of the same reader, and an older one of another, do not count.
+            # An earlier review by the same reader, and an older one by another, do not count.
             for other in (
                 {"reviewer": "Grace", "verdicts": {"1": "rejected"}},
                 {"verdicts": {"2": "accepted"}},
@@ -71,7 +71,7 @@ def rows(file: Path) -> list[list[str]]:
     return list(csv.reader(file.read_text().splitlines()))
 
 
-def test_the_tables_hold_each_finding_by_what_was_said_of_it(exported: Path) -> None:
+def test_the_tables_have_each_finding_by_its_verdict(exported: Path) -> None:
     one, two = ([f"{value:.1f}" for value in centre] for centre in AT_MM)
     missed = [str(value) for value in MISSED["centre_lps_mm"]]  # type: ignore[attr-defined]
     assert rows(exported / "annotations.csv") == [
@@ -96,7 +96,7 @@ def test_the_tables_hold_each_finding_by_what_was_said_of_it(exported: Path) -> 
     ]
 
 
-def test_the_scans_are_those_that_the_store_keeps_in_their_place(exported: Path) -> None:
+def test_the_scans_have_the_voxels_and_positions_of_the_store(exported: Path) -> None:
     files = sorted(file.relative_to(exported).as_posix() for file in exported.rglob("*.mhd"))
     assert files == [f"subset0/{UIDS[0]}.mhd", f"subset1/{UIDS[1]}.mhd"]
     scan, whole = read_image([exported / files[0]]), chest()
@@ -107,14 +107,14 @@ def test_the_scans_are_those_that_the_store_keeps_in_their_place(exported: Path)
     assert exported.stat().st_mode & 0o077 == 0
 
 
-def test_nobody_is_named(exported: Path) -> None:
+def test_no_reviewer_is_named(exported: Path) -> None:
     for file in exported.rglob("*"):
         assert "Doe" not in file.name and "4711" not in file.name
         content = file.read_bytes() if file.is_file() else b""
         assert not [name for name in (b"Doe", b"4711", b"Grace", b"again") if name in content], file
 
 
-def test_scans_of_others_in_its_layout_are_not_called_luna16(tmp_path: Path) -> None:
+def test_other_scans_in_luna16s_layout_are_not_called_luna16(tmp_path: Path) -> None:
     (tmp_path / "annotations.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n")
     for subset, uid in enumerate(("1.3.6.1.4.1.14519.5.2.1.6279.6001.1", "1.2.3")):
         (tmp_path / f"subset{subset}").mkdir()
@@ -126,7 +126,7 @@ def test_scans_of_others_in_its_layout_are_not_called_luna16(tmp_path: Path) -> 
 
 def test_the_data_set_has_the_marks(exported: Path) -> None:
     data = Luna16(root=exported)
-    # What learnt from it does not say that it learnt from LUNA16.
+    # A model trained on it does not state LUNA16 as its training data.
     assert data.fingerprint()["description"] == "reviewed cases, validated on subset 0"
     split = data.split()
     (training,), (validation,) = split.training, split.validation
@@ -155,7 +155,7 @@ def test_a_detector_is_trained_and_scored_on_it(
         (["--store", "none"], "there is no store in none"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_invalid_exports_are_refused(
     store: Path,
     words: list[str],
     sentence: str,
@@ -170,7 +170,7 @@ def test_what_cannot_be_exported_is_refused(
 
 
 @pytest.mark.parametrize(("words", "setting"), [(["--store", "nowhere"], "--store"), ([], "TRIVIUM_STORE")])
-def test_a_store_that_is_not_there_is_named_by_the_setting_that_names_it(
+def test_the_error_about_a_missing_store_names_its_setting(
     words: list[str],
     setting: str,
     tmp_path: Path,
@@ -191,7 +191,7 @@ def test_one_reviewers_reviews_are_exported(store: Path, tmp_path: Path, capsys:
     assert "several reviewers" not in capsys.readouterr().out
 
 
-def test_of_a_scan_that_is_kept_at_a_lower_resolution_the_rows_alone_are_written(
+def test_only_rows_are_written_for_a_scan_kept_at_lower_resolution(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("apps.medical.outputs.slab.MAX_VOXELS", 20_000)
@@ -229,7 +229,7 @@ def test_a_scan_that_the_server_keeps_is_written_whole(
 
 
 @pytest.mark.parametrize("high", [32767, 60])
-def test_a_whole_scan_comes_back_to_the_last_bit(high: int) -> None:
+def test_a_whole_scan_is_restored_exactly(high: int) -> None:
     voxels = np.random.default_rng(high).integers(-32768, high, (3, 5, 7), np.int16, endpoint=True)
     voxels[0, 0, :4] = -32768, high, -1, 0
     turned = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])

@@ -1,4 +1,4 @@
-"""The voxels of the findings as DICOM Segmentation and NIfTI: which, where, of whom, and that others read them."""
+"""The masks of the findings as DICOM Segmentation and NIfTI: voxels, positions, patient, and that others read them."""
 
 import gzip
 import logging
@@ -45,7 +45,7 @@ def volume(tmp_path) -> CTVolume:
 
 
 def nodule(volume: CTVolume, low: tuple[int, int, int] = (20, 12, 6), score: float = 0.9, **more: object) -> Nodule:
-    """A nodule of 5 by 7 by 3 voxels of chance, of which all sides are reached."""
+    """A nodule with a random mask in a box of 5 by 7 by 3 voxels, which reaches all sides of the box."""
     mask = np.random.default_rng(low).random((5, 7, 3)) < 0.6
     mask[0, 0, 0] = mask[-1, -1, -1] = True
     return of_mask(volume, mask, low, score, **more)
@@ -127,7 +127,7 @@ def test_a_segment_is_a_finding_of_the_report_with_its_identifiers(volume):
     assert made.SeriesInstanceUID not in (volume.identifiers["SeriesInstanceUID"], report.SeriesInstanceUID)
     same_places(made, volume, *findings.nodules[:2])
     assert made.number_of_frames == 6
-    # Each frame names the image that it lies on; highdicom puts them together by that.
+    # Each frame references its source image, by which highdicom combines them.
     images = [volume.images[k].sop_instance_uid for k in range(6, 9)]
     planes = made.get_pixels_by_source_instance(images, segment_numbers=[1])
     assert planes.sum() == findings.nodules[0].piece.voxels
@@ -147,7 +147,7 @@ TILT = np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.
     [turn(20), turn(45) @ TILT, np.diag([-1.0, 1.0, -1.0]), np.diag([-1.0, -1.0, 1.0])],
     ids=["turned", "oblique", "feet first", "prone"],
 )
-def test_frames_lie_where_the_scan_s_images_lie(tmp_path, direction):
+def test_frames_have_the_positions_of_the_scans_images(tmp_path, direction):
     turned = replace(chest(), direction=direction, spacing_mm=(2.5, 3.0, 5.0))
     scan = read_volume([pack(tmp_path, series(turned, **FRAME))])
     findings = found(nodule(scan), nodule(scan, (60, 40, 12), 0.7))
@@ -169,7 +169,7 @@ def test_files_in_reversed_order_change_nothing(tmp_path):
     same_places(made[1], read_volume([one]), nodule(read_volume([one])))
 
 
-def test_frames_of_an_enhanced_ct_are_named(tmp_path):
+def test_frames_of_an_enhanced_ct_are_referenced(tmp_path):
     image = dcmread(BytesIO(enhanced(chest())))
     image.FrameOfReferenceUID = "1.2.9"
     image.save_as(tmp_path / "enhanced.dcm")
@@ -182,7 +182,7 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
         for own in made.PerFrameFunctionalGroupsSequence
     }
     assert frames == {volume.images[k].instance_number for k in (6, 7, 8, 12, 13, 14)}
-    # Frames without a place in the volume, a second file, or another class are more than highdicom takes.
+    # highdicom does not support frames outside the volume, a second file, or another class.
     for changed in ({"frame": 40}, {"sop_instance_uid": "1.2.3.77"}, {"sop_class_uid": CTImageStorage}):
         images = (replace(volume.images[0], **changed), *volume.images[1:])
         assert not can_be_segmented(replace(volume, images=images), findings)
@@ -194,11 +194,11 @@ def test_findings_that_overlap_keep_all_their_voxels(volume, tmp_path):
     assert made.SegmentsOverlap == "YES"
     same_places(made, volume, *findings.nodules)
     labels = SimpleITK.GetArrayFromImage(image_of(findings, volume, tmp_path / LABELS))
-    assert (labels == 1).sum() == findings.nodules[0].piece.voxels  # there the surer has them
+    assert (labels == 1).sum() == findings.nodules[0].piece.voxels  # the higher score wins where they overlap
     assert 0 < (labels == 2).sum() < findings.nodules[1].piece.voxels
 
 
-def test_pixels_that_fill_no_byte_are_packed_across_frames(tmp_path):
+def test_frames_whose_pixels_do_not_fill_bytes_are_packed_together(tmp_path):
     scan = chest()
     odd = replace(scan, voxels_zyx=np.ascontiguousarray(scan.voxels_zyx[:, :79, :99]))
     volume = read_volume([pack(tmp_path, series(odd, **FRAME))])
@@ -217,7 +217,7 @@ def test_a_finding_that_could_not_be_measured_has_no_segment(volume):
     assert pieces_source(volume, found(unmeasured)) is None
 
 
-def test_there_is_none_without_a_frame_of_reference(tmp_path):
+def test_there_is_no_segmentation_without_a_frame_of_reference(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest()))])
     assert not can_be_segmented(volume, found(nodule(volume)))
 
@@ -225,12 +225,12 @@ def test_there_is_none_without_a_frame_of_reference(tmp_path):
 @pytest.mark.parametrize(
     "sop_class", ["1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2.1", "1.3.12.2.1107.5.9.1"]
 )
-def test_there_is_none_of_single_images_that_are_no_ct_images(volume, sop_class):
+def test_there_is_no_segmentation_of_single_images_of_another_class(volume, sop_class):
     images = tuple(replace(image, sop_class_uid=sop_class) for image in volume.images)
     assert not can_be_segmented(replace(volume, images=images), found(nodule(volume)))
 
 
-def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(tmp_path):
+def test_the_patient_is_named_only_on_request(tmp_path):
     scan = pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **FRAME, **WHO))
     for asked, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
         volume = read_volume([scan], patient=asked)
@@ -240,7 +240,7 @@ def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(tmp_path):
         assert WHO["PatientID"].encode() not in pieces_source(volume, found(nodule(volume)))
 
 
-def test_the_same_findings_are_in_one_series_and_others_in_others(volume):
+def test_only_equal_findings_share_a_series(volume):
     weak = nodule(volume, (60, 40, 12), 0.2)
     first, again, other = (
         read(written(volume, found(*nodules)))
@@ -274,7 +274,7 @@ def test_lossy_compression_of_the_ct_is_stated_in_both_files(tmp_path, tags, sta
     assert (b"images were lossy compressed" in report) is (stated[0] == "01")
 
 
-def test_what_is_made_twice_of_one_answer_is_the_same_file(volume):
+def test_the_file_is_reproducible(volume):
     findings = found(nodule(volume))
     report, pieces = report_source(volume, findings, {"lung_nodules": 6}), pieces_source(volume, findings)
     assert segmentation(report, pieces) == segmentation(report, pieces)
@@ -282,7 +282,7 @@ def test_what_is_made_twice_of_one_answer_is_the_same_file(volume):
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 @pytest.mark.parametrize("multi", [False, True], ids=["single", "enhanced"])
-def test_dicom3tools_finds_no_fault_in_it(tmp_path, multi):
+def test_dicom3tools_finds_no_errors(tmp_path, multi):
     scan = pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **FRAME, **WHO))
     if multi:
         image = dcmread(BytesIO(enhanced(chest())))
@@ -328,7 +328,7 @@ def test_labels_are_ranks_in_the_scan_s_own_grid(tmp_path, direction):
 
 @settings(max_examples=48, deadline=None)
 @given(st.sampled_from(ORDERS), st.sampled_from(SIGNS))
-def test_a_piece_names_the_voxels_of_the_scan_as_it_was_handed_in(order, signs):
+def test_a_mask_refers_to_the_voxels_of_the_scan_as_provided(order, signs):
     scan = CTVolume(
         voxels_zyx=np.arange(7 * 6 * 5, dtype=np.int16).reshape(7, 6, 5),
         spacing_mm=(1.0, 2.0, 3.0),
@@ -347,7 +347,7 @@ def test_a_piece_names_the_voxels_of_the_scan_as_it_was_handed_in(order, signs):
 
 @pytest.mark.parametrize(("size_mm", "most"), [(6.0, 0.21), (10.0, 0.08), (20.0, 0.03)])
 def test_the_volume_of_a_sphere(size_mm, most):
-    """Wherever its middle lies between the voxels: too small by nearly the same, and by more where it is small."""
+    """It is too small by nearly the same share wherever the centre lies between voxels; by more for small spheres."""
     spacing = np.array([0.7, 0.7, 1.25])
     errors = []
     for shift in np.random.default_rng(1).random((12, 3)):
@@ -366,7 +366,7 @@ def test_the_volume_of_a_sphere(size_mm, most):
     assert -most < min(errors) and max(errors) < min(errors) + 0.06 <= 0.06
 
 
-def test_a_scan_s_findings_have_their_voxels_and_files(untrained: NodulePredictor, tmp_path):
+def test_a_scans_findings_have_masks_and_files(untrained: NodulePredictor, tmp_path):
     codec = MedicalCodec(untrained)
     feet_first = replace(chest(), direction=np.diag([-1.0, 1.0, -1.0]), origin_lps_mm=(150.0, -120.0, -300.0))
     decoded = codec.decode(Request(files=(pack(tmp_path, series(feet_first, **FRAME)),), options={}))

@@ -1,4 +1,4 @@
-"""Which series of an export is read, and by which numbers its slices are found again."""
+"""The choice of the series to read, and the instance numbers of its slices."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def members(prefix: str, volume: CTVolume, **tags: object) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("rows_down", [1, -1], ids=["feet to head", "head to feet"])
 @pytest.mark.parametrize("first", [1, 201])
-def test_a_finding_names_the_image_that_shows_it(tmp_path, rows_down, first):
+def test_a_finding_names_its_image(tmp_path, rows_down, first):
     made = chest()
     if rows_down < 0:
-        # Rows from back to front turn the normal towards the feet.
+        # With rows from back to front the normal points to the feet.
         made = CTVolume(
             voxels_zyx=made.voxels_zyx[::-1, ::-1].copy(),
             spacing_mm=made.spacing_mm,
@@ -57,7 +57,7 @@ def test_a_finding_names_the_image_that_shows_it(tmp_path, rows_down, first):
     archive = pack(tmp_path, slices)
     volume = read_volume([archive])
     finding = found_at(volume, 9)
-    # What pydicom says of the image at the nodule's height.
+    # The header of the image at the nodule's height, read with pydicom.
     height = finding["centre_lps_mm"][2]
     headers = [dcmread(_as_file(tmp_path, content)) for content in slices.values()]
     image = min(headers, key=lambda header: abs(float(header.ImagePositionPatient[2]) - height))
@@ -80,7 +80,7 @@ def _as_file(folder: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("numbers", [{"InstanceNumber": None}, {"InstanceNumber": 1}], ids=["none", "all the same"])
-def test_numbers_that_tell_nothing_apart_are_not_shown(tmp_path, numbers):
+def test_instance_numbers_that_are_not_unique_are_not_displayed(tmp_path, numbers):
     volume = read_volume([pack(tmp_path, series(chest(), **numbers))])
     assert slice_label(volume, 9) == "slice 10 of 20"
     finding = found_at(volume, 9)
@@ -90,7 +90,7 @@ def test_numbers_that_tell_nothing_apart_are_not_shown(tmp_path, numbers):
 
 @pytest.mark.parametrize("step", [1, -1])
 @pytest.mark.parametrize(("kept", "said"), [(1, False), (2, True), (3, True)])
-def test_slices_that_instance_numbers_leave_out_everywhere_are_said_to_be_missing(tmp_path, step, kept, said):
+def test_a_remark_says_that_slices_are_missing_if_numbers_are_skipped_throughout(tmp_path, step, kept, said):
     scan = chest()
     spread = replace(scan, voxels_zyx=scan.voxels_zyx[::kept], spacing_mm=(3.0, 3.0, 5.0 * kept))
     made = {f"{k}": dicom_slice(spread, k, InstanceNumber=61 + step * kept * k) for k in range(len(spread.voxels_zyx))}
@@ -101,7 +101,7 @@ def test_slices_that_instance_numbers_leave_out_everywhere_are_said_to_be_missin
 
 
 @pytest.mark.parametrize("numbers", [[1, 2, 4, 5], [2, 4, 3, 7], [5, 5, 5, 5], [2, 4, None, 8]])
-def test_numbers_that_leave_out_one_or_are_no_order_say_nothing(tmp_path, numbers):
+def test_a_single_skipped_number_or_unordered_numbers_give_no_remark(tmp_path, numbers):
     made = {f"{k}": dicom_slice(chest(), k, InstanceNumber=number) for k, number in enumerate(numbers)}
     assert "Slices are missing" not in " ".join(read_volume([pack(tmp_path, made)]).remarks)
 
@@ -124,7 +124,7 @@ def test_a_real_series_has_the_numbers_that_pydicom_reads(medical_data):
         assert volume.to_lps_mm([0, 0, k]) == pytest.approx(volume.images[k].position_lps_mm, abs=0.01)
 
 
-def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp_path):
+def test_the_thin_series_with_a_lung_kernel_is_read_and_named(tmp_path):
     soft = members("a", thin(1.0), SeriesInstanceUID="1.5", SeriesNumber=3, ConvolutionKernel="B31f", SliceThickness=1)
     lung = members("b", thin(1.0), SeriesInstanceUID="1.6", SeriesNumber=4, ConvolutionKernel="B70f", SliceThickness=1)
     thick = members("c", thin(5.0), SeriesInstanceUID="1.7", SeriesNumber=2, ConvolutionKernel="B70f", SliceThickness=5)
@@ -161,7 +161,7 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
         ({"PatientID": "other", "SliceThickness": 9}, "2 series of several patients"),
     ],
 )
-def test_where_a_doubt_is_left_the_series_must_be_named(tmp_path, other, words):
+def test_if_the_choice_is_ambiguous_the_series_must_be_named(tmp_path, other, words):
     one = {"ConvolutionKernel": "B70f", "PatientID": "one", "SliceThickness": 1}
     both = members("a", thin(1.0), **one) | members(
         "b", thin(1.0), **(one | {"SeriesInstanceUID": "1.9", "SeriesNumber": 5} | other)
@@ -175,13 +175,13 @@ def test_where_a_doubt_is_left_the_series_must_be_named(tmp_path, other, words):
     ("taken", "left"),
     [("Br59d", "Br40d"), ("Br64f", "Br49"), ("Hr60", "Hr40"), ("Bl57", "Br59"), ("LUNG", "BONEPLUS")],
 )
-def test_of_two_kernels_that_for_the_lung_or_else_the_sharp_one_is_read(tmp_path, taken, left):
+def test_a_lung_kernel_is_preferred_or_else_a_sharp_one(tmp_path, taken, left):
     both = members("a", thin(1.0), SeriesNumber=5, SeriesInstanceUID="1.9", ConvolutionKernel=taken)
     both |= members("b", thin(1.0), ConvolutionKernel=left)
     assert read_volume([pack(tmp_path, both)]).identifiers["SeriesInstanceUID"] == "1.9"
 
 
-def test_a_series_is_named_by_its_number_however_that_is_written(tmp_path):
+def test_a_series_can_be_named_by_its_number_with_leading_zeros(tmp_path):
     both = members("a", thin(1.0), SeriesNumber=3, SeriesInstanceUID="1.9") | members("b", thin(1.0), SeriesNumber=30)
     for number in ("3", "03", "1.9"):
         assert read_volume([pack(tmp_path, both)], series=number).identifiers["SeriesInstanceUID"] == "1.9"
@@ -190,13 +190,13 @@ def test_a_series_is_named_by_its_number_however_that_is_written(tmp_path):
 
 
 def saved_screen(**tags: object) -> bytes:
-    """A screen of a workstation, of the series but without a place."""
+    """A screenshot of a workstation, in the series but without a position."""
     without = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"))
     kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}
     return dicom_slice(chest(), 0, SOPInstanceUID="1.2.3.99", **without, **kind | tags)
 
 
-def test_a_saved_screen_in_the_series_is_left_out_and_told(tmp_path):
+def test_a_screenshot_in_the_series_is_left_out_with_a_remark(tmp_path):
     whole = series(chest()) | {"screen": saved_screen()}
     volume = read_volume([pack(tmp_path, whole)])
     assert np.array_equal(volume.voxels_zyx, chest().voxels_zyx)
@@ -257,7 +257,7 @@ CORONAL, SCREEN = [1, 0, 0, 0, 0, -1], "1.2.840.10008.5.1.4.1.1.7"
         ),
     ],
 )
-def test_a_study_without_a_ct_volume_is_told_what_it_holds_instead(tmp_path, held, words):
+def test_the_error_about_a_study_without_a_ct_volume_lists_its_contents(tmp_path, held, words):
     with pytest.raises(InvalidInputError) as refused:
         read_volume([pack(tmp_path, held)])
     said = f"scan.zip holds no chest CT in axial slices, but {words}. Provide the axial series of the CT"
@@ -268,7 +268,7 @@ def test_a_study_without_a_ct_volume_is_told_what_it_holds_instead(tmp_path, hel
 @pytest.mark.parametrize("kind", ["MIP", "MIP THICK", "CSA MIP", "MINIP", "PROJECTION IMAGE", "MAXIMUM"])
 @pytest.mark.parametrize("asked", [None, "8"], ids=["alone", "named"])
 def test_a_projection_is_refused(tmp_path, kind, asked):
-    """Of maxima over thick slabs a vessel is as long as the slab shows it, and a nodule no larger than its shadow."""
+    """In a maximum intensity projection vessels look like nodules, and sizes cannot be measured."""
     beside = {} if asked is None else of_kind(1)
     held = of_kind(8, ImageType=["DERIVED", "SECONDARY", "AXIAL", kind]) | beside | dose_report()
     with pytest.raises(InvalidInputError, match=rf"series 8 \(CT, 10 images\) is a projection \(ImageType {kind}\)"):
@@ -276,7 +276,7 @@ def test_a_projection_is_refused(tmp_path, kind, asked):
 
 
 @pytest.mark.parametrize(("kind", "said"), [("MPR", True), ("REFORMATTED", True), ("AVERAGE", False)])
-def test_of_a_series_that_was_reformatted_a_remark_says_so(tmp_path, kind, said):
+def test_a_reformatted_series_has_a_remark(tmp_path, kind, said):
     (*remarks,) = read_volume([pack(tmp_path, of_kind(8, ImageType=["DERIVED", "SECONDARY", kind]))]).remarks
     sentence = f"The series was reformatted from another (ImageType {kind}). If you have the original, provide it."
     assert remarks == ([sentence] if said else [])
@@ -286,8 +286,8 @@ def test_of_a_series_that_was_reformatted_a_remark_says_so(tmp_path, kind, said)
     ("thickness", "apart", "said"),
     [(10, 1.0, True), (3, 1.5, True), (5, 5.0, False), (2, 1.0, False), (None, 1.0, False)],
 )
-def test_of_thick_images_that_overlap_a_remark_says_so(tmp_path, thickness, apart, said):
-    """Means over slabs lie as close as thin slices; the word AVERAGE is on thin ones too."""
+def test_thick_overlapping_images_have_a_remark(tmp_path, thickness, apart, said):
+    """Slab averages may be spaced like thin slices; thin slices may be marked AVERAGE too."""
     held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"])
     if thickness is not None:
         held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"], SliceThickness=thickness)
@@ -296,18 +296,18 @@ def test_of_thick_images_that_overlap_a_remark_says_so(tmp_path, thickness, apar
     assert [remark.startswith(sentence) for remark in remarks] == ([True] if said else [])
 
 
-def test_reports_alone_are_told_as_such(tmp_path):
+def test_the_error_about_a_folder_with_only_reports_says_so(tmp_path):
     with pytest.raises(InvalidInputError, match="holds no DICOM image; it holds 1 SR without images"):
         read_volume([pack(tmp_path, dose_report())])
 
 
-def test_one_number_for_two_series_does_not_choose(tmp_path):
+def test_a_number_shared_by_two_series_is_ambiguous(tmp_path):
     both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
     with pytest.raises(InvalidInputError, match=r"series 4 \(CT, .*\) 1\.2\.3; series 4 \(CT, .*\) 1\.9\. Provide one"):
         read_volume([pack(tmp_path, both)], series="4")
 
 
-def test_pixels_that_hold_no_image_are_air(tmp_path):
+def test_padding_pixels_become_air(tmp_path):
     made = chest()
     marked = made.voxels_zyx.astype(np.int32) + 1024
     marked[:, :4, :4] = 63536
@@ -323,7 +323,7 @@ def test_pixels_that_hold_no_image_are_air(tmp_path):
         assert np.array_equal(voxels[:, 4:], made.voxels_zyx[:, 4:])
 
 
-def test_what_limits_the_reading_tells_slices_from_pixels():
+def test_remarks_distinguish_slice_spacing_from_pixel_spacing():
     coarse = CTVolume(voxels_zyx=chest().voxels_zyx, spacing_mm=(1.8, 1.8, 0.6), origin_lps_mm=(0.0, 0.0, 0.0))
     said = result(coarse, found())["remarks"]
     assert len(said) == 1 and said[0].startswith("Pixels are 1.8 mm wide")
@@ -335,7 +335,7 @@ def test_3d_slicer_s_points_name_the_image(tmp_path):
     assert '"description": "score 0.900, image 11 of 20"' in text
 
 
-def test_images_under_another_series_identifier_are_not_left_out_without_a_word(tmp_path):
+def test_images_of_other_short_series_are_left_out_with_a_remark(tmp_path):
     parts = list(members("a", thin(1.0), SeriesInstanceUID="1.1", SeriesNumber=3).items())
     stray = [dcmread(io.BytesIO(content)) for _, content in parts[-2:]]
     for image in stray:

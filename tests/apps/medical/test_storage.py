@@ -1,4 +1,4 @@
-"""Findings do not depend on how a scan is stored: its axes' order and direction, or a margin that was cut off."""
+"""Findings do not depend on how a scan is stored: the order and direction of its axes, or a cropped margin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stored(scan: CTVolume, order: tuple[int, ...], signs: tuple[int, ...]) -> CT
 
 
 def cropped(scan: CTVolume, low: tuple[int, int, int], high: tuple[int, int, int]) -> CTVolume:
-    """The scan without so many voxels at the lower and upper ends of i, j, k."""
+    """The scan cropped by ``low`` and ``high`` voxels at the lower and upper ends of i, j, k."""
     ends = np.array(scan.size_ijk) - high
     inner = tuple(slice(low[axis], int(ends[axis])) for axis in (2, 1, 0))
     return CTVolume(
@@ -57,7 +57,7 @@ def read():
     torch.manual_seed(0)
     grid = ChestInput(spacing_mm=(1.8, 1.8, 3.0))
     detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=4, features=8, stem=3).build(grid)
-    # Spread the scores, which an untrained network keeps together.
+    # The scores of an untrained network are too close together, so they are spread.
     torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.2)
     predictor = NodulePredictor(detector=detector, input=grid, precision="fp32")
 
@@ -85,13 +85,13 @@ def test_the_order_of_the_axes_changes_no_finding(read, scan, expected, order, s
 
 
 @pytest.mark.parametrize(("low", "high"), [((3, 0, 0), (0, 0, 0)), ((1, 2, 0), (4, 3, 0))], ids=str)
-def test_a_margin_cut_off_changes_no_finding(read, scan, expected, low, high):
+def test_a_cropped_margin_changes_no_finding(read, scan, expected, low, high):
     assert read(cropped(scan, low, high)) == pytest.approx(expected, abs=1e-3)
 
 
 @settings(max_examples=48, deadline=None)
 @given(st.sampled_from(ORDERS), st.sampled_from(SIGNS), st.floats(-0.3, 0.3))
-def test_any_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
+def test_any_axis_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
     direction = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
     voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 2.0, 3.0), origin_lps_mm=(5.0, -6.0, 7.0), direction=direction)
@@ -103,8 +103,8 @@ def test_any_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
 
 
 @pytest.mark.parametrize("rounded_mm", [-2e-13, 0.0, 2e-13])
-def test_a_place_that_was_rounded_otherwise_changes_no_plane(rounded_mm):
-    """Files state the same origin as -777.5 and as -777.4999999999998; the first plane lies at the end of a slice."""
+def test_differently_rounded_origins_give_the_same_planes(rounded_mm):
+    """Files may state the same origin as -777.5 or -777.4999999999998; the first plane is at the edge of a slice."""
     voxels = np.random.default_rng(0).integers(-1000, 300, (4, 6, 6)).astype(np.int16)
     scan = CTVolume(
         voxels_zyx=voxels,
