@@ -1,4 +1,4 @@
-"""Data that is made once, by all processors, and kept in the user's cache."""
+"""Data that is built once, on all processor cores, and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -20,79 +20,80 @@ from shared.data.registry import cache
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 KEPT_DAYS = 30
-"""A pack that nobody has asked for in so many days is taken away when another is made."""
+"""Packs that were not used for this many days are deleted when another pack is built."""
 
 
 def packs() -> Path:
-    """Where packs are kept: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
+    """The folder of the packs: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
     return cache().parent / "packs"
 
 
 def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder ``name`` among the packs, filled by ``make`` first where it is not there.
+    """The folder of the pack ``name``. If it does not exist, ``make`` fills it first.
 
-    Of the processes that ask for it at the same time one makes it and the others wait. The folder appears whole. What
-    a process left half made when it was killed is taken away, as are packs that nobody asked for in ``KEPT_DAYS``.
+    If several processes ask for it at the same time, one builds it and the others wait. The folder appears only when it
+    is complete. Deletes what killed processes left incomplete, and packs that were not used for ``KEPT_DAYS``.
     """
-    home = packs() / name
-    if not home.is_dir():
+    pack = packs() / name
+    if not pack.is_dir():
         try:
-            home.parent.mkdir(parents=True, exist_ok=True)
+            pack.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInputError(
-                f"{home.parent} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder"
+                f"{pack.parent} cannot be created: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
             ) from error
-        _remove_abandoned(home.parent)
+        _remove_abandoned(pack.parent)
         remove_packs(unused_days=KEPT_DAYS)
-        with file_lock(home.with_name(f"{name}.lock")):
-            if not home.is_dir():
-                aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
+        with file_lock(pack.with_name(f"{name}.lock")):
+            if not pack.is_dir():
+                temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=pack.parent))
                 try:
-                    make(aside)
-                    publish(aside, home)
+                    make(temporary)
+                    publish(temporary, pack)
                 except BaseException:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.rmtree(temporary, ignore_errors=True)
                     raise
-    with suppress(OSError):  # of another user's, or on a disk that is read only
-        os.utime(home)
-    return home
+    with suppress(OSError):  # the pack may belong to another user or be on a read-only disk
+        os.utime(pack)
+    return pack
 
 
 def remove_packs(unused_days: float = 0.0) -> int:
-    """Takes away the packs that nobody asked for in so many days, and returns how many bytes they had.
+    """Deletes the packs that were not used for ``unused_days`` days and returns their size in bytes.
 
-    One that is being made stays, and so do the locks: who waits for one must get the same as who comes after.
+    Keeps packs that are being built, and all lock files: a process that waits for a lock and one that comes later must
+    use the same file.
     """
-    freed, before = 0, time.time() - unused_days * 86400
-    for home in packs().glob("[!.]*"):
+    freed, cutoff = 0, time.time() - unused_days * 86400
+    for pack in packs().glob("[!.]*"):
         with suppress(OSError):
-            if home.is_dir() and home.stat().st_mtime <= before:
-                with file_lock(home.with_name(f"{home.name}.lock"), wait=False):
-                    freed += size_of(home)
-                    shutil.rmtree(home, ignore_errors=True)
+            if pack.is_dir() and pack.stat().st_mtime <= cutoff:
+                with file_lock(pack.with_name(f"{pack.name}.lock"), wait=False):
+                    freed += size_of(pack)
+                    shutil.rmtree(pack, ignore_errors=True)
     return freed
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of the files in a folder; 0 where there is none."""
+    """The total size in bytes of the files below a folder; 0 if it does not exist."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Takes away what is half made and whose lock nobody holds: its maker was killed."""
-    for aside in folder.glob(".*-*"):
-        name = aside.name[1:].rpartition("-")[0]
+    """Deletes incomplete packs whose lock is free, because the process that built them was killed."""
+    for temporary in folder.glob(".*-*"):
+        name = temporary.name[1:].rpartition("-")[0]
         with suppress(BlockingIOError), file_lock(folder / f"{name}.lock", wait=False):
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]], title: str) -> None:
-    """Calls ``function`` with each tuple of arguments, in processes of their own on one core each.
+    """Calls ``function`` with each tuple of arguments, in worker processes with one core each.
 
-    The processes are fresh, for the caller may hold a GPU and threads, and do not import the caller's script.
-    Standard error shows how far it is, under ``title``.
+    The workers are not forked, because the caller may use a GPU and threads, and do not import the caller's script.
+    A progress bar with ``title`` appears on standard error.
     """
     work = list(calls)
     processes = min(len(os.sched_getaffinity(0)), len(work))
@@ -108,10 +109,11 @@ def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]
         get_reusable_executor().shutdown(wait=True)
 
 
-def made_ahead(function: Callable[..., Made], calls: Iterable[tuple[Any, ...]]) -> Iterator[Made]:
-    """The results of ``function`` in the order of the calls, made in processes as those of ``parallel_map``.
+def made_ahead(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    """Yields the results of ``function`` in the order of the calls, computed in workers like those of ``parallel_map``.
 
-    No more than one for each core and one besides are made before they are taken. One call, or one core: made here.
+    At most one result per core plus one is computed ahead of the consumer. With one call or one core, the results are
+    computed in this process.
     """
     work = deque(calls)
     processes = min(len(os.sched_getaffinity(0)), len(work))
@@ -120,11 +122,11 @@ def made_ahead(function: Callable[..., Made], calls: Iterable[tuple[Any, ...]]) 
         return
     executor = ProcessPoolExecutor(processes, env={"OMP_NUM_THREADS": "1"})
     try:
-        coming = deque(executor.submit(function, *work.popleft()) for _ in range(min(processes + 1, len(work))))
-        while coming:
-            made: Made = coming.popleft().result()
+        pending = deque(executor.submit(function, *work.popleft()) for _ in range(min(processes + 1, len(work))))
+        while pending:
+            result: Result = pending.popleft().result()
             if work:
-                coming.append(executor.submit(function, *work.popleft()))
-            yield made
+                pending.append(executor.submit(function, *work.popleft()))
+            yield result
     finally:
         executor.shutdown(wait=True, kill_workers=True)

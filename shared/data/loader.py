@@ -1,4 +1,4 @@
-"""Batches, made a few steps ahead in threads and brought to the device."""
+"""Loads batches a few steps ahead in threads and moves them to the device."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from shared.data.dataset import Batch, Dataset, pinned, to_device
 from shared.data.order import Indices, Order, samples_of_rank
 from shared.errors import InvalidInputError
 
-_SLOW_IN_A_ROW = 3
-"""After how many slow batches, one after the other, batches are made ahead in threads."""
+_SLOW_BATCHES_BEFORE_THREADS = 3
+"""After this many consecutive slow batches, further batches are loaded ahead in threads."""
 
 
-_SWITCH_S = 2e-4
-"""After how long a thread that makes batches leaves the interpreter lock to the training step.
+_SWITCH_INTERVAL_S = 2e-4
+"""The interpreter's switch interval while loader threads run: how long one may keep the interpreter lock.
 
-A step is thousands of short operations, before each of which the lock is asked for. With CPython's 5 ms a step that
-took 0.15 s alone took 0.32 beside a thread that painted the next patches, and 0.21 with this (the nodule detector).
+A training step consists of thousands of short operations, and each of them requests the lock. For the nodule detector a
+step took 0.15 s alone, 0.32 s beside a thread that rendered the next patches with CPython's default interval of 5 ms,
+and 0.21 s with this interval.
 """
 
 
 class Part(NamedTuple):
-    """A micro-batch: what goes through the model at once.
+    """A micro-batch: the samples of one forward pass.
 
-    ``weight`` is its fraction of the samples of the global batch; the weights of all parts on all processes sum to 1.
+    ``weight`` is its fraction of the global batch; the weights of all micro-batches on all processes sum to 1.
     """
 
     batch: Batch
@@ -41,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step's work for one process. ``number`` counts from 0 over the whole run."""
+    """The micro-batches of one training step for one process. ``number`` counts from 0 over the whole run."""
 
     number: int
     epoch: int
@@ -49,14 +50,14 @@ class Step(NamedTuple):
 
 
 class Loader:
-    """The batches of ``dataset`` in ``order`` for process ``rank`` of ``world``, ``ahead`` steps in advance.
+    """Loads the batches of ``dataset`` in ``order`` for process ``rank`` of ``world``, ``ahead`` steps in advance.
 
-    ``micro_batch`` is the most samples that a part of a step holds; without it a step is one part. It may change
-    between two steps: those that were made ahead are made anew.
+    ``micro_batch`` is the maximum number of samples in a part of a step; if it is None, a step has one part. It may
+    change between two steps: steps that were loaded ahead are then loaded again.
 
-    Threads, not processes: a batch is a gather in numpy and torch, which release the interpreter lock, and nothing
-    needs to be copied between address spaces. Batches that take less than ``handover_s`` seconds are made where they
-    are needed: a thread that competes for the interpreter lock would slow the step more than it spares.
+    Uses threads instead of processes: collating is a gather in numpy and torch, which release the interpreter lock, and
+    nothing needs to be copied between address spaces. Batches that take less than ``handover_s`` seconds are loaded in
+    the training thread: a thread that competes for the interpreter lock would cost more than it saves.
     """
 
     def __init__(
@@ -74,21 +75,21 @@ class Loader:
     ) -> None:
         if (batch := len(order.indices(0))) < world:
             raise InvalidInputError(
-                f"a global batch of {batch} samples cannot be shared by {world} processes; use fewer"
+                f"a global batch of {batch} samples cannot be split over {world} processes; use fewer processes"
             )
         self.dataset, self.order, self.device, self.micro_batch = dataset, order, device, micro_batch
         self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
         self.handover_s = handover_s
 
     def indices(self, number: int) -> list[Indices]:
-        """The samples of step ``number`` that this process takes, a micro-batch each."""
-        mine = samples_of_rank(self.order.indices(number), self.rank, self.world)
-        if self.micro_batch is None or len(mine) <= self.micro_batch:
-            return [mine]
-        return np.array_split(mine, -(-len(mine) // self.micro_batch))
+        """The sample indices of step ``number`` for this process, one array for each micro-batch."""
+        own_samples = samples_of_rank(self.order.indices(number), self.rank, self.world)
+        if self.micro_batch is None or len(own_samples) <= self.micro_batch:
+            return [own_samples]
+        return np.array_split(own_samples, -(-len(own_samples) // self.micro_batch))
 
     def make(self, number: int) -> Step:
-        """The work of step ``number``, not yet on the device."""
+        """Loads step ``number``, not yet on the device."""
         key, samples = self.order.key(number), len(self.order.indices(number))
         parts = [Part(self.dataset.batch(part, key), len(part) / samples) for part in self.indices(number)]
         if self.device.type == "cuda":
@@ -96,52 +97,52 @@ class Loader:
         return Step(number, key.epoch, parts)
 
     def step(self, number: int) -> Step:
-        """The work of step ``number``, on the device."""
-        return self._on_device(self.make(number))
+        """Loads step ``number`` and moves it to the device."""
+        return self._to_device(self.make(number))
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """The steps from ``start`` up to but not including ``stop``."""
+        """The steps from ``start`` up to but not including ``stop``, on the device."""
         upcoming = iter(range(start, stop))
-        slow = 0
-        # One may be slow for what is done once, or because the machine was busy.
-        while slow < _SLOW_IN_A_ROW and (number := next(upcoming, None)) is not None:
-            began = time.perf_counter()
+        slow_batches = 0
+        # A single batch may be slow because of one-time work or a busy machine.
+        while slow_batches < _SLOW_BATCHES_BEFORE_THREADS and (number := next(upcoming, None)) is not None:
+            start_time = time.perf_counter()
             step = self.make(number)
-            slow = slow + 1 if time.perf_counter() - began >= self.handover_s else 0
-            yield self._on_device(step)
-        if slow == _SLOW_IN_A_ROW:
-            yield from self._ahead(upcoming)
+            slow_batches = slow_batches + 1 if time.perf_counter() - start_time >= self.handover_s else 0
+            yield self._to_device(step)
+        if slow_batches == _SLOW_BATCHES_BEFORE_THREADS:
+            yield from self._load_ahead(upcoming)
 
-    def _ahead(self, upcoming: Iterator[int]) -> Iterator[Step]:
-        # One core for each loading thread: a team of threads of its own would compete with the training step's.
+    def _load_ahead(self, upcoming: Iterator[int]) -> Iterator[Step]:
+        # One core for each loader thread: torch's own thread pool there would compete with the training step's.
         with (
-            _quick_switches(),
+            _short_switch_interval(),
             ThreadPoolExecutor(self.threads, "loader", initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            waiting: deque[Future[Step]] = deque(
+            pending: deque[Future[Step]] = deque(
                 pool.submit(self.make, number) for number in islice(upcoming, self.ahead + 1)
             )
             try:
-                while waiting:
-                    step = waiting.popleft().result()
-                    waiting.extend(pool.submit(self.make, number) for number in islice(upcoming, 1))
-                    yield self._on_device(step)
+                while pending:
+                    step = pending.popleft().result()
+                    pending.extend(pool.submit(self.make, number) for number in islice(upcoming, 1))
+                    yield self._to_device(step)
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
 
-    def _on_device(self, step: Step) -> Step:
+    def _to_device(self, step: Step) -> Step:
         if len(step.parts) != len(self.indices(step.number)):
-            step = self.make(step.number)  # it was made before ``micro_batch`` changed
+            step = self.make(step.number)  # it was loaded before ``micro_batch`` changed
         parts = [Part(to_device(part.batch, self.device), part.weight) for part in step.parts]
         return Step(step.number, step.epoch, parts)
 
 
 @contextmanager
-def _quick_switches() -> Iterator[None]:
-    """While it lasts, threads take turns after ``_SWITCH_S`` at the latest, in the whole process."""
+def _short_switch_interval() -> Iterator[None]:
+    """Within the context all threads of the process switch after at most ``_SWITCH_INTERVAL_S``."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, _SWITCH_S))
+    sys.setswitchinterval(min(before, _SWITCH_INTERVAL_S))
     try:
         yield
     finally:

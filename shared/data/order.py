@@ -1,7 +1,7 @@
-"""Which sample comes when: a pure function of (seed, epoch, position).
+"""The order of the samples: a pure function of (seed, epoch, position).
 
-The whole state of the data is one integer, the number of steps done. The global batch of a step does not depend
-on how many processes share it, so a run may be resumed on any number of them.
+The whole state of the data order is one integer, the number of completed steps. The global batch of a step does not
+depend on the number of processes, so a run can resume on any number of them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """What randomness in the data is keyed by: the seed of the run and the epoch."""
+    """The key of all randomness in the data: the seed of the run and the epoch."""
 
     seed: int
     epoch: int
 
     def generator(self, index: int) -> np.random.Generator:
-        """The random numbers that belong to one sample in this epoch, the same on every process and after a resume."""
+        """The random generator of one sample in this epoch, the same on every process and after a resume."""
         entropy = (self.seed, self.epoch, int(index), 0x5EED)
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 @runtime_checkable
 class Order(Protocol):
-    """Which samples make the global batch of a step: the same on every process, whatever came before.
+    """The samples in the global batch of each step, the same on every process and independent of earlier calls.
 
-    Another order than ``Permutation`` (weighted sampling, buckets of one length) comes from the data's config, by
-    ``order(seed, batch)``. Steps count from 0 over the whole run; ``indices`` gives each process at least one sample.
+    A data config can supply an order other than ``Permutation`` (weighted sampling, buckets of equal length) with a
+    method ``order(seed, batch)``. Steps count from 0 over the whole run. ``indices`` must return at least one sample
+    for each process.
     """
 
     @property
@@ -57,7 +58,7 @@ def _permutation(seed: int, epoch: int, length: int) -> Indices:
 class Permutation:
     """``length`` samples in global batches of ``batch`` for a run with ``seed``.
 
-    Every epoch is a new permutation; the incomplete batch at its end is left out, unless there is only that one.
+    Every epoch is a new permutation. The incomplete last batch of an epoch is dropped unless it is the only one.
     """
 
     seed: int
@@ -68,14 +69,14 @@ class Permutation:
         if self.length < 1:
             raise ValueError("an order needs at least one sample; the data set is empty")
         if self.batch < 1:
-            raise ValueError(f"the batch must hold at least one sample, not {self.batch}")
+            raise ValueError(f"the batch must have at least one sample, not {self.batch}")
 
     @property
     def steps_per_epoch(self) -> int:
         return max(1, self.length // self.batch)
 
     def key(self, step: int) -> Key:
-        """The key of the epoch in which step number ``step`` (from 0) lies."""
+        """The key of the epoch of step number ``step`` (from 0)."""
         return Key(seed=self.seed, epoch=step // self.steps_per_epoch)
 
     def indices(self, step: int) -> Indices:
@@ -86,5 +87,5 @@ class Permutation:
 
 
 def samples_of_rank(indices: Indices, rank: int, world: int) -> Indices:
-    """The contiguous part of a global batch that belongs to one of ``world`` processes; sizes differ by at most one."""
+    """The contiguous slice of a global batch for process ``rank`` of ``world``; slice sizes differ by at most one."""
     return indices if world == 1 else np.array_split(indices, world)[rank]

@@ -1,8 +1,8 @@
-"""The data registry: which public files an application knows, where they come from, and whether they are at hand.
+"""The data registry: the public files that an application can use, their sources, and whether they are available.
 
-An app's ``datasets/registry.json`` lists entries: name, title, licence, source, and files with path,
-size in bytes, SHA-256 and, where there is a direct public address, url. Files are looked for under the folder in the
-environment variable TRIVIUM_DATA first, then in the user's cache.
+An app's ``datasets/registry.json`` lists entries with name, title, licence, source, and files. A file has a path, a
+size in bytes, a SHA-256 and, if there is a direct public address, a url. Files are searched first in the folder that
+the environment variable TRIVIUM_DATA names, then in the user's cache.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pydantic import TypeAdapter
 
 from shared.errors import InvalidInputError
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFile:
-    """One file: its path below the data folder, size, digest, and public address where there is a direct one."""
+    """A file: its path below the data folder, size, checksum, and public address if there is a direct one."""
 
     path: str
     bytes: int
@@ -34,7 +34,7 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A named set of public files. ``source`` says whose they are and how to get them by hand."""
+    """A named set of public files. ``source`` says who publishes them and how to get them manually."""
 
     name: str
     title: str
@@ -43,61 +43,69 @@ class Entry:
     files: tuple[DataFile, ...]
 
     def locate(self) -> Path | None:
-        """The folder below which all files of the entry lie, or None where any of them is missing."""
-        for root in _roots():
+        """The folder that contains all files of the entry, or None if any of them is missing."""
+        for root in _search_folders():
             if all((root / file.path).is_file() for file in self.files):
                 return root
         return None
 
     def require(self) -> Path:
-        """Like ``locate``; refuses with how to get the data."""
+        """Like ``locate``, but raises ``InvalidInputError`` with a remedy if any file is missing."""
         root = self.locate()
         if root is None:
             raise InvalidInputError(
                 f"the data set {self.name} is not on this machine; run `trivium data fetch {self.name}`, or set "
-                f"TRIVIUM_DATA to a folder that holds {self.files[0].path}. Source: {self.source}"
+                f"TRIVIUM_DATA to a folder that contains {self.files[0].path}. Source: {self.source}"
             )
         return root
 
     def verify(self) -> list[str]:
-        """The faults of the files at hand: missing, or of another size or digest. Empty where all is well."""
+        """The problems of the files on this machine: missing, or a wrong size or checksum. Empty if there are none."""
         root = self.locate()
         if root is None:
             return [f"{self.name}: not on this machine"]
-        return [f"{root / file.path}: {fault}" for file in self.files if (fault := _fault(root / file.path, file))]
+        return [
+            f"{root / file.path}: {problem}"
+            for file in self.files
+            if (problem := _find_problem(root / file.path, file))
+        ]
 
     def fetch(self) -> Path:
-        """Downloads what is missing into the user's cache, each file verified before it gets its name."""
+        """Downloads missing files to the user's cache and returns the folder.
+
+        A file gets its final name only after its checksum is verified. Raises ``InvalidInputError`` if a file has no
+        direct address, the download fails, or the content differs.
+        """
         if (root := self.locate()) is not None:
             return root
         root = cache()
         for file in self.files:
             target = root / file.path
-            if target.is_file() and _fault(target, file) is None:
+            if target.is_file() and _find_problem(target, file) is None:
                 continue
             if file.url is None:
                 raise InvalidInputError(
-                    f"{file.path} has no direct address; get it by hand into {target}. Source: {self.source}"
+                    f"{file.path} has no direct address; download it manually to {target}. Source: {self.source}"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + ".partial")
             try:
-                with urllib.request.urlopen(file.url, timeout=60) as answer, partial.open("wb") as out:
-                    shutil.copyfileobj(answer, out, _CHUNK)
+                with urllib.request.urlopen(file.url, timeout=60) as response, partial.open("wb") as out:
+                    shutil.copyfileobj(response, out, _CHUNK_BYTES)
             except OSError as error:
                 partial.unlink(missing_ok=True)
                 raise InvalidInputError(
-                    f"{file.url} could not be fetched: {error}; try again, or get it by hand"
+                    f"{file.url} could not be downloaded: {error}; try again, or download it manually"
                 ) from error
-            if fault := _fault(partial, file):
+            if problem := _find_problem(partial, file):
                 partial.unlink()
-                raise InvalidInputError(f"{file.url} is not what the registry knows: {fault}")
+                raise InvalidInputError(f"{file.url} does not match the registry: {problem}")
             partial.rename(target)
         return root
 
 
 def read_registry(path: Path) -> dict[str, Entry]:
-    """The entries in a ``registry.json`` by name."""
+    """The entries of a ``registry.json`` by name; empty if the file does not exist."""
     if not path.is_file():
         return {}
     entries = TypeAdapter(list[Entry]).validate_python(json.loads(path.read_text(encoding="utf-8")))
@@ -105,16 +113,16 @@ def read_registry(path: Path) -> dict[str, Entry]:
 
 
 def cache() -> Path:
-    """Where fetched data is kept: ``trivium/data`` in the user's cache folder (XDG base directories)."""
+    """The folder of downloaded data: ``trivium/data`` in the user's cache folder (XDG base directories)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "data"
 
 
-def _roots() -> list[Path]:
-    named = os.environ.get("TRIVIUM_DATA")
-    return [Path(named), cache()] if named else [cache()]
+def _search_folders() -> list[Path]:
+    data_folder = os.environ.get("TRIVIUM_DATA")
+    return [Path(data_folder), cache()] if data_folder else [cache()]
 
 
-def _fault(path: Path, file: DataFile) -> str | None:
+def _find_problem(path: Path, file: DataFile) -> str | None:
     if not path.is_file():
         return "missing"
     if path.stat().st_size != file.bytes:

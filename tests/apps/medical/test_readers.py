@@ -146,7 +146,7 @@ def test_files_with_the_same_name_in_several_folders_are_one_series(scan, tmp_pa
 def test_a_damaged_zip_is_refused(scan, tmp_path):
     torn = pack(tmp_path, series(scan))
     torn.write_bytes(torn.read_bytes()[:3000])
-    refused(torn, "scan.zip cannot be read as a zip", "pack it anew")
+    refused(torn, "scan.zip cannot be read as a zip", "create it again")
     (tmp_path / "text.zip").write_text("not packed")
     refused(tmp_path / "text.zip", "text.zip cannot be read as a zip")
 

@@ -1,4 +1,4 @@
-"""Archives from strangers: what leaves its folder, links, hides, repeats itself or swells is refused in a sentence."""
+"""Archives from untrusted sources: unsafe paths, links, encryption, duplicates and zip bombs are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pack(path, members, method=zipfile.ZIP_DEFLATED):
 
 
 def refused(archive, words, tmp_path, limits=LIMITS, status=422):
-    """Both ways of reading refuse; nothing is left outside of the folder."""
+    """``open_archive`` and ``unpack`` both refuse, and nothing is written outside the folder."""
     with pytest.raises(InvalidInputError, match=words) as caught, open_archive(archive, limits) as members:
         for member in members:
             member.read()
@@ -58,7 +58,7 @@ def test_members_are_read_and_unpacked_under_their_own_names(tmp_path):
     "name",
     ["../x", "/etc/x", "a/../../x", "..\\x", "C:/x", "C:\\x", "\\\\host\\x", ".", "/", "x/..", "./../x"],
 )
-def test_nothing_leaves_the_folder(tmp_path, name):
+def test_no_member_is_written_outside_the_folder(tmp_path, name):
     refused(pack(tmp_path / "evil.zip", [("fine", b"1"), (name, b"x")]), "points outside the archive", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) in (["evil.zip"], ["evil.zip", "into"])
 
@@ -66,7 +66,7 @@ def test_nothing_leaves_the_folder(tmp_path, name):
 def test_links_are_refused(tmp_path):
     link = zipfile.ZipInfo("velodyne")
     link.external_attr = 0o120777 << 16
-    refused(pack(tmp_path / "evil.zip", [(link, "/etc")]), "holds a link", tmp_path)
+    refused(pack(tmp_path / "evil.zip", [(link, "/etc")]), "contains a link", tmp_path)
 
 
 @pytest.mark.parametrize("flag", [0x1, 0x40])
@@ -79,27 +79,27 @@ def test_encrypted_archives_are_refused(tmp_path, flag):
     refused(archive, "is encrypted", tmp_path)
 
 
-def test_a_name_that_comes_twice_or_is_a_file_and_a_folder_is_not_unpacked(tmp_path):
+def test_a_duplicate_name_or_a_file_that_is_also_a_folder_is_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         twice = pack(tmp_path / "twice.zip", [("a", b"1"), ("a", b"2")])
     for archive in (twice, pack(tmp_path / "both.zip", [("a", b"1"), ("a/b", b"2")])):
-        with pytest.raises(InvalidInputError, match=r"zip holds 'a(/b)?' twice"):
+        with pytest.raises(InvalidInputError, match=r"zip contains 'a(/b)?' twice"):
             unpack(archive, tmp_path / archive.stem)
     long = pack(tmp_path / "long.zip", [("a" * 300, b"1")])
-    with pytest.raises(InvalidInputError, match="cannot be written here"):
+    with pytest.raises(InvalidInputError, match="cannot be written to disk"):
         unpack(long, tmp_path / "long")
 
 
-def test_archives_that_would_flood_memory_or_disk_are_refused(tmp_path):
+def test_archives_that_exceed_the_limits_are_refused(tmp_path):
     refused(
         pack(tmp_path / "bomb.zip", [("zeros", b"\0" * 40_000_000)]), "would unpack to 38.1 MiB", tmp_path, status=413
     )
     much = pack(tmp_path / "much.zip", [("a", bytes(range(256)) * 100), ("b", b"1")], zipfile.ZIP_STORED)
-    refused(much, r"at most 0\.0 MiB", tmp_path, ArchiveLimits(unpacked_bytes=10_000), status=413)
-    refused(much, "holds 2 files; at most 1", tmp_path, ArchiveLimits(files=1), status=413)
+    refused(much, r"the maximum is 0\.0 MiB", tmp_path, ArchiveLimits(unpacked_bytes=10_000), status=413)
+    refused(much, "contains 2 files; the maximum is 1", tmp_path, ArchiveLimits(files=1), status=413)
 
 
-def test_an_archive_of_very_many_names_is_refused_before_they_are_read(tmp_path):
+def test_an_archive_with_very_many_names_is_refused_before_they_are_read(tmp_path):
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     directory = entry * 300_000
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(directory), 0, 0)
@@ -108,14 +108,14 @@ def test_an_archive_of_very_many_names_is_refused_before_they_are_read(tmp_path)
     with zipfile.ZipFile(archive) as whole:
         assert len(whole.namelist()) == 300_000  # the library itself reads them all
     tracemalloc.start()
-    refused(archive, "lists more files than the 10000", tmp_path, status=413)
+    refused(archive, "lists more than the maximum of 10000 files", tmp_path, status=413)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2 << 20
 
 
-def test_what_swells_beyond_its_stated_size_is_not_held_in_memory(tmp_path):
-    """200 MB of zeros that are said to be 100 kB."""
+def test_a_member_beyond_its_stated_size_is_not_read_into_memory(tmp_path):
+    """200 MB of zeros with a stated size of 100 kB."""
     archive = pack(tmp_path / "liar.zip", [("zeros", b"\0" * 200_000_000)])
     content = bytearray(archive.read_bytes())
     stated = (100_000).to_bytes(4, "little")
@@ -131,12 +131,12 @@ def test_what_swells_beyond_its_stated_size_is_not_held_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "lzma")])
-def test_compression_that_cannot_be_undone_piece_by_piece_is_refused(tmp_path, method, name):
-    """180 bytes of bzip2 are 200 MB, and the library decompresses them at once."""
+def test_compression_that_cannot_be_decompressed_in_chunks_is_refused(tmp_path, method, name):
+    """180 bytes of bzip2 expand to 200 MB, and the library decompresses them in one call."""
     refused(pack(tmp_path / "case.zip", [("a", b"hello")], method), f"is compressed with {name}", tmp_path)
 
 
-def test_damage_is_named(tmp_path):
+def test_damaged_archives_are_refused_with_the_cause(tmp_path):
     archive = pack(tmp_path / "torn.zip", [("a", bytes(range(256)) * 40)])
     content = bytearray(archive.read_bytes())
     content[60:90] = b"\xff" * 30

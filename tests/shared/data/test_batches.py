@@ -1,4 +1,4 @@
-"""How batches get to the device: whatever holds tensors moves or is refused."""
+"""Moving batches to the device: every object with tensors is moved or refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Frame:
 
 
 class BatchEncoding(UserDict):
-    """As Hugging Face's: a UserDict with a method of its own."""
+    """Like Hugging Face's ``BatchEncoding``: a UserDict with a method ``to``."""
 
     def to(self, device):
         self.data = {name: value.to(device) for name, value in self.data.items()}
@@ -77,7 +77,7 @@ def test_tensors_in_containers_of_any_kind_move(batch):
         assert type(moved) is type(batch)
 
 
-def test_what_is_no_tensor_stays_and_the_batch_itself_is_not_changed():
+def test_non_tensors_are_kept_and_the_batch_is_not_modified():
     batch = {"frame": Frame(ONE, "first"), "labels": UserDict(y=ONE), "kind": Frame, "array": np.ones(2)}
     moved = to_device(batch, META)
     assert moved["frame"].name == "first" and moved["kind"] is Frame and moved["array"] is batch["array"]
@@ -85,7 +85,7 @@ def test_what_is_no_tensor_stays_and_the_batch_itself_is_not_changed():
 
 
 @pytest.mark.parametrize("thing", [Sample(ONE), Sample({"deep": [ONE]}), Slotted(ONE), {ONE}])
-def test_an_object_that_would_stay_behind_is_refused(thing):
-    with pytest.raises(InvalidInputError, match=rf"batch\['sample'\]\[0\] is a {type(thing).__name__} whose tensors"):
+def test_an_object_that_cannot_be_moved_is_refused(thing):
+    with pytest.raises(InvalidInputError, match=rf"batch\['sample'\]\[0\] is a {type(thing).__name__} with tensors"):
         to_device({"sample": [thing]}, META)
     assert to_device({"sample": [Sample("no tensor")]}, META)

@@ -14,14 +14,14 @@ from shared.data.order import Key, Permutation, samples_of_rank
 
 
 @given(length=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 2**31))
-def test_an_epoch_shows_no_sample_twice(length, batch, seed):
+def test_an_epoch_contains_no_sample_twice(length, batch, seed):
     order = Permutation(seed=seed, length=length, batch=batch)
     seen = np.concatenate([order.indices(step) for step in range(order.steps_per_epoch)])
     assert len(set(seen.tolist())) == len(seen)
     assert len(seen) == (order.steps_per_epoch * batch if length >= batch else length)
 
 
-def test_epochs_differ_and_repeat_themselves():
+def test_epochs_differ_and_are_reproducible():
     order = Permutation(seed=1, length=100, batch=10)
     first, second = order.indices(0), order.indices(10)
     assert first.tolist() != second.tolist()
@@ -37,7 +37,7 @@ def test_processes_share_a_batch_without_overlap(length, world):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_noise_belongs_to_seed_epoch_and_sample():
+def test_noise_depends_on_seed_epoch_and_sample():
     draw = Key(seed=1, epoch=2).generator(3).random(4)
     assert Key(seed=1, epoch=2).generator(3).random(4).tolist() == draw.tolist()
     for other in (
@@ -70,19 +70,19 @@ def test_the_loader_keeps_the_order(threads, handover_s):
 
 
 @pytest.mark.parametrize("ends", ["at the end", "early"])
-def test_threads_that_make_batches_leave_the_interpreter_lock_soon_and_only_while_they_do(ends):
+def test_the_switch_interval_is_short_only_while_threads_load_batches(ends):
     before = sys.getswitchinterval()
     loader = Loader(Numbers(), Permutation(seed=0, length=50, batch=5), device=torch.device("cpu"), handover_s=0)
     steps, seen = loader.steps(0, 9), []
     for _ in islice(steps, None if ends == "at the end" else 6):
         seen.append(sys.getswitchinterval())
     steps.close()
-    # The first three are made where they are needed.
+    # The first three batches are loaded in the training thread.
     assert seen[:3] == [before] * 3 and all(found <= 1e-3 for found in seen[3:]) and len(seen) > 3
     assert sys.getswitchinterval() == before
 
 
-def test_the_parts_of_a_batch_weigh_what_they_hold():
+def test_the_parts_of_a_batch_are_weighted_by_their_size():
     order = Permutation(seed=0, length=23, batch=5)
     steps = [next(Loader(Numbers(), order, device=torch.device("cpu"), rank=r, world=3).steps(0, 1)) for r in range(3)]
     parts = [part for step in steps for part in step.parts]
@@ -90,7 +90,7 @@ def test_the_parts_of_a_batch_weigh_what_they_hold():
     assert [len(part.batch["index"]) for part in parts] == [2, 2, 1]
 
 
-def test_a_fault_in_the_data_reaches_the_caller():
+def test_an_error_in_the_data_set_reaches_the_caller():
     class Broken(Numbers):
         def batch(self, indices, key):
             raise OSError("disk gone")

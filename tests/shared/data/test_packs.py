@@ -1,4 +1,4 @@
-"""Packs: made once, whole, by all processors."""
+"""Packs: built once, complete, on all processor cores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_pack_is_made_once_whoever_asks() -> None:
+def test_a_pack_is_built_once_for_all_callers() -> None:
     made = []
 
     def make(folder: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_pack_is_made_once_whoever_asks() -> None:
     assert found == {packs() / "one"} and len(made) == 1 and (packs() / "one" / "content").read_text() == "1"
 
 
-def test_what_fails_half_way_leaves_nothing_and_is_made_anew() -> None:
+def test_a_failed_build_leaves_nothing_and_is_repeated() -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise OSError("no space left on device")
@@ -50,11 +50,11 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_anew() -> None:
 def test_a_cache_that_is_no_folder_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
-    with pytest.raises(InvalidInputError, match="cannot be made: Not a directory; set XDG_CACHE_HOME"):
+    with pytest.raises(InvalidInputError, match="cannot be created: Not a directory; set XDG_CACHE_HOME"):
         get_or_build("one", lambda folder: None)
 
 
-def test_every_call_is_made(tmp_path: Path) -> None:
+def test_parallel_map_makes_every_call(tmp_path: Path) -> None:
     parallel_map(Path.touch, ((tmp_path / str(number),) for number in range(5)), "touching")
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1", "2", "3", "4"}
 
@@ -64,11 +64,11 @@ def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
         parallel_map(Path.read_text, ((tmp_path / str(number),) for number in range(2)), "reading")
 
 
-def test_results_come_in_the_order_of_the_calls_and_few_are_made_ahead(tmp_path: Path) -> None:
+def test_results_come_in_call_order_and_few_are_computed_ahead(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{number:02}") for number in range(20)]
     taken = made_ahead(shutil.copy, ((__file__, name) for name in names))
     assert [next(taken), next(taken)] == names[:2]
-    # Two are taken, and one more than there are cores may be on their way.
+    # Two are consumed, and at most one per core plus one may be in progress.
     assert len(list(tmp_path.iterdir())) <= 3 + len(os.sched_getaffinity(0))
     assert list(taken) == names[2:]
 
@@ -82,7 +82,7 @@ def test_a_failure_ahead_reaches_the_caller(tmp_path: Path) -> None:
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
-    """Processes that import the caller's script would come to the lock that it holds, and wait for ever."""
+    """Workers that import the caller's script would wait forever for the lock that it holds."""
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
@@ -93,7 +93,7 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     assert {path.name for path in (packs() / "one").iterdir()} == {"a", "b"}
 
 
-def test_what_was_half_made_by_a_killed_process_is_taken_away() -> None:
+def test_an_incomplete_pack_of_a_killed_process_is_deleted() -> None:
     program = (
         "import os, signal\n"
         "from shared.data.build_cache import get_or_build\n"
@@ -105,7 +105,7 @@ def test_what_was_half_made_by_a_killed_process_is_taken_away() -> None:
     assert {path.name for path in packs().iterdir()} == {"one.lock", "two", "two.lock"}
 
 
-def test_what_nobody_asks_for_in_a_month_is_taken_away() -> None:
+def test_a_pack_unused_for_a_month_is_deleted() -> None:
     for name in ("old", "used", "new"):
         get_or_build(name, lambda folder: (folder / "content").write_bytes(bytes(1000)) and None)
     for name in ("old", "used"):
@@ -124,7 +124,7 @@ def test_the_cache_is_cleared_by_a_command(capsys: pytest.CaptureFixture[str]) -
     assert "takes no name" in capsys.readouterr().err
 
 
-def test_what_another_process_is_making_is_left_alone(tmp_path: Path) -> None:
+def test_a_pack_that_another_process_builds_is_not_deleted(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
         (folder / "content").touch()
         get_or_build("inner", lambda inner: None)

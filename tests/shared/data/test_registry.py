@@ -20,7 +20,7 @@ class Silent(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def public(tmp_path):
-    """A web server on loopback that holds one file, and a registry that knows it."""
+    """A web server on loopback with one file, and a registry with that file."""
     folder = tmp_path / "public"
     folder.mkdir()
     (folder / "prices.csv").write_bytes(b"time,price\n1,2\n")
@@ -55,7 +55,7 @@ def nothing_at_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_what_is_missing_is_fetched_once_and_verified(public, tmp_path):
+def test_a_missing_file_is_downloaded_once_and_verified(public, tmp_path):
     folder, registry = public
     entry = read_registry(registry)["prices"]
     assert entry.locate() is None
@@ -76,7 +76,7 @@ def test_a_file_that_changed_at_its_source_is_refused(public):
     assert entry.locate() is None
 
 
-def test_the_named_folder_comes_first(public, tmp_path, monkeypatch):
+def test_the_folder_in_trivium_data_is_searched_first(public, tmp_path, monkeypatch):
     _folder, registry = public
     (tmp_path / "own" / "finance").mkdir(parents=True)
     (tmp_path / "own" / "finance" / "prices.csv").write_bytes(b"something else")
@@ -86,16 +86,16 @@ def test_the_named_folder_comes_first(public, tmp_path, monkeypatch):
     assert "14 bytes instead of 15" in entry.verify()[0]
 
 
-def test_what_cannot_be_fetched_says_how_to_get_it(public):
+def test_a_file_without_address_is_refused_with_instructions(public):
     _folder, registry = public
     document = json.loads(registry.read_text())
     document[0]["files"][0]["url"] = None
     registry.write_text(json.dumps(document))
-    with pytest.raises(InvalidInputError, match="get it by hand"):
+    with pytest.raises(InvalidInputError, match="download it manually"):
         read_registry(registry)["prices"].fetch()
 
 
-def test_the_applications_registries_are_sound():
+def test_the_registries_of_the_applications_are_valid():
     for app in installed().values():
         entries = read_registry(app.data_registry)
         assert entries
