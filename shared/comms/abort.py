@@ -1,4 +1,4 @@
-"""Brings this process out of collectives that will not come through."""
+"""Aborts collectives of this process that cannot complete."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_FILES = Path("/proc/self/fd")
+_OPEN_FILES = Path("/proc/self/fd")
 _connections: set[str] = set()
-"""Sockets of process groups by the kernel's name for them (``socket:[1234]``), which is not given twice."""
+"""The sockets of process groups by their unique kernel names (``socket:[1234]``)."""
 
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Within it process groups are made; remembers the connections to other processes that this opens."""
+    """Create process groups within this context: it records the connections to other processes that they open."""
     before = set(_sockets())
     yield
     _connections.update(_sockets().keys() - before)
 
 
 def abort_collectives() -> None:
-    """Ends the collectives under way, on whatever threads: each raises an error.
+    """Aborts the collectives in progress on all threads: each raises an error.
 
-    NCCL has an abort for that. Gloo's does nothing (torch 2.14), and a collective of it waits for the whole timeout
-    while the other side is silent; without its connections it ends at once.
+    NCCL supports this directly. Gloo's abort does nothing (torch 2.14), and a gloo collective waits for the whole
+    timeout while the other side is silent; it fails at once if its connections are shut down.
     """
     from torch.distributed import distributed_c10d
 
@@ -35,7 +35,7 @@ def abort_collectives() -> None:
     for name, descriptor in _sockets().items():
         if name in _connections:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                # That of the store, by which the others learn why, stays.
+                # Keep the connection to the store, through which the other processes learn the cause.
                 if os.environ.get("MASTER_PORT", "") not in (_port(connection), _port(connection, peer=True)):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -46,10 +46,10 @@ def _port(connection: socket.socket, *, peer: bool = False) -> str:
 
 
 def _sockets() -> dict[str, int]:
-    """This process's sockets and their descriptors; none where there is no /proc."""
+    """This process's sockets with their file descriptors; empty if there is no /proc."""
     found: dict[str, int] = {}
     with suppress(OSError):
-        for entry in _FILES.iterdir():
+        for entry in _OPEN_FILES.iterdir():
             with suppress(OSError):
                 name = str(entry.readlink())
                 if name.startswith("socket:"):

@@ -1,8 +1,8 @@
-"""Fits the cost model to a network by a sweep of messages, and compares what it predicts with what is measured.
+"""Fits the cost model to a network with a message sweep, and compares its predictions with measurements.
 
-The sweep sends messages between two processes alone: on the hosts of a job that ``torchrun`` started, or on hosts made
+The sweep sends messages between pairs of processes: on the hosts of a job that ``torchrun`` started, or on hosts made
 of network namespaces. Predictions are compared on the latter, for all-reduces and training steps of 2 to 8 processes,
-none of which the fit has seen.
+none of which are part of the fit.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from shared.errors import InvalidInputError
 
 SWEEP_BYTES = (4_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
 SHAPES = ((2, 1), (2, 2), (4, 1), (2, 4))
-"""Hosts, and processes on each."""
+"""(hosts, processes per host)"""
 SIZES_BYTES = (1_000_000, 4_000_000)
 WIDTH, DEPTH, BATCH = 512, 8, 512
-"""The network whose steps are measured: 2.1 million parameters."""
+"""Layer width, number of layers and batch of the network whose steps are measured: 2.1 million parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Links between and inside hosts, and seconds to add a byte to another."""
+    """The link between hosts, the link inside a host, and the seconds to add one byte to another."""
 
     inter: Link
     intra: Link
     gamma_s: float
 
     def cluster(self, hosts: int, per_host: int) -> Cluster:
-        """A cluster on this network, with gloo's ring."""
+        """A cluster on this network that uses gloo's ring."""
         return Cluster(
             nodes=hosts, per_node=per_host, intra=self.intra, inter=self.inter, tree=False, gamma_s=self.gamma_s
         )
@@ -53,7 +53,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A time that was predicted and measured, in seconds; ``what`` says of what."""
+    """The predicted and the measured time of ``what``, in seconds."""
 
     hosts: int
     per_host: int
@@ -63,112 +63,113 @@ class Point:
 
     @property
     def error(self) -> float:
-        """The prediction's distance from the measurement, as a fraction of that."""
+        """The absolute error of the prediction relative to the measurement."""
         return abs(self.predicted_s - self.measured_s) / self.measured_s
 
 
 def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
-    """The link whose times for messages come nearest, by the squares of relative errors."""
+    """The link with the least squared relative error of the message times. ``sizes`` are in bytes."""
     # Rows weighted by 1 / t: (1 / t) alpha + (n / t) / beta = 1.
     rows = torch.tensor([[1 / t, n / t] for n, t in zip(sizes, seconds, strict=True)], dtype=torch.float64)
-    solved = torch.linalg.lstsq(rows, torch.ones(len(rows), 1, dtype=torch.float64)).solution.flatten()
-    alpha, per_byte = solved.tolist()
+    solution = torch.linalg.lstsq(rows, torch.ones(len(rows), 1, dtype=torch.float64)).solution.flatten()
+    alpha, per_byte = solution.tolist()
     if per_byte <= 0:
-        # A sweep that is all latency says only that the rate is higher than it shows.
+        # If latency dominates the sweep, it yields only a lower bound of the rate.
         per_byte = min(t / n for n, t in zip(sizes, seconds, strict=True))
     return Link(alpha_s=max(alpha, 0.0), bytes_s=1 / per_byte)
 
 
 def calibrate(mbit_s: float) -> Calibration:
-    """Sweeps a shaped network of two hosts with two processes each, and fits the model."""
+    """Creates a shaped network of two hosts with two processes each, sweeps it, and fits the model."""
     with shaped_network(2, mbit_s) as hosts:
-        found: Calibration = succeed(Job(hosts, 2, calibrate_job).results(300))[0]
-    return found
+        calibration: Calibration = succeed(Job(hosts, 2, calibrate_job).results(300))[0]
+    return calibration
 
 
 def calibrate_job() -> Calibration:
-    """What a process of a job does: sweeps the network between its hosts, by gloo, and fits the model.
+    """Runs on every process of a job: sweeps the network between its hosts with gloo and fits the model.
 
-    Every process returns the same. Refuses a job that has not two processes on each of two hosts.
+    Every process returns the same calibration. Raises ``InvalidInputError`` unless there are at least two hosts and at
+    least two processes on the first.
     """
     with join("cpu") as group:
         if len(group.nodes) < 2 or len(group.nodes[0]) < 2:
             raise InvalidInputError(
-                "a network is calibrated by at least two processes on the first of at least two hosts; here are "
-                f"{', '.join(f'{len(ranks)} on {group.members[ranks[0]].host}' for ranks in group.nodes)}"
+                "calibrating a network needs at least two hosts, with at least two processes on the first; this job "
+                f"has {', '.join(f'{len(ranks)} on {group.members[ranks[0]].host}' for ranks in group.nodes)}"
             )
         return group.gather(_sweep(group))[0]
 
 
 def _sweep(group: Group) -> Calibration:
-    """Times messages from the first process to its neighbour and to the second host, and a sum."""
+    """Times messages from the first process to its neighbour and to the second host, and the addition of tensors."""
     times: dict[int, list[float]] = {}
     for peer in (group.nodes[0][1], group.nodes[1][0]):
         times[peer] = []
         for size in SWEEP_BYTES:
             tensor = torch.zeros(size // 4)
-            turns = []
+            one_way_s = []
             for _ in range(5):
                 group.barrier()
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 if group.rank == 0:
                     dist.send(tensor, peer)
                     dist.recv(tensor, peer)
                 elif group.rank == peer:
                     dist.recv(tensor, 0)
                     dist.send(tensor, 0)
-                turns.append((time.perf_counter() - began) / 2)
-            times[peer].append(statistics.median(turns))
-    one, other = torch.zeros(1_000_000), torch.zeros(1_000_000)
-    began = time.perf_counter()
+                one_way_s.append((time.perf_counter() - start_time) / 2)
+            times[peer].append(statistics.median(one_way_s))
+    total, addend = torch.zeros(1_000_000), torch.zeros(1_000_000)
+    start_time = time.perf_counter()
     for _ in range(10):
-        one += other
-    gamma_s = (time.perf_counter() - began) / 10 / one.nbytes
+        total += addend
+    gamma_s = (time.perf_counter() - start_time) / 10 / total.nbytes
     inside, across = (fit_link(SWEEP_BYTES, seconds) for seconds in times.values())
     return Calibration(inter=across, intra=inside, gamma_s=gamma_s)
 
 
-def validate(found: Calibration, mbit_s: float) -> list[Point]:
-    """Predicts and measures all-reduces of 2 to 8 processes, and training steps of four."""
+def validate(calibration: Calibration, mbit_s: float) -> list[Point]:
+    """Predicts and measures all-reduces of 2 to 8 processes, and training steps of four processes."""
     points: list[Point] = []
     for hosts, per_host in SHAPES:
-        cluster = found.cluster(hosts, per_host)
-        with shaped_network(hosts, mbit_s) as made:
-            for (route, kept, size), seconds in succeed(Job(made, per_host, time_routes).results(300))[0].items():
-                predicted = route_seconds(route, size, cluster, kept=kept, pipelined=True)
-                what = f"{route}{' bf16' if kept < 1 else ''}, {size / 1e6:g} MB"
+        cluster = calibration.cluster(hosts, per_host)
+        with shaped_network(hosts, mbit_s) as nodes:
+            for (route, sent, size), seconds in succeed(Job(nodes, per_host, time_routes).results(300))[0].items():
+                predicted = route_seconds(route, size, cluster, sent_fraction=sent, pipelined=True)
+                what = f"{route}{' bf16' if sent < 1 else ''}, {size / 1e6:g} MB"
                 points.append(Point(hosts, per_host, what, predicted, seconds))
             if (hosts, per_host) == (2, 2):
-                points += _steps(cluster, succeed(Job(made, per_host, time_steps).results(300)))
+                points += _compare_steps(cluster, succeed(Job(nodes, per_host, time_steps).results(300)))
     return points
 
 
 def time_routes() -> dict[tuple[Route, float, int], float]:
-    """What a process does: the median seconds of an all-reduce by route, what is kept of the bytes, and size."""
+    """Runs on every process: the median seconds of an all-reduce by (route, fraction of bytes sent, size in bytes)."""
     with join("cpu") as group:
         ring, flat = Ring(all_peers(group)), Flat(all_peers(group))
-        tree = Hierarchical(*mesh_peers(group), device=group.device)
-        ways: dict[tuple[Route, float], Callable[[Tensor], None]] = {
+        hierarchical = Hierarchical(*mesh_peers(group), device=group.device)
+        variants: dict[tuple[Route, float], Callable[[Tensor], None]] = {
             ("flat", 1.0): flat.all_reduce,
             ("ring", 1.0): ring.all_reduce,
-            ("hierarchical", 1.0): tree.all_reduce,
-            ("hierarchical", 0.5): lambda tensor: tree.all_reduce(tensor, HalfPrecision(torch.bfloat16)),
+            ("hierarchical", 1.0): hierarchical.all_reduce,
+            ("hierarchical", 0.5): lambda tensor: hierarchical.all_reduce(tensor, HalfPrecision(torch.bfloat16)),
         }
-        found: dict[tuple[Route, float, int], list[float]] = {}
+        seconds: dict[tuple[Route, float, int], list[float]] = {}
         for size in SIZES_BYTES:
             for _ in range(3):
-                for (route, kept), way in ways.items():
+                for (route, sent), all_reduce in variants.items():
                     tensor = torch.ones(size // 4)
                     group.barrier()
-                    began = time.perf_counter()
-                    way(tensor)
+                    start_time = time.perf_counter()
+                    all_reduce(tensor)
                     group.barrier()
-                    found.setdefault((route, kept, size), []).append(time.perf_counter() - began)
-        return {key: statistics.median(times) for key, times in found.items()}
+                    seconds.setdefault((route, sent, size), []).append(time.perf_counter() - start_time)
+        return {key: statistics.median(times) for key, times in seconds.items()}
 
 
 def time_steps() -> dict[str, float]:
-    """What a process does: the median seconds of a training step alone (``none``), and with gradients by each route."""
+    """Runs on every process: the median seconds of a training step without communication (``none``) and by route."""
     from torch.nn.parallel import DistributedDataParallel
 
     from shared.comms.hooks import gradient_exchange, rehearse
@@ -183,35 +184,36 @@ def time_steps() -> dict[str, float]:
             wrapped[route].register_comm_hook(exchange, lambda state, bucket: state(bucket))
             rehearse(wrapped[route], exchange)
         x = torch.randn(BATCH, WIDTH)
-        found: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
         for _ in range(4):
             for name in ("none", *wrapped):
                 model = wrapped.get(name) or wrapped["flat"]
                 with model.no_sync() if name == "none" else nullcontext():
                     group.barrier()
-                    began = time.perf_counter()
+                    start_time = time.perf_counter()
                     model(x).square().mean().backward()
                     group.barrier()
-                    found.setdefault(name, []).append(time.perf_counter() - began)
+                    seconds.setdefault(name, []).append(time.perf_counter() - start_time)
                 model.zero_grad()
-        return {name: statistics.median(times[1:]) for name, times in found.items()}
+        return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def network() -> nn.Module:
-    """Linear layers, of which each is a bucket."""
+    """A network of linear layers; with buckets of 1 MB each layer is one bucket."""
     layers: list[nn.Module] = []
     for _ in range(DEPTH):
         layers += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
-def _steps(cluster: Cluster, measured: Sequence[dict[str, float]]) -> list[Point]:
+def _compare_steps(cluster: Cluster, measured: Sequence[dict[str, float]]) -> list[Point]:
+    """Predicted and measured training steps; ``measured`` has the result of ``time_steps`` of each process."""
     layers = [Layer((WIDTH, WIDTH), 2.0 * WIDTH * WIDTH)] * DEPTH
     workload = Workload(
         profile=Profile("linear layers", layers),
         batch=BATCH,
         device=Device(flops_s=1.0, memory_s=1.0),
-        compute_s=max(one["none"] for one in measured),
+        compute_s=max(times["none"] for times in measured),
         bucket_bytes=2**20,
     )
     routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
@@ -221,7 +223,7 @@ def _steps(cluster: Cluster, measured: Sequence[dict[str, float]]) -> list[Point
             cluster.per_node,
             f"training step, {route}",
             predict(workload, cluster, Way(route=route, compression="none", sharding="DDP")).step_s,
-            max(one[route] for one in measured),
+            max(times[route] for times in measured),
         )
         for route in routes
     ]

@@ -1,4 +1,4 @@
-"""Which collectives this process is in, and which it has been through: what the watch tells and the timing reads."""
+"""A log of the collectives that this process has entered and finished, for the watch and the timing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-_KEPT_SPANS = 100_000
+_MAX_SPANS = 100_000
 
 
 class Span(NamedTuple):
-    """A collective that has ended: ``start`` and ``end`` in seconds of ``time.perf_counter``, ``bytes`` handed to it.
+    """A finished collective: ``start`` and ``end`` in seconds of ``time.perf_counter``, ``bytes`` of its tensor.
 
-    ``blocking`` is whether the training's own thread waited for it from beginning to end.
+    ``blocking`` is whether the training thread waited for it from start to end.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """A collective that has begun: ``since`` in seconds since 1970 by this process's clock."""
+    """A collective in progress: ``since`` is its start in seconds since 1970, ``start`` in ``time.perf_counter``."""
 
     number: int
     name: str
@@ -40,10 +40,10 @@ class Entered(NamedTuple):
 
 
 class CollectiveLog:
-    """Collectives that this process has entered and left, from any of its threads.
+    """The collectives that this process has entered and finished, in any of its threads.
 
-    ``position`` is where the training stands in words (``step 12``); ``finished`` counts the collectives it has left;
-    ``gradients_ready`` is when the newest gradient was computed, in seconds of ``time.perf_counter``.
+    ``position`` describes the progress of the training (``step 12``); ``finished`` counts the finished collectives;
+    ``gradients_ready`` is when the latest gradient was computed, in seconds of ``time.perf_counter``.
     """
 
     def __init__(self) -> None:
@@ -54,17 +54,17 @@ class CollectiveLog:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._entered: dict[int, Entered] = {}
-        self._spans: deque[Span] = deque(maxlen=_KEPT_SPANS)
+        self._spans: deque[Span] = deque(maxlen=_MAX_SPANS)
 
     def begin(self, name: str, group: str = "all", bytes: int = 0, *, blocking: bool = False) -> Entered:
-        """Notes that this process enters a collective; ``end`` takes what is returned."""
+        """Records that this process enters a collective. Pass the returned record to ``end``."""
         entered = Entered(next(self._numbers), name, group, time.time(), time.perf_counter(), bytes, blocking)
         with self._lock:
             self._entered[entered.number] = entered
         return entered
 
     def end(self, entered: Entered) -> None:
-        """Notes that it is through."""
+        """Records that the collective has finished."""
         now = time.perf_counter()
         with self._lock:
             self._entered.pop(entered.number, None)
@@ -74,22 +74,22 @@ class CollectiveLog:
 
     @contextmanager
     def running(self, name: str, group: str = "all", bytes: int = 0, *, blocking: bool = True) -> Iterator[None]:
-        """A collective from beginning to end. One that raises stays entered: it is what the process died in."""
+        """Records a collective from start to end. If it raises, it stays in progress: the process failed in it."""
         entered = self.begin(name, group, bytes, blocking=blocking)
         yield
         self.end(entered)
 
     def gradient_ready(self) -> None:
-        """Notes that a backward pass has computed a bucket of gradients: until then it hid what communicated."""
+        """Records that the backward pass has computed a bucket of gradients; until now it overlapped communication."""
         self.gradients_ready = time.perf_counter()
 
     def oldest(self) -> Entered | None:
-        """The collective that this process has been in for longest, None where it is in none."""
+        """The oldest collective in progress, or None."""
         with self._lock:
             return min(self._entered.values(), default=None)
 
     def take(self) -> list[Span]:
-        """The spans since the last call, in the order of their ends."""
+        """Returns the spans since the last call, ordered by their end, and clears them."""
         with self._lock:
             spans = list(self._spans)
             self._spans.clear()

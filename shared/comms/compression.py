@@ -1,4 +1,4 @@
-"""Fewer bytes for a gradient on its way: half precision, and PowerSGD with error feedback."""
+"""Gradient compression for communication: half precision, and PowerSGD with error feedback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.comms.allreduce import Route, equal_bounds
 
 
 class Part(NamedTuple):
-    """The gradient of one parameter within a flat tensor: ``name``, where it starts, its shape."""
+    """The gradient of one parameter within a flat tensor: its name, start offset and shape."""
 
     name: str
     start: int
@@ -26,11 +26,11 @@ class Part(NamedTuple):
 
 
 class Compressor(Protocol):
-    """Sums a flat tensor over processes with fewer bytes.
+    """Sums a flat tensor over processes and sends fewer bytes.
 
-    ``divisible`` is whether a tensor may go in segments. ``bounds`` cuts a tensor for the processes of a node, ``sum``
-    replaces ``flat`` by the sum over ``count`` processes that ``route`` joins. ``state_dict`` holds what this process
-    keeps from step to step.
+    ``divisible`` is whether a tensor may be sent in segments. ``bounds`` splits a tensor into ``shares`` chunks for the
+    processes of a node. ``sum`` replaces ``flat`` by the sum over the ``count`` processes of ``route``. ``next_step``
+    is called after each training step. ``state_dict`` is the state that this process keeps between steps.
     """
 
     @property
@@ -48,7 +48,7 @@ class Compressor(Protocol):
 
 
 class NoCompression:
-    """All bytes. Keeps nothing."""
+    """Sends all bytes. Has no state."""
 
     divisible = True
 
@@ -69,7 +69,7 @@ class NoCompression:
 
 
 class HalfPrecision(NoCompression):
-    """Sixteen bits a value on the way: fp16 (more digits, overflows at 65504) or bf16 (fp32's range)."""
+    """Sends 16 bits per value: fp16 (more precise, overflows at 65504) or bf16 (the range of fp32)."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -77,24 +77,24 @@ class HalfPrecision(NoCompression):
     def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
         if flat.element_size() <= 2:
             return route.all_reduce(flat)
-        short = flat.to(self.dtype)
-        route.all_reduce(short)
-        flat.copy_(short)
+        half = flat.to(self.dtype)
+        route.all_reduce(half)
+        flat.copy_(half)
 
 
 class PowerSGD:
     """Low-rank gradients with error feedback (Vogels, Karimireddy and Jaggi, 2019, algorithms 1 and 2).
 
-    A gradient as a matrix M (n, m) goes as P = M Q and Q = Mᵀ P, ``rank`` columns each, with the last step's Q to
-    start from; what that leaves out of this process's M is added to its next one. Gradients of fewer than two
-    dimensions, and those for which P and Q are not at most ``1 / least_gain`` of M, go as they are. So do all in the
-    first ``start`` steps, when gradients change fastest.
+    A gradient is a matrix M (n, m) and is sent as P = M Q and Q = Mᵀ P with ``rank`` columns each, starting from the Q
+    of the last step. The approximation error of this process's M is added to its next gradient. Gradients with fewer
+    than two dimensions are sent uncompressed, as are those for which P and Q together are larger than
+    ``1 / min_gain`` of M, and all gradients in the first ``start`` steps, when they change fastest.
 
-    The error stays with the process that computed it, so the state is each process's own.
+    The error stays with the process that computed it, so each process has its own state.
     """
 
-    def __init__(self, rank: int, start: int, *, least_gain: float = 2.0) -> None:
-        self.rank, self.start, self.least_gain = rank, start, least_gain
+    def __init__(self, rank: int, start: int, *, min_gain: float = 2.0) -> None:
+        self.rank, self.start, self.min_gain = rank, start, min_gain
         self.step = 0
         self.errors: dict[str, Tensor] = {}
         self.bases: dict[str, Tensor] = {}
@@ -104,36 +104,36 @@ class PowerSGD:
         return self.step < self.start
 
     def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]:
-        """Cuts between parameters, as near to equal shares as that goes: a matrix is compressed in one piece."""
+        """Bounds between parameters, as close to equal shares as possible: a matrix is compressed as a whole."""
         if self.step < self.start:
             return equal_bounds(length, shares)
         cuts = [0, *(part.stop for part in parts)]
         equal = equal_bounds(length, shares)
-        return [min(cuts, key=lambda cut: abs(cut - wanted)) for wanted in equal[:-1]] + [length]
+        return [min(cuts, key=lambda cut: abs(cut - target)) for target in equal[:-1]] + [length]
 
     def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
         if self.step < self.start:
             return route.all_reduce(flat)
-        matrices = [(part, self._matrix(flat, part)) for part in parts if self._pays(part.shape)]
-        others = [flat[part.start : part.stop] for part in parts if not self._pays(part.shape)]
+        matrices = [(part, self._matrix(flat, part)) for part in parts if self._is_compressed(part.shape)]
+        uncompressed = [flat[part.start : part.stop] for part in parts if not self._is_compressed(part.shape)]
         for part, matrix in matrices:
             if (error := self.errors.get(part.name)) is not None:
                 matrix += error
         bases = [self._basis(part, matrix) for part, matrix in matrices]
         left = [matrix @ basis for (_, matrix), basis in zip(matrices, bases, strict=True)]
-        _sum_together([*left, *others], route)
+        _sum_together([*left, *uncompressed], route)
         left = [torch.linalg.qr(p.float()).Q.to(p.dtype) for p in left]
         right = [matrix.T @ p for (_, matrix), p in zip(matrices, left, strict=True)]
         _sum_together(right, route)
         for (part, matrix), p, q in zip(matrices, left, right, strict=True):
             summed = p @ q.T
-            # A gradient that is not finite is refused by the engine; it must not stay in the error.
+            # The engine refuses a gradient that is not finite; it must not remain in the error.
             self.errors[part.name] = (matrix - summed / count).nan_to_num_(0.0, 0.0, 0.0)
             self.bases[part.name] = q.nan_to_num(0.0, 0.0, 0.0)
             matrix.copy_(summed)
 
     def next_step(self) -> None:
-        """A step's gradients are through."""
+        """Called when all gradients of a step have been summed."""
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,17 +143,17 @@ class PowerSGD:
         self.step = state["step"]
         self.errors, self.bases = dict(state["errors"]), dict(state["bases"])
 
-    def _pays(self, shape: tuple[int, ...]) -> bool:
+    def _is_compressed(self, shape: tuple[int, ...]) -> bool:
         if len(shape) < 2:
             return False
         rows, columns = shape[0], math.prod(shape[1:])
-        return (rows + columns) * self.rank * self.least_gain <= rows * columns
+        return (rows + columns) * self.rank * self.min_gain <= rows * columns
 
     def _matrix(self, flat: Tensor, part: Part) -> Tensor:
         return flat[part.start : part.stop].view(part.shape[0], -1)
 
     def _basis(self, part: Part, matrix: Tensor) -> Tensor:
-        """The last step's Q, at first random numbers that follow from the parameter's name: alike on all processes."""
+        """The Q of the last step; initially random, seeded by the parameter's name so that all processes agree."""
         basis = self.bases.get(part.name)
         if basis is None or not bool(basis.any()):
             generator = torch.Generator().manual_seed(zlib.crc32(part.name.encode()))
@@ -162,7 +162,7 @@ class PowerSGD:
 
 
 def _sum_together(tensors: Sequence[Tensor], route: Route) -> None:
-    """Sums tensors in place in one message."""
+    """Sums tensors over the processes of ``route`` in place, in one message."""
     if not tensors:
         return
     joined = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""The processes of a run: who am I among how many, and what we tell each other."""
+"""The processes of a run: rank, number of processes, and collective operations between them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's place in the run: ``rank`` of ``world`` processes, computing on ``device``.
+    """This process among all processes of the run: ``rank`` of ``world``, computing on ``device``.
 
-    ``members`` are the processes in the order of their ranks, where there are several; those of a host are neighbours.
+    ``members`` lists the processes in rank order, with those of a host next to each other; empty for a single process.
     """
 
     rank: int
@@ -34,24 +34,24 @@ class Group:
 
     @property
     def leader(self) -> bool:
-        """Whether this is the one process that writes files and speaks to the terminal."""
+        """Whether this is the process that writes files and console output."""
         return self.rank == 0
 
     @property
     def name(self) -> str:
-        """What the device is called: the GPU's name, or ``cpu``."""
+        """The name of the device: the GPU's name, or ``cpu``."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @property
     def nodes(self) -> tuple[tuple[int, ...], ...]:
-        """The ranks on each host, in the order of the hosts' first ranks."""
+        """The ranks on each host; hosts are ordered by their first rank."""
         by_host: dict[str, list[int]] = {}
         for rank, member in enumerate(self.members):
             by_host.setdefault(member.host, []).append(rank)
         return tuple(map(tuple, by_host.values())) or (tuple(range(self.world)),)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes in the order of their ranks, on every process."""
+        """The values of all processes in rank order, on every process."""
         if self.world == 1:
             return [value]
         values: list[T | None] = [None] * self.world
@@ -60,20 +60,20 @@ class Group:
         return values  # type: ignore[return-value]
 
     def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
-        """Gives the tensors the leader's values on every process."""
+        """Copies the leader's values into the tensors on every process, in place."""
         if self.world > 1:
             for tensor in tensors:
                 with self.log.running("broadcast", bytes=tensor.nbytes):
                     dist.broadcast(tensor, 0)
 
-    def agree(self, flag: bool) -> bool:
-        """True on every process as soon as it is true on one."""
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on any process; the same result on every process."""
         if self.world == 1:
             return flag
-        return bool(self.largest(float(flag))[0])
+        return bool(self.max(float(flag))[0])
 
-    def largest(self, *values: float) -> list[float]:
-        """The largest of the processes' values, for each of several."""
+    def max(self, *values: float) -> list[float]:
+        """The maximum over processes of each of the values."""
         if self.world == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -81,8 +81,8 @@ class Group:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of the processes' tensors, on every process."""
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of the tensors over all processes, on every process."""
         if self.world > 1:
             value = value.clone()
             with self.log.running("all_reduce", bytes=value.nbytes):
@@ -90,41 +90,42 @@ class Group:
         return value
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of the processes' tensors, on every process."""
-        return self.total(value) / self.world
+        """The mean of the tensors over all processes, on every process."""
+        return self.sum(value) / self.world
 
     def barrier(self) -> None:
+        """Waits until every process has called it."""
         if self.world > 1:
             with self.log.running("barrier"):
                 dist.barrier()
 
     def refuse_differences(self, facts: Mapping[str, Hashable]) -> None:
-        """Refuses to go on, on every process alike, where the processes hold different ``facts``.
+        """Raises ``InvalidInputError`` on every process if ``facts`` differ between the processes.
 
-        The message names the processes that differ from most others (of two, from the first), and what they hold.
-        Facts are compared one by one, so every process must give the same names in the same order.
+        The message names the processes that differ from the majority (of two processes, from the first) and their
+        values. Facts are compared by position, so every process must pass the same names in the same order.
         """
         if self.world == 1:
             return
-        told = self.gather(tuple(facts.items()))
+        facts_by_rank = self.gather(tuple(facts.items()))
         found: list[str] = []
-        odd: dict[int, None] = {}
-        for position, values in enumerate(zip(*told, strict=False)):
-            usual = _most_frequent([value for _, value in values])
+        outliers: dict[int, None] = {}
+        for position, values in enumerate(zip(*facts_by_rank, strict=False)):
+            majority = _most_frequent([value for _, value in values])
             for rank, (name, value) in enumerate(values):
-                if value != usual:
-                    odd[rank] = None
-                    found.append(f"{name} is {value} there and {usual} elsewhere" if position < 1000 else name)
-        for rank, pairs in enumerate(told):
-            if len(pairs) != _most_frequent([len(one) for one in told]):
-                odd[rank] = None
-                found.append(f"it holds {len(pairs)} facts and others {len(told[0])}")
-        if odd:
-            who = ", ".join(f"rank {rank} ({self.members[rank].words})" for rank in list(odd)[:3])
+                if value != majority:
+                    outliers[rank] = None
+                    found.append(f"{name} is {value} there and {majority} elsewhere" if position < 1000 else name)
+        for rank, pairs in enumerate(facts_by_rank):
+            if len(pairs) != _most_frequent([len(rank_facts) for rank_facts in facts_by_rank]):
+                outliers[rank] = None
+                found.append(f"it has {len(pairs)} facts and the first process {len(facts_by_rank[0])}")
+        if outliers:
+            who = ", ".join(f"rank {rank} ({self.members[rank].description})" for rank in list(outliers)[:3])
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise InvalidInputError(f"the processes disagree: {who} differs: {'; '.join(found[:3])}{more}")
 
 
 def _most_frequent(values: Sequence[Hashable]) -> Hashable:
-    """The value that most hold; of equally frequent ones the first."""
+    """The most frequent value; the first one if several are equally frequent."""
     return Counter(values).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""The all-reduce of several nodes: reduce-scatter inside each, sums across by shard, all-gather inside, pipelined."""
+"""The hierarchical all-reduce: reduce-scatter inside each node, all-reduce of shards across, all-gather, pipelined."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Done = Callable[[BaseException | None], None]
 
 
 class Stages:
-    """Threads through which pieces of work go one after the other, so that each is busy with another piece.
+    """A pipeline of threads: each job passes through all stages, and each stage works on a different job.
 
-    A thread takes pieces in the order in which they were given, which is the same on every process. What one of them
-    raises goes to its ``done``. On a GPU they compute on a stream of their own, which first waits for the giver's.
+    Every stage processes jobs in submission order, which is the same on every process. An exception of a job is passed
+    to its ``done``. On a GPU the stages use a separate stream, which first waits for the submitter's stream.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._queues: list[queue.SimpleQueue[Step | None]] = [queue.SimpleQueue() for _ in range(count)]
-        for waiting in self._queues:
-            threading.Thread(target=_work, args=(waiting,), name="gradients", daemon=True).start()
-            weakref.finalize(self, waiting.put, None)
+        for jobs in self._queues:
+            threading.Thread(target=_run_stage, args=(jobs,), name="gradients", daemon=True).start()
+            weakref.finalize(self, jobs.put, None)
 
-    def give(self, steps: Sequence[Step], done: Done) -> None:
-        """Has each of the ``steps`` done by the stage of its number, the last one by the last stage that there is."""
+    def submit(self, steps: Sequence[Step], done: Done) -> None:
+        """Runs step ``i`` of ``steps`` on stage ``i``; steps beyond the last stage also run on the last stage."""
         queues, stream = self._queues, self._stream
-        given = None if stream is None else torch.cuda.current_stream().record_event()
+        submitted = None if stream is None else torch.cuda.current_stream().record_event()
 
         def run(number: int) -> None:
             with nullcontext() if stream is None else torch.cuda.stream(stream):
@@ -45,8 +45,8 @@ class Stages:
 
         def proceed(number: int) -> None:
             try:
-                if given is not None and number == 0:
-                    stream.wait_event(given)
+                if submitted is not None and number == 0:
+                    stream.wait_event(submitted)
                 steps[number]()
             except BaseException as error:
                 return done(error)
@@ -59,18 +59,18 @@ class Stages:
         queues[0].put(lambda: run(0))
 
 
-def _work(waiting: queue.SimpleQueue[Step | None]) -> None:
-    while (step := waiting.get()) is not None:
+def _run_stage(jobs: queue.SimpleQueue[Step | None]) -> None:
+    while (step := jobs.get()) is not None:
         step()
         del step
 
 
 class Hierarchical:
-    """Sums inside a node, across nodes by shard, and gives the result to all inside.
+    """Sums inside a node, then across nodes by shard, and distributes the result inside the node.
 
-    ``inside`` are the processes of this node, ``across`` those with this one's place on every node; ``back`` are the
-    processes of this node once more, for a group serves one thread at a time. A tensor goes in segments of at most
-    ``segment_bytes``: while one is on its way between nodes, the next is summed inside.
+    ``inside`` are the processes of this node and ``across`` the processes with the same local rank on every node;
+    ``back`` is a second group of the processes of this node, because a group serves one thread at a time. A tensor is
+    sent in segments of at most ``segment_bytes``: while one is in transit between nodes, the next is summed inside.
     """
 
     def __init__(
@@ -80,40 +80,40 @@ class Hierarchical:
         self._stages = Stages(1 if back is inside else 3, device)
 
     def start(self, flat: Tensor, parts: Sequence[Part], compressor: Compressor, done: Done) -> None:
-        """Replaces a flat tensor by its sum over all processes; ``done`` is called on another thread, once.
+        """Starts to replace a flat tensor by its sum over all processes; calls ``done`` once, on another thread.
 
-        Between nodes it goes as ``compressor`` has it: the sum of each node is what is compressed.
+        ``compressor`` compresses the sum of each node for the transfer between nodes.
         """
-        pieces = [flat] if not compressor.divisible else _segments(flat, self.segment_bytes)
+        segments = [flat] if not compressor.divisible else _segments(flat, self.segment_bytes)
         errors: list[BaseException] = []
 
-        def piece_done(error: BaseException | None, last: bool) -> None:
+        def segment_done(error: BaseException | None, last: bool) -> None:
             if error is not None and not errors:
                 errors.append(error)
                 done(error)
             elif last and not errors:
                 done(None)
 
-        for number, piece in enumerate(pieces):
-            last = number + 1 == len(pieces)
-            self._stages.give(
-                self._steps(piece, parts if len(pieces) == 1 else (), compressor),
-                lambda error, last=last: piece_done(error, last),  # type: ignore[misc]
+        for number, segment in enumerate(segments):
+            last = number + 1 == len(segments)
+            self._stages.submit(
+                self._steps(segment, parts if len(segments) == 1 else (), compressor),
+                lambda error, last=last: segment_done(error, last),  # type: ignore[misc]
             )
 
     def all_reduce(self, tensor: Tensor, compressor: Compressor | None = None) -> None:
-        """The same, waiting for its end; without a ``compressor`` all bytes go between nodes."""
+        """Sums ``tensor`` over all processes in place and waits for the end; by default without compression."""
         ended = threading.Event()
-        found: list[BaseException | None] = []
+        outcome: list[BaseException | None] = []
 
         def done(error: BaseException | None) -> None:
-            found.append(error)
+            outcome.append(error)
             ended.set()
 
         self.start(tensor.view(-1), (), compressor or NoCompression(), done)
         ended.wait()
-        if found[0] is not None:
-            raise found[0]
+        if outcome[0] is not None:
+            raise outcome[0]
 
     def _steps(self, flat: Tensor, parts: Sequence[Part], compressor: Compressor) -> list[Step]:
         inside, across = self.inside, self.across

@@ -1,4 +1,4 @@
-"""The communication hook of DDP: gradients go by a route, compressed or not, while the backward pass goes on."""
+"""The DDP communication hook: sums gradients over a route, optionally compressed, during the backward pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.comms.hierarchical import Hierarchical, Stages
 
 
 class Bucket(Protocol):
-    """What DDP gives a hook (``torch.distributed.GradBucket``)."""
+    """The bucket that DDP passes to a hook (``torch.distributed.GradBucket``)."""
 
     def buffer(self) -> Tensor: ...
 
@@ -34,11 +34,11 @@ class Bucket(Protocol):
 
 
 class GradientExchange:
-    """Averages DDP's buckets over the processes as they fill, in the order in which DDP fills them.
+    """Averages DDP's buckets over the processes, in the order in which DDP fills them.
 
-    The backend's own all-reduce runs in the backend's threads. A route or a compression of several messages runs on
-    threads of this process, bucket after bucket, so that all processes send alike. ``whole`` is whether the
-    last bucket came since it was set to false.
+    The backend's all-reduce runs on the backend's threads. Routes and compressions that send several messages run on
+    threads of this process, one bucket after the other, so that all processes send in the same order. ``whole`` is
+    whether the last bucket has arrived since it was set to False.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class GradientExchange:
     ) -> None:
         self.group, self.route, self.compressor, self._names = group, route, compressor, names
         self.whole = self.rehearsing = False
-        self._plain = NoCompression()
+        self._no_compression = NoCompression()
         self._direct = isinstance(route, Flat) and type(compressor) is NoCompression
         self._stages = Stages(0 if self._direct or isinstance(route, Hierarchical) else 1, group.device)
 
     def __call__(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
-        """Starts to average a bucket. What is returned holds the average, when it is there."""
+        """Starts to average a bucket. Returns a future of the averaged flat gradient."""
         flat, last = bucket.buffer(), bucket.is_last()
         self.whole = last
         self.group.log.gradient_ready()
-        # Divided first, as DDP does it: a sum of halves may overflow.
+        # Divide first, as DDP does: a sum in fp16 may overflow.
         flat.div_(self.group.world)
         if self._direct:
-            return self._backends_own(flat)
+            return self._backend_all_reduce(flat)
         parts = self._parts_of(bucket, flat)
         future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[self.group.device] if self.group.device.type == "cuda" else None
         )
-        compressor = self._plain if self.rehearsing else self.compressor
+        compressor = self._no_compression if self.rehearsing else self.compressor
 
         def done(error: BaseException | None) -> None:
             if error is not None:
@@ -76,10 +76,10 @@ class GradientExchange:
             self.route.start(flat, parts, compressor, done)
         else:
             route, world = self.route, self.group.world
-            self._stages.give([lambda: compressor.sum(flat, parts, route, world)], done)
+            self._stages.submit([lambda: compressor.sum(flat, parts, route, world)], done)
         return future
 
-    def _backends_own(self, flat: Tensor) -> torch.futures.Future[Tensor]:
+    def _backend_all_reduce(self, flat: Tensor) -> torch.futures.Future[Tensor]:
         assert isinstance(self.route, Flat)
         log, peers = self.group.log, self.route.peers
         entered = log.begin("all_reduce", peers.name, flat.nbytes)
@@ -94,7 +94,7 @@ class GradientExchange:
         return work.get_future().then(ended)
 
     def _parts_of(self, bucket: Bucket, flat: Tensor) -> list[Part]:
-        """Where each parameter's gradient lies in the bucket."""
+        """The name, offset and shape of each parameter's gradient in the bucket."""
         start = flat.storage_offset()
         return [
             Part(self._names[id(parameter)], int(gradient.storage_offset() - start), tuple(gradient.shape))
@@ -112,10 +112,10 @@ def gradient_exchange(
     powersgd_start: int = 100,
     shard: int | None = None,
 ) -> GradientExchange:
-    """The exchange for a model's gradients. Every process calls it, with the same arguments.
+    """The exchange for a model's gradients. Every process must call it with the same arguments.
 
-    ``auto`` is ``hierarchical`` on CPUs of several hosts with several processes each, and the backend's own elsewhere:
-    NCCL chooses among rings, trees and switches itself.
+    Route ``auto`` is ``hierarchical`` on CPUs of several hosts with several processes each, and ``flat``, the backend's
+    all-reduce, otherwise: NCCL chooses among rings, trees and switches itself.
     """
     compressors: dict[str, Callable[[], Compressor]] = {
         "none": NoCompression,
@@ -124,9 +124,9 @@ def gradient_exchange(
         "powersgd": lambda: PowerSGD(powersgd_rank, powersgd_start),
     }
     if route == "auto":
-        alike = len({len(ranks) for ranks in group.nodes}) == 1
+        equal_nodes = len({len(ranks) for ranks in group.nodes}) == 1
         several = len(group.nodes) > 1 and len(group.nodes[0]) > 1
-        route = "hierarchical" if alike and several and group.device.type == "cpu" else "flat"
+        route = "hierarchical" if equal_nodes and several and group.device.type == "cpu" else "flat"
     chosen: Route | Hierarchical
     if route == "hierarchical":
         chosen = Hierarchical(*mesh_peers(group, shard), device=group.device)
@@ -137,7 +137,7 @@ def gradient_exchange(
 
 
 def refuse_different_models(group: Group, model: nn.Module) -> None:
-    """Refuses, on every process, parameters whose names, shapes or types are not the same everywhere."""
+    """Raises ``InvalidInputError`` on every process if names, shapes or types of the parameters differ between them."""
     facts = {
         f"the parameter {name}": f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
         f"{'' if parameter.requires_grad else ' without a gradient'}"
@@ -147,11 +147,11 @@ def refuse_different_models(group: Group, model: nn.Module) -> None:
 
 
 def rehearse(wrapped: nn.parallel.DistributedDataParallel, exchange: GradientExchange) -> None:
-    """Lets DDP see every gradient once, as zeros, before the first step.
+    """Runs one backward pass with zero gradients through DDP before the first step.
 
-    DDP sums its first backward pass in one bucket and cuts buckets after it, by the order in which gradients came. The
-    order of a sum's terms would so differ between the first step after a start and the same step of a run that was
-    not interrupted. After a rehearsal the buckets are the same in every step, and connections are open.
+    DDP puts all gradients of its first backward pass into one bucket and then splits them into buckets by the order in
+    which they arrived. Without a rehearsal, the first step after a start would sum in a different order than the same
+    step of an uninterrupted run. After it, the buckets are the same in every step, and connections are open.
     """
     exchange.rehearsing = True
     try:
@@ -163,14 +163,14 @@ def rehearse(wrapped: nn.parallel.DistributedDataParallel, exchange: GradientExc
 
 
 def zero_backward(wrapped: nn.parallel.DistributedDataParallel) -> None:
-    """A backward pass with zeros as gradients, which computes next to nothing and exchanges as any other."""
+    """A backward pass with zero gradients: it computes almost nothing, but exchanges the gradients as usual."""
     model = wrapped.module
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    compiled = model.__dict__.pop("_compiled_call_impl", None)
+    compiled_call = model.__dict__.pop("_compiled_call_impl", None)
     try:
         model.forward = lambda: torch.stack([parameter.sum() * 0 for parameter in parameters]).sum()
         wrapped().backward()
     finally:
         del model.forward
-        if compiled is not None:
-            model.__dict__["_compiled_call_impl"] = compiled
+        if compiled_call is not None:
+            model.__dict__["_compiled_call_impl"] = compiled_call

@@ -1,4 +1,4 @@
-"""Joining the job that ``torchrun`` describes in the environment: ranks, process groups, timeouts, and the way out."""
+"""Joins the job that ``torchrun`` describes in the environment: ranks, process groups, timeouts and shutdown."""
 
 from __future__ import annotations
 
@@ -24,60 +24,61 @@ from shared.comms.collective_log import CollectiveLog
 from shared.comms.group import Group
 from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
-from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_space
+from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_namespace
 from shared.errors import InvalidInputError
 
-_POLL_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
 @contextmanager
 def join(
     device: str | None = None, *, timeouts: Timeouts | None = None, topology: Path | None = None
 ) -> Iterator[Group]:
-    """Joins the group that ``torchrun`` describes in the environment; alone without it.
+    """Joins the group that ``torchrun`` describes in the environment; without it, a group of one process.
 
-    ``device`` is ``cpu`` or ``cuda``; by default the GPU of this process's local rank where there is one. Processes of
-    a host get neighbouring ranks, and hosts come in the order of the ``topology`` file's switches, or of their names'
-    numbers (``torchrun`` puts node10 before node2); the launcher's first process stays the first.
+    ``device`` is ``cpu`` or ``cuda``; by default the GPU of this process's local rank if there is one. Processes of a
+    host get adjacent ranks. Hosts are ordered by the switches in the ``topology`` file, or by the numbers in their
+    names (``torchrun`` puts node10 before node2). The launcher's first process keeps rank 0.
 
-    Raises ``LostProcessError`` on every process that is left when another one is dead, stopped or too slow.
+    Raises ``LostProcessError`` on every remaining process if another one is dead, stopped or too slow.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    torch_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(torch_device)
     if world == 1:
-        yield Group(0, 1, place)
+        yield Group(0, 1, torch_device)
         return
     limits = timeouts or Timeouts()
-    start = timedelta(seconds=limits.start_s)
-    store, launched = _job_store(start)
-    name, rank, members = _meet(store, launched, world, local, topology, limits.start_s)
-    store = PrefixStore(f"trivium/{name}", store)
+    start_timeout = timedelta(seconds=limits.start_s)
+    store, launcher_rank = _job_store(start_timeout)
+    round_id, rank, members = _rendezvous(store, launcher_rank, world, local_rank, topology, limits.start_s)
+    store = PrefixStore(f"trivium/{round_id}", store)
     log = CollectiveLog()
-    # On a GPU what the processes say to each other besides gradients lies on the host: gloo carries it.
+    # On a GPU, messages other than gradients are in host memory and need gloo.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     with connecting():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=start)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=start_timeout)
     watch = Watch(store.clone(), rank, members, log, limits, abort_collectives)
-    group = Group(rank, world, place, members, log, limits)
+    group = Group(rank, world, torch_device, members, log, limits)
     try:
         yield group
-        # All leave together: one that ended while the leader still wrote was now and then aborted by torch's teardown.
+        # All processes leave together: torch's teardown occasionally aborted a process that ended while the leader was
+        # still writing.
         group.barrier()
     except RuntimeError as error:
-        if not _from_a_collective(error, watch):
+        if not _is_collective_failure(error, watch):
             watch.report(error)
             raise
         _stores.clear()
         lost = LostProcessError(watch.find_culprit(error))
         watch.report(lost)
-        if launched == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            # The store lives in this process: the others ask it for the same.
+        if launcher_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            # The store is in this process, and the other processes still read the cause from it.
             time.sleep(limits.silence_s / 2)
         raise lost from error
     except BaseException as error:
@@ -86,145 +87,151 @@ def join(
         raise
     finally:
         watch.close()
-        # A wrapped model keeps the group's threads; if they outlive the interpreter, they abort the process.
+        # A wrapped model keeps the group's threads alive; if they outlive the interpreter, they abort the process.
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def shorten_timeouts(group: Group) -> None:
-    """From now on processes wait ``step_s`` for each other: the first step, which may take long, is done."""
+    """Sets the timeout of all groups to ``step_s``. Call it after the first step, which may take longer."""
     if group.world == 1:
         return
     from torch.distributed import distributed_c10d
 
     set_timeout: Any = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
-    for joined in list(distributed_c10d._world.pg_map):
-        set_timeout(timedelta(seconds=group.timeouts.step_s), joined)
+    for process_group in list(distributed_c10d._world.pg_map):
+        set_timeout(timedelta(seconds=group.timeouts.step_s), process_group)
 
 
 _stores: dict[tuple[str, ...], tuple[Any, int]] = {}
-"""The job's store, and this process's rank by the launcher; kept from one ``join`` of a process to its next."""
+"""The job's store and this process's launcher rank, by job; reused by later calls of ``join`` in this process."""
 
 
 def _job_store(timeout: timedelta) -> tuple[Any, int]:
-    """The store of the job that the environment describes, and this process's rank there.
+    """The store of the job that the environment describes, and this process's rank assigned by the launcher.
 
-    Without ``torchrun`` the launcher's first process holds it. Were it made anew for every run of a process, another
-    process that is ahead would find the one of the run before, which is about to end, and wait in vain.
+    Without ``torchrun`` the launcher's first process hosts the store. It is reused for later runs of the same process:
+    with a new store for each run, a process that is ahead would connect to the old store, which is about to close, and
+    wait in vain.
     """
     names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     job = tuple(os.environ.get(name, "") for name in names)
     if job not in _stores:
         _stores.clear()
-        store, launched, _ = next(rendezvous("env://", timeout=timeout))
-        _stores[job] = store, launched
-    store, launched = _stores[job]
+        store, launcher_rank, _ = next(rendezvous("env://", timeout=timeout))
+        _stores[job] = store, launcher_rank
+    store, launcher_rank = _stores[job]
     store.set_timeout(timeout)
-    return store, launched
+    return store, launcher_rank
 
 
-def _meet(
-    store: Any, launched: int, world: int, local: int, topology: Path | None, limit_s: float
+def _rendezvous(
+    store: Any, launcher_rank: int, world: int, local_rank: int, topology: Path | None, timeout_s: float
 ) -> tuple[str, int, tuple[Member, ...]]:
-    """The name of this round of processes, this one's rank, and all of them in the order of their ranks.
+    """The identifier of this round, this process's rank, and all processes in rank order.
 
-    ``torchrun`` keeps the store when it starts processes again, so what is read may be of those before. Every process
-    has a random number: the launcher's first one publishes the members with theirs, a process that finds its own there
-    says so, and when all have, the round begins. Until then the first looks again.
+    ``torchrun`` keeps the store when it restarts processes, so entries may be from processes of an earlier round. Each
+    process therefore registers with a random token. The launcher's first process publishes the members with their
+    tokens, each process that finds its own token confirms the round, and the round begins when all have confirmed.
+    Until then the first process publishes again.
     """
-    own, number = Member(socket.gethostname(), local, os.getpid(), launched, pid_space()), uuid.uuid4().hex
-    store.set(f"trivium/member/{launched}", json.dumps([number, own]))
-    limit = time.monotonic() + limit_s
-    _await_members(store, world, limit_s)
-    told: dict[str, Any] = {}
-    while time.monotonic() < limit:
-        if launched == 0:
-            told = _publish(store, world, topology)
-            if _all_agree(store, world, told):
-                store.set("trivium/begun", told["round"])
+    own, token = Member(socket.gethostname(), local_rank, os.getpid(), launcher_rank, pid_namespace()), uuid.uuid4().hex
+    store.set(f"trivium/member/{launcher_rank}", json.dumps([token, own]))
+    deadline = time.monotonic() + timeout_s
+    _await_members(store, world, timeout_s)
+    round_info: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        if launcher_rank == 0:
+            round_info = _publish_round(store, world, topology)
+            if _all_confirmed(store, world, round_info):
+                store.set("trivium/begun", round_info["round"])
                 break
             continue
-        told = json.loads(store.get("trivium/round"))
-        if len(told["numbers"]) == world and told["numbers"][launched] == number:
-            store.set(f"trivium/agreed/{launched}", told["round"])
-            if store.check(["trivium/begun"]) and store.get("trivium/begun").decode() == told["round"]:
+        round_info = json.loads(store.get("trivium/round"))
+        if len(round_info["numbers"]) == world and round_info["numbers"][launcher_rank] == token:
+            store.set(f"trivium/agreed/{launcher_rank}", round_info["round"])
+            if store.check(["trivium/begun"]) and store.get("trivium/begun").decode() == round_info["round"]:
                 break
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_INTERVAL_S)
     else:
-        raise InvalidInputError(f"the {world} processes of the job did not meet within {limit_s:g} s")
-    if "refused" in told:
-        raise InvalidInputError(told["refused"])
-    members = tuple(Member(*member) for member in told["members"])
-    return told["round"], members.index(own), members
+        raise InvalidInputError(f"the {world} processes of the job did not find each other within {timeout_s:g} s")
+    if "refused" in round_info:
+        raise InvalidInputError(round_info["refused"])
+    members = tuple(Member(*member) for member in round_info["members"])
+    return round_info["round"], members.index(own), members
 
 
-def _await_members(store: Any, world: int, limit_s: float) -> None:
-    """Waits until every process has told who it is; refuses where one does not within ``limit_s``, naming it."""
+def _await_members(store: Any, world: int, timeout_s: float) -> None:
+    """Waits until every process has registered.
+
+    Raises ``InvalidInputError`` with the launcher ranks of the missing processes after ``timeout_s``.
+    """
     keys = [f"trivium/member/{number}" for number in range(world)]
     try:
-        store.wait(keys, timedelta(seconds=limit_s))
+        store.wait(keys, timedelta(seconds=timeout_s))
     except dist.DistStoreError as error:
         missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
         raise InvalidInputError(
-            f"of the {world} processes of the job, number {', '.join(missing[:5])}{', ...' if missing[5:] else ''} of "
-            f"the launcher did not come within {limit_s:g} s: look at its log, or raise --strategy.start-timeout-s"
+            f"of the {world} processes of the job, launcher rank {', '.join(missing[:5])}"
+            f"{', ...' if missing[5:] else ''} did not join within {timeout_s:g} s: check its log, or raise "
+            "--strategy.start-timeout-s"
         ) from error
 
 
-def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
-    """Publishes the processes that are there, in the order of their ranks, or why they are refused."""
-    found = _there(store, world)
-    told: dict[str, Any] = {"round": uuid.uuid4().hex, "numbers": [number for number, _ in found]}
+def _publish_round(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
+    """Publishes the registered processes in rank order, or the reason why they are refused."""
+    registered = _read_members(store, world)
+    round_info: dict[str, Any] = {"round": uuid.uuid4().hex, "numbers": [token for token, _ in registered]}
     try:
-        told["members"] = members_in_order([Member(*member) for _, member in found], topology)
+        round_info["members"] = members_in_order([Member(*member) for _, member in registered], topology)
     except InvalidInputError as error:
-        told["refused"] = str(error)
-    store.set("trivium/round", json.dumps(told))
-    return told
+        round_info["refused"] = str(error)
+    store.set("trivium/round", json.dumps(round_info))
+    return round_info
 
 
-def _there(store: Any, world: int) -> list[Any]:
-    """The number and the words of each process, the newest that it told."""
+def _read_members(store: Any, world: int) -> list[Any]:
+    """The latest token and member of each process."""
     return [json.loads(text) for text in store.multi_get([f"trivium/member/{number}" for number in range(world)])]
 
 
-def _all_agree(store: Any, world: int, told: dict[str, Any]) -> bool:
-    """Whether all other processes find themselves among the published ones, which it asks for a second at most."""
+def _all_confirmed(store: Any, world: int, round_info: dict[str, Any]) -> bool:
+    """Whether all other processes confirm the published round; polls for at most one second."""
     keys = [f"trivium/agreed/{number}" for number in range(1, world)]
-    for _ in range(int(1 / _POLL_S)):
-        if store.check(keys) and all(value.decode() == told["round"] for value in store.multi_get(keys)):
+    for _ in range(int(1 / _POLL_INTERVAL_S)):
+        if store.check(keys) and all(value.decode() == round_info["round"] for value in store.multi_get(keys)):
             return True
-        if [number for number, _ in _there(store, world)] != told["numbers"]:
+        if [token for token, _ in _read_members(store, world)] != round_info["numbers"]:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_INTERVAL_S)
     return False
 
 
 def members_in_order(members: list[Member], topology: Path | None) -> list[Member]:
-    """The processes host by host, beginning with the launcher's first; a ring is as short from there on."""
+    """The processes host by host, starting with the launcher's first; the length of a ring does not depend on that."""
     tree = None if topology is None else read_topology(topology)
     if tree is not None and tree.of_gpus:
         raise InvalidInputError(
-            f"{topology} tells the GPUs of one host, and not the switches between hosts: order those by "
-            "CUDA_VISIBLE_DEVICES, which trivium topology prints"
+            f"{topology} describes the GPUs of one host, not the switches between hosts; order the GPUs with "
+            "CUDA_VISIBLE_DEVICES, as printed by trivium topology"
         )
     hosts = hosts_in_order(list(dict.fromkeys(member.host for member in members)), tree)
     first = hosts.index(members[0].host)
-    turned = hosts[first:] + hosts[:first]
-    place = {host: number for number, host in enumerate(turned)}
-    return sorted(members, key=lambda member: (place[member.host], member.launched))
+    rotated = hosts[first:] + hosts[:first]
+    position = {host: number for number, host in enumerate(rotated)}
+    return sorted(members, key=lambda member: (position[member.host], member.launched))
 
 
-def _from_a_collective(error: BaseException, watch: Watch) -> bool:
-    """Whether the error is that of a collective which did not come through, rather than one of this process's own."""
+def _is_collective_failure(error: BaseException, watch: Watch) -> bool:
+    """Whether the error comes from a failed collective rather than from this process's own code."""
     if watch.verdict is not None or isinstance(error, dist.DistError):
         return True
-    words = str(error)
-    return any(mark in words for mark in _MARKS)
+    message = str(error)
+    return any(marker in message for marker in _COLLECTIVE_ERROR_MARKERS)
 
 
-_MARKS = (
+_COLLECTIVE_ERROR_MARKERS = (
     "gloo",
     "NCCL",
     "Connection closed by peer",

@@ -1,4 +1,4 @@
-"""Networks as a cost model sees them: the shapes of their parameters and what a forward pass computes. No torch."""
+"""Neural networks for the cost model: the shapes of their parameters and the FLOPs of a forward pass. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Parameters of one shape; ``flops`` are the operations of a forward pass of one sample through them."""
+    """One parameter tensor; ``flops`` are the operations with it in a forward pass of one sample."""
 
     shape: tuple[int, ...]
     flops: float
@@ -26,7 +26,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A network in the order of its forward pass; ``activation_bytes`` are kept for the backward pass, a sample."""
+    """A network in the order of its forward pass; ``activation_bytes`` per sample are kept for the backward pass."""
 
     name: str
     layers: Sequence[Layer]
@@ -38,24 +38,24 @@ class Profile:
 
     @property
     def flops(self) -> float:
-        """Operations (a multiplication and an addition are two) of a forward pass of one sample."""
+        """Operations of a forward pass of one sample; a multiplication and an addition count as two."""
         return sum(layer.flops for layer in self.layers)
 
-    def kept_by_powersgd(self, rank: int, least_gain: float = 2.0) -> float:
+    def kept_by_powersgd(self, rank: int, min_gain: float = 2.0) -> float:
         """The fraction of the gradient's bytes that PowerSGD sends (``shared/comms/compression.py``)."""
         sent = 0
         for layer in self.layers:
             rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
-            pays = len(layer.shape) > 1 and (rows + columns) * rank * least_gain <= rows * columns
-            sent += (rows + columns) * rank if pays else layer.parameters
+            compressed = len(layer.shape) > 1 and (rows + columns) * rank * min_gain <= rows * columns
+            sent += (rows + columns) * rank if compressed else layer.parameters
         return sent / self.parameters
 
-    def powersgd_flops(self, rank: int, least_gain: float = 2.0) -> float:
-        """Operations of a step of PowerSGD: M Q, Mᵀ P and P Qᵀ, and the orthogonalisation of P."""
+    def powersgd_flops(self, rank: int, min_gain: float = 2.0) -> float:
+        """Operations of PowerSGD in one step: M Q, Mᵀ P and P Qᵀ, and the orthogonalisation of P."""
         total = 0.0
         for layer in self.layers:
             rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
-            if len(layer.shape) > 1 and (rows + columns) * rank * least_gain <= rows * columns:
+            if len(layer.shape) > 1 and (rows + columns) * rank * min_gain <= rows * columns:
                 total += 6 * layer.parameters * rank + 2 * rows * rank**2
         return total
 
@@ -82,7 +82,7 @@ def resnet50() -> Profile:
                 convolution(inputs, 4 * width, 1, side)
             inputs = 4 * width
     layers += [Layer((1000, 2048), 2.0 * 1000 * 2048), Layer((1000,), 1000.0)]
-    # About 11 million activations of two bytes twice (Rajbhandari et al., 2020, count likewise).
+    # About 11 million activations of two bytes, counted twice as Rajbhandari et al. (2020) do.
     return Profile("resnet50", layers, activation_bytes=45e6)
 
 
@@ -97,33 +97,34 @@ def bert_large(tokens: int = 128) -> Profile:
 
 
 def _bert(name: str, *, layers: int, width: int, tokens: int) -> Profile:
-    found = [Layer((30522, width), 0.0), Layer((512, width), 0.0), Layer((2, width), 0.0)]
+    parameters = [Layer((30522, width), 0.0), Layer((512, width), 0.0), Layer((2, width), 0.0)]
 
     def linear(inputs: int, outputs: int) -> None:
-        found.append(Layer((outputs, inputs), 2.0 * inputs * outputs * tokens))
-        found.append(Layer((outputs,), float(outputs * tokens)))
+        parameters.append(Layer((outputs, inputs), 2.0 * inputs * outputs * tokens))
+        parameters.append(Layer((outputs,), float(outputs * tokens)))
 
-    found += [Layer((width,), float(width * tokens))] * 2
+    parameters += [Layer((width,), float(width * tokens))] * 2
     for _ in range(layers):
         for _ in range(4):
             linear(width, width)
-        # Scores and their weighted sum: 2 tokens^2 width each way.
-        found[-1] = Layer((width,), 4.0 * tokens * tokens * width)
-        found += [Layer((width,), float(width * tokens))] * 4
+        # Attention scores and the weighted sum: 2 tokens^2 width each.
+        parameters[-1] = Layer((width,), 4.0 * tokens * tokens * width)
+        parameters += [Layer((width,), float(width * tokens))] * 4
         linear(width, 4 * width)
         linear(4 * width, width)
     linear(width, width)
-    # Korthikanti et al., 2022, equation 2: s h L (34 + 5 a s / h) bytes, with heads of 64.
-    return Profile(name, found, activation_bytes=tokens * width * layers * (34 + 5 * tokens / 64))
+    # Korthikanti et al., 2022, equation 2: s h L (34 + 5 a s / h) bytes, with a head size of 64.
+    return Profile(name, parameters, activation_bytes=tokens * width * layers * (34 + 5 * tokens / 64))
 
 
 PROFILES = {"resnet50": resnet50, "bert-base": bert_base, "bert-large": bert_large}
 
 
 def read_profile(name: str) -> Profile:
-    """The network called ``name``, or the parameters in a safetensors file, of which only the header is read.
+    """The profile with the name ``name``, or of the parameters in a safetensors file, of which only the header is read.
 
-    A file says nothing of computation: every parameter counts as two operations.
+    A file has no information about computation: every parameter counts as two operations. Raises ``InvalidInputError``
+    if there is neither.
     """
     if name in PROFILES:
         return PROFILES[name]()
@@ -131,7 +132,7 @@ def read_profile(name: str) -> Profile:
     if path.is_dir():
         path = next(iter(sorted(path.glob("*.safetensors"))), path)
     if not path.is_file():
-        raise InvalidInputError(f"there is no model {name}: say {', '.join(PROFILES)}, or a safetensors file")
+        raise InvalidInputError(f"there is no model {name}: use {', '.join(PROFILES)}, or a safetensors file")
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -141,5 +142,5 @@ def read_profile(name: str) -> Profile:
         raise InvalidInputError(f"{path} cannot be read as safetensors: {error}") from error
     layers = [Layer(shape or (1,), 2.0 * math.prod(shape)) for shape in shapes if math.prod(shape)]
     if not layers:
-        raise InvalidInputError(f"{path} holds no parameters")
+        raise InvalidInputError(f"{path} contains no parameters")
     return Profile(path.stem, layers)

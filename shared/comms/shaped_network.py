@@ -1,7 +1,7 @@
-"""A small cluster on one machine: hosts as network namespaces, with a link between them as slow as is asked for.
+"""A small cluster on one machine: hosts are network namespaces, connected by links with a given rate.
 
-Linux only, by iproute2 and as root. What the hosts send to each other goes through a bridge and a token bucket
-(``tc tbf``); what processes of a host say to each other does not. Everything disappears with the context.
+Linux only; needs iproute2 and root. Traffic between hosts goes through a bridge and a token bucket filter (``tc tbf``);
+traffic between processes of a host does not. Everything is removed at the end of the context.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from typing import Any
 from shared.errors import InvalidInputError
 
 MTU = 9000
-"""Bytes in a packet, as clusters set it; the headers of an Ethernet frame with TCP and its time stamps take 66 more."""
+"""Bytes in a packet, as usual on clusters."""
 HEADER_BYTES = 66
-_NEW_UTS, _NEW_NET = 0x04000000, 0x40000000
-_numbers = itertools.count()
+"""Additional bytes of an Ethernet frame: the headers of Ethernet, IP and TCP with timestamps."""
+_CLONE_NEWUTS, _CLONE_NEWNET = 0x04000000, 0x40000000
+_network_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace with one interface, ``eth0``; without a namespace this machine as it is, by its interface ``lo``."""
+    """A network namespace with the interface ``eth0``; with an empty ``namespace``, this machine with ``lo``."""
 
     name: str
     namespace: str
     address: str
 
     def enter(self) -> None:
-        """Moves the calling process onto this host: its network and its name. It must have one thread."""
+        """Moves the calling process, which must be single-threaded, to this host: its network and its host name."""
         if not self.namespace:
             return
         libc = ctypes.CDLL(None, use_errno=True)
         with Path(f"/var/run/netns/{self.namespace}").open() as file:
-            if libc.setns(file.fileno(), _NEW_NET) or libc.unshare(_NEW_UTS):
+            if libc.setns(file.fileno(), _CLONE_NEWNET) or libc.unshare(_CLONE_NEWUTS):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.namespace}")
         socket.sethostname(self.name)
 
 
 HERE = Host(socket.gethostname(), "", "127.0.0.1")
-"""This machine: what runs on it needs no rights."""
+"""This machine; processes on it need no root rights."""
 
 
 def missing_rights() -> str | None:
-    """Why no network can be made here, or None where it can."""
+    """Why no network can be created on this machine, or None if it can."""
     if not shutil.which("ip") or not shutil.which("tc"):
-        return "there are no ip and tc here (Debian: iproute2)"
+        return "the commands ip and tc are missing (Debian: iproute2)"
     namespace = f"trivium{os.getpid()}probe"
     try:
         _run("ip", "netns", "add", namespace)
@@ -68,18 +69,18 @@ def missing_rights() -> str | None:
 
 @contextmanager
 def shaped_network(hosts: int, mbit_s: float) -> Iterator[list[Host]]:
-    """``hosts`` hosts on a bridge, each with ``mbit_s`` Mbit/s in either direction; called node0, node1 and so on."""
-    prefix = f"trivium{os.getpid()}n{next(_numbers)}"
+    """Creates ``hosts`` hosts on a bridge, named node0, node1, ..., each with ``mbit_s`` Mbit/s in each direction."""
+    prefix = f"trivium{os.getpid()}n{next(_network_numbers)}"
     bridge = f"{prefix}b"
-    made = [Host(f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}") for number in range(hosts)]
-    # The queue holds 200 ms, as a switch's does: shorter ones drop what several connections send at once. A larger
-    # burst lets small messages pass faster than the rate.
+    network_hosts = [Host(f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}") for number in range(hosts)]
+    # The queue holds 200 ms, like a switch's: a shorter one drops packets when several connections send at once. A
+    # larger burst would let small messages exceed the rate.
     shape = ("tbf", "rate", f"{mbit_s}mbit", "burst", "32kb", "latency", "200ms")
     try:
         _run("ip", "netns", "add", bridge)
         _run("ip", "-n", bridge, "link", "add", "br0", "type", "bridge")
         _run("ip", "-n", bridge, "link", "set", "br0", "up", "mtu", str(MTU))
-        for number, host in enumerate(made):
+        for number, host in enumerate(network_hosts):
             port = f"port{number}"
             _run("ip", "netns", "add", host.namespace)
             link = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
@@ -90,21 +91,21 @@ def shaped_network(hosts: int, mbit_s: float) -> Iterator[list[Host]]:
             _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
             _run("tc", "-n", host.namespace, "qdisc", "add", "dev", "eth0", "root", *shape)
             if hosts > 2:
-                # Several hosts may send to one at once.
+                # Several hosts may send to the same host at once, so limit the receiving side as well.
                 _run("tc", "-n", bridge, "qdisc", "add", "dev", port, "root", *shape)
-        yield made
+        yield network_hosts
     finally:
-        for namespace in (bridge, *(host.namespace for host in made)):
+        for namespace in (bridge, *(host.namespace for host in network_hosts)):
             with suppress(InvalidInputError):
                 _run("ip", "netns", "delete", namespace)
 
 
 class Job:
-    """Processes on the hosts of a network, each running ``function(*arguments)``, as ``torchrun`` would start them.
+    """Processes on the hosts of a network that run ``function(*arguments)``, started as by ``torchrun``.
 
-    ``per_host`` processes a host; ranks go host by host, or in turns where ``interleaved``. The function is importable
-    and finds RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process in the environment. ``preload`` is what
-    is imported once for all processes (DDP imports torch._dynamo).
+    There are ``per_host`` processes on each host. Ranks are assigned host by host, or round-robin if ``interleaved``.
+    The function must be importable; it finds RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process in the
+    environment. ``preload`` names modules to import once for all processes (DDP imports torch._dynamo).
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Job:
         first = places[0][0]
         port = 29500 if first.namespace else _free_port()
         self.processes: list[Any] = []
-        self._ends: list[Connection] = []
+        self._pipes: list[Connection] = []
         for rank, (host, local) in enumerate(places):
             environment = {
                 "RANK": str(rank),
@@ -135,31 +136,31 @@ class Job:
                 "MASTER_PORT": str(port),
                 "GLOO_SOCKET_IFNAME": "eth0" if first.namespace else "lo",
             }
-            own, theirs = context.Pipe()
+            own_end, child_end = context.Pipe()
             process = context.Process(
-                target=_on_host, args=(host, environment, theirs, function, arguments), daemon=True
+                target=_run_on_host, args=(host, environment, child_end, function, arguments), daemon=True
             )
             with _quiet_torch():
                 process.start()
-            theirs.close()
+            child_end.close()
             self.processes.append(process)
-            self._ends.append(own)
+            self._pipes.append(own_end)
 
     def result(self, rank: int, timeout_s: float = 120.0) -> Any:
-        """What a process returned: a ``ProcessError`` where it raised, None where it was killed or takes longer."""
+        """The value that a process returned, a ``ProcessError`` if it raised, or None if it was killed or timed out."""
         with suppress(EOFError):
-            if self._ends[rank].poll(timeout_s):
-                return self._ends[rank].recv()
+            if self._pipes[rank].poll(timeout_s):
+                return self._pipes[rank].recv()
         return None
 
     def results(self, timeout_s: float = 120.0) -> list[Any]:
-        """The results of all processes by rank, none of which is left afterwards."""
-        found = [self.result(rank, timeout_s) for rank in range(len(self.processes))]
+        """The results of all processes by rank. Afterwards no process is left."""
+        results = [self.result(rank, timeout_s) for rank in range(len(self.processes))]
         self.end(wait_s=10)
-        return found
+        return results
 
     def end(self, wait_s: float = 0.0) -> None:
-        """Kills the processes that do not end by themselves within ``wait_s``."""
+        """Kills the processes that do not exit within ``wait_s`` seconds."""
         for process in self.processes:
             process.join(timeout=wait_s)
             process.kill()
@@ -168,7 +169,7 @@ class Job:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Within it a process is started that does not warn of addresses without a name, of which there are none here."""
+    """Within the context, started processes do not log torch's warnings about addresses without host names."""
     before = os.environ.get("TORCH_CPP_LOG_LEVEL")
     os.environ["TORCH_CPP_LOG_LEVEL"] = before or "ERROR"
     try:
@@ -179,7 +180,7 @@ def _quiet_torch() -> Iterator[None]:
 
 
 class ProcessError(RuntimeError):
-    """What a process of a job raised: the name of the exception's class, its message, its traceback."""
+    """An exception in a process of a job: the name of its class, its message and its traceback."""
 
     def __init__(self, kind: str, message: str, trace: str) -> None:
         super().__init__(kind, message, trace)
@@ -187,7 +188,7 @@ class ProcessError(RuntimeError):
 
 
 def succeed(results: Sequence[Any]) -> list[Any]:
-    """The results of a job; raises the first error among them."""
+    """Returns the results of a job; raises ``RuntimeError`` for the first process that failed."""
     for rank, result in enumerate(results):
         if isinstance(result, ProcessError):
             raise RuntimeError(f"rank {rank}: {result.kind}: {result.message}\n{result.trace}")
@@ -196,15 +197,15 @@ def succeed(results: Sequence[Any]) -> list[Any]:
     return list(results)
 
 
-def _on_host(
-    host: Host, environment: dict[str, str], end: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+def _run_on_host(
+    host: Host, environment: dict[str, str], pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     try:
         host.enter()
         os.environ.update(environment)
-        end.send(function(*arguments))
+        pipe.send(function(*arguments))
     except BaseException as error:
-        end.send(ProcessError(type(error).__name__, str(error), traceback.format_exc()))
+        pipe.send(ProcessError(type(error).__name__, str(error), traceback.format_exc()))
 
 
 def _free_port() -> int:
@@ -213,8 +214,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _run(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise InvalidInputError(f"{' '.join(words[:4])} failed, which needs root: {done.stderr.strip()}")
-    return done.stdout
+def _run(*command: str) -> str:
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        raise InvalidInputError(f"{' '.join(command[:4])} failed (it needs root): {completed.stderr.strip()}")
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""A model whose parameters, gradients and optimizer state are spread over processes: torch's FSDP2."""
+"""A model whose parameters, gradients and optimizer state are sharded over processes with torch's FSDP2."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from shared.comms.collective_log import CollectiveLog
 from shared.comms.compression import Compressor, HalfPrecision, NoCompression
 from shared.comms.group import Group
 from shared.comms.hooks import refuse_different_models
-from shared.comms.sharded_state import local_part
+from shared.comms.sharded_state import local_tensor
 from shared.errors import InvalidInputError
 
 
 class ShardedStrategy:
-    """Every process holds a part of each parameter, and the whole of a layer only while that computes.
+    """Each process holds a shard of each parameter, and the full parameters of a layer only while it computes.
 
-    ``shard`` neighbouring processes hold one copy of the model among them (FSDP); where there are several such groups,
-    each holds a copy (HSDP), and gradients are also summed across them, by ``compression`` between groups alone.
-    Elements of lists and sequences of layers with at least ``unit_mb`` MB of parameters are gathered one by one, all
-    other parameters together; where a step may leave parameters out, all are gathered together.
+    ``shard`` adjacent processes share one copy of the model (FSDP). If there are several such groups, each has a copy
+    (HSDP), and gradients are also summed across groups; ``compression`` applies only there. Elements of module lists
+    and sequences with at least ``unit_mb`` MB of parameters are gathered one by one, all other parameters together. If
+    a step may leave parameters unused, all parameters are gathered together.
 
-    FSDP2 does not take parameters without dimensions: each process has those whole, and ``clip`` averages their
+    FSDP2 does not support parameters without dimensions: each process keeps them unsharded, and ``clip`` averages their
     gradients.
     """
 
@@ -45,8 +45,8 @@ class ShardedStrategy:
         self._root: Any = None
         self._units: list[FSDPModule] = []
         self._sharded: list[nn.Parameter] = []
-        self._whole: list[nn.Parameter] = []
-        self._near: Peers | None = None
+        self._unsharded: list[nn.Parameter] = []
+        self._inside: Peers | None = None
         self._all: Peers | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -54,68 +54,73 @@ class ShardedStrategy:
         self._refuse_impossible(model)
         refuse_different_models(group, model)
         group.copy_from_leader([*(parameter.data for parameter in model.parameters()), *model.buffers()])
-        self._whole = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+        self._unsharded = [parameter for parameter in model.parameters() if parameter.ndim == 0]
         for parameter in model.parameters():
-            # FSDP2 takes no other memory format, such as channels last; the values are the same.
+            # FSDP2 supports no other memory format, such as channels_last; the values do not change.
             parameter.data = parameter.data.contiguous()
-        near, far, _ = mesh_peers(group, self._shard)
-        self._near, self._all = near, all_peers(group)
-        mesh = dist.device_mesh.DeviceMesh.from_group(near.group, group.device.type, mesh_dim_names=("shard",))
-        whole = set(self._whole)
-        # Where processes leave out different layers, they would gather different ones and wait for each other.
+        inside, across, _ = mesh_peers(group, self._shard)
+        self._inside, self._all = inside, all_peers(group)
+        mesh = dist.device_mesh.DeviceMesh.from_group(inside.group, group.device.type, mesh_dim_names=("shard",))
+        unsharded = set(self._unsharded)
+        # If processes leave different layers unused, they would gather different layers and wait for each other.
         for layer in () if self._find_unused else units(model, self._unit_bytes):
-            fully_shard(layer, mesh=mesh, ignored_params=whole)
-        self._root = fully_shard(model, mesh=mesh, ignored_params=whole)
+            fully_shard(layer, mesh=mesh, ignored_params=unsharded)
+        self._root = fully_shard(model, mesh=mesh, ignored_params=unsharded)
         self._units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        gather, scatter = _LoggedAllGather(group.log, near.name), _LoggedReduceScatter(group.log, near.name)
+        gather, scatter = _LoggedAllGather(group.log, inside.name), _LoggedReduceScatter(group.log, inside.name)
         for unit in self._units:
             unit.set_custom_all_gather(gather)
             unit.set_custom_reduce_scatter(scatter)
-            # Gloo has sums alone; the average is of all processes, and not of a copy's.
+            # Gloo supports only sums. The divisor is the number of all processes, not of the processes of one copy.
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(float(group.world))
-            if far.size > 1:
-                unit.set_all_reduce_hook(lambda flat: self._compressor.sum(flat, (), Flat(far), far.size))
+            if across.size > 1:
+                unit.set_all_reduce_hook(lambda flat: self._compressor.sum(flat, (), Flat(across), across.size))
         if self._find_unused:
             self._root.set_reduce_scatter_unused_params(True)
-        scalars = {id(parameter) for parameter in self._whole}
+        scalars = {id(parameter) for parameter in self._unsharded}
         self._sharded = [parameter for parameter in model.parameters() if id(parameter) not in scalars]
         return model
 
     def _refuse_impossible(self, model: nn.Module) -> None:
-        """Refuses, on every process alike, settings by which a model cannot be spread or that would do nothing."""
+        """Raises ``InvalidInputError`` on every process for settings that cannot work or have no effect."""
         shard, world = self._shard, self._group.world
         if shard < 2:
-            raise InvalidInputError(f"strategy.shard is {shard}: every process would hold all; take DDP, or 2 or more")
+            raise InvalidInputError(
+                f"strategy.shard is {shard}: every process would hold the whole model; use DDP, or 2 or more"
+            )
         mesh_ranks(self._group, shard)
         if shard == world and self._compression != "none":
             raise InvalidInputError(
-                f"strategy.compression is {self._compression}, and nothing goes across groups: one copy of the model "
-                f"is spread over all {world} processes; give --strategy.shard, as many as a host has, or compress "
-                "nothing"
+                f"strategy.compression is {self._compression}, but it has no effect: one copy of the model is sharded "
+                f"over all {world} processes, and nothing is sent across groups; set --strategy.shard to the processes "
+                "of a host, or omit the compression"
             )
         if any(module._compiled_call_impl is not None for module in model.modules()):
-            # Its hooks keep torch.compile from making any graph, and torch 2.14 says nothing of it.
-            raise InvalidInputError("--compile does nothing for layers that FSDP spreads: leave it out, or take DDP")
+            # FSDP's hooks keep torch.compile from making any graph, and torch 2.14 does not report it.
+            raise InvalidInputError("--compile has no effect on layers that FSDP shards: omit it, or use DDP")
 
     def clip(self, model: nn.Module, norm: float) -> Tensor:
-        """Every process has a part of the gradients: the squares of their norms are summed over a copy's processes."""
-        assert self._near is not None and self._all is not None
+        """Clips the gradients to ``norm`` and returns their norm before.
+
+        Each process has a shard of the gradients, so the squared norms are summed over the processes of a copy.
+        """
+        assert self._inside is not None and self._all is not None
         device = self._group.device
-        if self._whole:
-            joined = torch.stack([_gradient(parameter) for parameter in self._whole])
+        if self._unsharded:
+            joined = torch.stack([_gradient(parameter) for parameter in self._unsharded])
             self._all.all_reduce(joined)
             joined /= self._group.world
-            for parameter, mean in zip(self._whole, joined, strict=True):
+            for parameter, mean in zip(self._unsharded, joined, strict=True):
                 parameter.grad = mean.clone()
-        gradients = [local_part(parameter.grad) for parameter in self._sharded if parameter.grad is not None]
+        gradients = [local_tensor(parameter.grad) for parameter in self._sharded if parameter.grad is not None]
         square = torch.stack(_norms(gradients)).square().sum() if gradients else torch.zeros((), device=device)
-        self._near.all_reduce(square)
-        whole = [parameter.grad for parameter in self._whole if parameter.grad is not None]
-        total = (square + sum(gradient.square() for gradient in whole)).sqrt()
-        factor = torch.clamp(norm / (total + 1e-6), max=1.0)
-        torch._foreach_mul_([*gradients, *whole], factor)
-        return total
+        self._inside.all_reduce(square)
+        unsharded = [parameter.grad for parameter in self._unsharded if parameter.grad is not None]
+        total_norm = (square + sum(gradient.square() for gradient in unsharded)).sqrt()
+        factor = torch.clamp(norm / (total_norm + 1e-6), max=1.0)
+        torch._foreach_mul_([*gradients, *unsharded], factor)
+        return total_norm
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -127,9 +132,10 @@ class ShardedStrategy:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within it every process has all parameters, and may call the model as often as it likes; it does not train.
+        """Within the context every process has all parameters and may call the model, without training, at any time.
 
-        Else each call of a layer is a collective, and processes with other numbers of cases would wait for each other.
+        Otherwise each call of a layer is a collective, and processes with different numbers of samples would wait for
+        each other.
         """
         for unit in self._units:
             unit.unshard()
@@ -142,28 +148,29 @@ class ShardedStrategy:
                 unit.reshard()
 
 
-def units(model: nn.Module, least_bytes: float) -> list[nn.Module]:
-    """The layers that are gathered on their own: the outermost elements of lists and sequences, where large enough.
+def units(model: nn.Module, min_bytes: float) -> list[nn.Module]:
+    """The layers that are gathered separately: the outermost elements of module lists and sequences with at least
+    ``min_bytes`` of parameters.
 
-    A layer that shares a parameter with another is none: both must be gathered together.
+    Excludes layers that share a parameter with another layer, because both must be gathered together.
     """
-    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    holder_counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found: list[nn.Module] = []
 
-    def fits(module: nn.Module) -> bool:
+    def is_unit(module: nn.Module) -> bool:
         own = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
-        large = sum(parameter.nbytes for parameter in module.parameters()) >= least_bytes
-        called = not isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        return called and large and all(holders[number] == count for number, count in own.items())
+        large = sum(parameter.nbytes for parameter in module.parameters()) >= min_bytes
+        is_callable = not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        return is_callable and large and all(holder_counts[number] == count for number, count in own.items())
 
-    def look(module: nn.Module, *, listed: bool) -> None:
+    def collect(module: nn.Module, *, in_list: bool) -> None:
         for child in module.children():
-            if listed and fits(child) and child not in found:
+            if in_list and is_unit(child) and child not in found:
                 found.append(child)
             else:
-                look(child, listed=isinstance(child, (nn.ModuleList, nn.Sequential)))
+                collect(child, in_list=isinstance(child, (nn.ModuleList, nn.Sequential)))
 
-    look(model, listed=isinstance(model, (nn.ModuleList, nn.Sequential)))
+    collect(model, in_list=isinstance(model, (nn.ModuleList, nn.Sequential)))
     return found
 
 
@@ -176,7 +183,7 @@ def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _LoggedAllGather(DefaultAllGather):
-    """As FSDP2 does it; the log knows of it, so that the watch can tell who is missing."""
+    """FSDP2's all-gather, recorded in the log so that the watch can name a missing process."""
 
     def __init__(self, log: CollectiveLog, name: str) -> None:
         self._log, self._name = log, name
@@ -194,7 +201,7 @@ class _LoggedAllGather(DefaultAllGather):
 
 
 class _LoggedReduceScatter(DefaultReduceScatter):
-    """As FSDP2 does it, and in the log."""
+    """FSDP2's reduce-scatter, recorded in the log."""
 
     def __init__(self, log: CollectiveLog, name: str) -> None:
         self._log, self._name = log, name

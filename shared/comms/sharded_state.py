@@ -1,6 +1,7 @@
-"""Tensors that are spread over processes (torch's ``DTensor``), on their way into a checkpoint and out of one.
+"""Gathers sharded tensors (torch's ``DTensor``) for a checkpoint, and shards the tensors of a checkpoint again.
 
-Files hold whole tensors by name, whatever the strategy: a run may go on by another, or on other numbers of processes.
+Checkpoints contain full tensors by name, whatever the strategy, so a run can resume with a different strategy or a
+different number of processes.
 """
 
 from __future__ import annotations
@@ -14,59 +15,59 @@ from torch.optim import Optimizer
 
 
 def is_spread(value: Any) -> bool:
-    """Whether the value is a tensor of which this process holds a part."""
-    # Where nothing was spread, torch's module for it need not be imported.
+    """Whether the value is a sharded tensor, of which this process holds one shard."""
+    # If nothing was sharded, the module of DTensor need not be imported.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
-def local_part(tensor: Any) -> Any:
-    """This process's part of a tensor that is spread, and any other as it is."""
+def local_tensor(tensor: Any) -> Any:
+    """This process's shard of a sharded tensor; any other value unchanged."""
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
-def gathered(value: Any, *, keep: bool) -> Any:
-    """``value`` with whole tensors in place of spread ones, on the host; None in their place where not ``keep``.
+def gather_tensors(value: Any, *, keep: bool) -> Any:
+    """``value`` with full tensors on the host in place of sharded ones, or None in their place without ``keep``.
 
-    Every process calls it with the same structure. Tensors are gathered one by one, so that no process holds more
-    than the whole of one, but for those that keep them.
+    Every process must call it with the same structure. Tensors are gathered one by one, so that a process without
+    ``keep`` never holds more than one full tensor.
     """
     if is_spread(value):
-        whole = value.full_tensor().cpu()
-        return whole if keep else None
+        full = value.full_tensor().cpu()
+        return full if keep else None
     if isinstance(value, Mapping):
-        return {name: gathered(part, keep=keep) for name, part in value.items()}
+        return {name: gather_tensors(part, keep=keep) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)([gathered(part, keep=keep) for part in value])
+        return type(value)([gather_tensors(part, keep=keep) for part in value])
     return value
 
 
-def spread_as(value: Any, own: Any) -> Any:
-    """``value`` with this process's parts of its tensors where those at the same place in ``own`` are spread."""
+def shard_like(value: Any, own: Any) -> Any:
+    """``value`` with its tensors sharded like the tensors at the same position in ``own``."""
     if is_spread(own):
-        return _spread(value, own)
+        return _shard(value, own)
     if isinstance(value, Mapping) and isinstance(own, Mapping):
-        return {name: spread_as(part, own.get(name)) for name, part in value.items()}
+        return {name: shard_like(part, own.get(name)) for name, part in value.items()}
     return value
 
 
-def spread_optimizer_state(value: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict, in which what has the shape of a spread parameter is spread as that is."""
+def shard_optimizer_state(value: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state dict; tensors with the shape of a sharded parameter are sharded like the parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {}
-    for number, kept in value["state"].items():
+    for number, parameter_state in value["state"].items():
         parameter = parameters[int(number)]
         state[number] = {
-            name: _spread(part, parameter)
+            name: _shard(part, parameter)
             if is_spread(parameter) and isinstance(part, Tensor) and part.shape == parameter.shape
             else part
-            for name, part in kept.items()
+            for name, part in parameter_state.items()
         }
     return {**value, "state": state}
 
 
-def _spread(whole: Tensor, like: Any) -> Tensor:
-    """This process's part of ``whole``, which every process holds."""
+def _shard(full: Tensor, like: Any) -> Tensor:
+    """This process's shard of the full tensor ``full``, sharded like ``like``. Every process must have ``full``."""
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

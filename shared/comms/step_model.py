@@ -1,9 +1,10 @@
-"""How long a training step takes on a cluster, how much of it is communication, and which way is best. Pure; no torch.
+"""Predicts the duration of a training step on a cluster and its communication, and ranks the options. No torch.
 
-A step computes forward, then backward, in which gradients become ready bucket by bucket from the last layer on; a
-bucket is reduced as soon as it is ready and the one before is through. What is not through when the backward pass ends
-is exposed. Everybody waits for the slowest: of P processes whose steps scatter by ``jitter``, that is about
-``1 + jitter sqrt(2 ln P)`` times the mean (the expected maximum of normal variables; David and Nagaraja, 2003).
+A step computes the forward pass, then the backward pass, in which gradients become ready bucket by bucket from the last
+layer to the first. A bucket is reduced when it is ready and the previous one is done. Communication that is not done
+when the backward pass ends is exposed. All processes wait for the slowest: if the step times of P processes have a
+relative standard deviation ``jitter``, the slowest takes about ``1 + jitter sqrt(2 ln P)`` times the mean (the expected
+maximum of normal variables; David and Nagaraja, 2003).
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ Sharding: TypeAlias = Literal["DDP", "FSDP", "HSDP"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """``flops_s`` that training reaches, not the data sheet's; ``memory_s`` bytes a second of its memory."""
+    """``flops_s``: FLOP/s that training reaches, not the data sheet's; ``memory_s``: memory bandwidth in bytes/s."""
 
     flops_s: float
     memory_s: float
 
 
 DEVICES = {
-    # Data sheets' dense bf16 (V100: fp16) rates times 0.4, what large trainings report (Chowdhery et al., 2022).
+    # Dense bf16 (V100: fp16) rates of the data sheets times 0.4, as reported for large trainings (Chowdhery et al.,
+    # 2022).
     "v100": Device(flops_s=125e12 * 0.4, memory_s=0.9e12),
     "a100": Device(flops_s=312e12 * 0.4, memory_s=2.0e12),
     "h100": Device(flops_s=989e12 * 0.4, memory_s=3.35e12),
@@ -39,9 +41,10 @@ DEVICES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """A network with ``batch`` samples a process. ``compute_s`` is a measured step without communication.
+    """The training of a network with ``batch`` samples per process.
 
-    ``jitter`` is the standard deviation of a process's step over its mean.
+    ``compute_s`` is the measured duration of a step without communication, if known. ``jitter`` is the standard
+    deviation of a process's step time divided by its mean.
     """
 
     profile: Profile
@@ -55,17 +58,17 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise InvalidInputError(f"the batch is {self.batch} samples a process; it must be at least 1")
+            raise InvalidInputError(f"the batch is {self.batch} samples per process; it must be at least 1")
 
     @property
     def seconds(self) -> float:
-        """Forward and backward: three times the forward pass's operations (Kaplan et al., 2020)."""
+        """Seconds of forward and backward: three times the operations of the forward pass (Kaplan et al., 2020)."""
         return self.compute_s or 3 * self.profile.flops * self.batch / self.device.flops_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How gradients are summed, compressed, and who keeps what."""
+    """One option for communication: the route and compression of gradients, and the sharding of the model."""
 
     route: Route
     compression: Compression
@@ -74,10 +77,10 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """A step by one way. ``share`` is the exposed communication's part of it.
+    """The predicted step with the option ``way``. ``share`` is the fraction of exposed communication in the step.
 
-    ``link_bytes`` are sent by a node in a step; ``memory_bytes`` are a process's parameters, gradients, optimizer
-    state, buffers and activations.
+    A node sends ``link_bytes`` in a step; ``memory_bytes`` are the parameters, gradients, optimizer state, buffers and
+    activations of a process.
     """
 
     way: Way
@@ -94,23 +97,23 @@ class Prediction:
 
 
 def predict(workload: Workload, cluster: Cluster, way: Way) -> Prediction:
-    """The step of a workload on a cluster by one way."""
+    """The step of a workload on a cluster with the option ``way``."""
     if way.sharding != "DDP" and way.compression == "powersgd":
-        raise InvalidInputError("PowerSGD needs whole gradients, which FSDP and HSDP do not keep")
+        raise InvalidInputError("PowerSGD needs unsharded gradients, which FSDP and HSDP do not keep")
     profile = workload.profile
     size = float(profile.parameters * workload.gradient_bytes)
-    kept, extra = _compression(workload, way.compression)
-    slowest = 1 + workload.jitter * math.sqrt(2 * math.log(cluster.world)) if cluster.world > 1 else 1.0
-    compute = (workload.seconds + extra) * slowest
+    sent_fraction, compression_s = _compression(workload, way.compression)
+    slowdown = 1 + workload.jitter * math.sqrt(2 * math.log(cluster.world)) if cluster.world > 1 else 1.0
+    compute = (workload.seconds + compression_s) * slowdown
     if way.sharding == "DDP":
-        events = _reduce_by_bucket(workload, cluster, way.route, kept, compute)
-        sent = node_bytes(way.route, size, cluster, kept=kept)
+        timing = _ddp_timing(workload, cluster, way.route, sent_fraction, compute)
+        sent = node_bytes(way.route, size, cluster, sent_fraction=sent_fraction)
         shards = 1
     else:
         shards = cluster.world if way.sharding == "FSDP" else cluster.per_node
-        events = _sharded(workload, cluster, way, kept, compute)
-        sent = _sharded_node_bytes(size, cluster, way, kept)
-    communication, end = events
+        timing = _sharded_timing(workload, cluster, way, sent_fraction, compute)
+        sent = _sharded_node_bytes(size, cluster, way, sent_fraction)
+    communication, end = timing
     exposed = max(0.0, end - compute)
     return Prediction(
         way=way,
@@ -124,7 +127,7 @@ def predict(workload: Workload, cluster: Cluster, way: Way) -> Prediction:
 
 
 def ways() -> Iterator[Way]:
-    """All that are told apart; with shards kept apart the route matters inside HSDP alone, and PowerSGD not at all."""
+    """All options that the model distinguishes. FSDP and HSDP have one route each, and do not support PowerSGD."""
     compressions: tuple[Compression, ...] = ("none", "bf16", "powersgd")
     routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
     for compression in compressions:
@@ -136,69 +139,73 @@ def ways() -> Iterator[Way]:
 
 
 def rank_ways(workload: Workload, cluster: Cluster, memory_bytes: float | None = None) -> list[Prediction]:
-    """All ways from the fastest to the slowest; those that do not fit into ``memory_bytes`` come last."""
-    found = [predict(workload, cluster, way) for way in ways()]
+    """Predictions of all options, fastest first; those that exceed ``memory_bytes`` come last."""
+    predictions = [predict(workload, cluster, way) for way in ways()]
     limit = math.inf if memory_bytes is None else memory_bytes
-    return sorted(found, key=lambda one: (one.memory_bytes > limit, one.step_s))
+    return sorted(predictions, key=lambda prediction: (prediction.memory_bytes > limit, prediction.step_s))
 
 
 def _compression(workload: Workload, compression: Compression) -> tuple[float, float]:
-    """What is left of the bytes, and the seconds that it takes to compress."""
+    """The fraction of the bytes that is left, and the seconds that compression takes."""
     size = workload.profile.parameters * workload.gradient_bytes
     if compression == "none":
         return 1.0, 0.0
     if compression == "bf16":
-        # Read, written half, read half, written: three times the size through memory.
+        # Read full, write half, read half, write full: three times the size in memory traffic.
         return 2 / workload.gradient_bytes, 3 * size / workload.device.memory_s
     rank = workload.powersgd_rank
-    # M is read three times and written twice; thin products are bound by memory on every device.
+    # M is read three times and written twice; thin matrix products are memory-bound on every device.
     return workload.profile.kept_by_powersgd(rank), max(
         5 * size / workload.device.memory_s, workload.profile.powersgd_flops(rank) / workload.device.flops_s
     )
 
 
 def _buckets(workload: Workload) -> list[tuple[float, float]]:
-    """The backward pass in buckets: the fraction of it after which each is ready, and the fraction of the bytes."""
+    """For each bucket, the fraction of the backward pass after which it is ready, and its fraction of the bytes."""
     profile = workload.profile
     limit = max(1.0, workload.bucket_bytes / workload.gradient_bytes)
-    found: list[tuple[float, float]] = []
+    buckets: list[tuple[float, float]] = []
     done = parameters = 0.0
     for layer in reversed(profile.layers):
         done += layer.flops
         parameters += layer.parameters
         if parameters >= limit:
-            found.append((done / profile.flops, parameters / profile.parameters))
+            buckets.append((done / profile.flops, parameters / profile.parameters))
             parameters = 0.0
     if parameters:
-        found.append((1.0, parameters / profile.parameters))
-    return found
+        buckets.append((1.0, parameters / profile.parameters))
+    return buckets
 
 
-def _reduce_by_bucket(
-    workload: Workload, cluster: Cluster, route: Route, kept: float, compute: float
+def _ddp_timing(
+    workload: Workload, cluster: Cluster, route: Route, sent_fraction: float, compute: float
 ) -> tuple[float, float]:
-    """Seconds that communication takes, and when it ends, from the beginning of the step."""
+    """The seconds that communication takes, and the time at which it ends after the start of the step."""
     size = float(workload.profile.parameters * workload.gradient_bytes)
     forward, backward = compute / 3, 2 * compute / 3
     total, end = 0.0, 0.0
     for ready, fraction in _buckets(workload):
-        seconds = route_seconds(route, size * fraction, cluster, kept=kept)
+        seconds = route_seconds(route, size * fraction, cluster, sent_fraction=sent_fraction)
         end = max(end, forward + ready * backward) + seconds
         total += seconds
     return total, end if cluster.world > 1 else compute
 
 
-def _sharded(workload: Workload, cluster: Cluster, way: Way, kept: float, compute: float) -> tuple[float, float]:
-    """FSDP and HSDP: parameters are gathered before a bucket's forward and backward, gradients scattered after it.
+def _sharded_timing(
+    workload: Workload, cluster: Cluster, way: Way, sent_fraction: float, compute: float
+) -> tuple[float, float]:
+    """Like ``_ddp_timing``, for FSDP and HSDP: a bucket's parameters are gathered before its forward and backward pass,
+    and its gradients are reduce-scattered after the backward pass.
 
-    One bucket is gathered ahead; gathers and scatters share the links. Parameters travel as the gradients do.
+    One bucket is gathered ahead; all transfers share the links. Parameters are compressed like gradients.
     """
     size = float(workload.profile.parameters * workload.gradient_bytes)
     buckets = _buckets(workload)
     forward, backward = compute / 3, 2 * compute / 3
-    gathers = [_half(size * fraction * kept, cluster, way) for _, fraction in buckets]
+    gathers = [_shard_transfer(size * fraction * sent_fraction, cluster, way) for _, fraction in buckets]
     reduces = [
-        _half(size * fraction * kept, cluster, way) + _replicas(size * fraction * kept, cluster, way)
+        _shard_transfer(size * fraction * sent_fraction, cluster, way)
+        + _replica_reduce(size * fraction * sent_fraction, cluster, way)
         for _, fraction in buckets
     ]
     clock = link = 0.0
@@ -213,35 +220,35 @@ def _sharded(workload: Workload, cluster: Cluster, way: Way, kept: float, comput
     return 2 * sum(gathers) + sum(reduces), max(clock, link)
 
 
-def _half(size: float, cluster: Cluster, way: Way) -> float:
-    """A reduce-scatter or all-gather among those that share a copy."""
+def _shard_transfer(size: float, cluster: Cluster, way: Way) -> float:
+    """Seconds of a reduce-scatter or all-gather between the processes that share a copy."""
     if way.sharding == "HSDP" or cluster.nodes == 1:
         return ring_half(size, cluster.per_node, cluster.intra)
     slowest = replace(cluster.node_link, bytes_s=min(cluster.node_link.bytes_s, cluster.intra.bytes_s))
     return ring_half(size, cluster.world, slowest)
 
 
-def _replicas(size: float, cluster: Cluster, way: Way) -> float:
-    """The all-reduce of shards among HSDP's copies, one on each node."""
+def _replica_reduce(size: float, cluster: Cluster, way: Way) -> float:
+    """Seconds of the all-reduce of shards between HSDP's copies, one on each node."""
     if way.sharding == "FSDP" or cluster.nodes == 1:
         return 0.0
     share = replace(cluster, per_node=1, inter=replace(cluster.inter, bytes_s=cluster.inter.bytes_s / cluster.per_node))
     return route_seconds("flat", size / cluster.per_node, share)
 
 
-def _sharded_node_bytes(size: float, cluster: Cluster, way: Way, kept: float) -> float:
+def _sharded_node_bytes(size: float, cluster: Cluster, way: Way, sent_fraction: float) -> float:
     if cluster.nodes == 1:
         return 0.0
     if way.sharding == "HSDP":
-        return node_bytes("hierarchical", size, cluster, kept=kept)
-    return 3 * (cluster.world - 1) / cluster.world * size * kept
+        return node_bytes("hierarchical", size, cluster, sent_fraction=sent_fraction)
+    return 3 * (cluster.world - 1) / cluster.world * size * sent_fraction
 
 
 def _memory(workload: Workload, way: Way, shards: int) -> float:
-    """Parameters, gradients and Adam's two moments in fp32 (16 bytes a parameter), buffers, activations."""
+    """Bytes of parameters, gradients and Adam's two moments in fp32 (16 per parameter), buffers and activations."""
     parameters = workload.profile.parameters
-    kept = 16.0 * parameters / shards
-    # DDP copies gradients into buckets; FSDP holds two buckets of whole parameters; PowerSGD keeps its error.
+    state_bytes = 16.0 * parameters / shards
+    # DDP copies gradients into buckets; FSDP holds two buckets of full parameters; PowerSGD keeps its error.
     buffers = 4.0 * parameters if way.sharding == "DDP" else 2 * workload.bucket_bytes
     buffers += 4.0 * parameters if way.compression == "powersgd" else 0.0
-    return kept + buffers + workload.batch * workload.profile.activation_bytes
+    return state_bytes + buffers + workload.batch * workload.profile.activation_bytes

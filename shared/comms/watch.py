@@ -1,9 +1,9 @@
-"""Finds out which process is dead, stopped or slow when a collective does not come through.
+"""Finds the process that is dead, stopped or slow when a collective does not complete.
 
-Every process tells the job's store once a second that it lives and which collective it is in (one ``set``, a few
-hundred bytes). Nobody reads that while all goes well. A process that has been in one collective for longer than
-``suspicious_s`` looks at the others, and names the one that is missing: it left a note when it failed, or it is not
-heard from any more (killed, stopped, cut off), or it lives and is elsewhere (slow).
+Every process writes a heartbeat with its current collective to the job's store once a second (one ``set``, a few
+hundred bytes). Nobody reads the heartbeats while all is well. A process that has been in one collective for longer than
+``suspicious_s`` reads them and names the missing process: it reported a failure, or its heartbeats stopped (killed,
+stopped, cut off), or it is alive but not in the collective (slow).
 """
 
 from __future__ import annotations
@@ -21,37 +21,40 @@ from typing import Any, NamedTuple
 
 from shared.comms.collective_log import CollectiveLog
 
-_FAILED = "trivium/failed"
-_SILENT = "is not heard from any more (killed, stopped or cut off)"
+_FAILED_KEY = "trivium/failed"
+_SILENT = "no longer responds (killed, stopped or cut off)"
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is dead, stopped, cut off or too slow; the message names it and its collective."""
+    """Another process of the run is dead, stopped, cut off or too slow. The message names it and its collective."""
 
 
 class Member(NamedTuple):
-    """A process of the run: the name of its host, its number there, its process id, its rank by the launcher.
+    """A process of the run: host name, rank on the host, process id, rank assigned by the launcher.
 
-    ``pids`` names the kernel's space of process ids that it lives in: that of its container, where it is in one.
+    ``pid_namespace`` identifies the kernel's namespace of its process id, which is that of its container if it has one.
     """
 
     host: str
-    local: int
+    local_rank: int
     pid: int
     launched: int
-    pids: str = ""
+    pid_namespace: str = ""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"on {self.host}, process {self.pid}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeouts:
-    """How long processes wait for each other, in seconds.
+    """Timeouts and intervals between processes, in seconds.
 
-    ``start_s`` holds until the first step is done (reading data, compiling, connecting), ``step_s`` after it.
-    ``silence_s`` is after how long without a sign of life a process counts as lost, which ends the wait earlier.
+    start_s       timeout of collectives until the first step is done (reading data, compiling, connecting)
+    step_s        timeout of collectives after the first step
+    silence_s     a process without a heartbeat for this long counts as lost, which ends the wait earlier
+    suspicious_s  time in one collective after which a process reads the heartbeats of the others
+    beat_s        interval between heartbeats
     """
 
     start_s: float = 600.0
@@ -62,10 +65,10 @@ class Timeouts:
 
 
 class Watch:
-    """Tells the store what this process does, on a thread, and looks at the others when that takes long.
+    """A thread that writes this process's heartbeats to the store, and reads the others' if a collective is slow.
 
-    ``abort`` is called from the thread where another process is lost, so that the training's own thread comes out of
-    its collective. Where it does not within ``leave_s``, this process ends with exit code 1 and the same message.
+    If another process is lost, the thread calls ``abort``, so that the training thread leaves its collective. If it
+    does not within ``leave_s``, this process exits with code 1 and the same message.
     """
 
     def __init__(
@@ -80,8 +83,8 @@ class Watch:
     ) -> None:
         self._store, self._rank, self._members, self._log = store, rank, members, log
         self._timeouts, self._abort, self._leave_s = timeouts, abort, leave_s
-        self._beats = 0
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._beat_count = 0
+        self._last_seen: dict[int, tuple[int, float]] = {}
         self._status: dict[int, dict[str, Any]] = {}
         self._searching = self._store_gone = False
         self._stop = threading.Event()
@@ -90,52 +93,52 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._stop.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
 
     def report(self, error: BaseException) -> None:
-        """Leaves a note for the others that this process ends with ``error``; the first of a run stays."""
-        words = " ".join(str(error).split())[:500]
+        """Reports to the other processes that this one fails with ``error``; only the first report of a run is kept."""
+        message = " ".join(str(error).split())[:500]
         lost = isinstance(error, LostProcessError)
-        why = words if lost else f"{type(error).__name__}: {words}"
-        note = {"rank": self._rank, "why": why, "position": self._log.position, "lost": lost}
+        why = message if lost else f"{type(error).__name__}: {message}"
+        report = {"rank": self._rank, "why": why, "position": self._log.position, "lost": lost}
         with suppress(RuntimeError):
-            self._store.compare_set(_FAILED, "", json.dumps(note))
+            self._store.compare_set(_FAILED_KEY, "", json.dumps(report))
 
     def find_culprit(self, error: BaseException) -> str:
-        """Who is to blame for a collective of this process that failed with ``error``, in a sentence."""
+        """A message that names the process because of which a collective here failed with ``error``."""
         if self.verdict is not None:
             return self.verdict
         self._searching = True
-        # Something is wrong already, so less silence says enough than while all seems well.
-        silence = max(4 * self._timeouts.beat_s, self._timeouts.silence_s / 4)
-        limit = time.monotonic() + silence + 4 * self._timeouts.beat_s
-        while time.monotonic() < limit:
-            found = self._lost(silence) or self._ended_here()
-            if found is not None:
-                return found
+        # A collective has already failed, so a shorter silence is conclusive.
+        silence_s = max(4 * self._timeouts.beat_s, self._timeouts.silence_s / 4)
+        deadline = time.monotonic() + silence_s + 4 * self._timeouts.beat_s
+        while time.monotonic() < deadline:
+            culprit = self._find_lost(silence_s) or self._find_ended_on_host()
+            if culprit is not None:
+                return culprit
             self._stop.wait(self._timeouts.beat_s)
-        found = self._slow() or self._elsewhere()
-        return found or f"the processes cannot reach each other any more: {' '.join(str(error).split())[:300]}"
+        culprit = self._find_slow() or self._find_in_other_collective()
+        return culprit or f"the processes can no longer reach each other: {' '.join(str(error).split())[:300]}"
 
     def _run(self) -> None:
-        self._beat()
+        self._send_heartbeat()
         while not self._stop.wait(self._timeouts.beat_s):
-            self._beat()
+            self._send_heartbeat()
             if self._searching:
                 continue
             entered = self._log.oldest()
             if entered is None or time.perf_counter() - entered.start < self._timeouts.suspicious_s:
-                self._seen.clear()
+                self._last_seen.clear()
                 continue
-            self.verdict = self._lost(self._timeouts.silence_s)
+            self.verdict = self._find_lost(self._timeouts.silence_s)
             if self.verdict is not None:
-                return self._end()
+                return self._leave_collective()
 
-    def _end(self) -> None:
-        """Brings the training's thread out of its collective; where that fails, ends the process."""
+    def _leave_collective(self) -> None:
+        """Makes the training thread leave its collective; if that fails, exits the process."""
         with suppress(RuntimeError):
             self._abort()
         if not self._stop.wait(self._leave_s):
@@ -143,11 +146,11 @@ class Watch:
             sys.stderr.flush()
             os._exit(1)
 
-    def _beat(self) -> None:
-        self._beats += 1
+    def _send_heartbeat(self) -> None:
+        self._beat_count += 1
         entered = self._log.oldest()
         status = {
-            "beat": self._beats,
+            "beat": self._beat_count,
             "time": time.time(),
             "position": self._log.position,
             "finished": self._log.finished,
@@ -160,89 +163,93 @@ class Watch:
         except RuntimeError:
             self._store_gone = True
 
-    def _lost(self, silence_s: float) -> str | None:
-        """The process that failed, or has been silent for ``silence_s`` while this one looked, in a sentence."""
+    def _find_lost(self, silence_s: float) -> str | None:
+        """A message about a process that failed, or was silent for ``silence_s`` while this process polled; or None."""
         try:
-            if self._store.check([_FAILED]):
-                note = json.loads(self._store.get(_FAILED))
-                if note["lost"]:
-                    return str(note["why"])
-                if note["rank"] != self._rank:
-                    return f"{self._name(note['rank'])} failed at {note['position']}: {note['why']}"
-            self._read()
+            if self._store.check([_FAILED_KEY]):
+                report = json.loads(self._store.get(_FAILED_KEY))
+                if report["lost"]:
+                    return str(report["why"])
+                if report["rank"] != self._rank:
+                    return f"{self._name(report['rank'])} failed at {report['position']}: {report['why']}"
+            self._read_heartbeats()
         except RuntimeError as error:
             return (
-                "the store of the job, on the host of the first process, does not answer any more: that host is down "
-                f"or cut off ({' '.join(str(error).split())[:200]})"
+                "the store of the job, on the host of the first process, no longer responds: that host is down or cut "
+                f"off ({' '.join(str(error).split())[:200]})"
             )
         now = time.monotonic()
-        silent = [rank for rank, (_, since) in self._seen.items() if now - since >= silence_s]
+        silent = [rank for rank, (_, since) in self._last_seen.items() if now - since >= silence_s]
         return self._describe(silent, _SILENT) if silent else None
 
-    def _ended_here(self) -> str | None:
-        """The processes beside this one that the kernel does not know any more: nobody need wait for their silence."""
+    def _find_ended_on_host(self) -> str | None:
+        """A message about processes of this host that the kernel reports as ended, without waiting for silence."""
         own = self._members[self._rank]
-        beside = [rank for rank, one in enumerate(self._members) if (one.host, one.pids) == (own.host, own.pids)]
-        ended = [rank for rank in beside if own.pids and _has_ended(self._members[rank].pid)]
+        neighbours = [
+            rank
+            for rank, member in enumerate(self._members)
+            if (member.host, member.pid_namespace) == (own.host, own.pid_namespace)
+        ]
+        ended = [rank for rank in neighbours if own.pid_namespace and _has_ended(self._members[rank].pid)]
         return self._describe(ended, _SILENT) if ended else None
 
-    def _slow(self) -> str | None:
-        """The living processes that are in no collective, or else those that have been through the fewest."""
+    def _find_slow(self) -> str | None:
+        """A message about living processes in no collective, else about those that have finished the fewest."""
         others = {rank: status for rank, status in self._status.items() if rank != self._rank}
-        elsewhere = [rank for rank, status in others.items() if status["in"] is None]
-        if not elsewhere and others:
+        slow = [rank for rank, status in others.items() if status["in"] is None]
+        if not slow and others:
             fewest = min(status["finished"] for status in others.values())
             if fewest < self._log.finished:
-                elsewhere = [rank for rank, status in others.items() if status["finished"] == fewest]
-        return self._describe(elsewhere, "lives but is too slow") if elsewhere else None
+                slow = [rank for rank, status in others.items() if status["finished"] == fewest]
+        return self._describe(slow, "is alive but too slow") if slow else None
 
-    def _elsewhere(self) -> str | None:
-        """The living processes that wait in another collective than this one, so that neither comes through."""
+    def _find_in_other_collective(self) -> str | None:
+        """A message about living processes that wait in a different collective, so that neither can complete."""
         own = self._log.oldest()
         if own is None:
             return None
         others = {rank: status["in"] for rank, status in self._status.items() if rank != self._rank and status["in"]}
-        apart = [rank for rank, (name, group, _) in others.items() if (name, group) != (own.name, own.group)]
-        return self._describe(apart, "waits in another collective") if apart else None
+        differing = [rank for rank, (name, group, _) in others.items() if (name, group) != (own.name, own.group)]
+        return self._describe(differing, "waits in a different collective") if differing else None
 
-    def _read(self) -> None:
+    def _read_heartbeats(self) -> None:
         now = time.monotonic()
         for rank in range(len(self._members)):
             if rank == self._rank:
                 continue
             key = f"trivium/beat/{rank}"
             status = json.loads(self._store.get(key)) if self._store.check([key]) else {"beat": 0}
-            if rank not in self._seen or self._seen[rank][0] != status["beat"]:
-                self._seen[rank] = (status["beat"], now)
+            if rank not in self._last_seen or self._last_seen[rank][0] != status["beat"]:
+                self._last_seen[rank] = (status["beat"], now)
             if status["beat"]:
                 self._status[rank] = status
 
-    def _describe(self, ranks: Sequence[int], what: str) -> str:
+    def _describe(self, ranks: Sequence[int], problem: str) -> str:
         own = self._log.oldest() or self._log.last
         waiting = "" if own is None else f"; rank {self._rank} waits in {own.name} ({own.group})"
         sentences = []
         for rank in ranks[:3]:
             status = self._status.get(rank)
             if status is None:
-                sentences.append(f"{self._name(rank)} {what}; it has told nothing since it joined")
+                sentences.append(f"{self._name(rank)} {problem}; it has sent no heartbeat since it joined")
                 continue
             at = f"at {status['position']}"
             if status["in"] is not None:
                 name, group, since = status["in"]
-                at += f", in {name} ({group}) since {_clock(since)}"
+                at += f", in {name} ({group}) since {_clock_time(since)}"
             else:
                 at += ", in no collective"
-            sentences.append(f"{self._name(rank)} {what}: last sign of life at {_clock(status['time'])}, {at}")
+            sentences.append(f"{self._name(rank)} {problem}: last heartbeat at {_clock_time(status['time'])}, {at}")
         more = f", and {len(ranks) - 3} more" if len(ranks) > 3 else ""
-        since = "" if own is None else f" since {_clock(own.since)}"
+        since = "" if own is None else f" since {_clock_time(own.since)}"
         return "; ".join(sentences) + more + waiting + since
 
     def _name(self, rank: int) -> str:
-        return f"rank {rank} ({self._members[rank].words})"
+        return f"rank {rank} ({self._members[rank].description})"
 
 
-def pid_space() -> str:
-    """The name of the space of process ids that this process is in, empty where the kernel has no /proc."""
+def pid_namespace() -> str:
+    """The identifier of this process's PID namespace; empty if there is no /proc."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -250,7 +257,7 @@ def pid_space() -> str:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process of this space is no more, or only waits for its parent to read how it ended."""
+    """Whether a process of this PID namespace has ended, or is a zombie that its parent has not reaped."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -258,5 +265,5 @@ def _has_ended(pid: int) -> bool:
     return state in ("Z", "X")
 
 
-def _clock(seconds: float) -> str:
+def _clock_time(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))

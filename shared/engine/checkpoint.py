@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from shared.atomic_files import publish
 from shared.comms.group import Group
-from shared.comms.sharded_state import gathered, is_spread, spread_as, spread_optimizer_state
+from shared.comms.sharded_state import gather_tensors, is_spread, shard_like, shard_optimizer_state
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
@@ -86,7 +86,7 @@ class Checkpoints:
         Of the older checkpoints the last ones stay, and those of the steps in ``also``. ``own`` is what this process
         alone keeps; where one process has it, all have.
         """
-        states = {name: gathered(part.state_dict(), keep=self.writes) for name, part in state.items()}
+        states = {name: gather_tensors(part.state_dict(), keep=self.writes) for name, part in state.items()}
         aside = self.path / f".step-{progress.step:08d}"
         if self.writes:
             for torn in self.path.glob(".step-*"):
@@ -137,10 +137,10 @@ class Checkpoints:
             file = path / f"{name}.safetensors"
             read = _filled(document["state"][name], load_file(file) if file.exists() else {})
             if isinstance(part, Optimizer):
-                part.load_state_dict(spread_optimizer_state(read, part))
+                part.load_state_dict(shard_optimizer_state(read, part))
                 _match_memory_layout(part)
             else:
-                part.load_state_dict(spread_as(read, part.state_dict()))
+                part.load_state_dict(shard_like(read, part.state_dict()))
         return Progress(**document["progress"])
 
     def load_own(self, path: Path) -> Any:

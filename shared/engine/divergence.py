@@ -79,7 +79,7 @@ class FiniteGuard:
 def refuse_divergence(training: Training) -> None:
     """Raises ``DivergenceError`` on every process where a loss or a gradient of one was not finite."""
     fault = training.guard.fault()
-    if not training.group.agree(fault is not None):
+    if not training.group.any(fault is not None):
         return
     message = None
     if fault is not None:

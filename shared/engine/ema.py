@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from shared.comms.group import Group
-from shared.comms.sharded_state import local_part
+from shared.comms.sharded_state import local_tensor
 
 
 class ExponentialMovingAverage:
@@ -40,7 +40,7 @@ class ExponentialMovingAverage:
     def update(self) -> None:
         """Takes the weights as they are now into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        average, live = ([local_part(tensor) for tensor in each] for each in (self._average, self._live))
+        average, live = ([local_tensor(tensor) for tensor in each] for each in (self._average, self._live))
         torch._foreach_lerp_(average, live, 1 - decay)
         self.updates += 1
 

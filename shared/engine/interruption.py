@@ -70,7 +70,7 @@ class StopWatch:
         if not logging and step < self._next:
             return False, 0
         pace = (seconds - self._last[1]) / max(step - self._last[0], 1)
-        late, number, pace = self._group.largest(over, self._interruption.signal, pace)
+        late, number, pace = self._group.max(over, self._interruption.signal, pace)
         self._next, self._last = step + max(1, int(1 / max(pace, 1e-9))), (step, seconds)
         return logging and bool(late), int(number)
 

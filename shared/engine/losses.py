@@ -36,7 +36,7 @@ def count_factors(
         ]
     )
     # Where nothing is counted in the whole batch, the means are zero everywhere.
-    factors = own * group.world / group.total(own.sum(dim=0)).clamp(min=1e-12)
+    factors = own * group.world / group.sum(own.sum(dim=0)).clamp(min=1e-12)
     return [dict(zip(names, row, strict=True)) for row in factors.unbind()]
 
 
@@ -76,7 +76,7 @@ def _late_factors(losses: Mapping[str, WeightedLoss], group: Group) -> Factors:
     own = torch.stack(
         [torch.as_tensor(loss.weight, dtype=torch.float64, device=group.device) for loss in losses.values()]
     )
-    factors = own * group.world / group.total(own).clamp(min=1e-12)
+    factors = own * group.world / group.sum(own).clamp(min=1e-12)
     return dict(zip(losses, factors.unbind(), strict=True))
 
 

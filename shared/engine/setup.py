@@ -196,7 +196,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         total=total,
         log=log,
         events=Events(None),
-        timer=CommunicationTimer(group, sampled=limits.log_every),
+        timer=CommunicationTimer(group, sample_every=limits.log_every),
     )
     if latest is not None:
         training.progress = checkpoints.load(latest, training.state)
@@ -241,7 +241,7 @@ def _restore_own_state(
     if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
         return
     kept = checkpoints.load_own(latest)
-    if not group.agree(kept is None or kept["layout"] != layout):
+    if not group.any(kept is None or kept["layout"] != layout):
         strategy.load_own_state(kept["state"])
         return
     changed = "the checkpoint has none" if kept is None else "; ".join(differences(layout, kept["layout"]))

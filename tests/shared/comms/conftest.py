@@ -17,7 +17,7 @@ def hosts() -> Iterator[list[Host]]:
     """Two hosts with 200 Mbit/s between them."""
     if reason := missing_rights():
         pytest.skip(f"no network namespaces here: {reason}")
-    # Before a job has its own, with fewer modules: it is one fork server for all jobs of a session.
+    # Set this before a job sets fewer modules: all jobs of a session share one fork server.
     multiprocessing.set_forkserver_preload([*PRELOAD, "tests.shared.comms.workers"])
     forkserver.ensure_running()
     with shaped_network(2, 200) as made:

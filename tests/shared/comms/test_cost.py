@@ -1,4 +1,4 @@
-"""The cost model: its formulas at their known points, and what must hold between them."""
+"""The cost model: its formulas at known points, and the relations between them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN = Way(route="flat", compression="none", sharding="DDP")
 
 
 def test_networks_have_their_published_sizes():
-    # As torchvision (4.09e9 multiplications with an addition) and Hugging Face count them.
+    # As counted by torchvision (4.09e9 multiply-adds) and Hugging Face.
     assert resnet50().parameters == 25_557_032 and resnet50().flops / 2 == pytest.approx(4.09e9, rel=0.01)
     assert bert_base().parameters == 109_482_240
 
@@ -45,7 +45,7 @@ def test_formulas_at_known_points():
     assert hierarchical_seconds(25e6, TWO_BY_FOUR, pipelined=True) == pytest.approx(2.0002)
     assert node_bytes("flat", 25e6, TWO_BY_FOUR) == 43.75e6
     assert node_bytes("flat", 25e6, replace(TWO_BY_FOUR, interleaved=True)) == 175e6
-    assert node_bytes("hierarchical", 25e6, TWO_BY_FOUR, kept=0.5) == 12.5e6
+    assert node_bytes("hierarchical", 25e6, TWO_BY_FOUR, sent_fraction=0.5) == 12.5e6
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.floats(1e3, 1e9))
@@ -59,14 +59,14 @@ def test_more_bytes_never_take_less_time_and_one_process_takes_none(nodes, per_n
 
 
 @given(st.floats(1e-6, 1e-2), st.floats(1e6, 1e10))
-def test_a_sweep_without_noise_is_fitted_exactly(alpha, rate):
+def test_a_noise_free_sweep_is_fitted_exactly(alpha, rate):
     link = Link(alpha_s=alpha, bytes_s=rate)
     sizes = (4_000, 500_000, 4_000_000)
     found = fit_link(sizes, [link.seconds(size) for size in sizes])
     assert found.seconds(1e6) == pytest.approx(link.seconds(1e6), rel=1e-6)
 
 
-def test_a_step_hides_what_is_through_before_the_backward_pass_ends():
+def test_communication_that_ends_before_the_backward_pass_is_hidden():
     workload = Workload(profile=resnet50(), batch=64, device=DEVICES["v100"])
     quick = predict(workload, Cluster(nodes=4, per_node=8, intra=LINKS["nvlink4"], inter=LINKS["ib-ndr"]), PLAIN)
     slow_links = Cluster(nodes=4, per_node=8, intra=LINKS["nvlink4"], inter=LINKS["ethernet-1g"])
@@ -83,21 +83,21 @@ def test_a_step_hides_what_is_through_before_the_backward_pass_ends():
     assert alone.exposed_s == alone.communication_s == 0
 
 
-def test_what_does_not_fit_comes_last():
+def test_options_that_exceed_the_memory_come_last():
     workload = Workload(profile=bert_base(), batch=8, device=DEVICES["a100"])
     cluster = Cluster(nodes=2, per_node=8, intra=LINKS["nvlink3"], inter=LINKS["ib-hdr"])
     free, tight = rank_ways(workload, cluster), rank_ways(workload, cluster, memory_bytes=1.5e9)
     assert {one.way.sharding for one in free} == {"DDP", "FSDP", "HSDP"} and len(free) == 13
     assert free == sorted(free, key=lambda one: one.step_s)
     assert tight[0].way.sharding != "DDP" and tight[-1].memory_bytes > 1.5e9
-    with pytest.raises(InvalidInputError, match="whole gradients"):
+    with pytest.raises(InvalidInputError, match="unsharded gradients"):
         predict(workload, cluster, Way(route="ring", compression="powersgd", sharding="FSDP"))
 
 
-def test_the_network_of_a_job_is_calibrated_and_planned_with(hosts, tmp_path, capsys):
+def test_the_network_of_a_job_is_calibrated_and_used_for_a_plan(hosts, tmp_path, capsys):
     file = tmp_path / "network.json"
     assert succeed(Job(hosts, 2, workers.calibrate, str(file)).results(120)) == [0] * 4
-    # 200 Mbit/s between the hosts, and what their queue lets through at once; less where other programs run.
+    # 200 Mbit/s between the hosts plus the burst of their queue; less if other programs run.
     found = json.loads(file.read_text())
     assert 10e6 < found["inter"]["bytes_s"] < 28e6 < found["intra"]["bytes_s"]
     links = ["--inter", f"{file}:inter", "--intra", f"{file}:intra"]

@@ -1,4 +1,4 @@
-"""Joining a job, the order of its ranks, and what the others say when a process is lost."""
+"""Joining a job, the order of its ranks, and the messages when a process is lost."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.shared.processes import run
 
 
 @pytest.mark.parametrize("how", ["kills", "stops", "sleeps", "raises"])
-def test_the_processes_that_are_left_name_the_one_that_is_lost(hosts, how):
+def test_the_remaining_processes_name_the_lost_one(hosts, how):
     job = Job(hosts, 2, workers.lose, how, 2)
     said = {rank: job.result(rank, 30) for rank in (0, 1, 3)}
     job.end()
     expected = {
-        "kills": "is not heard from any more",
-        "stops": "is not heard from any more",
-        "sleeps": "lives but is too slow",
+        "kills": "no longer responds",
+        "stops": "no longer responds",
+        "sleeps": "is alive but too slow",
         "raises": "failed at step 3: ValueError: no such sample",
     }
     for rank in (0, 1, 3):
@@ -39,7 +39,7 @@ def test_the_processes_that_are_left_name_the_one_that_is_lost(hosts, how):
             assert "waits in all_reduce (all) since" in said[rank]
 
 
-def test_routes_sum_as_the_backend_does_and_ranks_of_a_host_are_neighbours(hosts):
+def test_routes_sum_like_the_backend_and_ranks_of_a_host_are_adjacent(hosts):
     for result in succeed(Job(hosts, 2, workers.sums, [None], interleaved=True).results(60)):
         assert result["hosts"] == ["node0", "node0", "node1", "node1"]
         assert result["nodes"] == ((0, 1), (2, 3))
@@ -48,7 +48,7 @@ def test_routes_sum_as_the_backend_does_and_ranks_of_a_host_are_neighbours(hosts
 
 
 @pytest.mark.parametrize(("processes", "shards"), [(3, (1, 3)), (6, (1, 2, 3, 6))])
-def test_routes_sum_as_the_backend_does_in_every_mesh_that_a_world_admits(processes, shards):
+def test_routes_sum_like_the_backend_in_every_possible_mesh(processes, shards):
     for result in run(workers.sums, shards, processes=processes):
         assert len(result["found"]) == (1 + len(shards)) * len(workers.DTYPES) * len(workers.SIZES)
         assert not any(result["found"].values())
@@ -59,12 +59,12 @@ def test_processes_that_wait_for_each_other_in_different_collectives_are_named(h
     said = job.result(0, 60)
     job.end()
     assert isinstance(said, str), said
-    assert "waits in another collective" in said
+    assert "waits in a different collective" in said
     assert "in all_reduce (inside) since" in said and "in all_reduce (all) since" in said
 
 
 UNLIKE = {
-    "mesh": "strategy.shard is 3, and 4 processes do not divide into groups of that size; it can be 1, 2, 4",
+    "mesh": "strategy.shard is 3, but 4 processes do not divide into groups of that size; possible sizes are 1, 2, 4",
     "settings": "seed is 1",
     "batches": "the number of training samples is 44 there and 40 elsewhere",
     "dtypes": "float64",
@@ -73,12 +73,12 @@ UNLIKE = {
 
 @pytest.fixture(scope="module")
 def refusals(hosts, tmp_path_factory):
-    """What each process says of each way in which rank 2 differs."""
+    """The message of each process for each kind of difference of rank 2."""
     return succeed(Job(hosts, 2, workers.train_unlike, tmp_path_factory.mktemp("runs"), 2, tuple(UNLIKE)).results(90))
 
 
 @pytest.mark.parametrize(("how", "words"), UNLIKE.items())
-def test_what_processes_disagree_on_is_refused_on_each_and_names_the_odd_one(refusals, how, words):
+def test_differences_between_processes_are_refused_on_each_and_named(refusals, how, words):
     (said,) = {told[how] for told in refusals}
     assert words in said
     if how != "mesh":
@@ -87,24 +87,24 @@ def test_what_processes_disagree_on_is_refused_on_each_and_names_the_odd_one(ref
 
 def test_a_host_with_another_number_of_processes_is_named():
     members = tuple(Member(host, local, 1, 0) for host, local in (("node0", 0), ("node0", 1), ("node1", 0)))
-    with pytest.raises(InvalidInputError, match=r"as many processes on every host: node1 has 1 and node0 has 2"):
+    with pytest.raises(InvalidInputError, match="on every host, but node1 has 1 and node0 has 2"):
         mesh_ranks(Group(0, 3, torch.device("cpu"), members))
 
 
-def test_a_process_that_never_comes_is_named():
+def test_a_process_that_never_joins_is_named():
     for rank, said in enumerate(run(workers.meet_without, 2, processes=3)):
-        assert rank == 2 or said.startswith("of the 3 processes of the job, number 2 of the launcher did not come")
+        assert rank == 2 or said.startswith("of the 3 processes of the job, launcher rank 2 did not join")
 
 
-def test_processes_may_join_one_group_after_the_other():
+def test_processes_may_join_groups_one_after_the_other():
     assert run(workers.join_again, 6) == [6, 6]
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path, how, monkeypatch):
-    # A stopped process ends when it is killed, which torchrun does half a minute after it has asked it to end.
+def test_a_run_resumes_after_torchrun_has_restarted_it(tmp_path, how, monkeypatch):
+    # torchrun kills a stopped process half a minute after asking it to end.
     monkeypatch.setattr(LocalElasticAgent._shutdown, "__defaults__", (signal.SIGTERM, 2))
-    # What torchrun itself calls; its processes come from the fork server.
+    # The entry point of torchrun; its processes come from the fork server.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -1,4 +1,4 @@
-"""Gradients by DDP's hooks: equal to DDP's own, compressed within bounds, resumed exactly."""
+"""Gradients with DDP's hooks: equal to plain DDP, compressed within bounds, resumed exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POWERSGD = {
 }
 
 
-def test_gradients_are_those_of_plain_ddp(hosts):
+def test_gradients_equal_those_of_plain_ddp(hosts):
     choices = [(route, "none") for route in ROUTES]
     choices += [("flat", "bf16"), ("ring", "fp16"), ("hierarchical", "bf16"), *((r, "powersgd") for r in ROUTES)]
     for found in succeed(Job(hosts, 2, workers.gradients, choices, 4).results(60)):
@@ -27,13 +27,13 @@ def test_gradients_are_those_of_plain_ddp(hosts):
             if compression == "none":
                 assert max(distances) < 1e-6
             elif compression == "powersgd":
-                # The first step goes uncompressed. What later ones leave out is what the processes keep for the next.
+                # The first step is uncompressed. The error of later steps is what the processes keep for the next step.
                 assert distances[0] < 1e-6 and 0.01 < distances[1] < 0.3 and explained < 1e-5
             else:
                 assert 1e-6 < max(distances) < (1e-2 if compression == "bf16" else 1e-3)
 
 
-# Bytes that a host of two processes sends to another for one of gradients: 2 (P - 1) / P, or 2 (N - 1) / N.
+# Bytes that a host of two processes sends to another per byte of gradients: 2 (P - 1) / P, or 2 (N - 1) / N.
 FLAT, ACROSS = 2 * 3 / 4, 2 * 1 / 2
 SENT = [
     (DDP(route="flat"), FLAT),
@@ -47,12 +47,12 @@ SENT = [
 ]
 
 
-def test_half_precision_halves_the_bytes_on_the_interface_by_ddp_and_by_copies_that_are_sharded(hosts):
+def test_half_precision_halves_the_bytes_on_the_interface_with_ddp_and_hsdp(hosts):
     strategies, factors = zip(*SENT, strict=True)
     for found in succeed(Job(hosts, 2, workers.bytes_sent, strategies, 3).results(120)):
         plain = found[0][1]
         for strategy, factor, (sent, gradients) in zip(strategies, factors, found, strict=True):
-            # Headers of packets are a hundredth.
+            # Packet headers add one per cent.
             assert sent == pytest.approx(factor, rel=0.05), strategy
             for one, other in zip(gradients, plain, strict=True):
                 exact = strategy.compression == "none"
@@ -63,7 +63,7 @@ def test_half_precision_halves_the_bytes_on_the_interface_by_ddp_and_by_copies_t
 
 @pytest.fixture(scope="module")
 def powersgd_runs(hosts, tmp_path_factory):
-    """By route: a run of ten steps, and one that was interrupted after five; by four processes."""
+    """By route: a run of ten steps and one that was interrupted after five, on four processes."""
     folder = tmp_path_factory.mktemp("runs")
     runs = []
     for route in POWERSGD:
@@ -74,7 +74,7 @@ def powersgd_runs(hosts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("route", POWERSGD)
-def test_a_run_with_powersgd_that_was_interrupted_is_the_same_run(powersgd_runs, route):
+def test_an_interrupted_run_with_powersgd_is_the_same_run(powersgd_runs, route):
     whole, parts = (powersgd_runs / f"{route}-{name}" for name in ("whole", "parts"))
     assert len(list((parts / "checkpoints" / "step-00000005").glob("process-*.json"))) == 4
     one, other = weights(whole, 10), weights(parts, 10)
@@ -82,14 +82,14 @@ def test_a_run_with_powersgd_that_was_interrupted_is_the_same_run(powersgd_runs,
         assert torch.equal(tensor, other[name]), name
 
 
-def test_on_other_numbers_of_processes_the_errors_start_anew(hosts, powersgd_runs):
+def test_on_a_different_number_of_processes_the_errors_start_from_zero(hosts, powersgd_runs):
     path = powersgd_runs / "flat-parts"
     succeed(Job(hosts, 1, workers.train_lines, [(path, 11, POWERSGD["flat"])]).results(60))
     begun = [event for event in read_events(path / "events.jsonl") if event["event"] == "begin"]
     assert "the powersgd compression starts anew" in begun[-1]["notes"][-1]
 
 
-def test_parameters_that_a_step_leaves_out_are_named_unless_the_task_says_so(hosts, tmp_path):
+def test_unused_parameters_are_named_unless_the_task_declares_them(hosts, tmp_path):
     for refused, trained in succeed(Job(hosts[:1], 2, workers.train_half_used, tmp_path).results(60)):
         assert refused.startswith("a step left parameters unused (unused.weight, unused.bias)")
         assert trained == "trained"

@@ -1,4 +1,4 @@
-"""FSDP and HSDP: the training of DDP, resumed exactly, and on other strategies and other numbers of processes too."""
+"""FSDP and HSDP: equal to DDP, resumed exactly, and with other strategies and numbers of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical
 from shared.comms.shaped_network import HERE, Job
 from shared.comms.sharded import units
-from shared.comms.sharded_state import local_part
+from shared.comms.sharded_state import local_tensor
 from shared.comms.watch import LostProcessError, Member
 from shared.deploy.export import export
 from shared.errors import InvalidInputError
@@ -61,13 +61,13 @@ class Network:
 
 
 def recipe(strategy: StrategyConfig, steps: int, optimizer: OptimizerConfig | None = None) -> Recipe:
-    """Gradients are clipped, micro-batches summed, weights averaged; processes evaluate other numbers of batches."""
+    """With clipping, micro-batches and averaged weights; processes evaluate different numbers of batches."""
     made = line.recipe(steps=steps, clip_norm=0.5, batch=20, micro_batch=5, evaluation_batch=6)
     return replace(made, model=Network(), ema_decay=0.9, strategy=strategy, optimizer=optimizer or ADAMW)
 
 
 def train(runs: list[tuple[str, Recipe]]) -> int:
-    """Trains one run after the other, in these processes."""
+    """Trains one run after the other in these processes."""
     for path, settings in runs:
         line.run(settings, Path(path))
     return len(runs)
@@ -75,13 +75,13 @@ def train(runs: list[tuple[str, Recipe]]) -> int:
 
 SPREAD = FSDP(unit_mb=1e-5)
 HYBRID = replace(SPREAD, shard=2)
-# Adam divides a gradient by its own size, which hides a wrong norm and magnifies how a sum of nearly zero is rounded.
+# Adam divides a gradient by its magnitude, which hides a wrong norm and amplifies rounding of sums close to zero.
 PLAIN, ADAMW = SGD(learning_rate=0.05), AdamW(learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Trainings of two processes, one after the other in the same: by SGD for their values, by AdamW for its state."""
+    """Runs of two processes, one after the other: SGD to compare values, AdamW for its state."""
     folder = tmp_path_factory.mktemp("runs")
     plan = [("ddp", recipe(DDP(), 12, PLAIN)), ("fsdp", recipe(SPREAD, 12, PLAIN))]
     plan += [("whole", recipe(SPREAD, 12)), ("parts", recipe(SPREAD, 7)), ("parts", recipe(SPREAD, 12))]
@@ -96,7 +96,7 @@ def state(path: Path, step: int = 12) -> dict[str, torch.Tensor]:
     return {f"{part} {n}": v for part in parts for n, v in load_file(folder / f"{part}.safetensors").items()}
 
 
-def test_a_sharded_run_is_the_run_of_ddp_with_clipping_and_micro_batches(runs):
+def test_a_sharded_run_equals_the_ddp_run_with_clipping_and_micro_batches(runs):
     norms = [event["norm"] for event in read_events(runs / "ddp" / "events.jsonl") if event["event"] == "train"]
     assert max(norms) > 0.5
     one, other = state(runs / "ddp"), state(runs / "fsdp")
@@ -105,20 +105,20 @@ def test_a_sharded_run_is_the_run_of_ddp_with_clipping_and_micro_batches(runs):
         torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
 
 
-def test_a_sharded_run_that_was_interrupted_is_the_same_run(runs):
+def test_an_interrupted_sharded_run_is_the_same_run(runs):
     whole, parts, moved = (state(runs / name) for name in ("whole", "parts", "moved"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
         torch.testing.assert_close(moved[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_one_process_goes_on_with_what_two_had_spread(runs, tmp_path):
+def test_one_process_resumes_a_run_sharded_over_two(runs, tmp_path):
     shutil.copytree(runs / "parts", tmp_path / "run")
     result = line.run(recipe(SPREAD, 17), tmp_path / "run")
     assert result.steps == 17 and result.history[-1]["loss"] < result.history[0]["loss"]
 
 
-def test_an_artifact_of_a_sharded_run_is_that_of_ddp(runs, tmp_path):
+def test_an_artifact_of_a_sharded_run_equals_that_of_ddp(runs, tmp_path):
     app = replace(
         line_app.make_app(tmp_path),
         recipes=lambda: {"line": lambda: recipe(SPREAD, 12, PLAIN)},
@@ -131,20 +131,20 @@ def test_an_artifact_of_a_sharded_run_is_that_of_ddp(runs, tmp_path):
 
 
 def same_by_any_number(steps: int) -> Recipe:
-    """A run without batch normalisation and dropout, whose steps depend on how a batch is divided."""
+    """A run without batch normalisation and dropout, which depend on how a batch is divided."""
     return replace(recipe(SPREAD, steps, PLAIN), model=line.Network(dropout=0.0))
 
 
 REFUSED = {
-    "4 processes do not divide into groups of that size; it can be 1, 2, 4": FSDP(shard=3),
-    "strategy.shard is 1: every process would hold all": FSDP(shard=1),
-    "strategy.compression is bf16, and nothing goes across groups": FSDP(compression="bf16"),
-    "--compile does nothing for layers that FSDP spreads": FSDP(),
+    "4 processes do not divide into groups of that size; possible sizes are 1, 2, 4": FSDP(shard=3),
+    "strategy.shard is 1: every process would hold the whole model": FSDP(shard=1),
+    "strategy.compression is bf16, but it has no effect": FSDP(compression="bf16"),
+    "--compile has no effect on layers that FSDP shards": FSDP(),
 }
 
 
 def hybrid(path: str) -> list[str]:
-    """Four processes by DDP, as two copies spread over two each, and as one; what impossible settings say."""
+    """Four processes with DDP, as two copies on two processes each, and as one copy. Returns the refusals."""
     train([(f"{path}/ddp", recipe(DDP(), 4, PLAIN)), (f"{path}/hybrid", recipe(HYBRID, 4, PLAIN))])
     train([(f"{path}/bf16", recipe(replace(HYBRID, compression="bf16"), 4, PLAIN))])
     train([(f"{path}/four", same_by_any_number(12)), (f"{path}/moved", same_by_any_number(7))])
@@ -158,12 +158,12 @@ def hybrid(path: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def four_processes(tmp_path_factory):
-    """Their runs, and what each process said of impossible settings."""
+    """The runs of ``hybrid``, and the refusals of impossible settings on each process."""
     folder = tmp_path_factory.mktemp("runs")
     return folder, run(hybrid, str(folder), processes=4, limit_s=300)
 
 
-def test_two_copies_that_are_spread_over_two_processes_each_train_as_ddp(four_processes):
+def test_two_copies_sharded_over_two_processes_each_train_like_ddp(four_processes):
     folder, _ = four_processes
     one, other, compressed = (state(folder / name, 4) for name in ("ddp", "hybrid", "bf16"))
     for name, tensor in one.items():
@@ -178,7 +178,7 @@ def test_impossible_settings_are_refused_on_every_process(four_processes, number
         assert list(REFUSED)[number] in said[number]
 
 
-def test_two_processes_go_on_with_what_four_had_spread(four_processes):
+def test_two_processes_resume_a_run_sharded_over_four(four_processes):
     folder, _ = four_processes
     run(train, [(str(folder / "moved"), same_by_any_number(12))])
     one, other = state(folder / "four"), state(folder / "moved")
@@ -187,7 +187,7 @@ def test_two_processes_go_on_with_what_four_had_spread(four_processes):
 
 
 class Forked(nn.Module):
-    """Two layers beside each other."""
+    """Two parallel layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class ForkedNetwork:
 
 
 class LeavesOut(line.Regression):
-    """One process learns by both layers, the other by the first alone, whose gradient is the last of both."""
+    """One process uses both layers, the other only the first, whose gradient is computed last."""
 
     leaves_parameters_unused = True
 
@@ -222,7 +222,7 @@ def leave_out(path: str) -> None:
         line.run(settings, Path(path) / name)
 
 
-def test_processes_may_leave_different_parameters_out_where_the_task_says_so(tmp_path):
+def test_processes_may_leave_different_parameters_unused_if_the_task_declares_it(tmp_path):
     run(leave_out, str(tmp_path))
     one, other = state(tmp_path / "ddp", 4), state(tmp_path / "fsdp", 4)
     for name, tensor in one.items():
@@ -242,7 +242,7 @@ class Killed(line.Regression):
 
 
 def lose_one(path: Path) -> str:
-    """What a process says when another is lost."""
+    """The message of a process when another one is lost."""
     torch.set_num_threads(1)
     with pytest.raises(LostProcessError) as lost:
         line.run(replace(recipe(SPREAD, 12), task=line.task_settings(Killed)), path)
@@ -254,7 +254,7 @@ def test_a_lost_process_is_named_with_the_collective_of_a_sharded_layer(tmp_path
     said = job.result(0, 60)
     job.end()
     assert isinstance(said, str), said
-    assert said.startswith("rank 1 (") and "is not heard from any more" in said
+    assert said.startswith("rank 1 (") and "no longer responds" in said
     assert "rank 0 waits in all_gather (inside) since" in said
 
 
@@ -267,7 +267,7 @@ def test_layers_that_share_a_parameter_are_gathered_together():
 
 
 def pretend_to_be_one_of_many(nodes: int, per_node: int) -> dict[str, Any]:
-    """One process of a cluster whose others are torch's fake backend: nothing is sent, and sums are not sums.
+    """One process of a cluster with torch's fake backend: nothing is sent, and sums are not computed.
 
     Groups, meshes, chunks and FSDP2's shards are as on such a cluster.
     """
@@ -282,7 +282,7 @@ def pretend_to_be_one_of_many(nodes: int, per_node: int) -> dict[str, Any]:
     Hierarchical(inside, across, inside, device=group.device).all_reduce(flat)
     mesh = dist.device_mesh.DeviceMesh.from_group(inside.group, "cpu", mesh_dim_names=("shard",))
     model = fully_shard(nn.Linear(16, 64), mesh=mesh)
-    held = {name: tuple(local_part(parameter).shape) for name, parameter in model.named_parameters()}
+    held = {name: tuple(local_tensor(parameter).shape) for name, parameter in model.named_parameters()}
     return {
         "inside": dist.get_process_group_ranks(inside.group),
         "across": dist.get_process_group_ranks(across.group),

@@ -1,4 +1,4 @@
-"""How much of a step is communication: the algebra of intervals, and what a run of several processes writes."""
+"""Communication time in a step: interval arithmetic, and the output of a run of several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.comms.timing import (
     gpu_exposed,
     kernels_in_trace,
     length,
-    outside,
+    length_outside,
     prometheus_text,
     union,
 )
@@ -29,16 +29,16 @@ ticks = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
 
 
 @given(ticks, ticks)
-def test_intervals_count_as_their_ticks_do(one, other):
+def test_interval_lengths_equal_counted_ticks(one, other):
     def covered(intervals):
         return {tick for start, end in intervals for tick in range(start, end)}
 
     assert length(one) == len(covered(one))
-    assert outside(one, other) == len(covered(one) - covered(other))
+    assert length_outside(one, other) == len(covered(one) - covered(other))
     assert covered(union(one)) == covered(one)
 
 
-def test_what_is_hidden_is_what_ran_before_the_last_gradient_was_there():
+def test_communication_before_the_last_gradient_is_hidden():
     spans = [
         Span("all_reduce", "all", 1.0, 3.0, 100, False),
         Span("all_reduce", "all", 3.0, 6.0, 100, False),
@@ -47,10 +47,10 @@ def test_what_is_hidden_is_what_ran_before_the_last_gradient_was_there():
     totals = Totals()
     totals.add(spans, start=0.0, end=10.0, ready=4.0)
     assert (totals.nccl_time, totals.exposed, totals.bytes) == (6.0, 3.0, 208)
-    assert totals.by == {"all_reduce (all)": 6.0}
+    assert totals.by_collective == {"all_reduce (all)": 6.0}
 
 
-def test_on_a_gpu_exposed_is_what_no_other_kernel_runs_beside():
+def test_on_a_gpu_communication_without_other_kernels_is_exposed():
     kernels = [
         Kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 0.0, 4.0),
         Kernel("ampere_sgemm_128x64_nn", 1.0, 3.0),
@@ -59,7 +59,7 @@ def test_on_a_gpu_exposed_is_what_no_other_kernel_runs_beside():
     assert gpu_exposed(kernels) == (5.0, 3.0)
 
 
-def test_metrics_name_what_users_know():
+def test_metrics_have_the_names_that_users_know():
     seconds = {"nccl_time": 0.5, "nccl_time_worst": 0.75, "seconds of all_reduce (all)": 0.25}
     text = prometheus_text({**seconds, "rank_that_waits_least": 3.0})
     assert "trivium_rank_that_waits_least 3\n" in text
@@ -67,7 +67,7 @@ def test_metrics_name_what_users_know():
     assert 'trivium_collective_seconds{collective="all_reduce (all)",process="median"} 0.25' in text
 
 
-def test_a_run_writes_its_share_by_collective_and_group(hosts, tmp_path):
+def test_a_run_writes_its_communication_by_collective_and_group(hosts, tmp_path):
     job = Job(hosts, 2, workers.train_lines, [(tmp_path / "run", 10, DDP(route="hierarchical"))])
     succeed(job.results(60))
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -85,8 +85,8 @@ def test_a_run_writes_its_share_by_collective_and_group(hosts, tmp_path):
     assert "trivium_nccl_time{" in (tmp_path / "run" / "communication.prom").read_text()
 
 
-def test_a_trace_of_the_profiler_tells_kernels_by_collective_and_group():
-    """As Kineto writes them (torch 2.14): times in microseconds; the host's side is not the GPU's."""
+def test_a_profiler_trace_yields_kernels_with_collective_and_group():
+    """As written by Kineto (torch 2.14): times in microseconds; CPU events do not count."""
     collective = {"Collective name": "allreduce", "Process Group Name": "4", "Process Group Description": "all"}
     nameless = {
         "Collective name": "_allgather_base",
@@ -104,7 +104,7 @@ def test_a_trace_of_the_profiler_tells_kernels_by_collective_and_group():
     totals = Totals()
     totals.add_kernels(kernels_in_trace({"traceEvents": events}), seconds=10.0)
     assert (totals.steps, totals.seconds, totals.nccl_time, totals.exposed) == (1, 10.0, 3.0, 2.0)
-    assert totals.by == {"allreduce (all)": 2.0, "_allgather_base (7)": 1.0}
+    assert totals.by_collective == {"allreduce (all)": 2.0, "_allgather_base (7)": 1.0}
 
 
 def test_a_trace_of_a_real_step_is_read(tmp_path):

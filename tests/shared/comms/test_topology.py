@@ -1,4 +1,4 @@
-"""From what a cluster says of its switches to an order of hosts whose rings stay inside them."""
+"""The topology of a cluster, and an order of hosts whose rings stay inside switches."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ NCCL = """<system version="1">
 </system>"""
 
 
-def test_slurm_tells_the_switches_and_the_order_keeps_rings_inside():
+def test_slurm_describes_the_switches_and_the_order_keeps_rings_inside():
     tree = slurm_tree(SLURM)
     hosts = [f"node{number}" for number in range(1, 13)]
     order = hosts_in_order(hosts, tree)
     assert order == hosts
     assert ring_crossings(order, tree)[0].most == 1
-    # node1 | 10, 11, 12 | 2 ... 6 | 7, 8, 9: each rack is left twice.
+    # node1 | 10, 11, 12 | 2 ... 6 | 7, 8, 9: the ring leaves each rack twice.
     assert ring_crossings(sorted(hosts), tree)[0].most == 2
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(1, 3), st.randoms())
-def test_every_switch_is_left_once_however_hosts_are_called_and_given(switches, racks, hosts, chance):
+def test_a_ring_leaves_every_switch_once_for_any_names_and_input_order(switches, racks, hosts, chance):
     names = [f"n{number}" for number in range(switches * racks * hosts)]
     chance.shuffle(names)
     left = iter(names)
@@ -70,11 +70,11 @@ def test_every_switch_is_left_once_however_hosts_are_called_and_given(switches, 
     assert order == hosts_in_order(names, tree)
 
 
-def test_without_switches_hosts_come_by_number():
+def test_without_switches_hosts_are_sorted_by_number():
     assert hosts_in_order(["node10", "node2", "node1"], None) == ["node1", "node2", "node10"]
 
 
-def test_kubernetes_labels_from_far_to_near():
+def test_kubernetes_labels_from_coarse_to_fine():
     items = [
         {"metadata": {"name": f"gpu-{n}", "labels": {"topology.kubernetes.io/zone": "a", "rack": f"r{n % 2}"}}}
         for n in range(4)
@@ -85,13 +85,13 @@ def test_kubernetes_labels_from_far_to_near():
         kubernetes_tree({"items": [{"metadata": {"name": "a", "labels": {}}}]})
 
 
-def test_nccl_dump_tells_which_gpus_share_a_switch():
+def test_nccl_dump_shows_which_gpus_share_a_switch():
     assert nccl_tree(NCCL).leaves() == ["gpu0", "gpu2", "gpu1"]
-    with pytest.raises(InvalidInputError, match="begins with <system>"):
+    with pytest.raises(InvalidInputError, match="NCCL's topology has the root <system>"):
         nccl_tree("<graph/>")
 
 
-def test_latencies_tell_the_racks_and_noise_makes_none():
+def test_latencies_reveal_racks_and_noise_does_not_create_any():
     noise = random.Random(0)
     hosts = [f"h{number}" for number in range(9)]
     rack = {host: number % 3 for number, host in enumerate(hosts)}
@@ -113,16 +113,16 @@ def test_latencies_tell_the_racks_and_noise_makes_none():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("SwitchName=s0 Switches=s1\nSwitchName=s1 Switches=s0", "no top"),
+        ("SwitchName=s0 Switches=s1\nSwitchName=s1 Switches=s0", "there is no root"),
         ("SwitchName=s0", "neither Nodes nor Switches"),
-        ("SwitchName=s0 Switches=s1", "s1 is named by another one"),
+        ("SwitchName=s0 Switches=s1", "refers to the switch s1, which has no SwitchName line"),
         ("SwitchName=s0 Nodes=n[1-x]", "not a range"),
-        ("nothing", "is none of"),
+        ("nothing", "has an unknown format"),
         ("{", "cannot be read"),
         ("<system", "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_file(tmp_path, text, words):
+def test_an_unreadable_topology_is_refused_with_the_file_name(tmp_path, text, words):
     file = tmp_path / "topology"
     file.write_text(text)
     with pytest.raises(InvalidInputError, match=words) as refused:
@@ -145,19 +145,19 @@ def test_the_command_prints_tree_and_order(tmp_path, capsys):
     assert main(["topology", str(file), "--hosts", "node99"]) == 2
 
 
-def test_the_gpus_of_a_host_come_by_their_switches(tmp_path, capsys):
+def test_the_gpus_of_a_host_are_ordered_by_their_switches(tmp_path, capsys):
     file = tmp_path / "nccl.xml"
     file.write_text(NCCL)
     assert main(["topology", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "launcher's order: gpu0 gpu1 gpu2" in shown and "CUDA_VISIBLE_DEVICES=0,2,1" in shown
-    with pytest.raises(InvalidInputError, match=r"nccl\.xml tells the GPUs of one host"):
+    with pytest.raises(InvalidInputError, match=r"nccl\.xml describes the GPUs of one host"):
         members_in_order([Member("node0", 0, 1, 0)], file)
 
 
 @pytest.mark.parametrize("source", ["topology.conf", "nodes.json", "latency.csv"])
-def test_hosts_of_every_source_come_in_the_order_of_their_switches(tmp_path, capsys, source):
-    """Racks of odd and of even hosts: with node10 before node2 a ring leaves each five times, where once will do."""
+def test_hosts_from_every_source_are_ordered_by_their_switches(tmp_path, capsys, source):
+    """Racks of odd and even hosts: with node10 before node2 a ring leaves each five times; once is enough."""
     hosts = [f"node{number}" for number in range(1, 13)]
     file = tmp_path / source
     rack = {host: number % 2 for number, host in enumerate(hosts, 1)}
@@ -180,7 +180,7 @@ def test_hosts_of_every_source_come_in_the_order_of_their_switches(tmp_path, cap
     assert [m.host for m in members_in_order(members, file)][::2] == [*hosts[::2], *hosts[1::2]]
 
 
-def test_the_plan_ranks_ways_and_ends_in_one_line_of_json(capsys, tmp_path):
+def test_the_plan_ranks_the_options_and_ends_with_one_line_of_json(capsys, tmp_path):
     words = ["plan", "--model", "resnet50", "--nodes", "256", "--gpus", "8", "--intra", "nvlink4", "--inter", "ib-hdr"]
     assert main(words) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What the processes of the tests' jobs run. Importable, for they are started in processes of their own."""
+"""The functions that the processes of test jobs run. They must be importable in a new process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DTYPES = (
 
 
 def sums(shards: Sequence[int | None]) -> dict[str, Any]:
-    """How many of each route's sums are not the flat one, by route, type and size.
+    """The number of sums that differ from the flat route, by route, type and size.
 
     The hierarchical route goes over nodes of ``shards`` processes each; None is those of each host.
     """
@@ -50,7 +50,7 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
         for dtype in DTYPES:
             for size in SIZES:
                 generator = torch.Generator().manual_seed(size * 100 + group.rank)
-                # Small whole numbers: their sums are exact in every type and in every order.
+                # Small integers: their sums are exact in every type and order.
                 value = torch.randint(-8, 8, (size,), generator=generator).to(dtype)
                 expected = value.clone()
                 flat.all_reduce(expected)
@@ -62,7 +62,7 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
 
 
 def lose(how: str, victim: int) -> str:
-    """Loses a process in the third of many collectives; what the others then say."""
+    """Loses a process in the third of many collectives. Returns the message of the other processes."""
     waits = how in ("sleeps", "differs")
     timeouts = replace(QUICK, step_s=1, silence_s=20) if waits else QUICK
     try:
@@ -80,7 +80,7 @@ def lose(how: str, victim: int) -> str:
                     elif how == "raises":
                         raise ValueError("no such sample")
                     os.kill(os.getpid(), signal.SIGSTOP if how == "stops" else signal.SIGKILL)
-                group.total(torch.ones(1000))
+                group.sum(torch.ones(1000))
     except LostProcessError as error:
         return str(error)
     return "nothing happened"
@@ -92,7 +92,7 @@ def network() -> nn.Module:
 
 
 def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, str], tuple[list[float], float]]:
-    """By route and compression: how far the gradients, summed over 1, 2, ... rounds, are from plain DDP's, relative.
+    """By route and compression: the relative error of gradients, summed over 1, 2, ... rounds, against plain DDP.
 
     And how far they are when what the processes keep as errors is added.
     """
@@ -115,7 +115,7 @@ def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, st
                 distances.append(float((sums[1] - sums[0]).norm() / sums[0].norm()))
             errors = strategy.own_state().get("errors", {})
             kept = [
-                group.total(errors.get(name, torch.zeros_like(p)).reshape(-1)) for name, p in model.named_parameters()
+                group.sum(errors.get(name, torch.zeros_like(p)).reshape(-1)) for name, p in model.named_parameters()
             ]
             explained = float((sums[1] + torch.cat(kept) - sums[0]).norm() / sums[0].norm())
             found[route, compression] = distances, explained
@@ -123,7 +123,7 @@ def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, st
 
 
 def bytes_sent(strategies: Sequence[DDP | FSDP], steps: int) -> list[tuple[float, list[Any]]]:
-    """By strategy: the bytes that this host's interface sends in a backward pass, for one of gradients; and those."""
+    """By strategy: the bytes that this host sends in a backward pass per byte of gradients, and the gradients."""
     torch.set_num_threads(1)
     found = []
     with join("cpu", timeouts=QUICK) as group:
@@ -146,21 +146,21 @@ def bytes_sent(strategies: Sequence[DDP | FSDP], steps: int) -> list[tuple[float
 
 
 def interface_bytes() -> int:
-    """What ``eth0`` of this process's host has sent."""
+    """The bytes that ``eth0`` of this process's host has sent."""
     (row,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("eth0:"))
     return int(row.split(":", 1)[1].split()[8])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wide:
-    """A network for the line with a matrix that is worth compressing."""
+    """A network for the line with a matrix that is large enough to compress."""
 
     def build(self, input: Any = None) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
 
 
 def train_lines(runs: list[tuple[Path, int, DDP]]) -> int:
-    """Trains the line up to so many steps, run after run; how many."""
+    """Trains the line in one run after the other. Returns the number of runs."""
     for path, steps, strategy in runs:
         recipe = replace(line.recipe(steps=steps), model=Wide(), strategy=strategy)
         fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True)
@@ -171,7 +171,7 @@ def join_again(times: int) -> int:
     """Joins one group after the other."""
     for _ in range(times):
         with join("cpu", timeouts=QUICK) as group:
-            group.total(torch.ones(10))
+            group.sum(torch.ones(10))
     return times
 
 
@@ -182,7 +182,7 @@ def calibrate(file: str) -> int:
 
 
 def meet_without(absent: int) -> str:
-    """Joins a job whose process ``absent`` never comes, but holds the store as ``torchrun`` does; what is said."""
+    """Joins a job whose process ``absent`` hosts the store, like ``torchrun``, but never joins. Returns the message."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -201,7 +201,7 @@ def meet_without(absent: int) -> str:
 
 
 class LostOnce(line.Regression):
-    """Rank 1 is killed, or stopped, in its eighth step, unless it was started again."""
+    """Rank 1 is killed or stopped in its eighth step, unless it was restarted."""
 
     how, steps = signal.SIGKILL, 0
 
@@ -218,7 +218,7 @@ class StoppedOnce(LostOnce):
 
 
 def train_and_lose(path: Path, how: str) -> int:
-    """Ten steps, in which a process is killed or stopped; how many there were in the end."""
+    """Ten steps in which a process is killed or stopped. Returns the number of steps at the end."""
     torch.set_num_threads(1)
     recipe = line.recipe(StoppedOnce if how == "stopped" else LostOnce, steps=10)
     recipe = replace(recipe, strategy=DDP(silence_s=8))
@@ -226,7 +226,7 @@ def train_and_lose(path: Path, how: str) -> int:
 
 
 def train_half_used(path: Path) -> list[str]:
-    """Trains a task whose loss does not reach every parameter, and says so or does not; what comes of it."""
+    """Trains a task that leaves parameters unused, declared or not. Returns the outcomes."""
     return [_train_half_used(path / str(says_so), says_so) for says_so in (False, True)]
 
 
@@ -256,7 +256,7 @@ def _train_half_used(path: Path, says_so: bool) -> str:
 
 
 def train_unlike(path: Path, odd: int, ways: Sequence[str]) -> dict[str, str]:
-    """Trains where process ``odd`` was given something else, or all of them an impossible mesh; what is refused."""
+    """Trains with different input on process ``odd``, or an impossible mesh on all. Returns the refusals."""
     return {how: _train_unlike(path / how, odd, how) for how in ways}
 
 
@@ -278,7 +278,7 @@ def _train_unlike(path: Path, odd: int, how: str) -> str:
 
 
 class LongerThanItSays(line.Data):
-    """Settings as the other processes have them, for data that has grown."""
+    """The same config as on the other processes, for data that has grown."""
 
     def train(self, input: Any = None) -> line.Points:
         return line.Points(self.length + 4)
@@ -289,7 +289,7 @@ LongerThanItSays.__module__ = line.Data.__module__
 
 
 class InDouble(line.Network):
-    """A network as the other processes have it, in float64."""
+    """The same network as on the other processes, in float64."""
 
     def build(self, input: Any = None) -> nn.Module:
         return line.Network.build(self, input).double()
