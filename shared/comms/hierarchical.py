@@ -27,8 +27,8 @@ class Stages:
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self._stream: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        is_cuda = device.type == "cuda"
+        self._stream: Any = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._queues: list[queue.SimpleQueue[Step | None]] = [queue.SimpleQueue() for _ in range(count)]
         for jobs in self._queues:
             threading.Thread(target=_run_stage, args=(jobs,), name="gradients", daemon=True).start()

@@ -96,37 +96,37 @@ class Prediction:
         return self.exposed_s / self.step_s
 
 
-def predict(workload: Workload, cluster: Cluster, way: Way) -> Prediction:
-    """The step of a workload on a cluster with the option ``way``."""
-    if way.sharding != "DDP" and way.compression == "powersgd":
+def predict(workload: Workload, cluster: Cluster, option: Way) -> Prediction:
+    """The step of a workload on a cluster with the option ``option``."""
+    if option.sharding != "DDP" and option.compression == "powersgd":
         raise InvalidInputError("PowerSGD needs unsharded gradients, which FSDP and HSDP do not keep")
     profile = workload.profile
     size = float(profile.parameters * workload.gradient_bytes)
-    sent_fraction, compression_s = _compression(workload, way.compression)
+    sent_fraction, compression_s = _compression(workload, option.compression)
     slowdown = 1 + workload.jitter * math.sqrt(2 * math.log(cluster.world)) if cluster.world > 1 else 1.0
     compute = (workload.seconds + compression_s) * slowdown
-    if way.sharding == "DDP":
-        timing = _ddp_timing(workload, cluster, way.route, sent_fraction, compute)
-        sent = node_bytes(way.route, size, cluster, sent_fraction=sent_fraction)
+    if option.sharding == "DDP":
+        timing = _ddp_timing(workload, cluster, option.route, sent_fraction, compute)
+        sent = node_bytes(option.route, size, cluster, sent_fraction=sent_fraction)
         shards = 1
     else:
-        shards = cluster.world if way.sharding == "FSDP" else cluster.per_node
-        timing = _sharded_timing(workload, cluster, way, sent_fraction, compute)
-        sent = _sharded_node_bytes(size, cluster, way, sent_fraction)
+        shards = cluster.world if option.sharding == "FSDP" else cluster.per_node
+        timing = _sharded_timing(workload, cluster, option, sent_fraction, compute)
+        sent = _sharded_node_bytes(size, cluster, option, sent_fraction)
     communication, end = timing
     exposed = max(0.0, end - compute)
     return Prediction(
-        way=way,
+        way=option,
         step_s=compute + exposed,
         compute_s=compute,
         communication_s=communication,
         exposed_s=exposed,
         link_bytes=sent,
-        memory_bytes=_memory(workload, way, shards),
+        memory_bytes=_memory(workload, option, shards),
     )
 
 
-def ways() -> Iterator[Way]:
+def communication_options() -> Iterator[Way]:
     """All options that the model distinguishes. FSDP and HSDP have one route each, and do not support PowerSGD."""
     compressions: tuple[Compression, ...] = ("none", "bf16", "powersgd")
     routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
@@ -140,7 +140,7 @@ def ways() -> Iterator[Way]:
 
 def rank_ways(workload: Workload, cluster: Cluster, memory_bytes: float | None = None) -> list[Prediction]:
     """Predictions of all options, fastest first; those that exceed ``memory_bytes`` come last."""
-    predictions = [predict(workload, cluster, way) for way in ways()]
+    predictions = [predict(workload, cluster, option) for option in communication_options()]
     limit = math.inf if memory_bytes is None else memory_bytes
     return sorted(predictions, key=lambda prediction: (prediction.memory_bytes > limit, prediction.step_s))
 
@@ -192,7 +192,7 @@ def _ddp_timing(
 
 
 def _sharded_timing(
-    workload: Workload, cluster: Cluster, way: Way, sent_fraction: float, compute: float
+    workload: Workload, cluster: Cluster, option: Way, sent_fraction: float, compute: float
 ) -> tuple[float, float]:
     """Like ``_ddp_timing``, for FSDP and HSDP: a bucket's parameters are gathered before its forward and backward pass,
     and its gradients are reduce-scattered after the backward pass.
@@ -202,10 +202,10 @@ def _sharded_timing(
     size = float(workload.profile.parameters * workload.gradient_bytes)
     buckets = _buckets(workload)
     forward, backward = compute / 3, 2 * compute / 3
-    gathers = [_shard_transfer(size * fraction * sent_fraction, cluster, way) for _, fraction in buckets]
+    gathers = [_shard_transfer(size * fraction * sent_fraction, cluster, option) for _, fraction in buckets]
     reduces = [
-        _shard_transfer(size * fraction * sent_fraction, cluster, way)
-        + _replica_reduce(size * fraction * sent_fraction, cluster, way)
+        _shard_transfer(size * fraction * sent_fraction, cluster, option)
+        + _replica_reduce(size * fraction * sent_fraction, cluster, option)
         for _, fraction in buckets
     ]
     clock = link = 0.0
@@ -220,35 +220,35 @@ def _sharded_timing(
     return 2 * sum(gathers) + sum(reduces), max(clock, link)
 
 
-def _shard_transfer(size: float, cluster: Cluster, way: Way) -> float:
+def _shard_transfer(size: float, cluster: Cluster, option: Way) -> float:
     """Seconds of a reduce-scatter or all-gather between the processes that share a copy."""
-    if way.sharding == "HSDP" or cluster.nodes == 1:
+    if option.sharding == "HSDP" or cluster.nodes == 1:
         return ring_half(size, cluster.per_node, cluster.intra)
     slowest = replace(cluster.node_link, bytes_s=min(cluster.node_link.bytes_s, cluster.intra.bytes_s))
     return ring_half(size, cluster.world, slowest)
 
 
-def _replica_reduce(size: float, cluster: Cluster, way: Way) -> float:
+def _replica_reduce(size: float, cluster: Cluster, option: Way) -> float:
     """Seconds of the all-reduce of shards between HSDP's copies, one on each node."""
-    if way.sharding == "FSDP" or cluster.nodes == 1:
+    if option.sharding == "FSDP" or cluster.nodes == 1:
         return 0.0
     share = replace(cluster, per_node=1, inter=replace(cluster.inter, bytes_s=cluster.inter.bytes_s / cluster.per_node))
     return route_seconds("flat", size / cluster.per_node, share)
 
 
-def _sharded_node_bytes(size: float, cluster: Cluster, way: Way, sent_fraction: float) -> float:
+def _sharded_node_bytes(size: float, cluster: Cluster, option: Way, sent_fraction: float) -> float:
     if cluster.nodes == 1:
         return 0.0
-    if way.sharding == "HSDP":
+    if option.sharding == "HSDP":
         return node_bytes("hierarchical", size, cluster, sent_fraction=sent_fraction)
     return 3 * (cluster.world - 1) / cluster.world * size * sent_fraction
 
 
-def _memory(workload: Workload, way: Way, shards: int) -> float:
+def _memory(workload: Workload, option: Way, shards: int) -> float:
     """Bytes of parameters, gradients and Adam's two moments in fp32 (16 per parameter), buffers and activations."""
     parameters = workload.profile.parameters
     state_bytes = 16.0 * parameters / shards
     # DDP copies gradients into buckets; FSDP holds two buckets of full parameters; PowerSGD keeps its error.
-    buffers = 4.0 * parameters if way.sharding == "DDP" else 2 * workload.bucket_bytes
-    buffers += 4.0 * parameters if way.compression == "powersgd" else 0.0
+    buffers = 4.0 * parameters if option.sharding == "DDP" else 2 * workload.bucket_bytes
+    buffers += 4.0 * parameters if option.compression == "powersgd" else 0.0
     return state_bytes + buffers + workload.batch * workload.profile.activation_bytes

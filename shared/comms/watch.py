@@ -108,7 +108,7 @@ class Watch:
             self._store.compare_set(_FAILED_KEY, "", json.dumps(report))
 
     def find_culprit(self, error: BaseException) -> str:
-        """A message that names the process because of which a collective here failed with ``error``."""
+        """A message that names the process that made a collective of this process fail with ``error``."""
         if self.verdict is not None:
             return self.verdict
         self._searching = True
@@ -194,7 +194,7 @@ class Watch:
         return self._describe(ended, _SILENT) if ended else None
 
     def _find_slow(self) -> str | None:
-        """A message about living processes in no collective, else about those that have finished the fewest."""
+        """A message about living processes in no collective, else about those with the fewest finished collectives."""
         others = {rank: status for rank, status in self._status.items() if rank != self._rank}
         slow = [rank for rank, status in others.items() if status["in"] is None]
         if not slow and others:

@@ -16,7 +16,7 @@ from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor  # type: ignore[import-untyped]
 
 from shared.atomic_files import file_lock, publish
-from shared.data.registry import cache
+from shared.data.registry import cache_folder
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
@@ -27,7 +27,7 @@ KEPT_DAYS = 30
 
 def packs() -> Path:
     """The folder of the packs: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
-    return cache().parent / "packs"
+    return cache_folder().parent / "packs"
 
 
 def get_or_build(name: str, make: Callable[[Path], None]) -> Path:

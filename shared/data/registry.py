@@ -78,7 +78,7 @@ class Entry:
         """
         if (root := self.locate()) is not None:
             return root
-        root = cache()
+        root = cache_folder()
         for file in self.files:
             target = root / file.path
             if target.is_file() and _find_problem(target, file) is None:
@@ -112,14 +112,14 @@ def read_registry(path: Path) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The folder of downloaded data: ``trivium/data`` in the user's cache folder (XDG base directories)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "data"
 
 
 def _search_folders() -> list[Path]:
     data_folder = os.environ.get("TRIVIUM_DATA")
-    return [Path(data_folder), cache()] if data_folder else [cache()]
+    return [Path(data_folder), cache_folder()] if data_folder else [cache_folder()]
 
 
 def _find_problem(path: Path, file: DataFile) -> str | None:
