@@ -150,7 +150,7 @@ def test_a_training_that_was_stopped_and_preempted_is_the_same_training(slurm: S
     assert slurm.wait(preempt(slurm))["JobState"] == "COMPLETED"
     facts = slurm.wait(job, limit_s=200)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), log.read_text()
-    assert log.read_text().count("which is saved; resume with the same command") == 2
+    assert log.read_text().count("start the same command again to resume") == 2
     for name in ("model.safetensors", "optimizer.safetensors"):
         whole, resumed = (
             load_file(tmp_path / one / "checkpoints" / "step-00000200" / name) for one in ("whole", "run")

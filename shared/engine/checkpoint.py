@@ -1,7 +1,7 @@
-"""Checkpoints: written aside, renamed when complete, verified when read. No pickles.
+"""Checkpoints: written to a temporary directory, renamed when complete, verified when read. No pickles.
 
-A checkpoint is a directory: a safetensors file for the tensors of each part of the state (``model.safetensors``,
-``optimizer.safetensors``, ...), ``state.json`` for all else, and ``digests.json`` with the SHA-256 of each of these.
+A checkpoint is a directory with one safetensors file for the tensors of each component (``model.safetensors``,
+``optimizer.safetensors``, ...), ``state.json`` for everything else, and ``digests.json`` with the SHA-256 of each file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from shared.comms.sharded_state import gather_tensors, is_spread, shard_like, sh
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
-_LOOKS = 20
-Read = TypeVar("Read")
+_READ_ATTEMPTS = 20
+Contents = TypeVar("Contents")
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a checkpoint keeps: a model, an optimizer, a schedule, an average of weights, a communication hook."""
+    """A component that a checkpoint saves: model, optimizer, schedule, averaged weights, communication hook."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -42,12 +42,17 @@ class Stateful(Protocol):
 
 @dataclass
 class Progress:
-    """All that a run knows about itself besides the state of its parts.
+    """The progress of a run: everything in a checkpoint besides the state of its components.
 
-    ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
-    evaluation, ``best_step`` that of the best of them; ``validate_every`` how many steps lie between two;
-    ``device`` is where the last steps were computed, ``precision`` in which format all of them were.
-    ``micro_batch`` is set where the memory was too small for ``micro_batch_asked`` samples at once (None: for all).
+    step               number of completed steps
+    samples            number of training samples
+    history            one entry for each evaluation
+    best_step          step of the best evaluation
+    validate_every     number of steps between two evaluations
+    device             device of the last steps
+    precision          number format of all steps
+    micro_batch        the reduced micro-batch if the memory was too small for the requested one, else None
+    micro_batch_asked  the requested micro-batch; None is the whole batch of the process
     """
 
     step: int = 0
@@ -63,129 +68,132 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last ``keep`` of them, and the best.
+    """The checkpoints of a run: the last ``keep`` and the best.
 
-    ``save`` and ``load`` are called on every process of the run, for a state may be spread over them: its tensors are
-    gathered one by one, and the process with ``writes`` writes whole ones. What is ``own`` each process writes into a
-    file of its own, in the directory that all share.
+    Every process of the run must call ``save`` and ``load``, because the state may be sharded: its tensors are gathered
+    one by one, and the process with ``is_writer`` writes the full tensors. Each process writes its ``process_state`` to
+    a separate file in the shared directory.
     """
 
     def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None) -> None:
         self.path, self.recipe_digest, self.keep, self.group = path, recipe_digest, keep, group
-        self.writes = group is None or group.leader
+        self.is_writer = group is None or group.leader
 
     def save(
         self,
         state: Mapping[str, Stateful],
         progress: Progress,
-        also: Collection[int] = (),
-        own: Mapping[str, Any] | None = None,
+        keep_steps: Collection[int] = (),
+        process_state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Saves the state after ``progress.step`` steps.
+        """Saves the state after ``progress.step`` steps and deletes old checkpoints.
 
-        Of the older checkpoints the last ones stay, and those of the steps in ``also``. ``own`` is what this process
-        alone keeps; where one process has it, all have.
+        Keeps the last checkpoints and those of ``keep_steps``. ``process_state`` is the state that only this process
+        has; either all processes pass it or none.
         """
-        states = {name: gather_tensors(part.state_dict(), keep=self.writes) for name, part in state.items()}
-        aside = self.path / f".step-{progress.step:08d}"
-        if self.writes:
-            for torn in self.path.glob(".step-*"):
-                shutil.rmtree(torn)
-            aside.mkdir(parents=True)
-        if own is not None and self.group is not None:
+        states = {name: gather_tensors(part.state_dict(), keep=self.is_writer) for name, part in state.items()}
+        temporary = self.path / f".step-{progress.step:08d}"
+        if self.is_writer:
+            for incomplete in self.path.glob(".step-*"):
+                shutil.rmtree(incomplete)
+            temporary.mkdir(parents=True)
+        if process_state is not None and self.group is not None:
             self.group.barrier()
-            name = _own_name(self.group.rank)
-            (aside / f"{name}.json").write_text(json.dumps(_write_tensors(aside, name, own)), encoding="utf-8")
+            name = _process_file_stem(self.group.rank)
+            (temporary / f"{name}.json").write_text(
+                json.dumps(_write_tensors(temporary, name, process_state)), encoding="utf-8"
+            )
             self.group.barrier()
-        if not self.writes:
+        if not self.is_writer:
             return
         try:
-            outlines = {name: _write_tensors(aside, name, values) for name, values in states.items()}
-            document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": outlines}
-            (aside / _STATE).write_text(json.dumps(document), encoding="utf-8")
-            digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
-            (aside / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+            encoded_states = {name: _write_tensors(temporary, name, values) for name, values in states.items()}
+            document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": encoded_states}
+            (temporary / _STATE).write_text(json.dumps(document), encoding="utf-8")
+            digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+            (temporary / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
         except OSError:
-            shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would fill what is left of a full disk
+            shutil.rmtree(temporary, ignore_errors=True)  # a partial checkpoint would fill the rest of a full disk
             raise
-        final = self._at(progress.step)
-        # What stands at this step or a later one was torn, or the run would have gone on from there.
-        for beyond in self._steps():
-            if beyond >= final:
-                shutil.rmtree(beyond)
-        publish(aside, final)
-        kept = {self._at(step) for step in also}
-        for old in self._steps()[: -self.keep]:
-            if old not in kept:
+        final = self._step_path(progress.step)
+        # Checkpoints of this step or later ones are damaged, else the run would have resumed from them.
+        for existing in self._all_paths():
+            if existing >= final:
+                shutil.rmtree(existing)
+        publish(temporary, final)
+        retained = {self._step_path(step) for step in keep_steps}
+        for old in self._all_paths()[: -self.keep]:
+            if old not in retained:
                 shutil.rmtree(old)
 
     def load(self, path: Path, state: Mapping[str, Stateful]) -> Progress:
-        """Restores every part of ``state`` in place and returns the progress.
+        """Restores every component of ``state`` in place and returns the progress.
 
-        Refuses a checkpoint of another recipe, and one with other parts.
+        Raises ``InvalidInputError`` if the checkpoint has a different recipe or different components.
         """
         document = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if document["recipe_digest"] != self.recipe_digest:
             raise InvalidInputError(
-                f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
+                f"{path} was written with a different recipe; use the settings in recipe.yaml, or name a new run"
             )
-        if (held := document["state"].keys()) != state.keys():
+        if (saved := document["state"].keys()) != state.keys():
             raise InvalidInputError(
-                f"{path} holds {', '.join(sorted(held))}, and the run has {', '.join(sorted(state))}; name a new run"
+                f"{path} contains {', '.join(sorted(saved))}, and the run has {', '.join(sorted(state))}; name a new "
+                "run"
             )
         for name, part in state.items():
             file = path / f"{name}.safetensors"
-            read = _filled(document["state"][name], load_file(file) if file.exists() else {})
+            values = _decode(document["state"][name], load_file(file) if file.exists() else {})
             if isinstance(part, Optimizer):
-                part.load_state_dict(shard_optimizer_state(read, part))
+                part.load_state_dict(shard_optimizer_state(values, part))
                 _match_memory_layout(part)
             else:
-                part.load_state_dict(shard_like(read, part.state_dict()))
+                part.load_state_dict(shard_like(values, part.state_dict()))
         return Progress(**document["progress"])
 
-    def load_own(self, path: Path) -> Any:
-        """What this process alone kept in the checkpoint, None where it holds nothing for its rank."""
-        name = _own_name(0 if self.group is None else self.group.rank)
+    def load_process_state(self, path: Path) -> Any:
+        """The state that only this process saved in the checkpoint; None if there is none for its rank."""
+        name = _process_file_stem(0 if self.group is None else self.group.rank)
         if not (path / f"{name}.json").exists():
             return None
-        outline = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+        encoded = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
         file = path / f"{name}.safetensors"
-        return _filled(outline, load_file(file) if file.exists() else {})
+        return _decode(encoded, load_file(file) if file.exists() else {})
 
-    def newest(self) -> tuple[Path | None, list[Path]]:
-        """The newest whole checkpoint, and the torn or altered ones that are newer, which are passed over."""
-        torn: list[Path] = []
-        for path in reversed(self._steps()):
-            if _complete(path):
-                return path, torn
-            torn.append(path)
-        return None, torn
+    def latest_and_damaged(self) -> tuple[Path | None, list[Path]]:
+        """The newest intact checkpoint, and the newer ones that are incomplete or altered."""
+        damaged: list[Path] = []
+        for path in reversed(self._all_paths()):
+            if _is_intact(path):
+                return path, damaged
+            damaged.append(path)
+        return None, damaged
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; a torn or altered one is passed over for the one before."""
-        return self.newest()[0]
+        """The newest intact checkpoint; incomplete or altered ones are skipped. None if there is none."""
+        return self.latest_and_damaged()[0]
 
     def best(self) -> Path | None:
-        """The checkpoint with the best monitored score by what the newest one says, where there is a whole one."""
+        """The checkpoint that the newest one records as the best; None if it is missing or damaged."""
         latest = self.latest()
-        path = None if latest is None else self._at(read_progress(latest).best_step)
-        return path if path is not None and _complete(path) else None
+        path = None if latest is None else self._step_path(read_progress(latest).best_step)
+        return path if path is not None and _is_intact(path) else None
 
-    def _at(self, step: int) -> Path:
+    def _step_path(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
 
-    def _steps(self) -> list[Path]:
+    def _all_paths(self) -> list[Path]:
         return sorted(self.path.glob("step-*"))
 
 
 def read_progress(path: Path) -> Progress:
-    """What the run knew about itself when it wrote the checkpoint."""
+    """The progress of the run when it wrote the checkpoint at ``path``."""
     return Progress(**json.loads((path / _STATE).read_text(encoding="utf-8"))["progress"])
 
 
-def read_while_training(read: Callable[[], Read]) -> Read:
-    """``read()`` of a run's checkpoints, again where a training that goes on has removed one meanwhile."""
-    for _ in range(_LOOKS):
+def read_while_training(read: Callable[[], Contents]) -> Contents:
+    """Calls ``read()`` on a run's checkpoints, and retries if the running training has deleted one in the meantime."""
+    for _ in range(_READ_ATTEMPTS):
         try:
             return read()
         except FileNotFoundError:
@@ -194,7 +202,7 @@ def read_while_training(read: Callable[[], Read]) -> Read:
 
 
 def best_weights(path: Path) -> dict[str, Tensor] | None:
-    """The weights of the best checkpoint of the run at ``path``, or of its newest one; None where none is whole."""
+    """The weights of the best checkpoint of the run at ``path``, else of its newest one; None if none is intact."""
     checkpoints = Checkpoints(path / "checkpoints", recipe_digest="")
 
     def read() -> dict[str, Tensor] | None:
@@ -204,40 +212,42 @@ def best_weights(path: Path) -> dict[str, Tensor] | None:
     return read_while_training(read)
 
 
-def _own_name(rank: int) -> str:
+def _process_file_stem(rank: int) -> str:
     return f"process-{rank:05d}"
 
 
 def _write_tensors(folder: Path, name: str, values: Any) -> Any:
-    """Writes the tensors in ``values`` into ``name.safetensors``, where there are any, and returns the outline."""
+    """Writes the tensors in ``values`` to ``name.safetensors``, if there are any, and returns the encoded values."""
     tensors: dict[str, Tensor] = {}
-    outline = _outline(values, tensors, "")
+    encoded = _encode(values, tensors, "")
     if tensors:
         file = folder / f"{name}.safetensors"
         try:
-            save_file({key: _detached(value) for key, value in tensors.items()}, file)
+            save_file({key: _contiguous_copy(value) for key, value in tensors.items()}, file)
         except SafetensorError as error:
-            # Its own kind of error, whose number stands in its text alone.
-            number = next((one for one in (errno.ENOSPC, errno.EDQUOT) if f"os error {one})" in str(error)), errno.EIO)
+            # safetensors raises its own error, which contains the error number only in its text.
+            number = next(
+                (code for code in (errno.ENOSPC, errno.EDQUOT) if f"os error {code})" in str(error)), errno.EIO
+            )
             raise OSError(number, str(error), str(file)) from error
-    return outline
+    return encoded
 
 
 def _match_memory_layout(optimizer: Optimizer) -> None:
-    """Gives the tensors of the state their parameter's strides, which files do not hold.
+    """Gives the tensors of the optimizer state the strides of their parameters, which files do not store.
 
-    Fused kernels go through memory as it lies: with a contiguous momentum a parameter in channels_last is updated by
-    the momentum of others.
+    Fused kernels ignore strides and read memory in order: if a parameter is channels_last and its momentum is
+    contiguous, each element is updated with the momentum of another.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            same = isinstance(value, Tensor) and value.shape == parameter.shape and not is_spread(value)
-            if same and value.stride() != parameter.stride():
+            comparable = isinstance(value, Tensor) and value.shape == parameter.shape and not is_spread(value)
+            if comparable and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def model_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by name: the averaged ones, where the run keeps an average (``ema_decay``)."""
+    """The weights in a checkpoint, by name: the averaged weights if the run has them (``ema_decay``)."""
     weights = dict(load_file(path / "model.safetensors"))
     if (average := path / "ema.safetensors").is_file():
         prefix = "average."
@@ -246,7 +256,7 @@ def model_state(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _complete(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
         return bool(digests) and all(_digest(path / name) == digest for name, digest in digests.items())
@@ -259,15 +269,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _detached(tensor: Tensor) -> Tensor:
+def _contiguous_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _outline(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """``value`` in JSON types; its tensors go into ``tensors`` and leave their names.
+def _encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """``value`` in JSON types. Adds its tensors to ``tensors`` and puts their names in their place.
 
-    A plain dictionary stays one where its keys are strings. What JSON lacks is written as a dictionary of one key:
-    ``$tensor``, ``$tuple``, and ``$items`` for a dictionary with other keys.
+    A dictionary with string keys stays a dictionary. Types that JSON lacks become a dictionary with one key:
+    ``$tensor``, ``$tuple``, ``$dtype``, and ``$items`` for a dictionary with other keys.
     """
     if isinstance(value, Tensor):
         while name in tensors:
@@ -275,13 +285,13 @@ def _outline(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         tensors[name] = value
         return {"$tensor": name}
     if isinstance(value, Mapping):
-        items = {key: _outline(part, tensors, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
+        items = {key: _encode(part, tensors, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
         if all(isinstance(key, str) and not key.startswith("$") for key in items):
             return items
         return {"$items": [[key, part] for key, part in items.items()]}
     if isinstance(value, (list, tuple)):
         parts = [
-            _outline(part, tensors, f"{name}.{number}" if name else str(number)) for number, part in enumerate(value)
+            _encode(part, tensors, f"{name}.{number}" if name else str(number)) for number, part in enumerate(value)
         ]
         return {"$tuple": parts} if isinstance(value, tuple) else parts
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -289,22 +299,22 @@ def _outline(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, torch.dtype):
         return {"$dtype": str(value).removeprefix("torch.")}
     raise TypeError(
-        f"{name} is a {type(value).__name__}: a state holds tensors and JSON's types, for nothing is pickled"
+        f"{name} is a {type(value).__name__}: a state may contain only tensors and JSON types, nothing is pickled"
     )
 
 
-def _filled(outline: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value whose outline it is."""
-    if isinstance(outline, list):
-        return [_filled(part, tensors) for part in outline]
-    if not isinstance(outline, dict):
-        return outline
-    if "$tensor" in outline:
-        return tensors[outline["$tensor"]]
-    if "$tuple" in outline:
-        return tuple(_filled(part, tensors) for part in outline["$tuple"])
-    if "$items" in outline:
-        return {key: _filled(part, tensors) for key, part in outline["$items"]}
-    if "$dtype" in outline:
-        return getattr(torch, outline["$dtype"])
-    return {key: _filled(part, tensors) for key, part in outline.items()}
+def _decode(encoded: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of ``_encode``."""
+    if isinstance(encoded, list):
+        return [_decode(part, tensors) for part in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    if "$tensor" in encoded:
+        return tensors[encoded["$tensor"]]
+    if "$tuple" in encoded:
+        return tuple(_decode(part, tensors) for part in encoded["$tuple"])
+    if "$items" in encoded:
+        return {key: _decode(part, tensors) for key, part in encoded["$items"]}
+    if "$dtype" in encoded:
+        return getattr(torch, encoded["$dtype"])
+    return {key: _decode(part, tensors) for key, part in encoded.items()}

@@ -1,4 +1,4 @@
-"""What is looked at before the first step, so that a fault is told at once and not after hours."""
+"""Checks before the first step, so that an error is reported at once and not after hours of training."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from shared.recipe_file import component_classes, differences, to_mapping
 
 
 def refuse_impure_batches(dataset: Dataset, indices: Indices, key: Key) -> None:
-    """Refuses a data set that makes two batches of one key, or draws from a global generator.
+    """Raises ``InvalidInputError`` if a data set uses a global random generator or its batches are not reproducible.
 
-    Such a run is another one after every resume, and on every number of processes, without a word.
+    A run with such a data set would silently change after every resume and with the number of processes.
     """
-    kind = type(dataset).__name__
+    class_name = type(dataset).__name__
     before = _global_generators()
-    one, other = dataset.batch(indices, key), dataset.batch(indices, key)
-    if drawn := [name for name, state in _global_generators().items() if not _equal(state, before[name])]:
+    first, second = dataset.batch(indices, key), dataset.batch(indices, key)
+    if used := [name for name, state in _global_generators().items() if not _equal(state, before[name])]:
         raise InvalidInputError(
-            f"the data set {kind} draws from the global generator of {' and '.join(drawn)}, so that no run with it "
-            "could be repeated or resumed; draw from key.generator(index)"
+            f"the data set {class_name} draws from the global generator of {' and '.join(used)}, so a run with it "
+            "cannot be repeated or resumed; draw from key.generator(index)"
         )
-    if not _equal(one, other):
+    if not _equal(first, second):
         raise InvalidInputError(
-            f"the data set {kind} makes two different batches of the same indices and key, so that no run with it "
-            "could be repeated or resumed; draw from key.generator(index) alone"
+            f"the data set {class_name} returns two different batches for the same indices and key, so a run with it "
+            "cannot be repeated or resumed; draw random numbers only from key.generator(index)"
         )
 
 
@@ -49,33 +49,35 @@ def _global_generators() -> dict[str, Any]:
     return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "random": random.getstate()}
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two nested batches hold the same; objects of unknown kinds count as equal."""
-    if type(one) is not type(other):
+def _equal(left: Any, right: Any) -> bool:
+    """Whether two nested batches are equal; objects of unknown types count as equal."""
+    if type(left) is not type(right):
         return False
-    if isinstance(one, Tensor):
-        return one.shape == other.shape and one.dtype == other.dtype and _same_bits(one, other)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if is_dataclass(one):
-        return all(_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
-    if isinstance(one, (str, bytes, int, float, bool)):
-        return one == other or (one != one and other != other)
+    if isinstance(left, Tensor):
+        return left.shape == right.shape and left.dtype == right.dtype and _same_bits(left, right)
+    if isinstance(left, np.ndarray):
+        return left.dtype == right.dtype and np.array_equal(left, right, equal_nan=left.dtype.kind in "fc")
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if is_dataclass(left):
+        return all(_equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(left))
+    if isinstance(left, (str, bytes, int, float, bool)):
+        return left == right or (left != left and right != right)
     return True
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.layout is torch.strided and not one.is_quantized:
-        return torch.equal(one.nan_to_num(), other.nan_to_num()) if one.is_floating_point() else torch.equal(one, other)
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    if left.layout is torch.strided and not left.is_quantized:
+        return (
+            torch.equal(left.nan_to_num(), right.nan_to_num()) if left.is_floating_point() else torch.equal(left, right)
+        )
     return True
 
 
 def refuse_different_processes(recipe: Recipe, model: nn.Module, checkpoint: str, group: Group) -> None:
-    """Refuses to start where the processes were not given the same: recipe, model, checkpoint or installed sources."""
+    """Raises ``InvalidInputError`` unless all processes have the same recipe, model, checkpoint and sources."""
     if group.world == 1:
         return
     shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()}
@@ -85,25 +87,25 @@ def refuse_different_processes(recipe: Recipe, model: nn.Module, checkpoint: str
         "shapes": {name: f"{shape} {dtype}" for name, (shape, dtype) in shapes.items()},
         "facts": {
             "the number of processes": group.world,
-            "the checkpoint to go on from": checkpoint or "none",
+            "the checkpoint to resume from": checkpoint or "none",
             "torch's version": torch.__version__,
             "the hash of the installed sources": sources_digest(recipe),
         },
     }
-    told = group.gather(facts)
-    keys = [json.dumps(there, sort_keys=True) for there in told]
-    usual = keys.index(Counter(keys).most_common(1)[0][0])
-    for rank, there in enumerate(told):
-        found = [phrase for name in facts for phrase in differences(there[name], told[usual][name])]
+    facts_by_rank = group.gather(facts)
+    keys = [json.dumps(rank_facts, sort_keys=True) for rank_facts in facts_by_rank]
+    majority = keys.index(Counter(keys).most_common(1)[0][0])
+    for rank, rank_facts in enumerate(facts_by_rank):
+        found = [change for name in facts for change in differences(rank_facts[name], facts_by_rank[majority][name])]
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise InvalidInputError(
-                f"process {rank} was started with something else than process {usual}: {'; '.join(found[:3])}{more}"
+                f"process {rank} was started differently from process {majority}: {'; '.join(found[:3])}{more}"
             )
 
 
 def sources_digest(recipe: Recipe) -> str:
-    """SHA-256 of the Python sources of the runtime and of the packages that the recipe's components come from."""
+    """The first 16 hex digits of the SHA-256 of all Python sources of the runtime and of the components' packages."""
     packages = {shared.__name__, *(name.split(".")[0] for name in component_classes(recipe).values())}
     digest = hashlib.sha256()
     for package in sorted(packages):

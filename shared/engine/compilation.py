@@ -1,4 +1,4 @@
-"""torch.compile for a run: opt-in, and refused before the first step where it cannot work."""
+"""torch.compile for a run: opt-in, and refused before the first step if there is no compiler."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from shared.recipe import ModelConfig
 
 @runtime_checkable
 class CompiledParts(Protocol):
-    """A model's config that says which parts of its model are worth compiling, in place of the model as a whole.
+    """A model config that selects the parts of its model to compile, instead of the whole model.
 
-    Those are the dense networks: matching, decoding and losses over lists of objects are no graphs.
+    These are the dense networks: matching, decoding and losses over lists of objects do not compile into graphs.
     """
 
     def compiled_parts(self, model: nn.Module) -> Sequence[nn.Module]: ...
 
 
 def compile_in_place(config: ModelConfig, model: nn.Module) -> None:
-    """Has the forward pass of ``model``, or of the parts that ``config`` names, compiled at its first call.
+    """Makes the forward pass of ``model``, or of the parts that ``config`` selects, compile at its first call.
 
-    The names in the state dict stay as they are. Raises ``InvalidInputError`` where there is no C++ compiler.
+    The names in the state dict do not change. Raises ``InvalidInputError`` if there is no C++ compiler.
     """
     _refuse_without_compiler()
     parts = config.compiled_parts(model) if isinstance(config, CompiledParts) else (model,)
@@ -40,6 +40,6 @@ def _refuse_without_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise InvalidInputError(
-            "--compile needs a C++ compiler, and this machine has none: install g++ or name one in CXX, or leave "
-            "--compile out"
+            "--compile needs a C++ compiler, and this machine has none: install g++, set CXX to a compiler, or omit "
+            "--compile"
         ) from error

@@ -1,4 +1,4 @@
-"""Which evaluation of a run is the best, and whether it is time to stop: pure functions of the run's history."""
+"""The best evaluation of a run, and when to stop: pure functions of the run's history."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shared.errors import InvalidInputError
 from shared.recipe import Limits
 
 Entry = dict[str, float]
-"""One evaluation: ``step``, and the scores by name."""
+"""The result of one evaluation: ``step``, and the scores by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStoppingState:
-    """``best_step`` is that of the best evaluation, 0 where there is none.
+    """``best_step`` is the step of the best evaluation, 0 if there is none.
 
-    ``stale`` counts the evaluations since the last that was better than those before by more than ``min_delta``.
+    ``stale`` counts the evaluations since the score last improved by more than ``min_delta``.
     """
 
     best_step: int
@@ -25,13 +25,13 @@ class EarlyStoppingState:
 
 
 def early_stopping_state(history: Sequence[Entry], limits: Limits) -> EarlyStoppingState:
-    """Where a run stands. Scores that are not finite are never the best."""
+    """The best step and the number of evaluations without improvement. A score that is not finite is never the best."""
     sign = 1 if limits.mode == "min" else -1
     best_step, best, reference, stale = 0, math.inf, math.inf, 0
     for entry in history:
         if limits.monitor not in entry:
             raise InvalidInputError(
-                f"limits.monitor is {limits.monitor!r}, and the task scores {', '.join(sorted(entry))}"
+                f"limits.monitor is {limits.monitor!r}, but the task's scores are {', '.join(sorted(entry))}"
             )
         value = sign * entry[limits.monitor]
         if value < best:
@@ -44,29 +44,29 @@ def early_stopping_state(history: Sequence[Entry], limits: Limits) -> EarlyStopp
 
 
 def scheduled_entries(history: Sequence[Entry], every: int) -> list[Entry]:
-    """The evaluations that a run would have made without having been stopped: ``every`` so many steps it makes one.
+    """The evaluations at multiples of ``every`` steps, which an uninterrupted run makes as well.
 
-    Where it was stopped between two of them, the last is one more.
+    If the run was stopped between two of them, its last evaluation is an extra one and is left out.
     """
-    stopped_between = bool(history) and history[-1]["step"] % every != 0
-    return list(history[:-1] if stopped_between else history)
+    has_extra = bool(history) and history[-1]["step"] % every != 0
+    return list(history[:-1] if has_extra else history)
 
 
-def stop_reason(history: Sequence[Entry], limits: Limits, *, late: bool) -> str | None:
-    """Why a run that has been evaluated goes no further, or None where it goes on. ``late``: its minutes are over."""
-    if late and history:
+def stop_reason(history: Sequence[Entry], limits: Limits, *, out_of_time: bool) -> str | None:
+    """Why the run stops after an evaluation, or None if it continues. ``out_of_time``: ``limits.minutes`` are over."""
+    if out_of_time and history:
         return "minutes"
     return "early" if early_stopping_state(history, limits).stale >= limits.patience else None
 
 
 def explain_stop(reason: str, limits: Limits) -> str:
-    """In words why a run ended (``Result.reason``), and with which setting the same command goes on."""
+    """A message that says why a run ended (``Result.reason``) and which setting lets the same command continue."""
     if reason == "early":
-        times = "1 evaluation" if limits.patience == 1 else f"{limits.patience} evaluations"
+        evaluations = "1 evaluation" if limits.patience == 1 else f"{limits.patience} evaluations"
         return (
-            f"{limits.monitor} has not improved by {limits.min_delta:g} in {times}; a larger --limits.patience or a "
-            "smaller --limits.min-delta goes on"
+            f"{limits.monitor} has not improved by {limits.min_delta:g} in {evaluations}; to continue, raise "
+            "--limits.patience or lower --limits.min-delta"
         )
     if reason == "minutes":
-        return f"its {limits.minutes:g} minutes are over; more --limits.minutes goes on"
-    return f"its --limits.{reason} {getattr(limits, reason)} are done; more goes on from here"
+        return f"the time limit of {limits.minutes:g} minutes is over; to continue, raise --limits.minutes"
+    return f"--limits.{reason} {getattr(limits, reason)} is reached; to continue, raise it"

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, on which a run is validated and which it exports."""
+"""An exponential moving average of a model's weights, used for validation and export."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from shared.comms.sharded_state import local_tensor
 
 
 class ExponentialMovingAverage:
-    """The average of the parameters of ``model`` and of the statistics of its batch normalisation, by their names.
+    """The moving average of the parameters of ``model`` and of its batch normalisation statistics, by name.
 
-    After each step of the optimizer ``average = decay * average + (1 - decay) * weights``. ``decay`` warms up as
-    TensorFlow's ``ExponentialMovingAverage`` has it, ``min(decay, (1 + n) / (10 + n))`` at update number n from 0, so
-    that a short run is not an average with its random start. Other buffers are the model's own.
+    After each optimizer step ``average = decay * average + (1 - decay) * weights``. ``decay`` warms up as in
+    TensorFlow's ``ExponentialMovingAverage``, ``min(decay, (1 + n) / (10 + n))`` at update number n from 0, so that the
+    random initial weights do not dominate the average of a short run. Other buffers are not averaged.
 
-    The average is kept where the parameters are and as they are spread; it is made after the strategy has wrapped the
-    model.
+    The average has the device and the sharding of the parameters. Create it after the strategy has wrapped the model.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,7 +29,7 @@ class ExponentialMovingAverage:
         self._names: dict[str, int] = {}
         self._live: list[Tensor] = []
         numbers: dict[int, int] = {}
-        for name, tensor in _averaged(model):
+        for name, tensor in _tensors_to_average(model):
             if (number := numbers.setdefault(id(tensor), len(self._live))) == len(self._live):
                 self._live.append(tensor)
             self._names[name] = number
@@ -38,7 +37,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the weights as they are now into the average."""
+        """Updates the average with the current weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         average, live = ([local_tensor(tensor) for tensor in each] for each in (self._average, self._live))
         torch._foreach_lerp_(average, live, 1 - decay)
@@ -46,8 +45,8 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self, group: Group) -> Iterator[None]:
-        """Within it the model has the averaged weights, on every process alike, and afterwards its own again."""
-        # The statistics of batch normalisation are each process's own; the leader's are those that a checkpoint keeps.
+        """Within the context the model has the averaged weights, the same on every process; then its own again."""
+        # Batch normalisation statistics differ between processes; a checkpoint saves the leader's.
         pairs = zip(self._live, self._average, strict=True)
         group.copy_from_leader(average for live, average in pairs if not isinstance(live, nn.Parameter))
         self._swap()
@@ -64,7 +63,7 @@ class ExponentialMovingAverage:
             average.copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """``updates``, and ``average``, the tensors by the names that the model's state dict has for them."""
+        """``updates``, and ``average`` with the averaged tensors by their names in the model's state dict."""
         return {"updates": self.updates, "average": {name: self._average[at] for name, at in self._names.items()}}
 
     @torch.no_grad()
@@ -75,8 +74,8 @@ class ExponentialMovingAverage:
             self._average[at].copy_(state_dict["average"][name])
 
 
-def _averaged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of floating point by name; one that the model has twice comes under both names."""
+def _tensors_to_average(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors to average, by name; a tensor that the model uses twice appears under both names."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.is_floating_point():
             yield name, parameter

@@ -1,4 +1,4 @@
-"""Scores a model on a data set, and says beforehand what the scores will be called."""
+"""Scores a model on a data set, and checks in advance that the monitored score exists."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def evaluate(
     group: Group,
     dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Scores ``model`` on the whole of ``dataset``, shared by the processes; the same result on each of them.
+    """Scores ``model`` on all samples of ``dataset`` in batches of ``batch``, and returns the scores by name.
 
-    ``model`` is left in evaluation mode.
+    The processes share the samples and all return the same scores. Leaves ``model`` in evaluation mode.
     """
     model.eval()
     scores = task.scores()
-    mine = np.arange(len(dataset), dtype=np.int64)[group.rank :: group.world]
-    for start in range(0, len(mine), batch):
-        samples = to_device(dataset.batch(mine[start : start + batch], None), group.device)
+    own_indices = np.arange(len(dataset), dtype=np.int64)[group.rank :: group.world]
+    for start in range(0, len(own_indices), batch):
+        samples = to_device(dataset.batch(own_indices[start : start + batch], None), group.device)
         with autocast(dtype, group.device):
             task.evaluate(model, samples, scores)
-    merged, *others = group.gather(scores)
-    for other in others:
-        merged.merge(other)
+    merged, *remaining = group.gather(scores)
+    for process_scores in remaining:
+        merged.merge(process_scores)
     return merged.summary()
 
 
@@ -52,29 +52,29 @@ def refuse_unknown_monitor(
     group: Group,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuses a ``monitor`` that is not among the scores, before anything is trained.
+    """Raises ``InvalidInputError`` before training if the scores do not include ``monitor``.
 
-    The names are looked for where they cost least: in scores that have seen nothing, then in those of one batch, and
-    only then in those of the whole data set, for a score may be there only where its class occurs. Where scores have
-    no value yet at the first two, nothing is said; the first evaluation of the run will tell.
+    Tries the cheapest source of score names first: empty scores, then one batch, and only then the whole data set,
+    because some scores exist only if their class occurs. If the first two yield no names at all, the check is left to
+    the first evaluation of the run.
     """
-    first = _First(dataset, min(batch, len(dataset)))
-    looks: tuple[Callable[[], Mapping[str, float]], ...] = (
+    first_samples = _FirstSamples(dataset, min(batch, len(dataset)))
+    score_sources: tuple[Callable[[], Mapping[str, float]], ...] = (
         lambda: task.scores().summary(),
-        lambda: evaluate(model, task, first, batch, Group(0, 1, group.device), dtype),
+        lambda: evaluate(model, task, first_samples, batch, Group(0, 1, group.device), dtype),
     )
     names: set[str] = set()
-    for look in looks:
+    for compute_scores in score_sources:
         with warnings.catch_warnings(), suppress(ArithmeticError, LookupError, ValueError):
             warnings.simplefilter("ignore")
-            names |= look().keys()
+            names |= compute_scores().keys()
         if monitor in names:
             return
     if names and monitor not in (names := names | evaluate(model, task, dataset, batch, group, dtype).keys()):
-        raise InvalidInputError(f"limits.monitor is {monitor!r}, and the task scores {', '.join(sorted(names))}")
+        raise InvalidInputError(f"limits.monitor is {monitor!r}, but the task's scores are {', '.join(sorted(names))}")
 
 
-class _First:
+class _FirstSamples:
     """The first samples of a data set."""
 
     def __init__(self, dataset: Dataset, length: int) -> None:

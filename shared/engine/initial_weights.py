@@ -1,4 +1,4 @@
-"""Starting from weights that are there: an artifact's, a run's, or those in a file. By name, and weights only."""
+"""Initialises a model by name from the weights of an artifact, a run or a file. Loads weights only."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from shared.recipe import ClassAxes, Classed, InputSpec, ModelConfig
 from shared.recipe_file import read_recipe_file
 
 _WEIGHTS = "weights.safetensors"
-_NESTED = ("state_dict", "model_state_dict", "model", "network_weights")
-"""Under which keys mmengine, Lightning, MONAI, torchvision and nnU-Net keep the weights in a checkpoint."""
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What wrapping for several processes and compiling put before every name."""
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "network_weights")
+"""The keys under which mmengine, Lightning, MONAI, torchvision and nnU-Net store the weights in a checkpoint."""
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""The prefixes that DistributedDataParallel and torch.compile add to every name."""
 
 
 class SharedClasses(NamedTuple):
-    """The axes by class of the weights that are there and of the model that begins with them."""
+    """The class axes of the tensors in the weights that are loaded, and in the model that loads them."""
 
-    found: ClassAxes
-    own: ClassAxes
+    weights: ClassAxes
+    model: ClassAxes
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """Which of a model's weights were found, by name; those of ``missing`` and ``other_shape`` keep their values.
+    """The result of loading weights by name. Tensors in ``missing`` and ``other_shape`` keep the model's values.
 
-    Those ``by_class`` have the values of the classes that both know.
+    ``extra`` are in the weights but not in the model. Tensors in ``by_class`` received the values of the classes that
+    the weights and the model have in common.
     """
 
     loaded: tuple[str, ...]
@@ -47,16 +48,16 @@ class LoadedWeights:
     by_class: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """What was loaded, and what was not, for the log."""
+        """What was loaded and what was not, for the log."""
         total = len(self.loaded) + len(self.by_class) + len(self.missing) + len(self.other_shape)
         parts = [f"{len(self.loaded)} of {total} tensors start from these weights"]
-        listed = {
-            "of the classes that both know": self.by_class,
+        names_by_title = {
+            "loaded for the classes in common": self.by_class,
             "missing": self.missing,
             "extra": self.extra,
-            "of another shape": self.other_shape,
+            "of a different shape": self.other_shape,
         }
-        for title, names in listed.items():
+        for title, names in names_by_title.items():
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 parts.append(f"{title}: {', '.join(names[:5])}{more}")
@@ -64,22 +65,22 @@ class LoadedWeights:
 
 
 def load_initial_weights(model: nn.Module, path: Path, classes: SharedClasses | None = None) -> LoadedWeights:
-    """Gives ``model`` the weights at ``path``, by name, and says which were not found.
+    """Loads the weights at ``path`` into ``model`` by name and returns what was loaded and what was not.
 
-    A new head is allowed: what is missing or of another shape keeps the values that it has. With ``classes`` the
-    tensors that they name are given the values of the classes that both know. Refuses a file in which no name and
-    shape fits.
+    The model may have a new head: tensors that are missing or of a different shape keep their values. With ``classes``,
+    the tensors that it names receive the values of the classes in common. Raises ``InvalidInputError`` if no tensor
+    matches in name and shape.
     """
-    found = {_bare(name): value for name, value in read_weights(path).items()}
+    found = {_without_wrapper_prefix(name): value for name, value in read_weights(path).items()}
     own = model.state_dict()
-    by_class = {} if classes is None else _by_class(found, own, classes)
-    # A tensor by class has the places of others where its shape is the same.
-    placed = found if classes is None else {name: value for name, value in found.items() if name not in classes.own}
-    fits = {name: value for name, value in placed.items() if name in own and own[name].shape == value.shape}
+    by_class = {} if classes is None else _match_classes(found, own, classes)
+    # Tensors with a class axis are matched by class only: with the same shape, a row may belong to a different class.
+    by_name = found if classes is None else {name: value for name, value in found.items() if name not in classes.model}
+    fits = {name: value for name, value in by_name.items() if name in own and own[name].shape == value.shape}
     if not fits:
         raise InvalidInputError(
-            f"{path}: none of its {len(found)} tensors fits this model; it has names such as "
-            f"{', '.join(list(found)[:3])}, and the model such as {', '.join(list(own)[:3])}"
+            f"{path}: none of its {len(found)} tensors fits this model; the file has names such as "
+            f"{', '.join(list(found)[:3])}, and the model has names such as {', '.join(list(own)[:3])}"
         )
     model.load_state_dict(fits | by_class, strict=False)
     return LoadedWeights(
@@ -91,72 +92,82 @@ def load_initial_weights(model: nn.Module, path: Path, classes: SharedClasses | 
     )
 
 
-def _by_class(found: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: SharedClasses) -> dict[str, Tensor]:
-    """The model's tensors that keep classes, with the values of those that both know; others keep their own."""
-    carried = {}
-    for name, axis in classes.own.items():
-        if name not in found or name not in own or name not in classes.found:
+def _match_classes(found: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: SharedClasses) -> dict[str, Tensor]:
+    """The model's tensors with a class axis, filled with the loaded values for the classes in common."""
+    filled = {}
+    for name, axis in classes.model.items():
+        if name not in found or name not in own or name not in classes.weights:
             continue
-        value, theirs, mine = own[name].clone(), found[name], classes.found[name]
+        value, source, source_axis = own[name].clone(), found[name], classes.weights[name]
         expected = list(value.shape)
-        expected[axis.number] = len(mine.places)
-        if list(theirs.shape) != expected or value.shape[axis.number] != len(axis.places):
+        expected[axis.number] = len(source_axis.places)
+        if list(source.shape) != expected or value.shape[axis.number] != len(axis.places):
             continue
-        at = {place: number for number, place in enumerate(mine.places)}
-        pairs = [(to, at[place]) for to, place in enumerate(axis.places) if place in at]
+        source_index = {place: number for number, place in enumerate(source_axis.places)}
+        pairs = [(index, source_index[place]) for index, place in enumerate(axis.places) if place in source_index]
         if pairs:
-            to, source = (torch.tensor(numbers) for numbers in zip(*pairs, strict=True))
-            value.index_copy_(axis.number, to, theirs.index_select(axis.number, source).to(value.dtype))
-            carried[name] = value
-    return carried
+            target_rows, source_rows = (torch.tensor(numbers) for numbers in zip(*pairs, strict=True))
+            value.index_copy_(axis.number, target_rows, source.index_select(axis.number, source_rows).to(value.dtype))
+            filled[name] = value
+    return filled
 
 
 def shared_classes(path: Path, model: ModelConfig, input: InputSpec) -> SharedClasses | None:
-    """Where the weights at ``path`` and the network of ``model`` keep their classes, if these differ and both say
-    which they are; None where they are the same, or not known."""
-    own, found = _class_names(getattr(input, "classes", ())), _classes_of(path)
+    """The class axes of the weights at ``path`` and of the network of ``model``, if their classes differ.
+
+    None if the classes are the same or are not known on both sides.
+    """
+    own, found = _class_names(getattr(input, "classes", ())), _read_class_names(path)
     if not isinstance(model, Classed) or not own or not found or own == found:
         return None
     return SharedClasses(model.class_axes(found), model.class_axes(own))
 
 
 def new_classes(path: Path, input: InputSpec, *, by_name: bool = False) -> str | None:
-    """A sentence on the classes of ``input`` that the artifact or run at ``path`` has not learnt in their places; None
-    where it has learnt all, or does not say which. ``by_name`` where those that both know were carried over.
+    """A message about the classes of ``input`` that the artifact or run at ``path`` was not trained on at their index.
 
-    A head that is not carried over by name has its classes by their places, and is another where their number is;
-    then a class that both know, and that stands in another place, is refused.
+    None if it was trained on the same classes or does not state its classes. ``by_name``: the values of the classes in
+    common were loaded by class name. Otherwise classes are matched by index: the head is new if the number of classes
+    differs, and ``InvalidInputError`` is raised if a class in common has a different index.
     """
-    names, own = _class_names(getattr(input, "classes", ())), _classes_of(path)
-    if not own or not names or own == names:
+    run_names, trained_names = _class_names(getattr(input, "classes", ())), _read_class_names(path)
+    if not trained_names or not run_names or trained_names == run_names:
         return None
     if by_name:
-        told = {
-            "goes on with": [name for name in names if name in own],
-            "learns anew": [name for name in names if name not in own],
-            "leaves out": [name for name in own if name not in names],
+        changes = {
+            "keeps": [name for name in run_names if name in trained_names],
+            "learns from scratch": [name for name in run_names if name not in trained_names],
+            "drops": [name for name in trained_names if name not in run_names],
         }
-        listed = "; ".join(f"{what} {', '.join(which)}" for what, which in told.items() if which)
-        return f"it learnt the classes {', '.join(own)}: this run {listed}"
-    if len(own) != len(names):
-        kept = f"; --data.classes {' '.join(own)} keeps it" if set(own) <= set(names) else ""
+        summary = "; ".join(f"{verb} {', '.join(members)}" for verb, members in changes.items() if members)
+        return f"it was trained on the classes {', '.join(trained_names)}: this run {summary}"
+    if len(trained_names) != len(run_names):
+        remedy = (
+            f"; --data.classes {' '.join(trained_names)} keeps them" if set(trained_names) <= set(run_names) else ""
+        )
         return (
-            f"it learnt the classes {', '.join(own)}, and this run has {', '.join(names)}: their number differs, so "
-            f"that the last layers learn all of them from the beginning{kept}"
+            f"it was trained on the classes {', '.join(trained_names)}, and this run has {', '.join(run_names)}: the "
+            f"number of classes differs, so the last layers learn all of them from scratch{remedy}"
         )
-    if any(name in own and own.index(name) != place for place, name in enumerate(names)):
-        fresh = iter([name for name in names if name not in own])
-        order = [name if name in names else next(fresh) for name in own]
+    if any(name in trained_names and trained_names.index(name) != place for place, name in enumerate(run_names)):
+        fresh = iter([name for name in run_names if name not in trained_names])
+        order = [name if name in run_names else next(fresh) for name in trained_names]
         raise InvalidInputError(
-            f"{path} learnt the classes {', '.join(own)} in this order, and this run has {', '.join(names)}: a class "
-            f"would begin with another's weights. Name them in the order {' '.join(order)}"
+            f"{path} was trained on the classes {', '.join(trained_names)} in this order, and this run has "
+            f"{', '.join(run_names)}: a class would start from the weights of another. Name them in the order "
+            f"{' '.join(order)}"
         )
-    replaced = ", ".join(f"{new} in place of {old}" for new, old in zip(names, own, strict=True) if new != old)
-    return f"classes that begin with the weights of others: {replaced}"
+    replaced = ", ".join(
+        f"{new} in place of {old}" for new, old in zip(run_names, trained_names, strict=True) if new != old
+    )
+    return f"classes that start from the weights of other classes: {replaced}"
 
 
-def _classes_of(path: Path) -> list[str]:
-    """The classes of an artifact or a run, or of the artifact whose file of weights is named; none where not known."""
+def _read_class_names(path: Path) -> list[str]:
+    """The class names of the artifact or run at ``path``, or of the artifact whose weights file it is.
+
+    Empty if they are not known.
+    """
     file = (path.parent if path.name == _WEIGHTS else path) / "recipe.yaml"
     if not file.is_file():
         return []
@@ -164,24 +175,25 @@ def _classes_of(path: Path) -> list[str]:
 
 
 def _class_names(classes: Sequence[Any]) -> list[str]:
-    """Classes are names, or have one."""
+    """The names of classes that are strings, mappings with ``name`` or objects with an attribute ``name``."""
     return [str(kind["name"] if isinstance(kind, Mapping) else getattr(kind, "name", kind)) for kind in classes or ()]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name in an artifact's directory, a run's (its best checkpoint), or a file of weights.
+    """The tensors by name in an artifact's directory, a run's directory (its best checkpoint) or a weights file.
 
-    Files are safetensors, or what ``torch.load`` reads with ``weights_only=True``.
+    A file is safetensors, or one that ``torch.load`` reads with ``weights_only=True``. Raises ``InvalidInputError`` if
+    there are no weights to read.
     """
     path = Path(path)
     if path.is_dir():
         if (path / _WEIGHTS).is_file():
             return read_weights(path / _WEIGHTS)
         if (best := best_weights(path)) is None:
-            raise InvalidInputError(f"{path} is neither an artifact ({_WEIGHTS}) nor a run with a whole checkpoint")
+            raise InvalidInputError(f"{path} is neither an artifact ({_WEIGHTS}) nor a run with an intact checkpoint")
         return best
     if not path.is_file():
-        raise InvalidInputError(f"{path} does not exist; name an artifact, a run or a file of weights")
+        raise InvalidInputError(f"{path} does not exist; name an artifact, a run or a weights file")
     try:
         content: Any = (
             load_file(path)
@@ -189,19 +201,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except SafetensorError as error:
-        raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
-    except Exception as error:  # of a file that is none of its own, torch raises errors of any kind
+        raise InvalidInputError(f"{path} is not a complete safetensors file: {error}") from error
+    except Exception as error:  # torch raises errors of any type for files in other formats
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise InvalidInputError(
-                f"{path} holds more than weights, which is not loaded; `trivium import` takes the checkpoints that it "
-                "names"
+                f"{path} contains more than weights and is not loaded; `trivium import` reads the checkpoint formats "
+                "that it lists"
             ) from error
-        raise InvalidInputError(f"{path} is no file of weights that torch reads") from error
-    return _tensors(content, path)
+        raise InvalidInputError(f"{path} is not a weights file that torch can read") from error
+    return _named_tensors(content, path)
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in _NESTED:
+def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     weights = (
@@ -210,11 +222,13 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         else {}
     )
     if not weights:
-        raise InvalidInputError(f"{path} holds no tensors by name, neither at its top nor under {', '.join(_NESTED)}")
+        raise InvalidInputError(
+            f"{path} contains no named tensors, neither at the top level nor under {', '.join(_NESTED_KEYS)}"
+        )
     return weights
 
 
-def _bare(name: str) -> str:
-    for wrapper in _WRAPPERS:
+def _without_wrapper_prefix(name: str) -> str:
+    for wrapper in _WRAPPER_PREFIXES:
         name = name.removeprefix(wrapper)
     return name

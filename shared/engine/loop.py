@@ -12,10 +12,10 @@ from shared.data.loader import Step
 from shared.engine.divergence import refuse_divergence
 from shared.engine.early_stopping import early_stopping_state, explain_stop, scheduled_entries, stop_reason
 from shared.engine.evaluate import evaluate
-from shared.engine.interruption import Interruption, StopWatch, exit_by_signal
+from shared.engine.interruption import InterruptHandler, StopCheck, exit_by_signal
 from shared.engine.losses import count_factors, total, weighted_terms
 from shared.engine.noise import noise_seed, seed_generators
-from shared.engine.out_of_memory import within_memory
+from shared.engine.out_of_memory import retry_on_out_of_memory
 from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
 from shared.precision import autocast
@@ -24,125 +24,125 @@ from shared.strategy import join_group
 
 
 def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
-    """Trains ``recipe`` in ``run``, from where the run's newest checkpoint left it, and returns how it ended.
+    """Trains ``recipe`` in ``run``, starting from the newest checkpoint of the run, and returns the result.
 
-    Under ``torchrun`` the processes share every global batch. A run that was killed and started again, on any
-    number of processes, sees the batches and the augmentations that it would have seen.
+    Under ``torchrun`` the processes share every global batch. A run that is killed and started again, on any number of
+    processes, sees the same batches and augmentations as a run without interruption.
 
-    Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
-    not finite, and torch's ``OutOfMemoryError`` where halving the micro-batch does not help, or there are several
-    processes. SIGTERM, SIGUSR1 and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)``, ``SystemExit(138)`` and
-    ``KeyboardInterrupt``.
+    Raises ``InvalidInputError`` before the first step for input that would fail later, ``DivergenceError`` if a loss or
+    a gradient is not finite, and torch's ``OutOfMemoryError`` if halving the micro-batch does not help or there are
+    several processes. On SIGTERM, SIGUSR1 and Ctrl-C it saves a checkpoint and then raises ``SystemExit(143)``,
+    ``SystemExit(138)`` and ``KeyboardInterrupt`` respectively.
     """
     with join_group(recipe.strategy, device) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)
-        with Interruption() as interruption:
-            outcome = _train(training, StopWatch(recipe.limits, group, interruption))
+        with InterruptHandler() as interrupt_handler:
+            outcome = _train(training, StopCheck(recipe.limits, group, interrupt_handler))
         group.barrier()
     return exit_by_signal(outcome) if isinstance(outcome, int) else outcome
 
 
-def _train(training: Training, watch: StopWatch) -> Result | int:
-    """The steps that are left. Returns the result, or the signal by which the run was interrupted."""
+def _train(training: Training, stop_check: StopCheck) -> Result | int:
+    """Runs the remaining steps. Returns the result, or the number of the signal that interrupted the run."""
     progress, limits, group = training.progress, training.recipe.limits, training.group
-    every, end = training.validate_every, training.total
-    began = time.monotonic() - progress.seconds
-    late, signal = limits.minutes is not None and progress.seconds > 60 * limits.minutes, 0
-    if progress.step < end and not late:
+    validate_every, total_steps = training.validate_every, training.total_steps
+    start_time = time.monotonic() - progress.seconds
+    out_of_time, signal = limits.minutes is not None and progress.seconds > 60 * limits.minutes, 0
+    if progress.step < total_steps and not out_of_time:
         progress.history = scheduled_entries(progress.history, progress.validate_every)
-        progress.validate_every = every
-    reason = stop_reason(progress.history, limits, late=late)
-    first = progress.step + 1
-    read_every_step = group.world == 1 and group.device.type == "cpu"
+        progress.validate_every = validate_every
+    reason = stop_reason(progress.history, limits, out_of_time=out_of_time)
+    first_step = progress.step + 1
+    check_every_step = group.world == 1 and group.device.type == "cpu"
 
-    training.trained.train()
-    for step in training.loader.steps(progress.step, progress.step if reason else end):
+    training.wrapped_model.train()
+    for step in training.loader.steps(progress.step, progress.step if reason else total_steps):
         group.log.position = f"step {step.number + 1}"
         with training.timer.step(step.number):
             loss, norm = train_step(training, step)
         progress.step = step.number + 1
-        if progress.step == first:
+        if progress.step == first_step:
             shorten_timeouts(group)
-        progress.seconds = time.monotonic() - began
+        progress.seconds = time.monotonic() - start_time
 
-        logging = progress.step % limits.log_every == 0 or progress.step == end
-        late, signal = watch.look(progress.step, progress.seconds, logging=logging)
-        evaluating = progress.step % every == 0 or progress.step == end or late
+        logging = progress.step % limits.log_every == 0 or progress.step == total_steps
+        out_of_time, signal = stop_check.poll(progress.step, progress.seconds, logging=logging)
+        evaluating = progress.step % validate_every == 0 or progress.step == total_steps or out_of_time
         saving = evaluating or bool(signal) or progress.step % limits.checkpoint_every == 0
-        if read_every_step or logging or saving:
+        if check_every_step or logging or saving:
             refuse_divergence(training)
         if logging:
             log_step(training, loss, norm)
         if evaluating:
-            reason = validate(training, late=late)
+            reason = validate(training, out_of_time=out_of_time)
         if saving:
             save(training)
         if reason or signal:
             break
-    if signal and not reason and progress.step < end:
-        training.log.say(f"stopped at step {progress.step}, which is saved; resume with the same command")
+    if signal and not reason and progress.step < total_steps:
+        training.log.info(f"stopped and saved at step {progress.step}; start the same command again to resume")
         training.events.write("end", progress.step, reason="interrupted", seconds=progress.seconds)
         return signal
-    return finish(training, reason or ("steps" if end == limits.steps else "epochs"))
+    return finish(training, reason or ("steps" if total_steps == limits.steps else "epochs"))
 
 
 def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer, from all parts of the batch. Returns the loss and the gradients' norm, on the device.
+    """Runs one optimizer step over all micro-batches. Returns the loss and the gradient norm as tensors on the device.
 
-    Averaged over the processes the loss is that of the whole batch.
+    The mean of the loss over the processes is the loss of the global batch.
     """
     optimizer, scaler = training.optimizer, training.scaler
-    sums = within_memory(training, step, accumulate)
+    loss_terms = retry_on_out_of_memory(training, step, accumulate)
     if scaler.is_enabled():
         scaler.unscale_(optimizer)
     norm = training.strategy.clip(training.model, training.recipe.limits.clip_norm)
     if scaler.is_enabled():
-        # With fp16 a gradient may overflow: the scaler leaves such a step out, and takes a smaller scale.
-        training.guard.note(step.number, norm, sums, judge_norm=False)
+        # With fp16 a gradient may overflow: the scaler then skips the step and reduces the scale.
+        training.guard.record(step.number, norm, loss_terms, check_norm=False)
         scaler.step(optimizer)
         scaler.update()
     else:
-        training.guard.step(optimizer, step.number, norm, sums)
-    if training.guard.sound:
+        training.guard.step(optimizer, step.number, norm, loss_terms)
+    if training.guard.all_finite:
         training.schedule.step()
         if training.ema is not None:
             training.ema.update()
-    return total(sums), norm
+    return total(loss_terms), norm
 
 
 def accumulate(training: Training, step: Step) -> dict[str, Tensor]:
-    """The gradients of all parts of the batch, left in the parameters. Returns the terms of the loss by name."""
-    group, parts, counted = training.group, step.parts, training.counted
+    """Adds up the gradients of all micro-batches in the parameters. Returns the terms of the loss by name."""
+    group, parts, counting_task = training.group, step.parts, training.counting_task
     seed_generators(noise_seed(training.recipe.seed, step.number, group), group.device)
-    factors = [None] * len(parts) if counted is None else count_factors(counted.count, parts, group)
-    # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
+    factors = [None] * len(parts) if counting_task is None else count_factors(counting_task.count, parts, group)
+    # Clear all parameters of the model, not only the optimizer's: clipping includes the gradients of all of them.
     for parameter in training.parameters:
         parameter.grad = None
-    sums: dict[str, Tensor] = {}
+    loss_terms: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
         with nullcontext() if number == len(parts) else training.strategy.accumulating():
             with autocast(training.dtype, group.device):
-                found = training.task.loss(training.trained, part.batch)
-            terms = weighted_terms(found, part.weight, group, factors[number - 1], parts=len(parts))
+                loss = training.task.loss(training.wrapped_model, part.batch)
+            terms = weighted_terms(loss, part.weight, group, factors[number - 1], parts=len(parts))
             training.scaler.scale(total(terms)).backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
-            sums[name] = term.detach() if name not in sums else sums[name] + term.detach()
-    return sums
+            loss_terms[name] = term.detach() if name not in loss_terms else loss_terms[name] + term.detach()
+    return loss_terms
 
 
 def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
-    """Reads the loss and the norm from the device, and notes them."""
+    """Reads the loss and the gradient norm from the device and writes them to the log and the events."""
     progress = training.progress
-    value, learning_rate = training.group.mean(loss).item(), float(training.schedule.get_last_lr()[0])
-    rate = training.log.pace(progress.step, progress.seconds)
-    training.events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
-    training.log.step(progress.step, value, learning_rate, rate)
+    mean_loss, learning_rate = training.group.mean(loss).item(), float(training.schedule.get_last_lr()[0])
+    speed = training.log.steps_per_second(progress.step, progress.seconds)
+    training.events.write("train", progress.step, loss=mean_loss, norm=norm.item(), lr=learning_rate, steps_per_s=speed)
+    training.log.step(progress.step, mean_loss, learning_rate, speed)
     if communication := training.timer.report(training.run.path if training.group.leader else None):
         training.events.write("communication", progress.step, **communication)
 
 
-def validate(training: Training, *, late: bool) -> str | None:
-    """Scores the model (its averaged weights, if any), and returns why the run goes no further, or None."""
+def validate(training: Training, *, out_of_time: bool) -> str | None:
+    """Scores the model, with its averaged weights if there are any. Returns the reason to stop, or None to continue."""
     group, progress, ema = training.group, training.progress, training.ema
     group.copy_from_leader(training.model.buffers())
     batch = training.evaluation_batch
@@ -150,23 +150,24 @@ def validate(training: Training, *, late: bool) -> str | None:
         scores = evaluate(training.model, training.task, training.validation, batch, group, training.dtype)
     progress.history.append({"step": progress.step, **scores})
     training.events.write("validation", progress.step, **scores)
-    training.log.say(", ".join([f"step {progress.step} validated", *(f"{n} {v:.4g}" for n, v in scores.items())]))
-    training.trained.train()
-    return stop_reason(progress.history, training.recipe.limits, late=late)
+    training.log.info(", ".join([f"step {progress.step} validated", *(f"{n} {v:.4g}" for n, v in scores.items())]))
+    training.wrapped_model.train()
+    return stop_reason(progress.history, training.recipe.limits, out_of_time=out_of_time)
 
 
 def save(training: Training) -> None:
-    """Saves a checkpoint; the best one stays."""
+    """Saves a checkpoint and keeps the best one."""
     progress, limits = training.progress, training.recipe.limits
     progress.best_step = early_stopping_state(progress.history, limits).best_step
-    # Should the run go on after a stop between two evaluations, its best is one of those that it makes anyway.
+    # A run that is resumed after a stop between two scheduled evaluations drops the extra one from its history. Keep
+    # the best of the scheduled ones as well.
     resumed = early_stopping_state(scheduled_entries(progress.history, training.validate_every), limits)
-    kept = {progress.best_step, resumed.best_step}
-    training.checkpoints.save(training.state, progress, also=kept, own=training.own_state)
+    best_steps = {progress.best_step, resumed.best_step}
+    training.checkpoints.save(training.state, progress, keep_steps=best_steps, process_state=training.process_state)
 
 
 def finish(training: Training, reason: str) -> Result:
-    """Writes down how the run ended."""
+    """Writes the result of the run and returns it."""
     progress = training.progress
     best = next((entry for entry in progress.history if entry["step"] == progress.best_step), {})
     result = Result(
@@ -181,5 +182,5 @@ def finish(training: Training, reason: str) -> Result:
     if training.group.leader:
         result.save(training.run.result_file)
     training.events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
-    training.log.say(f"ended after step {progress.step}: {explain_stop(reason, training.recipe.limits)}")
+    training.log.info(f"ended after step {progress.step}: {explain_stop(reason, training.recipe.limits)}")
     return result

@@ -1,4 +1,4 @@
-"""One number to descend, from the losses of a batch that micro-batches and processes share."""
+"""Combines the losses of micro-batches on several processes into the loss of the global batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from shared.engine.task import Loss, WeightedLoss
 from shared.errors import InvalidInputError
 
 Factors = Mapping[str, Tensor]
-"""By the name of a loss, what a part's mean is multiplied with."""
+"""The factor by which the mean of a micro-batch is multiplied, by the name of the loss."""
 
 
 def count_factors(
     count: Callable[[Batch], Mapping[str, Tensor | float]], parts: Sequence[Part], group: Group
 ) -> list[Factors]:
-    """The factors of each part by what the task counts in it, over what it counts in the whole batch.
+    """The factors of each micro-batch: the task's count in it over the count in the global batch, times the processes.
 
-    They are known before the forward passes, and their sum over the parts of all processes is the number of
-    processes, over which gradients are averaged.
+    They are known before the forward passes. Over all micro-batches of all processes they sum to the number of
+    processes, because gradients are averaged over processes.
     """
     counts = [count(part.batch) for part in parts]
     names = sorted(counts[0])
@@ -31,11 +31,11 @@ def count_factors(
         return [{} for _ in parts]
     own = torch.stack(
         [
-            torch.stack([torch.as_tensor(c[name], dtype=torch.float64, device=group.device) for name in names])
-            for c in counts
+            torch.stack([torch.as_tensor(part_count[name], dtype=torch.float64, device=group.device) for name in names])
+            for part_count in counts
         ]
     )
-    # Where nothing is counted in the whole batch, the means are zero everywhere.
+    # If the count of the global batch is zero, all means are zero.
     factors = own * group.world / group.sum(own.sum(dim=0)).clamp(min=1e-12)
     return [dict(zip(names, row, strict=True)) for row in factors.unbind()]
 
@@ -43,23 +43,24 @@ def count_factors(
 def weighted_terms(
     found: Loss | Mapping[str, Loss], weight: float, group: Group, factors: Factors | None = None, *, parts: int = 1
 ) -> dict[str, Tensor]:
-    """The losses of a part by name, so scaled that their sum over parts is, averaged over processes, the batch's loss.
+    """The losses of a micro-batch by name, scaled so that their sum over micro-batches, averaged over processes, is the
+    loss of the global batch.
 
-    ``weight`` is the part's fraction of the global batch, by which a mean over samples is scaled. A ``WeightedLoss``
-    is scaled by its fraction of the weight: by ``factors`` where the task counts, else by a collective call after the
-    forward pass, which is too late where the batch has several parts.
+    ``weight`` is the micro-batch's fraction of the global batch; it scales a mean over samples. A ``WeightedLoss`` is
+    scaled by its fraction of the total weight: by ``factors`` if the task counts, else by a collective call after the
+    forward pass. The latter is impossible if the batch has several micro-batches (``parts``): ``InvalidInputError``.
     """
     losses = found if isinstance(found, Mapping) else {"loss": found}
     known = factors or {}
-    late = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss) and name not in known}
-    if late and parts > 1:
+    uncounted = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss) and name not in known}
+    if uncounted and parts > 1:
         raise InvalidInputError(
-            f"the loss {next(iter(late))} is a WeightedLoss that the task does not count before the forward pass, so "
-            "that a batch cannot be taken in micro-batches: give the task count(batch), or take a smaller limits.batch "
-            "and no limits.micro_batch"
+            f"the loss {next(iter(uncounted))} is a WeightedLoss that the task does not count before the forward pass, "
+            "so a batch cannot be split into micro-batches: give the task a method count(batch), or use a smaller "
+            "limits.batch without limits.micro_batch"
         )
-    if late and group.world > 1:
-        known = {**known, **_late_factors(late, group)}
+    if uncounted and group.world > 1:
+        known = {**known, **_gather_factors(uncounted, group)}
     terms = {}
     for name, loss in losses.items():
         mean = loss.mean if isinstance(loss, WeightedLoss) else loss if loss.ndim == 0 else loss.mean()
@@ -72,7 +73,7 @@ def weighted_terms(
     return terms
 
 
-def _late_factors(losses: Mapping[str, WeightedLoss], group: Group) -> Factors:
+def _gather_factors(losses: Mapping[str, WeightedLoss], group: Group) -> Factors:
     own = torch.stack(
         [torch.as_tensor(loss.weight, dtype=torch.float64, device=group.device) for loss in losses.values()]
     )
@@ -80,9 +81,9 @@ def _late_factors(losses: Mapping[str, WeightedLoss], group: Group) -> Factors:
     return dict(zip(losses, factors.unbind(), strict=True))
 
 
-def combine(found: Loss | Mapping[str, Loss], weight: float, group: Group) -> Tensor:
-    """The sum of the losses of a part, weighted as in ``weighted_terms``."""
-    return total(weighted_terms(found, weight, group))
+def combine(losses: Loss | Mapping[str, Loss], weight: float, group: Group) -> Tensor:
+    """The sum of the losses of a micro-batch, weighted as in ``weighted_terms``."""
+    return total(weighted_terms(losses, weight, group))
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A step that does not fit into the device's memory is taken again in half the micro-batch, on the same samples."""
+"""Retries a step that does not fit into the device's memory, on the same samples with half the micro-batch."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from shared.engine.task import Counted
 if TYPE_CHECKING:
     from shared.engine.setup import Training
 
-Found = TypeVar("Found")
+Computed = TypeVar("Computed")
 
 
 class BufferSnapshot:
-    """The buffers of a model as they were before a step: forward passes change the statistics of normalisation.
+    """A copy of a model's buffers from before a step, because forward passes change the statistics of normalisation.
 
-    Kept beside the model: a step costs one copy of its buffers, of all of a kind at once.
+    The copy is allocated once. A step costs one copy of the buffers, with one call for all buffers of a type.
     """
 
     def __init__(self, model: nn.Module) -> None:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for buffer in model.buffers():
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
-        self._pairs = [(live, [torch.empty_like(one) for one in live]) for live in by_dtype.values()]
+        self._pairs = [(live, [torch.empty_like(buffer) for buffer in live]) for live in by_dtype.values()]
 
     @torch.no_grad()
     def take(self) -> None:
-        for live, kept in self._pairs:
-            torch._foreach_copy_(kept, live)
+        for live, saved in self._pairs:
+            torch._foreach_copy_(saved, live)
 
     @torch.no_grad()
     def restore(self) -> None:
-        for live, kept in self._pairs:
-            torch._foreach_copy_(live, kept)
+        for live, saved in self._pairs:
+            torch._foreach_copy_(live, saved)
 
 
-def within_memory(training: Training, step: Step, compute: Callable[[Training, Step], Found]) -> Found:
-    """``compute(training, step)``, which changes nothing but gradients and buffers; again in half the micro-batch each
-    time that the device's memory is too small for it. Further steps stay at that size.
+def retry_on_out_of_memory(training: Training, step: Step, compute: Callable[[Training, Step], Computed]) -> Computed:
+    """Returns ``compute(training, step)``, and retries with half the micro-batch each time the device is out of memory.
 
-    One process alone does so. Of several, one that ran out would leave the others in a collective call of the step, so
-    that the ``OutOfMemoryError`` ends the run, as does that of a single sample.
+    Later steps keep the smaller micro-batch. ``compute`` must change only gradients and buffers. Raises torch's
+    ``OutOfMemoryError`` if a single sample does not fit, and at once if there are several processes: a process that
+    retries would leave the others waiting in a collective of the step.
     """
     if training.group.world > 1:
         return compute(training, step)
@@ -57,46 +57,47 @@ def within_memory(training: Training, step: Step, compute: Callable[[Training, S
         except torch.OutOfMemoryError as error:
             largest = max(len(part) for part in training.loader.indices(step.number))
             if largest == 1:
-                error.add_note("A single sample at once does not fit; take a smaller network or smaller inputs")
+                error.add_note("A single sample does not fit into the memory; use a smaller network or smaller inputs")
                 raise
-        # Not within the except clause: the frames of the error hold what the step had computed.
-        step = _halved(training, step.number, -(-largest // 2))
+        # Outside the except clause: the traceback's frames keep the tensors of the failed step alive.
+        step = _split_step(training, step.number, -(-largest // 2))
 
 
-def _halved(training: Training, number: int, micro_batch: int) -> Step:
-    """Frees what the step left, and makes it anew in micro-batches of the size."""
+def _split_step(training: Training, number: int, micro_batch: int) -> Step:
+    """Frees the memory of the failed step and loads the step again in micro-batches of ``micro_batch`` samples."""
     for parameter in training.parameters:
         parameter.grad = None
     training.buffers.restore()
     gc.collect()
     if training.group.device.type == "cuda":
         torch.cuda.empty_cache()
-    take_micro_batches(training, micro_batch)
+    set_micro_batch(training, micro_batch)
     progress = training.progress
     progress.micro_batch, progress.micro_batch_asked = micro_batch, training.recipe.limits.micro_batch
-    training.log.say(
-        f"out of memory at step {number + 1}: it is taken again, and all further ones are, in micro-batches of "
-        f"{micro_batch}; another run begins with them by --limits.micro-batch {micro_batch}"
+    training.log.info(
+        f"out of memory at step {number + 1}: retrying it, and running all later steps, in micro-batches of "
+        f"{micro_batch}; for another run, start with --limits.micro-batch {micro_batch}"
     )
     training.events.write("out_of_memory", progress.step, micro_batch=micro_batch)
     return training.loader.step(number)
 
 
 def resume_micro_batch(training: Training) -> str | None:
-    """Takes up the size that fitted before the run was interrupted, and says so.
+    """Restores the reduced micro-batch of the interrupted run and returns a message, or None if there is none.
 
-    It holds on the same kind of device, for the same ``limits.micro_batch``; elsewhere it is found anew.
+    It is restored only on the same device type with the same ``limits.micro_batch``; otherwise the run starts with the
+    requested size again.
     """
     progress, limits = training.progress, training.recipe.limits
-    here = (training.group.name, limits.micro_batch)
-    if progress.micro_batch is None or (progress.device, progress.micro_batch_asked) != here:
+    current = (training.group.name, limits.micro_batch)
+    if progress.micro_batch is None or (progress.device, progress.micro_batch_asked) != current:
         progress.micro_batch = progress.micro_batch_asked = None
         return None
-    take_micro_batches(training, progress.micro_batch)
-    return f"in micro-batches of {progress.micro_batch}, for larger ones did not fit into the memory"
+    set_micro_batch(training, progress.micro_batch)
+    return f"in micro-batches of {progress.micro_batch}, because larger ones did not fit into the memory"
 
 
-def take_micro_batches(training: Training, size: int) -> None:
-    """From now on at most ``size`` samples go through the model at once; the task counts its weights beforehand."""
+def set_micro_batch(training: Training, size: int) -> None:
+    """Limits later steps to ``size`` samples per forward pass; the task then counts its loss weights beforehand."""
     training.loader.micro_batch = size
-    training.counted = training.task if isinstance(training.task, Counted) else None
+    training.counting_task = training.task if isinstance(training.task, Counted) else None

@@ -1,4 +1,4 @@
-"""A run: the directory that holds everything about one training."""
+"""A run: the directory with all files of one training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
     recipe_name: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # Python's users name it by a string, too
+        object.__setattr__(self, "path", Path(self.path))  # callers may pass a string
 
     @property
     def recipe_file(self) -> Path:
@@ -49,23 +49,26 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the directory and holds it, for one training at a time. Refuses one that holds other files."""
+        """Creates the directory and locks it, so that only one training uses it at a time.
+
+        Raises ``InvalidInputError`` if the directory holds files of something else or another process trains in it.
+        """
         if not self.recipe_file.exists() and self.path.is_dir():
-            foreign = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
-            if any(not name.startswith(f".{self.recipe_file.name}") for name in foreign):
-                raise InvalidInputError(f"{self.path} holds files and is not a run; name an empty or new directory")
+            other_files = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
+            if any(not name.startswith(f".{self.recipe_file.name}") for name in other_files):
+                raise InvalidInputError(f"{self.path} holds files but is not a run; name an empty or new directory")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InvalidInputError(
-                f"{self.path} is in the way of a run's directory; name another with --out"
+                f"{self.path} is a file or lies below one, not a directory; name another directory with --out"
             ) from error
         with ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(self.lock_file, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
-                    f"another process trains {self.path}; wait for its end, or name a new run"
+                    f"another process is training in {self.path}; wait until it ends, or name a new run"
                 ) from error
             yield
 
@@ -74,7 +77,7 @@ class Run:
 class Result:
     """How a run ended. ``reason`` is ``epochs``, ``steps``, ``minutes`` or ``early``.
 
-    ``scores`` are those of the best checkpoint, ``history`` one entry for each evaluation.
+    ``scores`` are the scores of the best checkpoint; ``history`` has one entry for each evaluation.
     """
 
     steps: int

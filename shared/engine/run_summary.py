@@ -1,4 +1,4 @@
-"""What a run's directory says of the run: how far it came, its best score, and how it stands. Imports no torch."""
+"""Summaries of runs, read from their directories: steps, best score, state. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ State = Literal["running", "ended", "interrupted", "failed", "unreadable"]
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A run as its directory has it; None where that says nothing.
+    """A run as recorded in its directory; fields are None if the directory does not record them.
 
-    ``best`` is the monitored score, called ``monitor``, of the best checkpoint, which is that of ``best_step``;
-    ``loss`` that of the last logging step. ``settings`` are those of the recipe by their paths
-    (``optimizer.learning_rate``), and the class of each component by the component's path.
+    ``best`` is the score named ``monitor`` of the best checkpoint, which was saved at ``best_step``; ``loss`` is the
+    training loss of the last logging step. ``settings`` has the settings of the recipe by path
+    (``optimizer.learning_rate``), and the class of each component by the path of the component.
     """
 
     run: Path
@@ -41,16 +41,21 @@ class RunSummary:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The runs that ``folders`` are or hold at any depth, in the order of their names. Refuses where there is none."""
-    found: dict[Path, None] = {}
+    """The runs in ``folders`` and their subdirectories, sorted by name within each; a folder may itself be a run.
+
+    Raises ``InvalidInputError`` if a folder does not exist or there is no run.
+    """
+    runs: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise InvalidInputError(f"there is no directory {folder}; name runs, or directories that hold runs")
-        found.update(dict.fromkeys(_runs_below(folder)))
-    if not found:
+            raise InvalidInputError(f"there is no directory {folder}; name runs, or directories that contain runs")
+        runs.update(dict.fromkeys(_runs_below(folder)))
+    if not runs:
         places = ", ".join(map(str, folders))
-        raise InvalidInputError(f"there is no run in {places}; trivium train APP --out DIR makes one, or name others")
-    return list(found)
+        raise InvalidInputError(
+            f"there is no run in {places}; trivium train APP --out DIR creates one, or name other directories"
+        )
+    return list(runs)
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
@@ -67,15 +72,15 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def summarise(path: Path) -> RunSummary:
-    """Reads what there is of the run at ``path``, which may be training. One that is damaged is unreadable."""
+    """The summary of the run at ``path``, which may be training. If its files are damaged, its state is unreadable."""
     run = Run(path, "", "")
     for file in (run.recipe_file, run.events_file, run.result_file, *run.checkpoints.glob("step-*/state.json")):
-        if file.exists() and not file.is_file():  # a pipe would be waited for, and a device read for ever
-            return _unreadable(path, f"its {file.name} is no regular file")
+        if file.exists() and not file.is_file():  # reading a pipe would block, and a device may never end
+            return _unreadable(path, f"its {file.name} is not a regular file")
     try:
         return _summary(path)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        return _unreadable(path, "a file of it is damaged; bring it back from a copy")
+        return _unreadable(path, "one of its files is damaged; restore it from a copy")
 
 
 def _unreadable(path: Path, why: str) -> RunSummary:
@@ -112,12 +117,12 @@ def _summary(path: Path) -> RunSummary:
 
 
 def _number(value: Any) -> float | None:
-    """The value where it is a number. Raises ``TypeError`` for what a damaged file has in the place of one."""
+    """The value as a float. Raises ``TypeError`` if a damaged file has something else in its place."""
     return None if value is None else value + 0.0
 
 
 def _progress(run: Run) -> Mapping[str, Any]:
-    """The progress in the newest checkpoint that can be read, or in ``result.json`` where the checkpoints are gone."""
+    """The progress in the newest readable checkpoint, or in ``result.json`` if there are no checkpoints."""
     for path in sorted(run.checkpoints.glob("step-*/state.json"), reverse=True):
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))["progress"])
@@ -131,13 +136,13 @@ def _progress(run: Run) -> Mapping[str, Any]:
 
 
 def _state(run: Run, events: Sequence[Mapping[str, Any]], steps: int) -> tuple[State, str]:
-    """How the run stands, and why in words."""
+    """The state of the run, and the reason in words."""
     if is_locked(run.lock_file):
         return "running", ""
     if not events:
-        return ("unreadable", "its events.jsonl is gone") if steps else ("interrupted", "before its first step")
+        return ("unreadable", "its events.jsonl is missing") if steps else ("interrupted", "before its first step")
     if (last := events[-1])["event"] != "end":
-        return "interrupted", "it wrote no end (killed, or training on another machine)"
+        return "interrupted", "no end was recorded (killed, or training on another machine)"
     reason = str(last.get("reason"))
     if reason == "failed":
         return "failed", str(last.get("why"))
@@ -146,22 +151,22 @@ def _state(run: Run, events: Sequence[Mapping[str, Any]], steps: int) -> tuple[S
 
 def _settings(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from ((path, class_name(kind)) for path, kind in document.get("classes", {}).items() if path)
-    yield from _flat(document["recipe"], "")
+    yield from _flatten(document["recipe"], "")
 
 
-def _flat(settings: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flatten(settings: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
+            yield from _flatten(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs of one application with one class of network, and the settings in which they differ.
+    """Runs of the same application and network class, and the settings in which they differ.
 
-    ``settings`` has the values by the settings' paths, in the order of the runs, None where a run has no such setting.
+    ``settings`` maps the path of each setting to its values in the order of the runs; None if a run lacks the setting.
     """
 
     app: str
@@ -171,19 +176,19 @@ class Comparison:
 
 
 def compare(runs: Iterable[RunSummary]) -> list[Comparison]:
-    """What differs between those of the runs that can be compared; of others nearly everything would."""
-    alike: dict[tuple[str, str], list[RunSummary]] = {}
-    for one in runs:
-        if one.settings:
-            alike.setdefault((one.app, str(one.settings.get("model", ""))), []).append(one)
+    """The differing settings of comparable runs; runs of other applications or networks differ in almost all."""
+    comparable: dict[tuple[str, str], list[RunSummary]] = {}
+    for run in runs:
+        if run.settings:
+            comparable.setdefault((run.app, str(run.settings.get("model", ""))), []).append(run)
     return [
-        Comparison(app, model, [one.run for one in each], _differing([one.settings for one in each]))
-        for (app, model), each in alike.items()
-        if len(each) > 1
+        Comparison(app, model, [run.run for run in members], _differing_settings([run.settings for run in members]))
+        for (app, model), members in comparable.items()
+        if len(members) > 1
     ]
 
 
-def _differing(held: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
-    names = dict.fromkeys(name for settings in held for name in settings)
-    values = {name: [settings.get(name) for settings in held] for name in names}
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each[1:])}
+def _differing_settings(settings_of_runs: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+    names = dict.fromkeys(name for settings in settings_of_runs for name in settings)
+    values_by_name = {name: [settings.get(name) for settings in settings_of_runs] for name in names}
+    return {name: values for name, values in values_by_name.items() if any(value != values[0] for value in values[1:])}

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step: built, restored and looked at."""
+"""Prepares a run for its first step: builds its components, restores the checkpoint and checks the input."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ from shared.recipe_file import (
 )
 from shared.strategy import OwnState, Strategy
 
-_LONGEST_WARM_UP = 0.3
-"""The part of a run that may warm up unremarked, as in torch's ``OneCycleLR`` (its ``pct_start``)."""
+_MAX_WARM_UP_FRACTION = 0.3
+"""Longer warm-ups, as a fraction of the run, are logged. The default ``pct_start`` of torch's ``OneCycleLR``."""
 
 
 @dataclass(slots=True)
 class Training:
-    """A run while it goes on.
+    """The state of a run during training.
 
-    ``counted`` is the task where it is to tell the weights of its losses before the forward pass, which only
-    micro-batches need; ``trained`` is ``model`` as the strategy wraps it, ``total`` the steps of the run.
+    ``counting_task`` is the task if it must compute the weights of its losses before the forward pass, which is needed
+    only with micro-batches; ``wrapped_model`` is ``model`` as wrapped by the strategy.
     """
 
     recipe: Recipe
     run: Run
     group: Group
     task: Task
-    counted: Counted | None
+    counting_task: Counted | None
     model: nn.Module
-    trained: nn.Module
+    wrapped_model: nn.Module
     parameters: Sequence[nn.Parameter]
     buffers: BufferSnapshot
     strategy: Strategy
@@ -80,7 +80,7 @@ class Training:
     checkpoints: Checkpoints
     progress: Progress
     guard: FiniteGuard
-    total: int
+    total_steps: int
     log: TrainingLog
     events: Events
     timer: CommunicationTimer
@@ -92,19 +92,19 @@ class Training:
 
     @property
     def validate_every(self) -> int:
-        """How many steps lie between two evaluations."""
+        """The number of steps between two evaluations."""
         return self.recipe.limits.validate_every or self.order.steps_per_epoch
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """What a checkpoint keeps."""
+        """The components that a checkpoint saves, by name."""
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
         parts |= {"schedule": self.schedule, "scaler": self.scaler}
         return parts if self.ema is None else parts | {"ema": self.ema}
 
     @property
-    def own_state(self) -> dict[str, Any] | None:
-        """What this process keeps for itself in a checkpoint, where the strategy has such a state."""
+    def process_state(self) -> dict[str, Any] | None:
+        """The state that only this process has, for the checkpoint; None if the strategy has no such state."""
         strategy = self.strategy
         if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
             return None
@@ -112,27 +112,27 @@ class Training:
 
 
 def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool) -> Training:
-    """Builds the run, restores it from its newest checkpoint, and refuses what would go wrong later.
+    """Builds the run, restores it from its newest checkpoint, and refuses input that would fail later.
 
-    What must be closed at the end goes onto ``stack``.
+    Resources that must be closed at the end of the run are entered on ``stack``.
     """
     recipe = resolve(recipe)
     limits = recipe.limits
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
-    _claim(run, recipe, group, stack)
+    _claim_directory(run, recipe, group, stack)
     if group.device.type == "cpu":
         stack.enter_context(keep_freed_memory())
     notes: list[str] = []
     checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
-    latest = _newest(checkpoints, run, recipe, notes)
-    chosen = _precision(recipe, latest, group)
-    notes.insert(0, f"on {group.name}, {chosen.reason}")
+    latest = _checkpoint_to_resume(checkpoints, run, recipe, notes)
+    precision = _choose_run_precision(recipe, latest, group)
+    notes.insert(0, f"on {group.name}, {precision.reason}")
 
     torch.manual_seed(recipe.seed)
     model = build_within_memory(
-        lambda: recipe.model.build(recipe.input), on_cpu=group.device.type == "cpu", say=log.say
+        lambda: recipe.model.build(recipe.input), on_cpu=group.device.type == "cpu", report=log.info
     )
-    refuse_unsupported(model, chosen.dtype, group.device)
+    refuse_unsupported(model, precision.dtype, group.device)
     refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
     if recipe.init is not None and latest is None:
         classes = shared_classes(recipe.init, recipe.model, recipe.input)
@@ -140,18 +140,18 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         notes.append(f"{recipe.init}: {loaded.summary()}")
         notes.extend(filter(None, [new_classes(recipe.init, recipe.input, by_name=bool(loaded.by_class))]))
     model = model.to(group.device)
-    widen_small_convolutions(model, chosen.dtype, group.device)
+    widen_small_convolutions(model, precision.dtype, group.device)
     if recipe.compile:
         compile_in_place(recipe.model, model)
-        notes.append("compiled by torch.compile, at the first steps")
+        notes.append("torch.compile compiles the network during the first steps")
     task = recipe.task.build()
-    unused = bool(getattr(task, "leaves_parameters_unused", False))
-    strategy = recipe.strategy.build(group, find_unused_parameters=unused)
+    find_unused = bool(getattr(task, "leaves_parameters_unused", False))
+    strategy = recipe.strategy.build(group, find_unused_parameters=find_unused)
     if isinstance(task, Prepared):
         task.prepare(model)
-    trained = strategy.wrap(model)
+    wrapped_model = strategy.wrap(model)
     train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
-    order = _order(recipe, len(train), notes)
+    order = _build_order(recipe, len(train), notes)
     loader = Loader(
         train,
         order,
@@ -167,155 +167,165 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     except ValueError as error:
         raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
 
-    total = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
-    notes.extend(filter(None, [_long_warm_up(recipe, total)]))
-    counts = {"training samples": len(train), "steps": total, "validation samples": len(validation)}
+    total_steps = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
+    notes.extend(filter(None, [_describe_long_warm_up(recipe, total_steps)]))
+    counts = {"training samples": len(train), "steps": total_steps, "validation samples": len(validation)}
     group.refuse_differences({f"the number of {name}": count for name, count in counts.items()})
     training = Training(
         recipe=recipe,
         run=run,
         group=group,
         task=task,
-        counted=task if isinstance(task, Counted) and limits.micro_batch is not None else None,
+        counting_task=task if isinstance(task, Counted) and limits.micro_batch is not None else None,
         model=model,
-        trained=trained,
+        wrapped_model=wrapped_model,
         parameters=list(model.parameters()),
         buffers=BufferSnapshot(model),
         strategy=strategy,
         optimizer=optimizer,
         schedule=schedule,
-        scaler=torch.amp.GradScaler(group.device.type, enabled=chosen.dtype == torch.float16),
+        scaler=torch.amp.GradScaler(group.device.type, enabled=precision.dtype == torch.float16),
         ema=None if recipe.ema_decay is None else ExponentialMovingAverage(model, recipe.ema_decay),
-        dtype=chosen.dtype,
+        dtype=precision.dtype,
         order=order,
         loader=loader,
         validation=validation,
         checkpoints=checkpoints,
         progress=Progress(samples=len(train)),
         guard=FiniteGuard(group.device),
-        total=total,
+        total_steps=total_steps,
         log=log,
         events=Events(None),
         timer=CommunicationTimer(group, sample_every=limits.log_every),
     )
     if latest is not None:
         training.progress = checkpoints.load(latest, training.state)
-        notes.append(f"going on from {latest.name}, of {total} steps")
-        _restore_own_state(strategy, checkpoints, latest, group, notes)
+        notes.append(f"resumed from {latest.name}, of {total_steps} steps")
+        _restore_process_state(strategy, checkpoints, latest, group, notes)
         notes.extend(filter(None, [resume_micro_batch(training)]))
     progress = training.progress
     if progress.samples != len(train):
         raise InvalidInputError(
-            f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
+            f"{run.path} was started on {progress.samples} training samples, and the data set now has {len(train)}; "
+            "name a new run"
         )
-    progress.device, progress.precision = group.name, chosen.name
-    if progress.step < training.total:
-        few = loader.indices(progress.step)[0][:4]
-        refuse_impure_batches(train, few, order.key(progress.step))
+    progress.device, progress.precision = group.name, precision.name
+    if progress.step < training.total_steps:
+        probe = loader.indices(progress.step)[0][:4]
+        refuse_impure_batches(train, probe, order.key(progress.step))
     if not progress.history:
-        names = (limits.monitor, model, task, validation, training.evaluation_batch, group, chosen.dtype)
+        arguments = (limits.monitor, model, task, validation, training.evaluation_batch, group, precision.dtype)
         with strategy.whole():
-            refuse_unknown_monitor(*names)
+            refuse_unknown_monitor(*arguments)
     if group.leader:
-        digest_of_run = checkpoints.recipe_digest
-        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, begun_under=digest_of_run)
+        run_digest = checkpoints.recipe_digest
+        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, begun_under=run_digest)
     training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
     training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
     for note in notes:
-        log.say(note)
-    log.begin(training.total, progress.step, progress.seconds, order.steps_per_epoch)
+        log.info(note)
+    log.start(training.total_steps, progress.step, progress.seconds, order.steps_per_epoch)
     return training
 
 
-def _precision(recipe: Recipe, latest: Path | None, group: Group) -> ChosenPrecision:
-    """The format of every process: that in which the run began, else what is chosen for the leader's device."""
+def _choose_run_precision(recipe: Recipe, latest: Path | None, group: Group) -> ChosenPrecision:
+    """The number format on all processes: the format of the resumed run, else the choice for the leader's device."""
     begun = "" if latest is None else read_progress(latest).precision
-    here = choose_precision(recipe.precision, group.device, begun)
-    return choose_precision(recipe.precision, group.device, group.gather(here.name)[0])
+    own_choice = choose_precision(recipe.precision, group.device, begun)
+    return choose_precision(recipe.precision, group.device, group.gather(own_choice.name)[0])
 
 
-def _restore_own_state(
+def _restore_process_state(
     strategy: Strategy, checkpoints: Checkpoints, latest: Path, group: Group, notes: list[str]
 ) -> None:
-    """Restores what each process keeps for itself where the checkpoint has it for the same processes."""
+    """Restores the state of each process if the checkpoint has it for the same layout of processes."""
     if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
         return
-    kept = checkpoints.load_own(latest)
-    if not group.any(kept is None or kept["layout"] != layout):
-        strategy.load_own_state(kept["state"])
+    saved = checkpoints.load_process_state(latest)
+    if not group.any(saved is None or saved["layout"] != layout):
+        strategy.load_own_state(saved["state"])
         return
-    changed = "the checkpoint has none" if kept is None else "; ".join(differences(layout, kept["layout"]))
-    changed = changed or "another process finds none"
+    reason = "the checkpoint has none" if saved is None else "; ".join(differences(layout, saved["layout"]))
+    reason = reason or "another process finds none"
     notes.append(
-        f"the {layout['compression']} compression starts anew, without the errors that it kept ({changed}): the run "
-        "goes on, and is not exactly the one that was interrupted"
+        f"the {layout['compression']} compression starts without its saved errors ({reason}): the run continues, but "
+        "its results are not exactly those of an uninterrupted run"
     )
 
 
-def _claim(run: Run, recipe: Recipe, group: Group, stack: ExitStack) -> None:
-    """The leader holds the run's directory and writes its recipe; where it refuses, every process does."""
-    refused = None
+def _claim_directory(run: Run, recipe: Recipe, group: Group, stack: ExitStack) -> None:
+    """The leader locks the run's directory and writes its recipe; if it refuses, every process raises the error."""
+    problem = None
     if group.leader:
         try:
             stack.enter_context(run.claimed())
             if not run.recipe_file.exists():
                 save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
         except InvalidInputError as error:
-            refused = str(error)
-    if (told := group.gather(refused)[0]) is not None:
-        raise InvalidInputError(told)
+            problem = str(error)
+    if (leader_problem := group.gather(problem)[0]) is not None:
+        raise InvalidInputError(leader_problem)
 
 
-def _long_warm_up(recipe: Recipe, total: int) -> str | None:
-    """A sentence on a warm-up that takes more of the run's steps than ``_LONGEST_WARM_UP``; None otherwise.
+def _describe_long_warm_up(recipe: Recipe, total_steps: int) -> str | None:
+    """A message if the warm-up takes more than ``_MAX_WARM_UP_FRACTION`` of the run's steps; None otherwise.
 
-    It is told and not shortened: a run may be lengthened, and is then what it would have been at that length from the
-    first step on.
+    The warm-up is reported but not shortened: a run that is extended later must equal a run that had this length from
+    its first step.
     """
     warmup = getattr(recipe.schedule, "warmup_steps", 0)
-    if warmup <= _LONGEST_WARM_UP * total:
+    if warmup <= _MAX_WARM_UP_FRACTION * total_steps:
         return None
-    much = "the learning rate never reaches its full height" if warmup >= total else f"{warmup / total:.0%} of them"
-    fewer = f"; --schedule.warmup-steps {total // 10} is a tenth"
-    return f"schedule.warmup_steps is {warmup} and the run has {total} steps: {much}{fewer}"
+    effect = (
+        "the learning rate never reaches its maximum"
+        if warmup >= total_steps
+        else f"it takes {warmup / total_steps:.0%} of them"
+    )
+    remedy = f"; --schedule.warmup-steps {total_steps // 10} would be a tenth"
+    return f"schedule.warmup_steps is {warmup} and the run has {total_steps} steps: {effect}{remedy}"
 
 
-def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:
-    """The checkpoint to go on from. Refuses to start over where all are torn, and to go on with another recipe."""
-    latest, torn = checkpoints.newest()
-    names = ", ".join(path.name for path in torn)
+def _checkpoint_to_resume(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:
+    """The checkpoint to resume from, or None for a new run.
+
+    Raises ``InvalidInputError`` if all checkpoints are damaged, instead of starting over, or if the recipe is not the
+    recipe of the run.
+    """
+    latest, damaged = checkpoints.latest_and_damaged()
+    names = ", ".join(path.name for path in damaged)
     if latest is None:
-        if torn:
+        if damaged:
             raise InvalidInputError(
-                f"no checkpoint of {run.path} is whole ({names}): restore one of them, or name a new run; this one is "
-                "not started over"
+                f"all checkpoints of {run.path} are damaged ({names}), and the run does not start over: restore one of "
+                "them from a copy, or name a new run"
             )
         if run.events_file.exists():
-            notes.append(f"{run.path} holds no checkpoint: it begins again with its first step")
+            notes.append(f"{run.path} has no checkpoint: it starts again at its first step")
         return None
     document = read_recipe_file(run.recipe_file)
     settings = settings_beside(recipe, document["recipe"])
-    classes = {path: name for path, name in component_classes(recipe).items() if _holds(settings, path)}
-    found = [
+    classes = {path: name for path, name in component_classes(recipe).items() if _has_path(settings, path)}
+    changes = [
         *differences(settings, document["recipe"]),
-        *differences(_names(classes), _names(document.get("classes", {}))),
+        *differences(_class_names(classes), _class_names(document.get("classes", {}))),
     ]
-    found = [phrase for phrase in found if not phrase.startswith(HOW_COMPUTED)]
-    if not found:
-        # By the digest that the run was begun under: settings that came since are not in it.
+    changes = [change for change in changes if not change.startswith(HOW_COMPUTED)]
+    if not changes:
+        # Use the digest under which the run was started: it does not include settings that were introduced later.
         checkpoints.recipe_digest = document.get("digest", checkpoints.recipe_digest)
     elif document.get("digest") != checkpoints.recipe_digest:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise InvalidInputError(
-            f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with its own settings "
-            f"(--recipe {run.recipe_file}), or name a new run, which --init {run.path} starts from its weights"
+            f"{run.path} was started with a different recipe: {'; '.join(changes[:5])}{more}; continue with the run's "
+            f"own settings (--recipe {run.recipe_file}), or name a new run, which --init {run.path} starts from its "
+            "weights"
         )
-    if torn:
-        notes.append(f"{names} is torn or was altered, and is passed over")
+    if damaged:
+        notes.append(f"skipped {names}: incomplete or altered")
     return latest
 
 
-def _holds(settings: Any, path: str) -> bool:
+def _has_path(settings: Any, path: str) -> bool:
     for name in filter(None, path.split(".")):
         if not isinstance(settings, Mapping) or name not in settings:
             return False
@@ -323,17 +333,17 @@ def _holds(settings: Any, path: str) -> bool:
     return True
 
 
-def _names(classes: Mapping[str, str]) -> dict[str, str]:
+def _class_names(classes: Mapping[str, str]) -> dict[str, str]:
     return {path or "recipe": class_name(name) for path, name in classes.items()}
 
 
-def _order(recipe: Recipe, samples: int, notes: list[str]) -> Order:
+def _build_order(recipe: Recipe, samples: int, notes: list[str]) -> Order:
     batch = recipe.limits.batch
     if samples < 1:
         raise InvalidInputError("the training data has no samples")
     if callable(order := getattr(recipe.data, "order", None)):
-        made: Order = order(recipe.seed, batch)
-        return made
+        custom_order: Order = order(recipe.seed, batch)
+        return custom_order
     if batch > samples:
-        notes.append(f"limits.batch is {batch} and there are {samples} samples: the batch is {samples}")
+        notes.append(f"limits.batch is {batch}, but there are only {samples} samples: the batch is {samples}")
     return Permutation(seed=recipe.seed, length=samples, batch=batch)

@@ -1,4 +1,4 @@
-"""The seam between the engine and a domain: how a model learns and is scored."""
+"""The interface between the engine and an application: how a model is trained and scored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from shared.data.dataset import Batch
 
 
 class WeightedLoss(NamedTuple):
-    """A loss that is the mean over ``weight`` things in a batch: positive anchors, observed values.
+    """A loss averaged over ``weight`` elements of a batch, such as positive anchors or observed values.
 
-    Their number differs from one part of the batch to another. Knowing it, the engine weighs the mean of each part so
-    that what is trained on is the mean over the whole batch, on any number of processes. Where a process takes its
-    samples in several micro-batches, the task must also know the number before the forward pass: see ``Counted``.
+    The number of elements varies between micro-batches and processes. The engine uses it to weight the means, so that
+    the model is trained on the mean over the global batch, for any number of processes. If a process splits its
+    samples into several micro-batches, the task must also know the number before the forward pass: see ``Counted``.
     """
 
     mean: Tensor
@@ -23,16 +23,16 @@ class WeightedLoss(NamedTuple):
 
 
 Loss: TypeAlias = Tensor | WeightedLoss
-"""The mean over a batch's samples, or over something else that is counted."""
+"""A tensor is the mean over the samples of a batch; a ``WeightedLoss`` is the mean over other elements."""
 
 
 @runtime_checkable
 class Counted(Protocol):
-    """A task whose weights follow from the batch alone.
+    """A task that can compute the weights of its losses from the batch alone.
 
-    ``count`` gives, under the name of each ``WeightedLoss`` (``loss`` where ``Task.loss`` returns a single one), the
-    weight that it will have. It is called before the forward passes of a step, where the recipe has a micro-batch;
-    numbers may be tensors on the batch's device.
+    ``count`` returns the weight of each ``WeightedLoss`` by name (``loss`` if ``Task.loss`` returns a single one).
+    It is called before the forward passes of a step if the recipe sets a micro-batch. The weights may be tensors on
+    the device of the batch.
     """
 
     def count(self, batch: Batch) -> Mapping[str, Tensor | float]: ...
@@ -40,18 +40,19 @@ class Counted(Protocol):
 
 @runtime_checkable
 class Prepared(Protocol):
-    """A task that must see the model before the first step, such as one whose counts depend on the model's anchors.
+    """A task that needs the model before the first step, for example because its counts depend on the anchors.
 
-    ``prepare`` is called once, with the model on its device and not wrapped.
+    ``prepare`` is called once, with the unwrapped model on its device.
     """
 
     def prepare(self, model: nn.Module) -> None: ...
 
 
 class Scores(Protocol):
-    """Collects what an evaluation sees. Every process fills its own; they are merged, then summed up once.
+    """Accumulates the results of an evaluation. Each process fills its own instance; the engine merges them.
 
-    ``merge`` must not depend on the order of the parts.
+    ``merge`` must not depend on the order of merging. ``summary`` returns the scores by name and is called once, after
+    the merge.
     """
 
     def merge(self, other: Self) -> None: ...
@@ -60,12 +61,13 @@ class Scores(Protocol):
 
 
 class Task(Protocol):
-    """How a model learns and is scored. ``apps/<vertical>/task.py`` implements it over the domain library.
+    """How a model is trained and scored. ``apps/<vertical>/task.py`` implements it with the domain library.
 
-    ``loss`` returns the loss of a batch, or several by name, which are added; the names are the same for every
-    batch. It is called in training mode, ``evaluate`` in evaluation mode without gradients. A task may also be
-    ``Counted`` and ``Prepared``, and say ``leaves_parameters_unused = True`` where a step may leave parameters of the
-    model out (a head that is only trained where its class occurs): finding them costs every step of several processes.
+    ``loss`` returns the loss of a batch, or several losses by name, which are added; the names are the same for every
+    batch. It is called in training mode, ``evaluate`` in evaluation mode without gradients. A task may also implement
+    ``Counted`` and ``Prepared``. It sets ``leaves_parameters_unused = True`` if a step may not use all parameters of
+    the model, such as a head that is trained only when its class occurs: on several processes the search for unused
+    parameters slows down every step.
     """
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss | dict[str, Loss]: ...

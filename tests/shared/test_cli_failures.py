@@ -77,7 +77,7 @@ def test_a_sample_that_does_not_fit_alone_is_told_so(app, capsys, monkeypatch):
     said = capsys.readouterr()
     sizes = [row.split("micro-batches of ")[1].split(";")[0] for row in said.out.splitlines() if "out of memory" in row]
     assert sizes == ["2", "1"]
-    assert "CUDA out of memory. A single sample at once does not fit; take a smaller network" in said.err
+    assert "CUDA out of memory. A single sample does not fit into the memory; use a smaller network" in said.err
 
 
 @pytest.mark.parametrize("read", ["export", "weights"])

@@ -123,7 +123,7 @@ def test_a_file_of_a_run_that_is_none_is_not_read(here, capsys, file, kind):
         path.unlink()
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     runs, _ = described(capsys)
-    assert (runs["bad"]["state"], runs["bad"]["why"]) == ("unreadable", f"its {file} is no regular file")
+    assert (runs["bad"]["state"], runs["bad"]["why"]) == ("unreadable", f"its {file} is not a regular file")
 
 
 def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
@@ -134,7 +134,7 @@ def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
     runs, _ = described(capsys)
     assert (runs["no-checkpoints"]["state"], runs["no-checkpoints"]["steps"]) == ("ended", 5)
     assert runs["no-checkpoints"]["best"] == runs["no-events"]["best"] is not None
-    assert (runs["no-events"]["state"], runs["no-events"]["why"]) == ("unreadable", "its events.jsonl is gone")
+    assert (runs["no-events"]["state"], runs["no-events"]["why"]) == ("unreadable", "its events.jsonl is missing")
 
 
 def test_links_to_runs_on_another_disk_are_followed_once(here, capsys):
@@ -195,7 +195,7 @@ def test_an_interrupted_and_a_killed_run_are_told_from_one_that_ended(here, caps
         "by a signal",
         13,
     )
-    assert runs["killed"]["state"] == "interrupted" and "it wrote no end (killed" in runs["killed"]["why"]
+    assert runs["killed"]["state"] == "interrupted" and "no end was recorded (killed" in runs["killed"]["why"]
     line.train(here / "stopped")
     assert described(capsys, ".")[0]["stopped"]["state"] == "ended"
 
@@ -214,7 +214,7 @@ def test_a_run_that_failed_says_why(here, capsys):
 
     with pytest.raises(torch.OutOfMemoryError):
         line.train(here / "memory", Large)
-    with pytest.raises(InvalidInputError, match="the task scores"):
+    with pytest.raises(InvalidInputError, match="the task's scores"):
         line.train(here / "refused", monitor="map")
     runs, _ = described(capsys, ".")
     assert runs["nan"]["state"] == "failed" and "DivergenceError: at step 1 the loss is nan" in runs["nan"]["why"]

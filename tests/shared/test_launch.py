@@ -61,4 +61,4 @@ def test_when_one_host_is_stopped_the_others_save_and_stop_too(tmp_path: Path) -
         for host in hosts:
             host.terminate()
     assert [host.returncode for host in hosts] == [143, 143]
-    assert "which is saved; resume with the same command" in output
+    assert "start the same command again to resume" in output

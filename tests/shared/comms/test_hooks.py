@@ -86,7 +86,7 @@ def test_on_a_different_number_of_processes_the_errors_start_from_zero(hosts, po
     path = powersgd_runs / "flat-parts"
     succeed(Job(hosts, 1, workers.train_lines, [(path, 11, POWERSGD["flat"])]).results(60))
     begun = [event for event in read_events(path / "events.jsonl") if event["event"] == "begin"]
-    assert "the powersgd compression starts anew" in begun[-1]["notes"][-1]
+    assert "the powersgd compression starts without its saved errors" in begun[-1]["notes"][-1]
 
 
 def test_unused_parameters_are_named_unless_the_task_declares_them(hosts, tmp_path):

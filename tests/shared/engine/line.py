@@ -34,7 +34,7 @@ class Network:
 
 
 class Points:
-    """Points on a plane, moved a little in training. Notes the indices of every batch it is asked for."""
+    """Points on a plane, with random shifts in training. Records the indices of every requested batch."""
 
     def __init__(self, length: int) -> None:
         self.x = torch.from_numpy(np.random.default_rng(0).normal(size=(length, 2)).astype(np.float32))
@@ -99,7 +99,7 @@ class Settings:
 
 
 def task_settings(task: Callable[[], Any]) -> Settings:
-    """The same settings of the task, which build what ``task`` returns."""
+    """A task config that builds the result of ``task``."""
     kind: Any = type("Settings", (Settings,), {"build": lambda self: task(), "__slots__": ()})
     return kind()
 
@@ -112,20 +112,20 @@ class LineRecipe(Recipe):
 
 
 def recipe(task: Any = Regression, **limits: Any) -> LineRecipe:
-    """Three epochs of ten steps; checkpoints every five. ``task`` is a class, or anything that makes the task."""
+    """Three epochs of ten steps, a checkpoint every five. ``task`` is a callable that returns the task."""
     settings: dict[str, Any] = {"epochs": 3, "batch": 4, "checkpoint_every": 5, "log_every": 5, "keep": 3, **limits}
     return LineRecipe(
         optimizer=AdamW(learning_rate=0.02),
         schedule=CosineRestarts(warmup_steps=3, period=1),
         task=Settings() if task is Regression else task_settings(task),
-        # Two ways to add up are not within a millionth of each other in bf16, which some processors take by themselves.
+        # fp32: some processors choose bf16, in which two orders of summation differ by more than a millionth.
         precision="fp32",
         limits=Limits(**settings),
     )
 
 
 def train(path: Path, task: Any = Regression, **limits: Any) -> Result:
-    """Trains the recipe in ``path``, on the CPU."""
+    """Trains the recipe in ``path`` on the CPU."""
     return run(recipe(task, **limits), path)
 
 

@@ -1,4 +1,4 @@
-"""Gradients accumulated over micro-batches and processes are those of the whole batch."""
+"""Gradients accumulated over micro-batches and processes equal those of the whole batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALONE = Group(0, 1, torch.device("cpu"))
 
 
 class Uncounted(line.Regression):
-    """Few samples count, and they lie unevenly among the parts; in some there is none."""
+    """A mean over a few samples that are unevenly distributed over the micro-batches; some contain none."""
 
     def loss(self, model, batch):
         counts = batch["x"][:, :1] > 0.7
@@ -41,7 +41,7 @@ def without_dropout(task, **limits):
 
 
 @pytest.mark.parametrize(("micro_batch", "sizes"), [(None, [[4], [4], [3]]), (2, [[2, 2], [2, 2], [2, 1]]), (9, None)])
-def test_the_loader_makes_micro_batches_that_weigh_what_they_hold(micro_batch, sizes):
+def test_micro_batches_are_weighted_by_their_number_of_samples(micro_batch, sizes):
     order = Permutation(seed=0, length=40, batch=11)
     parts = []
     for rank in range(3):
@@ -52,7 +52,7 @@ def test_the_loader_makes_micro_batches_that_weigh_what_they_hold(micro_batch, s
             assert [len(part.batch["x"]) for part in step.parts] == sizes[rank]
         parts += step.parts
     assert sum(part.weight for part in parts) == pytest.approx(1)
-    # In order they are the global batch.
+    # Concatenated they are the global batch.
     whole = line.Points(40).batch(order.indices(3), order.key(3))["x"]
     assert torch.equal(torch.cat([part.batch["x"] for part in parts]), whole)
 
@@ -75,16 +75,16 @@ def gradients(task, sizes, *, counted):
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def test_counted_losses_have_the_gradient_of_the_whole_batch():
+def test_counted_losses_accumulate_to_the_gradient_of_the_whole_batch():
     whole = gradients(Counted(), [], counted=True)
     parts = gradients(Counted(), [3, 20, 10], counted=True)
     assert (parts - whole).norm() / whole.norm() < 1e-6
-    # The mean of the parts' means is another gradient.
+    # Averaging the means of the micro-batches gives a different gradient.
     assert (gradients(Counted(), [3, 20, 10], counted=False) - whole).norm() / whole.norm() > 0.05
 
 
 @pytest.mark.parametrize("task", [line.Regression, Counted])
-def test_a_run_in_micro_batches_is_the_run_in_whole_batches(tmp_path, task):
+def test_a_run_in_micro_batches_equals_the_run_in_whole_batches(tmp_path, task):
     for micro_batch in (None, 1, 3):
         line.run(without_dropout(task, micro_batch=micro_batch), tmp_path / str(micro_batch))
     whole = weights(tmp_path / "None", 30)
@@ -93,13 +93,15 @@ def test_a_run_in_micro_batches_is_the_run_in_whole_batches(tmp_path, task):
         torch.testing.assert_close(weights(tmp_path / "3", 30)[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_may_go_on_in_other_micro_batches(tmp_path):
+def test_a_run_may_resume_with_a_different_micro_batch(tmp_path):
     line.run(without_dropout(line.Regression, steps=15), tmp_path)
     assert line.run(without_dropout(line.Regression, micro_batch=2), tmp_path).steps == 30
 
 
-def test_accumulating_what_is_not_counted_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"the loss square is a WeightedLoss .* give the task count\(batch\)"):
+def test_accumulating_an_uncounted_loss_is_refused(tmp_path):
+    with pytest.raises(
+        InvalidInputError, match=r"the loss square is a WeightedLoss .* give the task a method count\(batch\)"
+    ):
         train(tmp_path, Uncounted, micro_batch=2)
 
 

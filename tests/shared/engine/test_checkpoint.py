@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it is found out that one is no longer what was written."""
+"""The contents of a checkpoint, and the detection of damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.shared.engine.line import train, weights
 
 
 class Anything:
-    """Something with a state: nested, with tensors, tuples and keys that are no strings."""
+    """A component with a nested state of tensors, tuples and keys that are not strings."""
 
     def __init__(self, state):
         self.state = state
@@ -47,7 +47,7 @@ def equal(one, other):
     return one == other
 
 
-def test_whatever_has_a_state_dict_comes_back_as_it_was(tmp_path):
+def test_the_state_of_every_component_is_restored_exactly(tmp_path):
     checkpoints = Checkpoints(tmp_path, recipe_digest="d")
     model = torch.nn.Linear(2, 1)
     checkpoints.save({"model": model, "ema": Anything(STATE)}, Progress(step=5, samples=3))
@@ -55,12 +55,12 @@ def test_whatever_has_a_state_dict_comes_back_as_it_was(tmp_path):
     assert checkpoints.load(checkpoints.latest(), {"model": other, "ema": ema}) == Progress(step=5, samples=3)
     assert torch.equal(other.weight, model.weight) and equal(STATE, ema.state)
     assert model_state(checkpoints.latest()).keys() == {"weight", "bias"}
-    with pytest.raises(InvalidInputError, match="holds ema, model, and the run has model; name a new run"):
+    with pytest.raises(InvalidInputError, match="contains ema, model, and the run has model; name a new run"):
         checkpoints.load(checkpoints.latest(), {"model": other})
 
 
-def test_parameters_in_another_memory_layout_go_on_as_they_were(tmp_path):
-    """Files hold tensors contiguous; a fused step goes through the memory of a parameter and of its momentum alike."""
+def test_a_resumed_optimizer_handles_a_channels_last_parameter(tmp_path):
+    """Files store contiguous tensors; a fused step reads a parameter and its momentum in memory order."""
 
     def made():
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_a_state_that_json_and_safetensors_cannot_hold_is_an_error(tmp_path):
         Checkpoints(tmp_path, recipe_digest="").save({"x": Anything({"hook": {1}})}, Progress())
 
 
-def test_one_altered_digit_of_the_state_is_noticed_and_said(tmp_path):
+def test_a_single_altered_digit_in_the_state_is_detected_and_logged(tmp_path):
     train(tmp_path / "whole")
     train(tmp_path / "run", steps=15)
     state = tmp_path / "run" / "checkpoints" / "step-00000015" / "state.json"
@@ -113,14 +113,16 @@ def test_one_altered_digit_of_the_state_is_noticed_and_said(tmp_path):
     train(tmp_path / "run")
     events = [json.loads(row) for row in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     notes = [note for event in events for note in event.get("notes", [])]
-    assert "step-00000015 is torn or was altered, and is passed over" in notes
+    assert "skipped step-00000015: incomplete or altered" in notes
     for name, tensor in weights(tmp_path / "whole", 30).items():
         assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
 
 
-def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
     train(tmp_path, steps=15)
     for file in (tmp_path / "checkpoints").glob("step-*/state.json"):
         file.write_text(file.read_text()[:-9])
-    with pytest.raises(InvalidInputError, match=r"no checkpoint of .* is whole \(step-00000015, step-00000010, step-"):
+    with pytest.raises(
+        InvalidInputError, match=r"all checkpoints of .* are damaged \(step-00000015, step-00000010, step-"
+    ):
         train(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run refuses before its first step, and what it notices in the step in which it happens."""
+"""Checks before the first step of a run, and the detection of divergence in the step in which it occurs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def no_step_was_made(path):
 
 
 def with_points(batch):
-    """The recipe on points whose batches ``batch`` alters."""
+    """The recipe on points whose batches are modified by ``batch``."""
 
     class Altered(line.Points):
         def batch(self, indices, key):
@@ -50,11 +50,14 @@ def noise_of(generator):
         (noise_of(lambda: torch.rand(1)), "Altered draws from the global generator of torch"),
         (noise_of(lambda: float(np.random.rand())), "Altered draws from the global generator of numpy"),
         (noise_of(random.random), "Altered draws from the global generator of random"),
-        (noise_of(np.random.default_rng(0).random), "Altered makes two different batches of the same indices and key"),
+        (
+            noise_of(np.random.default_rng(0).random),
+            "Altered returns two different batches for the same indices and key",
+        ),
     ],
     ids=["torch", "numpy", "random", "its own"],
 )
-def test_a_data_set_whose_batches_cannot_be_repeated_is_named(tmp_path, alter, said):
+def test_a_data_set_with_irreproducible_batches_is_refused_by_name(tmp_path, alter, said):
     with pytest.raises(InvalidInputError, match=said):
         line.run(with_points(alter), tmp_path)
     assert no_step_was_made(tmp_path)
@@ -68,7 +71,7 @@ def test_batches_with_missing_values_are_equal_to_themselves(tmp_path):
 
 
 def test_a_monitor_that_is_never_scored_is_refused_before_the_first_step(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', and the task scores loss, samples"):
+    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', but the task's scores are loss, samples"):
         train(tmp_path, monitor="map")
     assert no_step_was_made(tmp_path)
 
@@ -87,31 +90,33 @@ def test_a_monitor_that_only_the_whole_data_set_scores_is_accepted(tmp_path):
 def test_another_recipe_in_the_directory_is_refused_with_what_differs(tmp_path):
     train(tmp_path, steps=5)
     other = replace(line.recipe(steps=7), optimizer=AdamW(learning_rate=0.5), seed=1)
-    with pytest.raises(InvalidInputError, match=r"optimizer.learning_rate is 0.5, not 0.02; seed is 1, not 0; go on"):
+    with pytest.raises(
+        InvalidInputError, match=r"optimizer.learning_rate is 0.5, not 0.02; seed is 1, not 0; continue"
+    ):
         line.run(other, tmp_path)
     with pytest.raises(InvalidInputError, match="optimizer is SGD, not AdamW"):
         line.run(replace(line.recipe(), optimizer=SGD(learning_rate=0.02)), tmp_path)
 
 
-def test_a_batch_larger_than_the_data_is_said(tmp_path, capsys):
+def test_a_batch_larger_than_the_data_is_logged(tmp_path, capsys):
     from shared.engine.loop import fit
     from shared.engine.run import Run
 
     fit(line.recipe(batch=100_000, epochs=1), Run(tmp_path, "line", "line"), device="cpu")
-    assert "limits.batch is 100000 and there are 40 samples: the batch is 40" in capsys.readouterr().out
+    assert "limits.batch is 100000, but there are only 40 samples: the batch is 40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "optimizer",
     [AdamW(learning_rate=-5), AdamW(betas=(1.5, 0.9)), SGD(momentum=0.0, nesterov=True)],
 )
-def test_settings_that_torch_refuses_are_refused_in_a_sentence(tmp_path, optimizer):
+def test_settings_that_torch_refuses_are_refused_with_a_message(tmp_path, optimizer):
     with pytest.raises(InvalidInputError, match="the recipe's optimizer or schedule cannot be built: "):
         line.run(replace(line.recipe(), optimizer=optimizer), tmp_path)
 
 
 @pytest.mark.parametrize("settings", [{"period": 0.0}, {"multiplier": 0}, {"warmup_steps": -1}, {"floor": 2.0}])
-def test_schedules_that_never_come_to_an_end_are_refused(settings):
+def test_schedules_that_never_end_are_refused(settings):
     with pytest.raises(InvalidInputError, match="schedule: "):
         CosineRestarts(**settings)
     with pytest.raises(InvalidInputError, match="warmup_steps is -1"):
@@ -139,7 +144,7 @@ def test_the_input_is_fitted_to_the_data_once_and_recorded(tmp_path):
     assert line.run(replace(recipe, limits=line.recipe().limits), tmp_path).steps == 30
 
 
-def test_a_data_set_may_bring_its_own_order(tmp_path):
+def test_a_data_config_may_supply_its_own_order(tmp_path):
     class Backwards:
         steps_per_epoch = 4
 
@@ -165,7 +170,7 @@ def test_a_data_set_may_bring_its_own_order(tmp_path):
 
 
 @pytest.mark.parametrize("log_every", [5, 100])
-def test_a_loss_that_is_no_number_is_reported_with_step_samples_and_part(tmp_path, log_every):
+def test_a_loss_that_is_not_finite_is_reported_with_step_samples_and_term(tmp_path, log_every):
     class Broken(line.Regression):
         calls = 0
 
@@ -179,13 +184,13 @@ def test_a_loss_that_is_no_number_is_reported_with_step_samples_and_part(tmp_pat
         train(tmp_path, Broken, log_every=log_every, checkpoint_every=100)
     samples = ", ".join(map(str, Permutation(seed=0, length=40, batch=4).indices(6).tolist()))
     said = str(raised.value)
-    assert re.match(r"at step 7 the loss is nan \(square \d[^,]*, nothing nan\) and the norm of the gradients \d", said)
-    assert f"of the samples {samples};" in said
-    # What was saved before is whole, and the run goes on from there.
+    assert re.match(r"at step 7 the loss is nan \(square \d[^,]*, nothing nan\) and the gradient norm \d", said)
+    assert f"for the samples {samples};" in said
+    # The previous checkpoint is intact, and the run resumes from it.
     assert train(tmp_path, log_every=log_every, checkpoint_every=100).steps == 30
 
 
-def test_the_optimizer_does_not_step_on_a_gradient_that_is_no_number(tmp_path):
+def test_the_optimizer_does_not_step_on_a_gradient_that_is_not_finite(tmp_path):
     models = []
 
     class Steep(line.Regression):
@@ -197,20 +202,20 @@ def test_the_optimizer_does_not_step_on_a_gradient_that_is_no_number(tmp_path):
             return super().loss(model, batch)["square"]
 
     task = Steep()
-    with pytest.raises(DivergenceError, match="at step 3 the loss is inf and the norm of the gradients nan"):
+    with pytest.raises(DivergenceError, match="at step 3 the loss is inf and the gradient norm nan"):
         train(tmp_path, lambda: task)
     assert all(torch.equal(value, task.before[name]) for name, value in models[-1].state_dict().items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """An optimizer of the last layer alone."""
+    """An optimizer of the last layer only."""
 
     def build(self, model):
         return torch.optim.SGD(model[-1].parameters(), lr=0.1)
 
 
-def test_gradients_that_the_optimizer_does_not_hold_do_not_pile_up(tmp_path):
+def test_gradients_outside_the_optimizer_do_not_accumulate(tmp_path):
     norms = []
 
     class Watched(line.Regression):
@@ -233,4 +238,4 @@ def train_at_another_rate(path):
 
 def test_processes_that_were_started_differently_do_not_train(tmp_path):
     for said in run(train_at_another_rate, tmp_path / "run"):
-        assert "process 1 was started with something else than process 0: optimizer.learning_rate is 0.5, not" in said
+        assert "process 1 was started differently from process 0: optimizer.learning_rate is 0.5, not" in said

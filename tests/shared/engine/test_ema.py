@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, that a run goes on with it, and that it is what leaves the run."""
+"""The moving average of the weights: its formula, its resumption and its export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALONE = Group(0, 1, torch.device("cpu"))
 
 
 class Normalised(line.Network):
-    """A line behind batch normalisation, whose weight it has under two names."""
+    """A linear layer after batch normalisation; its weight has two names."""
 
     def build(self, input=None):
         model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1), nn.Dropout(0.0))
@@ -67,7 +67,7 @@ def test_the_average_follows_its_formula_and_the_decay_warms_up():
     assert same(own, model.state_dict())
 
 
-def test_a_run_validates_keeps_and_exports_the_average(tmp_path):
+def test_a_run_validates_saves_and_exports_the_average(tmp_path):
     result = line.run(recipe(), tmp_path)
     kept = model_state(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest())
     assert not torch.equal(kept["1.weight"], weights(tmp_path, 30)["1.weight"])
@@ -76,13 +76,13 @@ def test_a_run_validates_keeps_and_exports_the_average(tmp_path):
     model.load_state_dict(kept)
     scores = evaluate(model, line.Regression(), line.Points(13), 4, ALONE)
     assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
-    # The same training without: its last weights are those that the average was made of.
+    # The same training without averaging ends with the weights that went into the average.
     line.run(recipe(None), tmp_path / "without")
     assert same(weights(tmp_path, 30), weights(tmp_path / "without", 30))
 
 
 @pytest.mark.parametrize("stop", [7, 15], ids=["within an epoch", "at a checkpoint"])
-def test_a_resumed_run_goes_on_with_the_same_average(tmp_path, stop):
+def test_a_resumed_run_continues_with_the_same_average(tmp_path, stop):
     line.run(recipe(), tmp_path / "whole")
     line.run(recipe(steps=stop), tmp_path / "parts")
     line.run(recipe(), tmp_path / "parts")
@@ -90,12 +90,12 @@ def test_a_resumed_run_goes_on_with_the_same_average(tmp_path, stop):
 
 
 def train_in_parts(path):
-    """Three runs one after the other, in the same processes."""
+    """Three runs one after the other in the same processes."""
     for name, steps in (("whole", 30), ("parts", 15), ("parts", 30)):
         line.run(recipe(steps=steps), path / name)
 
 
-def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
+def test_two_processes_resume_bitwise_and_score_the_saved_average(tmp_path):
     run(train_in_parts, tmp_path)
     assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
     model = Normalised().build()
@@ -105,7 +105,7 @@ def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
     assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
 
 
-def test_a_run_is_not_resumed_with_another_average_and_older_recipes_keep_their_digests(tmp_path):
+def test_a_run_does_not_resume_with_a_different_decay_and_older_digests_stay_valid(tmp_path):
     line.run(recipe(steps=5), tmp_path)
     with pytest.raises(InvalidInputError, match=r"ema_decay is 0\.99, not 0\.9"):
         line.run(recipe(0.99), tmp_path)
@@ -115,6 +115,6 @@ def test_a_run_is_not_resumed_with_another_average_and_older_recipes_keep_their_
 
 
 @pytest.mark.parametrize("decay", ["0", "1", "-0.5"])
-def test_a_decay_that_is_none_is_refused_on_the_command_line(tmp_path, capsys, decay):
+def test_an_invalid_decay_is_refused_on_the_command_line(tmp_path, capsys, decay):
     code = main(["train", "finance", "--recipe", "tiny", "--out", str(tmp_path / "run"), f"--ema-decay={decay}"])
     assert code == 2 and "ema_decay is" in capsys.readouterr().err

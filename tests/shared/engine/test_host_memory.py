@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process while a run trains, and goes back to the system afterwards."""
+"""Freed memory stays in the process during a run and is returned to the system afterwards."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ BLOCK, TIMES = 64 << 20, 8
 
 
 def faults():
-    """How many pages the system gives while so many blocks are taken one after the other."""
+    """The number of page faults while blocks are allocated and freed one after the other."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(TIMES):
         torch.ones(BLOCK, dtype=torch.uint8)
@@ -29,8 +29,8 @@ def glibc(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_freed_blocks_are_used_again_within_and_given_back_afterwards(glibc):
-    # In a process of its own: one that has run long may have no room left where its heap grows.
+def test_freed_blocks_are_reused_within_the_context_and_returned_afterwards(glibc):
+    # In a fresh process: in a long-running one the heap may have no room to grow.
     subprocess.run([sys.executable, "-m", "tests.shared.engine.test_host_memory"], check=True, cwd=ROOT, timeout=120)
 
 
@@ -43,7 +43,7 @@ def in_a_new_process():
     assert faults() > 4 * within
 
 
-def test_the_users_own_settings_hold(glibc, monkeypatch):
+def test_allocator_settings_of_the_user_are_kept(glibc, monkeypatch):
     outside = faults()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     with keep_freed_memory():

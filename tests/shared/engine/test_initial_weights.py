@@ -1,4 +1,4 @@
-"""A run may start from weights that are there."""
+"""A run may start from existing weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(path, content):
     ],
     ids=["safetensors", "state dict", "mmengine", "Lightning", "wrapped"],
 )
-def test_weights_are_found_by_name_in_files_of_every_layout(tmp_path, file, wrap):
+def test_weights_are_loaded_by_name_from_files_of_every_layout(tmp_path, file, wrap):
     source, target = network(), network()
     found = load_initial_weights(target, write(tmp_path / file, wrap(source.state_dict())))
     assert len(found.loaded) == 4 and not found.missing + found.extra + found.other_shape
@@ -61,28 +61,28 @@ def test_a_new_head_keeps_its_values_and_is_listed(tmp_path):
     for name in ("0.bias", "2.weight", "2.bias"):
         assert torch.equal(target.state_dict()[name], before[name])
     assert found.summary() == (
-        "1 of 4 tensors start from these weights; missing: 0.bias; extra: extra; of another shape: 2.weight, 2.bias"
+        "1 of 4 tensors start from these weights; missing: 0.bias; extra: extra; of a different shape: 2.weight, 2.bias"
     )
 
 
-def test_what_holds_no_weights_for_the_model_is_refused(tmp_path):
+def test_files_without_weights_for_the_model_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "torn.safetensors").write_bytes(b"123456789012")
     (tmp_path / "text.pt").write_text("hello")
     for path, said in {
         tmp_path / "nowhere.pt": "does not exist",
         tmp_path / "folder": "neither an artifact .* nor a run",
-        tmp_path / "torn.safetensors": "no whole safetensors file",
-        tmp_path / "text.pt": "no file of weights that torch reads",
+        tmp_path / "torn.safetensors": "not a complete safetensors file",
+        tmp_path / "text.pt": "not a weights file that torch can read",
         write(tmp_path / "other.pt", {"encoder.weight": torch.ones(1)}): "none of its 1 tensors fits this model",
-        write(tmp_path / "list.pt", [torch.ones(1)]): "no tensors by name",
-        write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "more than weights, which is not",
+        write(tmp_path / "list.pt", [torch.ones(1)]): "no named tensors",
+        write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "more than weights and is not",
     }.items():
         with pytest.raises(InvalidInputError, match=said):
             load_initial_weights(network(), path)
 
 
-def test_a_run_starts_from_another_run_or_an_artifact_and_says_so(tmp_path):
+def test_a_run_starts_from_another_run_or_an_artifact_and_logs_it(tmp_path):
     train(tmp_path / "first", steps=10)
     start = weights(tmp_path / "first", 10)
     artifact = tmp_path / "artifact"
@@ -103,7 +103,7 @@ def test_a_run_starts_from_another_run_or_an_artifact_and_says_so(tmp_path):
         assert all(torch.equal(seen[init.name][name], value) for name, value in start.items())
         events = (tmp_path / f"from-{init.name}" / "events.jsonl").read_text()
         assert "4 of 4 tensors start from these weights" in events
-    # A resumed run goes on from its own checkpoint.
+    # A resumed run continues from its own checkpoint.
     line.run(replace(line.recipe(watched("again"), steps=4), init=artifact), tmp_path / "from-artifact")
     own = weights(tmp_path / "from-artifact", 2)
     assert all(torch.equal(seen["again"][name], value) for name, value in own.items())
@@ -115,7 +115,7 @@ class Classes(InputSpec):
 
 
 @pytest.mark.parametrize("start", ["", "checkpoints/weights.safetensors"], ids=["run", "file"])
-def test_no_class_begins_with_the_weights_of_another_that_both_know(tmp_path, start):
+def test_no_class_starts_from_the_weights_of_another_class_in_common(tmp_path, start):
     def begun(name, classes, init=None):
         line.run(replace(line.recipe(steps=2), input=Classes(classes=classes), init=init), tmp_path / name)
         return (tmp_path / name / "events.jsonl").read_text()
@@ -127,22 +127,22 @@ def test_no_class_begins_with_the_weights_of_another_that_both_know(tmp_path, st
         init.parent.mkdir()
         save_file(weights(tmp_path / "first", 2), init)
         shutil.copy(tmp_path / "first" / "recipe.yaml", init.parent)
-    said = r"learnt the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
+    said = r"trained on the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
     with pytest.raises(InvalidInputError, match=said):
         begun("other", ("car", "pedestrian", "truck"), init)
-    assert "weights of others: truck in place of cyclist" in begun("new", ("pedestrian", "truck", "car"), init)
+    assert "weights of other classes: truck in place of cyclist" in begun("new", ("pedestrian", "truck", "car"), init)
     same = begun("same", ("pedestrian", "cyclist", "car"), init)
-    assert "it learnt" not in same and "of others" not in same
-    # A head for another number of classes has nothing of the one that was learnt, whatever they are called.
-    said = "it learnt the classes pedestrian, cyclist, car, and this run has {}: their number differs"
+    assert "it was trained" not in same and "of other classes" not in same
+    # A head with a different number of classes takes nothing from the trained one, whatever the names.
+    said = "it was trained on the classes pedestrian, cyclist, car, and this run has {}: the number of classes differs"
     assert said.format("car, pedestrian") in begun("fewer", ("car", "pedestrian"), init)
     more = begun("more", ("pedestrian", "cyclist", "car", "tram"), init)
     assert said.format("pedestrian, cyclist, car, tram") in more
-    assert "from the beginning; --data.classes pedestrian cyclist car keeps it" in more
+    assert "from scratch; --data.classes pedestrian cyclist car keeps them" in more
 
 
 class Rows(NamedTuple):
-    """A model's settings that keep the rows of a layer by class, with a row of their own for what is none."""
+    """A model config with one row per class in a layer, and an additional row for the background."""
 
     def class_axes(self, classes: Sequence[str]) -> ClassAxes:
         return {"2.weight": Axis(0, [*classes, 0]), "2.bias": Axis(0, [*classes, 0])}
@@ -154,13 +154,13 @@ class Rows(NamedTuple):
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (("tram", "car", "pedestrian", "cyclist"), "goes on with car, pedestrian, cyclist; learns anew tram"),
-        (("car", "pedestrian"), "goes on with car, pedestrian; leaves out cyclist"),
-        (("car", "tram", "pedestrian"), "goes on with car, pedestrian; learns anew tram; leaves out cyclist"),
+        (("tram", "car", "pedestrian", "cyclist"), "keeps car, pedestrian, cyclist; learns from scratch tram"),
+        (("car", "pedestrian"), "keeps car, pedestrian; drops cyclist"),
+        (("car", "tram", "pedestrian"), "keeps car, pedestrian; learns from scratch tram; drops cyclist"),
     ],
     ids=["more", "fewer", "others"],
 )
-def test_classes_are_carried_over_by_name_where_a_model_says_where_it_keeps_them(tmp_path, classes, said):
+def test_classes_are_matched_by_name_if_the_model_states_its_class_axes(tmp_path, classes, said):
     line.run(replace(line.recipe(steps=1), input=Classes(classes=("pedestrian", "cyclist", "car"))), tmp_path / "run")
     old, new = network(outputs=4).state_dict(), network(outputs=len(classes) + 1)
     before = {name: value.clone() for name, value in new.state_dict().items()}

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C, and what a redirected log says."""
+"""SIGTERM, SIGUSR1 and Ctrl-C, and the lines of a redirected log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def interrupted_at(call, number):
-    """A task that receives the signal ``number`` in its loss number ``call``."""
+    """A task that receives the signal ``number`` in call number ``call`` of its loss."""
 
     class Interrupted(line.Regression):
         calls = 0
@@ -39,7 +39,7 @@ def interrupted_at(call, number):
 
 @pytest.fixture(autouse=True)
 def handlers_of_a_new_process():
-    """Other tests of the same process may have left other handlers, and a signal without one ends the process."""
+    """Other tests in the same process may have left their handlers, and a signal without one ends the process."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
@@ -57,13 +57,13 @@ def handlers_of_a_new_process():
         (signal.SIGINT, KeyboardInterrupt, ()),
     ],
 )
-def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, capsys, number, ends_as, code):
+def test_a_signal_saves_a_checkpoint_of_the_current_step(tmp_path, capsys, number, ends_as, code):
     handlers = [signal.getsignal(one) for one in SIGNALS]
     train(tmp_path / "whole")
     with pytest.raises(ends_as) as raised:
         fit(line.recipe(interrupted_at(13, number)), Run(tmp_path / "run", "line", "line"), device="cpu")
     assert raised.value.args == code
-    assert "stopped at step 13, which is saved; resume with the same command" in capsys.readouterr().out
+    assert "stopped and saved at step 13; start the same command again to resume" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-00000013").is_dir()
     assert [signal.getsignal(one) for one in SIGNALS] == handlers
     assert train(tmp_path / "run").steps == 30
@@ -72,7 +72,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, cap
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(interruption, "_SAME_S", 0.0)
+    monkeypatch.setattr(interruption, "_REPEAT_WINDOW_S", 0.0)
 
     class Impatient(line.Regression):
         def loss(self, model, batch):
@@ -85,7 +85,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
-def test_a_signal_that_is_passed_on_twice_is_one(tmp_path):
+def test_a_signal_that_is_forwarded_twice_counts_once(tmp_path):
     class Twice(line.Regression):
         def loss(self, model, batch):
             signal.raise_signal(signal.SIGINT)
@@ -97,7 +97,7 @@ def test_a_signal_that_is_passed_on_twice_is_one(tmp_path):
     assert (tmp_path / "checkpoints" / "step-00000001").is_dir()
 
 
-def test_the_command_ends_with_143_on_sigterm(tmp_path):
+def test_the_command_exits_with_143_on_sigterm(tmp_path):
     code = (
         "import signal, sys; from apps.finance.task import ForecastTask; from shared.cli.main import main\n"
         "learn, calls = ForecastTask.loss, []\n"
@@ -112,11 +112,11 @@ def test_the_command_ends_with_143_on_sigterm(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 143, done.stderr
-    assert "stopped at step 2, which is saved; resume with the same command" in done.stdout
+    assert "stopped and saved at step 2; start the same command again to resume" in done.stdout
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
-def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
+def test_a_run_in_a_thread_does_not_handle_signals(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(train(tmp_path, steps=5)))
     thread.start()
@@ -125,16 +125,16 @@ def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
 
 
 def train_until_told(path):
-    """The second process is told to stop in its third step; with what each ends."""
+    """The second process receives a signal in its third step. Returns the exit of each process."""
     with pytest.raises(SystemExit) as ended:
         train(path, interrupted_at(3, 15) if os.environ["RANK"] == "1" else line.Regression, checkpoint_every=100)
     return ended.value.code
 
 
-def test_all_processes_stop_at_the_same_step_where_one_is_told_to(tmp_path):
+def test_all_processes_stop_at_the_same_step_if_one_receives_a_signal(tmp_path):
     assert run(train_until_told, tmp_path / "run") == [143, 143]
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
-    # They look at the latest on the next logging step.
+    # They poll on the next logging step at the latest.
     assert saved.name in {"step-00000003", "step-00000004", "step-00000005"}
 
 
@@ -154,7 +154,7 @@ def test_a_redirected_log_has_a_line_for_every_logging_step(tmp_path):
     assert any(row.startswith("line quick: step 10 validated, loss ") for row in lines)
 
 
-def test_seeding_the_generators_gives_the_numbers_of_manual_seed():
+def test_seeding_the_generators_matches_manual_seed():
     for seed in (0, 1, 2**63 - 1):
         torch.manual_seed(seed)
         expected = torch.rand(5), torch.randn(5), torch.randperm(9)

@@ -24,7 +24,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_learns_and_leaves_everything_about_itself(tmp_path):
+def test_a_run_learns_and_writes_all_its_files(tmp_path):
     result = train(tmp_path / "run")
     assert result.steps == 30 and result.reason == "epochs"
     assert result.history[-1]["loss"] < result.history[0]["loss"]
@@ -48,7 +48,7 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
     assert (resumed.best_step, resumed.scores) == (whole["best_step"], whole["scores"])
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     train(tmp_path / "whole")
     code = (
         "import os, sys; from pathlib import Path\n"
@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "killed", 30))
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path):
     train(tmp_path / "whole")
     train(tmp_path / "torn", steps=15)
     newest = tmp_path / "torn" / "checkpoints" / "step-00000015" / "model.safetensors"
@@ -85,14 +85,14 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert {"step-00000025", "step-00000030", f"step-{result.best_step:08d}"} == kept
 
 
-def test_another_recipe_does_not_resume_the_run(tmp_path):
+def test_a_different_recipe_does_not_resume_the_run(tmp_path):
     train(tmp_path / "run", steps=5)
     other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
-    with pytest.raises(InvalidInputError, match="another recipe"):
+    with pytest.raises(InvalidInputError, match="a different recipe"):
         line.run(other, tmp_path / "run")
 
 
-def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path):
+def test_a_run_that_predates_a_setting_resumes_with_its_default(tmp_path):
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Data(line.Data):
         names: tuple[str, ...] = ()
@@ -103,9 +103,9 @@ def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path
 
     train(tmp_path / "whole")
     train(tmp_path / "run", steps=12)
-    with pytest.raises(InvalidInputError, match=r"another recipe: data\.names is \['x'\], not None"):
+    with pytest.raises(InvalidInputError, match=r"a different recipe: data\.names is \['x'\], not None"):
         resumed(names=("x",))
-    with pytest.raises(InvalidInputError, match=r"another recipe: data\.length is 36, not 40"):
+    with pytest.raises(InvalidInputError, match=r"a different recipe: data\.length is 36, not 40"):
         resumed(length=36)
     line.run(replace(line.recipe(steps=17), data=Data()), tmp_path / "run")
     assert resumed().steps == 30  # from a checkpoint that was written with the setting
@@ -120,7 +120,7 @@ def test_early_stopping(tmp_path):
     assert again.reason == "early" and again.steps == 30
 
 
-def test_a_run_that_was_stopped_early_goes_on_with_a_smaller_least_improvement(tmp_path):
+def test_a_run_that_stopped_early_continues_with_a_smaller_min_delta(tmp_path):
     train(tmp_path / "whole")
     assert train(tmp_path / "run", patience=1, min_delta=10.0).reason == "early"
     resumed = train(tmp_path / "run", patience=1, min_delta=1e-9, evaluation_batch=5)
@@ -129,9 +129,9 @@ def test_a_run_that_was_stopped_early_goes_on_with_a_smaller_least_improvement(t
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch", 8), ("clip_norm", 0.5), ("monitor", "samples"), ("mode", "max")])
-def test_limits_that_decide_the_weights_or_which_are_kept_stay(tmp_path, name, value):
+def test_limits_that_affect_weights_or_kept_checkpoints_cannot_change(tmp_path, name, value):
     train(tmp_path, steps=5)
-    with pytest.raises(InvalidInputError, match=rf"another recipe: limits\.{name} is "):
+    with pytest.raises(InvalidInputError, match=rf"a different recipe: limits\.{name} is "):
         train(tmp_path, **{name: value})
 
 
@@ -145,14 +145,14 @@ def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_p
     assert train(tmp_path).steps == 30
 
 
-def test_a_run_that_ended_by_the_clock_has_ended(tmp_path):
+def test_a_run_that_reached_its_time_limit_stays_ended(tmp_path):
     first = train(tmp_path, minutes=1e-9)
     assert first.reason == "minutes" and first.steps == 5
     again = train(tmp_path, minutes=1e-9)
     assert again.steps == 5 and again.history == first.history
 
 
-def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
     class Broken(line.Regression):
         def loss(self, model, batch):
             return {"square": super().loss(model, batch)["square"] * float("nan")}
@@ -162,17 +162,17 @@ def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
-def test_a_gradient_that_is_no_number_is_never_saved(tmp_path):
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     class Steep(line.Regression):
         calls = 0
 
         def loss(self, model, batch):
             Steep.calls += 1
             square = super().loss(model, batch)["square"]
-            # The derivative of the root at nought is infinite.
+            # The derivative of the square root at zero is infinite.
             return {"square": square, "root": (square * 0).sqrt() * 0 if Steep.calls == 15 else square * 0}
 
-    with pytest.raises(FloatingPointError, match=r"at step 15 .* norm of the gradients nan"):
+    with pytest.raises(FloatingPointError, match=r"at step 15 .* gradient norm nan"):
         train(tmp_path, Steep)
     assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
         "step-00000005",
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path):
 
 
 def falling_apart(losses: dict[int, float]):
-    """A task whose validation losses are given by step."""
+    """A task with given validation losses by step."""
 
     class Given(line.Regression):
         steps = 0
@@ -198,7 +198,7 @@ def falling_apart(losses: dict[int, float]):
     return Given
 
 
-def test_a_stop_within_an_epoch_leaves_no_trace_in_early_stopping(tmp_path):
+def test_a_stop_within_an_epoch_does_not_affect_early_stopping(tmp_path):
     losses = {10: 3.0, 20: 3.0, 25: 3.0, 30: 1.0}
     task = falling_apart(losses)
 
@@ -210,7 +210,7 @@ def test_a_stop_within_an_epoch_leaves_no_trace_in_early_stopping(tmp_path):
     assert (result.steps, result.reason, result.best_step) == (30, "epochs", 30)
 
 
-def test_the_best_of_the_whole_epochs_outlives_a_better_one_within(tmp_path):
+def test_the_best_scheduled_checkpoint_is_kept_beside_a_better_extra_one(tmp_path):
     losses = {10: 1.0, 20: 2.0, 25: 0.5, 28: 0.7, 30: 3.0}
     task = falling_apart(losses)
 
@@ -223,28 +223,28 @@ def test_the_best_of_the_whole_epochs_outlives_a_better_one_within(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints", recipe_digest="").best().name == "step-00000010"
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+def test_only_one_process_trains_in_a_run_at_a_time(tmp_path):
     class Impatient(line.Regression):
         def loss(self, model, batch):
-            with pytest.raises(InvalidInputError, match="another process trains"):
+            with pytest.raises(InvalidInputError, match="another process is training in"):
                 train(tmp_path)
             return super().loss(model, batch)
 
     train(tmp_path, Impatient, steps=1)
 
 
-def test_a_directory_that_a_kill_left_almost_empty_becomes_a_run(tmp_path):
+def test_a_directory_left_almost_empty_by_a_kill_can_be_used(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "run.lock").touch()
     assert train(tmp_path, steps=5).steps == 5
 
 
-def test_a_number_of_steps_takes_the_place_of_the_epochs(tmp_path):
+def test_a_number_of_steps_replaces_the_epochs(tmp_path):
     result = train(tmp_path, epochs=1, steps=25)
     assert (result.steps, result.reason) == (25, "steps") and result.epochs > 1
 
 
-def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
+def test_a_damaged_newest_checkpoint_does_not_displace_new_ones(tmp_path):
     train(tmp_path, steps=20, keep=2)
     newest = tmp_path / "checkpoints" / "step-00000020" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
@@ -254,18 +254,18 @@ def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".step-*"))
 
 
-def test_data_that_has_grown_is_another_run(tmp_path):
+def test_a_run_does_not_resume_on_data_that_has_grown(tmp_path):
     class Grown(line.Data):
         def train(self, input=None):
             return line.Points(41)
 
     Grown.__name__ = "Data"
     train(tmp_path, steps=5)
-    with pytest.raises(InvalidInputError, match="began with 40 samples and there are 41"):
+    with pytest.raises(InvalidInputError, match="started on 40 training samples, and the data set now has 41"):
         line.run(replace(line.recipe(), data=Grown()), tmp_path)
 
 
-def test_a_resumed_run_notes_every_step_once_and_no_word_that_json_lacks(tmp_path):
+def test_a_resumed_run_records_every_step_once_in_valid_json(tmp_path):
     train(tmp_path, steps=20, log_every=1)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")
     with (tmp_path / "events.jsonl").open("a") as file:
@@ -279,7 +279,7 @@ def test_a_resumed_run_notes_every_step_once_and_no_word_that_json_lacks(tmp_pat
 
 
 @pytest.mark.parametrize("limits", [{"log_every": 0}, {"batch": -1}, {"checkpoint_every": 0}, {"minutes": 0.0}])
-def test_limits_that_make_no_sense_are_refused(limits):
+def test_invalid_limits_are_refused(limits):
     with pytest.raises(InvalidInputError, match=r"limits\."):
         Limits(**limits)
 
@@ -341,7 +341,7 @@ def test_a_recipe_with_a_wrong_value_is_refused():
         from_mapping(line.LineRecipe, mapping)
 
 
-def test_the_digest_ignores_how_long_a_run_goes_on():
+def test_the_digest_ignores_the_length_of_a_run():
     assert digest(line.recipe(steps=7)) == digest(line.recipe())
     assert digest(line.recipe(min_delta=0.5, evaluation_batch=3)) == digest(line.recipe())
     assert digest(line.recipe(batch=8)) != digest(line.recipe())

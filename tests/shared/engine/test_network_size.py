@@ -1,4 +1,4 @@
-"""A network that the machine cannot hold is refused while it is built; a large one is told of."""
+"""A network that exceeds the memory is refused while it is built; a large one is reported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from shared.errors import InvalidInputError
 from tests.shared.engine.line import Network, recipe
 
 
-def test_a_network_larger_than_the_machine_is_refused_before_it_is_whole(
+def test_a_network_larger_than_the_memory_is_refused_while_it_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network_size, "machine_memory_bytes", lambda: 1000)
@@ -21,7 +21,7 @@ def test_a_network_larger_than_the_machine_is_refused_before_it_is_whole(
         fit(replace(recipe(), model=Network(width=100)), Run(tmp_path / "run", "line", "line"), device="cpu")
 
 
-def test_a_large_network_is_told_of_while_it_is_built_and_a_small_one_is_not(
+def test_a_large_network_is_reported_while_it_is_built_and_a_small_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(recipe(), Run(tmp_path / "small", "line", "line"), device="cpu")
@@ -29,7 +29,7 @@ def test_a_large_network_is_told_of_while_it_is_built_and_a_small_one_is_not(
     monkeypatch.setattr(network_size, "LARGE_BYTES", 10)
     fit(recipe(), Run(tmp_path / "large", "line", "line"), device="cpu")
     said = capsys.readouterr().out
-    assert said.index("the network is large") < said.index("as much again for the gradients") < said.index("step ")
+    assert said.index("the network is large") < said.index("the same again for the gradients") < said.index("step ")
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

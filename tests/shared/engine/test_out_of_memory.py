@@ -1,4 +1,4 @@
-"""A step that does not fit into memory is taken again in half the micro-batch: the run that had it from the start."""
+"""A step that does not fit into memory is retried with half the micro-batch; the run equals one that started so."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
 class Normalised(line.Network):
-    """Batch normalisation, whose statistics a forward pass changes, and dropout, which draws."""
+    """Batch normalisation, whose statistics change in a forward pass, and dropout, which draws random numbers."""
 
     def build(self, input=None):
         layers = nn.Linear(2, self.width), nn.BatchNorm1d(self.width), nn.ReLU(), nn.Dropout(self.dropout)
@@ -33,7 +33,7 @@ class Normalised(line.Network):
 
 
 class Uncounted(line.Regression):
-    """A mean over the few samples that count, which lie unevenly among the parts."""
+    """A mean over a few samples that are unevenly distributed over the micro-batches."""
 
     def loss(self, model, batch):
         counts = batch["x"][:, :1] > 0.3
@@ -47,7 +47,7 @@ class Counted(Uncounted):
 
 
 def on_a_small_device(kind, most, *, from_call=1, until_call=10**9):
-    """The task on a device that holds the activations of ``most`` samples, and what it was given at once.
+    """The task on a device with memory for ``most`` samples; records the sizes of its micro-batches.
 
     It runs out after the forward pass, by when statistics are changed and random numbers drawn.
     """
@@ -75,7 +75,7 @@ def assert_same(one, other, step):
 
 
 @pytest.mark.parametrize("kind", [line.Regression, Counted])
-def test_a_run_out_of_memory_is_the_run_that_had_the_smaller_micro_batch(tmp_path, kind):
+def test_a_run_out_of_memory_equals_the_run_with_the_smaller_micro_batch(tmp_path, kind):
     small, given = on_a_small_device(kind, 2)
     result = go(tmp_path / "small", small)
     go(tmp_path / "two", kind, micro_batch=2)
@@ -98,24 +98,24 @@ def test_the_steps_before_are_those_of_the_larger_micro_batch(tmp_path):
     assert_same(tmp_path / "small", tmp_path / "parts", 15)
 
 
-def test_the_run_says_so_and_a_resumed_one_knows_it(tmp_path, capsys):
+def test_the_run_logs_the_smaller_micro_batch_and_resumes_with_it(tmp_path, capsys):
     small, _ = on_a_small_device(line.Regression, 2, until_call=3)
     fit(line.recipe(small, steps=7), Run(tmp_path / "run", "line", "tiny"), device="cpu")
-    told = "line tiny: out of memory at step 1: it is taken again, and all further ones are, in micro-batches of 2"
+    told = "line tiny: out of memory at step 1: retrying it, and running all later steps, in micro-batches of 2"
     assert told in capsys.readouterr().out
     (noted,) = [one for one in read_events(tmp_path / "run" / "events.jsonl") if one["event"] == "out_of_memory"]
     assert (noted["step"], noted["micro_batch"]) == (0, 2)
-    # It runs out no more, and nothing but the size that was found makes the parts small.
+    # It no longer runs out of memory, and only the restored size makes the parts small.
     roomy, given = on_a_small_device(line.Regression, 100)
     fit(line.recipe(roomy), Run(tmp_path / "run", "line", "tiny"), device="cpu")
     assert set(given) == {2}
-    assert "in micro-batches of 2, for larger ones did not fit into the memory" in capsys.readouterr().out
+    assert "in micro-batches of 2, because larger ones did not fit into the memory" in capsys.readouterr().out
     whole, _ = on_a_small_device(line.Regression, 2, until_call=3)
     train(tmp_path / "whole", whole)
     assert_same(tmp_path / "run", tmp_path / "whole", 30)
 
 
-def test_another_micro_batch_on_the_command_line_is_tried_anew(tmp_path):
+def test_a_different_micro_batch_on_the_command_line_is_tried(tmp_path):
     small, _ = on_a_small_device(line.Regression, 1, until_call=4)
     train(tmp_path, small, steps=5)
     roomy, given = on_a_small_device(line.Regression, 100)
@@ -124,7 +124,7 @@ def test_another_micro_batch_on_the_command_line_is_tried_anew(tmp_path):
     assert read_progress(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest()).micro_batch is None
 
 
-def test_what_the_step_had_computed_is_freed_before_it_is_taken_again(tmp_path):
+def test_tensors_of_the_failed_step_are_freed_before_the_retry(tmp_path):
     kept = []
 
     class Small(line.Regression):
@@ -145,18 +145,22 @@ def test_a_single_sample_that_does_not_fit_ends_the_run(tmp_path):
     with pytest.raises(torch.OutOfMemoryError) as raised:
         train(tmp_path, small)
     assert given[11:] == [4, 2, 1]
-    assert raised.value.__notes__ == ["A single sample at once does not fit; take a smaller network or smaller inputs"]
+    assert raised.value.__notes__ == [
+        "A single sample does not fit into the memory; use a smaller network or smaller inputs"
+    ]
     assert train(tmp_path).steps == 30
 
 
-def test_a_mean_that_is_not_counted_beforehand_is_not_averaged_wrongly(tmp_path):
+def test_an_uncounted_mean_is_refused_rather_than_averaged_wrongly(tmp_path):
     small, _ = on_a_small_device(Uncounted, 2)
-    with pytest.raises(InvalidInputError, match=r"cannot be taken in micro-batches: give the task count\(batch\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"cannot be split into micro-batches: give the task a method count\(batch\)"
+    ):
         train(tmp_path, small)
 
 
 @pytest.mark.parametrize("handover_s", [0.0, 1e9], ids=["made ahead in threads", "made where they are needed"])
-def test_steps_that_were_made_ahead_are_made_anew(handover_s):
+def test_steps_that_were_loaded_ahead_are_loaded_again(handover_s):
     order = Permutation(seed=0, length=40, batch=8)
     loader = Loader(line.Points(40), order, device=torch.device("cpu"), handover_s=handover_s)
     sizes = []
@@ -176,6 +180,6 @@ def run_out_on_the_second(path):
     return type(raised.value).__name__, given
 
 
-def test_of_several_processes_each_ends_with_the_error(tmp_path):
+def test_with_several_processes_each_ends_with_the_error(tmp_path):
     for name, given in run(run_out_on_the_second, tmp_path / "run"):
         assert name == "OutOfMemoryError" and given == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""A run keeps to the format in which it began, wherever it goes on."""
+"""A run keeps the number format in which it started, on whatever machine it resumes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.shared.engine.line import weights
 
 
 def begun_in(events: str) -> list[str]:
-    """What each start of a run said of its device."""
+    """The line about the device that each start of a run logged."""
     return [event["notes"][0] for row in events.splitlines() if (event := json.loads(row))["event"] == "begin"]
 
 
 @pytest.mark.parametrize("gains", [True, False], ids=["from bf16 to fp32", "from fp32 to bf16"])
-def test_a_run_moved_to_another_machine_goes_on_in_the_format_that_it_began_with(tmp_path, monkeypatch, gains):
+def test_a_run_moved_to_another_machine_keeps_its_number_format(tmp_path, monkeypatch, gains):
     monkeypatch.setattr(precision, "cpu_gains_from_bf16", lambda: gains)
     recipe = replace(line.recipe(), precision="auto")
     line.run(recipe, tmp_path / "whole")
@@ -37,7 +37,7 @@ def test_a_run_moved_to_another_machine_goes_on_in_the_format_that_it_began_with
     assert not all(torch.equal(whole[name], new[name]) for name in whole)
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_the_device_chooses(tmp_path, monkeypatch):
+def test_a_run_of_an_earlier_version_resumes_with_the_choice_of_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "cpu_gains_from_bf16", lambda: False)
     recipe = replace(line.recipe(), precision="auto")
     line.run(replace(recipe, limits=replace(recipe.limits, steps=15)), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Runs of several processes: they share batches, agree on when to stop, and train what one process trains."""
+"""Runs of several processes: they share batches, agree when to stop, and train the same as one process."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.shared.processes import run
 
 
 def train_by_a_clock_of_its_own(path: Path) -> str:
-    """A run of some minutes, which pass half as fast again on the second process; how it ended."""
+    """A run with a time limit whose clock is 1.5 times as fast on the second process. Returns how it ended."""
     rank, clock = int(os.environ["RANK"]), time.monotonic
     time.monotonic = lambda: clock() * (1 + 0.5 * rank)
     result = train(path, epochs=100_000, minutes=0.02, log_every=1, patience=100_000)
     return f"{result.reason} {result.steps}"
 
 
-def test_processes_agree_on_when_the_minutes_are_over(tmp_path):
+def test_processes_agree_on_the_end_of_the_time_limit(tmp_path):
     one, other = run(train_by_a_clock_of_its_own, tmp_path / "run")
     assert one == other and one.startswith("minutes ")
 
@@ -69,7 +69,7 @@ def train_normalised(path: Path) -> None:
     line.run(replace(line.recipe(), model=Normalised()), path)
 
 
-def test_the_model_that_two_processes_score_is_the_one_that_is_kept(tmp_path):
+def test_two_processes_score_the_model_that_is_saved(tmp_path):
     run(train_normalised, tmp_path / "run")
     model = Normalised().build()
     model.load_state_dict(weights(tmp_path / "run", 30))
@@ -80,7 +80,7 @@ def test_the_model_that_two_processes_score_is_the_one_that_is_kept(tmp_path):
 
 
 class Counted(line.Regression):
-    """Few samples count, and they lie unevenly among the processes; in some batches there is none."""
+    """A mean over a few samples that are unevenly distributed over the processes; some batches contain none."""
 
     def loss(self, model, batch):
         counts = batch["x"][:, :1] > 0.7
@@ -93,7 +93,7 @@ def train_counted(path: Path) -> None:
     line.run(replace(line.recipe(Counted, log_every=1), model=line.Network(dropout=0.0)), path)
 
 
-def test_means_over_what_is_counted_are_the_same_on_any_number_of_processes(tmp_path):
+def test_weighted_means_are_the_same_on_any_number_of_processes(tmp_path):
     train_counted(tmp_path / "1")
     run(train_counted, tmp_path / "3", processes=3)
     losses = {}
@@ -112,7 +112,7 @@ def refused(path: Path) -> str:
     return str(raised.value)
 
 
-def test_what_the_leader_refuses_every_process_refuses(tmp_path):
+def test_every_process_raises_what_the_leader_refuses(tmp_path):
     (tmp_path / "notes.txt").touch()
     for said in run(refused, tmp_path):
-        assert "holds files and is not a run" in said
+        assert "holds files but is not a run" in said

@@ -1,4 +1,4 @@
-"""Where a run stands, from its history alone."""
+"""Early stopping as a function of the history."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def history(*losses: float) -> list[dict[str, float]]:
         ((2.0, 2.0), EarlyStoppingState(10, 1)),
     ],
 )
-def test_the_best_and_how_long_ago_it_was_clearly_so(losses, expected):
+def test_the_best_step_and_the_evaluations_without_improvement(losses, expected):
     assert early_stopping_state(history(*losses), Limits(min_delta=0.1)) == expected
 
 
-def test_a_score_may_be_better_the_higher_it_is():
+def test_the_monitored_score_may_be_maximised():
     assert early_stopping_state(history(0.1, 0.5, 0.4), Limits(mode="max", min_delta=0.0)) == EarlyStoppingState(20, 1)
 
 
 def test_why_a_run_ends():
     stale = history(1.0, 2.0, 2.0)
     limits = Limits(patience=2)
-    assert stop_reason(stale, limits, late=False) == "early"
-    assert stop_reason(stale[:2], limits, late=False) is None
-    assert stop_reason(stale[:2], limits, late=True) == "minutes"
-    assert stop_reason([], limits, late=True) is None
+    assert stop_reason(stale, limits, out_of_time=False) == "early"
+    assert stop_reason(stale[:2], limits, out_of_time=False) is None
+    assert stop_reason(stale[:2], limits, out_of_time=True) == "minutes"
+    assert stop_reason([], limits, out_of_time=True) is None
 
 
-def test_an_evaluation_that_a_stop_brought_is_not_one_of_the_schedule():
+def test_an_extra_evaluation_at_a_stop_is_not_a_scheduled_one():
     made = history(1.0, 2.0, 2.0)
     assert scheduled_entries(made, 10) == made
     assert scheduled_entries(made, 20) == made[:2]
@@ -51,5 +51,5 @@ def test_an_evaluation_that_a_stop_brought_is_not_one_of_the_schedule():
 
 
 def test_a_monitor_that_the_task_does_not_score_is_refused():
-    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', and the task scores loss, step"):
+    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', but the task's scores are loss, step"):
         early_stopping_state(history(1.0), Limits(monitor="map"))

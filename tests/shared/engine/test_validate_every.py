@@ -1,4 +1,4 @@
-"""Validation within epochs, every so many steps."""
+"""Validation within epochs at a given interval of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def steps(result):
     return [entry["step"] for entry in result.history]
 
 
-def test_validated_is_every_so_many_steps_and_at_the_end(tmp_path):
+def test_a_run_validates_at_the_given_interval_and_at_the_end(tmp_path):
     result = train(tmp_path / "often", validate_every=4)
     assert steps(result) == [4, 8, 12, 16, 20, 24, 28, 30]
     assert steps(train(tmp_path / "seldom", validate_every=20)) == [20, 30]
@@ -43,7 +43,7 @@ def test_a_run_stopped_and_resumed_makes_the_same_evaluations(tmp_path, stop):
     assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
 
 
-def test_a_run_may_go_on_with_other_evaluations_and_keeps_those_that_it_made(tmp_path):
+def test_a_run_may_resume_with_a_different_interval_and_keeps_its_history(tmp_path):
     losses = {10: 1.0, 17: 0.1, 21: 2.0, 28: 2.0, 30: 2.0}
     task = falling_apart(losses)
     train(tmp_path, task, keep=1, checkpoint_every=100, steps=17)
@@ -54,6 +54,6 @@ def test_a_run_may_go_on_with_other_evaluations_and_keeps_those_that_it_made(tmp
     assert digest(line.recipe(validate_every=7)) == digest(line.recipe())
 
 
-def test_no_steps_at_all_between_evaluations_are_refused():
+def test_an_interval_of_zero_steps_is_refused():
     with pytest.raises(InvalidInputError, match=r"limits\.validate_every is 0; it must be at least 1"):
         Limits(validate_every=0)
