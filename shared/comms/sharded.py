@@ -101,7 +101,7 @@ class ShardedStrategy:
             raise InvalidInputError("--compile has no effect on layers that FSDP shards: omit it, or use DDP")
 
     def clip(self, model: nn.Module, norm: float) -> Tensor:
-        """Clips the gradients to ``norm`` and returns their norm before.
+        """Clips the gradients to ``norm`` and returns the norm before clipping.
 
         Each process has a shard of the gradients, so the squared norms are summed over the processes of a copy.
         """
@@ -132,7 +132,7 @@ class ShardedStrategy:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within the context every process has all parameters and may call the model, without training, at any time.
+        """Within the context every process has all parameters and may call the model at any time, but not train it.
 
         Otherwise each call of a layer is a collective, and processes with different numbers of samples would wait for
         each other.
