@@ -1,4 +1,4 @@
-"""From an artifact to a detector: its settings, its network with the weights. Needs nothing of training."""
+"""Opens the detector in an artifact: its settings, and its network with the weights. Imports no training code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
+from apps.driving.inference.detect import CameraDetector, Detector, ImportedCameraDetector, LidarDetector
 from apps.driving.inference.examples import example_boxes, example_image, example_pseudo_image
 from apps.driving.inference.second_stage import BATCH, SecondStage
 from apps.driving.models import model_configs
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
-    """The network of an artifact with its weights, ready to detect; refuses a model that driving does not have."""
+    """The detector of an artifact with its weights; raises InvalidInputError for a model that driving does not have."""
     name, configs = artifact.manifest.name, model_configs()
     if name not in configs:
         raise InvalidInputError(f"{artifact.path} is the model {name}; driving has {', '.join(configs)}")
@@ -36,41 +36,45 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     config: type[Any] = configs[name]
     model: Any = from_mapping(config, settings["model"])
     if name.startswith("mmdet3d_"):
-        public: LidarInput | CameraInput = (
+        imported_settings: LidarInput | CameraInput = (
             from_mapping(LidarInput, settings["input"])
             if model.sensor == "lidar"
             else from_mapping(CameraInput, settings["input"])
         )
-        return _imported(artifact, model, public, device)
+        return _open_imported(artifact, model, imported_settings, device)
     if model.sensor == "lidar":
-        seen = from_mapping(LidarInput, settings["input"])
-        weights = _fitting(artifact, "voxel_encoder.")
+        lidar_settings = from_mapping(LidarInput, settings["input"])
+        weights = _weights_with_prefix(artifact, "voxel_encoder.")
         network = Network(
             artifact=artifact,
-            build=lambda: dense_pillars(load_weights(model.build(seen), artifact, device), model, seen),
-            example=lambda: {"pseudo_image": example_pseudo_image(pillar_encoder(model, seen, weights), seen)},
+            build=lambda: dense_pillars(
+                load_weights(model.build(lidar_settings), artifact, device), model, lidar_settings
+            ),
+            example=lambda: {
+                "pseudo_image": example_pseudo_image(pillar_encoder(model, lidar_settings, weights), lidar_settings)
+            },
             varying={},
         )
         program = open_program(network, device)
-        pillars = ProgramPillars(model, seen, weights, program)
-        return LidarDetector(pillars.to(device), seen, device, program)
-    looked_at = from_mapping(CameraInput, settings["input"])
+        pillars = ProgramPillars(model, lidar_settings, weights, program)
+        return LidarDetector(pillars.to(device), lidar_settings, device, program)
+    camera_settings = from_mapping(CameraInput, settings["input"])
     network = Network(
         artifact=artifact,
-        build=lambda: dense_camera(load_weights(model.build(looked_at), artifact, device)),
-        example=lambda: {"image": example_image(looked_at, model.colours)},
+        build=lambda: dense_camera(load_weights(model.build(camera_settings), artifact, device)),
+        example=lambda: {"image": example_image(camera_settings, model.colours)},
         varying={"image": (2, 3)},
     )
-    return CameraDetector(open_program(network, device), looked_at, device, colours=model.colours)
+    return CameraDetector(open_program(network, device), camera_settings, device, colours=model.colours)
 
 
 def lidar_input(artifact: Artifact) -> LidarInput:
-    """What the LiDAR network of an artifact sees."""
+    """The input settings of an artifact's LiDAR network."""
     return from_mapping(LidarInput, current_layout(artifact.recipe()["recipe"])["input"])
 
 
 def earlier_sweeps(artifact: Artifact) -> int:
-    """How many sweeps before a frame's own the LiDAR network of an artifact learnt from."""
+    """The number of earlier sweeps, besides the frame's own, that an artifact's LiDAR network was trained on."""
     if not artifact.manifest.name.startswith("mmdet3d_"):
         return 0
     from apps.driving.models.configurations import MMDet3DModel
@@ -91,11 +95,11 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
         formats=("fp32", "bf16", "fp16"),
     )
     program = open_program(network, device)
-    return SecondStage(_Corrections(program), input, device, program)
+    return SecondStage(_ProgramNetwork(program), input, device, program)
 
 
-class _Corrections(nn.Module):
-    """A program called as the second stage's network is."""
+class _ProgramNetwork(nn.Module):
+    """A program with the call signature of the second stage's network."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -105,19 +109,19 @@ class _Corrections(nn.Module):
         return self.program(dict(zip(INPUTS, inputs, strict=True)))[OUTPUT]
 
 
-def _fitting(artifact: Artifact, prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin so; refuses an artifact without them."""
-    found = {name: value for name, value in artifact.weights().items() if name.startswith(prefix)}
-    if not found:
+def _weights_with_prefix(artifact: Artifact, prefix: str) -> dict[str, Tensor]:
+    """The weights whose names start with ``prefix``; raises InvalidInputError if there are none."""
+    weights = {name: value for name, value in artifact.weights().items() if name.startswith(prefix)}
+    if not weights:
         file = artifact.path / WEIGHTS
-        raise InvalidInputError(f"{file} does not fit the model that {RECIPE} describes: it has no {prefix}")
-    return found
+        raise InvalidInputError(f"{file} does not match the model in {RECIPE}: it has no weights named {prefix}*")
+    return weights
 
 
-def _imported(
+def _open_imported(
     artifact: Artifact, model: MMDet3DModel, input: LidarInput | CameraInput, device: str
-) -> LidarDetector | PublicCameraDetector:
-    """The detector of an artifact that ``trivium import`` wrote; a program computes KITTI's PointPillars."""
+) -> LidarDetector | ImportedCameraDetector:
+    """The detector of an artifact that ``trivium import`` wrote; a KITTI PointPillars is computed by a program."""
     from apps.driving.models.detectors import point_layout
     from apps.driving.models.fast import encoder_of, has_fast_pillars
 
@@ -140,24 +144,24 @@ def imported_detector(
     network: nn.Module,
     device: str,
     program: Program | None = None,
-) -> LidarDetector | PublicCameraDetector:
-    """The detector of an imported model: a configuration that mmdet3d ships, and its network with the weights."""
+) -> LidarDetector | ImportedCameraDetector:
+    """The detector of an imported model: its configuration, and mmdet3d's network with the weights."""
     from apps.driving.models.detectors import LidarNetwork, network_of
 
-    made = network_of(model, network, program=program)
-    if isinstance(made, LidarNetwork):
+    opened = network_of(model, network, program=program)
+    if isinstance(opened, LidarNetwork):
         assert isinstance(input, LidarInput)
-        return LidarDetector(made, input, device, program)
+        return LidarDetector(opened, input, device, program)
     assert isinstance(input, CameraInput)
-    return PublicCameraDetector(made, input, device)
+    return ImportedCameraDetector(opened, input, device)
 
 
 def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe, those of artifacts made before there was an ``input`` moved into it."""
+    """The settings of a recipe. Older artifacts have no ``input``: their settings of it are moved there."""
     model, data = dict(settings["model"]), dict(settings.get("data") or {})
-    seen = dict(settings.get("input") or {})
+    input = dict(settings.get("input") or {})
     if model.get("backbone") == "resnext101":
         model["backbone"] = "resnext101_32x8d"
     moved = {"range_m": model, "intensity": data, "image": model, "focal_px": model}
-    seen |= {name: source.pop(name) for name, source in moved.items() if name in source}
-    return {**settings, "model": model, "input": seen}
+    input |= {name: source.pop(name) for name, source in moved.items() if name in source}
+    return {**settings, "model": model, "input": input}

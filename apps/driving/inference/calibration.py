@@ -1,4 +1,4 @@
-"""The operating point: the least score of each class, chosen on labelled frames."""
+"""The operating point: the minimum score of each class, chosen on labelled frames."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_SAMPLES, MAX_SWEEPS = 48, 160
 
 
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """The score of each class where F1 is highest on up to 48 validation samples of the recipe's data, evenly chosen;
-    for a second stage on up to 160 sweeps, of the detector and it together.
+    """For each class the minimum score with the highest F1 on up to 48 evenly spaced validation samples of the recipe's
+    data; for a second stage on up to 160 sweeps, together with its detector.
 
-    A class that does not occur there, or of which nothing is found, gets 0.3; the former are named.
+    A class without objects or without detections gets 0.3; ``classes_without_objects`` lists the former.
     """
     from apps.driving.models.configurations import MMDet3DModel
 
@@ -35,16 +35,16 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         return _operating_point(recipe, *score_second_stage(recipe, recipe.input, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_SAMPLES, len(dataset))).round().astype(np.int64))
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_SAMPLES, len(dataset))).round().astype(np.int64))
     model.eval()
     with torch.inference_mode():
-        for number in chosen:
-            task.evaluate(model, dataset.batch(np.array([number]), None), scores)
-    return _operating_point(recipe, scores, len(chosen))
+        for index in indices:
+            task.evaluate(model, dataset.batch(np.array([index]), None), scores)
+    return _operating_point(recipe, scores, len(indices))
 
 
 def calibrate_second(recipe: Recipe, model: nn.Module, detector: Artifact) -> dict[str, Any]:
-    """The same of a second stage together with the detector whose boxes it corrects."""
+    """As ``calibrate``, for a second stage with the boxes of ``detector``."""
     assert isinstance(recipe.input, BoxInput)
     input = replace(recipe.input, detector=detector.path)
     return _operating_point(recipe, *score_second_stage(recipe, input, model))
@@ -60,33 +60,35 @@ def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> di
 
 
 def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tuple[DetectionScores, int]:
-    """The scores of a second stage together with the detector whose boxes it corrects, and on how many sweeps."""
+    """The scores of a second stage with its detector on the validation data, and the number of sweeps."""
     from apps.driving.datasets.found_boxes import found_in_pack
     from apps.driving.inference.second_stage import SecondStage
     from apps.driving.task import DetectionScores
 
     data: FrameData = recipe.data  # type: ignore[assignment]
-    second = SecondStage(model.eval(), input, str(next(model.parameters()).device))
+    second_stage = SecondStage(model.eval(), input, str(next(model.parameters()).device))
     scores = DetectionScores(classes=tuple((kind.name, kind.reach_m) for kind in input.classes))
     names = [kind.name for kind in input.classes]
     pack = data.pack("validation", input)
     number = 0
-    for one in found_in_pack(pack, input, dict(data.merge), second, most=MAX_SWEEPS):
-        # An all-round sweep is looked at twice: what counts is what lies in the range ahead.
-        found = one.boxes.take(within(one.boxes.centre_lidar_m, input.range_m))
-        assert found.scores is not None
-        known = np.array([names.index(name) for name in found.names], np.int64)
-        seen = within(one.objects, input.range_m) & ~((one.returns >= 0) & (one.returns < data.sweeps.fewest_points))
-        place = found.centre_lidar_m[:, :2]
-        scores.add(number, place, found.scores, known, one.objects[seen, :2], one.numbers[seen])
+    for sweep in found_in_pack(pack, input, dict(data.merge), second_stage, most=MAX_SWEEPS):
+        # The detector runs twice on a sweep that covers 360 degrees; only the range ahead is scored.
+        detections = sweep.boxes.take(within(sweep.boxes.centre_lidar_m, input.range_m))
+        assert detections.scores is not None
+        labels = np.array([names.index(name) for name in detections.names], np.int64)
+        visible = within(sweep.objects, input.range_m) & ~(
+            (sweep.returns >= 0) & (sweep.returns < data.sweeps.fewest_points)
+        )
+        centres = detections.centre_lidar_m[:, :2]
+        scores.add(number, centres, detections.scores, labels, sweep.objects[visible, :2], sweep.numbers[visible])
         number += 1
     return scores, number
 
 
 def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) -> tuple[DetectionScores, int]:
-    """The scores of a public model as it predicts, and on how many frames: its losses are not asked for.
+    """The scores of an imported model's predictions, and the number of frames. No losses are computed.
 
-    Objects and boxes count that the model can see and that are labelled: in its range, or in an image.
+    Only objects and boxes count that the model can see and that are labelled: in its range, or in an image.
     """
     from apps.driving.inference.artifacts import imported_detector
     from apps.driving.inference.evaluation import in_any_image, labelled_frames
@@ -103,19 +105,26 @@ def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) ->
     frames, merge = 0, dict(data.merge)
     for frame in labelled_frames(data, detector, MAX_SAMPLES):
         assert frame.truth is not None
-        found, truth = detector.detect(frame), frame.truth
+        detections, truth = detector.detect(frame), frame.truth
         if data.protocol == "kitti" or not sees_points:
-            found, truth = in_any_image(frame, found), in_any_image(frame, truth)
+            detections, truth = in_any_image(frame, detections), in_any_image(frame, truth)
         if isinstance(recipe.input, LidarInput):
             truth = truth.take(within(truth.centre_lidar_m, recipe.input.range_m))
-            found = found.take(within(found.centre_lidar_m, recipe.input.range_m))
+            detections = detections.take(within(detections.centre_lidar_m, recipe.input.range_m))
             if truth.point_counts is not None:
-                unseen = (truth.point_counts >= 0) & (truth.point_counts < data.sweeps.fewest_points)
-                truth = truth.take(~unseen)
-        learnt = [merge.get(name, name) for name in truth.names]
-        labels = np.array([names.index(name) if name in names else -1 for name in learnt], np.int64)
-        known = np.array([names.index(name) for name in found.names], np.int64)
-        assert found.scores is not None
-        scores.add(frames, found.centre_lidar_m[:, :2], found.scores, known, truth.centre_lidar_m[:, :2], labels)
+                too_few_points = (truth.point_counts >= 0) & (truth.point_counts < data.sweeps.fewest_points)
+                truth = truth.take(~too_few_points)
+        class_names = [merge.get(name, name) for name in truth.names]
+        labels = np.array([names.index(name) if name in names else -1 for name in class_names], np.int64)
+        detection_labels = np.array([names.index(name) for name in detections.names], np.int64)
+        assert detections.scores is not None
+        scores.add(
+            frames,
+            detections.centre_lidar_m[:, :2],
+            detections.scores,
+            detection_labels,
+            truth.centre_lidar_m[:, :2],
+            labels,
+        )
         frames += 1
     return scores, frames

@@ -1,4 +1,4 @@
-"""From a frame to boxes in the LiDAR frame, with a trained network."""
+"""Runs a trained network on a frame and returns boxes in the LiDAR frame."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from apps.driving.models.pillars import ProgramPillars
 from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
 from shared.deploy.programs.program import Program
 
-_STRIDE = 32
-"""To a multiple of this mmdet3d pads images on the right and below."""
-_SAME_PLACE = 0.3
-"""Boxes that overlap from above by this much are one object."""
-_WITHIN = 0.5
-"""So are boxes of different classes when this much of the smaller lies in the larger: no pedestrian stands in a car."""
-_OWN_VEHICLE_M = 0.5
-"""The LiDAR lies in a box, or so near to it, only where that is the box of its own vehicle."""
-_AHEAD_M = -5.0
-"""A network that looks further back than this looks all round by itself."""
-_OVERLAP_M = 2.56
-"""One that looks ahead and about sees so much of the other half: what stands beside the LiDAR is seen whole."""
+_PAD_MULTIPLE = 32
+"""mmdet3d pads images on the right and bottom to a multiple of this."""
+_SAME_OBJECT_IOU = 0.3
+"""Two boxes with at least this BEV IoU are the same object."""
+_SAME_OBJECT_CONTAINMENT = 0.5
+"""Boxes of different classes are also the same object if at least this share of the smaller lies inside the larger:
+no pedestrian stands in a car."""
+_OWN_VEHICLE_MARGIN_M = 0.5
+"""A box that contains the LiDAR, or comes this close to it, is the vehicle that carries it."""
+_FORWARD_ONLY_MIN_X_M = -5.0
+"""A network whose range starts behind this x (metres) already covers all directions."""
+_PASS_OVERLAP_M = 2.56
+"""Each of the two passes, ahead and rotated, extends this far into the other half, so that objects beside the LiDAR are
+whole in one of them."""
 
 
 class Detector(Protocol):
-    """Finds objects in a frame; boxes from the best score down. ``sensor`` is what it needs of the frame.
+    """Finds objects in a frame; returns boxes sorted by falling score. ``sensor`` is the data it needs from the frame.
 
-    ``program`` computes its dense network; None where mmdet3d's own modules do.
+    ``program`` computes its dense network; None if mmdet3d's own modules do.
     """
 
     @property
@@ -58,11 +60,12 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LidarDetector:
-    """A LiDAR network. One that looks ahead sees a frame that shows all round once more, turned about.
+    """A LiDAR network. If it covers only the area ahead and the frame covers 360 degrees, it also runs on the frame
+    rotated by 180 degrees.
 
-    Boxes of a network of ours are set on the ground, and one that holds the LiDAR is left out: it is the vehicle that
-    carries it. Those of an imported network are its own. A ``second_stage`` corrects what is found. ``detect`` is its
-    two steps, one after the other: ``compute``, ``corrected``.
+    Boxes of a network trained here are moved onto the ground, and a box around the LiDAR, the vehicle that carries it,
+    is dropped. Boxes of an imported network are left unchanged. A ``second_stage`` then refines the boxes. ``detect``
+    runs the two steps ``compute`` and ``corrected``.
     """
 
     network: ProgramPillars | LidarNetwork
@@ -77,7 +80,7 @@ class LidarDetector:
 
     @property
     def earlier_sweeps(self) -> int:
-        """How many sweeps before a frame's own the network learnt from."""
+        """The number of earlier sweeps, besides the frame's own, that the network was trained on."""
         return self.network.layout.earlier_sweeps if isinstance(self.network, LidarNetwork) else 0
 
     def detect(self, frame: Frame) -> Boxes3D:
@@ -85,60 +88,63 @@ class LidarDetector:
 
     @torch.inference_mode()
     def compute(self, frame: Frame) -> Boxes3D:
-        """What the network finds, before ``corrected``."""
+        """The network's boxes, before ``corrected``."""
         assert frame.points_lidar_m is not None
         points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
-        if not self._looks_twice(frame):
-            return _boxes(*self._look(points), self.input.classes)
-        ahead = self._look(points, _OVERLAP_M)
-        about = points.copy()
-        about[:, :2] *= -1
-        boxes, scores, labels = self._look(about, _OVERLAP_M)
+        if not self._needs_second_pass(frame):
+            return _to_boxes3d(*self._run_network(points), self.input.classes)
+        ahead = self._run_network(points, _PASS_OVERLAP_M)
+        rotated = points.copy()
+        rotated[:, :2] *= -1
+        boxes, scores, labels = self._run_network(rotated, _PASS_OVERLAP_M)
         boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
-        both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
-        return _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
+        merged = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
+        return _to_boxes3d(*_suppress_duplicates(merged[0], merged[1], merged[2], 0.01), self.input.classes)
 
-    def corrected(self, found: Boxes3D, frame: Frame) -> Boxes3D:
-        """The boxes that the network found in a frame, on the ground and corrected by the second stage."""
+    def corrected(self, detections: Boxes3D, frame: Frame) -> Boxes3D:
+        """The network's boxes in a frame, moved onto the ground and refined by the second stage."""
         points = frame.points_lidar_m
         assert points is not None
         if not isinstance(self.network, LidarNetwork):
-            found = self._standing(found, points)
-        return found if self.second_stage is None else self.second_stage.refined(found, points)
+            detections = self._postprocess(detections, points)
+        return detections if self.second_stage is None else self.second_stage.refined(detections, points)
 
     def in_range(self, frame: Frame, boxes: Boxes3D) -> NDArray[np.bool_]:
-        """(N,) which of the boxes have their centre where a frame such as this is looked at."""
+        """(N,) which of the boxes have their centre in the range that the detector covers in such a frame."""
         x, y, _, *end = self.input.range_m
         along, across = boxes.centre_lidar_m[:, 0], boxes.centre_lidar_m[:, 1]
-        if self._looks_twice(frame):
+        if self._needs_second_pass(frame):
             along = np.abs(along)
-            x, end[0] = 0.0, end[0] - _OVERLAP_M
+            x, end[0] = 0.0, end[0] - _PASS_OVERLAP_M
         return np.asarray((along >= x) & (along < end[0]) & (across >= y) & (across < end[1]))
 
-    def _looks_twice(self, frame: Frame) -> bool:
-        return frame.all_round and self.input.range_m[0] >= _AHEAD_M
+    def _needs_second_pass(self, frame: Frame) -> bool:
+        return frame.all_round and self.input.range_m[0] >= _FORWARD_ONLY_MIN_X_M
 
-    def _standing(self, found: Boxes3D, points: Floats) -> Boxes3D:
-        at_sensor = found.centre_lidar_m * np.array([0, 0, 1], np.float32)
-        grown = replace(found, size_m=found.size_m + 2 * np.float32(_OWN_VEHICLE_M))
-        found = found.take(~np.diagonal(grown.inside(at_sensor)))
-        placed = set_on_ground(found.array, points)
-        return replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
+    def _postprocess(self, detections: Boxes3D, points: Floats) -> Boxes3D:
+        """The boxes without that of the LiDAR's own vehicle, moved onto the ground."""
+        at_sensor = detections.centre_lidar_m * np.array([0, 0, 1], np.float32)
+        enlarged = replace(detections, size_m=detections.size_m + 2 * np.float32(_OWN_VEHICLE_MARGIN_M))
+        detections = detections.take(~np.diagonal(enlarged.inside(at_sensor)))
+        grounded = set_on_ground(detections.array, points)
+        return replace(detections, centre_lidar_m=grounded[:, :3], size_m=grounded[:, 3:6])
 
-    def _look(self, points: Floats, back_m: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network finds from ``back_m`` behind the start of its range; its far end is as much nearer."""
+    def _run_network(self, points: Floats, shift_back_m: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, 7), scores (N,) and labels (N,) with the network's range moved back by ``shift_back_m`` metres."""
         x, y, z, *end = self.input.range_m
-        seen = replace(self.input, range_m=(x - back_m, y, z, end[0] - back_m, end[1], end[2])).crop(points)
-        if not len(seen):
+        cropped = replace(self.input, range_m=(x - shift_back_m, y, z, end[0] - shift_back_m, end[1], end[2])).crop(
+            points
+        )
+        if not len(cropped):
             return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
-        seen[:, 0] += back_m
-        boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(seen).to(self.device)))
-        place = torch.cat([boxes[:, :1] - back_m, boxes[:, 1:6], structures.wrap(boxes[:, 6:])], dim=1)
-        return place, scores, labels
+        cropped[:, 0] += shift_back_m
+        boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(cropped).to(self.device)))
+        shifted = torch.cat([boxes[:, :1] - shift_back_m, boxes[:, 1:6], structures.wrap(boxes[:, 6:])], dim=1)
+        return shifted, scores, labels
 
 
 class Images(NamedTuple):
-    """Images of a frame that are padded alike, as the network takes them: (B, 3, H, W), the numbers of their cameras,
+    """Images of a frame that are padded to the same size, as network input (B, 3, H, W); the indices of their cameras;
     and the factors by which their width and height were resized."""
 
     image_B3HW: Tensor
@@ -148,9 +154,9 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CameraDetector:
-    """FCOS3D on every camera of a frame, each brought to the focal length that the network knows.
+    """FCOS3D on every camera of a frame, each image resized to the focal length that the network was trained at.
 
-    ``detect`` is its three steps, one after the other: ``prepare``, ``compute``, ``boxes``.
+    ``detect`` runs the three steps ``prepare``, ``compute`` and ``boxes``.
     """
 
     program: Program
@@ -172,40 +178,42 @@ class CameraDetector:
         """The frame's images on the device, resized and normalised."""
         focal_px = self.input.training_focal_px
         resized = [image_at_focal_length(camera, focal_px, self.device) for camera in frame.cameras.values()]
-        # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
-        # alike go together, so that what is found in one does not depend on the others.
+        # A batch is padded to its largest image, and the padding enters GroupNorm's mean. Only images with the same
+        # padded size share a batch, so that the boxes of one image do not depend on the others.
         return [
             Images(
                 self.colours([resized[n][0] for n in numbers]), tuple(numbers), tuple(resized[n][1] for n in numbers)
             )
-            for numbers in _padded_alike([image for image, _ in resized])
+            for numbers in _group_by_padded_size([image for image, _ in resized])
         ]
 
     @torch.inference_mode()
     def compute(self, prepared: Sequence[Images]) -> list[dict[str, Tensor]]:
-        """The network's maps of them."""
+        """The network's output maps of each batch, by name."""
         return [self.program({"image": images.image_B3HW}) for images in prepared]
 
     @torch.inference_mode()
     def boxes(self, frame: Frame, prepared: Sequence[Images], computed: Sequence[Mapping[str, Tensor]]) -> Boxes3D:
-        """The boxes in the maps, in the frame's LiDAR frame."""
+        """The boxes decoded from the maps, in the LiDAR frame."""
         cameras = list(frame.cameras.values())
         boxes, scores, labels = [], [], []
         for images, maps in zip(prepared, computed, strict=True):
-            for place, (number, scale) in enumerate(zip(images.cameras, images.scales, strict=True)):
-                found = self.decode(maps, place, torch.from_numpy(cameras[number].intrinsics).float(), scale)
-                boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
-                mount = cameras[number].lidar_to_camera
-                boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), mount)))
+            for index, (number, scale) in enumerate(zip(images.cameras, images.scales, strict=True)):
+                decoded = self.decode(maps, index, torch.from_numpy(cameras[number].intrinsics).float(), scale)
+                boxes_N7, scores_N, labels_N = (part.cpu() for part in decoded)
+                lidar_to_camera = cameras[number].lidar_to_camera
+                boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), lidar_to_camera)))
                 scores.append(scores_N)
                 labels.append(labels_N)
-        # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
-        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
+        # The head suppresses at an IoU of 0.8; two cameras, or two pyramid levels, may still report an object twice.
+        return _to_boxes3d(
+            *_suppress_duplicates(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class PublicCameraDetector:
-    """A camera network of mmdet3d's own configurations on every camera of a frame, each image as it is."""
+class ImportedCameraDetector:
+    """An imported mmdet3d camera network on every camera of a frame, each image at its own focal length."""
 
     network: CameraNetwork
     input: CameraInput
@@ -220,69 +228,79 @@ class PublicCameraDetector:
     def detect(self, frame: Frame) -> Boxes3D:
         boxes, scores, labels = [], [], []
         for camera in frame.cameras.values():
-            found = [part.cpu() for part in self.network.predict(camera, self.device)]
-            boxes.append(torch.from_numpy(to_lidar_boxes(found[0].numpy(), camera.lidar_to_camera)))
-            scores.append(found[1])
-            labels.append(found[2])
-        # An object that two cameras see is found twice.
-        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
+            predicted = [part.cpu() for part in self.network.predict(camera, self.device)]
+            boxes.append(torch.from_numpy(to_lidar_boxes(predicted[0].numpy(), camera.lidar_to_camera)))
+            scores.append(predicted[1])
+            labels.append(predicted[2])
+        # An object that two cameras see is detected twice.
+        return _to_boxes3d(
+            *_suppress_duplicates(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes
+        )
 
 
-def _padded_alike(images_3HW: Sequence[Tensor]) -> list[list[int]]:
-    """Numbers of the images, those together that become equally large when they are padded."""
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+def _group_by_padded_size(images_3HW: Sequence[Tensor]) -> list[list[int]]:
+    """The indices of the images, grouped by their size after padding."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number, image in enumerate(images_3HW):
         height, width = image.shape[1:]
-        alike[-(-height // _STRIDE), -(-width // _STRIDE)].append(number)
-    return list(alike.values())
+        groups[-(-height // _PAD_MULTIPLE), -(-width // _PAD_MULTIPLE)].append(number)
+    return list(groups.values())
 
 
-def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
-    """What a person is shown of ``found``: from the ``least`` score of each class (or of all) up, one box an object.
+def shown_boxes(detections: Boxes3D, min_score: Mapping[str, float] | float) -> Boxes3D:
+    """The detections to show to a person: one per object, each with at least ``min_score`` (one value, or one per
+    class).
 
-    The networks suppress within a class alone, so that a pole may be a pedestrian and a cyclist at once. Average
-    precision is taken of all boxes, as the protocols ask.
+    The networks suppress only within a class, so that a pole may be both a pedestrian and a cyclist. Average precision
+    is computed over all boxes, as the protocols require.
     """
-    assert found.scores is not None
-    limits = [least.get(name, 0.0) if isinstance(least, Mapping) else least for name in found.names]
-    found = found.take(found.scores >= np.array(limits, np.float32))
-    assert found.scores is not None
-    same = _same_object(found)
-    kept = np.ones(len(found), bool)
-    best_first = np.argsort(-found.scores, kind="stable")
-    for place, index in enumerate(best_first):
+    assert detections.scores is not None
+    min_scores = [
+        min_score.get(name, 0.0) if isinstance(min_score, Mapping) else min_score for name in detections.names
+    ]
+    detections = detections.take(detections.scores >= np.array(min_scores, np.float32))
+    assert detections.scores is not None
+    is_same = _same_object_pairs(detections)
+    kept = np.ones(len(detections), bool)
+    best_first = np.argsort(-detections.scores, kind="stable")
+    for rank, index in enumerate(best_first):
         if kept[index]:
-            later = best_first[place + 1 :]
-            kept[later[same[index, later]]] = False
-    return found.take(kept)
+            later = best_first[rank + 1 :]
+            kept[later[is_same[index, later]]] = False
+    return detections.take(kept)
 
 
-def _same_object(found: Boxes3D) -> np.ndarray:
-    """(N, N): whether two boxes, seen from above, are in one place."""
-    plane = torch.from_numpy(found.array[:, [0, 1, 3, 4, 6]])
-    of_both, of_first = torch.zeros(2, len(plane) ** 2)
-    box_iou_rotated(plane, plane, of_both)
-    box_iou_rotated(plane, plane, of_first, mode_flag=1)
-    of_first_NN = of_first.reshape(len(plane), len(plane))
-    of_smaller = torch.maximum(of_first_NN, of_first_NN.T).numpy()
-    names = np.array(found.names)
+def _same_object_pairs(detections: Boxes3D) -> np.ndarray:
+    """(N, N) whether two boxes are the same object, by their overlap in the bird's-eye view."""
+    plane = torch.from_numpy(detections.array[:, [0, 1, 3, 4, 6]])
+    iou, over_first = torch.zeros(2, len(plane) ** 2)
+    box_iou_rotated(plane, plane, iou)
+    box_iou_rotated(plane, plane, over_first, mode_flag=1)
+    over_first_NN = over_first.reshape(len(plane), len(plane))
+    over_smaller = torch.maximum(over_first_NN, over_first_NN.T).numpy()
+    names = np.array(detections.names)
     differ = names[:, None] != names[None]
-    return np.asarray((of_both.reshape(of_smaller.shape).numpy() >= _SAME_PLACE) | (differ & (of_smaller >= _WITHIN)))
+    return np.asarray(
+        (iou.reshape(over_smaller.shape).numpy() >= _SAME_OBJECT_IOU)
+        | (differ & (over_smaller >= _SAME_OBJECT_CONTAINMENT))
+    )
 
 
-def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What remains when boxes of one class that overlap from above by more than ``overlap`` yield to the best."""
+def _suppress_duplicates(
+    boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy suppression within each class at a BEV IoU of ``iou_threshold``."""
     kept = []
     for label in torch.unique(labels_N).tolist():
-        mine = (labels_N == label).nonzero().squeeze(1)
-        plane = boxes_N7[mine][:, [0, 1, 3, 4, 6]]
-        kept.append(mine[nms_rotated(plane, scores_N[mine], mine, plane, labels_N, overlap, False)])
+        of_class = (labels_N == label).nonzero().squeeze(1)
+        plane = boxes_N7[of_class][:, [0, 1, 3, 4, 6]]
+        kept.append(of_class[nms_rotated(plane, scores_N[of_class], of_class, plane, labels_N, iou_threshold, False)])
     chosen = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
     return boxes_N7[chosen], scores_N[chosen], labels_N[chosen]
 
 
-def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, classes: tuple[ObjectClass, ...]) -> Boxes3D:
-    """The boxes from the best score down."""
+def _to_boxes3d(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, classes: tuple[ObjectClass, ...]) -> Boxes3D:
+    """The boxes with finite values, sorted by falling score."""
     boxes, scores, labels = boxes_N7.float().numpy(), scores_N.numpy(), labels_N.numpy()
     kept = np.nonzero(np.isfinite(boxes).all(axis=1))[0]
     kept = kept[np.argsort(-scores[kept], kind="stable")]

@@ -1,4 +1,4 @@
-"""The field's protocols over a predictor and a data set: KITTI's AP R40, or nuScenes' precision by centres."""
+"""Scores a predictor on a data set by a published protocol: KITTI's AP R40, or nuScenes' AP by centre distance."""
 
 from __future__ import annotations
 
@@ -23,78 +23,88 @@ if TYPE_CHECKING:
     from apps.driving.predictor import DrivingPredictor
 
 RANGE_M = 50.0
-"""How far from the vehicle a class is judged that nuScenes does not have."""
+"""The range around the vehicle in which a class that nuScenes does not have is scored, in metres."""
 _TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 
 
 def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> Table:
-    """Every model of the predictor that can look at the data's frames, on those that validate; at most ``limit``.
+    """Scores every model of the predictor that can read the data's frames, on at most ``limit`` validation frames.
 
-    All boxes count, whatever their score, as the protocols ask. Refuses data that no model can look at.
+    All boxes count, whatever their score, as the protocols require. Raises InvalidInputError if no model can read the
+    data.
     """
     rows: list[Sequence[str]] = []
     notes: list[str] = []
     for name, detector in predictor.detectors.items():
-        frames, found, few = [], [], 0
+        frames, detections, lacking_sweeps = [], [], 0
         for frame in labelled_frames(data, detector, limit):
-            found.append(detector.detect(frame))
-            frames.append(_light(frame))
-            few += isinstance(detector, LidarDetector) and len(frame.earlier_sweeps) < detector.earlier_sweeps
+            detections.append(detector.detect(frame))
+            frames.append(_without_sensor_data(frame))
+            lacking_sweeps += (
+                isinstance(detector, LidarDetector) and len(frame.earlier_sweeps) < detector.earlier_sweeps
+            )
         if frames:
             score = kitti_rows if data.protocol == "kitti" else centre_rows
-            more, said = score(name, detector, frames, found, dict(data.merge))
-            rows += more
-            if few:
-                said = [*said, f"{few} frames come with fewer sweeps than it learnt from, and it finds less in them."]
-            notes += [f"{name}: {text}" for text in (f"{len(frames)} frames.", *said)]
+            model_rows, model_notes = score(name, detector, frames, detections, dict(data.merge))
+            rows += model_rows
+            if lacking_sweeps:
+                model_notes = [
+                    *model_notes,
+                    f"{lacking_sweeps} frames have fewer sweeps than the model was trained on; it finds fewer objects "
+                    "in them.",
+                ]
+            notes += [f"{name}: {text}" for text in (f"{len(frames)} frames.", *model_notes)]
     if not rows:
-        needed = " or ".join(
+        needed_data = " or ".join(
             sorted({"a sweep" if d.sensor == "lidar" else "images" for d in predictor.detectors.values()})
         )
-        raise InvalidInputError(f"none of the frames that validate has {needed}, which the models need")
+        raise InvalidInputError(f"no validation frame has {needed_data}, which the models need")
     if data.protocol == "kitti":
-        title = "AP R40 in percent by KITTI's protocol (3D overlap 0.7 for cars, 0.5 for others)"
+        title = "AP R40 in percent by KITTI's protocol (3D IoU 0.7 for cars, 0.5 for others)"
         return Table(title=title, columns=("model", "class", "", "easy", "moderate", "hard"), rows=rows, notes=notes)
     thresholds = [f"AP {threshold:g} m" for threshold in nuscenes_detection.THRESHOLDS_M]
     columns = ("model", "class", "objects", "AP", *thresholds, "ATE (m)", "ASE", "AOE (rad)")
-    return Table(title="AP by the distance of centres, as nuScenes defines it", columns=columns, rows=rows, notes=notes)
+    return Table(title="AP by centre distance, as nuScenes defines it", columns=columns, rows=rows, notes=notes)
 
 
 def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> tuple[DomainScore, ...]:
-    """By model: the mean over its classes of KITTI's AP R40, 3D, moderate, on the frames that validate.
+    """For each model the mean over its classes of KITTI's AP R40, 3D, moderate, on the validation frames.
 
-    On data without what KITTI's labels have of the image, of AP by the distance of centres. Refuses data in which no
-    class of a model is labelled.
+    For data whose labels lack KITTI's image fields, the mean AP by centre distance. Raises InvalidInputError if none
+    of a model's classes is labelled.
     """
     scores = []
     for name, detector in predictor.detectors.items():
-        seen = list(labelled_frames(data, detector, limit))
-        if not seen:
+        readable_frames = list(labelled_frames(data, detector, limit))
+        if not readable_frames:
             continue
-        frames, found = [_light(frame) for frame in seen], [detector.detect(frame) for frame in seen]
+        frames, detections = (
+            [_without_sensor_data(frame) for frame in readable_frames],
+            [detector.detect(frame) for frame in readable_frames],
+        )
         if data.protocol == "kitti":
             measure = "mean AP R40, 3D, moderate"
-            found = [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)]
-            judged = kitti_ap.evaluate(frames, found)
-            classes = [kind.name for kind in detector.input.classes if f"{kind.name}/3d/moderate" in judged]
-            value, counted = _mean(judged[f"{kind}/3d/moderate"] for kind in classes), "objects/moderate"
+            detections = [in_image(frame, boxes) for frame, boxes in zip(frames, detections, strict=True)]
+            results = kitti_ap.evaluate(frames, detections)
+            classes = [kind.name for kind in detector.input.classes if f"{kind.name}/3d/moderate" in results]
+            value, count_key = _mean(results[f"{kind}/3d/moderate"] for kind in classes), "objects/moderate"
         else:
-            measure, counted = "mean AP by the distance of centres", "objects"
-            frames = _with_merged(frames, dict(data.merge))
-            classes = _labelled(detector, frames)
-            judged = _by_centres(frames, found, classes) if classes else {"map_present": 0.0}
-            value = judged["map_present"]
+            measure, count_key = "mean AP by centre distance", "objects"
+            frames = _with_merged_classes(frames, dict(data.merge))
+            classes = _labelled_classes(detector, frames)
+            results = _centre_scores(frames, detections, classes) if classes else {"map_present": 0.0}
+            value = results["map_present"]
         if not classes:
             known = ", ".join(kind.name for kind in detector.input.classes)
             raise InvalidInputError(
-                f"none of the classes of {name} ({known}) is labelled in the frames that validate; --data.merge says "
-                "what your labels call them"
+                f"none of the classes of {name} ({known}) is labelled in the validation frames; map your labels' class "
+                "names to them with --data.merge"
             )
         scores.append(
             DomainScore(
                 name=f"{name}: {measure}",
                 value=value,
-                count=f"{sum(int(judged[f'{kind}/{counted}']) for kind in classes)} objects in {len(frames)} frames",
+                count=f"{sum(int(results[f'{kind}/{count_key}']) for kind in classes)} objects in {len(frames)} frames",
                 data=data.fingerprint()["description"],
             )
         )
@@ -107,13 +117,16 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def kitti_rows(
-    model: str, detector: Detector, frames: Sequence[Frame], found: Sequence[Boxes3D], merge: Mapping[str, str]
+    model: str, detector: Detector, frames: Sequence[Frame], detections: Sequence[Boxes3D], merge: Mapping[str, str]
 ) -> tuple[list[Sequence[str]], list[str]]:
-    """By class: how many objects there are, then AP in the image, with the heading (AOS), from above, in space.
+    """Rows for each class: the number of objects, then AP in the image (2D), orientation similarity (AOS), AP in the
+    bird's-eye view (BEV) and in 3D; and notes.
 
-    Vans keep their name: the protocol counts one found as a car neither for nor against.
+    Vans keep their name: the protocol ignores a van that is detected as a car.
     """
-    scores = kitti_ap.evaluate(frames, [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)])
+    scores = kitti_ap.evaluate(
+        frames, [in_image(frame, boxes) for frame, boxes in zip(frames, detections, strict=True)]
+    )
     rows: list[Sequence[str]] = []
     for name in (kind.name for kind in detector.input.classes if kind.name in kitti_ap.OVERLAPS):
         counts = (f"{scores[f'{name}/objects/{level}']:.0f}" for level in kitti_ap.DIFFICULTIES)
@@ -121,21 +134,22 @@ def kitti_rows(
         for measure, title in _TITLES.items():
             values = (scores.get(f"{name}/{measure}/{level}") for level in kitti_ap.DIFFICULTIES)
             rows.append((model, name, title, *("-" if value is None else f"{value:.2f}" for value in values)))
-    said = ["n objects, fewer than 41, give at most (n - 1) / 40, even where all are found."]
-    return rows, said if any(int(row[3]) < kitti_ap.RECALLS for row in rows if row[2] == "objects") else []
+    note = ["A class with n < 41 objects reaches at most (n - 1) / 40, even if all are found."]
+    return rows, note if any(int(row[3]) < kitti_ap.RECALLS for row in rows if row[2] == "objects") else []
 
 
 def centre_rows(
-    model: str, detector: Detector, frames: Sequence[Frame], found: Sequence[Boxes3D], merge: Mapping[str, str]
+    model: str, detector: Detector, frames: Sequence[Frame], detections: Sequence[Boxes3D], merge: Mapping[str, str]
 ) -> tuple[list[Sequence[str]], list[str]]:
-    """By class of the network that is labelled at all: objects, AP, and the errors of what was hit at 2 m."""
-    truth = _with_merged(frames, merge)
-    names = _labelled(detector, truth)
+    """A row for each class of the network that has labels: objects, AP, and the errors of true positives at 2 m; and
+    notes."""
+    truth = _with_merged_classes(frames, merge)
+    names = _labelled_classes(detector, truth)
     if not names:
         labelled = sorted({name for frame in truth if frame.truth is not None for name in frame.truth.names})
         known = ", ".join(kind.name for kind in detector.input.classes)
-        return [], [f"none of its classes ({known}) is labelled; the labels have {', '.join(labelled)}."]
-    scores = _by_centres(truth, found, names)
+        return [], [f"none of its classes ({known}) is labelled; the labels contain {', '.join(labelled)}."]
+    scores = _centre_scores(truth, detections, names)
     rows: list[Sequence[str]] = [
         (
             *(model, name, f"{scores[f'{name}/objects']:.0f}", f"{scores[f'{name}/ap']:.3f}"),
@@ -144,20 +158,20 @@ def centre_rows(
         )
         for name in names
     ]
-    said = [f"mean AP {scores['map_present']:.3f} over the classes that occur."]
-    return rows, said + _unseen(detector, truth, names)
+    note = [f"mean AP {scores['map_present']:.3f} over the classes with objects."]
+    return rows, note + _out_of_range_note(detector, truth, names)
 
 
-def _labelled(detector: Detector, frames: Sequence[Frame]) -> list[str]:
-    """The classes of a network that are labelled at all."""
+def _labelled_classes(detector: Detector, frames: Sequence[Frame]) -> list[str]:
+    """The classes of a network that have at least one label."""
     labelled = {name for frame in frames if frame.truth is not None for name in frame.truth.names}
     return [kind.name for kind in detector.input.classes if kind.name in labelled]
 
 
-def _by_centres(frames: Sequence[Frame], found: Sequence[Boxes3D], names: Sequence[str]) -> dict[str, float]:
-    """nuScenes' scores of the classes, each judged as far from the vehicle as nuScenes does or ``RANGE_M``."""
+def _centre_scores(frames: Sequence[Frame], detections: Sequence[Boxes3D], names: Sequence[str]) -> dict[str, float]:
+    """nuScenes' scores of the classes, each within nuScenes' range for it, or ``RANGE_M`` if nuScenes has none."""
     return nuscenes_detection.evaluate(
-        DetectionBoxes.of_frames(frames), DetectionBoxes.of_detections(found), ranges_m=_ranges(names)
+        DetectionBoxes.of_frames(frames), DetectionBoxes.of_detections(detections), ranges_m=_ranges(names)
     )
 
 
@@ -166,51 +180,51 @@ def _ranges(names: Sequence[str]) -> dict[str, float]:
 
 
 def in_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
-    """The boxes of which the frame's first camera shows something: what KITTI's labels are about."""
+    """The boxes that are visible in the frame's first camera: KITTI labels only these. All if there is no camera."""
     camera = next(iter(frame.cameras.values()), None)
-    return boxes if camera is None else boxes.take(_shows(camera, boxes))
+    return boxes if camera is None else boxes.take(_is_visible(camera, boxes))
 
 
 def in_any_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
-    """The boxes of which some camera of the frame shows something; all of them where there is no camera."""
+    """The boxes that are visible in at least one camera of the frame; all if there is no camera."""
     if not frame.cameras:
         return boxes
-    return boxes.take(np.any([_shows(camera, boxes) for camera in frame.cameras.values()], axis=0))
+    return boxes.take(np.any([_is_visible(camera, boxes) for camera in frame.cameras.values()], axis=0))
 
 
-def _shows(camera: Camera, boxes: Boxes3D) -> NDArray[np.bool_]:
-    """(N,) whether a camera shows a tenth of a box or more."""
+def _is_visible(camera: Camera, boxes: Boxes3D) -> NDArray[np.bool_]:
+    """(N,) whether less than 90 % of a box is cut off by the image's borders."""
     size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
-    shown, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
-    seen: NDArray[np.bool_] = ~np.isnan(shown).any(axis=1) & (cut < 0.9)
-    return seen
+    box_2d, truncation = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
+    visible: NDArray[np.bool_] = ~np.isnan(box_2d).any(axis=1) & (truncation < 0.9)
+    return visible
 
 
 def labelled_frames(data: FrameData, detector: Detector, limit: int | None) -> Iterator[Frame]:
-    """The frames that validate and that the detector can look at, evenly chosen where there is a limit."""
+    """The validation frames that the detector can read, evenly spaced if there is a limit."""
     cases = data.cases()
     count = len(cases) if limit is None else min(limit, len(cases))
-    chosen = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist()
-    for number in progress_bar(chosen, len(chosen), "detecting in frames"):
-        frame = cases.read(number)
+    indices = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist()
+    for index in progress_bar(indices, len(indices), "detecting in frames"):
+        frame = cases.read(index)
         if frame.truth is None:
-            raise InvalidInputError(f"frame {frame.name} has no labels to be scored against")
+            raise InvalidInputError(f"frame {frame.name} has no labels to score against")
         if frame.points_lidar_m is not None if detector.sensor == "lidar" else frame.cameras:
             yield frame
 
 
-def _light(frame: Frame) -> Frame:
-    """The frame without its points and pixels, so that thousands fit into memory."""
+def _without_sensor_data(frame: Frame) -> Frame:
+    """The frame without points and pixels, so that thousands fit into memory."""
 
-    def bare(camera: Camera) -> Camera:
+    def without_pixels(camera: Camera) -> Camera:
         return replace(camera, image_HWC=np.broadcast_to(np.zeros((), np.uint8), camera.image_HWC.shape))
 
-    bare_frame = replace(frame, points_lidar_m=None, earlier_sweeps=())
-    return replace(bare_frame, cameras={name: bare(one) for name, one in frame.cameras.items()})
+    without_points = replace(frame, points_lidar_m=None, earlier_sweeps=())
+    return replace(without_points, cameras={name: without_pixels(camera) for name, camera in frame.cameras.items()})
 
 
-def _with_merged(frames: Sequence[Frame], merge: Mapping[str, str]) -> list[Frame]:
-    """The frames with their labels called what they are learnt as."""
+def _with_merged_classes(frames: Sequence[Frame], merge: Mapping[str, str]) -> list[Frame]:
+    """The frames with their labels renamed to the classes that they are merged into."""
 
     def merged(frame: Frame) -> Boxes3D:
         assert frame.truth is not None
@@ -219,18 +233,18 @@ def _with_merged(frames: Sequence[Frame], merge: Mapping[str, str]) -> list[Fram
     return [replace(frame, truth=merged(frame)) for frame in frames]
 
 
-def _unseen(detector: Detector, frames: Sequence[Frame], names: Sequence[str]) -> list[str]:
-    """A sentence where objects that are judged lie where a LiDAR network does not look."""
+def _out_of_range_note(detector: Detector, frames: Sequence[Frame], names: Sequence[str]) -> list[str]:
+    """A note if some scored objects lie outside of the range of a LiDAR network."""
     if not isinstance(detector.input, LidarInput):
         return []
-    ranges_m, outside, judged = _ranges(names), 0, 0
+    ranges_m, outside, scored = _ranges(names), 0, 0
     for frame in frames:
         assert frame.truth is not None
-        place = frame.truth.centre_lidar_m
-        near = np.array([name in names for name in frame.truth.names], bool)
-        near &= np.hypot(place[:, 0], place[:, 1]) < [ranges_m.get(name, 0.0) for name in frame.truth.names]
-        judged += int(near.sum())
-        outside += int((near & ~within(place, detector.input.range_m)).sum())
+        centres = frame.truth.centre_lidar_m
+        is_scored = np.array([name in names for name in frame.truth.names], bool)
+        is_scored &= np.hypot(centres[:, 0], centres[:, 1]) < [ranges_m.get(name, 0.0) for name in frame.truth.names]
+        scored += int(is_scored.sum())
+        outside += int((is_scored & ~within(centres, detector.input.range_m)).sum())
     if not outside:
         return []
-    return [f"{outside} of {judged} labelled objects lie outside of the range that it was trained on."]
+    return [f"{outside} of {scored} labelled objects lie outside the range that it was trained on."]

@@ -1,4 +1,4 @@
-"""Inputs out of frames of the samples: what the programs of the networks are timed and compared on."""
+"""Example network inputs from the sample frames: the programs of the networks are timed and compared on them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from apps.driving.models.detectors import PointLayout
 
 
-def _frame(sensor: Literal["lidar", "camera"]) -> Frame:
-    """A frame of the samples that has a sweep, or an image; a real one where one is at hand."""
+def _sample_frame(sensor: Literal["lidar", "camera"]) -> Frame:
+    """A sample frame with a sweep, or with an image; a real one if available."""
 
     def read(files: Sequence[Path]) -> Frame | None:
         frames = read_frames(files)
         return next(
-            (one for one in frames if (one.cameras if sensor == "camera" else one.points_lidar_m is not None)), None
+            (frame for frame in frames if (frame.cameras if sensor == "camera" else frame.points_lidar_m is not None)),
+            None,
         )
 
     return read_sample(samples(), read)
@@ -37,8 +38,8 @@ def _frame(sensor: Literal["lidar", "camera"]) -> Frame:
 
 @torch.inference_mode()
 def example_pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: PointLayout | None = None) -> Tensor:
-    """What the dense network is given of a sweep."""
-    frame = _frame("lidar")
+    """The dense network's input (1, C, rows, columns), encoded from a sample sweep."""
+    frame = _sample_frame("lidar")
     assert frame.points_lidar_m is not None
     points = torch.from_numpy(input.crop(frame.points_lidar_m if layout is None else layout.points(frame)))
     pseudo_image: Tensor = encoder.cpu()(points if layout is None else layout.to_network(points))
@@ -46,16 +47,16 @@ def example_pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: Poin
 
 
 def example_image(input: CameraInput, colours: Normalisation) -> Tensor:
-    """What the network is given of an image."""
-    camera = next(iter(_frame("camera").cameras.values()))
+    """The network's input (1, 3, H, W), normalised from a sample image."""
+    camera = next(iter(_sample_frame("camera").cameras.values()))
     return colours([image_at_focal_length(camera, input.training_focal_px, "cpu")[0]])
 
 
 def example_boxes(input: BoxInput, count: int) -> dict[str, Tensor]:
-    """So many boxes of any class and score about points of a sweep, as the second stage is given them."""
+    """The second stage's inputs for ``count`` boxes of random class and score, centred on points of a sample sweep."""
     from apps.driving.inference.second_stage import network_inputs
 
-    points = _frame("lidar").points_lidar_m
+    points = _sample_frame("lidar").points_lidar_m
     assert points is not None
     random = np.random.default_rng(0)
     labels = random.integers(0, len(input.classes), count)

@@ -1,4 +1,4 @@
-"""What a request may ask for: as typed options, and read from text. It needs no torch."""
+"""The options of a request, typed, and parsed from text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _OPTIONS = ("model", "score", "topic")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """``model`` to be used, by default the first that has what it needs; ``score``, the least for every class.
+    """``model`` is the model to use, by default the first whose sensor the frame has; ``score`` the minimum score for
+    all classes, by default each class's calibrated minimum.
 
-    Without ``score`` the least of each class is what the model's calibration found. ``topic`` is that of the sweeps in
-    a ROS bag; it may be left out where there is one alone.
+    ``topic`` is the ROS bag's topic with the sweeps; it may be omitted if there is only one.
     """
 
     model: str | None = None
@@ -26,15 +26,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.model is not None and self.model not in (*MODELS, *IMPORTED):
-            raise InvalidInputError(f"there is no model {self.model!r}; there may be {', '.join((*MODELS, *IMPORTED))}")
+            raise InvalidInputError(f"unknown model {self.model!r}; the models are {', '.join((*MODELS, *IMPORTED))}")
         if self.score is not None and not (isinstance(self.score, int | float) and 0 <= self.score <= 1):
             raise InvalidInputError(f"score={self.score!r}: give a number from 0 to 1")
 
 
 def read_options(options: Mapping[str, str]) -> Options:
-    """A request's options, in their types; refuses unknown ones and scores that are none."""
+    """A request's options, parsed; raises InvalidInputError for unknown options and invalid scores."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise InvalidInputError(f"there is no option {unknown[0]}; there are {', '.join(_OPTIONS)}")
+        raise InvalidInputError(f"unknown option {unknown[0]}; the options are {', '.join(_OPTIONS)}")
     return Options(
         model=options.get("model") or None,
         score=_score(options.get("score") or None),

@@ -1,4 +1,4 @@
-"""Which second stage goes with which detector, by the weights that it has learnt from. It needs no torch."""
+"""Matches second stages with detectors, by the detector's weights that they were trained with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.programs.store import weights_digest
 
 
-def belongs_to(second: Artifact, detector: Artifact) -> bool:
-    """Whether it is a second stage, and has learnt from this detector's boxes."""
-    if second.manifest.name != SECOND_STAGE:
+def belongs_to(second_stage: Artifact, detector: Artifact) -> bool:
+    """Whether ``second_stage`` is a second stage that was trained on the boxes of ``detector``."""
+    if second_stage.manifest.name != SECOND_STAGE:
         return False
-    return bool(second.recipe()["recipe"]["input"].get("weights") == weights_digest(detector))
+    return bool(second_stage.recipe()["recipe"]["input"].get("weights") == weights_digest(detector))

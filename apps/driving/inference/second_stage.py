@@ -1,4 +1,4 @@
-"""The second stage on a sweep: the points about each box that a detector found, and the box as they correct it."""
+"""Runs the second stage on a sweep: it refines each detected box from the points in and around it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.driving.inference.box_codes import FLIPPED, box_features, decode_boxes, from_the_other_end
+from apps.driving.inference.box_codes import FLIPPED, box_features, decode_boxes, mirrored_inputs
 from apps.driving.inference.point_cells import PointCells
 from apps.driving.models.lidar_rcnn import INPUTS
 from apps.driving.types import Boxes3D, BoxInput, Floats
 from shared.deploy.programs.program import Program
 
 BATCH = 32
-LONGEST_M = 60.0
-FROM_BOTH_ENDS, LIKELY = ("cyclist",), 0.1
-"""Boxes of these classes and of such scores are looked at from their other end, too, for which way they face.
+MAX_SIDE_M = 60.0
+MIRRORED_CLASSES, MIN_MIRROR_SCORE = ("cyclist",), 0.1
+"""Boxes of these classes, with at least this score, also go through the network mirrored, to decide which way they
+face.
 
-The network has learnt from boxes of which most were the right way round, and leaves many of a cyclist as they are: of
-295 in 600 synthetic scenes 42 faced the wrong way by one look, and 13 by both. Of 3,654 cars it were 201 and 195; so
-those are spared it, as are pedestrians, whose points do not tell.
+Most boxes that the network was trained on faced the right way, so that it often fails to flip a cyclist: of 295
+cyclists in 600 synthetic scenes 42 faced the wrong way after one pass, and 13 after both. Of 3,654 cars 201 and 195
+did, which is not worth a second pass; a pedestrian's points do not show its heading.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class SecondStage:
-    """``network`` is called as a ``BoxNetwork`` is; ``program`` computes it, None where torch does."""
+    """``network`` has the call signature of ``BoxNetwork``; ``program`` computes it, None if torch does."""
 
     network: nn.Module
     input: BoxInput
@@ -36,73 +37,84 @@ class SecondStage:
     program: Program | None = None
 
     @torch.inference_mode()
-    def refined(self, found: Boxes3D, points_N4: Floats) -> Boxes3D:
-        """The boxes of a detector corrected, by the score of both stages from the best down.
+    def refined(self, detections: Boxes3D, points_N4: Floats) -> Boxes3D:
+        """A detector's boxes with corrected geometry and the score of both stages, sorted by falling score.
 
-        A box without a point in it or about it is none.
+        Boxes without a point in or around them are dropped.
         """
-        found, inputs = network_inputs(found, points_N4, self.input)
-        if not len(found):
-            return found
+        detections, inputs = network_inputs(detections, points_N4, self.input)
+        if not len(detections):
+            return detections
         outputs = self._outputs(inputs)
-        _, scores = decode_boxes(found.array, outputs)
-        rows = np.flatnonzero(np.isin(found.names, FROM_BOTH_ENDS) & (scores >= LIKELY))
+        _, scores = decode_boxes(detections.array, outputs)
+        rows = np.flatnonzero(np.isin(detections.names, MIRRORED_CLASSES) & (scores >= MIN_MIRROR_SCORE))
         if len(rows):
-            points, known = from_the_other_end(inputs["points"].numpy()[rows], inputs["known"].numpy()[rows])
-            seen = {"points": torch.from_numpy(points), "size": inputs["size"][rows], "known": torch.from_numpy(known)}
-            outputs[rows, FLIPPED] = (outputs[rows, FLIPPED] - self._outputs(seen)[:, FLIPPED]) / 2
-        boxes, scores = decode_boxes(found.array, outputs)
-        better = replace(found, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores)
-        better = better.take(np.flatnonzero(np.isfinite(np.column_stack([boxes, scores])).all(axis=1)))
-        assert better.scores is not None
-        return better.take(np.argsort(-better.scores, kind="stable"))
+            points, features = mirrored_inputs(inputs["points"].numpy()[rows], inputs["known"].numpy()[rows])
+            mirrored = {
+                "points": torch.from_numpy(points),
+                "size": inputs["size"][rows],
+                "known": torch.from_numpy(features),
+            }
+            outputs[rows, FLIPPED] = (outputs[rows, FLIPPED] - self._outputs(mirrored)[:, FLIPPED]) / 2
+        boxes, scores = decode_boxes(detections.array, outputs)
+        corrected = replace(
+            detections, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores
+        )
+        corrected = corrected.take(np.flatnonzero(np.isfinite(np.column_stack([boxes, scores])).all(axis=1)))
+        assert corrected.scores is not None
+        return corrected.take(np.argsort(-corrected.scores, kind="stable"))
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Floats:
-        """What the network gives for boxes (N, ``OUTPUTS``)."""
-        given = [inputs[name].to(self.device) for name in INPUTS]
-        parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(given[0]), BATCH)]
-        found: Floats = torch.cat(parts).float().cpu().numpy()
-        return found
+        """The network's outputs (N, ``OUTPUTS``), computed in batches of ``BATCH`` boxes."""
+        tensors = [inputs[name].to(self.device) for name in INPUTS]
+        parts = [
+            self.network(*(tensor[start : start + BATCH] for tensor in tensors))
+            for start in range(0, len(tensors[0]), BATCH)
+        ]
+        outputs: Floats = torch.cat(parts).float().cpu().numpy()
+        return outputs
 
 
-def network_inputs(found: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[Boxes3D, dict[str, Tensor]]:
-    """The boxes that have a point in them or about them, and what the network is given of those.
+def network_inputs(detections: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[Boxes3D, dict[str, Tensor]]:
+    """The boxes with at least one point in or around them, and the network's inputs for these.
 
-    Boxes that no object has, longer than ``LONGEST_M`` or not of finite numbers, are left out.
+    Implausible boxes, with a side of ``MAX_SIDE_M`` or more or with values that are not finite, are dropped.
     """
-    found = found.take(np.flatnonzero(np.isfinite(found.array).all(axis=1) & (found.size_m < LONGEST_M).all(axis=1)))
-    about = points_about(found.array, points_N4, input)
-    counts = np.array([len(points) for points in about], np.int64)
-    some = np.flatnonzero(counts)
-    found = found.take(some)
-    assert found.scores is not None
+    detections = detections.take(
+        np.flatnonzero(np.isfinite(detections.array).all(axis=1) & (detections.size_m < MAX_SIDE_M).all(axis=1))
+    )
+    points_by_box = points_about(detections.array, points_N4, input)
+    counts = np.array([len(points) for points in points_by_box], np.int64)
+    occupied = np.flatnonzero(counts)
+    detections = detections.take(occupied)
+    assert detections.scores is not None
     classes = [kind.name for kind in input.classes]
-    labels = np.array([classes.index(name) for name in found.names], np.int64)
-    shown = [spread(about[number], input.points) for number in some]
-    given = {
-        "points": np.stack(shown) if shown else np.zeros((0, input.points, 3), np.float32),
-        "size": np.ascontiguousarray(found.size_m),
-        "known": box_features(found.array, found.scores, labels, counts[some], len(classes)),
+    labels = np.array([classes.index(name) for name in detections.names], np.int64)
+    samples = [sample_points(points_by_box[number], input.points) for number in occupied]
+    inputs = {
+        "points": np.stack(samples) if samples else np.zeros((0, input.points, 3), np.float32),
+        "size": np.ascontiguousarray(detections.size_m),
+        "known": box_features(detections.array, detections.scores, labels, counts[occupied], len(classes)),
     }
-    return found, {name: torch.from_numpy(part) for name, part in given.items()}
+    return detections, {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
 def points_about(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[Floats]:
-    """For each box the points (M, 3) in it and about it, in its own frame: x along it, from its centre, in metres."""
+    """For each box the points (M, 3) in and around it, in the box's frame: metres from the centre, x along the box."""
     if not len(boxes_N7):
         return []
     half = boxes_N7[:, 3:5] / 2 + input.around_m
     cosine, sine = np.abs(np.cos(boxes_N7[:, 6:])), np.abs(np.sin(boxes_N7[:, 6:]))
-    reach = np.concatenate([cosine * half[:, :1] + sine * half[:, 1:], sine * half[:, :1] + cosine * half[:, 1:]], 1)
-    begin, end = boxes_N7[:, :2] - reach, boxes_N7[:, :2] + reach
+    extent = np.concatenate([cosine * half[:, :1] + sine * half[:, 1:], sine * half[:, :1] + cosine * half[:, 1:]], 1)
+    begin, end = boxes_N7[:, :2] - extent, boxes_N7[:, :2] + extent
     height = boxes_N7[:, 5] / 2
     lowest, highest = (boxes_N7[:, 2] - height).min() - input.below_m, (boxes_N7[:, 2] + height).max() + input.above_m
     cells = PointCells(points_N4, begin, end, lowest, highest)
-    return [_in_frame(cells.near(number), box, input) for number, box in enumerate(boxes_N7)]
+    return [_points_in_box_frame(cells.near(number), box, input) for number, box in enumerate(boxes_N7)]
 
 
-def _in_frame(points_M3: Floats, box_7: Floats, input: BoxInput) -> Floats:
-    """Those of the points that are in a box and about it, in its frame."""
+def _points_in_box_frame(points_M3: Floats, box_7: Floats, input: BoxInput) -> Floats:
+    """The points in and around a box, in the box's frame."""
     length, width, height, yaw = box_7[3:].tolist()
     x, y, z = (points_M3 - box_7[:3]).T
     cosine, sine = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
@@ -112,13 +124,13 @@ def _in_frame(points_M3: Floats, box_7: Floats, input: BoxInput) -> Floats:
     return np.stack([along[inside], across[inside], z[inside]], axis=1)
 
 
-def spread(points_M3: Floats, count: int) -> Floats:
-    """``count`` of the points; where there are fewer, over and over again, which the network does not mind.
+def sample_points(points_M3: Floats, count: int) -> Floats:
+    """``count`` of the points; fewer are repeated, which does not change the network's maximum over points.
 
-    Where there are more they are taken evenly by x, so that it does not matter in which order a sweep has them.
+    Of more points an even selection by x is taken, which does not depend on the order of the sweep.
     """
     if len(points_M3) <= count:
         return points_M3[np.arange(count) % len(points_M3)]
-    # Sweeps are in steps of a millimetre, and many points have the same x: y and z order those.
+    # Coordinates come in steps of a millimetre, so that many points share x: y and z break the ties.
     x, y, z = points_M3.T.astype(np.float64)
     return points_M3[np.argsort(x + 1e-5 * y + 1e-10 * z)[np.arange(count) * len(points_M3) // count]]

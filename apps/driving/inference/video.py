@@ -1,8 +1,8 @@
-"""Consecutive frames through a network, several under way at a time, results in order and as frame by frame.
+"""A three-step pipeline over consecutive frames. Results come in order and equal those of frame-by-frame processing.
 
-While the network computes a frame, the next ones are read, decoded, resized and uploaded by other threads, and the
-boxes of the one before are worked out by another. On a GPU each of the three steps has a stream of its own, in which it
-waits for the step before on the device and not on the host.
+While the network computes a frame, other threads read, decode, resize and upload the next frames, and one decodes the
+boxes of the previous frame. On a GPU each of the three steps has its own stream, which waits for the previous step on
+the device, not on the host.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from shared.threads import usable_cores
 
 Item = TypeVar("Item")
-Given = TypeVar("Given")
-Ready = TypeVar("Ready")
+Value = TypeVar("Value")
+Prepared = TypeVar("Prepared")
 Computed = TypeVar("Computed")
 Result = TypeVar("Result")
 _MAX_READERS = 4
@@ -30,46 +30,51 @@ _MAX_READERS = 4
 
 def overlapped(
     items: Iterable[Item],
-    read: Callable[[Item], Ready],
-    compute: Callable[[Ready], Computed],
+    read: Callable[[Item], Prepared],
+    compute: Callable[[Prepared], Computed],
     finish: Callable[[Computed], Result],
     *,
     device: str = "cpu",
     readers: int | None = None,
 ) -> Generator[tuple[Item, Future[Result]]]:
-    """Each item with what became of it, in order; what a step raised for one item is raised by its future alone.
+    """Yields each item with the future of its result, in order. If a step raises for an item, only its future raises.
 
-    ``compute`` runs in the caller's thread. At most ``readers`` items are read ahead of it (by default by half of the
-    cores, 4 at most), and two are finished behind it. What tuples, lists and mappings a step returns may hold tensors
-    on the device, which the next step uses. An interrupt comes after the results of what was computed before.
+    ``compute`` runs in the caller's thread. At most ``readers`` items are read ahead of it (by default half the number
+    of cores, at most 4), and at most two are being finished after it. The tuples, lists and mappings that a step
+    returns may hold tensors on the device for the next step. On KeyboardInterrupt the results of all computed items are
+    yielded before it is raised again.
     """
     count = readers or min(_MAX_READERS, max(1, usable_cores() // 2))
-    begin, middle, end = _Step(read, device), _Step(compute, device, own_stream=False), _Step(finish, device)
+    read_step, compute_step, finish_step = (
+        _Step(read, device),
+        _Step(compute, device, own_stream=False),
+        _Step(finish, device),
+    )
     upcoming = iter(items)
-    reading: deque[tuple[Item, Future[_Handed[Ready]]]] = deque()
+    reading: deque[tuple[Item, Future[_StepOutput[Prepared]]]] = deque()
     finishing: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(count, "read") as reader, ThreadPoolExecutor(1, "finish") as finisher:
 
-        def read_next(most: int) -> None:
-            reading.extend((item, reader.submit(begin, _Handed(item))) for item in islice(upcoming, most))
+        def read_next(max_items: int) -> None:
+            reading.extend((item, reader.submit(read_step, _StepOutput(item))) for item in islice(upcoming, max_items))
 
-        def computed(ready: Future[_Handed[Ready]]) -> Future[Result]:
+        def submit_computed(prepared: Future[_StepOutput[Prepared]]) -> Future[Result]:
             try:
-                handed = middle(ready.result())
+                output = compute_step(prepared.result())
             except Exception as error:
                 failed: Future[Result] = Future()
                 failed.set_exception(error)
                 return failed
-            return finisher.submit(lambda: end(handed).value)
+            return finisher.submit(lambda: finish_step(output).value)
 
         try:
             read_next(count)
             while reading:
-                item, ready = reading.popleft()
-                wait([ready])
+                item, prepared = reading.popleft()
+                wait([prepared])
                 read_next(1)
-                finishing.append((item, computed(ready)))
-                del ready
+                finishing.append((item, submit_computed(prepared)))
+                del prepared
                 if len(finishing) > 1:
                     yield finishing.popleft()
             while finishing:
@@ -82,42 +87,42 @@ def overlapped(
             reader.shutdown(wait=False, cancel_futures=True)
 
 
-class _Handed(NamedTuple, Generic[Given]):
-    """What a step hands to the next, and when its stream has computed it; None on a CPU."""
+class _StepOutput(NamedTuple, Generic[Value]):
+    """A step's output, and the event that its stream records when the output is ready; None on a CPU."""
 
-    value: Given
+    value: Value
     done: torch.cuda.Event | None = None
 
 
-class _Step(Generic[Given, Result]):
-    """A step that begins when that before it is done on the device; in a stream of its own for each thread, or in the
-    caller's."""
+class _Step(Generic[Value, Result]):
+    """A step that starts on the device when the previous step is done there; in one stream per thread, or in the
+    caller's stream."""
 
-    def __init__(self, call: Callable[[Given], Result], device: str, *, own_stream: bool = True) -> None:
+    def __init__(self, call: Callable[[Value], Result], device: str, *, own_stream: bool = True) -> None:
         self._call, self._device, self._own_stream = call, torch.device(device), own_stream
-        self._of_thread = threading.local()
+        self._thread_local = threading.local()
 
-    def __call__(self, given: _Handed[Given]) -> _Handed[Result]:
+    def __call__(self, previous: _StepOutput[Value]) -> _StepOutput[Result]:
         if self._device.type != "cuda":
-            return _Handed(self._call(given.value))
+            return _StepOutput(self._call(previous.value))
         with torch.cuda.stream(self._stream()) if self._own_stream else nullcontext():
             stream = torch.cuda.current_stream(self._device)
-            if given.done is not None:
-                stream.wait_event(given.done)
-            for tensor in _on_device(given.value):
-                # Its memory is not used anew before this stream is done with it.
+            if previous.done is not None:
+                stream.wait_event(previous.done)
+            for tensor in _on_device(previous.value):
+                # The allocator must not reuse its memory before this stream is done with it.
                 tensor.record_stream(stream)
-            return _Handed(self._call(given.value), stream.record_event())
+            return _StepOutput(self._call(previous.value), stream.record_event())
 
     def _stream(self) -> torch.cuda.Stream:
-        if not hasattr(self._of_thread, "stream"):
-            self._of_thread.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream: torch.cuda.Stream = self._of_thread.stream
+        if not hasattr(self._thread_local, "stream"):
+            self._thread_local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream: torch.cuda.Stream = self._thread_local.stream
         return stream
 
 
 def _on_device(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and mappings that are not on the CPU."""
+    """The tensors in nested tuples, lists and mappings that are not on the CPU, in order."""
     if isinstance(value, Tensor):
         if value.device.type != "cpu":
             yield value

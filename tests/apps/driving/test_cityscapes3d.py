@@ -226,7 +226,7 @@ def test_a_data_set_is_gone_through_image_by_image(predictor, ask, tmp_path):
     assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 0
     written = sorted(file.name for file in (tmp_path / "out" / "cityscapes3d").iterdir())
     assert written == ["aachen_000000_000019_gtBbox3d.json", "berlin_000000_000019_gtBbox3d.json"]
-    assert said[-1].endswith("cityscapes3d, the benchmark's files of the frames answered so far")
+    assert said[-1].endswith("cityscapes3d, the benchmark's result files of the frames done so far")
     (tmp_path / "out2").mkdir()
     assert predict_folder(predictor, image.parent, tmp_path / "out2", Options(score=0.02), said.append) == 0
     assert len((tmp_path / "out2" / "frames.jsonl").read_text().splitlines()) == 1

@@ -88,7 +88,7 @@ def test_sequences_are_gone_through_one_frame_at_a_time(predictor, tracking, tmp
     written = sorted(file.name for file in (tmp_path / "out").glob("*.txt"))
     assert written == ["0000_000000.txt", "0000_000001.txt", "0007_000005.txt"]
     predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), said.append)
-    assert any("3 frames, 3 of them answered before" in line for line in said)
+    assert any("3 frames, 3 of them already done" in line for line in said)
 
 
 def test_a_folder_of_images_has_the_calibrations_beside_it(synthetic, monkeypatch):

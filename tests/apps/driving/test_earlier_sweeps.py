@@ -156,8 +156,11 @@ def test_a_key_frame_with_fewer_sweeps_than_the_model_learnt_from_says_so():
     several = replace(frame, earlier_sweeps=(sweep,) * 9)
     found = predictor.predict([frame, replace(frame, earlier_sweeps=(sweep,)), several])
     one, two, ten = ([text for text in made.remarks if "together" in text] for made in found)
-    assert one == ["One sweep is seen; mmdet3d_lidar learnt from 10 together, and finds less in fewer."]
-    assert two == ["2 sweeps are seen; mmdet3d_lidar learnt from 10 together, and finds less in fewer."] and not ten
+    assert one == ["One sweep is used; mmdet3d_lidar was trained on 10 together and finds fewer objects in fewer."]
+    assert (
+        two == ["2 sweeps are used; mmdet3d_lidar was trained on 10 together and finds fewer objects in fewer."]
+        and not ten
+    )
     assert not np.array_equal(found[0].boxes.array, found[2].boxes.array)
 
 

@@ -114,7 +114,7 @@ def test_a_model_has_one_score_on_sweeps_of_ones_own_and_on_kitti(kitti_root, tm
         return dataclasses.replace(found, names=tuple({"saloon": "car"}.get(name, name) for name in found.names))
 
     (own,) = score(predictor_of(Told(as_cars)), data)
-    assert own.name == "told: mean AP by the distance of centres" and own.value > 0.99
+    assert own.name == "told: mean AP by centre distance" and own.value > 0.99
     assert int(own.count.partition(" ")[0]) > 3 and own.count.endswith("objects in 1 frames")
     (none,) = score(predictor_of(Told(lambda frame: as_cars(frame).take(np.zeros(0, np.int64)))), data)
     assert none.value == 0
@@ -148,10 +148,10 @@ def test_what_no_model_can_look_at_is_refused_and_what_lies_outside_is_said(data
     log = data_root / "driving" / "av2_7fab2350"
     data = Argoverse2(root=log, stride=1, merge=(("regular_vehicle", "car"),))
     table = evaluate(predictor_of(Told(perfect)), data)
-    assert any("lie outside of the range that it was trained on" in note for note in table.notes)
+    assert any("lie outside the range that it was trained on" in note for note in table.notes)
     seeing = Told(perfect, CameraInput())
     seeing.sensor = "camera"
-    with pytest.raises(InvalidInputError, match="none of the frames that validate has images"):
+    with pytest.raises(InvalidInputError, match="no validation frame has images"):
         evaluate(predictor_of(seeing), data)
 
 

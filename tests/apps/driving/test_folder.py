@@ -51,7 +51,7 @@ def test_the_answers_are_those_that_the_folder_gives_at_once(ask, predictor, spl
     written = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.txt")}
     assert written == {name: text for name, text in response.files.items() if name.endswith(".txt")}
     assert sorted(written) == ["000000.txt", "000002.txt", "000003.txt"]
-    assert "4 frames, 0 of them answered before" in said[0]
+    assert "4 frames, 0 of them already done" in said[0]
 
 
 def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch
     monkeypatch.setattr(type(predictor), "compute", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(predictor, split, out, Options(), said.append)
-    assert "the last frame answered is 000001" in said[-1]
+    assert "the last frame done is 000001" in said[-1]
     # The machine stopped in the middle of a line.
     with (out / "frames.jsonl").open("a") as file:
         file.write('{"name": "0000')
@@ -96,7 +96,7 @@ def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_p
     said = []
     assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
     assert sum("The lowest points ahead lie at z" in text for text in said) == 1
-    assert said[-1] == "frames with remarks: 4; frames.jsonl has them"
+    assert said[-1] == "frames with remarks: 4; see frames.jsonl"
     assert all(line["remarks"] for line in lines(tmp_path / "out"))
 
 
@@ -108,11 +108,11 @@ def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp
         (split, Options(model="fcos3d")),
         (tmp_path / "other", Options()),
     ):
-        with pytest.raises(InvalidInputError, match="name another directory"):
+        with pytest.raises(InvalidInputError, match="choose another directory"):
             predict_folder(predictor, root, tmp_path / "out", options, print)
     calibrated = copy.copy(predictor)
     calibrated.least_scores = {"pointpillars": {"car": 0.7}}
-    with pytest.raises(InvalidInputError, match="name another directory"):
+    with pytest.raises(InvalidInputError, match="choose another directory"):
         predict_folder(calibrated, split, tmp_path / "out", Options(), print)
 
 
@@ -162,7 +162,7 @@ def test_the_command_goes_through_a_folder(split, tmp_path, capsys):
     (split / "image_2" / "000002.png").unlink()
     command = ["predict", "driving", str(split), "--each", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 1
-    assert "4 frames, 0 of them answered before" in (said := capsys.readouterr().out) and "left out: 000002.bin" in said
+    assert "4 frames, 0 of them already done" in (said := capsys.readouterr().out) and "left out: 000002.bin" in said
     assert len(lines(tmp_path / "out")) == 3
 
 
@@ -171,7 +171,7 @@ def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, 
     np.save(split / "velodyne" / "000009.npy", read_points(split / "velodyne" / "000000.bin"))
     command = ["predict", "driving", str(split / "velodyne"), "--each", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 0
-    assert "5 frames, 0 of them answered before" in capsys.readouterr().out
+    assert "5 frames, 0 of them already done" in capsys.readouterr().out
     names = [line["name"] for line in lines(tmp_path / "out")]
     assert names == ["000000", "000001", "000002", "000003", "000009"]
     shutil.copy(split / "velodyne" / "000003.bin", split / "velodyne" / "000009.bin")
@@ -185,8 +185,8 @@ def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "sample.json").write_text("[]")
     for app, inputs, words in (
-        ("driving", [tmp_path / "empty"], "empty holds no sweep (.bin, .pcd, .npy)"),
-        ("driving", [tmp_path / "log"], "log holds no sweep of Argoverse 2 (sensors/lidar/TIMESTAMP.feather)"),
+        ("driving", [tmp_path / "empty"], "empty contains nothing that --each reads: sweeps (.bin, .pcd, .npy)"),
+        ("driving", [tmp_path / "log"], "log contains no Argoverse 2 sweep (sensors/lidar/TIMESTAMP.feather)"),
         ("driving", [tmp_path / "tables"], "tables/sample.json is a table of nuScenes' own"),
         ("driving", [split, split], "--each takes one folder"),
         ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),

@@ -66,9 +66,9 @@ def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, pr
     for folder in (data_set, data_set / "v1.0-mini"):  # the second finds all answered
         assert predict_folder(predictor, folder, out, Options(score=0.2), said.append) == 0
         written = json.loads((out / "results_nusc.json").read_text())
-    assert "1 frames, 1 of them answered before" in said[-3]
+    assert "1 frames, 1 of them already done" in said[-3]
     shutil.copytree(data_set / "v1.0-mini", data_set / "v1.0-test")
-    with pytest.raises(InvalidInputError, match=r"nuscenes holds v1\.0-mini, v1\.0-test; name one of these folders"):
+    with pytest.raises(InvalidInputError, match=r"nuscenes contains v1\.0-mini, v1\.0-test; give one of these folders"):
         predict_folder(predictor, data_set, out, Options(), said.append)
     shutil.rmtree(data_set / "v1.0-test")
     (line,) = [json.loads(text) for text in (out / "frames.jsonl").read_text().splitlines()]

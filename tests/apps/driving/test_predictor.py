@@ -118,10 +118,10 @@ def test_a_sweep_with_nothing_in_range_gives_no_boxes(ask, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "smoke"}, "no model 'smoke'; there may be pointpillars, fcos3d, mmdet3d_lidar, mmdet3d_camera"),
+        ({"model": "smoke"}, "model 'smoke'; the models are pointpillars, fcos3d, mmdet3d_lidar, mmdet3d_camera"),
         ({"score": "high"}, "score=high"),
         ({"score": "nan"}, "score=nan"),
-        ({"colour": "red"}, "no option colour"),
+        ({"colour": "red"}, "unknown option colour"),
     ],
 )
 def test_bad_options_are_refused(codec, synthetic, options, words):

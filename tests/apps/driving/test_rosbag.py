@@ -200,10 +200,10 @@ def test_a_drive_of_many_sweeps_goes_on_where_it_was_stopped(predictor, tmp_path
     (out / "frames.jsonl").write_text("".join(lines[:150]) + lines[150][:10])
     assert predict_folder(predictor, path, out, Options(), said.append) == 0
     assert (out / "frames.jsonl").read_text() == "".join(lines)
-    assert any("201 frames, 150 of them answered before" in line for line in said)
-    with pytest.raises(InvalidInputError, match="name another directory"):
+    assert any("201 frames, 150 of them already done" in line for line in said)
+    with pytest.raises(InvalidInputError, match="choose another directory"):
         predict_folder(predictor, path, out, Options(score=0.5), said.append)
-    with pytest.raises(InvalidInputError, match="the option topic names one of a ROS bag"):
+    with pytest.raises(InvalidInputError, match="the option topic is only for ROS bags"):
         (tmp_path / "velodyne").mkdir()
         POINTS.tofile(tmp_path / "velodyne" / "0.bin")
         path.unlink()

@@ -20,7 +20,7 @@ from apps.driving.datasets.packing import CLASS
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.box_codes import box_features, decode_boxes, encode_boxes
 from apps.driving.inference.calibration import score_second_stage
-from apps.driving.inference.second_stage import SecondStage, points_about, spread
+from apps.driving.inference.second_stage import SecondStage, points_about, sample_points
 from apps.driving.models import SECOND_STAGE
 from apps.driving.models.lidar_rcnn import LidarRCNN
 from apps.driving.predictor import DrivingPredictor
@@ -76,14 +76,14 @@ def test_a_box_is_shown_the_points_in_it_and_about_it_in_its_own_frame():
 def test_what_is_shown_does_not_depend_on_the_order_of_the_points():
     draw = np.random.default_rng(2)
     points = draw.uniform(-1, 1, (100, 3)).astype(np.float32)
-    chosen = spread(points, 8)
-    assert np.array_equal(chosen, spread(points[draw.permutation(100)], 8))
+    chosen = sample_points(points, 8)
+    assert np.array_equal(chosen, sample_points(points[draw.permutation(100)], 8))
     assert chosen[0, 0] == points[:, 0].min() and np.all(np.diff(chosen[:, 0]) > 0)
     # In steps of a millimetre many have the same x.
     coarse = np.round(points * 4) / 4
-    assert np.array_equal(spread(coarse, 8), spread(coarse[draw.permutation(100)], 8))
+    assert np.array_equal(sample_points(coarse, 8), sample_points(coarse[draw.permutation(100)], 8))
     # Of few points each is there, and some again.
-    few = spread(points[:3], 8)
+    few = sample_points(points[:3], 8)
     assert len(few) == 8 and len(np.unique(few, axis=0)) == 3
 
 

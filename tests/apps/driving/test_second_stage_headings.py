@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.inference.box_codes import box_features, from_the_other_end
+from apps.driving.inference.box_codes import box_features, mirrored_inputs
 from apps.driving.inference.second_stage import SecondStage
 from apps.driving.types import Boxes3D, BoxInput
 
@@ -59,6 +59,6 @@ def test_what_is_known_from_the_other_end_is_that_of_the_box_in_a_mirror():
     mirrored = boxes.copy()
     # Front and back exchanged and seen in a mirror that holds the ray to it.
     mirrored[:, 6] = 2 * np.arctan2(boxes[:, 1], boxes[:, 0]) - boxes[:, 6] + np.pi
-    seen, known = from_the_other_end(points, box_features(boxes, scores, labels, counts, 3))
+    seen, known = mirrored_inputs(points, box_features(boxes, scores, labels, counts, 3))
     assert known == pytest.approx(box_features(mirrored, scores, labels, counts, 3), abs=1e-4)
     assert np.array_equal(seen, points * [-1, 1, 1])
