@@ -135,7 +135,7 @@ def kitti_rows(
             values = (scores.get(f"{name}/{measure}/{level}") for level in kitti_ap.DIFFICULTIES)
             rows.append((model, name, title, *("-" if value is None else f"{value:.2f}" for value in values)))
     note = ["A class with n < 41 objects reaches at most (n - 1) / 40, even if all are found."]
-    return rows, note if any(int(row[3]) < kitti_ap.RECALLS for row in rows if row[2] == "objects") else []
+    return rows, note if any(int(row[3]) < kitti_ap.MAX_THRESHOLDS for row in rows if row[2] == "objects") else []
 
 
 def centre_rows(

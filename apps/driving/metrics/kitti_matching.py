@@ -1,9 +1,9 @@
-"""Which detections hit which objects, as KITTI's development kit assigns them (computeStatistics), all frames at once.
+"""Matches detections with objects as KITTI's development kit does (computeStatistics), for all frames at once.
 
-An object takes, in the order of the file, one detection that overlaps it enough and that no object before it took: to
-choose the thresholds the one with the highest score, to count at a threshold the one with the largest overlap. Most
-objects compete with no other for a detection. For these the counts at every threshold follow from sums over sorted
-scores; only the others are gone through object by object.
+In the order of the file, each object takes one detection that overlaps it enough and is not taken yet: to choose the
+thresholds, the one with the highest score; to count at a threshold, the one with the largest overlap. Most objects do
+not compete with another object for a detection. For these the counts at all thresholds are cumulative sums over sorted
+scores; only the contested objects are processed one by one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """K pairs of an object and a detection that overlap enough, neither of which plays no part, by object.
+    """K pairs of an object and a detection that overlap enough, sorted by object; neither has the state -1.
 
-    ``rows`` and ``columns`` (K,) are their numbers among T objects and D detections; ``similarity`` (K,) is that of
-    their orientations. States: 0 counts, 1 is neutral, -1 plays no part. A detection that is ``in_region_D``, in an
-    ignored one, is no false positive. ``frame_T`` is the frame of each object.
+    ``rows`` and ``columns`` (K,) are their indices among T objects and D detections; ``similarity`` (K,) is their
+    orientation similarity. States: 0 evaluated, 1 ignored, -1 of another class. A detection in an ignored region
+    (``in_region_D``) is not a false positive. ``frame_T`` is the frame of each object.
     """
 
     rows: Integers
@@ -41,47 +41,48 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """True and false positives and the sum of orientation similarities, (M,) at M thresholds."""
+    """True positives, false positives and the sum of orientation similarities at M thresholds, (M,) each."""
 
     true_positives: Doubles
     false_positives: Doubles
     similarity: Doubles
 
 
-def hit_scores(candidates: Candidates) -> Doubles:
-    """Scores of the detections that hit an object which counts, each object taking the highest score that is left."""
+def matched_scores(candidates: Candidates) -> Doubles:
+    """Scores of the detections that match an evaluated object, if each object takes the highest score available."""
     contested = _contested(candidates)
     rows, columns = candidates.rows[~contested], candidates.columns[~contested]
     order = np.lexsort((columns, -candidates.scores_D[columns], rows))
     rows, columns = rows[order], columns[order]
     first = np.append(True, rows[1:] != rows[:-1])[: len(rows)]
     rows, columns = rows[first], columns[first]
-    proper = (candidates.state_T[rows] == 0) & (candidates.state_D[columns] == 0)
-    scores = [candidates.scores_D[columns[proper]]]
-    for group in _groups(candidates, contested):
-        free = np.ones(len(group.scores), bool)
+    is_valid = (candidates.state_T[rows] == 0) & (candidates.state_D[columns] == 0)
+    scores = [candidates.scores_D[columns[is_valid]]]
+    for group in _contested_groups(candidates, contested):
+        is_free = np.ones(len(group.scores), bool)
         for index, overlapping in enumerate(group.overlap > 0):
-            choice = np.nonzero(free & overlapping)[0]
-            if not len(choice):
+            available = np.nonzero(is_free & overlapping)[0]
+            if not len(available):
                 continue
-            taken = choice[np.argmax(group.scores[choice])]
-            free[taken] = False
-            if group.counts_T[index] and group.proper_D[taken]:
+            taken = available[np.argmax(group.scores[available])]
+            is_free[taken] = False
+            if group.evaluated_T[index] and group.valid_D[taken]:
                 scores.append(group.scores[taken : taken + 1])
     return np.concatenate(scores)
 
 
-def count_at(candidates: Candidates, thresholds: Doubles) -> Counts:
-    """What the detections of at least each threshold are worth.
+def counts_at(candidates: Candidates, thresholds: Doubles) -> Counts:
+    """The counts over the detections with at least each threshold's score.
 
-    An object takes the detection of the largest overlap; one too small in the image only where there is no other.
+    An object takes the detection with the largest overlap, and one that is too small in the image only if there is no
+    other.
     """
     contested = _contested(candidates)
     in_group = np.zeros(len(candidates.scores_D), bool)
     in_group[candidates.columns[contested]] = True
     unmatched = (candidates.state_D == 0) & ~candidates.in_region_D & ~in_group
     steps = [
-        _Steps(
+        _CountSteps(
             candidates.scores_D[unmatched],
             np.zeros(unmatched.sum()),
             np.ones(unmatched.sum()),
@@ -91,24 +92,26 @@ def count_at(candidates: Candidates, thresholds: Doubles) -> Counts:
     steps += _uncontested_steps(candidates, ~contested)
     scores = np.concatenate([step.scores for step in steps])
     order = np.argsort(-scores, kind="stable")
-    upto = np.searchsorted(-scores[order], -thresholds, side="right")
+    detections_above = np.searchsorted(-scores[order], -thresholds, side="right")
     true_positives, false_positives, similarity = (
-        np.concatenate([[0.0], np.cumsum(np.concatenate([getattr(step, name) for step in steps])[order])])[upto]
+        np.concatenate([[0.0], np.cumsum(np.concatenate([getattr(step, name) for step in steps])[order])])[
+            detections_above
+        ]
         for name in ("true_positives", "false_positives", "similarity")
     )
-    for group in _groups(candidates, contested):
-        more = _count_group(group, thresholds)
+    for group in _contested_groups(candidates, contested):
+        group_counts = _count_group(group, thresholds)
         true_positives, false_positives, similarity = (
-            true_positives + more.true_positives,
-            false_positives + more.false_positives,
-            similarity + more.similarity,
+            true_positives + group_counts.true_positives,
+            false_positives + group_counts.false_positives,
+            similarity + group_counts.similarity,
         )
     return Counts(true_positives, false_positives, similarity)
 
 
 @dataclass(frozen=True, slots=True)
-class _Steps:
-    """How the counts change at each score, as the threshold falls below it."""
+class _CountSteps:
+    """The changes of the counts when the threshold falls to each score."""
 
     scores: Doubles
     true_positives: Doubles
@@ -117,65 +120,67 @@ class _Steps:
 
 
 def _contested(candidates: Candidates) -> NDArray[np.bool_]:
-    """(K,) the pairs of objects that compete with another one for a detection."""
-    several = np.bincount(candidates.columns, minlength=len(candidates.scores_D)) > 1
-    competing = np.zeros(len(candidates.state_T), bool)
-    competing[candidates.rows[several[candidates.columns]]] = True
-    return competing[candidates.rows]
+    """(K,) which pairs have an object that competes with another object for a detection."""
+    is_shared = np.bincount(candidates.columns, minlength=len(candidates.scores_D)) > 1
+    is_contested = np.zeros(len(candidates.state_T), bool)
+    is_contested[candidates.rows[is_shared[candidates.columns]]] = True
+    return is_contested[candidates.rows]
 
 
-def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> list[_Steps]:
-    """Objects with detections of their own: as the threshold falls, each takes whichever overlaps it most so far.
+def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> list[_CountSteps]:
+    """The steps of objects that share no detection: as the threshold falls, each holds its largest overlap so far.
 
-    One round for the best-scored detection of every object, one for the second, and so on.
+    Round n processes the detection with the n-th highest score of every object.
     """
     rows, columns = candidates.rows[chosen], candidates.columns[chosen]
     overlap, similarity = candidates.overlap[chosen], candidates.similarity[chosen]
-    proper = candidates.state_D[columns] == 0
-    rows, columns, overlap, similarity = (values[proper] for values in (rows, columns, overlap, similarity))
+    is_valid = candidates.state_D[columns] == 0
+    rows, columns, overlap, similarity = (values[is_valid] for values in (rows, columns, overlap, similarity))
     order = np.lexsort((columns, -candidates.scores_D[columns], rows))
     rows, columns, overlap, similarity = (values[order] for values in (rows, columns, overlap, similarity))
     start = np.append(True, rows[1:] != rows[:-1])[: len(rows)]
-    places = np.arange(len(rows))
-    nth = places - np.maximum.accumulate(np.where(start, places, 0))
+    positions = np.arange(len(rows))
+    nth = positions - np.maximum.accumulate(np.where(start, positions, 0))
     taken = np.full(len(candidates.state_T), -1)
     steps = []
-    for turn in range(int(nth.max(initial=-1)) + 1):
-        now = np.nonzero(nth == turn)[0]
-        before = taken[rows[now]]
-        had = before >= 0
-        larger = overlap[now] > overlap[before]
-        # Of equal overlaps the first in the file is taken.
-        equal_first = (overlap[now] == overlap[before]) & (columns[now] < columns[before])
-        better = ~had | larger | equal_first
-        now, before, had = now[better], before[better], had[better]
-        counts = candidates.state_T[rows[now]] == 0
-        outside = (~candidates.in_region_D).astype(np.float64)
+    for round_number in range(int(nth.max(initial=-1)) + 1):
+        current = np.nonzero(nth == round_number)[0]
+        previous = taken[rows[current]]
+        had_match = previous >= 0
+        has_larger_overlap = overlap[current] > overlap[previous]
+        # Of equal overlaps the first one in the file is taken.
+        is_earlier_of_equal = (overlap[current] == overlap[previous]) & (columns[current] < columns[previous])
+        better = ~had_match | has_larger_overlap | is_earlier_of_equal
+        current, previous, had_match = current[better], previous[better], had_match[better]
+        is_evaluated = candidates.state_T[rows[current]] == 0
+        is_false_positive = (~candidates.in_region_D).astype(np.float64)
         steps.append(
-            _Steps(
-                scores=candidates.scores_D[columns[now]],
-                true_positives=(counts & ~had).astype(np.float64),
-                false_positives=np.where(had, outside[columns[before]], 0.0) - outside[columns[now]],
-                similarity=counts * (similarity[now] - np.where(had, similarity[before], 0.0)),
+            _CountSteps(
+                scores=candidates.scores_D[columns[current]],
+                true_positives=(is_evaluated & ~had_match).astype(np.float64),
+                false_positives=np.where(had_match, is_false_positive[columns[previous]], 0.0)
+                - is_false_positive[columns[current]],
+                similarity=is_evaluated * (similarity[current] - np.where(had_match, similarity[previous], 0.0)),
             )
         )
-        taken[rows[now]] = now
+        taken[rows[current]] = current
     return steps
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Contested objects (T,) and detections (D,) of one frame; ``overlap`` and ``similarity`` (T, D), 0 for no pair."""
+    """Contested objects (T,) and detections (D,) of one frame; ``overlap`` and ``similarity`` (T, D) are 0 for pairs
+    that are not candidates."""
 
     overlap: Doubles
     similarity: Doubles
     scores: Doubles
-    counts_T: NDArray[np.bool_]
-    proper_D: NDArray[np.bool_]
+    evaluated_T: NDArray[np.bool_]
+    valid_D: NDArray[np.bool_]
     in_region_D: NDArray[np.bool_]
 
 
-def _groups(candidates: Candidates, contested: NDArray[np.bool_]) -> Iterator[_Group]:
+def _contested_groups(candidates: Candidates, contested: NDArray[np.bool_]) -> Iterator[_Group]:
     rows, columns = candidates.rows[contested], candidates.columns[contested]
     overlap, similarity = candidates.overlap[contested], candidates.similarity[contested]
     frame = candidates.frame_T[rows]
@@ -184,33 +189,38 @@ def _groups(candidates: Candidates, contested: NDArray[np.bool_]) -> Iterator[_G
     for end in bounds.tolist():
         part = slice(begin, end)
         begin = end
-        objects, of_object = np.unique(rows[part], return_inverse=True)
-        found, of_found = np.unique(columns[part], return_inverse=True)
-        tables = np.zeros((2, len(objects), len(found)))
-        tables[0, of_object, of_found], tables[1, of_object, of_found] = overlap[part], similarity[part]
+        object_rows, object_index = np.unique(rows[part], return_inverse=True)
+        detection_columns, detection_index = np.unique(columns[part], return_inverse=True)
+        tables = np.zeros((2, len(object_rows), len(detection_columns)))
+        tables[0, object_index, detection_index], tables[1, object_index, detection_index] = (
+            overlap[part],
+            similarity[part],
+        )
         yield _Group(
             overlap=tables[0],
             similarity=tables[1],
-            scores=candidates.scores_D[found],
-            counts_T=candidates.state_T[objects] == 0,
-            proper_D=candidates.state_D[found] == 0,
-            in_region_D=candidates.in_region_D[found],
+            scores=candidates.scores_D[detection_columns],
+            evaluated_T=candidates.state_T[object_rows] == 0,
+            valid_D=candidates.state_D[detection_columns] == 0,
+            in_region_D=candidates.in_region_D[detection_columns],
         )
 
 
 def _count_group(group: _Group, thresholds: Doubles) -> Counts:
-    free = group.scores[None] >= thresholds[:, None]
-    numbers = np.arange(len(thresholds))
+    is_free = group.scores[None] >= thresholds[:, None]
+    threshold_index = np.arange(len(thresholds))
     true_positives, similarity = np.zeros(len(thresholds)), np.zeros(len(thresholds))
     for index, overlap in enumerate(group.overlap):
-        choice = free & (overlap > 0)[None]
-        proper = choice & group.proper_D[None]
-        matched: NDArray[np.bool_] = choice.any(axis=1)
-        valid = proper.any(axis=1)
-        taken = np.where(valid, np.where(proper, overlap[None], -1.0).argmax(axis=1), choice.argmax(axis=1))
-        free[numbers[matched], taken[matched]] = False
-        if group.counts_T[index]:
-            true_positives += valid
-            similarity += valid * group.similarity[index, taken]
-    false_positives = (free & (group.proper_D & ~group.in_region_D)[None]).sum(axis=1).astype(np.float64)
+        available = is_free & (overlap > 0)[None]
+        valid_available = available & group.valid_D[None]
+        has_match: NDArray[np.bool_] = available.any(axis=1)
+        has_valid = valid_available.any(axis=1)
+        taken = np.where(
+            has_valid, np.where(valid_available, overlap[None], -1.0).argmax(axis=1), available.argmax(axis=1)
+        )
+        is_free[threshold_index[has_match], taken[has_match]] = False
+        if group.evaluated_T[index]:
+            true_positives += has_valid
+            similarity += has_valid * group.similarity[index, taken]
+    false_positives = (is_free & (group.valid_D & ~group.in_region_D)[None]).sum(axis=1).astype(np.float64)
     return Counts(true_positives, false_positives, similarity)

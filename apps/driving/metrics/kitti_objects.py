@@ -1,4 +1,4 @@
-"""The objects and detections of many frames in columns, in the frame in which KITTI measures overlap."""
+"""The objects and detections of many frames in columns, in the coordinate frame in which KITTI measures overlap."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IGNORED_REGION = "dontcare"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KittiObjects:
-    """N objects of all frames, those of a frame together, and the frames in order.
+    """N objects of all frames, sorted by frame.
 
-    ``frame_N`` is the number of the frame; ``names_N`` are class names in lower case, ``dontcare`` for a region in
-    which detections are not judged. ``box_2d_N4`` is left, top, right, bottom in pixels, NaN where unknown.
-    ``upright_N7`` is x, z, -y of the gravity centre in the rectified camera (metres), length, width, height and
-    -rotation_y: right-handed, the third axis up. ``alpha_N`` is the observation angle in radians, NaN where unknown;
-    ``truncation_N``, ``occlusion_N`` and ``scores_N`` are those of KITTI's columns, 0 where there is none.
+    ``frame_N`` is the index of the frame; ``names_N`` are class names in lower case, ``dontcare`` for a region in which
+    detections are not evaluated. ``box_2d_N4`` is left, top, right, bottom in pixels, NaN if unknown. ``upright_N7`` is
+    x, z, -y of the gravity centre in the rectified camera frame (metres), length, width, height and -rotation_y:
+    right-handed, with the third axis up. ``alpha_N`` is the observation angle in radians, NaN if unknown.
+    ``truncation_N``, ``occlusion_N`` and ``scores_N`` are KITTI's columns, 0 if absent.
     """
 
     frame_N: Integers
@@ -42,17 +42,18 @@ class KittiObjects:
         return len(self.names_N)
 
     def named(self, *names: str) -> NDArray[np.bool_]:
-        """(N,) which are of one of the classes."""
-        chosen: NDArray[np.bool_] = np.isin(self.names_N, [*names])
-        return chosen
+        """(N,) which objects are of one of the classes."""
+        is_of_class: NDArray[np.bool_] = np.isin(self.names_N, [*names])
+        return is_of_class
 
     @classmethod
     def of_rows(cls, frames: Sequence[int], names: Sequence[str], rows_N15: Doubles) -> Self:
-        """From the numbers of KITTI's columns 2 to 16, truncation to score (readme.txt of its kit), by frame."""
+        """From the values of KITTI's columns 2 to 16, truncation to score (readme.txt of the kit); ``frames`` (N,) are
+        the frames' indices."""
         order = np.argsort(np.asarray(frames, np.int64), kind="stable")
         rows = np.asarray(rows_N15, np.float64).reshape(-1, 15)[order]
         height = rows[:, 7] / 2 - rows[:, 11]
-        place = [rows[:, 10], rows[:, 12], height]
+        centre = [rows[:, 10], rows[:, 12], height]
         return cls(
             frame_N=np.asarray(frames, np.int64)[order],
             names_N=np.asarray([name.lower() for name in names], np.str_)[order],
@@ -60,13 +61,14 @@ class KittiObjects:
             occlusion_N=rows[:, 1],
             alpha_N=np.where(rows[:, 2] <= -10, np.nan, rows[:, 2]),
             box_2d_N4=rows[:, 3:7],
-            upright_N7=np.column_stack([*place, rows[:, [9, 8, 7]], -rows[:, 13]]),
+            upright_N7=np.column_stack([*centre, rows[:, [9, 8, 7]], -rows[:, 13]]),
             scores_N=rows[:, 14],
         )
 
     @classmethod
     def of_truth(cls, frames: Sequence[Frame]) -> Self:
-        """The truth of frames, and their ignored regions; raises ValueError for one without it."""
+        """The truth of frames, and their ignored regions; raises ValueError for a frame without 2D boxes, occlusion or
+        truncation."""
         parts = []
         for frame in frames:
             truth = frame.truth
@@ -78,41 +80,45 @@ class KittiObjects:
 
     @classmethod
     def of_detections(cls, frames: Sequence[Frame], detections: Sequence[Boxes3D]) -> Self:
-        """The detections in frames; their 2D boxes are projected where they bring none. ValueError without scores."""
+        """The detections in frames; if they have no 2D boxes, these are projected. Raises ValueError without scores."""
         parts = []
-        for frame, found in zip(frames, detections, strict=True):
-            if found.scores is None and len(found):
+        for frame, boxes in zip(frames, detections, strict=True):
+            if boxes.scores is None and len(boxes):
                 raise ValueError(f"the predictions for frame {frame.name} have no scores")
-            camera, box_2d = _first_camera(frame), found.box_2d
+            camera, box_2d = _first_camera(frame), boxes.box_2d
             if box_2d is None:
                 if camera is None:
                     raise ValueError(f"frame {frame.name} has no camera and its predictions have no 2D boxes")
                 size = camera.image_HWC.shape[0], camera.image_HWC.shape[1]
-                box_2d, _ = image_boxes(found, camera.intrinsics, camera.lidar_to_camera, size)
-            parts.append((found, camera, box_2d, np.zeros((0, 4), np.float32)))
+                box_2d, _ = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
+            parts.append((boxes, camera, box_2d, np.zeros((0, 4), np.float32)))
         return cls._of_boxes(parts)
 
     @classmethod
     def _of_boxes(cls, parts: Sequence[tuple[Boxes3D, Camera | None, Floats, Floats]]) -> Self:
-        frame, names = [np.zeros(0, np.int64)], [np.zeros(0, np.str_)]
+        frames, names = [np.zeros(0, np.int64)], [np.zeros(0, np.str_)]
         columns: list[Doubles] = [np.zeros((0, 15))]
         for number, (boxes, camera, box_2d, regions) in enumerate(parts):
             upright = _upright(boxes, camera)
             count, ignored = len(boxes), len(regions)
-            known = np.zeros((count + ignored, 15))
-            known[:, 8] = np.nan
+            columns_N15 = np.zeros((count + ignored, 15))
+            columns_N15[:, 8] = np.nan
             for column, values in ((0, boxes.truncation), (1, boxes.occlusion), (2, boxes.scores)):
                 if values is not None:
-                    # Six decimals: a truncation of 0.15 in float32 is not above the limit of 0.15.
-                    known[:count, column] = np.round(values.astype(np.float64), 6) if column == 0 else values
-            known[:count, 3], known[:count, 4:8], known[count:, 4:8] = _alpha(upright), box_2d, regions
-            known[:count, 8:] = upright
-            frame.append(np.full(count + ignored, number))
+                    # Rounded to six decimals, so that a truncation of 0.15 in float32 is not above the limit of 0.15.
+                    columns_N15[:count, column] = np.round(values.astype(np.float64), 6) if column == 0 else values
+            columns_N15[:count, 3], columns_N15[:count, 4:8], columns_N15[count:, 4:8] = (
+                _alpha(upright),
+                box_2d,
+                regions,
+            )
+            columns_N15[:count, 8:] = upright
+            frames.append(np.full(count + ignored, number))
             names.append(np.array([*boxes.names, *[IGNORED_REGION] * ignored], np.str_))
-            columns.append(known)
+            columns.append(columns_N15)
         table = np.concatenate(columns)
         return cls(
-            frame_N=np.concatenate(frame),
+            frame_N=np.concatenate(frames),
             names_N=np.concatenate(names),
             truncation_N=table[:, 0],
             occlusion_N=table[:, 1],
@@ -124,7 +130,7 @@ class KittiObjects:
 
 
 def pairs_within_frames(first: KittiObjects, second: KittiObjects) -> tuple[Integers, Integers]:
-    """Rows of ``first`` and ``second`` (K,), (K,): all pairs of the same frame, in the order of the first."""
+    """Indices (K,) into ``first`` and (K,) into ``second`` of all pairs in one frame, in the order of ``first``."""
     begin = np.searchsorted(second.frame_N, first.frame_N)
     count = np.searchsorted(second.frame_N, first.frame_N, side="right") - begin
     rows = np.repeat(np.arange(len(first)), count)
@@ -137,7 +143,7 @@ def _first_camera(frame: Frame) -> Camera | None:
 
 
 def _upright(boxes: Boxes3D, camera: Camera | None) -> Doubles:
-    """(N, 7) in the rectified camera; without a camera in the LiDAR frame: overlaps are the same in any mount."""
+    """(N, 7) in the rectified camera frame, or in the LiDAR frame without a camera: overlaps are the same in both."""
     if camera is None:
         return boxes.array.astype(np.float64)
     location, rotation = to_rectified(boxes, camera)
@@ -146,6 +152,6 @@ def _upright(boxes: Boxes3D, camera: Camera | None) -> Doubles:
 
 
 def _alpha(upright_N7: Doubles) -> Doubles:
-    """The observation angle: rotation_y less the bearing of the centre from the camera's axis."""
+    """(N,) the observation angle: rotation_y minus the bearing of the centre from the camera's axis."""
     angle: Doubles = -upright_N7[:, 6] - np.arctan2(upright_N7[:, 0], upright_N7[:, 1])
     return angle

@@ -1,8 +1,8 @@
-"""Precision and recall at a stated score threshold: few frames support this, where an average precision is noise.
+"""Precision and recall at a given score threshold, for so few frames that an average precision would be noise.
 
-A detection is a true positive where it overlaps an object of its class enough in the bird's-eye view, or lies near
-enough to its centre (as nuScenes matches; Caesar et al. 2020). Detections take part from the highest score down, each
-once.
+A detection is a true positive if its BEV IoU with an object of its class is high enough, or if its centre is near
+enough to the object's (as nuScenes matches; Caesar et al. 2020). Detections are matched in order of falling score, each
+with at most one object.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
 from apps.driving.types import Boxes3D, Frame
 
 Criterion = Literal["iou", "centre", "relative"]
-NEUTRAL = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
+IGNORED_CLASSES = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matches:
-    """Of one frame and class, by their indices: ``true_positives`` (K, 2) are pairs of an object and a detection,
-    ``false_negatives`` objects, ``false_positives`` detections."""
+    """The matches of one class in a frame, as indices: ``true_positives`` (K, 2) are pairs of an object and a
+    detection, ``false_negatives`` objects, ``false_positives`` detections."""
 
     true_positives: NDArray[np.int64]
     false_negatives: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Matches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Numbers of matches. Precision is 1 where there are no detections, recall where there are no objects."""
+    """Numbers of matches. Precision is 1 if there are no detections, recall is 1 if there are no objects."""
 
     true_positives: int
     false_negatives: int
@@ -65,41 +65,44 @@ def match(
     criterion: Criterion = "iou",
     threshold: float = 0.5,
     fewest_points: int = 0,
-    neutral: Mapping[str, Sequence[str]] = NEUTRAL,
+    ignored_classes: Mapping[str, Sequence[str]] = IGNORED_CLASSES,
 ) -> Matches:
     """Matches detections of class ``name`` with the truth of a frame.
 
-    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres: in metres
-    ("centre"), or as a share of the object's distance from the LiDAR ("relative"). Objects of neutral classes, objects
-    with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image) are
-    ignored: a detection there is no false positive, and they are no false negatives.
+    ``threshold`` is the minimum BEV IoU ("iou"), or the maximum distance of the centres: in metres ("centre"), or as a
+    fraction of the object's distance from the LiDAR ("relative"). Objects of the class's ``ignored_classes``, objects
+    with fewer returns than ``fewest_points``, and DontCare regions (which hold over half of the detection's area in the
+    image) are ignored: a detection there is not a false positive, and they are not false negatives.
     """
     truth = frame.truth
     if truth is None:
         raise ValueError(f"frame {frame.name} has no truth")
-    others = neutral.get(name, ())
-    sparse = np.zeros(len(truth), bool) if truth.point_counts is None else truth.point_counts < fewest_points
-    wanted = np.array([other == name for other in truth.names], bool) & ~sparse
-    ignored = np.array([other == name or other in others for other in truth.names], bool) & ~wanted
-    candidates = np.nonzero([other == name for other in predicted.names])[0]
+    ignored_names = ignored_classes.get(name, ())
+    has_few_points = np.zeros(len(truth), bool) if truth.point_counts is None else truth.point_counts < fewest_points
+    is_wanted = np.array([object_name == name for object_name in truth.names], bool) & ~has_few_points
+    is_ignored = (
+        np.array([object_name == name or object_name in ignored_names for object_name in truth.names], bool)
+        & ~is_wanted
+    )
+    candidates = np.nonzero([object_name == name for object_name in predicted.names])[0]
     if predicted.scores is not None:
         candidates = candidates[np.argsort(-predicted.scores[candidates], kind="stable")]
     closeness = _closeness(truth, predicted, criterion)
     limit = threshold if criterion == "iou" else -threshold
     in_ignored_region = _in_ignored_regions(frame, predicted)
-    free = wanted.copy()
+    is_free = is_wanted.copy()
     pairs, unmatched = [], []
     for candidate in candidates:
-        near = np.where(free, closeness[:, candidate], -np.inf)
-        if len(near) and near.max() >= limit:
-            best = int(near.argmax())
-            free[best] = False
+        free_closeness = np.where(is_free, closeness[:, candidate], -np.inf)
+        if len(free_closeness) and free_closeness.max() >= limit:
+            best = int(free_closeness.argmax())
+            is_free[best] = False
             pairs.append((best, int(candidate)))
-        elif not in_ignored_region[candidate] and not (closeness[ignored, candidate] >= limit).any():
+        elif not in_ignored_region[candidate] and not (closeness[is_ignored, candidate] >= limit).any():
             unmatched.append(int(candidate))
     return Matches(
         true_positives=np.array(pairs, np.int64).reshape(-1, 2),
-        false_negatives=np.nonzero(free)[0],
+        false_negatives=np.nonzero(is_free)[0],
         false_positives=np.array(unmatched, np.int64),
     )
 
@@ -114,7 +117,7 @@ def count(
     fewest_points: int = 0,
     score: float = 0.0,
 ) -> Counts:
-    """The matches of class ``name`` in all frames, by detections from ``score`` up."""
+    """The numbers of matches of class ``name`` in all frames, over detections with at least ``score``."""
     true_positives = false_negatives = false_positives = 0
     for frame, predicted in zip(frames, predictions, strict=True):
         if predicted.scores is not None:
@@ -127,14 +130,14 @@ def count(
 
 
 def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doubles:
-    here, there = truth.array.astype(np.float64), predicted.array.astype(np.float64)
+    truth_boxes, predicted_boxes = truth.array.astype(np.float64), predicted.array.astype(np.float64)
     if criterion == "iou":
         plane = [0, 1, 3, 4, 6]
-        return bev_iou(here[:, plane], there[:, plane])
-    apart: Doubles = np.linalg.norm(here[:, None, :2] - there[None, :, :2], axis=-1)
+        return bev_iou(truth_boxes[:, plane], predicted_boxes[:, plane])
+    distance: Doubles = np.linalg.norm(truth_boxes[:, None, :2] - predicted_boxes[None, :, :2], axis=-1)
     if criterion == "relative":
-        apart = apart / np.maximum(np.linalg.norm(here[:, :2], axis=1), 1e-6)[:, None]
-    return -apart
+        distance = distance / np.maximum(np.linalg.norm(truth_boxes[:, :2], axis=1), 1e-6)[:, None]
+    return -distance
 
 
 def _in_ignored_regions(frame: Frame, predicted: Boxes3D) -> NDArray[np.bool_]:
@@ -144,7 +147,7 @@ def _in_ignored_regions(frame: Frame, predicted: Boxes3D) -> NDArray[np.bool_]:
         if camera is None or not len(regions):
             continue
         size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
-        shown, _ = image_boxes(predicted, camera.intrinsics, camera.lidar_to_camera, size)
-        overlap = image_iou(shown.astype(np.float64), regions.astype(np.float64), of_first=True)
+        box_2d, _ = image_boxes(predicted, camera.intrinsics, camera.lidar_to_camera, size)
+        overlap = image_iou(box_2d.astype(np.float64), regions.astype(np.float64), of_first=True)
         inside |= (overlap > 0.5).any(axis=1)
     return inside

@@ -11,7 +11,7 @@ from shapely import Polygon, box
 from apps.driving.adapters.kitti import to_rectified
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.datasets.synth.scenes import scene
-from apps.driving.metrics.kitti_ap import DIFFICULTIES, NEUTRAL, OVERLAPS, evaluate
+from apps.driving.metrics.kitti_ap import DIFFICULTIES, NEIGHBOURING_CLASSES, OVERLAPS, evaluate
 
 
 def solid_overlap(first, second):
@@ -75,7 +75,7 @@ def plain(frames, predictions, name, level, overlap, care):
             if item["name"] == name:
                 item["state"] = 1 if hard else 0
             else:
-                item["state"] = 1 if item["name"] in NEUTRAL.get(name, ()) else -1
+                item["state"] = 1 if item["name"] in NEIGHBOURING_CLASSES.get(name, ()) else -1
             total += item["state"] == 0
         for item in claims:
             tall = item["box"][3] - item["box"][1] >= limits.height_px

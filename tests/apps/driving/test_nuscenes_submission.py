@@ -46,10 +46,10 @@ def test_labels_written_as_a_submission_are_read_back_as_the_truth(data_set, tmp
     }  # fmt: skip
     (tmp_path / "results_nusc.json").write_text(text)
     read = read_submission(tmp_path / "results_nusc.json", data_set / "v1.0-mini")
-    known = np.isin(read.truth.names_N, read.found.names_N)
-    assert len(read.found.names_N) == known.sum() > 30
-    for name in set(read.found.names_N):
-        mine, theirs = (part.take(part.names_N == name) for part in (read.found, read.truth))
+    known = np.isin(read.truth.names_N, read.detections.names_N)
+    assert len(read.detections.names_N) == known.sum() > 30
+    for name in set(read.detections.names_N):
+        mine, theirs = (part.take(part.names_N == name) for part in (read.detections, read.truth))
         away = np.linalg.norm(mine.centre_m_N2[:, None] - theirs.centre_m_N2, axis=-1)
         nearest = away.argmin(axis=1)
         assert len(set(nearest)) == len(nearest) and away.min(axis=1).max() < 5e-3

@@ -85,7 +85,7 @@ def test_frames_without_results_are_left_out_or_named_as_empty(folders, tmp_path
     (tmp_path / "val.txt").write_text("".join(f"{number:06d}\n" for number in range(5, 20)))
     found, notes = score(labels, results, frames=tmp_path / "val.txt")
     assert found["objects"] == ["45"] * 3
-    assert "15 of 20" in notes and "5 of these have no result file" in notes
+    assert "15 of 20" in notes and "5 of them have no result file" in notes
     assert 60 < float(found["3D 0.7"][0]) < 70
 
 
@@ -111,7 +111,7 @@ def test_results_without_boxes_in_space_or_without_an_angle_are_scored_in_the_im
         changed(results, column, value)
     found, notes = score(labels, results)
     assert found == {"objects": ["60"] * 3, "2D 0.7": ["100.00"] * 3, "AOS 0.7": ["-"] * 3}
-    assert "no boxes in space" in notes
+    assert "no 3D boxes" in notes
 
 
 def test_orientation_is_judged_by_the_observation_angle(folders):
@@ -188,7 +188,7 @@ def test_what_cannot_be_scored_is_refused(folders, sequences, tmp_path):
     (tmp_path / "list.txt").write_text("000000\n999999\n")
     for given, sentence in (
         ({"labels": labels}, "--results DIR --labels DIR"),
-        ({"labels": labels, "results": results / "none"}, "is no folder"),
+        ({"labels": labels, "results": results / "none"}, "is not a folder"),
         ({"labels": labels, "results": labels}, "000000.txt, line 1: 15 columns instead of 16, the last a score"),
         ({"labels": results, "results": labels.parent}, "are both frame 000000"),
         ({"labels": sequences[0], "results": sequences[0]}, "17 columns instead of 18"),

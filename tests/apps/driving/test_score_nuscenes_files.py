@@ -96,7 +96,7 @@ def test_velocities_places_and_turns_are_read_as_the_devkit_does(tables):
     assert np.isnan(files.truth.velocity_N2[1]).all()
     assert files.truth.distance_m_N.tolist() == pytest.approx([10, math.hypot(20, 5), 60])
     assert files.truth.size_m_N3[0].tolist() == [4.0, 2.0, 1.5]
-    assert files.found.yaw_N.tolist() == pytest.approx([0.7])
+    assert files.detections.yaw_N.tolist() == pytest.approx([0.7])
     table = app.score_files({"labels": tables, "results": submission(tables, found)})
     car = dict(zip(table.columns, table.rows[0], strict=True))
     assert (car["objects"], car["ATE"], car["AOE"], car["AVE"]) == ("1", "1.500", "0.400", "3.000")
@@ -106,7 +106,7 @@ def test_velocities_places_and_turns_are_read_as_the_devkit_does(tables):
 def test_a_detection_in_a_rack_is_no_false_alarm(tables):
     more = {**PERFECT, "s1": [*PERFECT["s1"], detection("s1", (5, 6), 0.9, name="bicycle")]}
     files = read_submission(submission(tables, more), tables)
-    assert files.in_racks == 2 and len(files.found) == 2
+    assert files.in_racks == 2 and len(files.detections) == 2
 
 
 def test_without_velocities_there_is_no_nds(tables):
@@ -125,5 +125,5 @@ def test_what_is_not_in_the_layout_is_refused(tables):
     refused({"s1": [detection("s1", (1, 1), 0.5)] * 501}, "501 detections")
     refused({"s1": [detection("s1", (1, 1), float("nan"))]}, "not finite")
     refused({"s1": [{"translation": [0, 0, 0]}]}, "not in nuScenes' layout: KeyError 'size'")
-    refused({}, "is no submission")
+    refused({}, "is not a submission")
     refused(PERFECT, "cannot be read as JSON", labels=tables.parent)
