@@ -1,4 +1,4 @@
-"""Which of the configurations that mmdet3d ships run here, and what the others lack. Importing it imports no torch.
+"""Which of mmdet3d's shipped configurations run here, and why the others do not. Imports no torch.
 
 ``trivium models driving`` prints this table; tests/apps/driving/test_families.py runs every row of it.
 """
@@ -14,9 +14,9 @@ from shared.errors import InvalidInputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Configurations that run alike. ``operators`` are those of mmcv's compiled ones that they call, by mmcv's names.
+    """Configurations that run in the same way. ``operators`` are the compiled mmcv operators that they call.
 
-    ``data`` is what they were trained on: its layout of points, its axes and its classes.
+    ``data`` is the data set that they were trained on, which sets the layout of points, the axes and the classes.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Family:
     operators: tuple[str, ...]
 
 
-_VOXELS = ("hard_voxelize", "nms_rotated")
+_HARD_VOXELIZE_AND_NMS = ("hard_voxelize", "nms_rotated")
 
 FAMILIES = (
     Family(
@@ -39,7 +39,7 @@ FAMILIES = (
             "hv_pointpillars_secfpn_3x8_100e_det3d_kitti-3d-car",
             "hv_pointpillars_secfpn_4x8_80e_pcdet_kitti-3d-3class",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with dynamic voxelisation, KITTI",
@@ -56,7 +56,7 @@ FAMILIES = (
             "pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_fpn_sbn-all_8xb2-amp-2x_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with SECOND's FPN, nuScenes",
@@ -66,7 +66,7 @@ FAMILIES = (
             "pointpillars_hv_secfpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_secfpn_sbn-all_8xb2-amp-2x_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with RegNet, nuScenes",
@@ -77,7 +77,7 @@ FAMILIES = (
             "pointpillars_hv_regnet-400mf_fpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_regnet-1.6gf_fpn_sbn-all_8xb4-2x_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="FreeAnchor, nuScenes",
@@ -91,7 +91,7 @@ FAMILIES = (
             "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-strong-aug-3x_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="SSN, nuScenes",
@@ -101,7 +101,7 @@ FAMILIES = (
             "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
             "ssn_hv_regnet-400mf_secfpn_sbn-all_16xb2-2x_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="CenterPoint with pillars, nuScenes",
@@ -111,7 +111,7 @@ FAMILIES = (
             "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d",
             "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d",
         ),
-        operators=_VOXELS,
+        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="CenterPoint with pillars and deformable convolution, nuScenes",
@@ -161,8 +161,10 @@ FAMILIES = (
     ),
 )
 
-_SPARSE = "sparse convolution (get_indice_pairs_3d_forward of mmcv), which exists for GPUs alone"
-_POINT_SETS = "operators on sets of points (furthest_point_sampling_forward of mmcv first), which exist for GPUs alone"
+_SPARSE = "sparse convolution (mmcv's get_indice_pairs_3d_forward), which exists only for GPUs"
+_POINT_SET_OPERATORS = (
+    "operators on point sets (mmcv's furthest_point_sampling_forward and others), which exist only for GPUs"
+)
 
 REFUSED = (
     (
@@ -183,23 +185,23 @@ REFUSED = (
     (
         "MinkUNet, SPVCNN, FCAF3D",
         ("minkunet", "spvcnn_", "fcaf3d_"),
-        "it needs sparse convolution by MinkowskiEngine, TorchSparse or spconv, compiled packages of their own",
+        "it needs sparse convolution from MinkowskiEngine, TorchSparse or spconv, which are separate compiled packages",
     ),
     (
         "3DSSD, PointRCNN",
         ("3dssd_", "point-rcnn_"),
-        f"it needs {_POINT_SETS}",
+        f"it needs {_POINT_SET_OPERATORS}",
     ),
     (
         "VoteNet, ImVoteNet, H3DNet, Group-Free 3D, PointNet++, PAConv",
         ("votenet_", "imvotenet_", "h3dnet_", "groupfree3d_", "pointnet2_", "paconv_"),
-        f"it looks into rooms, and needs {_POINT_SETS}",
+        f"it is for indoor scenes, and needs {_POINT_SET_OPERATORS}",
     ),
-    ("DGCNN", ("dgcnn_",), "it segments rooms, and needs knn_forward of mmcv, which exists for GPUs alone"),
+    ("DGCNN", ("dgcnn_",), "it segments indoor scenes, and needs mmcv's knn_forward, which exists only for GPUs"),
     (
         "Any configuration for Waymo",
         ("pointpillars_hv_secfpn_sbn-all_16xb2-2x_waymo", "pgd_r101_fpn"),
-        "it takes what Waymo records (the elongation of returns, or Waymo's cameras), which no reader here gives",
+        "it needs Waymo's data (the elongation of returns, or Waymo's cameras), which no reader here provides",
     ),
     (
         "Any configuration for Lyft",
@@ -213,46 +215,46 @@ REFUSED = (
             "ssn_hv_secfpn_sbn-all_16xb2-2x_lyft",
             "ssn_hv_regnet-400mf_secfpn_sbn-all_16xb1-2x_lyft",
         ),
-        "it is for Lyft's frames, which no reader here gives",
+        "it needs Lyft's frames, which no reader here provides",
     ),
     (
         "ImVoxelNet, multi-view FCOS3D",
         ("imvoxelnet_", "multiview-fcos3d_"),
-        "it lifts images into a grid of voxels, for which there is no way from a frame here",
+        "it lifts images into a voxel grid, and no input for that is built from a frame here",
     ),
     (
         "nuImages' detectors",
         ("mask-rcnn_", "cascade-mask-rcnn", "htc_"),
-        "it finds boxes and masks in the image plane, not boxes in 3D",
+        "it detects boxes and masks in the image plane, not 3D boxes",
     ),
 )
-"""Families that do not run, the beginnings of their configurations' names, and the reason."""
+"""Families that do not run: their names, the prefixes of their configurations' names, and the reason."""
 
 
 def ships(configuration: str) -> bool:
-    """Whether a configuration of mmdet3d by this name runs here."""
+    """Whether mmdet3d ships a configuration with this name that runs here."""
     return any(configuration in family.configurations for family in FAMILIES)
 
 
 def family_of(configuration: str) -> Family:
-    """The family of a configuration of mmdet3d by its name; refuses one that does not run, with what it lacks."""
+    """The family of a shipped configuration; raises InvalidInputError with the reason if it does not run here."""
     for family in FAMILIES:
         if configuration in family.configurations:
             return family
-    for _, beginnings, reason in REFUSED:
-        if configuration.startswith(beginnings):
-            raise InvalidInputError(f"the configuration {configuration} of mmdet3d does not run here: {reason}")
+    for _, prefixes, reason in REFUSED:
+        if configuration.startswith(prefixes):
+            raise InvalidInputError(f"mmdet3d's configuration {configuration} does not run here: {reason}")
     raise InvalidInputError(
-        f"{configuration!r} is no configuration that mmdet3d 1.4.0 ships: `trivium models driving` lists those that "
-        "run. Of one of your own name the checkpoint alone, in which mmengine wrote it, or the resolved file from "
-        "work_dirs; else name the one that it derives from, if network, range and classes are the same"
+        f"mmdet3d 1.4.0 ships no configuration {configuration!r}; `trivium models driving` lists those that run. For "
+        "your own configuration give only the checkpoint, into which mmengine wrote it, or the resolved file from "
+        "work_dirs; or give the shipped one that it derives from, if network, range and classes are the same"
     )
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """A row for each configuration that runs and each group that does not.
+    """A row for each configuration that runs and each group of those that do not.
 
-    Name, family, the compiled operators of mmcv that it calls, and what was tested or why it is refused.
+    The columns are name, family, the compiled mmcv operators that it calls, and what is tested or why it is refused.
     """
     running = [
         (name, family.name, ", ".join(family.operators), "imported, run and compared" if number == 0 else "built")
@@ -260,23 +262,23 @@ def rows() -> list[tuple[str, str, str, str]]:
         for number, name in enumerate(family.configurations)
     ]
     refused = [
-        (", ".join(f"{beginning}..." for beginning in beginnings), name, "", f"refused: {reason}")
-        for name, beginnings, reason in REFUSED
+        (", ".join(f"{prefix}..." for prefix in prefixes), name, "", f"refused: {reason}")
+        for name, prefixes, reason in REFUSED
     ]
     return running + refused
 
 
 def table() -> Table:
-    """What ``trivium models driving`` prints of public models."""
+    """The table of public models that ``trivium models driving`` prints."""
     return Table(
         title="mmdet3d's configurations",
         columns=("configuration", "family", "tests"),
         rows=[(name, family, tested) for name, family, _, tested in rows()],
         notes=(
-            "Built from the configuration in mmdet3d's wheel, unmodified. `trivium import driving CONFIGURATION "
-            "CHECKPOINT.pth` takes weights for one.",
-            "A detector of your own configuration, on pillars or images: `trivium import driving CHECKPOINT.pth` reads "
-            "the one that mmengine wrote into it.",
-            "Tests run them with random weights; the published files were not at hand (docs/driving-models.md).",
+            "Built from the unmodified configuration in mmdet3d's wheel. `trivium import driving CONFIGURATION "
+            "CHECKPOINT.pth` imports weights for one.",
+            "For a detector with your own configuration, on pillars or images, `trivium import driving CHECKPOINT.pth` "
+            "reads the configuration that mmengine wrote into the checkpoint.",
+            "Tests run them with random weights; the published files were not available (docs/driving-models.md).",
         ),
     )

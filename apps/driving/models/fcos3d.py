@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.models.own_camera import OwnCamera
-from apps.driving.models.own_settings import metres, part_settings
+from apps.driving.models.own_settings import metres_setting, part_settings
 from apps.driving.types import CameraInput
 from shared.recipe import Axis
 
@@ -112,7 +112,7 @@ class FCOS3D:
         """How the network takes an image's colours, as ``settings`` has it."""
         if self.own is not None:
             seen = part_settings(self.own.model, "data_preprocessor")
-            mean, deviation = (metres({"colours": seen[name]}, "colours", 3) for name in ("mean", "std"))
+            mean, deviation = (metres_setting({"colours": seen[name]}, "colours", 3) for name in ("mean", "std"))
             return Normalisation(
                 mean=(mean[0], mean[1], mean[2]),
                 deviation=(deviation[0], deviation[1], deviation[2]),

@@ -1,4 +1,4 @@
-"""Public checkpoints of mmdet3d, turned into models of this application: weights only, by name."""
+"""Imports mmdet3d checkpoints as models of this application: weights only, matched by name."""
 
 from __future__ import annotations
 
@@ -22,52 +22,54 @@ if TYPE_CHECKING:
     from shared.recipe import DataConfig, Recipe
 
 MIN_SCORE = 0.3
-"""From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
-_GREATEST_INTENSITY = 65535
-_GREATEST_FOCAL_PX = 1e5
-_LISTED = 8
+"""The minimum score of the boxes that mmdet3d's inferencer shows (``pred_score_thr``); checkpoints hold no calibration.
+"""
+_MAX_INTENSITY = 65535
+_MAX_FOCAL_PX = 1e5
+_MAX_NAMES_SHOWN = 8
 
 
 def load_mmdet3d(
-    words: Sequence[str],
+    arguments: Sequence[str],
     data: DataConfig | None,
     *,
     axes: str | None = None,
     intensity: str | None = None,
     focal: str | None = None,
 ) -> Imported:
-    """A detector of mmdet3d with the weights of a checkpoint file.
+    """An mmdet3d detector with the weights of a checkpoint file.
 
-    ``words`` are the configuration and the file: the name of one that mmdet3d ships, or the file of a resolved one;
-    without it, the one that mmengine wrote into the checkpoint. ``axes`` (one of ``AXES``) and ``intensity``, the
-    greatest that its points had, say of a LiDAR network in a configuration of one's own what that does not say;
-    ``focal`` does of a camera network, the focal length in pixels at which it saw images, after their resize.
+    ``arguments`` are the configuration and the file. The configuration is the name of a shipped one, or the file of a
+    resolved one; without it, the one that mmengine wrote into the checkpoint is used. For the user's own configuration
+    the options state what it does not: for a LiDAR network ``axes`` (one of ``AXES``) and ``intensity``, the maximum
+    intensity of its training points; for a camera network ``focal``, the focal length in pixels of its training images
+    after their resize.
 
-    Refuses a file in which weights are missing or have other shapes, and lists them. The fast path is compared with
-    mmdet3d's own forward pass, which predictors use where they differ.
+    Raises InvalidInputError with the names of weights that are missing or have other shapes. The fast path is compared
+    with mmdet3d's own forward pass, which predictors use if they differ.
     """
     from apps.driving.models.library import version
     from apps.driving.models.parity import is_equal
     from apps.driving.recipes import RECIPES
     from shared.deploy.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
 
-    *named, file = words
+    *names, file = arguments
     path = Path(file)
-    if not named and not path.is_file() and not path.suffix:
+    if not names and not path.is_file() and not path.suffix:
         raise InvalidInputError(
-            f"there is no file {path}; after the name of a configuration name the checkpoint's file"
+            f"there is no file {path}; give the checkpoint's file, after the configuration's name if you give one"
         )
     content = None if path.suffix == ".safetensors" else read_checkpoint(path)
     weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
-    said, focal_px = _said(axes, intensity), _focal_px(focal)
-    found = _described(named[0] if named else None, content, weights, path.name, said, focal_px)
-    model, input = found.model, found.input
-    network = model.build(input, most_parameters=sum(value.numel() for value in weights.values()))
+    point_options, focal_px = _point_options(axes, intensity), _focal_px(focal)
+    resolved = _resolve_network(names[0] if names else None, content, weights, path.name, point_options, focal_px)
+    model, input = resolved.model, resolved.input
+    network = model.build(input, max_parameters=sum(value.numel() for value in weights.values()))
     matched = match(weights, network.state_dict())
     matched.refuse_gaps(path.name, model.config)
     network.load_state_dict(matched.weights)
-    compared = _parity(model, network)
-    model = replace(model, fast=is_equal(compared))
+    parity = _measure_parity(model, network)
+    model = replace(model, fast=is_equal(parity))
     recipe = RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"]()
     return Imported(
         recipe=replace(recipe, model=model, input=input, data=recipe.data if data is None else data),
@@ -77,123 +79,125 @@ def load_mmdet3d(
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "library": f"mmdet3d {version()}",
             "configuration": model.config,
-            **found.told,
+            **resolved.provenance,
             "ignored_weights": sorted(matched.ignored),
             "remarks": remarks(model),
-            "parity": compared,
+            "parity": parity,
         },
         calibration={
             "least_scores": {kind.name: MIN_SCORE for kind in input.classes},
-            "source": "mmdet3d's default for showing boxes; `trivium calibrate` sets it on your data",
+            "source": "mmdet3d's default for showing boxes; calibrate on your data with `trivium calibrate`",
         },
     )
 
 
-class Described(NamedTuple):
-    """A network, what it sees, and what the manifest tells of where that was read."""
+class ResolvedNetwork(NamedTuple):
+    """A network, its input, and what the manifest records about where these were read from."""
 
     model: MMDet3DModel
     input: LidarInput | CameraInput
-    told: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
-def _said(axes: str | None, intensity: str | None) -> dict[str, Any]:
-    """What the options say of the points, as ``read_own`` takes it."""
-    said: dict[str, Any] = {}
+def _point_options(axes: str | None, intensity: str | None) -> dict[str, Any]:
+    """The options ``axes`` and ``intensity``, checked, as keyword arguments of ``read_own_lidar``."""
+    options: dict[str, Any] = {}
     if axes is not None:
         if axes not in AXES:
             raise InvalidInputError(f"--option axes={axes}; expected {', '.join(AXES)}")
-        said["axes"] = axes
+        options["axes"] = axes
     if intensity is not None:
         try:
-            said["greatest_intensity"] = float(intensity)
+            options["max_intensity"] = float(intensity)
         except ValueError:
-            said["greatest_intensity"] = math.nan
-        if not 0 < said["greatest_intensity"] <= _GREATEST_INTENSITY:
+            options["max_intensity"] = math.nan
+        if not 0 < options["max_intensity"] <= _MAX_INTENSITY:
             raise InvalidInputError(
-                f"--option intensity={intensity}; expected the greatest of the points that it learnt from, as 1 or 255"
+                f"--option intensity={intensity}; expected the maximum intensity of its training points, such as 1 or "
+                "255"
             )
-    return said
+    return options
 
 
 def _focal_px(focal: str | None) -> float | None:
-    """What the option says of the focal length."""
+    """The option ``focal`` in pixels, checked; None if it is not given."""
     if focal is None:
         return None
     try:
-        found = float(focal)
+        value = float(focal)
     except ValueError:
-        found = math.nan
-    if not 0 < found <= _GREATEST_FOCAL_PX:
+        value = math.nan
+    if not 0 < value <= _MAX_FOCAL_PX:
         raise InvalidInputError(
-            f"--option focal={focal}; expected pixels, as 633: the camera's focal length times the factor of Resize"
+            f"--option focal={focal}; expected pixels, such as 633: the camera's focal length times Resize's factor"
         )
-    return found
+    return value
 
 
-def _described(
-    named: str | None,
+def _resolve_network(
+    named_config: str | None,
     content: Any,
     weights: Mapping[str, Tensor],
     file: str,
-    said: Mapping[str, Any],
+    point_options: Mapping[str, Any],
     focal_px: float | None,
-) -> Described:
-    """The network of a checkpoint: of the configuration that is ``named``, or of the one in its metadata.
+) -> ResolvedNetwork:
+    """The network of a checkpoint, from the configuration ``named_config``, or from the one in its metadata.
 
-    ``said`` is what the user says of its points, ``focal_px`` of its camera; refuses them of what says so itself.
+    ``point_options`` and ``focal_px`` are the user's options; raises InvalidInputError if the network does not need
+    them.
     """
     from apps.driving.models.config_text import read_config_text
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.families import ships
     from apps.driving.models.own_camera import OwnCamera
     from apps.driving.models.own_camera_reading import read_own_camera
-    from apps.driving.models.own_pipeline import model_of, older_layout, type_of
-    from apps.driving.models.own_reading import read_own
+    from apps.driving.models.own_lidar_reading import read_own_lidar
+    from apps.driving.models.own_pipeline import model_settings, older_layout_error, type_name
     from apps.driving.models.own_settings import CAMERA_DETECTORS
 
-    place, settings = file, None
-    if named is not None:
-        name, place = named.removesuffix(".py").rpartition("/")[2], Path(named).name
-        settings = _resolved_file(Path(named), shipped=ships(name))
+    title, settings = file, None
+    if named_config is not None:
+        name, title = named_config.removesuffix(".py").rpartition("/")[2], Path(named_config).name
+        settings = _resolved_file(Path(named_config), shipped=ships(name))
         if settings is None:
             model = MMDet3DModel(config=name)
-            _refuse_said(said, f"the shipped configuration {name}")
+            _refuse_point_options(point_options, f"the shipped configuration {name}")
             _refuse_focal(focal_px, f"the shipped configuration {name}")
-            return Described(model, _with_trained_classes(model.input(), content, file), {})
+            return ResolvedNetwork(model, _in_trained_class_order(model.input(), content, file), {})
     else:
         meta = content.get("meta") if isinstance(content, Mapping) else None
         text = meta.get("cfg") if isinstance(meta, Mapping) else None
         if not isinstance(text, str):
             if isinstance(meta, Mapping) and isinstance(meta.get("config"), str):
-                raise older_layout(file)
+                raise older_layout_error(file)
             raise InvalidInputError(
-                f"{file} holds no configuration (meta, cfg), as mmengine's Runner writes it; name the resolved one "
-                f"from work_dirs, or one that mmdet3d ships: trivium import driving CONFIG {file}"
+                f"{file} contains no configuration (meta, cfg), as mmengine's Runner writes it; give the resolved one "
+                f"from work_dirs, or the name of a shipped one: trivium import driving CONFIG {file}"
             )
         settings = read_config_text(text, file)
     classes = _trained_classes(content)
-    if type_of(model_of(settings, place)) in CAMERA_DETECTORS:
-        _refuse_said(said, f"the camera network of {place}")
-        reading = read_own_camera(settings, classes, place)
+    if type_name(model_settings(settings, title)) in CAMERA_DETECTORS:
+        _refuse_point_options(point_options, f"the camera network of {title}")
+        parsed = read_own_camera(settings, classes, title)
     else:
-        _refuse_focal(focal_px, f"the LiDAR network of {place}")
-        reading = read_own(settings, classes, weights, place, **said)
-    own = reading.own
+        _refuse_focal(focal_px, f"the LiDAR network of {title}")
+        parsed = read_own_lidar(settings, classes, weights, title, **point_options)
+    own = parsed.own
     if isinstance(own, OwnCamera):
         own = replace(own, focal_px=focal_px)
     model = (
-        MMDet3DModel(config=place, own_camera=own)
+        MMDet3DModel(config=title, own_camera=own)
         if isinstance(own, OwnCamera)
-        else MMDet3DModel(config=place, own=own)
+        else MMDet3DModel(config=title, own=own)
     )
-    return Described(model, model.input(), {"read": list(reading.read), "assumed": list(reading.assumed)})
+    return ResolvedNetwork(model, model.input(), {"read": list(parsed.read), "assumed": list(parsed.assumed)})
 
 
-def _refuse_said(said: Mapping[str, Any], network: str) -> None:
-    if said:
+def _refuse_point_options(point_options: Mapping[str, Any], network: str) -> None:
+    if point_options:
         raise InvalidInputError(
-            f"--option axes and intensity are for LiDAR networks in configurations of one's own; {network} needs none: "
+            f"--option axes and intensity are only for LiDAR networks in your own configurations, not for {network}; "
             "leave them out"
         )
 
@@ -201,13 +205,13 @@ def _refuse_said(said: Mapping[str, Any], network: str) -> None:
 def _refuse_focal(focal_px: float | None, network: str) -> None:
     if focal_px is not None:
         raise InvalidInputError(
-            f"--option focal is for camera networks in configurations of one's own; {network} needs none: leave it out"
+            f"--option focal is only for camera networks in your own configurations, not for {network}; leave it out"
         )
 
 
 def _resolved_file(path: Path, *, shipped: bool) -> dict[str, Any] | None:
-    """The settings in a file that mmengine dumped; None for what is the name of a shipped configuration, or its file,
-    which is a program."""
+    """The settings in a file that mmengine dumped; None for the name or the file of a shipped configuration, which is a
+    program."""
     from apps.driving.models.config_text import read_config_text
 
     if path.suffix != ".py" or not path.is_file():
@@ -221,8 +225,8 @@ def _resolved_file(path: Path, *, shipped: bool) -> dict[str, Any] | None:
     return None if shipped and "_base_" in settings else settings
 
 
-def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
-    """What ``parity`` found; refuses a network of one's own that mmdet3d builds and cannot compute."""
+def _measure_parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
+    """The result of ``parity``; raises InvalidInputError if mmdet3d builds the user's own network but cannot run it."""
     from apps.driving.models.parity import parity
 
     try:
@@ -230,24 +234,28 @@ def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
     except Exception as error:
         if isinstance(error, InvalidInputError) or not model.is_own:
             raise
-        said = str(error).strip().partition("\n")[0][:300]
+        message = str(error).strip().partition("\n")[0][:300]
         raise InvalidInputError(
-            f"the network that {model.config} describes cannot be computed: {type(error).__name__}: {said}"
+            f"the network in {model.config} cannot be computed: {type(error).__name__}: {message}"
         ) from error
 
 
 def remarks(model: MMDet3DModel) -> list[str]:
-    """What whoever uses the model must know: sentences about how frames differ from what it learnt from."""
-    slower = [] if model.fast else ["mmdet3d's own modules compute it, more slowly: the fast path differs from them"]
+    """Remarks for the model's users: how frames may differ from its training data, and whether it is slower."""
+    slower = [] if model.fast else ["mmdet3d's own modules compute it, more slowly, because the fast path differs"]
     if model.sensor == "camera":
-        learnt = "the cameras that it was trained on" if model.is_own else model.family.data
-        return [f"images are seen at their own focal length; the model learnt depths at that of {learnt}", *slower]
+        training_cameras = "the cameras that it was trained on" if model.is_own else model.family.data
+        return [
+            f"images keep their own focal length; the model learnt depths at that of {training_cameras}",
+            *slower,
+        ]
     from apps.driving.models.detectors import point_layout
 
-    several = point_layout(model).earlier_sweeps + 1
-    if several > 1:
+    sweeps = point_layout(model).earlier_sweeps + 1
+    if sweeps > 1:
         return [
-            f"the model learnt from {several} sweeps together; where a frame has fewer it finds less, and says so",
+            f"the model learnt from {sweeps} sweeps together; it finds fewer objects in frames with fewer, and remarks "
+            "on it",
             *slower,
         ]
     return slower
@@ -255,7 +263,7 @@ def remarks(model: MMDet3DModel) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matched:
-    """A checkpoint's tensors by a network's names, and what did not fit."""
+    """A checkpoint's tensors by a network's names, and the names that did not match."""
 
     weights: Mapping[str, Tensor]
     missing: tuple[str, ...]
@@ -263,58 +271,62 @@ class Matched:
     ignored: tuple[str, ...]
 
     def refuse_gaps(self, file: str, configuration: str) -> None:
-        """Refuses where the network would be left with weights of its own."""
+        """Raises InvalidInputError if part of the network would keep its initial weights."""
         if not (self.missing or self.misshaped):
             return
         faults = [
-            f"{len(names)} {what}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
-            for what, names in (
+            f"{len(names)} {problem}: {', '.join(names[:_MAX_NAMES_SHOWN])}"
+            f"{', ...' if len(names) > _MAX_NAMES_SHOWN else ''}"
+            for problem, names in (
                 ("are missing", self.missing),
                 ("have another shape", self.misshaped),
                 ("are not in the configuration", self.ignored),
             )
             if names
         ]
-        described = "the configuration in it" if configuration == file else configuration
-        raise InvalidInputError(f"the weights in {file} are not those of {described}. Of them {'; '.join(faults)}")
+        config_title = "the configuration in it" if configuration == file else configuration
+        raise InvalidInputError(f"the weights in {file} do not match {config_title}: {'; '.join(faults)}")
 
 
-def match(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Matched:
-    """A checkpoint's tensors by the names of ``own``, a network's state dict.
+def match(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Matched:
+    """Matches a checkpoint's tensors with ``expected``, a network's state dict, by name.
 
-    ``module.`` before a name (from training on several GPUs) goes, and so do the copies that mmcv's EMA hook keeps
-    under ``ema_``: the names proper hold the averaged weights by then. Counts of batches, which old files lack, stay.
+    The prefix ``module.`` (from training on several GPUs) is removed. The copies of mmcv's EMA hook (``ema_...``) are
+    dropped: at this point the plain names hold the averaged weights. Batch counters, which old files lack, keep the
+    network's values.
     """
     named = {key.removeprefix("module."): value for key, value in weights.items()}
     copies = {"ema_" + key.replace(".", "_") for key in named}
-    fits = {key: value for key, value in named.items() if key in own and value.shape == own[key].shape}
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in named}
+    matching = {key: value for key, value in named.items() if key in expected and value.shape == expected[key].shape}
+    counters = {
+        key: value for key, value in expected.items() if key.endswith("num_batches_tracked") and key not in named
+    }
     return Matched(
-        weights={key: value.to(own[key].dtype) for key, value in (fits | counters).items()},
-        missing=tuple(sorted(own.keys() - named.keys() - counters.keys())),
+        weights={key: value.to(expected[key].dtype) for key, value in (matching | counters).items()},
+        missing=tuple(sorted(expected.keys() - named.keys() - counters.keys())),
         misshaped=tuple(
-            f"{key} ({tuple(named[key].shape)}, not {tuple(own[key].shape)})"
-            for key in sorted((own.keys() & named.keys()) - fits.keys())
+            f"{key} ({tuple(named[key].shape)}, not {tuple(expected[key].shape)})"
+            for key in sorted((expected.keys() & named.keys()) - matching.keys())
         ),
-        ignored=tuple(sorted(named.keys() - own.keys() - copies)),
+        ignored=tuple(sorted(named.keys() - expected.keys() - copies)),
     )
 
 
-def _with_trained_classes(input: LidarInput | CameraInput, content: Any, file: str) -> LidarInput | CameraInput:
-    """``input`` with its classes in the order of the checkpoint's own list, where it has one (as in mmdet3d)."""
+def _in_trained_class_order(input: LidarInput | CameraInput, content: Any, file: str) -> LidarInput | CameraInput:
+    """``input`` with its classes in the order of the checkpoint's list, if it has one (as mmdet3d does)."""
     names = _trained_classes(content)
-    known = {kind.name: kind for kind in input.classes}
+    by_name = {kind.name: kind for kind in input.classes}
     if names is None:
         return input
-    if sorted(names) != sorted(known):
+    if sorted(names) != sorted(by_name):
         raise InvalidInputError(
-            f"{file} was trained for the classes {', '.join(names)}; the configuration has {', '.join(known)}"
+            f"{file} was trained for the classes {', '.join(names)}; the configuration has {', '.join(by_name)}"
         )
-    return replace(input, classes=tuple(known[name] for name in names))
+    return replace(input, classes=tuple(by_name[name] for name in names))
 
 
 def _trained_classes(content: Any) -> list[str] | None:
-    """The class names in a checkpoint's metadata: mmengine's ``dataset_meta``, or mmcv's ``CLASSES`` before it."""
+    """The class names in a checkpoint's metadata: mmengine's ``dataset_meta``, or mmcv's older ``CLASSES``."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping):
         return None
@@ -327,7 +339,7 @@ def _trained_classes(content: Any) -> list[str] | None:
 
 
 def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a model that ``load_mmdet3d`` made: its network and input, so that it can be calibrated."""
+    """A recipe with the network and input of a model that ``load_mmdet3d`` imported, for calibration."""
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.recipes import RECIPES
     from apps.driving.types import CameraInput, LidarInput
@@ -342,10 +354,11 @@ def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
 
 
 def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """``recipe`` with the network and the input of a detector of the user's own configuration, to be trained further.
+    """``recipe`` with the network and input of an imported detector, to train it further.
 
-    One of a shipped configuration is begun from by a recipe whose network fits its weights. Refuses an own one that
-    is no PointPillars as recipes here build it, nor an FCOS3D as they train it, with the settings in which it differs.
+    This is for the user's own configurations; for a shipped configuration ``recipe`` is returned unchanged, and its
+    network must fit the weights. Raises InvalidInputError with the differing settings if the network is neither a
+    PointPillars nor an FCOS3D that recipes here can build.
     """
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.fcos3d import FCOS3D
@@ -357,27 +370,27 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     if not model.is_own:
         return recipe
     if model.own_camera is not None:
-        made = as_fcos3d(model)
+        fcos3d = as_fcos3d(model)
         if not isinstance(recipe.model, FCOS3D) or not isinstance(recipe.input, CameraInput):
             raise InvalidInputError(
-                f"{model.config} looks at images; train it by a recipe for them: --recipe fcos3d_full"
+                f"{model.config} is a camera network; train it with a camera recipe: --recipe fcos3d_full"
             )
-        # Its test says at which size it sees an image, and not at which focal length: that is the user's or recipe's.
+        # Its test pipeline sets the image size but not the focal length: the user's option or the recipe does.
         focal_px = model.own_camera.focal_px or recipe.input.focal_px
-        seen = replace(recipe.input, classes=model.input().classes, focal_px=focal_px)
-        return replace(recipe, model=made, input=seen)
+        input = replace(recipe.input, classes=model.input().classes, focal_px=focal_px)
+        return replace(recipe, model=fcos3d, input=input)
     if not isinstance(recipe.model, PointPillars):
-        raise InvalidInputError(f"{model.config} looks at LiDAR sweeps; train it by a recipe for them: --recipe full")
+        raise InvalidInputError(f"{model.config} is a LiDAR network; train it with a LiDAR recipe: --recipe full")
     return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())
 
 
 IMPORTERS = {
     "mmdet3d": Importer(
-        summary="a checkpoint of mmengine's Runner by the configuration in it, or weights for one that mmdet3d ships "
-        "(`trivium models driving` lists those that run)",
+        summary="a checkpoint of mmengine's Runner with the configuration in it, or weights for a configuration that "
+        "mmdet3d ships (`trivium models driving` lists those that run)",
         arguments=("[CONFIG]", "CHECKPOINT.pth"),
         load=load_mmdet3d,
-        options={"axes": "|".join(AXES), "intensity": "GREATEST", "focal": "PIXELS"},
+        options={"axes": "|".join(AXES), "intensity": "MAXIMUM", "focal": "PIXELS"},
         recipe=imported_recipe,
         fine_tuned=fine_tuned,
     )

@@ -1,4 +1,4 @@
-"""mmdet3d, with the stand-in for mmcv's compiled operators in its place, and its shipped configurations."""
+"""Imports mmdet3d with the replacement for mmcv's compiled operators, and reads its shipped configurations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import nn
 
 @cache
 def load() -> None:
-    """Imports mmdet3d's models. Every function here that touches mmdet3d calls this first."""
+    """Imports mmdet3d's models. Every function that uses mmdet3d calls this first."""
     from apps.driving.models.ops.extension import install
 
     install()
-    # What mmdet3d's stack says of its own calls, at every step.
+    # mmdet3d's stack warns about its own calls at every step.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mmdet|mmcv|mmengine")
     warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     with warnings.catch_warnings():
-        # mmcv announces moved classes; mmdet3d's dependencies announce deprecations of their own.
+        # mmcv announces moved classes, and mmdet3d's dependencies their own deprecations.
         warnings.simplefilter("ignore")
         import mmdet3d.models  # noqa: F401
 
@@ -32,7 +32,7 @@ def version() -> str:
 
 
 def shipped_config(path: str) -> dict[str, Any]:
-    """The ``model`` settings of a configuration that mmdet3d ships, by its path below ``configs``."""
+    """The ``model`` settings of a shipped configuration; ``path`` is relative to mmdet3d's ``configs``."""
     load()
     from mmengine.config import Config
 
@@ -42,7 +42,7 @@ def shipped_config(path: str) -> dict[str, Any]:
 
 
 def build(settings: dict[str, Any]) -> nn.Module:
-    """mmdet3d's own detector for ``settings``, with its own initial weights from torch's global generator."""
+    """mmdet3d's detector for ``settings``, initialised by mmdet3d with torch's global random generator."""
     load()
     from mmdet3d.registry import MODELS
     from mmengine.config import ConfigDict
@@ -52,13 +52,13 @@ def build(settings: dict[str, Any]) -> nn.Module:
     MMLogger.get_current_instance().setLevel("ERROR")
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope("mmdet3d"):
         warnings.simplefilter("ignore")
-        made: Any = MODELS.build(ConfigDict(settings))
-        made.init_weights()
-    detector: nn.Module = made
+        model: Any = MODELS.build(ConfigDict(settings))
+        model.init_weights()
+    detector: nn.Module = model
     return detector
 
 
 def dense_parts(detector: nn.Module) -> tuple[nn.Module, ...]:
-    """The convolutional parts of a detector, which can be compiled; voxels, targets and boxes are no graph."""
+    """The convolutional parts of a detector, which torch can compile; voxelisation, targets and boxes are no graph."""
     parts = dict(detector.named_children())
     return tuple(part for name, part in parts.items() if name.endswith(("backbone", "neck", "bbox_head")))

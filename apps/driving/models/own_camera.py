@@ -1,4 +1,4 @@
-"""A camera detector of mmdet3d in a configuration of the user's own: its settings, which must fit each other."""
+"""The settings of an mmdet3d camera detector in the user's own configuration, checked for consistency."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import Any
 
 from apps.driving.models.own_settings import (
     CAMERA_DETECTORS,
-    SHORT_M,
+    MAX_SHORT_LENGTH_M,
     check_classes,
     checked_settings,
-    metres,
+    metres_setting,
     part_settings,
 )
 from apps.driving.types import CameraInput, ObjectClass
 from shared.errors import InvalidInputError
 
 _MAX_PIXELS = 1 << 23
-"""Of an image after its resize: those of 3840 x 2160."""
+"""Maximum number of pixels of an image after its resize: about those of 3840 x 2160."""
 _MIN_SIDE = 32
 _MIN_FACTOR, _MAX_FACTOR = 0.05, 4.0
-_PADDED_TO = 32
+_PAD_MULTIPLE = 32
 _ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageResize:
-    """mmcv's ``Resize``: to ``scale`` (width, height), within it where ``keep_ratio``; or by ``factor`` of both."""
+    """mmcv's ``Resize``: to ``scale`` (width, height), or to fit within it with ``keep_ratio``; else by ``factor`` (of
+    width and height)."""
 
     scale: tuple[int, int] | None = None
     factor: tuple[float, float] = (1.0, 1.0)
@@ -36,26 +37,27 @@ class ImageResize:
     def __post_init__(self) -> None:
         if self.scale is not None:
             _check_pixels("Resize", *self.scale)
-        if not all(_MIN_FACTOR <= one <= _MAX_FACTOR for one in self.factor):
+        if not all(_MIN_FACTOR <= factor <= _MAX_FACTOR for factor in self.factor):
             raise InvalidInputError(
-                f"Resize by {self.factor}; factors from {_MIN_FACTOR:g} to {_MAX_FACTOR:g} are taken"
+                f"Resize by {self.factor}; factors from {_MIN_FACTOR:g} to {_MAX_FACTOR:g} are supported"
             )
 
-    def in_words(self) -> str:
-        """As a sentence has it: an image is resized so."""
+    def as_text(self) -> str:
+        """The resize as words that follow "resized"."""
         if self.scale is not None:
             return f"{'within' if self.keep_ratio else 'to'} {self.scale[0]} x {self.scale[1]} pixels"
-        return f"by {' and '.join(f'{one:g}' for one in sorted(set(self.factor)))}"
+        return f"by {' and '.join(f'{factor:g}' for factor in sorted(set(self.factor)))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnCamera:
-    """What the configuration that a camera detector was trained by says of its network, in JSON types.
+    """The network of a camera detector that was trained with the user's own configuration, in JSON types.
 
-    ``model`` are mmdet3d's settings without those of training, ``classes`` the names in the order of its labels.
-    ``resize`` is what its test does to an image, None where it sees it as it is; ``affine`` (width, height, stride) is
-    SMOKE's. ``focal_px`` is the focal length in pixels at which it saw images, after their resize, where the user said
-    so: to be trained further. Raises ``InvalidInputError`` where a part is not known here, or does not fit the others.
+    ``model`` are mmdet3d's settings without those of training, ``classes`` the class names in label order. ``resize``
+    is the resize in its test pipeline, None if there is none; ``affine`` (width, height, stride) is SMOKE's.
+    ``focal_px`` is the focal length in pixels of its training images after their resize, if the user gave it; it is
+    needed for further training. Raises ``InvalidInputError`` if a part is not supported here or inconsistent with
+    others.
     """
 
     model: Mapping[str, Any]
@@ -71,26 +73,26 @@ class OwnCamera:
         check_classes(self.classes, head.get("num_classes"))
         if (sizes := self._base_sizes()) is not None and len(sizes) != len(self.classes):
             raise InvalidInputError(
-                f"its coder has base_dims of {len(sizes)} classes; its head tells {len(self.classes)} apart"
+                f"its coder has base_dims for {len(sizes)} classes, but its head has {len(self.classes)} classes"
             )
         self._check_affine()
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the maps that its head decodes, in pixels of the image after its resize."""
+        """The strides of the maps that its head decodes, in pixels of the resized image."""
         if self.affine is not None:
             return (self.affine[2],)
-        found = part_settings(self.model, "bbox_head").get("strides")
-        return tuple(found) if isinstance(found, list) else ()
+        strides = part_settings(self.model, "bbox_head").get("strides")
+        return tuple(strides) if isinstance(strides, list) else ()
 
     def camera_input(self) -> CameraInput:
-        """What the network sees, each camera at its own focal length, and looks for."""
-        wide, high = (self.affine or (self.resize and self.resize.scale) or CameraInput().image[::-1])[:2]
-        image = (-(-high // _PADDED_TO) * _PADDED_TO, -(-wide // _PADDED_TO) * _PADDED_TO)
+        """The network's input: its image size and classes; each camera keeps its own focal length."""
+        width, height = (self.affine or (self.resize and self.resize.scale) or CameraInput().image[::-1])[:2]
+        image = (-(-height // _PAD_MULTIPLE) * _PAD_MULTIPLE, -(-width // _PAD_MULTIPLE) * _PAD_MULTIPLE)
         return CameraInput(image=image, focal_px=None, classes=self._object_classes())
 
     def has_base_sizes(self) -> bool:
-        """Whether its coder has a size for each class."""
+        """Whether its coder has a mean size for each class."""
         return self._base_sizes() is not None
 
     def _object_classes(self) -> tuple[ObjectClass, ...]:
@@ -104,43 +106,43 @@ class OwnCamera:
                 name=name,
                 size_m=(length, width, height),
                 bottom_m=_ASSUMED_BOTTOM_M,
-                reach_m=0.5 if length <= SHORT_M else 1.0,
+                reach_m=0.5 if length <= MAX_SHORT_LENGTH_M else 1.0,
             )
             for name, (length, height, width) in zip(self.classes, sizes, strict=True)
         )
 
     def _base_sizes(self) -> list[tuple[float, ...]] | None:
-        """Length, height and width of each class, which the network's sizes are relative to."""
+        """Length, height and width of each class, which the predicted sizes are relative to; None if there are none."""
         coder = part_settings(self.model, "bbox_head").get("bbox_coder")
-        found = coder.get("base_dims") if isinstance(coder, Mapping) else None
-        if found is None:
+        base_dims = coder.get("base_dims") if isinstance(coder, Mapping) else None
+        if base_dims is None:
             return None
-        if not isinstance(found, list):
-            raise InvalidInputError(f"base_dims is {found}; expected length, height and width of each class")
-        sizes = [metres({"base_dims": one}, "base_dims", 3) for one in found]
-        if not all(min(one) > 0 for one in sizes):
-            raise InvalidInputError(f"base_dims is {found}; expected lengths, heights and widths above 0")
+        if not isinstance(base_dims, list):
+            raise InvalidInputError(f"base_dims is {base_dims}; expected length, height and width of each class")
+        sizes = [metres_setting({"base_dims": size}, "base_dims", 3) for size in base_dims]
+        if not all(min(size) > 0 for size in sizes):
+            raise InvalidInputError(f"base_dims is {base_dims}; expected lengths, heights and widths above 0")
         return sizes
 
     def _check_affine(self) -> None:
-        smoke = self.model["type"] == "SMOKEMono3D"
-        if smoke != (self.affine is not None) or (smoke and self.resize is not None):
+        is_smoke = self.model["type"] == "SMOKEMono3D"
+        if is_smoke != (self.affine is not None) or (is_smoke and self.resize is not None):
             raise InvalidInputError(
-                "SMOKE's test pipeline resizes an image by AffineResize alone, those of FCOS3D and PGD by Resize; the "
-                f"one of this {self.model['type']} {'has no' if smoke and self.affine is None else 'has another'}"
+                "SMOKE's test pipeline must resize images with AffineResize only, and FCOS3D's and PGD's with Resize; "
+                f"that of this {self.model['type']} has {'none' if is_smoke and self.affine is None else 'another'}"
             )
         if self.affine is None:
             return
-        wide, high, stride = self.affine
-        _check_pixels("AffineResize", wide, high)
+        width, height, stride = self.affine
+        _check_pixels("AffineResize", width, height)
         if not 0 < stride <= _MIN_SIDE:
-            raise InvalidInputError(f"AffineResize at a stride of {stride}; expected 1 to {_MIN_SIDE}")
+            raise InvalidInputError(f"AffineResize has a stride of {stride}; expected 1 to {_MIN_SIDE}")
 
 
-def _check_pixels(step: str, wide: int, high: int) -> None:
-    """Refuses images of a size that no camera network here sees."""
-    if min(wide, high) < _MIN_SIDE or wide * high > _MAX_PIXELS:
+def _check_pixels(step: str, width: int, height: int) -> None:
+    """Raises InvalidInputError for an image size that is not supported."""
+    if min(width, height) < _MIN_SIDE or width * height > _MAX_PIXELS:
         raise InvalidInputError(
-            f"{step} to {wide} x {high} pixels; images from {_MIN_SIDE} pixels a side up to 3840 x 2160 are computed "
-            "here"
+            f"{step} to {width} x {height} pixels; images from {_MIN_SIDE} pixels a side up to 3840 x 2160 are "
+            "supported"
         )

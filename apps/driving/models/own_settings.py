@@ -1,7 +1,7 @@
-"""Settings of a network of the user's own: a plain copy, of parts that are known here, within bounds; and its building.
+"""Checks the settings of a user's own network (known parts, plain values within bounds), and builds it.
 
-Built are mmdet3d's own classes, and only those that the shipped configurations here are made of (``families``): no
-other type of its registries, and nothing that would fetch weights.
+Only the mmdet3d classes that the shipped configurations here use (``families``) are built: no other type of its
+registries, and nothing that would download weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.errors import InvalidInputError
 
 LIDAR_DETECTORS = ("VoxelNet", "DynamicVoxelNet", "MVXFasterRCNN", "CenterPoint")
 CAMERA_DETECTORS = ("FCOSMono3D", "SMOKEMono3D")
-_OF_MMDET3D = (
+_MMDET3D_TYPES = (
     *LIDAR_DETECTORS,
     *("Det3DDataPreprocessor", "PillarFeatureNet", "DynamicPillarFeatureNet", "HardVFE", "PointPillarsScatter"),
     *("SECOND", "NoStemRegNet", "SECONDFPN", "Anchor3DHead", "FreeAnchor3DHead", "ShapeAwareHead", "CenterHead"),
@@ -33,148 +33,152 @@ _OF_MMDET3D = (
     *("BN", "BN1d", "BN2d", "SyncBN", "naiveSyncBN1d", "naiveSyncBN2d", "GN", "Conv2d", "DCN", "DCNv2", "ReLU"),
     "deconv",
 )
-_OF_MMDET = (
+_MMDET_TYPES = (
     *("ResNet", "ResNeXt", "FPN", "FocalLoss", "CrossEntropyLoss", "SmoothL1Loss", "L1Loss", "GaussianFocalLoss"),
     "GIoULoss",
 )
-PARTS = {name: name for name in _OF_MMDET3D} | {name: f"mmdet.{name}" for name in _OF_MMDET}
-"""The types of parts that are built, by their names without a module: how mmdet3d's registry is asked for them."""
+REGISTRY_NAMES = {name: name for name in _MMDET3D_TYPES} | {name: f"mmdet.{name}" for name in _MMDET_TYPES}
+"""The name in mmdet3d's registry of each type that is built, by the type's name without its module."""
 _LIBRARIES = ("mmdet3d", "mmdet", "mmcv", "mmengine", "torch")
-_SPARSE = "sparse convolution of mmcv, which exists for GPUs alone"
+_SPARSE = "mmcv's sparse convolution, which exists only for GPUs"
 _SPARSE_ENCODERS = ("SparseEncoder", "SparseEncoderSASSD", "SparseUNet")
-_LEFT_OUT = ("train_cfg", "init_cfg", "pretrained", "load_from")
-"""Of training, or of weights to fetch or to begin with: the checkpoint's own replace them all."""
-_LARGEST = 4096
-_COUNTS = (
+_OMITTED_KEYS = ("train_cfg", "init_cfg", "pretrained", "load_from")
+"""Settings of training, and of initial weights: the checkpoint's weights replace them all."""
+_MAX_VALUE = 4096
+_COUNT_KEYS = (
     *("max_voxels", "max_num_points", "nms_pre", "max_num", "max_per_img", "pre_max_size", "post_max_size"),
     *("max_objs", "min_bbox_size"),
 )
-"""Settings that count points, pillars or boxes, and may be larger than what counts channels and layers."""
-_LARGEST_COUNT = 1_000_000
-_ENDLESS = 1_000_000_000
-"""What stands for no end of the sizes that a level learns from."""
-_FROM_ONE = ("strides", "dilations", "channels", "pad_size_divisor")
-_MAX_PADDED = 256
-_LONGEST_LIST = 256
-SHORT_M = 2.5
-"""Classes of which an object is no longer than this are matched within half a metre, as KITTI's are."""
+"""Settings that count points, pillars or boxes, and may be larger than those that count channels and layers."""
+_MAX_COUNT = 1_000_000
+_UNBOUNDED = 1_000_000_000
+"""The maximum of a float; configurations also write it for "no upper limit" in ``regress_ranges``."""
+_POSITIVE_KEYS = ("strides", "dilations", "channels", "pad_size_divisor")
+_MAX_PAD_DIVISOR = 256
+_MAX_LENGTH = 256
+MAX_SHORT_LENGTH_M = 2.5
+"""Detections of classes up to this long match within half a metre, as those of KITTI's short classes."""
 _MAX_PARAMETERS = 200_000_000
-_SET_ASIDE = 50_000_000
-"""How many parameters besides its own a network may make while it is built: RegNet first makes those of a ResNet-50."""
+_MAX_TEMPORARY_PARAMETERS = 50_000_000
+"""How many parameters a network may create beyond its own while it is built: RegNet first creates a ResNet-50's."""
 
 
 def checked_settings(model: Mapping[str, Any], detectors: Sequence[str]) -> dict[str, Any]:
-    """A plain copy of a model's settings without those of training, tuples as lists, types as the registry has them.
+    """A plain copy of a model's settings without those of training, with lists for tuples and registry names for types.
 
-    Refuses a model that is none of ``detectors``, parts that are not known here, and numbers and lists beyond what
-    runs.
+    Raises InvalidInputError if the model is none of ``detectors``, for parts that are not supported here, and for
+    numbers and lists that are too large.
     """
-    _part_type(model.get("type"), "model")
-    made: dict[str, Any] = _checked(model, "model", "")
-    if made["type"] not in detectors:
-        raise InvalidInputError(f"model.type is {made['type']!r}; expected {', '.join(detectors)}")
-    return made
+    _registry_name(model.get("type"), "model")
+    settings: dict[str, Any] = _checked_value(model, "model", "")
+    if settings["type"] not in detectors:
+        raise InvalidInputError(f"model.type is {settings['type']!r}; expected {', '.join(detectors)}")
+    return settings
 
 
-def check_classes(classes: Sequence[str], of_head: Any) -> None:
-    """Refuses names that stand twice, and another number of classes than the head tells apart."""
+def check_classes(classes: Sequence[str], head_classes: Any) -> None:
+    """Raises InvalidInputError for duplicate names, and if their number differs from the head's ``head_classes``."""
     if len(set(classes)) != len(classes) or not all(classes):
-        raise InvalidInputError(f"the classes are {', '.join(classes)}; each needs a name of its own")
-    if of_head != len(classes):
+        raise InvalidInputError(f"the classes are {', '.join(classes)}; give each a different name")
+    if head_classes != len(classes):
         raise InvalidInputError(
-            f"its head tells {of_head} classes apart; those of its data are {', '.join(classes) or 'not given'}"
+            f"its head has {head_classes} classes; the classes of its data are {', '.join(classes) or 'not given'}"
         )
 
 
-def _checked(value: Any, path: str, key: str) -> Any:
+def _checked_value(value: Any, path: str, key: str) -> Any:
     if isinstance(value, Mapping):
-        made = {
-            str(name): _checked(part, f"{path}.{name}", str(name))
+        settings = {
+            str(name): _checked_value(part, f"{path}.{name}", str(name))
             for name, part in value.items()
-            if name not in _LEFT_OUT and not str(name).startswith("_")
+            if name not in _OMITTED_KEYS and not str(name).startswith("_")
         }
-        if "type" in made:
-            made["type"] = _part_type(made["type"], path)
-        return made
+        if "type" in settings:
+            settings["type"] = _registry_name(settings["type"], path)
+        return settings
     if isinstance(value, list | tuple):
-        if len(value) > _LONGEST_LIST:
-            raise InvalidInputError(f"{path} has {len(value)} values; at most {_LONGEST_LIST} are taken")
-        return [_checked(part, path, key) for part in value]
+        if len(value) > _MAX_LENGTH:
+            raise InvalidInputError(f"{path} has {len(value)} values; at most {_MAX_LENGTH} are allowed")
+        return [_checked_value(part, path, key) for part in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        most = _most(path, key) if isinstance(value, int) else _ENDLESS
-        if abs(value) > most and value not in (math.inf, -math.inf):
-            told = f"{value:.3g}" if abs(value) <= sys.float_info.max else "a number of hundreds of digits"
-            raise InvalidInputError(f"{path} is {told}; at most {most} is taken")
-        if math.isnan(value) or (value < 1 and isinstance(value, int) and key.endswith(_FROM_ONE)):
-            raise InvalidInputError(f"{path} is {value}; expected a number{'' if math.isnan(value) else ' from 1 up'}")
+        max_value = _max_value(path, key) if isinstance(value, int) else _UNBOUNDED
+        if abs(value) > max_value and value not in (math.inf, -math.inf):
+            number = f"{value:.3g}" if abs(value) <= sys.float_info.max else "a number of hundreds of digits"
+            raise InvalidInputError(f"{path} is {number}; at most {max_value} is allowed")
+        if math.isnan(value) or (value < 1 and isinstance(value, int) and key.endswith(_POSITIVE_KEYS)):
+            raise InvalidInputError(
+                f"{path} is {value}; expected a number{'' if math.isnan(value) else ' of at least 1'}"
+            )
         return value
-    if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _LONGEST_LIST):
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _MAX_LENGTH):
         return value
-    raise InvalidInputError(f"{path} is no plain value of a configuration")
+    raise InvalidInputError(f"{path} is not a plain value")
 
 
-def _most(path: str, key: str) -> int:
-    """The largest integer that the setting ``key`` at ``path`` may have."""
-    if key in _COUNTS:
-        return _LARGEST_COUNT
+def _max_value(path: str, key: str) -> int:
+    """The maximum integer that the setting ``key`` at ``path`` may have."""
+    if key in _COUNT_KEYS:
+        return _MAX_COUNT
     if key == "regress_ranges":
-        return _ENDLESS
+        return _UNBOUNDED
     if key == "pad_size_divisor":
-        return _MAX_PADDED
-    return 16 if key.endswith(("strides", "dilations")) and path != "model.bbox_head.strides" else _LARGEST
+        return _MAX_PAD_DIVISOR
+    return 16 if key.endswith(("strides", "dilations")) and path != "model.bbox_head.strides" else _MAX_VALUE
 
 
-def _part_type(kind: Any, path: str) -> str:
-    """How the registry is asked for a part: ``mmdet3d.models.SECOND`` and ``SECOND`` are one."""
+def _registry_name(kind: Any, path: str) -> str:
+    """A part's name in the registry: the same for ``mmdet3d.models.SECOND`` and ``SECOND``."""
     module, _, name = kind.rpartition(".") if isinstance(kind, str) else ("", "", "")
-    if name in PARTS and (not module or module.partition(".")[0] in _LIBRARIES):
-        return PARTS[name]
+    if name in REGISTRY_NAMES and (not module or module.partition(".")[0] in _LIBRARIES):
+        return REGISTRY_NAMES[name]
     reason = f"it needs {_SPARSE}" if name in _SPARSE_ENCODERS else "docs/driving-models.md lists the parts that do"
     raise InvalidInputError(f"{path}.type is {kind!r}, which does not run here: {reason}")
 
 
-def build_network(settings: Mapping[str, Any], name: str, most_parameters: int | None = None) -> nn.Module:
-    """mmdet3d's detector of checked ``settings``, which ``name`` describes.
+def build_network(settings: Mapping[str, Any], name: str, max_parameters: int | None = None) -> nn.Module:
+    """mmdet3d's detector for the checked ``settings`` of the configuration ``name``.
 
-    Refuses settings that it cannot build, or of far more parameters than ``most_parameters``.
+    Raises InvalidInputError if mmdet3d cannot build it, or if it creates far more than ``max_parameters`` parameters.
     """
-    most = _MAX_PARAMETERS if most_parameters is None else min(most_parameters + _SET_ASIDE, _MAX_PARAMETERS)
+    limit = (
+        _MAX_PARAMETERS if max_parameters is None else min(max_parameters + _MAX_TEMPORARY_PARAMETERS, _MAX_PARAMETERS)
+    )
     try:
-        with _limited_parameters(most):
+        with _limited_parameters(limit):
             return build(dict(settings))
     except Exception as error:  # mmdet3d's constructors raise anything
-        said = str(error).strip().rpartition("\n")[2][:300]
+        message = str(error).strip().rpartition("\n")[2][:300]
         raise InvalidInputError(
-            f"mmdet3d cannot build the network that {name} describes: {type(error).__name__}: {said}"
+            f"mmdet3d cannot build the network in {name}: {type(error).__name__}: {message}"
         ) from error
 
 
 def part_settings(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The settings of the part called ``name``; refuses a model without it."""
-    found = settings.get(name)
-    if not isinstance(found, Mapping):
+    """The settings of the part ``name``; raises InvalidInputError if there is none."""
+    part = settings.get(name)
+    if not isinstance(part, Mapping):
         raise InvalidInputError(f"the model has no {name}; docs/driving-models.md lists what runs here")
-    return found
+    return part
 
 
-def metres(settings: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
-    """The ``count`` numbers of the setting ``name``, in metres; refuses another number of them, or what is too far."""
-    found = settings.get(name)
-    if isinstance(found, Sequence) and len(found) == count and all(isinstance(value, int | float) for value in found):
-        values = tuple(map(float, found))
-        if all(abs(value) < _LARGEST for value in values):
+def metres_setting(settings: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    """The ``count`` numbers of the setting ``name``, in metres; raises InvalidInputError for other or large values."""
+    numbers = settings.get(name)
+    if isinstance(numbers, Sequence) and len(numbers) == count and all(isinstance(v, int | float) for v in numbers):
+        values = tuple(map(float, numbers))
+        if all(abs(value) < _MAX_VALUE for value in values):
             return values
-    raise InvalidInputError(f"{name} is {found}; expected {count} numbers in metres")
+    raise InvalidInputError(f"{name} is {numbers}; expected {count} numbers in metres")
 
 
-def in_words(values: Sequence[float]) -> str:
-    """Numbers as a sentence has them."""
+def as_text(values: Sequence[float]) -> str:
+    """Numbers as text, separated by commas."""
     return ", ".join(f"{value:g}" for value in values)
 
 
 @contextmanager
-def _limited_parameters(most: int) -> Iterator[None]:
-    """While it is open this thread makes no more parameters; raised before their memory is written to."""
+def _limited_parameters(limit: int) -> Iterator[None]:
+    """Raises ValueError if this thread creates more than ``limit`` parameters, before their memory is written to."""
     thread, total = threading.get_ident(), 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -182,9 +186,9 @@ def _limited_parameters(most: int) -> Iterator[None]:
         if parameter is None or threading.get_ident() != thread:
             return
         total += parameter.numel()
-        if total > most:
+        if total > limit:
             raise ValueError(
-                f"it has over {most} parameters, far more than the checkpoint, or more than are built here"
+                f"it has over {limit} parameters, far more than the checkpoint, or more than supported here"
             )
 
     handle = register_module_parameter_registration_hook(count)

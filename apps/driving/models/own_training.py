@@ -1,4 +1,4 @@
-"""The network of a configuration of the user's own as the network of a recipe, so that it can be trained further."""
+"""Converts an imported network of the user's own configuration to a recipe's network, to train it further."""
 
 from __future__ import annotations
 
@@ -14,71 +14,73 @@ from apps.driving.models.pointpillars import PointPillars
 from shared.errors import InvalidInputError
 from shared.recipe_file import differences
 
-_LISTED = 4
-_CODE = 7
+_MAX_DIFFERENCES_SHOWN = 4
+_CODE_SIZE = 7
 
 
 def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
-    """``base``, with its settings of losses and matching, in the sizes of ``model``, which is of an own configuration.
+    """``base``, with its settings of losses and matching, in the sizes of ``model``, the user's own configuration.
 
-    Refuses a network that ``PointPillars`` does not build, and says in which settings it differs.
+    Raises InvalidInputError with the differing settings if ``PointPillars`` cannot build the network.
     """
     assert model.own is not None
     own = model.own
     if own.quarter_turn or own.earlier_sweeps or own.intensity != 1:
         raise InvalidInputError(
-            f"{model.config} learnt in nuScenes' axes, from several sweeps or from intensities up to 255; recipes here "
-            "train x forward on one sweep with intensities up to 1"
+            f"{model.config} was trained with other axes, on several sweeps or with another intensity scale; recipes "
+            "here train with x forward, on one sweep, with intensities up to 1"
         )
     try:
-        made = _in_sizes_of(own.model, base)
-        built = checked_settings(made.settings(own.lidar_input()), LIDAR_DETECTORS)
+        pointpillars = _with_sizes(own.model, base)
+        built_settings = checked_settings(pointpillars.settings(own.lidar_input()), LIDAR_DETECTORS)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _refused(model, [f"{type(error).__name__}: {error}"]) from error
-    found = list(differences(_of_network(own.model), _of_network(built)))
-    if found:
-        raise _refused(model, found)
-    return made
+        raise _refusal(model, [f"{type(error).__name__}: {error}"]) from error
+    problems = list(differences(_network_settings(own.model), _network_settings(built_settings)))
+    if problems:
+        raise _refusal(model, problems)
+    return pointpillars
 
 
 def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
-    """The network of ``model``, which is of an own configuration, to be trained further by mmdet3d's own losses.
+    """The network of ``model``, the user's own configuration, for further training with mmdet3d's losses.
 
-    Refuses a network whose outputs have another form than recipes here train, and says in which settings it differs.
+    Raises InvalidInputError with the differing settings if its outputs have another form than recipes here train.
     """
     assert model.own_camera is not None
     own = model.own_camera
-    head, colours = part_settings(own.model, "bbox_head"), part_settings(own.model, "data_preprocessor")
+    head, preprocessor = part_settings(own.model, "bbox_head"), part_settings(own.model, "data_preprocessor")
     coder = head.get("bbox_coder") or {}
-    wanted = {
+    requirements = {
         "type": (own.model["type"], "FCOSMono3D"),
         "bbox_head.type": (head.get("type"), "FCOSMono3DHead"),
         "bbox_head.strides": (head.get("strides"), list(STRIDES)),
         "bbox_head.group_reg_dims": (head.get("group_reg_dims"), [2, 1, 3, 1]),
         "bbox_head.pred_velo": (bool(head.get("pred_velo", False)), False),
         "bbox_head.pred_attrs": (bool(head.get("pred_attrs", False)), False),
-        "bbox_head.bbox_coder.code_size": (coder.get("code_size"), _CODE),
-        "data_preprocessor.pad_size_divisor": (colours.get("pad_size_divisor"), Normalisation().stride),
-        "data_preprocessor.rgb_to_bgr": (bool(colours.get("rgb_to_bgr", False)), False),
-        "the number of colours in data_preprocessor.mean": (_colours(colours.get("mean")), 3),
-        "the number of colours in data_preprocessor.std": (_colours(colours.get("std")), 3),
+        "bbox_head.bbox_coder.code_size": (coder.get("code_size"), _CODE_SIZE),
+        "data_preprocessor.pad_size_divisor": (preprocessor.get("pad_size_divisor"), Normalisation().stride),
+        "data_preprocessor.rgb_to_bgr": (bool(preprocessor.get("rgb_to_bgr", False)), False),
+        "the number of colours in data_preprocessor.mean": (_colour_count(preprocessor.get("mean")), 3),
+        "the number of colours in data_preprocessor.std": (_colour_count(preprocessor.get("std")), 3),
     }
-    if found := [f"{name} is {value}, not {known}" for name, (value, known) in wanted.items() if value != known]:
+    if problems := [
+        f"{name} is {value}, not {expected}" for name, (value, expected) in requirements.items() if value != expected
+    ]:
         raise InvalidInputError(
-            f"{model.config} cannot be trained further here: recipes train FCOS3D of boxes without velocities and "
-            f"attributes, and of this network {'; '.join(found[:_LISTED])}. Go on in mmdet3d, and import what comes of "
-            "it"
+            f"{model.config} cannot be trained further here: recipes train FCOS3D without velocities and attributes, "
+            f"and in this network {'; '.join(problems[:_MAX_DIFFERENCES_SHOWN])}. Train it in mmdet3d, and import the "
+            "result"
         )
     return FCOS3D(own=own)
 
 
-def _colours(values: Any) -> int:
-    """How many colours a setting has a value of."""
+def _colour_count(values: Any) -> int:
+    """The number of colours that a setting has values for."""
     return len(values) if isinstance(values, list) else 0
 
 
-def _in_sizes_of(settings: Mapping[str, Any], base: PointPillars) -> PointPillars:
-    voxels, encoder, test = (
+def _with_sizes(settings: Mapping[str, Any], base: PointPillars) -> PointPillars:
+    voxels, encoder, test_cfg = (
         settings["data_preprocessor"]["voxel_layer"],
         settings["voxel_encoder"],
         settings.get("test_cfg") or {},
@@ -100,22 +102,22 @@ def _in_sizes_of(settings: Mapping[str, Any], base: PointPillars) -> PointPillar
         widths=(widths[0], widths[1], widths[2]),
         neck=settings["neck"]["out_channels"][0],
         upsampling=(upsampling[0], upsampling[1], upsampling[2]),
-        candidates=test.get("nms_pre", base.candidates),
-        least_score=test.get("score_thr", base.least_score),
-        most_boxes=test.get("max_num", base.most_boxes),
+        candidates=test_cfg.get("nms_pre", base.candidates),
+        least_score=test_cfg.get("score_thr", base.least_score),
+        most_boxes=test_cfg.get("max_num", base.most_boxes),
     )
 
 
-def _of_network(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what the weights compute: without those of losses and of the suppression of boxes."""
-    kept = {name: value for name, value in settings.items() if name != "test_cfg"}
+def _network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what the weights compute, without those of losses and of box suppression."""
+    settings_without_test = {name: value for name, value in settings.items() if name != "test_cfg"}
     head = {name: value for name, value in settings["bbox_head"].items() if not name.startswith("loss_")}
-    return kept | {"bbox_head": head}
+    return settings_without_test | {"bbox_head": head}
 
 
-def _refused(model: MMDet3DModel, faults: list[str]) -> InvalidInputError:
-    more = f", and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+def _refusal(model: MMDet3DModel, problems: list[str]) -> InvalidInputError:
+    more = f", and {len(problems) - _MAX_DIFFERENCES_SHOWN} more" if len(problems) > _MAX_DIFFERENCES_SHOWN else ""
     return InvalidInputError(
-        f"{model.config} cannot be trained further here: recipes build KITTI's PointPillars in any size, and of this "
-        f"network {'; '.join(faults[:_LISTED])}{more}. Go on in mmdet3d, and import what comes of it"
+        f"{model.config} cannot be trained further here: recipes build KITTI's PointPillars in any size, and in this "
+        f"network {'; '.join(problems[:_MAX_DIFFERENCES_SHOWN])}{more}. Train it in mmdet3d, and import the result"
     )

@@ -1,4 +1,4 @@
-"""Whether the fast path of a detector computes what mmdet3d's own forward pass does."""
+"""Checks whether a detector's fast path computes the same as mmdet3d's own forward pass."""
 
 from __future__ import annotations
 
@@ -16,92 +16,94 @@ from apps.driving.types import Camera, LidarInput
 from shared.errors import InvalidInputError
 
 TOLERANCE = 1e-3
-_POINTS = 20_000
-_IMAGE = (192, 512)
-_ALIGNED = 64
+_POINT_COUNT = 20_000
+_IMAGE_SIZE = (192, 512)
+_SIZE_MULTIPLE = 64
 
 
 def parity(model: MMDet3DModel, detector: nn.Module) -> dict[str, Any]:
-    """Both ways on one input of random numbers; what was compared and found, in JSON types.
+    """Runs both on one random input; returns the compared quantities and the differences, in JSON types.
 
-    Compared are the maps that the head decodes: boxes are chosen by scores that may tie. Where they differ by more than
-    ``TOLERANCE`` of a map's largest value, ``is_equal`` says that the fast path is not to be used. Refuses a network
-    whose maps are not finite.
+    The maps that the head decodes are compared, not the boxes, which are chosen by scores that may tie. ``is_equal`` is
+    False, and the fast path must not be used, if they differ by ``TOLERANCE`` of a map's largest value or more. Raises
+    InvalidInputError if the network's maps are not finite.
     """
-    found: list[tuple[list[Tensor], int]] = []
+    results: list[tuple[list[Tensor], int]] = []
     input = model.input()
     with torch.inference_mode(), without_priors(detector):
         for fast in (False, True):
             network = network_of(model, detector, fast=fast)
             if isinstance(network, CameraNetwork):
-                _see_small(network)
+                _use_small_images(network)
             with recorded_maps(network.detector) as maps:
                 if isinstance(network, CameraNetwork):
                     boxes, _, _ = network.predict(random_camera())
                 else:
                     assert isinstance(input, LidarInput)
                     boxes, _, _ = network.predict(random_sweep(input))
-            found.append((maps, len(boxes)))
-    (own, own_boxes), (other, other_boxes) = found
-    if not all(bool(part.isfinite().all()) for part in own):
+            results.append((maps, len(boxes)))
+    (own_maps, own_boxes), (fast_maps, fast_boxes) = results
+    if not all(bool(part.isfinite().all()) for part in own_maps):
         raise InvalidInputError(
-            f"the network of {model.config} gives numbers that are not finite: its weights or variances are out of "
-            "bounds, as of a training that diverged; import the checkpoint of an epoch before that"
+            f"the network of {model.config} outputs values that are not finite: its weights or variances are out of "
+            "range, as after a training that diverged; import a checkpoint from an earlier epoch"
         )
-    largest = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in zip(own, other, strict=True))
+    largest = max(
+        float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in zip(own_maps, fast_maps, strict=True)
+    )
     return {
         "compared": "the maps that the head decodes, mmdet3d's own forward pass and the fast path, on random numbers",
         "largest_relative_difference": float(f"{largest:.2g}"),
-        "maps": len(own),
-        "boxes": {"mmdet3d": own_boxes, "fast_path": other_boxes},
+        "maps": len(own_maps),
+        "boxes": {"mmdet3d": own_boxes, "fast_path": fast_boxes},
     }
 
 
-def _see_small(network: CameraNetwork) -> None:
-    """Has a network see the random image at about its own size: it computes each part of an image alike, and one of
-    3840 x 2160 pixels for minutes."""
+def _use_small_images(network: CameraNetwork) -> None:
+    """Lets a network keep about the size of the random image: it treats all parts of an image alike, and 3840 x 2160
+    pixels would take minutes."""
     network.resize = None
     if network.affine is not None:
-        wide, high, stride = network.affine
-        # The rest stays: sides that its layers cannot halve are refused on import.
-        network.affine = (_IMAGE[1] + wide % _ALIGNED, _IMAGE[0] + high % _ALIGNED, stride)
+        width, height, stride = network.affine
+        # The remainders are kept, so that sides that its layers cannot halve are refused on import.
+        network.affine = (_IMAGE_SIZE[1] + width % _SIZE_MULTIPLE, _IMAGE_SIZE[0] + height % _SIZE_MULTIPLE, stride)
 
 
 def is_equal(found: Mapping[str, Any]) -> bool:
-    """Whether what ``parity`` found lets the fast path stand for mmdet3d's forward pass."""
+    """Whether the fast path may replace mmdet3d's forward pass, by the result of ``parity``."""
     return bool(found["largest_relative_difference"] < TOLERANCE)
 
 
 @contextmanager
 def without_priors(detector: nn.Module) -> Iterator[None]:
-    """FCOS3D's coder, and PGD's, without means of depth and size while it is open.
+    """Removes the mean depths and sizes from FCOS3D's or PGD's coder within the context.
 
-    It takes those of each pixel's best class into the map, and of classes whose scores are nearly alike the rounding of
-    sums decides which that is: more pixels and classes, more such differences.
+    The coder writes the means of each pixel's best class into the map. If classes score nearly the same, rounding
+    decides which is best: the more pixels and classes, the more such differences.
     """
     head: Any = getattr(detector, "bbox_head", None)
     coder = getattr(head, "bbox_coder", None)
-    # SMOKE's has base_depth, and takes its means after the maps.
+    # SMOKE's coder has base_depth, and applies its means after the maps.
     names = ("base_depths", "base_dims") if hasattr(coder, "base_depths") else ()
-    kept = {name: getattr(coder, name) for name in names}
-    for name in kept:
+    priors = {name: getattr(coder, name) for name in names}
+    for name in priors:
         setattr(coder, name, None)
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in priors.items():
             setattr(coder, name, value)
 
 
 @contextmanager
 def recorded_maps(detector: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects copies of the maps that the detector's head is given to decode, in their order, while it is open."""
+    """Collects copies of the maps that the detector's head decodes within the context, in order."""
     head: Any = getattr(detector, "pts_bbox_head", None) or detector.bbox_head
     decode = head.predict_by_feat
     maps: list[Tensor] = []
 
     def recording(*arguments: Any, **settings: Any) -> Any:
-        # Copies: the heads of mmdet3d write into their maps.
+        # Cloned, because mmdet3d's heads write into their maps.
         maps.extend(value.clone() for value in _tensors((arguments, settings)))
         return decode(*arguments, **settings)
 
@@ -113,7 +115,7 @@ def recorded_maps(detector: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _tensors(nested: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists and dictionaries."""
+    """The tensors in nested lists and dictionaries, in order."""
     if isinstance(nested, Tensor):
         yield nested
     elif isinstance(nested, Mapping):
@@ -125,16 +127,16 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
 
 
 def random_sweep(input: LidarInput) -> Tensor:
-    """(20000, 4) points anywhere in the range, of any intensity."""
+    """(20000, 4) points, uniformly distributed in the range and in intensity."""
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(input.range_m[:3]), torch.tensor(input.range_m[3:])
-    numbers = torch.rand(_POINTS, 4, generator=generator)
+    numbers = torch.rand(_POINT_COUNT, 4, generator=generator)
     return torch.cat([low + numbers[:, :3] * (high - low), numbers[:, 3:]], dim=1)
 
 
 def random_camera() -> Camera:
-    """An image of 512 x 192 random pixels, with the intrinsics of a wide camera."""
-    height, width = _IMAGE
+    """A random image of 512 x 192 pixels, with a wide-angle camera's intrinsics."""
+    height, width = _IMAGE_SIZE
     return Camera(
         image_HWC=np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8),
         intrinsics=np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]], np.float32),

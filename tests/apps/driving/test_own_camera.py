@@ -83,7 +83,7 @@ def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
     assert {
         "fcos3d": "resized by 0.5; in training Resize had scale=[960, 600], keep_ratio=True strides: 4, 8, 16, 32",
         "pgd": "resized within 640 x 200 pixels; in training Resize had scale=[1242, 375], keep_ratio=True strides: 4",
-        "smoke": "640 x 192 pixels, as wide and centre on centre (AffineResize) strides: 4",
+        "smoke": "640 x 192 pixels, scaled to this width about the centre (AffineResize) strides: 4",
     }[kind] in said
     assert "depths at that of the cameras that it was trained on" in source["remarks"][0]
     settings = artifact.recipe()["recipe"]
@@ -201,8 +201,8 @@ STEP = "test_dataloader.dataset.pipeline.1"
 @pytest.mark.parametrize(
     ("kind", "path", "value", "said"),
     [
-        ("fcos3d", "model.bbox_head.num_classes", 3, "its head tells 3 classes apart; those of its data are car,"),
-        ("fcos3d", "model.bbox_head.bbox_coder.base_dims", SIZES[:2], "base_dims of 2 classes; its head tells 4 apart"),
+        ("fcos3d", "model.bbox_head.num_classes", 3, "its head has 3 classes; the classes of its data are car,"),
+        ("fcos3d", "model.bbox_head.bbox_coder.base_dims", SIZES[:2], "base_dims for 2 classes, but its head has 4"),
         ("fcos3d", "model.bbox_head.bbox_coder.base_dims", 3, "base_dims is 3; expected length, height and width"),
         ("fcos3d", "model.bbox_head", None, "the model has no bbox_head"),
         ("fcos3d", "model.bbox_head.strides", 8, "mmdet3d cannot build|cannot be computed"),
@@ -210,26 +210,26 @@ STEP = "test_dataloader.dataset.pipeline.1"
         ("fcos3d", "model.backbone.strides", (1, 2, 2, 400), "strides is 400; at most 16"),
         ("fcos3d", "model.backbone.dilations", (1, 1, 1, 400), "dilations is 400; at most 16"),
         ("fcos3d", "model.backbone.type", "mmdet.SwinTransformer", "docs/driving-models.md lists the parts"),
-        ("fcos3d", "model.backbone.depth", 101, "far more than the checkpoint|not those of the configuration in it"),
+        ("fcos3d", "model.backbone.depth", 101, "far more than the checkpoint|do not match the configuration in it"),
         ("fcos3d", "model.neck.out_channels", 10**8, r"out_channels is 1e\+08; at most 4096"),
         ("fcos3d", STEP, {"type": "Resize3D", "scale": (9, 9)}, "camera network has Resize3D, which does not run"),
         ("fcos3d", STEP, {"type": "Resize", "scale": (9000, 9000)}, "Resize to 9000 x 9000 pixels; images from"),
-        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 1e9}, "factors from 0.05 to 4 are taken"),
+        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 1e9}, "factors from 0.05 to 4 are supported"),
         ("fcos3d", STEP, {"type": "Resize", "scale": (1, 1), "keep_ratio": True}, "Resize to 1 x 1 pixels"),
-        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 1e-9}, "factors from 0.05 to 4 are taken"),
-        ("fcos3d", "model.bbox_head.strides", (0, 8, 16, 32), "strides is 0; expected a number from 1 up"),
+        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 1e-9}, "factors from 0.05 to 4 are supported"),
+        ("fcos3d", "model.bbox_head.strides", (0, 8, 16, 32), "strides is 0; expected a number of at least 1"),
         ("fcos3d", "model.bbox_head.num_classes", int("9" * 4000), "num_classes is a number of hundreds of digits; at"),
         ("fcos3d", "model.bbox_head.bbox_coder.base_depths", ((1e308, -1.0),), r"base_depths is 1e\+308; at most"),
         ("fcos3d", "model.bbox_head.bbox_coder.base_dims", [[-4, 1, 2]] * 4, "lengths, heights and widths above 0"),
         ("fcos3d", "model.data_preprocessor.pad_size_divisor", 4096, r"pad_size_divisor is 4.1e\+03; at most 256"),
         ("fcos3d", "model.data_preprocessor.mean", [float("nan")] * 3, "mean is nan; expected a number"),
         ("fcos3d", STEP, {"type": "Resize", "scale": "wide"}, "scale of its test pipeline is wide; expected width"),
-        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 0.5, "backend": "pillow"}, "as cv2's bilinear alone"),
+        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 0.5, "backend": "pillow"}, "only with cv2's bilinear"),
         ("fcos3d", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": 4}, "SMOKE's test pipeline"),
-        ("fcos3d", "test_dataloader.dataset.type", "WaymoDataset", "is for Waymo's frames"),
-        ("fcos3d", "test_dataloader.dataset.pipeline.0.color_type", "grayscale", "not in colour"),
-        ("smoke", STEP, {"type": "Resize", "scale_factor": 0.5}, "this SMOKEMono3D has no"),
-        ("smoke", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": 0}, "at a stride of 0"),
+        ("fcos3d", "test_dataloader.dataset.type", "WaymoDataset", "needs Waymo's frames"),
+        ("fcos3d", "test_dataloader.dataset.pipeline.0.color_type", "grayscale", "only colour images"),
+        ("smoke", STEP, {"type": "Resize", "scale_factor": 0.5}, "this SMOKEMono3D has none"),
+        ("smoke", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": 0}, "has a stride of 0"),
         ("smoke", STEP, {"type": "AffineResize", "img_scale": (1, 1), "down_ratio": 1}, "AffineResize to 1 x 1 pixels"),
         ("smoke", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": (4, 8)}, "expected one int"),
         ("smoke", "model.bbox_head.bbox_code_size", 9, "cannot be computed"),
@@ -250,5 +250,5 @@ def test_another_than_fcos3d_of_seven_numbers_is_not_trained_further_here(made):
         "pgd": "bbox_head.type is PGDHead",
         "smoke": "type is SMOKEMono3D",
     }[kind]
-    with pytest.raises(InvalidInputError, match=f"{differs}.*Go on in mmdet3d"):
+    with pytest.raises(InvalidInputError, match=f"{differs}.*Train it in mmdet3d"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), artifact.recipe()["recipe"])

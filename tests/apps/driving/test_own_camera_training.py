@@ -128,7 +128,7 @@ def test_velocities_and_attributes_which_no_recipe_has_truth_of_are_refused(impo
     changed = own | {"bbox_head": own["bbox_head"] | head}
     camera = settings["model"]["own_camera"] | {"model": changed}
     settings = settings | {"model": settings["model"] | {"own_camera": camera}}
-    with pytest.raises(InvalidInputError, match=f"without velocities and attributes, .*{said}.*Go on in mmdet3d"):
+    with pytest.raises(InvalidInputError, match=f"without velocities and attributes, .*{said}.*Train it in mmdet3d"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
@@ -158,5 +158,7 @@ def test_one_with_deformable_convolution_is_left_to_torch(imported, tmp_path, mo
 
 
 def test_a_recipe_for_sweeps_is_refused(imported):
-    with pytest.raises(InvalidInputError, match="looks at images; train it by a recipe for them: --recipe fcos3d_full"):
+    with pytest.raises(
+        InvalidInputError, match="is a camera network; train it with a camera recipe: --recipe fcos3d_full"
+    ):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), open_artifact(imported[1]).recipe()["recipe"])

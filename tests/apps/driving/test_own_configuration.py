@@ -139,7 +139,9 @@ def test_a_network_that_recipes_do_not_build_is_not_trained_further(tmp_path):
     from shared.recipe_file import to_mapping
 
     settings = to_mapping(imported.recipe)
-    with pytest.raises(InvalidInputError, match=r"backbone\.layer_strides is \[1, 2, 2\], not \[2, 2, 2\]\. Go on in"):
+    with pytest.raises(
+        InvalidInputError, match=r"backbone\.layer_strides is \[1, 2, 2\], not \[2, 2, 2\]\. Train it in"
+    ):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), settings)
     with pytest.raises(InvalidInputError, match="--recipe full"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
@@ -151,14 +153,14 @@ def test_the_configuration_may_be_the_file_in_work_dirs(detector, tmp_path):
     imported = importing(path, str(tmp_path / "forklift.py"))
     assert imported.source["configuration"] == "forklift.py"
     assert [kind.name for kind in imported.recipe.input.classes] == list(NAMES)
-    with pytest.raises(InvalidInputError, match=r"a\.pth assigns no model"):
+    with pytest.raises(InvalidInputError, match=r"a\.pth does not assign model"):
         importing(path)
     torch.save({"state_dict": detector.state_dict()}, tmp_path / "b.pth")
     with pytest.raises(
-        InvalidInputError, match=r"b\.pth holds no configuration .* trivium import driving CONFIG b\.pth"
+        InvalidInputError, match=r"b\.pth contains no configuration .* trivium import driving CONFIG b\.pth"
     ):
         importing(tmp_path / "b.pth")
-    with pytest.raises(InvalidInputError, match="after the name of a configuration name the checkpoint's file"):
+    with pytest.raises(InvalidInputError, match="give the checkpoint's file"):
         importing("pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class")
 
 
@@ -201,7 +203,7 @@ def test_intensities_up_to_255_are_known_by_the_mean_that_the_encoder_kept(tmp_p
             detector.extract_feat(data["inputs"])
     imported = importing(save(tmp_path / "a.pth", detector.eval(), config.pretty_text))
     assert imported.recipe.model.own.intensity == 255
-    assert any("0 to 255 when it learnt" in said for said in imported.source["assumed"])
+    assert any("intensities were 0 to 255" in said for said in imported.source["assumed"])
     points = random_sweep(imported.recipe.input)
     layout = point_layout(imported.recipe.model)
     assert torch.equal(layout.to_network(points)[:, 3], points[:, 3] * 255)
@@ -222,7 +224,9 @@ def test_axes_and_intensity_that_are_said_are_those_of_the_artifact(checkpoint, 
     assert main([*words, "--option", f"axes={axes}", "intensity=255"]) == 0
     artifact = open_artifact(tmp_path / "mmdet3d_lidar" / "1")
     source = artifact.manifest.source
-    assert f"axes, as was said: {axes}" in source["read"] and "intensity, as was said: 0 to 255" in source["read"]
+    assert (
+        f"axes, from the option: {axes}" in source["read"] and "intensity, from the option: 0 to 255" in source["read"]
+    )
     assert source["assumed"] == []
     theirs = random_points(0)
     with torch.inference_mode():
@@ -244,8 +248,8 @@ def test_what_is_said_is_refused_where_it_is_not_understood_or_not_needed(checkp
     shipped_name = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
     for words, said in (
         ((str(checkpoint), "axes=forward"), "--option axes=forward; expected x-forward-y-left, x-right-y-forward"),
-        ((str(checkpoint), "intensity=bright"), "--option intensity=bright; expected the greatest of the points"),
-        ((str(checkpoint), "intensity=0"), "--option intensity=0; expected the greatest"),
+        ((str(checkpoint), "intensity=bright"), "--option intensity=bright; expected the maximum intensity"),
+        ((str(checkpoint), "intensity=0"), "--option intensity=0; expected the maximum"),
         ((str(checkpoint), "yaw=1"), "mmdet3d has no option yaw; it has axes=x-forward-y-left|"),
         ((str(checkpoint), "axes"), "--option axes: write it as name=value"),
         ((shipped_name, str(checkpoint), "intensity=1"), "the shipped configuration pointpillars_hv_secfpn_8xb6"),

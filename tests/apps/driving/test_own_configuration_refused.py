@@ -5,7 +5,7 @@ import torch
 
 from apps.driving.models.config_text import read_config_text
 from apps.driving.models.imports import IMPORTERS
-from apps.driving.models.own_reading import mean_intensity
+from apps.driving.models.own_lidar_reading import mean_intensity
 from shared.cli.main import main
 from shared.errors import InvalidInputError
 from tests.apps.driving.own_checkpoints import own_config, save, shipped, trained
@@ -80,7 +80,7 @@ def test_what_mmengine_dumps_is_read_as_mmengine_has_it(name):
 )
 def test_what_is_no_literal_is_refused_in_a_sentence_and_executes_nothing(text):
     with pytest.raises(
-        InvalidInputError, match=r"the configuration in a\.pth (is|has|cannot be)|is no literal"
+        InvalidInputError, match=r"the configuration in a\.pth (is|has|cannot be)|is not a literal"
     ) as told:
         read_config_text(text, "a.pth")
     assert len(str(told.value)) < 400
@@ -104,23 +104,23 @@ def changed(path, value):
         ("model.type", "mmdet3d.models.FCOSMono3D", "camera network has GlobalRotScaleTrans, LoadPointsFromFile"),
         ("model.backbone.type", "mypackage.SECOND", "backbone.type is 'mypackage.SECOND', which does not run"),
         ("model.backbone.type", "PETRHead", "docs/driving-models.md lists the parts"),
-        ("model.middle_encoder.type", "SparseEncoder", "it needs sparse convolution"),
+        ("model.middle_encoder.type", "SparseEncoder", "it needs mmcv's sparse convolution"),
         ("model.backbone.norm_cfg", {"type": ["BN"]}, "norm_cfg.type is"),
         ("model.backbone.surplus", 1, "mmdet3d cannot build .* argument 'surplus'"),
-        ("model.neck.type", "PillarFeatureNet", "mmdet3d cannot build the network that a.pth describes"),
+        ("model.neck.type", "PillarFeatureNet", "mmdet3d cannot build the network in a.pth"),
         ("model.backbone.out_channels", [16, 24, 10**9], r"out_channels is 1e\+09; at most 4096"),
         ("model.backbone.out_channels", [4096, 4096, 4096], "over 5[0-9]{7} parameters, far more than the checkpoint"),
         (
             "model.backbone.layer_nums",
             [4000, 4000, 4000],
-            "are not those of the configuration in it|far more than the checkpoint",
+            "do not match the configuration in it|far more than the checkpoint",
         ),
         ("model.neck.upsample_strides", [1, 2, 400], "upsample_strides is 400; at most 16"),
         ("model.backbone.layer_nums", [1] * 1000, "layer_nums has 1000 values"),
-        ("model.data_preprocessor.voxel_layer.max_voxels", [10**6, 10**6], "are more than is computed here"),
-        ("model.data_preprocessor.voxel_layer.voxel_size", [1e-3, 1e-3, 4.0], "output_shape is .* make .40960, 40960."),
+        ("model.data_preprocessor.voxel_layer.max_voxels", [10**6, 10**6], "is larger than supported here"),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [1e-3, 1e-3, 4.0], "output_shape is .* give .40960, 40960."),
         ("model.data_preprocessor.voxel_layer.voxel_size", [0.0, 0.32, 4.0], "do not fill the range"),
-        ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, 0.32, 0.1], "40 voxels high; networks on pillars"),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, 0.32, 0.1], "40 voxels high; only pillar networks"),
         (
             "model.data_preprocessor.voxel_layer.voxel_size",
             [0.32, float("nan"), 4.0],
@@ -128,15 +128,15 @@ def changed(path, value):
         ),
         ("model.data_preprocessor.voxel_layer.point_cloud_range", "wide", "expected 6 numbers"),
         ("model.data_preprocessor", None, "the model has no data_preprocessor"),
-        ("model.middle_encoder.output_shape", [496, 432], r"range and voxels make \[128, 128\]"),
-        ("model.bbox_head.num_classes", 3, "its head tells 3 classes apart; those of its data are car, truck"),
-        ("model.bbox_head.num_classes", "4", "its head tells 4 classes apart|not of the form"),
-        ("model.bbox_head.anchor_generator.sizes", 5, "not of the form"),
-        ("model.bbox_head.tasks", [3], "its head tells|not of the form|mmdet3d cannot build"),
-        ("model.neck.out_channels", [16, 16, 24], "mmdet3d cannot build|are not those of|cannot be computed"),
-        ("model.backbone.out_channels", [16, 24, 40], "the weights in a.pth are not those of the configuration in it"),
+        ("model.middle_encoder.output_shape", [496, 432], r"range and voxel size give \[128, 128\]"),
+        ("model.bbox_head.num_classes", 3, "its head has 3 classes; the classes of its data are car, truck"),
+        ("model.bbox_head.num_classes", "4", "its head has 4 classes|do not have the form"),
+        ("model.bbox_head.anchor_generator.sizes", 5, "do not have the form"),
+        ("model.bbox_head.tasks", [3], "its head has|do not have the form|mmdet3d cannot build"),
+        ("model.neck.out_channels", [16, 16, 24], "mmdet3d cannot build|do not match|cannot be computed"),
+        ("model.backbone.out_channels", [16, 24, 40], "the weights in a.pth do not match the configuration in it"),
         ("model.backbone.layer_strides", [2, 2, 3], "cannot be computed"),
-        ("test_dataloader.dataset.type", "WaymoDataset", "is for Waymo's frames, which no reader here gives"),
+        ("test_dataloader.dataset.type", "WaymoDataset", "needs Waymo's frames, which no reader here provides"),
         ("test_dataloader.dataset.pipeline", [{"type": "LoadPointsFromFile", "use_dim": 5}], "takes 4 columns"),
         (
             "test_dataloader.dataset.pipeline",
@@ -175,18 +175,16 @@ def test_the_layout_that_mmcvs_runners_wrote_is_refused_for_that(detector, tmp_p
     meta = {"mmdet3d_version": "1.0.0rc6", "config": text, "CLASSES": ("Car",)}
     torch.save({"meta": meta, "state_dict": detector.state_dict()}, tmp_path / "a.pth")
     for words in (["a.pth"], ["mine.py", "a.pth"]):
-        with pytest.raises(
-            InvalidInputError, match=f"{words[0]} is in the layout of mmdet3d before 1.1.*write it anew"
-        ):
+        with pytest.raises(InvalidInputError, match=f"{words[0]} has the layout of mmdet3d before 1.1.*rewrite it"):
             IMPORTERS["mmdet3d"].load([str(tmp_path / word) for word in words], None)
 
 
 def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tmp_path):
     file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=("Car", "Truck"))
-    with pytest.raises(InvalidInputError, match=r"its head tells 4 classes apart; those of its data are car, truck$"):
+    with pytest.raises(InvalidInputError, match=r"its head has 4 classes; the classes of its data are car, truck$"):
         IMPORTERS["mmdet3d"].load([str(file)], None)
     save(file, detector, own_config().pretty_text, classes=("Car", "car", "a", "b"))
-    with pytest.raises(InvalidInputError, match="each needs a name of its own"):
+    with pytest.raises(InvalidInputError, match="give each a different name"):
         IMPORTERS["mmdet3d"].load([str(file)], None)
 
 
