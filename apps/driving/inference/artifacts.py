@@ -123,7 +123,7 @@ def _open_imported(
 ) -> LidarDetector | ImportedCameraDetector:
     """The detector of an artifact that ``trivium import`` wrote; a KITTI PointPillars is computed by a program."""
     from apps.driving.models.detectors import point_layout
-    from apps.driving.models.fast import encoder_of, has_fast_pillars
+    from apps.driving.models.fast import has_fast_pillars, pillar_encoder_from_detector
 
     detector = load_weights(model.build(input), artifact, device)
     if not (model.fast and has_fast_pillars(detector)):
@@ -132,7 +132,9 @@ def _open_imported(
     network = Network(
         artifact=artifact,
         build=lambda: dense_heads(detector),
-        example=lambda: {"pseudo_image": example_pseudo_image(encoder_of(detector), input, point_layout(model))},
+        example=lambda: {
+            "pseudo_image": example_pseudo_image(pillar_encoder_from_detector(detector), input, point_layout(model))
+        },
         varying={},
     )
     return imported_detector(model, input, detector, device, open_program(network, device))

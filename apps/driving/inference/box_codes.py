@@ -54,7 +54,7 @@ def mirrored_inputs(points_NK3: Floats, known: Floats) -> tuple[Floats, Floats]:
 
 
 def decode_boxes(boxes_N7: Floats, outputs: Floats) -> tuple[Floats, Floats]:
-    """The boxes (N, 7) corrected by the network's outputs (N, ``OUTPUTS``), and their scores (N,)."""
+    """The boxes (N, 7) corrected by the network's outputs (N, ``OUTPUT_COUNT``), and their scores (N,)."""
     cosine, sine = np.cos(boxes_N7[:, 6]), np.sin(boxes_N7[:, 6])
     along, across, up = outputs[:, 1:4].T
     boxes = boxes_N7.copy()

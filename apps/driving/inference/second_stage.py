@@ -65,7 +65,7 @@ class SecondStage:
         return corrected.take(np.argsort(-corrected.scores, kind="stable"))
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Floats:
-        """The network's outputs (N, ``OUTPUTS``), computed in batches of ``BATCH`` boxes."""
+        """The network's outputs (N, ``OUTPUT_COUNT``), computed in batches of ``BATCH`` boxes."""
         tensors = [inputs[name].to(self.device) for name in INPUTS]
         parts = [
             self.network(*(tensor[start : start + BATCH] for tensor in tensors))

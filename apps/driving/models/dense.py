@@ -1,6 +1,6 @@
-"""The part of a detector that is exported: without what differs between frames in shape.
+"""The dense network of a detector, which is the part that is exported.
 
-Pillars and their scattering stay before it, decoding and suppression after it.
+Pillar encoding and scattering come before it, decoding and suppression after it: their shapes depend on the frame.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from shared.recipe import Recipe
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     """The dense network of a model that the recipe built, with example inputs.
 
-    Raises ``NotImplementedError`` for a model that has none here: of mmdet3d's own, all but KITTI's PointPillars.
+    Raises ``NotImplementedError`` for a model that cannot be exported: all imported models but KITTI's PointPillars.
     """
     if isinstance(recipe.model, lidar_rcnn.LidarRCNN) and isinstance(recipe.input, BoxInput):
         return dense_boxes(model, recipe.input)
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return dense_pillars(model, recipe.model, recipe.input)
     if isinstance(recipe.model, MMDet3DModel) and not recipe.model.fast:
-        raise NotImplementedError("mmdet3d's own modules compute it, from which its fast path differs")
+        raise NotImplementedError("it is not exported: its fast path differs from mmdet3d's modules, which compute it")
     if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
         return dense_heads(model)
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
         raise NotImplementedError(
-            f"the dense network of {type(recipe.model).__name__} is not exported: its maps have a layout of their own, "
-            "which only mmdet3d's modules make; torch computes it"
+            f"the dense network of {type(recipe.model).__name__} is not exported, because only mmdet3d's modules "
+            "make maps in its layout; torch computes it"
         )
     if is_deformable(model):
         raise NotImplementedError(
-            "its deformable convolution is torchvision's, of which no ONNX is made; torch serves it"
+            "it has a deformable convolution, which is torchvision's and is not exported to ONNX; torch computes it"
         )
     return dense_camera(model)
 
@@ -52,14 +52,14 @@ def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: 
 
 
 def dense_boxes(network: nn.Module, input: BoxInput) -> DenseNetwork:
-    """The second stage's network as it is, for any number of boxes."""
+    """The whole network of a second stage, for any number of boxes."""
     batches = {name: {0: "batch"} for name in (*lidar_rcnn.INPUTS, lidar_rcnn.OUTPUT)}
     example = lidar_rcnn.example_inputs(input)
     return DenseNetwork(module=network.eval(), inputs=example, outputs=[lidar_rcnn.OUTPUT], dynamic=batches)
 
 
 def dense_heads(detector: nn.Module) -> DenseNetwork:
-    """The dense network of a PointPillars that mmdet3d built from a configuration of its own."""
+    """The dense network of a PointPillars that mmdet3d built from one of its configurations, or from the user's own."""
     canvas: Any = detector.middle_encoder
     shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
     example = {"pseudo_image": torch.rand(shape, generator=torch.Generator().manual_seed(0))}
@@ -67,9 +67,9 @@ def dense_heads(detector: nn.Module) -> DenseNetwork:
 
 
 def dense_camera(detector: nn.Module) -> DenseNetwork:
-    """The dense network of an FCOS3D for images of any size, in multiples of 32 pixels.
+    """The dense network of an FCOS3D, for images of any size in multiples of 32 pixels.
 
-    Its example's height and width are neither equal nor small, so that an exporter takes none for another.
+    The example's height and width are neither equal nor small, so that an exporter does not confuse them.
     """
     outputs = {name: {0: "batch", 2: f"{name}_h", 3: f"{name}_w"} for name in fcos3d.OUTPUTS}
     dynamic = {"image": {0: "batch", 2: "32*h", 3: "32*w"}} | outputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
-from apps.driving.models.fast import FastPointPillars, fast_camera, folded, has_fast_pillars
+from apps.driving.models.fast import FastPointPillars, fast_camera, fold_batch_norms, has_fast_pillars
 from apps.driving.models.own_camera import ImageResize
 from apps.driving.types import Camera, Floats, Frame
 from shared.deploy.programs.program import Program
@@ -123,7 +123,7 @@ class LidarNetwork:
             device = next(detector.parameters()).device
             self.detector = FastPointPillars(detector, program=program).to(device)
         elif fast:
-            self.detector = folded(detector)
+            self.detector = fold_batch_norms(detector)
 
     def predict(self, points_NC: Tensor) -> BoxTensors:
         """Detections in points (N, 4 or 5), with boxes in the LiDAR frame of ``Frame``; none if there are no points."""
@@ -170,7 +170,7 @@ class CameraNetwork:
         metadata["img_shape"] = image.shape[:2]
         tensor = torch.from_numpy(image).permute(2, 0, 1).to(device)
         data = structures.camera_data(
-            [tensor], torch.from_numpy(camera.intrinsics[None]), facts=[metadata], scales=[scale]
+            [tensor], torch.from_numpy(camera.intrinsics[None]), metadata=[metadata], scales=[scale]
         )
         return structures.predict(self.detector, data)[0]
 

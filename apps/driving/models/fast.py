@@ -1,13 +1,13 @@
-"""Fast paths: a trained detector of mmdet3d in, one that is equal and faster out. For prediction only.
+"""Fast paths: they take a trained mmdet3d detector and return an equivalent, faster one. For prediction only.
 
-Batch normalisation is folded into the convolution before it, convolutions run with channels last, and on a CPU
-deformable ones sample all channels at once. PointPillars
-also encodes the points that are there, where mmdet3d fills every pillar up to 32 points with zeros and encodes those
-too, and makes its anchors once. Outputs are equal up to the rounding of 32-bit sums.
+Batch normalisation is folded into the preceding convolution, convolutions run with channels last, and on a CPU
+deformable convolutions sample all channels at once. PointPillars also encodes only the points, where mmdet3d pads every
+pillar to 32 points with zeros and encodes those too, and it computes its anchors once. Outputs are equal up to the
+rounding of 32-bit sums.
 
-Of a pillar with more points than its network takes, mmdet3d takes the first in the order of the file. Files are
-written beam by beam, from the top one down, and a network that learnt from sweeps in random order has not seen pillars
-that lack their lowest points: ``every_point`` shows it all of them.
+If a pillar has more points than its network takes, mmdet3d takes the first ones in the order of the file. Files are
+written beam by beam, from the top one down, and a network trained on sweeps in random order has not seen pillars
+without their lowest points: with ``every_point`` it gets all of them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from apps.driving.models.library import load
 from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, ProgramHeads, fold_layer
 from shared.deploy.programs.program import Program
 
-_FEATURES = 10
-"""Of a point: x, y, z and intensity, its offset from the mean of its pillar, and that from the pillar's middle."""
+_POINT_FEATURES = 10
+"""The features of a point: x, y, z, intensity, its offset from the pillar's mean, and that from the pillar's centre."""
 
 
-def folded(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose batch normalisation after convolutions, transposed or not, is folded into them,
-    with the layers of ``fast_layers``."""
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, with batch normalisation folded into the preceding convolutions, transposed or not,
+    and with the layers of ``fast_layers``."""
     load()
     from mmcv.cnn import fuse_conv_bn
 
@@ -41,38 +41,38 @@ def folded(module: nn.Module) -> nn.Module:
     for parent in list(module.modules()):
         if not isinstance(parent, nn.Sequential):
             continue
-        for (first, one), (second, other) in zip(
+        for (convolution_name, convolution), (norm_name, norm) in zip(
             list(parent.named_children()), list(parent.named_children())[1:], strict=False
         ):
-            if isinstance(one, nn.ConvTranspose2d) and isinstance(other, nn.BatchNorm2d):
-                setattr(parent, first, fuse_conv_bn_eval(one, other, transpose=True))
-                setattr(parent, second, nn.Identity())
+            if isinstance(convolution, nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, convolution_name, fuse_conv_bn_eval(convolution, norm, transpose=True))
+                setattr(parent, norm_name, nn.Identity())
     return with_fast_layers(module).to(memory_format=torch.channels_last)
 
 
 def fast_fcos3d(detector: nn.Module) -> nn.Module:
-    """The detector, folded; it is called as before."""
-    fast = folded(detector)
+    """A copy of an FCOS3D with folded batch normalisation and cached points; the call signature is the same."""
+    fast = fold_batch_norms(detector)
     head: Any = fast.bbox_head
-    head.get_points = _remember_points(head.get_points)
+    head.get_points = _cache_points(head.get_points)
     return fast
 
 
 def fast_camera(detector: nn.Module) -> nn.Module:
-    """A camera detector of mmdet3d, folded; it is called as before."""
-    fast = folded(detector)
+    """A copy of a camera detector with folded batch normalisation; the call signature is the same."""
+    fast = fold_batch_norms(detector)
     from mmdet3d.models.dense_heads import SMOKEMono3DHead
 
     head: Any = fast.bbox_head
     if isinstance(head, SMOKEMono3DHead):
-        # mmdet looks for the best places in a view of the scores, which there is none of with the channels last.
+        # mmdet takes a view of the scores to find the best locations, which is impossible with channels last.
         forward = head.forward
         head.forward = lambda *maps: tuple([level.contiguous() for level in levels] for levels in forward(*maps))
     return fast
 
 
 def has_fast_pillars(detector: nn.Module) -> bool:
-    """Whether ``FastPointPillars`` knows this detector."""
+    """Whether ``FastPointPillars`` supports this detector."""
     load()
     from mmdet3d.models.dense_heads import Anchor3DHead
     from mmdet3d.models.detectors import VoxelNet
@@ -80,21 +80,23 @@ def has_fast_pillars(detector: nn.Module) -> bool:
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
     encoder: Any = getattr(detector, "voxel_encoder", None)
-    if not _takes_every_point(detector) and not (
+    if not _has_dynamic_pillars(detector) and not (
         type(detector) is VoxelNet and type(encoder) is PillarFeatureNet and bool(encoder.legacy)
     ):
         return False
     network: Any = detector
     voxels, head = network.data_preprocessor.voxel_layer, network.bbox_head
     extent, size = voxels.point_cloud_range, voxels.voxel_size
-    middle = torch.tensor([size[axis] / 2 + extent[axis] for axis in range(3)])
+    pillar_centre = torch.tensor([size[axis] / 2 + extent[axis] for axis in range(3)])
     return (
         type(head) is Anchor3DHead
         and type(network.neck) is SECONDFPN
         and head.use_direction_classifier
-        # In a configuration of one's own the encoder may have been left at another grid than the pillars are of.
-        and torch.allclose(torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]), middle, atol=1e-4)
-        and encoder.in_channels == _FEATURES
+        # In a user's own configuration the encoder's grid may differ from that of the pillars.
+        and torch.allclose(
+            torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]), pillar_centre, atol=1e-4
+        )
+        and encoder.in_channels == _POINT_FEATURES
         and getattr(encoder.pfn_layers[0], "mode", "max") == "max"
         and len(encoder.pfn_layers) == 1
         and not encoder._with_distance
@@ -103,8 +105,8 @@ def has_fast_pillars(detector: nn.Module) -> bool:
     )
 
 
-def _takes_every_point(detector: nn.Module) -> bool:
-    """Whether its pillars are dynamic: they have no most points."""
+def _has_dynamic_pillars(detector: nn.Module) -> bool:
+    """Whether its pillars are dynamic: they have no maximum number of points."""
     from mmdet3d.models.detectors import DynamicVoxelNet
     from mmdet3d.models.voxel_encoders import DynamicPillarFeatureNet
 
@@ -117,23 +119,25 @@ def _takes_every_point(detector: nn.Module) -> bool:
 
 
 class FoldedHeads(nn.Module):
-    """The dense part of PointPillars, folded: pseudo-image (B, C, rows, columns) to scores, boxes and directions."""
+    """The dense network of PointPillars with folded batch normalisation, from pseudo-images (B, C, rows, columns)."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
-        self.backbone, self.neck = folded(detector.backbone), folded(detector.neck)
+        self.backbone, self.neck = fold_batch_norms(detector.backbone), fold_batch_norms(detector.neck)
         head = detector.bbox_head
-        self.branches = nn.ModuleList(folded(branch) for branch in (head.conv_cls, head.conv_reg, head.conv_dir_cls))
+        self.branches = nn.ModuleList(
+            fold_batch_norms(branch) for branch in (head.conv_cls, head.conv_reg, head.conv_dir_cls)
+        )
 
     def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
-        """(B, A C, H, W) scores, (B, 7 A, H, W) boxes and (B, 2 A, H, W) directions of A = 2 C anchors a cell."""
+        """Scores (B, A C, H, W), boxes (B, 7 A, H, W) and directions (B, 2 A, H, W) of A = 2 C anchors per cell."""
         (features,) = self.neck(self.backbone(pseudo_image))
         return tuple(branch(features) for branch in self.branches)
 
 
-def encoder_of(detector: Any, *, every_point: bool = False) -> PillarEncoder:
-    """The pillar encoder of a detector that ``has_fast_pillars``."""
-    dynamic = _takes_every_point(detector)
+def pillar_encoder_from_detector(detector: Any, *, every_point: bool = False) -> PillarEncoder:
+    """The pillar encoder of a detector for which ``has_fast_pillars`` is true."""
+    dynamic = _has_dynamic_pillars(detector)
     voxels = detector.data_preprocessor.voxel_layer
     layer = detector.voxel_encoder.pfn_layers[0].eval()
     linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
@@ -151,25 +155,25 @@ def encoder_of(detector: Any, *, every_point: bool = False) -> PillarEncoder:
 
 
 class FastPointPillars(nn.Module):
-    """PointPillars that encodes no padding, from mmdet3d's detector with a pillar encoder of one layer.
+    """PointPillars that encodes no padding, from an mmdet3d detector whose pillar encoder has one layer.
 
-    With ``every_point`` a pillar has no most points, and a sweep no most pillars, as in a detector of dynamic pillars.
-    ``program`` computes the dense part; without one torch does.
+    With ``every_point`` the numbers of points per pillar and of pillars are not limited, as with dynamic pillars.
+    ``program`` computes the dense network; without it torch does.
     """
 
     def __init__(self, detector: Any, *, every_point: bool = False, program: Program | None = None) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
-                "the fast path knows VoxelNet with the pillar encoder of one layer that reads x, y, z and intensity"
+                "the fast path supports VoxelNet only with a pillar encoder of one layer over x, y, z and intensity"
             )
-        self.encode = encoder_of(detector, every_point=every_point)
+        self.encode = pillar_encoder_from_detector(detector, every_point=every_point)
         self.heads: nn.Module = FoldedHeads(detector) if program is None else ProgramHeads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
-        self.bbox_head.prior_generator = RememberingAnchors(self.bbox_head.prior_generator)
+        self.bbox_head.prior_generator = CachedAnchors(self.bbox_head.prior_generator)
 
     def predict(self, points_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``structures.predict`` gives for one sweep with at least one point in range."""
+        """The detections, as from ``structures.predict``, in a sweep with at least one point in range."""
         from mmdet3d.structures import LiDARInstance3DBoxes
 
         maps = [[part] for part in self.heads(self.encode(points_N4))]
@@ -179,29 +183,31 @@ class FastPointPillars(nn.Module):
         )
 
 
-class RememberingAnchors:
-    """An anchor generator that makes the anchors of a grid once."""
+class CachedAnchors:
+    """An anchor generator that computes the anchors of each grid once."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
-        self._made = cache(lambda sizes, device: generator.grid_anchors(list(sizes), device=device))
+        self._anchors_by_size = cache(lambda sizes, device: generator.grid_anchors(list(sizes), device=device))
 
     def grid_anchors(self, featmap_sizes: Sequence[Any], device: Any = "cpu") -> list[Tensor]:
-        made: list[Tensor] = self._made(tuple(tuple(size) for size in featmap_sizes), torch.device(device))
-        return made
+        anchors: list[Tensor] = self._anchors_by_size(
+            tuple(tuple(size) for size in featmap_sizes), torch.device(device)
+        )
+        return anchors
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # as copying asks for before there is a generator
+        if name.startswith("__"):  # copying asks for these before ``_generator`` is set
             raise AttributeError(name)
         return getattr(self._generator, name)
 
 
-def _remember_points(get_points: Any) -> Any:
-    made = cache(lambda sizes, dtype, device: get_points([torch.Size(size) for size in sizes], dtype, device))
+def _cache_points(get_points: Any) -> Any:
+    cached = cache(lambda sizes, dtype, device: get_points([torch.Size(size) for size in sizes], dtype, device))
 
-    def remembering(
+    def get_cached_points(
         featmap_sizes: Sequence[Any], dtype: torch.dtype, device: torch.device, flatten: bool = False
     ) -> Any:
-        return made(tuple(tuple(size) for size in featmap_sizes), dtype, device)
+        return cached(tuple(tuple(size) for size in featmap_sizes), dtype, device)
 
-    return remembering
+    return get_cached_points

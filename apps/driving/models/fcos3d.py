@@ -1,8 +1,8 @@
-"""FCOS3D (Wang et al., 2021): mmdet3d's ``FCOSMono3D`` from its nuScenes configuration, its classes unmodified.
+"""FCOS3D (Wang et al., 2021): mmdet3d's ``FCOSMono3D``, built from its nuScenes configuration with unmodified classes.
 
-With ``resnet101_dcn`` it has the configuration's own backbone and head; the other backbones are without deformable
-convolution, and so is their head (``dcn_on_last_conv=False``), so that they are exported. KITTI's boxes have neither
-velocity nor attributes, so a box is 7 numbers. For the published weights see ``configurations.MMDet3DModel``.
+With ``resnet101_dcn`` it has the configuration's own backbone and head. The other backbones and their head
+(``dcn_on_last_conv=False``) have no deformable convolution, so that they can be exported. KITTI's boxes have neither
+velocity nor attributes, so that a box is 7 numbers. For the published weights see ``configurations.MMDet3DModel``.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from apps.driving.models.own_settings import metres_setting, part_settings
 from apps.driving.types import CameraInput
 from shared.recipe import Axis
 
-_CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
+_CONFIG_PATH = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
 _CODE_WEIGHT = (1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0)
 STRIDES = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FCOS3D:
-    """``backbone`` is ResNet-18 of ``base_width`` channels, ResNet-101 with deformable convolution in its last three
-    stages (the paper's), or ResNeXt-101 of 32 groups of 4 or 8 channels. ``head`` is the head's number of channels.
+    """``backbone`` is ResNet-18 with ``base_width`` channels, ResNet-101 with deformable convolution in its last two
+    stages (the paper's), or ResNeXt-101 with 32 groups of 4 or 8 channels. ``head`` is the head's number of channels.
 
     With ``priors`` the head predicts depth and size relative to a mean (an option of mmdet3d's coder), which trains in
-    minutes: the sizes are those of the input's classes.
+    minutes; the mean sizes are those of the input's classes.
 
-    With ``own`` it is the FCOS3D of a configuration of the user's own that was imported, as ``own_training.as_fcos3d``
-    takes it, and the settings above do not count.
+    With ``own`` it is the imported FCOS3D of a user's own configuration, from ``own_training.as_fcos3d``; the settings
+    above are then ignored.
     """
 
     sensor: ClassVar[Literal["camera"]] = "camera"
@@ -48,24 +48,24 @@ class FCOS3D:
     own: OwnCamera | None = None
 
     def settings(self, input: CameraInput) -> dict[str, Any]:
-        """mmdet3d's configuration with these sizes, for the input's classes."""
-        model = shipped_config(_CONFIG)
+        """mmdet3d's configuration with these settings, for the input's classes."""
+        model = shipped_config(_CONFIG_PATH)
         if self.own is not None:
-            return _of_own(self.own, input, model["train_cfg"])
+            return _own_settings(self.own, input, model["train_cfg"])
         deformable = self.backbone == "resnet101_dcn"
         if deformable:
-            # The network sees blue, green, red, as its published weights do; images here are red, green, blue.
+            # The network takes BGR, as its published weights expect; images here are RGB.
             model["data_preprocessor"].update(bgr_to_rgb=True)
         else:
             model["data_preprocessor"].update(
                 mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False
             )
-        # Nothing is frozen: the weights are to be learnt.
-        learnt = {"frozen_stages": -1, "norm_cfg": {"type": "BN", "requires_grad": True}, "norm_eval": False}
+        # Nothing is frozen: all weights are trained.
+        trainable = {"frozen_stages": -1, "norm_cfg": {"type": "BN", "requires_grad": True}, "norm_eval": False}
         stages = {"num_stages": 4, "out_indices": (0, 1, 2, 3), "style": "pytorch"}
         widths = [256, 512, 1024, 2048]
         if deformable:
-            model["backbone"] = {k: v for k, v in model["backbone"].items() if k != "init_cfg"} | learnt
+            model["backbone"] = {k: v for k, v in model["backbone"].items() if k != "init_cfg"} | trainable
         elif self.backbone == "resnet18":
             widths = [self.base_width * factor for factor in (1, 2, 4, 8)]
             model["backbone"] = {
@@ -73,7 +73,7 @@ class FCOS3D:
                 "depth": 18,
                 "base_channels": self.base_width,
                 **stages,
-                **learnt,
+                **trainable,
             }
         else:
             width = {"resnext101_32x4d": 4, "resnext101_32x8d": 8}[self.backbone]
@@ -83,7 +83,7 @@ class FCOS3D:
                 "groups": 32,
                 "base_width": width,
                 **stages,
-                **learnt,
+                **trainable,
             }
         model["neck"].update(in_channels=widths, out_channels=self.head)
         coder: dict[str, Any] = {"type": "FCOS3DBBoxCoder", "code_size": 7}
@@ -109,17 +109,17 @@ class FCOS3D:
 
     @property
     def colours(self) -> Normalisation:
-        """How the network takes an image's colours, as ``settings`` has it."""
+        """The normalisation of images, as in ``settings``."""
         if self.own is not None:
-            seen = part_settings(self.own.model, "data_preprocessor")
-            mean, deviation = (metres_setting({"colours": seen[name]}, "colours", 3) for name in ("mean", "std"))
+            preprocessor = part_settings(self.own.model, "data_preprocessor")
+            mean, std = (metres_setting({"colours": preprocessor[name]}, "colours", 3) for name in ("mean", "std"))
             return Normalisation(
                 mean=(mean[0], mean[1], mean[2]),
-                deviation=(deviation[0], deviation[1], deviation[2]),
-                swapped=not seen.get("bgr_to_rgb", False),
+                std=(std[0], std[1], std[2]),
+                is_bgr=not preprocessor.get("bgr_to_rgb", False),
             )
         if self.backbone == "resnet101_dcn":
-            return Normalisation(mean=(103.53, 116.28, 123.675), deviation=(1.0, 1.0, 1.0), swapped=True)
+            return Normalisation(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), is_bgr=True)
         return Normalisation()
 
     def build(self, input: CameraInput) -> nn.Module:
@@ -130,31 +130,32 @@ class FCOS3D:
         return dense_parts(model)
 
     def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
-        """The head's scores; what else it gives has no class."""
+        """The parameters of the head's scores; its other outputs do not depend on the class."""
         return {f"bbox_head.conv_cls.{part}": Axis(0, classes) for part in ("weight", "bias")}
 
 
 def _base_dims(input: CameraInput) -> tuple[tuple[float, float, float], ...]:
-    """Length, height and width of each class, as mmdet3d's coder has them."""
+    """Length, height and width of each class, in the order of mmdet3d's coder."""
     return tuple((length, height, width) for length, width, height in (kind.size_m for kind in input.classes))
 
 
-def _of_own(own: OwnCamera, input: CameraInput, training: dict[str, Any]) -> dict[str, Any]:
-    """mmdet3d's settings of a network of the user's own, for the input's classes, with how the shipped one learns."""
+def _own_settings(own: OwnCamera, input: CameraInput, train_cfg: dict[str, Any]) -> dict[str, Any]:
+    """mmdet3d's settings of a user's own network, for the input's classes, with the shipped one's ``train_cfg``."""
     model = copy.deepcopy(dict(own.model))
-    head, colours = model["bbox_head"], model["data_preprocessor"]
+    head, preprocessor = model["bbox_head"], model["data_preprocessor"]
     head["num_classes"] = len(input.classes)
     if own.has_base_sizes():
         head["bbox_coder"]["base_dims"] = _base_dims(input)
-    # mmdet3d's own loader gives blue, green, red; images here are red, green, blue.
-    colours["bgr_to_rgb"] = not colours.get("bgr_to_rgb", False)
-    return model | {"train_cfg": training | {"code_weight": list(_CODE_WEIGHT)}}
+    # mmdet3d's loader reads BGR; images here are RGB.
+    preprocessor["bgr_to_rgb"] = not preprocessor.get("bgr_to_rgb", False)
+    return model | {"train_cfg": train_cfg | {"code_weight": list(_CODE_WEIGHT)}}
 
 
 class ImageToHeads(nn.Module):
-    """The dense part: normalised image (B, 3, H, W) to scores, boxes, directions and centerness of each level.
+    """The dense network: from a normalised image (B, 3, H, W) to scores, boxes, directions and centerness per level.
 
-    Twenty outputs: for each of the strides 8, 16, 32, 64, 128 (B, 3, h, w), (B, 7, h, w), (B, 2, h, w), (B, 1, h, w).
+    It has twenty outputs: for each of the strides 8, 16, 32, 64 and 128 (B, C, h, w) for C classes, (B, 7, h, w),
+    (B, 2, h, w) and (B, 1, h, w).
     """
 
     backbone: nn.Module
@@ -174,6 +175,6 @@ OUTPUTS = tuple(f"{what}_{stride}" for stride in STRIDES for what in ("scores", 
 
 
 def example_image(height: int, width: int, batch: int = 1) -> Tensor:
-    """Normalised images (B, 3, H, W), for export and for measuring."""
+    """Random normalised images (B, 3, H, W), for export and for timing."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, height, width, generator=generator)

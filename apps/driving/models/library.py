@@ -1,4 +1,4 @@
-"""Imports mmdet3d with the replacement for mmcv's compiled operators, and reads its shipped configurations."""
+"""Imports mmdet3d with the stand-in for mmcv's compiled operators, and reads its shipped configurations."""
 
 from __future__ import annotations
 

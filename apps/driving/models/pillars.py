@@ -1,4 +1,4 @@
-"""PointPillars for prediction with a program: points to pillars, the dense network, boxes. Imports no mmdet3d."""
+"""PointPillars for prediction with a program: pillar encoder, dense network, box decoding. Imports no mmdet3d."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from apps.driving.models.decoding import LIDAR, AnchorDecoder, Found, anchors
+from apps.driving.models.decoding import LIDAR, AnchorDecoder, BoxTensors, anchors
 from apps.driving.models.ops.voxels import group_pillars, group_points
 from apps.driving.models.pointpillars import PointPillars
 from apps.driving.types import LidarInput
 from shared.deploy.programs.program import Program
 
 HEADS = ("scores", "boxes", "directions")
-"""The outputs of the dense part."""
+"""The names of the dense network's outputs."""
 NO_LIMIT = 1 << 40
-_EPSILON = 1e-3
-"""Of the normalisation in mmdet3d's pillar encoder."""
+_NORM_EPSILON = 1e-3
+"""The epsilon of the batch normalisation in mmdet3d's pillar encoder."""
 
 
 class PillarEncoder(nn.Module):
-    """Encodes the points that are there, where mmdet3d fills every pillar with zeros and encodes those too.
+    """A pillar encoder that encodes only the points; mmdet3d pads every pillar with zeros and encodes those too.
 
     ``size`` and ``extent`` are a pillar's sides (3,) and the range (6,) in metres; ``weight`` (10, C) and ``bias`` (C,)
-    are those of the encoder's one layer with its normalisation folded in. ``dynamic`` pillars have no zeros among their
-    points; others that are shown every point are never full.
+    are those of the encoder's only layer with its normalisation folded in. ``dynamic`` pillars are not padded; other
+    pillars count as padded unless they hold ``most_points`` points.
     """
 
     size: Tensor
     offset: Tensor
     weight: Tensor
     bias: Tensor
-    by_point: Tensor
+    point_weight: Tensor
     rows: int
     columns: int
 
@@ -55,10 +55,10 @@ class PillarEncoder(nn.Module):
         self.register_buffer("offset", size / 2 + extent[:3])
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        # Of a point's offset from the pillar's middle, which is part of three of the features, and its intensity.
-        # mmdet3d's encoder of padded pillars writes the offset over the coordinates as well (its "legacy" way).
-        self.register_buffer("by_point", torch.cat([weight[:3] + weight[4:7] + weight[7:10], weight[3:4]]))
-        # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
+        # The weight of a point's offset from the pillar centre, which enters three of the features, and of its
+        # intensity. mmdet3d's encoder of padded pillars also replaces the coordinates by this offset ("legacy").
+        self.register_buffer("point_weight", torch.cat([weight[:3] + weight[4:7] + weight[7:10], weight[3:4]]))
+        # Kept on the host on any device: the shape of the grid is computed from them for every sweep.
         self._grid = size, extent
 
     def forward(self, points_N4: Tensor) -> Tensor:
@@ -69,19 +69,19 @@ class PillarEncoder(nn.Module):
         grouped = grouped.first(self.most_points)
         pillar, cell, count = grouped.voxel, grouped.cell, grouped.count
         points = points_N4.index_select(0, grouped.source)
-        middle = cell.flip(1).to(points.dtype) * self.size + self.offset
-        points[:, :3] -= middle.index_select(0, pillar)
+        pillar_centre = cell.flip(1).to(points.dtype) * self.size + self.offset
+        points[:, :3] -= pillar_centre.index_select(0, pillar)
         mean = points.new_zeros(len(cell), 3).index_add_(0, pillar, points[:, :3]) / count[:, None]
-        # What all points of a pillar have in common is added once, behind the greatest of what they differ in.
-        common = self.bias - mean @ self.weight[4:7]
+        # The part that all points of a pillar share is added once, after the maximum over the part that differs.
+        shared_part = self.bias - mean @ self.weight[4:7]
         if self.dynamic:
-            common = common + middle @ self.weight[:3]
-        encoded = points @ self.by_point
-        greatest = encoded.new_full((len(cell), encoded.shape[1]), -torch.inf)
-        greatest.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
-        pooled = (greatest + common).relu_()
+            shared_part = shared_part + pillar_centre @ self.weight[:3]
+        encoded = points @ self.point_weight
+        maximum = encoded.new_full((len(cell), encoded.shape[1]), -torch.inf)
+        maximum.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
+        pooled = (maximum + shared_part).relu_()
         if not self.dynamic:
-            # A padded pillar that is not full has zeros among its points, which encode to the bias.
+            # A pillar that is not full is padded with zeros, which encode to the bias.
             pooled = torch.where(count[:, None] < self.most_points, torch.maximum(pooled, self.bias), pooled)
         canvas = pooled.new_zeros(pooled.shape[1], self.rows * self.columns)
         canvas[:, cell[:, 1] * self.columns + cell[:, 2]] = pooled.t()
@@ -89,39 +89,39 @@ class PillarEncoder(nn.Module):
 
 
 class ProgramHeads(nn.Module):
-    """A program called as ``FoldedHeads`` is."""
+    """A program with the call signature of ``FoldedHeads``."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
 
     def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, rows, columns) to ``HEADS``."""
+        """The outputs ``HEADS`` for a pseudo-image (B, C, rows, columns)."""
         found = self.program({"pseudo_image": pseudo_image})
         return tuple(found[name] for name in HEADS)
 
 
 def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
-    """Weight (in, out) and bias (out,) of a linear layer (out, in) with the batch normalisation behind it folded in."""
+    """Weight (in, out) and bias (out,) of a linear layer (out, in) with the following batch normalisation folded in."""
     scale = norm["weight"] / torch.sqrt(norm["running_var"] + epsilon)
     return (weight * scale[:, None]).detach().t().contiguous(), (norm["bias"] - norm["running_mean"] * scale).detach()
 
 
 def pillar_encoder(model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor]) -> PillarEncoder:
-    """The encoder of a model from the weights of an artifact."""
+    """A model's pillar encoder with the weights of an artifact."""
     x0, y0, z0, x1, y1, z1 = input.range_m
     size, extent = torch.tensor([model.pillar_m, model.pillar_m, z1 - z0]), torch.tensor([x0, y0, z0, x1, y1, z1])
     layer = "voxel_encoder.pfn_layers.0."
-    linear, after = ("0.", "1.") if model.dynamic else ("linear.", "norm.")
-    norm = {name: weights[f"{layer}{after}{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
-    weight, bias = fold_layer(weights[f"{layer}{linear}weight"], norm, _EPSILON)
+    linear_prefix, norm_prefix = ("0.", "1.") if model.dynamic else ("linear.", "norm.")
+    norm = {name: weights[f"{layer}{norm_prefix}{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+    weight, bias = fold_layer(weights[f"{layer}{linear_prefix}weight"], norm, _NORM_EPSILON)
     return PillarEncoder(size, extent, weight, bias, dynamic=model.dynamic)
 
 
 class ProgramPillars(nn.Module):
-    """PointPillars whose dense part is a program, from the settings and the weights of an artifact.
+    """PointPillars whose dense network is a program, from the settings and weights of an artifact.
 
-    Every point of a pillar takes part, as in ``FastPointPillars`` with ``every_point``.
+    It encodes every point of a pillar, as ``FastPointPillars`` with ``every_point`` does.
     """
 
     def __init__(self, model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor], program: Program) -> None:
@@ -130,15 +130,15 @@ class ProgramPillars(nn.Module):
         self.heads = ProgramHeads(program)
         self.input = input
         self.suppression = replace(
-            LIDAR, candidates=model.candidates, least_score=model.least_score, boxes=model.most_boxes
+            LIDAR, candidates=model.candidates, min_score=model.least_score, boxes=model.most_boxes
         )
         self._decoders: dict[tuple[int, int], AnchorDecoder] = {}
 
-    def predict(self, points_N4: Tensor) -> Found:
-        """What ``structures.predict`` gives for one sweep with at least one point in range."""
+    def predict(self, points_N4: Tensor) -> BoxTensors:
+        """The detections, as from ``structures.predict``, in a sweep with at least one point in range."""
         maps = self.heads(self.encoder(points_N4))
         rows, columns = maps[0].shape[2:]
         if (rows, columns) not in self._decoders:
-            made = anchors(self.input, rows, columns).to(maps[0].device)
-            self._decoders[rows, columns] = AnchorDecoder(made, len(self.input.classes), self.suppression)
+            anchor_grid = anchors(self.input, rows, columns).to(maps[0].device)
+            self._decoders[rows, columns] = AnchorDecoder(anchor_grid, len(self.input.classes), self.suppression)
         return self._decoders[rows, columns](*maps)

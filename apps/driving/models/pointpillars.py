@@ -1,4 +1,4 @@
-"""PointPillars (Lang et al., 2019): mmdet3d's ``VoxelNet`` from its KITTI configuration, its classes unmodified."""
+"""PointPillars (Lang et al., 2019): mmdet3d's unmodified ``VoxelNet``, built from its KITTI configuration."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from apps.driving.types import LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 from shared.recipe import Axis
 
-_CONFIG = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
-_STRIDE = 8
-"""Of the backbone's last stage: rows and columns of the grid are multiples of it."""
-_LONG_M = 2.5
-"""Classes of which an object is longer than this match anchors as the configuration's cars do."""
+_CONFIG_PATH = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
+_GRID_MULTIPLE = 8
+"""The stride of the backbone's last stage: the grid's rows and columns must be multiples of it."""
+_MAX_SHORT_LENGTH_M = 2.5
+"""Classes with a longer mean length match anchors as the configuration's cars do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointPillars:
-    """The defaults are mmdet3d's KITTI 3-class configuration as it is shipped.
+    """The defaults are mmdet3d's shipped KITTI 3-class configuration.
 
-    ``pillar_m`` is the side of a pillar. Range and classes, with the sizes of the anchors, are the input's. With
-    ``dynamic`` pillars every point takes part, in training and in prediction, as in mmdet3d's
-    ``dynamic_voxelization`` (Zhou et al. 2019, "MVF", section 3.1); else the network itself sees the first
-    ``points_per_pillar`` of the first ``pillars`` (in training, in prediction), and a program every point.
+    ``pillar_m`` is the side of a pillar in metres. The input sets the range and the classes with their anchor sizes.
+    With ``dynamic`` pillars every point is encoded, in training and in prediction, as in mmdet3d's
+    ``dynamic_voxelization`` (Zhou et al. 2019, "MVF", section 3.1). Otherwise the network itself takes the first
+    ``points_per_pillar`` points of the first ``pillars`` pillars (in training, in prediction), and a program takes
+    every point.
 
-    ``upsampling`` of the three stages to one grid: by (1, 2, 4) the head has cells of two pillars' side, by (2, 4, 8)
-    of one. ``box_weight`` and ``direction_weight`` are those of the losses. ``candidates`` anchors, of a score above
-    ``least_score``, take part in the suppression, and at most ``most_boxes`` boxes remain.
+    ``upsampling`` are the factors of the three stages to a common grid: with (1, 2, 4) a cell of the head is two
+    pillars wide, with (2, 4, 8) one. ``box_weight`` and ``direction_weight`` are weights of the losses. The best
+    ``candidates`` anchors with a score above ``least_score`` enter the suppression, and at most ``most_boxes`` boxes
+    remain.
 
-    ``short_overlaps``: an anchor of a class of short objects is positive from the first overlap up and negative below
-    the second; an object's best anchor is positive from the third. In a coarse grid a pedestrian between two cells
-    overlaps no anchor by 0.35, mmdet3d's least, and would be learnt as background.
+    ``short_overlaps`` are the IoU thresholds of classes of short objects: an anchor is positive from the first and
+    negative below the second; an object's best anchor is positive from the third. In a coarse grid a pedestrian between
+    two cells overlaps no anchor by 0.35, mmdet3d's minimum, and would be learnt as background.
     """
 
     sensor: ClassVar[Literal["lidar"]] = "lidar"
@@ -59,12 +61,12 @@ class PointPillars:
     most_boxes: int = 50
 
     def grid(self, input: LidarInput) -> tuple[int, int]:
-        """Rows (y) and columns (x) of the pseudo-image; refuses a range that pillars do not fill."""
+        """Rows (y) and columns (x) of the pseudo-image; raises InvalidInputError if they do not fill the range."""
         x0, y0, _, x1, y1, _ = input.range_m
         rows, columns = round((y1 - y0) / self.pillar_m), round((x1 - x0) / self.pillar_m)
         for axis, count, extent in (("y", rows, y1 - y0), ("x", columns, x1 - x0)):
-            if count < 1 or count % _STRIDE or abs(count * self.pillar_m - extent) > 1e-3 * self.pillar_m:
-                step = self.pillar_m * _STRIDE
+            if count < 1 or count % _GRID_MULTIPLE or abs(count * self.pillar_m - extent) > 1e-3 * self.pillar_m:
+                step = self.pillar_m * _GRID_MULTIPLE
                 raise InvalidInputError(
                     f"input.range_m covers {extent:g} m in {axis}; with pillars of {self.pillar_m:g} m it must be a "
                     f"multiple of {step:g} m, such as {max(1, round(extent / step)) * step:g}"
@@ -72,8 +74,8 @@ class PointPillars:
         return rows, columns
 
     def settings(self, input: LidarInput) -> dict[str, Any]:
-        """mmdet3d's configuration with these sizes, for what ``input`` says."""
-        model = shipped_config(_CONFIG)
+        """mmdet3d's configuration with these settings, for the range and classes of ``input``."""
+        model = shipped_config(_CONFIG_PATH)
         x0, y0, z0, x1, y1, z1 = input.range_m
         extent, pillar = [x0, y0, z0, x1, y1, z1], [self.pillar_m, self.pillar_m, z1 - z0]
         model["data_preprocessor"]["voxel_layer"].update(
@@ -105,8 +107,8 @@ class PointPillars:
         model["bbox_head"]["loss_dir"]["loss_weight"] = self.direction_weight
         model["test_cfg"].update(nms_pre=self.candidates, score_thr=self.least_score, max_num=self.most_boxes)
         short, _, large = model["train_cfg"]["assigner"]
-        positive, negative, least = self.short_overlaps
-        short |= {"pos_iou_thr": positive, "neg_iou_thr": negative, "min_pos_iou": least}
+        positive, negative, min_positive = self.short_overlaps
+        short |= {"pos_iou_thr": positive, "neg_iou_thr": negative, "min_pos_iou": min_positive}
         model["train_cfg"]["assigner"] = [dict(large if _is_long(kind) else short) for kind in input.classes]
         return model
 
@@ -118,8 +120,8 @@ class PointPillars:
         return dense_parts(model)
 
     def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
-        """The head's outputs: for each class's anchors, at two headings, a score of every class, seven numbers of the
-        box and two of its direction."""
+        """The parameters of the head's outputs: each class has anchors at two yaw angles, and each anchor a score for
+        every class, seven box values and two direction values."""
         anchors = list(product(classes, range(2)))
         outputs = {"conv_cls": classes, "conv_reg": range(7), "conv_dir_cls": range(2)}
         return {
@@ -130,13 +132,14 @@ class PointPillars:
 
 
 def _is_long(kind: ObjectClass) -> bool:
-    return kind.size_m[0] > _LONG_M
+    return kind.size_m[0] > _MAX_SHORT_LENGTH_M
 
 
 class PillarsToHeads(nn.Module):
-    """The dense part: pseudo-image (B, features, rows, columns) to scores, boxes and directions of the anchors.
+    """The dense network: from a pseudo-image (B, features, rows, columns) to the anchors' scores, boxes and directions.
 
-    Outputs (B, A C, H, W), (B, 7 A, H, W) and (B, 2 A, H, W) with A = 2 C anchors a cell: C classes at two headings.
+    The outputs are (B, A C, H, W), (B, 7 A, H, W) and (B, 2 A, H, W), with A = 2 C anchors per cell: C classes at two
+    yaw angles.
     """
 
     backbone: nn.Module
@@ -153,6 +156,6 @@ class PillarsToHeads(nn.Module):
 
 
 def example_input(model: PointPillars, input: LidarInput) -> Tensor:
-    """A pseudo-image of two frames, for export."""
+    """A random pseudo-image of two frames, for export."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(2, model.features, *model.grid(input), generator=generator)

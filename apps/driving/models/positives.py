@@ -1,7 +1,7 @@
-"""How many anchors or points of a batch are positive, before the network has seen it.
+"""Counts a batch's positive anchors or points before the network computes it.
 
-The weight of a detector's losses follows from the matching alone: mmdet3d's head is asked for its losses of outputs
-that are all zero, in the shapes that the network would give, which a copy without memory for its weights tells.
+The weight of a detector's losses depends only on the matching. mmdet3d's head therefore computes its losses for
+all-zero outputs, whose shapes come from a copy of the network on the meta device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class PositiveCounter:
-    """Counts for a detector of mmdet3d with backbone, neck and one head whose ``loss_cls`` is told its divisor."""
+    """Counts for an mmdet3d detector with backbone, neck and one head that passes its divisor to ``loss_cls``."""
 
     def __init__(self, detector: Any) -> None:
         self._head: Any = copy.deepcopy(detector.bbox_head)
@@ -31,26 +31,26 @@ class PositiveCounter:
         self._outputs = outputs
 
     def __call__(self, shape: Sequence[int], data_samples: Sequence[Any], device: torch.device) -> dict[str, float]:
-        """By the name of each loss what ``loss_cls`` is divided by, for an input of ``shape`` (B, C, H, W)."""
+        """The divisor of ``loss_cls``, by the name of each loss, for an input of ``shape`` (B, C, H, W)."""
         zeros = _zeros_like(self._outputs(tuple(shape)), device)
         self._head.forward = lambda *_: zeros
         with torch.no_grad(), divisor_of(self._head) as divisors:
-            found = self._head.loss([torch.empty(0, device=device)], list(data_samples))
-        return {name: divisors[0] for name in found if "loss" in name}
+            losses = self._head.loss([torch.empty(0, device=device)], list(data_samples))
+        return {name: divisors[0] for name in losses if "loss" in name}
 
 
 class divisor_of:  # noqa: N801 - used as a function, in a with statement
-    """A list of what the head's ``loss_cls`` is told to divide by, call by call."""
+    """Records the divisor of each call to the head's ``loss_cls`` in a list, within the context."""
 
     def __init__(self, head: Any) -> None:
-        self._head, self._found = head, list[float]()
+        self._head, self._divisors = head, list[float]()
 
     def __enter__(self) -> list[float]:
-        def note(_: nn.Module, __: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-            self._found.append(float(options["avg_factor"]))
+        def record(_: nn.Module, __: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            self._divisors.append(float(options["avg_factor"]))
 
-        self._hook = self._head.loss_cls.register_forward_pre_hook(note, with_kwargs=True)
-        return self._found
+        self._hook = self._head.loss_cls.register_forward_pre_hook(record, with_kwargs=True)
+        return self._divisors
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()

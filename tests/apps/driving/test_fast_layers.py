@@ -12,7 +12,7 @@ from torch import nn
 
 from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.detectors import network_of
-from apps.driving.models.fast import fast_camera, folded
+from apps.driving.models.fast import fast_camera, fold_batch_norms
 from apps.driving.models.library import load
 from apps.driving.models.parity import random_camera
 
@@ -30,7 +30,7 @@ def packed(modulated, stride, padding, dilation, groups, kernel=3):
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "deform_groups": groups}
     layer = kind(8, 6, kernel, **settings)
     nn.init.normal_(layer.conv_offset.weight, std=0.3)
-    return nn.Sequential(layer), folded(nn.Sequential(layer))
+    return nn.Sequential(layer), fold_batch_norms(nn.Sequential(layer))
 
 
 @pytest.mark.parametrize("modulated", [True, False])
@@ -80,7 +80,7 @@ def test_gradients_and_autocast_are_left_to_mmcv(modulated):
 def test_what_is_folded_is_folded_again_and_pickled():
     layer, fast = packed(True, 1, 1, 1, 1)
     both = nn.Sequential(layer, nn.GroupNorm(2, 6))
-    again = pickle.loads(pickle.dumps(folded(folded(both))))
+    again = pickle.loads(pickle.dumps(fold_batch_norms(fold_batch_norms(both))))
     image = torch.randn(2, 8, 9, 12)
     with torch.inference_mode():
         assert torch.allclose(again(image), both(image), atol=1e-5)
@@ -90,7 +90,7 @@ def test_what_is_folded_is_folded_again_and_pickled():
 @pytest.mark.parametrize("shape", [(0, 8, 5, 6), (0, 8, 1, 1)])
 def test_no_images_are_normalised_to_none(shape):
     with torch.inference_mode():
-        assert folded(nn.Sequential(nn.GroupNorm(2, 8)))(torch.zeros(shape)).shape == shape
+        assert fold_batch_norms(nn.Sequential(nn.GroupNorm(2, 8)))(torch.zeros(shape)).shape == shape
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0])
@@ -102,7 +102,7 @@ def test_group_normalisation_of_a_large_map_keeps_its_precision(mean):
     image = torch.randn(2, 8, 540, 960) + mean
     with torch.inference_mode():
         exact = nn.functional.group_norm(image.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps)
-        found = folded(nn.Sequential(norm))(image.to(memory_format=torch.channels_last))
+        found = fold_batch_norms(nn.Sequential(norm))(image.to(memory_format=torch.channels_last))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert float((found - exact).abs().max() / exact.abs().max()) < 3e-6
 

@@ -37,7 +37,7 @@ def test_where_the_fast_path_differs_mmdet3ds_own_modules_predict(kind, tmp_path
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "ignored_weights: none\nremarks: mmdet3d's own modules compute it, more slowly" in told or kind == "fcos3d"
-    assert "mmdet3d's own modules compute it, more slowly" in told and "from which its fast path differs" in told
+    assert "mmdet3d's own modules compute it, more slowly" in told and "its fast path differs from" in told
     name = "mmdet3d_lidar" if kind == "pointpillars" else "mmdet3d_camera"
     artifact = open_artifact(tmp_path / name / "1")
     assert artifact.manifest.source["parity"]["largest_relative_difference"] > 1e-3
@@ -60,7 +60,7 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
     file = save(tmp_path / "a.pth", detector, config.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
     told = capsys.readouterr().err
-    assert "a.pth gives numbers that are not finite" in told and "an epoch before that" in told
+    assert "a.pth outputs values that are not finite" in told and "an earlier epoch" in told
 
 
 def test_so_are_those_of_deformable_convolutions_whose_offsets_are_no_numbers(tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_so_are_those_of_deformable_convolutions_whose_offsets_are_no_numbers(tm
         value.data.fill_(torch.nan)
     file = save(tmp_path / "a.pth", detector, config.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
-    assert "a.pth gives numbers that are not finite" in capsys.readouterr().err
+    assert "a.pth outputs values that are not finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [0, -100])

@@ -12,7 +12,7 @@ from apps.driving.datasets.images import moved
 from apps.driving.datasets.sweeps import augment_sweep
 from apps.driving.models import fcos3d, structures
 from apps.driving.models.library import shipped_config
-from apps.driving.models.pointpillars import _CONFIG, PillarsToHeads, PointPillars, example_input
+from apps.driving.models.pointpillars import _CONFIG_PATH, PillarsToHeads, PointPillars, example_input
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Boxes3D, CameraInput, LidarInput
 
@@ -32,7 +32,7 @@ def difference(a, b, path=""):
 
 
 def test_full_pointpillars_is_the_shipped_kitti_configuration():
-    assert difference(shipped_config(_CONFIG), PointPillars().settings(LidarInput())) == set()
+    assert difference(shipped_config(_CONFIG_PATH), PointPillars().settings(LidarInput())) == set()
 
 
 def test_full_pointpillars_has_the_parameters_of_the_published_model():
@@ -42,7 +42,7 @@ def test_full_pointpillars_has_the_parameters_of_the_published_model():
 
 
 def test_full_fcos3d_differs_from_the_shipped_configuration_as_it_says():
-    changed = difference(shipped_config(fcos3d._CONFIG), fcos3d.FCOS3D().settings(CameraInput()))
+    changed = difference(shipped_config(fcos3d._CONFIG_PATH), fcos3d.FCOS3D().settings(CameraInput()))
     head = {name.removeprefix(".bbox_head.") for name in changed if name.startswith(".bbox_head.")}
     assert head == {
         "num_classes", "pred_attrs", "pred_velo", "bbox_code_size", "group_reg_dims", "reg_branch",
@@ -62,7 +62,7 @@ def test_backbones_of_fcos3d_have_the_parameters_of_the_published_ones():
 
 def test_fcos3d_with_resnet_101_has_the_configurations_own_backbone_and_head():
     settings = fcos3d.FCOS3D(backbone="resnet101_dcn").settings(CameraInput())
-    own = shipped_config(fcos3d._CONFIG)
+    own = shipped_config(fcos3d._CONFIG_PATH)
     changed = difference(own["backbone"], settings["backbone"])
     assert changed == {".frozen_stages", ".norm_cfg.requires_grad", ".norm_eval", ".init_cfg"}
     assert settings["bbox_head"]["dcn_on_last_conv"] and settings["data_preprocessor"] == own["data_preprocessor"] | {

@@ -11,7 +11,15 @@ from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import structures
-from apps.driving.models.decoding import CAMERA, LIDAR, AnchorDecoder, CameraDecoder, Normalisation, settled, suppress
+from apps.driving.models.decoding import (
+    CAMERA,
+    LIDAR,
+    AnchorDecoder,
+    CameraDecoder,
+    Normalisation,
+    suppress,
+    suppress_on_device,
+)
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.models.pillars import ProgramPillars
@@ -181,12 +189,12 @@ def crowd(seed):
 
 @pytest.mark.parametrize("overlap", [0.01, 0.3, 0.8])
 def test_suppression_on_a_device_keeps_the_same_boxes_and_reads_nothing_back(overlap):
-    settings = replace(LIDAR, overlap=overlap, boxes=300)
+    settings = replace(LIDAR, iou_threshold=overlap, boxes=300)
     for seed in range(3):
         above_N5, score_NC = crowd(seed)
         expected = {(i, label) for i, label in torch.stack(suppress(above_N5, score_NC, settings)).T.tolist()}
         with NothingOnTheHost():
-            index, label_of, stays, certain = settled(above_N5, score_NC, settings)
+            index, label_of, stays, certain = suppress_on_device(above_N5, score_NC, settings)
         assert certain
         assert {(i, label) for i, label in torch.stack([index[stays], label_of[stays]]).T.tolist()} == expected
         assert on_the_device(above_N5, score_NC, settings) == expected
@@ -209,9 +217,9 @@ def test_of_more_candidates_than_are_compared_the_same_boxes_stay(boxes):
         [torch.rand(400, 2, generator=generator) * 30, torch.full((400, 2), 3.0), torch.zeros(400, 1)], 1
     )
     score_NC = 0.2 + 0.8 * torch.rand(400, 3, generator=generator)
-    settings = replace(CAMERA, overlap=0.3, boxes=boxes)
+    settings = replace(CAMERA, iou_threshold=0.3, boxes=boxes)
     expected = {(i, label) for i, label in torch.stack(suppress(above_N5, score_NC, settings)).T.tolist()}
-    assert settled(above_N5, score_NC, settings)[3] == (boxes == 20)
+    assert suppress_on_device(above_N5, score_NC, settings)[3] == (boxes == 20)
     assert on_the_device(above_N5, score_NC, settings) == expected
 
 
@@ -220,8 +228,8 @@ def test_a_chain_of_boxes_longer_than_the_rounds_is_said_to_be_uncertain():
     row = torch.arange(60.0)
     above_N5 = torch.stack([row, row * 0, row * 0 + 1.9, row * 0 + 1, row * 0], 1)
     score_NC = (1 - row / 100)[:, None]
-    settings = replace(LIDAR, overlap=0.2)
-    assert not settled(above_N5, score_NC, settings)[3]
+    settings = replace(LIDAR, iou_threshold=0.2)
+    assert not suppress_on_device(above_N5, score_NC, settings)[3]
     assert on_the_device(above_N5, score_NC, settings) == {(number, 0) for number in range(0, 60, 2)}
 
 

@@ -148,7 +148,7 @@ def test_the_shape_of_the_grid_is_not_asked_of_the_device():
     """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
     points = torch.empty(5, 4, device="meta")
     size, extent = torch.tensor([0.16, 0.16, 4]), torch.tensor([0, -39.68, -3, 69.12, 39.68, 1])
-    assert voxels._cells(points, size, extent)[2] == [1, 496, 432]
+    assert voxels._voxel_coordinates(points, size, extent)[2] == [1, 496, 432]
 
 
 def distance(value, expected):

@@ -122,7 +122,7 @@ def scene():
 
 
 def test_points_in_boxes_equal_a_loop_over_pairs(ops, scene, monkeypatch):
-    monkeypatch.setattr(point_membership, "_PAIRS", 1000)
+    monkeypatch.setattr(point_membership, "_MAX_PAIRS", 1000)
     points, boxes = scene
     expected, certain = membership_by_loop(points, boxes)
     assert certain.float().mean() > 0.99 and 50 < expected.sum() < 2000

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apps.driving.models import fcos3d, pointpillars
-from apps.driving.models.lidar_rcnn import FACTS
+from apps.driving.models.lidar_rcnn import FEATURE_COUNT
 from apps.driving.predictor import WEIGHTS
 from apps.driving.recipes import RECIPES
 from apps.driving.types import ObjectClass
@@ -85,7 +85,7 @@ def test_fcos3d_scores_a_class_as_before(both):
 def test_the_second_stage_corrects_a_class_as_before(both):
     networks, names, _, input = both
     torch.manual_seed(0)
-    points, size, facts = torch.randn(2, input.points, 3), torch.rand(2, 3) + 1, torch.randn(2, FACTS)
+    points, size, facts = torch.randn(2, input.points, 3), torch.rand(2, 3) + 1, torch.randn(2, FEATURE_COUNT)
     answers = []
     for network, own in zip(networks, names, strict=True):
         kinds = torch.eye(3)[[own.index("pedestrian"), own.index("car")]]

@@ -81,14 +81,14 @@ def test_the_focal_length_that_was_said_on_import_is_that_of_the_training(import
 def test_a_focal_length_that_is_none_is_refused(imported, said, tmp_path, capsys):
     file = imported[1].parents[1] / "epoch_80.pth"
     assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", f"focal={said}"]) == 2
-    assert f"--option focal={said}; expected pixels, as 633" in capsys.readouterr().err
+    assert f"--option focal={said}; expected pixels, such as 633" in capsys.readouterr().err
 
 
 def test_a_focal_length_of_a_lidar_is_refused(tmp_path, capsys):
     own = own_config()
     file = save(tmp_path / "a.pth", trained(own), own.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", "focal=633"]) == 2
-    assert "focal is for camera networks in configurations of one's own" in capsys.readouterr().err
+    assert "focal is only for camera networks in your own configurations" in capsys.readouterr().err
 
 
 def _half(camera):
@@ -108,7 +108,7 @@ def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, 
     assert (made.path / "model.onnx").is_file()
     predictor = DrivingPredictor.load([made], "cpu")
     detector = predictor.detectors["fcos3d"]
-    assert isinstance(detector, CameraDetector) and detector.colours.swapped
+    assert isinstance(detector, CameraDetector) and detector.colours.is_bgr
     (found,) = predictor.predict(
         [Frame(name="a", points_lidar_m=None, cameras={"front": photograph()})], Options(score=0.0)
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apps.driving.models import structures
-from apps.driving.models.targets import knows, use_nearby_targets
+from apps.driving.models.targets import is_supported, use_nearby_targets
 from apps.driving.recipes import medium, small, tiny
 from apps.driving.types import KITTI_CLASSES
 from shared.recipe import Limits
@@ -55,9 +55,9 @@ def test_the_targets_are_the_librarys_own(recipe, numbers):
 def test_an_anchor_that_may_be_positive_without_overlap_is_left_to_the_library():
     recipe = small()
     head = recipe.model.build(recipe.input).bbox_head
-    assert knows(head)
+    assert is_supported(head)
     head.bbox_assigner[0].min_pos_iou = 0.0
-    assert not knows(head)
+    assert not is_supported(head)
     before = head.anchor_target_3d
     use_nearby_targets(head)
     assert head.anchor_target_3d == before

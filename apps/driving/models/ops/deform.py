@@ -1,8 +1,8 @@
-"""Deformable convolution (Dai et al., 2017) and the modulated one (Zhu et al., 2019), as ``mmcv._ext`` calls them.
+"""Deformable convolution (Dai et al., 2017), also modulated (Zhu et al., 2019), with the signatures of ``mmcv._ext``.
 
-torchvision compiles both; its offsets are laid out alike (y, then x, of each tap). It has none for half precision on
-the CPU, nor for bf16 anywhere, so that these are computed in float32. Its CPU code reads outside of the image where an
-offset is not a number, as all are once a training diverged: such a sample is taken to be outside of the image.
+torchvision has compiled versions of both, with the same layout of offsets (y, then x, of each tap). It supports neither
+half precision on the CPU nor bf16 anywhere, so that these are computed in float32. Its CPU code reads outside of the
+image if an offset is NaN, as all are after a training diverged: here such a sample counts as outside of the image.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-_OUTSIDE = 1e6
-"""An offset in pixels to outside of any image."""
+_OUTSIDE_OFFSET_PX = 1e6
+"""An offset in pixels that leads outside of any image."""
 
 
 def modulated_deform_conv_forward(
@@ -39,17 +39,17 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Writes the convolution of ``input`` (B, C, H, W) into ``output``; ``ones`` and ``columns`` are not used."""
+    """Writes the convolution of ``input`` (B, C, H, W) to ``output``; ``ones`` and ``columns`` are not used."""
     output.copy_(
         torchvision.ops.deform_conv2d(
-            _wide(input),
-            _places(offset),
-            _wide(weight),
-            _wide(bias) if with_bias else None,
+            _at_least_float32(input),
+            _finite_offsets(offset),
+            _at_least_float32(weight),
+            _at_least_float32(bias) if with_bias else None,
             stride=(stride_h, stride_w),
             padding=(pad_h, pad_w),
             dilation=(dilation_h, dilation_w),
-            mask=_wide(mask),
+            mask=_at_least_float32(mask),
         )
     )
 
@@ -80,14 +80,14 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Writes the gradients of the convolution into the tensors named for them."""
+    """Writes the gradients of the convolution to the ``grad_...`` tensors."""
     gradients = torch.ops.torchvision._deform_conv2d_backward(
-        _wide(grad_output),
-        _wide(input),
-        _wide(weight),
-        _places(offset),
-        _wide(mask),
-        _wide(bias if with_bias else input.new_zeros(weight.shape[0])),
+        _at_least_float32(grad_output),
+        _at_least_float32(input),
+        _at_least_float32(weight),
+        _finite_offsets(offset),
+        _at_least_float32(mask),
+        _at_least_float32(bias if with_bias else input.new_zeros(weight.shape[0])),
         stride_h,
         stride_w,
         pad_h,
@@ -122,15 +122,15 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Writes the convolution of ``input`` (B, C, H, W), without modulation and bias, into ``output``.
+    """Writes the convolution of ``input`` (B, C, H, W), without modulation and bias, to ``output``.
 
     ``columns``, ``ones`` and ``im2col_step`` are not used.
     """
     output.copy_(
         torchvision.ops.deform_conv2d(
-            _wide(input),
-            _places(offset),
-            _wide(weight),
+            _at_least_float32(input),
+            _finite_offsets(offset),
+            _at_least_float32(weight),
             stride=(dH, dW),
             padding=(padH, padW),
             dilation=(dilationH, dilationW),
@@ -158,7 +158,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Writes the gradients of the input and of the offsets into the tensors named for them."""
+    """Writes the gradients of the input and of the offsets to ``grad_input`` and ``grad_offset``."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     gradients = _unmodulated_gradients(grad_output, input, weight, offset, geometry)
     grad_input.copy_(gradients[0])
@@ -187,7 +187,7 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Adds ``scale`` times the gradient of the weights to ``grad_weight``."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    weight = torch.zeros_like(grad_weight)  # its own gradient does not depend on it
+    weight = torch.zeros_like(grad_weight)  # the gradient of the weights does not depend on them
     gradients = _unmodulated_gradients(grad_output, input, weight, offset, geometry)
     grad_weight.add_(gradients[1].to(grad_weight.dtype), alpha=scale)
 
@@ -195,16 +195,23 @@ def deform_conv_backward_parameters(
 def _unmodulated_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, geometry: tuple[int, ...]
 ) -> Sequence[Tensor]:
-    """Gradients of input, weight and offset (two more follow, of the mask and bias that there are not)."""
-    tensors = (_wide(grad_output), _wide(input), _wide(weight), _places(offset))
-    nothing = tensors[1].new_zeros(len(input), 1), tensors[1].new_zeros(len(weight))
-    gradients: Sequence[Tensor] = torch.ops.torchvision._deform_conv2d_backward(*tensors, *nothing, *geometry, False)
+    """Gradients of input, weight and offset, followed by those of the absent mask and bias."""
+    tensors = (
+        _at_least_float32(grad_output),
+        _at_least_float32(input),
+        _at_least_float32(weight),
+        _finite_offsets(offset),
+    )
+    no_mask_and_bias = tensors[1].new_zeros(len(input), 1), tensors[1].new_zeros(len(weight))
+    gradients: Sequence[Tensor] = torch.ops.torchvision._deform_conv2d_backward(
+        *tensors, *no_mask_and_bias, *geometry, False
+    )
     return gradients
 
 
-def _places(offset: Tensor) -> Tensor:
-    return _wide(offset).nan_to_num(nan=_OUTSIDE, posinf=math.inf, neginf=-math.inf)
+def _finite_offsets(offset: Tensor) -> Tensor:
+    return _at_least_float32(offset).nan_to_num(nan=_OUTSIDE_OFFSET_PX, posinf=math.inf, neginf=-math.inf)
 
 
-def _wide(values: Tensor) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()

@@ -1,4 +1,4 @@
-"""The module that takes the place of ``mmcv._ext``."""
+"""The module that replaces ``mmcv._ext``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from apps.driving.models.ops import boxes, deform, focal, point_membership, scatter, voxels
 
-_NAME = "mmcv._ext"
+_MODULE_NAME = "mmcv._ext"
 
 
 class Extension(ModuleType):
-    """Has every operator's name; those that are not implemented raise ``NotImplementedError`` when called."""
+    """Has an attribute for every operator; those that are not implemented raise ``NotImplementedError`` when called."""
 
     nms = staticmethod(boxes.nms)
     nms_rotated = staticmethod(boxes.nms_rotated)
@@ -41,22 +41,22 @@ class Extension(ModuleType):
 
         def missing(*_: Any, **__: Any) -> None:
             raise NotImplementedError(
-                f"the operator {name} of mmcv is compiled code and has no stand-in here; choose a model without it, "
-                "or install the full mmcv"
+                f"mmcv's operator {name} is compiled code and has no stand-in here; choose a model without it, or "
+                "install the full mmcv"
             )
 
         return missing
 
 
 def install() -> None:
-    """Makes ``mmcv.ops`` importable. Call it before mmcv.ops, mmdet or mmdet3d is imported; harmless when repeated.
+    """Makes ``mmcv.ops`` importable. Call it before importing mmcv.ops, mmdet or mmdet3d; repeated calls do nothing.
 
-    A compiled ``mmcv._ext`` that is installed is left in its place.
+    An installed, compiled ``mmcv._ext`` is not replaced.
     """
-    if _NAME in sys.modules:
+    if _MODULE_NAME in sys.modules:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled = importlib.util.find_spec(_NAME) is not None
+        compiled = importlib.util.find_spec(_MODULE_NAME) is not None
     if not compiled:
-        sys.modules[_NAME] = Extension(_NAME, __doc__)
+        sys.modules[_MODULE_NAME] = Extension(_MODULE_NAME, __doc__)
