@@ -45,12 +45,12 @@ def box_features(
     return np.concatenate([np.stack(facts, axis=1), np.eye(classes)[labels_N]], axis=1).astype(np.float32)
 
 
-def mirrored_inputs(points_NK3: Floats, known: Floats) -> tuple[Floats, Floats]:
+def mirrored_inputs(points_NK3: Floats, features: Floats) -> tuple[Floats, Floats]:
     """The points and features of boxes, mirrored along their length: front and back are exchanged, left and right are
     not. The correct flip output is thereby inverted."""
-    points_NK3, known = points_NK3 * np.array([-1, 1, 1], np.float32), known.copy()
-    known[:, [_COSINE, _SINE_OF_DOUBLE]] *= -1
-    return points_NK3, known
+    points_NK3, features = points_NK3 * np.array([-1, 1, 1], np.float32), features.copy()
+    features[:, [_COSINE, _SINE_OF_DOUBLE]] *= -1
+    return points_NK3, features
 
 
 def decode_boxes(boxes_N7: Floats, outputs: Floats) -> tuple[Floats, Floats]:

@@ -88,7 +88,7 @@ def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tup
 def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) -> tuple[DetectionScores, int]:
     """The scores of an imported model's predictions, and the number of frames. No losses are computed.
 
-    Only objects and boxes count that the model can see and that are labelled: in its range, or in an image.
+    Only objects and boxes that the model can detect and that are labelled count: those in its range, or in an image.
     """
     from apps.driving.inference.artifacts import imported_detector
     from apps.driving.inference.evaluation import in_any_image, labelled_frames

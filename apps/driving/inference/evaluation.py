@@ -95,10 +95,10 @@ def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None
             results = _centre_scores(frames, detections, classes) if classes else {"map_present": 0.0}
             value = results["map_present"]
         if not classes:
-            known = ", ".join(kind.name for kind in detector.input.classes)
+            class_names = ", ".join(kind.name for kind in detector.input.classes)
             raise InvalidInputError(
-                f"none of the classes of {name} ({known}) is labelled in the validation frames; map your labels' class "
-                "names to them with --data.merge"
+                f"none of the classes of {name} ({class_names}) is labelled in the validation frames; map your labels' "
+                "class names to them with --data.merge"
             )
         scores.append(
             DomainScore(
@@ -147,8 +147,8 @@ def centre_rows(
     names = _labelled_classes(detector, truth)
     if not names:
         labelled = sorted({name for frame in truth if frame.truth is not None for name in frame.truth.names})
-        known = ", ".join(kind.name for kind in detector.input.classes)
-        return [], [f"none of its classes ({known}) is labelled; the labels contain {', '.join(labelled)}."]
+        class_names = ", ".join(kind.name for kind in detector.input.classes)
+        return [], [f"none of its classes ({class_names}) is labelled; the labels contain {', '.join(labelled)}."]
     scores = _centre_scores(truth, detections, names)
     rows: list[Sequence[str]] = [
         (

@@ -199,7 +199,9 @@ def _log_folders(folder: Path) -> list[Path]:
     """The folder itself if it is an Argoverse 2 log, else the logs in it or in its splits."""
     if argoverse2.is_log(folder):
         return [folder]
-    return sorted(found.parents[1] for depth in ("*", "*/*") for found in folder.glob(f"{depth}/sensors/lidar"))
+    return sorted(
+        lidar_folder.parents[1] for depth in ("*", "*/*") for lidar_folder in folder.glob(f"{depth}/sensors/lidar")
+    )
 
 
 def _frames_in_logs(folder: Path, logs: list[Path], *, images: bool) -> _FrameSource:

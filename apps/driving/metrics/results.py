@@ -89,11 +89,11 @@ def kitti_table(files: KittiFiles) -> Table:
     if has_no_2d:
         detections = replace(detections, box_2d_N4=np.tile([0.0, 0.0, 0.0, 1e4], (len(detections), 1)))
     scores = average_precision(files.truth, detections, measures=measures)
-    shown = [name for name in _TITLES if name in measures or (name == "aos" and "2d" in measures)]
+    shown_measures = [name for name in _TITLES if name in measures or (name == "aos" and "2d" in measures)]
     rows = []
     for name, min_overlap in OVERLAPS.items():
         rows.append([name, "objects", *(f"{scores[f'{name}/objects/{level}']:.0f}" for level in DIFFICULTIES)])
-        for measure in shown:
+        for measure in shown_measures:
             values = (scores.get(f"{name}/{measure}/{level}") for level in DIFFICULTIES)
             rows.append(
                 [name, f"{_TITLES[measure]} {min_overlap}", *("-" if v is None else f"{v:.2f}" for v in values)]

@@ -254,8 +254,8 @@ def remarks(model: MMDet3DModel) -> list[str]:
     sweeps = point_layout(model).earlier_sweeps + 1
     if sweeps > 1:
         return [
-            f"the model learnt from {sweeps} sweeps together; it finds fewer objects in frames with fewer, and remarks "
-            "on it",
+            f"the model was trained on {sweeps} sweeps together; in frames with fewer it finds fewer objects, and the "
+            "result has a remark",
             *slower,
         ]
     return slower

@@ -60,7 +60,7 @@ MAX_SHORT_LENGTH_M = 2.5
 """Detections of classes up to this long match within half a metre, as those of KITTI's short classes."""
 _MAX_PARAMETERS = 200_000_000
 _MAX_TEMPORARY_PARAMETERS = 50_000_000
-"""How many parameters a network may create beyond its own while it is built: RegNet first creates a ResNet-50's."""
+"""How many more parameters a network may create while it is built than it has: RegNet first creates a ResNet-50's."""
 
 
 def checked_settings(model: Mapping[str, Any], detectors: Sequence[str]) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def _network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(model: MMDet3DModel, problems: list[str]) -> InvalidInputError:
-    more = f", and {len(problems) - _MAX_DIFFERENCES_SHOWN} more" if len(problems) > _MAX_DIFFERENCES_SHOWN else ""
+    remaining = f", and {len(problems) - _MAX_DIFFERENCES_SHOWN} more" if len(problems) > _MAX_DIFFERENCES_SHOWN else ""
     return InvalidInputError(
         f"{model.config} cannot be trained further here: recipes build KITTI's PointPillars in any size, and in this "
-        f"network {'; '.join(problems[:_MAX_DIFFERENCES_SHOWN])}{more}. Train it in mmdet3d, and import the result"
+        f"network {'; '.join(problems[:_MAX_DIFFERENCES_SHOWN])}{remaining}. Train it in mmdet3d, and import the result"
     )

@@ -69,9 +69,9 @@ def _use_small_images(network: CameraNetwork) -> None:
         network.affine = (_IMAGE_SIZE[1] + width % _SIZE_MULTIPLE, _IMAGE_SIZE[0] + height % _SIZE_MULTIPLE, stride)
 
 
-def is_equal(found: Mapping[str, Any]) -> bool:
+def is_equal(result: Mapping[str, Any]) -> bool:
     """Whether the fast path may replace mmdet3d's forward pass, by the result of ``parity``."""
-    return bool(found["largest_relative_difference"] < TOLERANCE)
+    return bool(result["largest_relative_difference"] < TOLERANCE)
 
 
 @contextmanager

@@ -97,8 +97,8 @@ class ProgramHeads(nn.Module):
 
     def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
         """The outputs ``HEADS`` for a pseudo-image (B, C, rows, columns)."""
-        found = self.program({"pseudo_image": pseudo_image})
-        return tuple(found[name] for name in HEADS)
+        outputs = self.program({"pseudo_image": pseudo_image})
+        return tuple(outputs[name] for name in HEADS)
 
 
 def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:

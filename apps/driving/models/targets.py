@@ -78,13 +78,13 @@ class NearbyTargets:
                 if not len(cell):
                     continue
                 anchors = self._anchors[label][cell, rotation]
-                found = self._head.anchor_target_single_assigner(
+                computed = self._head.anchor_target_single_assigner(
                     assigner, anchors, class_truth, None, metas[image], options["num_classes"], False
                 )
-                for target, part in zip(targets, found, strict=False):
+                for target, part in zip(targets, computed, strict=False):
                     target[image, cell, label, rotation] = part
-                image_positives += len(found[6])
-                image_negatives += len(found[7])
+                image_positives += len(computed[6])
+                image_negatives += len(computed[7])
             positive += max(image_positives, 1)
             negative += max(image_negatives, 1)
         flat = [[target.flatten(1, 3)] for target in targets]
