@@ -1,7 +1,7 @@
 """The headline table: what the shipped weights find in synthetic scenes and in real frames, and how long they take.
 
-In the column of the peer, on the same frames: a detector alone where a second stage corrects its boxes, or the former
-version of a model's weights where one is shipped.
+The peer column shows, on the same frames, the detector without its second stage if it has one, else the previous
+version of the model's weights if one is shipped.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ MIN_POINTS = 5
 _ROOT = Path(__file__).parent
 _CLASSES = ("car", "pedestrian", "cyclist")
 _SEED = 90_001
-"""Of the scenes that are scored here; no recipe learns or chooses a threshold from it."""
+"""Seed of the scenes that are scored here; no recipe trains on them or chooses a threshold with them."""
 _BARS = {("car", "bev"): 70.0, ("car", "3d"): 45.0, ("pedestrian", "3d"): 40.0}
-"""AP R40, moderate, on 100 scenes: what PointPillars is to reach."""
-_NEAR_M = 3.0
-_SHARE_OF_NUSCENES = 10 / 16
-_CALLED = {
+"""Target AP R40 (moderate) of PointPillars on 100 scenes."""
+_OWN_VEHICLE_M = 3.0
+_NUSCENES_RECALL_BAR = 10 / 16
+_CLASS_OF = {
     "regular_vehicle": "car",
     "large_vehicle": "truck",
     "box_truck": "truck",
     "truck_cab": "truck",
     "bus": "truck",
 }
-"""What is learnt, or excuses a car, by the names that Argoverse 2 and nuScenes give it."""
+"""For class names of Argoverse 2 and nuScenes: the class that is scored, or the one for which a car box is ignored."""
 Rows = dict[str, str]
 
 
 def table(quick: bool) -> Table:
-    """``quick``: 16 synthetic scenes; else 100 of them, and one frame through ResNeXt-101 at 1024 x 2048."""
+    """``quick`` scores 16 synthetic scenes; otherwise 100, plus the time of ResNeXt-101 on one 1024 x 2048 image."""
     warnings.simplefilter("ignore")
     rows: list[Sequence[str]] = []
     synthetic = scenes(16 if quick else 100)
@@ -63,18 +63,19 @@ def table(quick: bool) -> Table:
     for name in MODELS:
         newest = registry.newest(name)
         ours, peer = shipped_and_peer(registry, newest)
-        figures = judged(ours, name, synthetic, real)
-        beside = {} if peer is None else judged(peer, name, synthetic, real)
-        rows += [(f"{name}: {what}", beside.get(what, "-"), text) for what, text in figures.items()]
+        figures = model_rows(ours, name, synthetic, real)
+        peer_figures = {} if peer is None else model_rows(peer, name, synthetic, real)
+        rows += [(f"{name}: {label}", peer_figures.get(label, "-"), text) for label, text in figures.items()]
         if real["KITTI"]:
             rows.append(latency(name, ours.detectors[name], real["KITTI"]))
     rows.append(resnext(quick))
     notes = [
-        f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them learnt "
-        "from. AP R40 in % by KITTI's protocol (overlap 0.7 for cars, 0.5 for others), moderate; bars are for 100.",
-        "Real: the frames of the data registry, at the least scores chosen on synthetic scenes; the shipped networks "
-        f"have seen synthetic scenes alone. Objects with at least {MIN_POINTS} returns; of KITTI the easy and "
-        "moderate ones, others excuse a box. So few frames tell whether the cars are found, not how often.",
+        f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them used "
+        "for training. AP R40 in % by KITTI's protocol (IoU 0.7 for cars, 0.5 for others), moderate; bars are for 100.",
+        "Real: the frames of the data registry, at the score thresholds chosen on synthetic scenes; the shipped "
+        f"networks were trained on synthetic scenes only. Counted: objects with at least {MIN_POINTS} returns; in "
+        "KITTI only the easy and moderate ones, and a box on another one is ignored. So few frames show whether cars "
+        "are found, not how often.",
         "Peer, on the same frames: PointPillars without its second stage.",
     ]
     if not all(real.values()):
@@ -83,14 +84,14 @@ def table(quick: bool) -> Table:
 
 
 def scenes(number: int) -> list[Frame]:
-    """Synthetic frames with a sweep of the forward half circle and an image of KITTI's size."""
+    """Synthetic frames: a sweep of the front half circle (180 degrees) and an image of KITTI's size."""
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)
     numbers = progress_bar(range(number), number, "making synthetic scenes")
     return [scene(np.random.default_rng((_SEED, n)), sensors=sensors, name=f"{n:06d}") for n in numbers]
 
 
 def real_frames() -> dict[str, list[Frame]]:
-    """KITTI's five frames, nuScenes' key frame and a sweep of Argoverse 2, where they are on this machine."""
+    """KITTI's five frames, nuScenes' key frame and one sweep of Argoverse 2, if they are on this machine."""
     entries = read_registry(_ROOT / "datasets" / "registry.json")
     found: dict[str, list[Frame]] = {}
     for where, name, read in (
@@ -100,36 +101,36 @@ def real_frames() -> dict[str, list[Frame]]:
     ):
         entry = entries.get(name)
         root = None if entry is None else entry.locate()
-        found[where] = [] if root is None else [asked(frame) for frame in read(root / "driving" / name)]
-    # The second of the two sweeps is the same street a tenth of a second later.
+        found[where] = [] if root is None else [with_scored_classes(frame) for frame in read(root / "driving" / name)]
+    # The second of the two sweeps shows the same street 0.1 s later.
     return found | {"Argoverse 2": found["Argoverse 2"][:1]}
 
 
 def shipped_and_peer(registry: Registry, newest: Artifact) -> tuple[DrivingPredictor, DrivingPredictor | None]:
-    """A detector as it ships, and what it is held against: itself without its second stage, or its former version."""
+    """The shipped detector, and its peer: itself without its second stage, or its previous version."""
     second = served_with(newest)
     ours = DrivingPredictor.load([newest, *second], "cpu")
     if second:
         return ours, DrivingPredictor.load([newest], "cpu")
-    former = sorted(registry.versions(newest.manifest.name).items())[:-1]
-    return ours, DrivingPredictor.load([registry.open(former[-1][1])], "cpu") if former else None
+    previous = sorted(registry.versions(newest.manifest.name).items())[:-1]
+    return ours, DrivingPredictor.load([registry.open(previous[-1][1])], "cpu") if previous else None
 
 
-def judged(
+def model_rows(
     predictor: DrivingPredictor, model: str, synthetic: Sequence[Frame], real: Mapping[str, Sequence[Frame]]
 ) -> Rows:
-    """What is said of a model of the predictor, by what it is about."""
+    """The rows of one model of the predictor: label to text."""
     detector, least = predictor.detectors[model], predictor.least_scores[model]
-    rows = dict(found_in_synthetic(detector, synthetic))
+    rows = dict(synthetic_rows(detector, synthetic))
     for where, frames in real.items():
-        # A sweep of Argoverse 2 comes without images.
+        # The Argoverse 2 sample has no images.
         if frames and (detector.sensor == "lidar" or frames[0].cameras):
-            rows |= dict(found_in_real(where, detector, least, frames))
+            rows |= dict(real_rows(where, detector, least, frames))
     return rows
 
 
-def found_in_synthetic(detector: Detector, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
-    """AP R40 of each class, and how many of the cars and of the cyclists are turned the right way."""
+def synthetic_rows(detector: Detector, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
+    """AP R40 of each class, and how many cars and cyclists have the right heading rather than the opposite one."""
     found = [detector.detect(frame) for frame in progress_bar(frames, len(frames), "detecting in synthetic scenes")]
     scores = evaluate(frames, [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)])
     for kind in _CLASSES:
@@ -138,20 +139,20 @@ def found_in_synthetic(detector: Detector, frames: Sequence[Frame]) -> Iterator[
             value = scores.get(f"{kind}/{measure}/moderate")
             if value is not None and objects:
                 bar = _BARS.get((kind, measure)) if detector.sensor == "lidar" else None
-                text = f"{value:.1f} ({objects} objects{against(value, bar)})"
+                text = f"{value:.1f} ({objects} objects{bar_verdict(value, bar)})"
                 yield f"{kind}, AP R40 {title}, synthetic", text
     for kind in ("car", "cyclist"):
-        right, turned = turned_right(frames, found, kind)
-        if turned:
+        right, matched = count_right_headings(frames, found, kind)
+        if matched:
             yield (
                 f"{kind}s turned the right way, synthetic",
-                f"{100 * right / turned:.0f} % of {turned} with 20 returns",
+                f"{100 * right / matched:.0f} % of {matched} with 20 returns",
             )
 
 
-def turned_right(frames: Sequence[Frame], found: Sequence[Boxes3D], kind: str) -> tuple[int, int]:
-    """How many of a class are found within 1 m and turned less than a right angle from how they stand, and how many are
-    found; of those with 20 returns and more."""
+def count_right_headings(frames: Sequence[Frame], found: Sequence[Boxes3D], kind: str) -> tuple[int, int]:
+    """Among the objects of a class with at least 20 returns: how many are found within 1 m with a heading error below
+    90 degrees, and how many are found within 1 m."""
     right = number = 0
     for frame, boxes in zip(frames, found, strict=True):
         assert frame.truth is not None
@@ -161,31 +162,32 @@ def turned_right(frames: Sequence[Frame], found: Sequence[Boxes3D], kind: str) -
     return right, number
 
 
-def against(value: float, bar: float | None) -> str:
-    """Whether a bar is met, or by how much it is not."""
+def bar_verdict(value: float, bar: float | None) -> str:
+    """Whether a value reaches its bar, or by how much it misses it; empty without a bar."""
     if bar is None:
         return ""
     return f"; bar {bar:.0f} met" if value >= bar else f"; bar {bar:.0f} missed by {bar - value:.1f}"
 
 
-def asked(frame: Frame) -> Frame:
-    """A frame with the classes that are looked for; those of KITTI that are neither easy nor moderate excuse a box."""
+def with_scored_classes(frame: Frame) -> Frame:
+    """The frame with the names of the classes that are scored. KITTI objects that are neither easy nor moderate get a
+    name for which a detection is ignored."""
     truth = frame.truth
     if truth is not None:
-        truth = replace(truth, names=tuple(_CALLED.get(name, name) for name in truth.names))
+        truth = replace(truth, names=tuple(_CLASS_OF.get(name, name) for name in truth.names))
         frame = replace(frame, truth=truth)
     if truth is None or truth.box_2d is None or truth.occlusion is None or truth.truncation is None:
         return frame
     hard = (truth.box_2d[:, 3] - truth.box_2d[:, 1] < 25) | (truth.occlusion > 1) | (truth.truncation > 0.3)
-    neutral = {"car": "van", "pedestrian": "person_sitting"}
-    names = tuple(neutral.get(name, name) if no else name for name, no in zip(truth.names, hard, strict=True))
+    ignored = {"car": "van", "pedestrian": "person_sitting"}
+    names = tuple(ignored.get(name, name) if is_hard else name for name, is_hard in zip(truth.names, hard, strict=True))
     return replace(frame, truth=replace(truth, names=names))
 
 
-def found_in_real(
+def real_rows(
     where: str, detector: Detector, least: Mapping[str, float], frames: Sequence[Frame]
 ) -> Iterator[tuple[str, str]]:
-    """What is found, missed and false in real frames."""
+    """True positives, objects and false positives in real frames."""
     found = [shown_boxes(detector.detect(frame), least) for frame in frames]
     shown = [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)] if where == "KITTI" else found
     for kind in _CLASSES:
@@ -206,17 +208,17 @@ def found_in_real(
             counts.append(counted)
             parts.append(f"{label}: {counted.true_positives} of {counted.objects}, {counted.false_positives} false")
         if counted.objects + counted.detections:
-            if beyond := beyond_range(detector, frames, kind):
+            if beyond := count_beyond_range(detector, frames, kind):
                 parts.append(f"{beyond} of the objects lie beyond the range")
             if kind == "car" and detector.sensor == "lidar":
                 parts += real_cars_bar(where, *counts)
             yield f"{kind}, {where}, frames: {len(frames)}", "; ".join(parts)
-    own = sum(at_own_vehicle(boxes) for boxes in found)
+    own = sum(count_own_vehicle_boxes(boxes) for boxes in found)
     yield f"boxes on the own vehicle, {where}", str(own)
 
 
-def beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
-    """How many of the objects that count lie where a LiDAR network does not look."""
+def count_beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
+    """How many of the scored objects lie outside the range of a LiDAR network; 0 for a camera network."""
     if not isinstance(detector, LidarDetector):
         return 0
     number = 0
@@ -231,26 +233,26 @@ def beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
 
 
 def real_cars_bar(where: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:
-    """The bar that is set for the cars of these frames, and whether it is met."""
+    """The bar for the cars in these frames, and whether it is met."""
     if where == "KITTI":
         met = at_half.objects == at_half.true_positives and at_seven_tenths.true_positives >= 2
         verdict = "met" if met and at_half.false_positives <= 5 else "missed"
         return [f"bar (all at 0.5, 2 at 0.7, at most 5 false): {verdict}"]
     if where == "nuScenes":
-        # Ten of 16 was asked for; the frame has fewer cars with as many returns of its one sweep.
-        met = within_2_m.true_positives >= _SHARE_OF_NUSCENES * within_2_m.objects and within_2_m.false_positives <= 3
+        # The bar was ten of 16 cars; the frame has fewer cars with enough returns in its single sweep.
+        met = within_2_m.true_positives >= _NUSCENES_RECALL_BAR * within_2_m.objects and within_2_m.false_positives <= 3
         return [f"bar (62 % within 2 m, at most 3 false): {'met' if met else 'missed'}"]
     return []
 
 
-def at_own_vehicle(boxes: Boxes3D) -> int:
-    """How many boxes have their centre where the vehicle that carries the sensors is."""
+def count_own_vehicle_boxes(boxes: Boxes3D) -> int:
+    """How many boxes have their centre within the vehicle that carries the sensors."""
     along, across = np.abs(boxes.centre_lidar_m[:, 0]), np.abs(boxes.centre_lidar_m[:, 1])
-    return int(((along < _NEAR_M) & (across < _NEAR_M / 2)).sum())
+    return int(((along < _OWN_VEHICLE_M) & (across < _OWN_VEHICLE_M / 2)).sum())
 
 
 def latency(name: str, detector: Detector, frames: Sequence[Frame]) -> Sequence[str]:
-    """Milliseconds for a real frame, from points or image in memory to boxes."""
+    """The median milliseconds for a real frame, from points or image in memory to boxes."""
     detector.detect(frames[0])
     times = []
     for frame in frames:
@@ -262,10 +264,10 @@ def latency(name: str, detector: Detector, frames: Sequence[Frame]) -> Sequence[
 
 
 def resnext(quick: bool) -> Sequence[str]:
-    """The claim of 35 frames a second at 1024 x 2048 is one about a GPU; here it is timed on what is there."""
-    what = "FCOS3D, ResNeXt-101 32x8d, 1024 x 2048"
+    """Times the network on this machine. The claim of 35 frames/s at 1024 x 2048 is for a GPU."""
+    title = "FCOS3D, ResNeXt-101 32x8d, 1024 x 2048"
     if quick:
-        return (what, "35 frames/s on a GPU (claim)", "not measured on this CPU")
+        return (title, "35 frames/s on a GPU (claim)", "not measured on this CPU")
     detector = FCOS3D().build(CameraInput(image=(1024, 2048), focal_px=2262.5)).eval()
     image, intrinsics = (
         torch.zeros(1, 3, 1024, 2048, dtype=torch.uint8),
@@ -274,4 +276,4 @@ def resnext(quick: bool) -> Sequence[str]:
     began = time.perf_counter()
     with torch.inference_mode():
         structures.predict(detector, structures.camera_data(image, intrinsics))
-    return (what, "35 frames/s on a GPU (claim)", f"{1 / (time.perf_counter() - began):.3f} frames/s on this CPU")
+    return (title, "35 frames/s on a GPU (claim)", f"{1 / (time.perf_counter() - began):.3f} frames/s on this CPU")

@@ -1,4 +1,4 @@
-"""The cases that the form offers: a synthetic scene made on the spot, and real frames where they are at hand."""
+"""The samples that the form offers: a synthetic scene, generated on request, and real frames if they are installed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from shared.data.registry import read_registry
 
 
 def samples() -> Sequence[Sample]:
-    """A synthetic scene made on the spot, and the real frames that are on this machine."""
+    """A synthetic scene, generated on request, and the real frames on this machine."""
     found = [
         Sample(
             name="synthetic",
             title="Synthetic street, LiDAR and camera",
             synthetic=True,
             source="made on this machine by apps.driving.datasets.synth",
-            files=_synthetic,
+            files=_synthetic_folder,
         )
     ]
     entries = read_registry(Path(__file__).parent / "datasets" / "registry.json")
@@ -32,7 +32,7 @@ def samples() -> Sequence[Sample]:
                     title=f"KITTI frame {number}",
                     synthetic=False,
                     source="KITTI object detection, CC BY-NC-SA 3.0",
-                    files=partial(_kitti, folder, number),
+                    files=partial(_kitti_files, folder, number),
                 )
             )
     if nuscenes is not None and (root := nuscenes.locate()) is not None:
@@ -43,18 +43,18 @@ def samples() -> Sequence[Sample]:
                 title="nuScenes key frame: LiDAR and six cameras",
                 synthetic=False,
                 source="nuScenes, CC BY-NC-SA 4.0",
-                files=partial(_whole, folder),
+                files=partial(_folder_itself, folder),
             )
         )
     return found
 
 
-def _whole(folder: Path, _: Path) -> list[Path]:
+def _folder_itself(folder: Path, _: Path) -> list[Path]:
     return [folder]
 
 
-def _kitti(folder: Path, number: str, _: Path) -> list[Path]:
-    """The files of one frame; the folders that they lie in say what they are."""
+def _kitti_files(folder: Path, number: str, _: Path) -> list[Path]:
+    """The files of one frame; the names of their folders tell the reader what they are."""
     return [
         file
         for part, suffix in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt"), ("label_2", "txt"))
@@ -62,8 +62,8 @@ def _kitti(folder: Path, number: str, _: Path) -> list[Path]:
     ]
 
 
-def _synthetic(folder: Path) -> list[Path]:
-    """Makes a scene and writes it as a KITTI object folder."""
+def _synthetic_folder(folder: Path) -> list[Path]:
+    """Generates a scene and writes it as a KITTI object folder."""
     import numpy as np
 
     from apps.driving.datasets.synth.export import write_frame
@@ -71,6 +71,6 @@ def _synthetic(folder: Path) -> list[Path]:
     from apps.driving.datasets.synth.sensors import Sensors
 
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)
-    # The form tells by the name "synthetic" that its labels are exact.
+    # The form recognises exact labels by the name "synthetic".
     write_frame(scene(np.random.default_rng(2026), sensors=sensors, kind="street"), folder / "synthetic", "synthetic")
     return [folder / "synthetic"]

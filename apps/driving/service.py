@@ -1,4 +1,4 @@
-"""The HTTP side: files and options to frames, detections to a response."""
+"""The HTTP side: request files and options to frames, detections to a response."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from apps.driving.adapters.registry import read_frames, sensors_named
+from apps.driving.adapters.registry import read_frames, sensors_from_names
 from apps.driving.inference.options import read_options
 from apps.driving.outputs import cityscapes3d, nuscenes, picture, view
 from apps.driving.outputs import kitti as kitti_results
@@ -17,20 +17,21 @@ from apps.driving.predictor import DrivingPredictor
 from apps.driving.types import Detections, Frame
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 
-_PICTURES = 8
+_MAX_FRAMES_DRAWN = 8
 
 
 class DrivingCodec:
-    """Frames of a request: KITTI folders, sweeps and images, nuScenes key frames, ROS bags, and zips of them.
+    """Reads frames from a request: KITTI folders, sweeps and images, nuScenes key frames, ROS bags, and zips of them.
 
-    Options: ``model`` (pointpillars or fcos3d), ``score``, the least score for every class, and a bag's ``topic``.
+    Options: ``model`` (pointpillars or fcos3d), ``score`` (one threshold for all classes), and ``topic`` of a ROS bag.
     """
 
     def __init__(self, predictor: DrivingPredictor) -> None:
         self._predictor = predictor
 
     def decode(self, request: Request) -> Decoded[Frame]:
-        """The frames in the request's files. Raises ``InvalidInputError``, also where no model can take a frame."""
+        """The frames in the request's files. Raises ``InvalidInputError``, also if no loaded model can process a
+        frame."""
         options = read_options(request.options)
         frames = read_frames(request.files, options.topic)
         for frame in frames:
@@ -38,25 +39,26 @@ class DrivingCodec:
         return Decoded(inputs=tuple(frames), options=options)
 
     def likely_models(self, request: Request) -> Sequence[str]:
-        """The model that is asked for, or that which takes what the files' names tell of, and its second stage."""
-        asked = request.options.get("model") or self._predictor.preferred_model(sensors_named(request.files))
+        """The requested model, or the one that fits the sensors suggested by the file names, and its second stage."""
+        asked = request.options.get("model") or self._predictor.preferred_model(sensors_from_names(request.files))
         return [name for name in (asked, self._predictor.second_stages.get(asked or "")) if name]
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
-        """result.json, files of KITTI, nuScenes and Cityscapes 3D, the viewer's files; later a picture of a few."""
+        """result.json, KITTI, nuScenes and Cityscapes 3D files, the viewer's files; a picture of the first frames
+        later."""
         frames, boxes = decoded.inputs, [output.boxes for output in outputs]
         files = dict(view.files(frames, boxes))
         for frame, found in zip(frames, boxes, strict=True):
             if frame.cameras:
                 text = kitti_results.write(found, next(iter(frame.cameras.values())))
-                files[_not_hidden(f"{Path(frame.name).name}.txt")] = text.encode()
+                files[_unhidden(f"{Path(frame.name).name}.txt")] = text.encode()
             if (name := cityscapes3d.file_name(frame)) is not None:
-                files[_not_hidden(name)] = cityscapes3d.write(found, frame).encode()
+                files[_unhidden(name)] = cityscapes3d.write(found, frame).encode()
         found_all = result(frames, outputs)
         if any(frame.lidar_to_global is not None for frame in frames):
             files[nuscenes.FILE] = "".join(nuscenes.submission(found_all["frames"])).encode()
         models = {output.model for output in outputs}
-        content, drawn_from = scene(frames[:_PICTURES], boxes[:_PICTURES], many=len(frames) > 1)
+        content, drawn_from = scene(frames[:_MAX_FRAMES_DRAWN], boxes[:_MAX_FRAMES_DRAWN], many=len(frames) > 1)
         return Response(
             result=found_all,
             files=files,
@@ -64,16 +66,16 @@ class DrivingCodec:
             later=Later(
                 files={PICTURE: drawn_from},
                 sources={SCENE: content},
-                inputs={input_name(place): partial(whole_frame, frame) for place, frame in enumerate(frames)},
+                inputs={input_name(index): partial(whole_frame, frame) for index, frame in enumerate(frames)},
             ),
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, of the points and images that the viewer shows."""
+        """The picture, drawn from the points and images that the viewer shows."""
         assert name == PICTURE
         return picture.draw_all(*read_scene(sources))
 
 
-def _not_hidden(name: str) -> str:
-    """The name of a result without the dots before a hidden file's: no file of a case is hidden."""
+def _unhidden(name: str) -> str:
+    """The file name without leading dots, so that no file of a case is hidden."""
     return name.lstrip(".")

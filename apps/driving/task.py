@@ -1,4 +1,4 @@
-"""How the detectors learn and are scored: mmdet3d's own losses, and average precision by the distance of centres."""
+"""How the detectors are trained and scored: mmdet3d's own losses, and average precision by centre distance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from shared.engine.task import WeightedLoss
 if TYPE_CHECKING:
     from shared.engine.task import Loss
 
-_PADDED_TO = 32
+_PAD_MULTIPLE = 32
+"""mmdet3d's preprocessor pads images to the largest of a batch, rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class LidarTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraTask:
-    """``reach_factor`` widens the distance for a match: depth from one image is coarse."""
+    """``reach_factor`` enlarges the matching distance, because depth from one image is coarse."""
 
     reach_factor: float = 2.0
 
@@ -42,7 +43,7 @@ class CameraTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxTask:
-    """How much the losses of the box and of its being turned about count beside that of the score."""
+    """The weights of the box loss and of the heading-flip loss relative to the score loss."""
 
     box_weight: float = 2.0
     about_weight: float = 1.0
@@ -52,10 +53,10 @@ class BoxTask:
 
 
 class LidarDetection:
-    """mmdet3d's anchor head on sweeps: its loss, its prediction, and how many anchors are positive."""
+    """mmdet3d's anchor head on sweeps: its loss, its predictions, and the number of positive anchors."""
 
     def prepare(self, model: nn.Module) -> None:
-        """Looks at the detector that is to be trained, before it is wrapped, and has it train faster."""
+        """Reads the sizes of the detector to be trained, before it is wrapped, and makes its training faster."""
         from apps.driving.models.targets import use_nearby_targets
 
         detector: Any = model
@@ -64,11 +65,11 @@ class LidarDetection:
         self._shape = (scatter.in_channels, scatter.ny, scatter.nx)
         use_nearby_targets(detector.bbox_head)
         if next(detector.parameters()).device.type == "cpu":
-            # Convolutions are a tenth faster with the channels innermost; the values are the same but for rounding.
+            # Convolutions are a tenth faster in channels-last layout; the values are the same except for rounding.
             detector.to(memory_format=torch.channels_last)
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """The weight of each loss of a batch."""
+        """The weight of each loss for a batch."""
         data = structures.lidar_data(batch["points"], batch["boxes"], batch["labels"])
         device = batch["points"][0].device
         return self._count((len(batch["points"]), *self._shape), data["data_samples"], device)
@@ -94,20 +95,19 @@ class LidarDetection:
 
 
 class CameraDetection:
-    """mmdet3d's monocular head on images: its loss and its prediction."""
+    """mmdet3d's monocular head on images: its loss and its predictions."""
 
     def __init__(self, settings: CameraTask) -> None:
         self.settings = settings
 
     def prepare(self, model: nn.Module) -> None:
-        """Looks at the detector that is to be trained, before it is wrapped."""
+        """Keeps a counter of positives for the detector to be trained, before it is wrapped."""
         self._count = PositiveCounter(model)
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """The weight of each loss of a batch."""
+        """The weight of each loss for a batch."""
         data = structures.camera_data(batch["images"], batch["intrinsics"], batch)
-        # As mmdet3d's preprocessor pads them: to the largest, and to multiples of 32.
-        sides = [[-(-side // _PADDED_TO) * _PADDED_TO for side in image.shape[1:]] for image in batch["images"]]
+        sides = [[-(-side // _PAD_MULTIPLE) * _PAD_MULTIPLE for side in image.shape[1:]] for image in batch["images"]]
         height, width = (max(image) for image in zip(*sides, strict=True))
         shape, device = (len(sides), 3, height, width), batch["images"][0].device
         counted = self._count(shape, data["data_samples"], device)
@@ -118,14 +118,14 @@ class CameraDetection:
 
     def _losses(self, model: nn.Module, batch: Batch) -> dict[str, WeightedLoss]:
         found, counted = losses(model, structures.camera_data(batch["images"], batch["intrinsics"], batch))
-        # The head divides the loss of the class by the positives and the images, the others by the positives.
+        # The head divides the class loss by positives plus images, and the other losses by the positives.
         positives = counted - len(batch["images"])
         return {
             name: WeightedLoss(value, counted if name == "loss_cls" else positives) for name, value in found.items()
         }
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
-        # The head decodes into pixels while it evaluates and into strides while it trains; its loss expects strides.
+        # In evaluation mode the head decodes into pixels, in training mode into strides; its loss expects strides.
         detector: Any = model
         detector.bbox_head.train()
         scores.add_loss(self._losses(model, batch))
@@ -142,9 +142,9 @@ class CameraDetection:
 
 
 def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], float]:
-    """mmdet3d's losses by name, those of several levels added up, and what the loss of the class is divided by.
+    """mmdet3d's losses by name, summed over the levels of the head, and the divisor of the class loss.
 
-    ``model`` may be wrapped for several processes.
+    ``model`` may be wrapped for distributed training.
     """
     detector: Any = getattr(model, "module", model)
     data = detector.data_preprocessor(data, training=True)
@@ -160,10 +160,10 @@ def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], f
 
 @dataclass
 class DetectionScores:
-    """Average precision by class where a match is a centre near enough in the ground plane.
+    """Average precision by class. A detection matches an object if their centres are close in the ground plane.
 
-    As nuScenes matches (Caesar et al., 2020), with the area under the precision envelope over all recalls. ``classes``
-    are names in the order of the labels, each with the greatest distance of a match in metres.
+    Matching is that of nuScenes (Caesar et al., 2020); average precision is the area under the precision envelope over
+    all recalls. ``classes`` has, in the order of the labels, each name and its greatest matching distance in metres.
     """
 
     classes: tuple[tuple[str, float], ...] = ()
@@ -171,7 +171,8 @@ class DetectionScores:
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def add_loss(self, found: Mapping[str, WeightedLoss]) -> None:
-        """Adds the losses of a batch. Kept are, by name, the sum over what a loss counts and how many that were."""
+        """Adds the losses of a batch: for each name, the sum of the loss times its weight, and the sum of the
+        weights."""
         self._add({name: (float(loss.mean) * float(loss.weight), float(loss.weight)) for name, loss in found.items()})
 
     def _add(self, sums: Mapping[str, tuple[float, float]]) -> None:
@@ -188,7 +189,9 @@ class DetectionScores:
         truth_M2: NDArray[Any],
         truth_labels_M: NDArray[Any],
     ) -> None:
-        """Adds the frame of number ``index``: where boxes were found, and where objects are."""
+        """Adds frame number ``index``: the detections' positions, scores and labels, and the objects' positions and
+        labels.
+        """
         self.frames[index] = (places_N2, scores_N, labels_N, truth_M2, truth_labels_M)
 
     def merge(self, other: DetectionScores) -> None:
@@ -210,7 +213,8 @@ class DetectionScores:
         return result
 
     def curve(self, label: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
-        """Recall, precision and score at every detection of a class, best score first; None where it does not occur."""
+        """Recall, precision and score at each detection of a class, highest score first; None if the class is
+        absent."""
         ordered = [self.frames[index] for index in sorted(self.frames)]
         objects = sum(int((frame[4] == label).sum()) for frame in ordered)
         if not objects:
@@ -226,7 +230,7 @@ class DetectionScores:
         return found / objects, found / np.arange(1, len(found) + 1), score[order]
 
     def thresholds(self) -> dict[str, float]:
-        """For each class the score above which F1 is highest; 0.3 where the class does not occur or is never found."""
+        """The score threshold of each class with the highest F1; 0.3 if the class is absent or never detected."""
         result = {}
         for label, (name, _) in enumerate(self.classes):
             result[name] = 0.3
@@ -239,7 +243,7 @@ class DetectionScores:
 
 
 def match(places_N2: NDArray[Any], scores_N: NDArray[Any], truth_M2: NDArray[Any], reach_m: float) -> NDArray[np.bool_]:
-    """(N,) whether a detection takes an object; the best scores choose first, each the nearest object still free."""
+    """(N,): whether each detection matches an object. Highest score first; each takes the nearest unmatched object."""
     hit = np.zeros(len(places_N2), bool)
     if not len(truth_M2):
         return hit
@@ -259,25 +263,25 @@ def average_precision(recall: NDArray[Any], precision: NDArray[Any]) -> float:
 
 
 def pool(parts: Sequence[DetectionScores]) -> DetectionScores:
-    """One collection from several."""
-    whole, *others = parts
+    """Merges several collections into the first one and returns it."""
+    merged, *others = parts
     for other in others:
-        whole.merge(other)
-    return whole
+        merged.merge(other)
+    return merged
 
 
-_PRECISE = torch.tensor([5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 4.0])
-"""By what metres, logarithms and radians are multiplied for the loss of a box."""
-_SMOOTH = 0.3
-"""Up to this the loss of a box is square; see ``smooth_l1_loss``."""
-_RIGHT = 0.8
-"""Of this score on a box is right: it overlaps an object in space by half."""
+_TARGET_SCALE = torch.tensor([5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 4.0])
+"""The box loss multiplies metres, logarithms and radians by these."""
+_SMOOTH_L1_BETA = 0.3
+"""The box loss is quadratic below this; see ``smooth_l1_loss``."""
+_CORRECT_SCORE_TARGET = 0.8
+"""A box with at least this score target is correct: it overlaps an object with a 3D IoU of at least 0.5."""
 
 
 class BoxCorrection:
-    """The second stage on boxes of a detector; batches are those of ``FoundBoxes``.
+    """The second stage on the boxes of a detector; batches are those of ``FoundBoxes``.
 
-    Its loss is a mean over all boxes, those without an object having none for the box.
+    The loss is a mean over all boxes; a box without an object contributes no box loss.
     """
 
     def __init__(self, settings: BoxTask) -> None:
@@ -288,29 +292,29 @@ class BoxCorrection:
 
     def _loss(self, found: Tensor, batch: Batch) -> Tensor:
         cross_entropy: Any = nn.functional.binary_cross_entropy_with_logits
-        found, meant = found.float(), batch["positive"]
-        precise = _PRECISE.to(found.device)
+        found, positive = found.float(), batch["positive"]
+        scale = _TARGET_SCALE.to(found.device)
         box = nn.functional.smooth_l1_loss(
-            found[:, 1:8] * precise, batch["box_target"] * precise, reduction="none", beta=_SMOOTH
+            found[:, 1:8] * scale, batch["box_target"] * scale, reduction="none", beta=_SMOOTH_L1_BETA
         )
-        about = cross_entropy(found[:, 8], batch["flipped"], reduction="none")
-        of_boxes = self.settings.box_weight * box.sum(dim=1) + self.settings.about_weight * about
-        loss: Tensor = cross_entropy(found[:, 0], batch["score_target"]) + (of_boxes * meant).mean()
+        flip = cross_entropy(found[:, 8], batch["flipped"], reduction="none")
+        box_losses = self.settings.box_weight * box.sum(dim=1) + self.settings.about_weight * flip
+        loss: Tensor = cross_entropy(found[:, 0], batch["score_target"]) + (box_losses * positive).mean()
         return loss
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch, scores: BoxScores) -> None:
         found = model(batch["points"], batch["size"], batch["known"]).float()
-        met = batch["positive"] > 0
-        off_m = (found[:, 1:4] - batch["box_target"][:, :3])[met].norm(dim=1)
-        before_m = batch["box_target"][met, :3].norm(dim=1)
+        positive = batch["positive"] > 0
+        error_m = (found[:, 1:4] - batch["box_target"][:, :3])[positive].norm(dim=1)
+        error_before_m = batch["box_target"][positive, :3].norm(dim=1)
         scores.add(
             len(found) * float(self._loss(found, batch)),
             found[:, 0].cpu().numpy(),
-            (batch["score_target"] >= _RIGHT).cpu().numpy(),
-            float(off_m.sum()),
-            float(before_m.sum()),
-            int(met.sum()),
+            (batch["score_target"] >= _CORRECT_SCORE_TARGET).cpu().numpy(),
+            float(error_m.sum()),
+            float(error_before_m.sum()),
+            int(positive.sum()),
         )
 
     def scores(self) -> BoxScores:
@@ -319,40 +323,49 @@ class BoxCorrection:
 
 @dataclass
 class BoxScores:
-    """Of the boxes seen the loss, how well the score tells those that are right, and how far their centres are off."""
+    """The mean loss, how well the score separates correct boxes from others, and the mean error of the centres."""
 
     loss: float = 0.0
     logits: list[NDArray[Any]] = field(default_factory=list)
-    right: list[NDArray[Any]] = field(default_factory=list)
-    off_m: float = 0.0
-    before_m: float = 0.0
-    met: int = 0
+    correct: list[NDArray[Any]] = field(default_factory=list)
+    error_m: float = 0.0
+    error_before_m: float = 0.0
+    positives: int = 0
 
     def add(
-        self, loss: float, logits: NDArray[Any], right: NDArray[Any], off_m: float, before_m: float, met: int
+        self,
+        loss: float,
+        logits: NDArray[Any],
+        correct: NDArray[Any],
+        error_m: float,
+        error_before_m: float,
+        positives: int,
     ) -> None:
-        """Adds a batch: sums over its boxes, and over the ``met`` ones that overlap an object."""
+        """Adds a batch: sums over its boxes, and over the ``positives`` among them, those that overlap an object."""
         self.loss += loss
         self.logits.append(logits)
-        self.right.append(right)
-        self.off_m += off_m
-        self.before_m += before_m
-        self.met += met
+        self.correct.append(correct)
+        self.error_m += error_m
+        self.error_before_m += error_before_m
+        self.positives += positives
 
     def merge(self, other: BoxScores) -> None:
         self.logits += other.logits
-        self.right += other.right
-        self.add(other.loss, np.zeros(0), np.zeros(0, bool), other.off_m, other.before_m, other.met)
+        self.correct += other.correct
+        self.add(other.loss, np.zeros(0), np.zeros(0, bool), other.error_m, other.error_before_m, other.positives)
 
     def summary(self) -> dict[str, float]:
-        """``ap`` is the average precision of the score at telling boxes that overlap an object by half in space."""
+        """``ap`` is the average precision of the score at separating boxes with a 3D IoU of at least 0.5 from others.
+
+        ``centre_m`` is the mean centre error after the correction, ``centre_before_m`` the error before it.
+        """
         logits = np.concatenate([np.zeros(0), *self.logits])
-        right = np.concatenate([np.zeros(0, bool), *self.right])[np.argsort(-logits, kind="stable")]
-        found = np.cumsum(right)
-        precise = average_precision(found / found[-1], found / np.arange(1, len(found) + 1)) if right.any() else 0.0
+        correct = np.concatenate([np.zeros(0, bool), *self.correct])[np.argsort(-logits, kind="stable")]
+        found = np.cumsum(correct)
+        precise = average_precision(found / found[-1], found / np.arange(1, len(found) + 1)) if correct.any() else 0.0
         return {
             "loss": self.loss / max(len(logits), 1),
             "ap": precise,
-            "centre_m": self.off_m / max(self.met, 1),
-            "centre_before_m": self.before_m / max(self.met, 1),
+            "centre_m": self.error_m / max(self.positives, 1),
+            "centre_before_m": self.error_before_m / max(self.positives, 1),
         }

@@ -1,4 +1,4 @@
-"""The canonical data of the driving application: frames, cameras, 3D boxes, and what a network takes in and looks for.
+"""The canonical data of the driving application: frames, cameras, 3D boxes, and the inputs and classes of a network.
 
 Frames of reference. ``lidar``: metres, x forward, y left, z up, origin at the LiDAR. ``camera``: metres, x right,
 y down, z forward (OpenCV). Yaw is about z of the LiDAR frame, counter-clockwise from x, in radians in [-pi, pi).
@@ -25,10 +25,10 @@ class Boxes3D:
     """N oriented boxes in the LiDAR frame.
 
     ``centre_lidar_m`` (N, 3) is the gravity centre, ``size_m`` (N, 3) length, width, height, ``yaw`` (N,) radians.
-    ``names`` are class names of the data set's own vocabulary, lower case; ``scores`` (N,) in [0, 1] or None for truth.
-    ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the first camera) are
-    those of KITTI object labels; NaN and -1 where unknown. ``point_counts`` (N,) says how many LiDAR returns came from
-    the object; boxes with hardly any cannot be found by LiDAR.
+    ``names`` are class names in the data set's own vocabulary, in lower case. ``scores`` (N,) are in [0, 1], or None
+    for ground truth. ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the
+    first camera) are as in KITTI object labels; NaN and -1 mean unknown. ``point_counts`` (N,) is the number of LiDAR
+    returns from the object; LiDAR cannot detect an object that has hardly any.
     """
 
     centre_lidar_m: Floats
@@ -64,7 +64,7 @@ class Boxes3D:
         return np.concatenate([bottom, top], axis=1)
 
     def take(self, index: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        """The boxes that ``index`` (a mask (N,) or indices) chooses, with all that is known of them."""
+        """The boxes selected by ``index`` (a mask (N,) or indices), with all their attributes."""
         chosen = np.arange(len(self))[index]
         fields: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[chosen]
@@ -82,7 +82,7 @@ class Boxes3D:
         return replace(self, names=tuple(self.names[i] for i in chosen), **fields)
 
     def inside(self, points_lidar_m: Floats) -> NDArray[np.bool_]:
-        """(N, M): whether each of M points (their first three columns) lies in each box, faces included."""
+        """(N, M): whether each of M points (first three columns: x, y, z) lies in each box. Faces count as inside."""
         offset = points_lidar_m[None, :, :3] - self.centre_lidar_m[:, None]
         cosine, sine = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
         half = self.size_m[:, None] / 2
@@ -106,14 +106,14 @@ class Boxes3D:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detections:
-    """What was found in a frame: boxes from the best score down, the model that found them, remarks on the sweep."""
+    """The result for one frame: boxes with the highest score first, the model that found them, remarks on the sweep."""
 
     boxes: Boxes3D
     model: str
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """What a notebook shows: a line for the frame, one for each box."""
+        """What a notebook shows: one line for the frame and one for each box."""
         boxes = self.boxes
         scores = np.ones(len(boxes)) if boxes.scores is None else boxes.scores
         lines = [
@@ -128,8 +128,8 @@ class Detections:
 class Camera:
     """A calibrated image: ``image_HWC`` uint8 RGB, ``intrinsics`` (3, 3), ``lidar_to_camera`` (4, 4) rigid.
 
-    ``reference_offset_m`` (3,): where the origin of the frame in which KITTI writes its labels (the rectified reference
-    camera) lies in this camera's frame. Zero where the labels are in this camera's own frame.
+    ``reference_offset_m`` (3,) is the origin of KITTI's label frame (the rectified reference camera) in this camera's
+    frame. It is zero if the labels are in this camera's own frame.
     """
 
     image_HWC: NDArray[np.uint8]
@@ -145,14 +145,14 @@ class Camera:
             )
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether its axis is within 45 degrees of the LiDAR's x."""
+    def faces_forward(self) -> bool:
+        """Whether the optical axis is within 45 degrees of the LiDAR's x axis."""
         return bool(self.lidar_to_camera[2, 0] > np.sqrt(0.5))
 
 
 def left_to_right(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
-    """The cameras as they are laid out for people: those that look ahead from left to right, then those behind, the
-    left one first: nuScenes' FRONT_LEFT, FRONT, FRONT_RIGHT, BACK_LEFT, BACK, BACK_RIGHT."""
+    """The cameras in display order: the forward ones from left to right, then the rear ones, starting at the left. For
+    nuScenes: FRONT_LEFT, FRONT, FRONT_RIGHT, BACK_LEFT, BACK, BACK_RIGHT."""
 
     def place(name: str) -> tuple[bool, float]:
         ahead, left = cameras[name].lidar_to_camera[2, :2]
@@ -163,14 +163,14 @@ def left_to_right(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
     return {name: cameras[name] for name in sorted(cameras, key=place)}
 
 
-_NEAR_M, _SHARE_BEHIND = 5.0, 0.1
+_NEAR_M, _MIN_FRACTION_BEHIND = 5.0, 0.1
 
 
-def _four_columns(points: Any) -> Floats:
-    """Points (N, 4) as float32, one after the other in memory; refuses another shape."""
+def _checked_points(points: Any) -> Floats:
+    """Points (N, 4) as contiguous float32; raises ``InvalidInputError`` for any other shape."""
     found: Floats = np.ascontiguousarray(points, np.float32)
     if found.ndim != 2 or found.shape[1] != 4:
-        zeros = "; zeros do where the intensity is not known" if found.shape[1:] == (3,) else ""
+        zeros = "; use zeros if the intensity is unknown" if found.shape[1:] == (3,) else ""
         raise InvalidInputError(
             f"points_lidar_m has the shape {found.shape}; give (N, 4): x, y, z in metres and intensity in [0, 1]{zeros}"
         )
@@ -179,8 +179,9 @@ def _four_columns(points: Any) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierSweep:
-    """A sweep ``seconds`` before a frame's own. ``points_lidar_m`` (N, 4) is x, y, z, intensity, in the LiDAR frame of
-    that moment; ``to_frame`` (4, 4, rigid) takes it into the frame's: it undoes the vehicle's motion.
+    """A sweep taken ``seconds`` before the frame's own. ``points_lidar_m`` (N, 4) is x, y, z, intensity in the LiDAR
+    frame at that time; ``to_frame`` (4, 4, rigid) transforms it to the frame's LiDAR frame, which undoes the ego
+    motion.
     """
 
     points_lidar_m: Floats
@@ -188,17 +189,17 @@ class EarlierSweep:
     seconds: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points_lidar_m", _four_columns(self.points_lidar_m))
+        object.__setattr__(self, "points_lidar_m", _checked_points(self.points_lidar_m))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """One moment of a vehicle: a LiDAR sweep, cameras, and boxes where the truth is known.
+    """One moment of a vehicle: a LiDAR sweep, camera images, and boxes if the ground truth is known.
 
-    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. Other numbers than float32 are
-    converted; another shape is refused. ``earlier_sweeps`` are those before it, the latest first, where they are known.
-    ``time_ns`` is UTC, or None. ``lidar_to_global`` (4, 4) is rigid; None but of nuScenes, which has a global frame.
-    ``remarks`` say what was left out or is doubtful of the files that it was read from.
+    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1], or None without LiDAR. Other number types are converted
+    to float32; other shapes are refused. ``earlier_sweeps`` are the preceding sweeps, if known, with the latest first.
+    ``time_ns`` is UTC, or None. ``lidar_to_global`` (4, 4) is rigid, and None except for nuScenes, which has a global
+    frame. ``remarks`` say what was skipped or is doubtful in the files that the frame was read from.
     """
 
     name: str
@@ -213,26 +214,28 @@ class Frame:
 
     def __post_init__(self) -> None:
         if self.points_lidar_m is not None:
-            object.__setattr__(self, "points_lidar_m", _four_columns(self.points_lidar_m))
+            object.__setattr__(self, "points_lidar_m", _checked_points(self.points_lidar_m))
 
     @property
     def all_round(self) -> bool:
-        """Whether it shows what lies behind too: of one camera ahead, as KITTI's, only what lies before it is asked."""
-        if [camera.looks_ahead for camera in self.cameras.values()] == [True]:
+        """Whether the frame shows all directions. If its only camera faces forward, as in KITTI, only the area ahead
+        counts, so this is False."""
+        if [camera.faces_forward for camera in self.cameras.values()] == [True]:
             return False
         if self.points_lidar_m is None:
             return len(self.cameras) > 0
         far = self.points_lidar_m[np.abs(self.points_lidar_m[:, 0]) > _NEAR_M, 0]
-        return len(far) > 0 and bool((far < 0).mean() > _SHARE_BEHIND)
+        return len(far) > 0 and bool((far < 0).mean() > _MIN_FRACTION_BEHIND)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectClass:
-    """A class of objects that a network looks for.
+    """A class of objects that a network detects.
 
-    ``size_m`` is the mean length, width and height: that of its anchors, and what a camera network's sizes are relative
-    to. ``bottom_m`` is the mean height at which its boxes end below, in the LiDAR frame. ``reach_m`` says how far, in
-    the ground plane, a detection's centre may lie from the object's for the two to match in a validation's scores.
+    ``size_m`` is the mean length, width and height: the size of the anchors, and the reference for the sizes that a
+    camera network predicts. ``bottom_m`` is the mean height of the bottom of the boxes in the LiDAR frame. ``reach_m``
+    is the greatest distance between the centres of a detection and an object, in the ground plane, at which validation
+    matches them.
     """
 
     name: str
@@ -251,12 +254,12 @@ KITTI_CLASSES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LidarInput(InputSpec):
-    """What a LiDAR network sees and looks for.
+    """The input and the classes of a LiDAR network.
 
-    ``range_m`` is x, y, z from and to, in the LiDAR frame. ``intensity=False`` shows the network zeros in place of the
-    intensity, which differs more between sensors than shapes do. ``own_vehicle_m`` is how far from the LiDAR, along and
-    across, returns are those of the vehicle that carries it, and not shown. ``classes`` in the order of the network's
-    outputs.
+    ``range_m`` is the minimum x, y, z and the maximum x, y, z in the LiDAR frame. With ``intensity=False`` the network
+    gets zeros instead of the intensity, which differs more between sensors than shapes do. Returns within
+    ``own_vehicle_m`` of the LiDAR (half length, half width) come from the vehicle that carries it and are removed.
+    ``classes`` are in the order of the network's outputs.
     """
 
     range_m: tuple[float, float, float, float, float, float] = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
@@ -265,7 +268,7 @@ class LidarInput(InputSpec):
     classes: tuple[ObjectClass, ...] = KITTI_CLASSES
 
     def crop(self, points_N4: Floats) -> Floats:
-        """Points (M, 4) as the network is to see them: those in its range, with or without their intensity."""
+        """The points (M, 4) for the network: those in its range, with the intensity set to zero if it is not used."""
         seen = within(points_N4, self.range_m)
         if self.own_vehicle_m is not None:
             along, across = self.own_vehicle_m
@@ -276,17 +279,17 @@ class LidarInput(InputSpec):
         return points
 
 
-CORRECTED = ("pointpillars", "mmdet3d_lidar")
-"""The models whose boxes a second stage may correct: those that look at sweeps."""
+CORRECTABLE_MODELS = ("pointpillars", "mmdet3d_lidar")
+"""The models whose boxes a second stage can correct: the LiDAR models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxInput(LidarInput):
-    """What a second stage sees: the boxes that a LiDAR detector finds, each with the points in it and about it.
+    """The input of a second stage: the boxes found by a LiDAR detector, each with the points in and around it.
 
-    ``detector`` is the folder of the detector's artifact, None for the one that ships. Its range, its classes and the
-    digest of its weights (``weights``) are filled in when a run begins. Of each box ``points`` points are shown, from
-    its faces ``around_m`` to all sides, ``below_m`` and ``above_m``.
+    ``detector`` is the folder of the detector's artifact; None means the shipped one. The detector's range, its classes
+    and the digest of its weights (``weights``) are filled in when a run begins. For each box the network gets
+    ``points`` points, from the box enlarged by ``around_m`` on all sides, ``below_m`` and ``above_m``.
     """
 
     detector: Path | None = None
@@ -308,11 +311,12 @@ class BoxInput(LidarInput):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraInput(InputSpec):
-    """What a camera network sees and looks for.
+    """The input and the classes of a camera network.
 
-    Images are brought to the focal length ``focal_px``, for monocular depth is learnt for one focal length; None: they
-    are seen as they are, as public models are tested, and a camera of another focal length gets wrong depths. ``image``
-    is the (height, width) for which the network is exported, multiples of 32. ``classes`` in the order of its outputs.
+    Images are scaled to the focal length ``focal_px``, because a network learns monocular depth for one focal length.
+    With None they are not scaled, as in the evaluation of public models, and a camera with another focal length gets
+    wrong depths. ``image`` is the (height, width) for which the network is exported, in multiples of 32. ``classes``
+    are in the order of the network's outputs.
     """
 
     image: tuple[int, int] = (384, 1248)
@@ -321,14 +325,14 @@ class CameraInput(InputSpec):
 
     @property
     def training_focal_px(self) -> float:
-        """The focal length of images to learn from; refuses an input that sees them as they are."""
+        """The focal length of training images; raises ``InvalidInputError`` if ``focal_px`` is None."""
         if self.focal_px is None:
-            raise InvalidInputError("input.focal_px is not set: a network learns depth at one focal length; set it")
+            raise InvalidInputError("input.focal_px is not set; training needs one focal length to learn depth: set it")
         return self.focal_px
 
 
 def within(points_N3: Floats, range_m: tuple[float, ...]) -> NDArray[np.bool_]:
-    """(N,) whether x, y, z (the first three columns) lie in a range of x, y, z from and to."""
+    """(N,): whether x, y, z (the first three columns) lie in ``range_m`` (minimum x, y, z, then maximum x, y, z)."""
     inside = np.ones(len(points_N3), bool)
     # Column by column: several times as fast as all three at once.
     for column, low, high in zip(points_N3.T, range_m[:3], range_m[3:], strict=False):

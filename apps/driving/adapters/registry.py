@@ -83,7 +83,7 @@ def read_frames(files: Sequence[Path], topic: str | None = None) -> list[Frame]:
     return _read(files, files[0].name if files else "", topic)
 
 
-def sensors_named(files: Sequence[Path]) -> dict[str, bool]:
+def sensors_from_names(files: Sequence[Path]) -> dict[str, bool]:
     """Whether the names of the files, or in the folder or zip, tell of LiDAR sweeps and of images; none is read."""
     suffixes = {name[name.rfind(".") :].lower() for file in files for name in _names(file)}
     return {

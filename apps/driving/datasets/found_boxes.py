@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
-from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame, LidarInput
+from apps.driving.types import CORRECTABLE_MODELS, Boxes3D, BoxInput, Floats, Frame, LidarInput
 from shared.data.build_cache import get_or_build
 from shared.deploy.artifact import RECIPE, Artifact, open_artifact
 from shared.deploy.programs.store import weights_digest
@@ -56,10 +56,10 @@ def detector_of(input: BoxInput) -> Artifact:
         artifact = known or Registry(WEIGHTS).newest(DETECTOR)
     else:
         artifact = open_artifact(input.detector)
-    if artifact.manifest.name not in CORRECTED:
+    if artifact.manifest.name not in CORRECTABLE_MODELS:
         raise InvalidInputError(
             f"{artifact.path} is the model {artifact.manifest.name}; a second stage corrects the boxes of "
-            f"{' or '.join(CORRECTED)}: name the artifact of one with --input.detector"
+            f"{' or '.join(CORRECTABLE_MODELS)}: name the artifact of one with --input.detector"
         )
     if input.weights not in ("", weights_digest(artifact)):
         raise InvalidInputError(

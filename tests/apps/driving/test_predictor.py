@@ -233,7 +233,10 @@ def test_arrays_of_ones_own_are_converted_or_refused_in_words(predictor, synthet
     for own in (points.astype(np.float64), np.asfortranarray(points), spaced[:, ::2], points.tolist()):
         found = predictor.detect(replace(frame, points_lidar_m=own), "pointpillars")
         assert found.array == pytest.approx(expected, abs=1e-4)
-    for own, said in ((points[:, :3], r"\(\d+, 3\); give \(N, 4\): .*zeros do"), (points[0], r"\(4,\); give \(N, 4\)")):
+    for own, said in (
+        (points[:, :3], r"\(\d+, 3\); give \(N, 4\): .*use zeros"),
+        (points[0], r"\(4,\); give \(N, 4\)"),
+    ):
         with pytest.raises(InvalidInputError, match=said):
             replace(frame, points_lidar_m=own)
     for image in (camera.image_HWC / 255, camera.image_HWC[..., 0]):
@@ -247,7 +250,7 @@ def test_with_one_camera_that_looks_back_it_is_looked_back_too(predictor, synthe
     turn = np.diag([-1, -1, 1, 1]).astype(np.float32)
     back = replace(ahead, lidar_to_camera=ahead.lidar_to_camera @ turn)
     behind = replace(frame, points_lidar_m=frame.points_lidar_m * turn.diagonal(), cameras={"back": back})
-    assert ahead.looks_ahead and not back.looks_ahead
+    assert ahead.faces_forward and not back.faces_forward
     assert not frame.all_round and behind.all_round and replace(behind, points_lidar_m=None).all_round
     found = predictor.detect(behind, "pointpillars")
     assert (found.centre_lidar_m[:, 0] < -5).sum() > 5

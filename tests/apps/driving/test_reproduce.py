@@ -10,7 +10,14 @@ from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
-from apps.driving.reproduce import against, asked, beyond_range, found_in_real, found_in_synthetic, turned_right
+from apps.driving.reproduce import (
+    bar_verdict,
+    count_beyond_range,
+    count_right_headings,
+    real_rows,
+    synthetic_rows,
+    with_scored_classes,
+)
 from apps.driving.types import Boxes3D, Frame, LidarInput
 
 
@@ -41,17 +48,17 @@ def turned(boxes):
 
 
 def test_bars_are_met_or_missed_by_what_is_said(frames):
-    rows = dict(found_in_synthetic(Told(), frames))
+    rows = dict(synthetic_rows(Told(), frames))
     expected = evaluate(frames, [in_image(frame, Told().detect(frame)) for frame in frames])
     value, objects = expected["car/bev/moderate"], int(expected["car/objects/moderate"])
     verdict = "met" if value >= 70 else f"missed by {70 - value:.1f}"
     assert objects >= 2 and rows["car, AP R40 BEV, synthetic"] == f"{value:.1f} ({objects} objects; bar 70 {verdict})"
     assert rows["cars turned the right way, synthetic"].startswith("100 % of")
-    about = dict(found_in_synthetic(Told(turned), frames))
+    about = dict(synthetic_rows(Told(turned), frames))
     assert about["cars turned the right way, synthetic"].startswith("0 % of")
-    right, ridden = turned_right(frames, [Told().detect(frame) for frame in frames], "cyclist")
+    right, ridden = count_right_headings(frames, [Told().detect(frame) for frame in frames], "cyclist")
     assert right == ridden > 0
-    assert against(70.0, 70.0) == "; bar 70 met" and against(66.6, 70.0) == "; bar 70 missed by 3.4"
+    assert bar_verdict(70.0, 70.0) == "; bar 70 met" and bar_verdict(66.6, 70.0) == "; bar 70 missed by 3.4"
 
 
 def test_real_frames_count_what_is_asked_for_and_the_own_vehicle(frames):
@@ -73,24 +80,24 @@ def test_real_frames_count_what_is_asked_for_and_the_own_vehicle(frames):
     cars = sum(
         name == "car" and count >= 5 for name, count in zip(one[0].truth.names, one[0].truth.point_counts, strict=True)
     )
-    rows = dict(found_in_real("nuScenes", Told(with_own_vehicle), {}, one))
+    rows = dict(real_rows("nuScenes", Told(with_own_vehicle), {}, one))
     assert f"BEV IoU 0.7: {cars} of {cars}, 1 false" in rows["car, nuScenes, frames: 1"]
     assert rows["car, nuScenes, frames: 1"].endswith("bar (62 % within 2 m, at most 3 false): met")
     assert rows["boxes on the own vehicle, nuScenes"] == "1"
-    # Of KITTI the hard ones are not asked for, and excuse the boxes on them.
-    easier = asked(one[0])
+    # Hard KITTI objects are not scored, and boxes on them are ignored.
+    easier = with_scored_classes(one[0])
     left = sum(name == "car" for name in easier.truth.names)
     assert 0 < left < sum(name == "car" for name in one[0].truth.names)
-    kitti = dict(found_in_real("KITTI", Told(), {}, [easier]))
+    kitti = dict(real_rows("KITTI", Told(), {}, [easier]))
     assert kitti["car, KITTI, frames: 1"].endswith("at most 5 false): met") == (left >= 2)
-    away = dict(found_in_real("KITTI", Told(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
+    away = dict(real_rows("KITTI", Told(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
     assert away["car, KITTI, frames: 1"].endswith("at most 5 false): missed")
     assert kitti["boxes on the own vehicle, KITTI"] == "0" and ", 0 false" in kitti["car, KITTI, frames: 1"]
 
 
 def test_classes_of_other_data_sets_are_called_what_is_learnt(frames):
     names = ("regular_vehicle", "box_truck") + frames[0].truth.names[2:]
-    called = asked(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
+    called = with_scored_classes(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
     assert called.truth.names[:2] == ("car", "truck")
 
 
@@ -114,6 +121,9 @@ def test_objects_where_a_network_does_not_look_are_told_of(frames, all_round, pl
     points = np.concatenate([ahead, behind] if all_round else [ahead])
     frame = Frame(name="a", cameras={}, points_lidar_m=points, truth=truth)
     assert detector.in_range(frame, truth).tolist() == [seen]
-    assert beyond_range(detector, [frame], "car") == int(not seen) and beyond_range(detector, [frame], "cyclist") == 0
+    assert (
+        count_beyond_range(detector, [frame], "car") == int(not seen)
+        and count_beyond_range(detector, [frame], "cyclist") == 0
+    )
     few = replace(frame, truth=replace(truth, point_counts=np.array([4])))
-    assert beyond_range(detector, [few], "car") == 0 and beyond_range(Told(), [frame], "car") == 0
+    assert count_beyond_range(detector, [few], "car") == 0 and count_beyond_range(Told(), [frame], "car") == 0
