@@ -1,9 +1,9 @@
 """Argoverse 2 sensor logs (Wilson et al. 2021), read into ``Frame``: sweeps, ring cameras, annotations.
 
-Layout of a log, as av2-api documents it: ``sensors/lidar/TIMESTAMP.feather`` with x, y, z in the vehicle's frame and
-intensity 0 to 255; ``sensors/cameras/NAME/TIMESTAMP.jpg``; ``annotations.feather`` with boxes in the vehicle's frame
-at a sweep's timestamp; ``calibration/egovehicle_SE3_sensor.feather`` and ``calibration/intrinsics.feather``.
-``Frame``'s LiDAR frame has the vehicle's axes and its origin at the upper LiDAR, 1.6 m above the vehicle's origin.
+Layout of a log, as documented by av2-api: ``sensors/lidar/TIMESTAMP.feather`` with x, y, z in the vehicle frame and
+intensity 0 to 255; ``sensors/cameras/NAME/TIMESTAMP.jpg``; ``annotations.feather`` with boxes in the vehicle frame at
+a sweep's timestamp; ``calibration/egovehicle_SE3_sensor.feather`` and ``calibration/intrinsics.feather``. ``Frame``'s
+LiDAR frame has the axes of the vehicle frame and its origin at the upper LiDAR, 1.6 m above the vehicle's origin.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.adapters.box_values import box_numbers
-from apps.driving.adapters.calibration import refuse_mount
-from apps.driving.adapters.image_files import read_image, resized
+from apps.driving.adapters.calibration import check_lidar_to_camera
+from apps.driving.adapters.image_files import read_image, resize_remarks
 from apps.driving.adapters.nuscenes_tables import rotation_of
-from apps.driving.adapters.point_files import dropped, finite
+from apps.driving.adapters.point_files import dropped_remarks, finite_points
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError
 
 LIDAR = "up_lidar"
-MAX_APART_NS = 60_000_000
-"""A camera's image belongs to a sweep where its timestamp is no further off."""
+MAX_TIME_DIFFERENCE_NS = 60_000_000
+"""An image belongs to a sweep if their timestamps differ by at most this."""
 
 
 def timestamps(log: Path) -> list[int]:
-    """When the sweeps of a log were taken, in nanoseconds, sorted."""
+    """The sorted timestamps of a log's sweeps in nanoseconds."""
     return sorted(int(file.stem) for file in (log / "sensors" / "lidar").glob("*.feather") if file.stem.isdecimal())
 
 
 def is_log(folder: Path) -> bool:
-    """Whether a folder is laid out as a log is."""
+    """Whether a folder has the layout of a log."""
     return (folder / "sensors" / "lidar").is_dir()
 
 
@@ -47,14 +47,14 @@ def read(log: Path) -> list[Frame]:
 def read_frame(
     log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True, labelled: bool = True
 ) -> Frame:
-    """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated and they are
-    asked for. Raises ``InvalidInputError``."""
+    """One sweep with the nearest image of each ring camera, and with its boxes if the log is annotated and ``labelled``
+    is set. Raises ``InvalidInputError``."""
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are refused
             return _frame(log, timestamp_ns, points=points, images=images, labelled=labelled)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
-            f"{log.name} is no log of Argoverse 2 as av2-api describes it: {type(error).__name__} {str(error)[:200]}"
+            f"{log.name} is not an Argoverse 2 log as av2-api describes it: {type(error).__name__} {str(error)[:200]}"
         ) from error
 
 
@@ -63,7 +63,7 @@ def _frame(log: Path, timestamp_ns: int, *, points: bool, images: bool, labelled
     sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
     cameras = _cameras(log, timestamp_ns, origin) if images else {}
     for name, camera in cameras.items():
-        remarks += resized(f"{name} of {log.name}", camera.image_HWC.shape, camera.intrinsics)
+        remarks += resize_remarks(f"{name} of {log.name}", camera.image_HWC.shape, camera.intrinsics)
     return Frame(
         name=str(timestamp_ns),
         points_lidar_m=sweep,
@@ -76,13 +76,13 @@ def _frame(log: Path, timestamp_ns: int, *, points: bool, images: bool, labelled
 
 def _sweep(file: Path, origin: NDArray[np.float64]) -> tuple[Floats, tuple[str, ...]]:
     columns = _columns(file, ("x", "y", "z", "intensity"))
-    whole = np.stack([np.asarray(columns[name], np.float32) for name in ("x", "y", "z", "intensity")], axis=1)
-    points = finite(whole, file.name)
+    all_points = np.stack([np.asarray(columns[name], np.float32) for name in ("x", "y", "z", "intensity")], axis=1)
+    points = finite_points(all_points, file.name)
     if np.abs(points[:, :3]).max() > 1000:
-        raise InvalidInputError(f"{file.name} holds points over 1 km away; are they in metres?")
+        raise InvalidInputError(f"{file.name} has points over 1 km away; are they in metres?")
     points[:, :3] -= origin.astype(np.float32)
     points[:, 3] = np.clip(points[:, 3] / 255, 0, 1)
-    return points, dropped(file.name, len(whole), len(points))
+    return points, dropped_remarks(file.name, len(all_points), len(points))
 
 
 def _boxes(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> Boxes3D | None:
@@ -119,13 +119,13 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
     cameras = {}
     for folder in folders:
         images = sorted(folder.glob("*.jpg"), key=lambda file: abs(int(file.stem) - timestamp_ns))
-        if not images or abs(int(images[0].stem) - timestamp_ns) > MAX_APART_NS or folder.name not in focal:
+        if not images or abs(int(images[0].stem) - timestamp_ns) > MAX_TIME_DIFFERENCE_NS or folder.name not in focal:
             continue
-        # Boxes and points are relative to the LiDAR's origin, which lies at ``origin`` in the vehicle's frame.
+        # Boxes and points are relative to the LiDAR's origin, which is at ``origin`` in the vehicle frame.
         to_vehicle = np.eye(4)
         to_vehicle[:3, 3] = origin
         lidar_to_camera = np.linalg.inv(_mounts(log)[folder.name]) @ to_vehicle
-        refuse_mount(lidar_to_camera, f"{folder.name} of {log.name}")
+        check_lidar_to_camera(lidar_to_camera, f"{folder.name} of {log.name}")
         cameras[folder.name] = Camera(
             image_HWC=read_image(images[0]),
             intrinsics=focal[folder.name],
@@ -135,7 +135,7 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
 
 
 def _mounts(log: Path) -> dict[str, NDArray[np.float64]]:
-    """(4, 4) from each sensor's frame to the vehicle's."""
+    """(4, 4) from each sensor's frame to the vehicle frame."""
     file = log / "calibration" / "egovehicle_SE3_sensor.feather"
     names = ("sensor_name", "qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
     rows = _columns(file, names)
@@ -146,7 +146,7 @@ def _mounts(log: Path) -> dict[str, NDArray[np.float64]]:
         transform[:3, 3] = pose[4:]
         found[str(name)] = transform
     if LIDAR not in found:
-        raise InvalidInputError(f"{file} has no sensor {LIDAR}; is it that of an Argoverse 2 log?")
+        raise InvalidInputError(f"{file} has no sensor {LIDAR}; is it from an Argoverse 2 log?")
     return found
 
 
@@ -157,7 +157,7 @@ def _annotations(file: Path, _: int) -> dict[str, NDArray[Any]]:
 
 
 def _columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The columns of a feather file; refuses one that is none, or lacks any of them."""
+    """The columns of a feather file. Raises ``InvalidInputError`` if it is not one or lacks a column."""
     from pyarrow import ArrowException, feather
 
     try:

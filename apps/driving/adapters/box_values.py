@@ -1,4 +1,4 @@
-"""Numbers of annotated boxes that no box on a road has."""
+"""Checks that the numbers of annotated boxes are plausible for objects on a road."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from numpy.typing import ArrayLike, NDArray
 
 from shared.errors import InvalidInputError
 
-MOST = 1e6
-"""Metres from the vehicle, or pixels from a corner."""
-LONGEST_M, FARTHEST_M = 100.0, 2000.0
-"""No object of a street is longer than the first; none is labelled farther from the sensor than the second."""
+MAX_ABS_VALUE = 1e6
+"""Metres from the vehicle, or pixels from the image corner."""
+MAX_SIDE_M, MAX_DISTANCE_M = 100.0, 2000.0
+"""No object on a street is longer than the first, and none is labelled farther from the sensor than the second."""
 
 
-def box_numbers(values: ArrayLike, what: str) -> NDArray[Any]:
-    """The values as float64; refuses those that are not finite, and those above a million.
+def box_numbers(values: ArrayLike, source: str) -> NDArray[Any]:
+    """The values as float64. Raises ``InvalidInputError`` if one is not finite or above a million.
 
-    Raises ``ValueError`` or ``TypeError`` for what are no numbers.
+    Raises ``ValueError`` or ``TypeError`` if they are not numbers.
     """
     found = np.array(values, np.float64)
-    if not (np.abs(found) <= MOST).all():
-        raise InvalidInputError(f"{what} holds boxes with numbers that are not finite, or above a million")
+    if not (np.abs(found) <= MAX_ABS_VALUE).all():
+        raise InvalidInputError(f"{source} has boxes with numbers that are not finite or above a million")
     return found
 
 
-def refuse_other_units(name: str, size_m: Sequence[float], place_m: Sequence[float], what: str) -> None:
-    """Refuses a labelled object of a size or at a place that no object has in metres."""
-    if max(size_m) > LONGEST_M:
+def check_units(name: str, size_m: Sequence[float], centre_m: Sequence[float], source: str) -> None:
+    """Raises ``InvalidInputError`` if a labelled object has a size or position that no object has in metres."""
+    if max(size_m) > MAX_SIDE_M:
         sides = " x ".join(f"{side:g}" for side in size_m)
         raise InvalidInputError(
-            f"{what}: a {name} of {sides} metres; labels are in metres, and these look like millimetres or centimetres"
+            f"{source}: a {name} of {sides} metres; labels must be in metres; is this millimetres or centimetres?"
         )
-    if max(map(abs, place_m)) > FARTHEST_M:
-        place = ", ".join(f"{value:g}" for value in place_m)
+    if max(map(abs, centre_m)) > MAX_DISTANCE_M:
+        place = ", ".join(f"{value:g}" for value in centre_m)
         raise InvalidInputError(
-            f"{what}: a {name} at ({place}) metres; labels are in metres from the sensor, not in another unit or the "
-            "world's frame"
+            f"{source}: a {name} at ({place}) metres; labels must be in metres from the sensor, not in another unit or "
+            "in a global frame"
         )

@@ -1,8 +1,8 @@
-"""KITTI's calibrations, in the spellings of its object, tracking, odometry and raw data, read into ``Calibration``.
+"""Reads KITTI's calibration files, in the spellings of its object, tracking, odometry and raw data.
 
-Each gives the projection of camera 2, the rotation that rectifies, and the LiDAR's place: ``P2``, ``R0_rect`` and
+Each has the projection of camera 2, the rectifying rotation, and the LiDAR's pose: ``P2``, ``R0_rect`` and
 ``Tr_velo_to_cam`` for objects; ``R_rect`` and ``Tr_velo_cam``, without a colon, for tracking; ``P2`` and ``Tr``, which
-is rectified already, for odometry; ``P_rect_02`` and ``R_rect_00`` in calib_cam_to_cam.txt with ``R`` and ``T`` in
+is already rectified, for odometry; ``P_rect_02`` and ``R_rect_00`` in calib_cam_to_cam.txt with ``R`` and ``T`` in
 calib_velo_to_cam.txt beside it for raw data (Geiger et al. 2013, "Vision meets robotics: the KITTI dataset").
 """
 
@@ -16,18 +16,22 @@ import numpy as np
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
-STARTS = ("P2:", "P2 ", "P_rect_02:", "R0_rect", "R_rect", "Tr_velo", "Tr:")
-"""How the lines begin by which a calibration is told from labels."""
-RAW_MOUNTS = ("calib_velo_to_cam.txt", "calib_imu_to_velo.txt")
-"""Files of raw data that accompany calib_cam_to_cam.txt."""
-MAX_APART_M = 20.0
-"""How far apart the LiDAR and a camera of one vehicle may be."""
-_P2, _RECTIFY, _MOUNT = ("P2", "P_rect_02"), ("R0_rect", "R_rect", "R_rect_00"), ("Tr_velo_to_cam", "Tr_velo_cam")
+CALIBRATION_LINE_STARTS = ("P2:", "P2 ", "P_rect_02:", "R0_rect", "R_rect", "Tr_velo", "Tr:")
+"""Line prefixes that distinguish a calibration from labels."""
+RAW_EXTRINSICS_FILES = ("calib_velo_to_cam.txt", "calib_imu_to_velo.txt")
+"""The files of raw data that accompany calib_cam_to_cam.txt."""
+MAX_LIDAR_CAMERA_DISTANCE_M = 20.0
+"""The maximum distance between the LiDAR and a camera on one vehicle."""
+_PROJECTION_ROWS, _RECTIFICATION_ROWS, _EXTRINSICS_ROWS = (
+    ("P2", "P_rect_02"),
+    ("R0_rect", "R_rect", "R_rect_00"),
+    ("Tr_velo_to_cam", "Tr_velo_cam"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """``intrinsics`` (3, 3) of camera 2, the rigid ``lidar_to_camera`` (4, 4), and the labels' origin in its frame."""
+    """``intrinsics`` (3, 3) of camera 2, the rigid ``lidar_to_camera`` (4, 4), and the label origin in camera 2."""
 
     intrinsics: Floats
     lidar_to_camera: Floats
@@ -35,22 +39,23 @@ class Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Camera 2 and the LiDAR; refuses what lacks a row, or holds rows that are no projection and no rotations."""
+    """Camera 2 and the LiDAR. Raises ``InvalidInputError`` if a row is missing or not a valid projection or
+    rotation."""
     rows = _rows(path)
-    projection = _matrix(path, rows, _P2, (3, 4))
+    projection = _matrix(path, rows, _PROJECTION_ROWS, (3, 4))
     if "Tr" in rows:
         rectify, mount = np.eye(3), _matrix(path, rows, ("Tr",), (3, 4))
     elif "P_rect_02" in rows:
-        rectify, beside = _matrix(path, rows, _RECTIFY, (3, 3)), path.with_name(RAW_MOUNTS[0])
+        rectify, beside = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3)), path.with_name(RAW_EXTRINSICS_FILES[0])
         if not beside.is_file():
-            raise InvalidInputError(f"{path.name} is that of raw data; {beside.name} has to lie beside it")
-        others = _rows(beside)
-        mount = np.hstack([_matrix(beside, others, ("R",), (3, 3)), _matrix(beside, others, ("T",), (3, 1))])
+            raise InvalidInputError(f"{path.name} is a raw-data calibration; put {beside.name} beside it")
+        extrinsics = _rows(beside)
+        mount = np.hstack([_matrix(beside, extrinsics, ("R",), (3, 3)), _matrix(beside, extrinsics, ("T",), (3, 1))])
     else:
-        rectify, mount = _matrix(path, rows, _RECTIFY, (3, 3)), _matrix(path, rows, _MOUNT, (3, 4))
+        rectify, mount = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3)), _matrix(path, rows, _EXTRINSICS_ROWS, (3, 4))
     intrinsics = projection[:, :3]
     if abs(np.linalg.det(intrinsics)) < 1e-6 or intrinsics[0, 0] <= 0:
-        raise InvalidInputError(f"{path.name}: P2 is not a camera's projection (focal length {intrinsics[0, 0]:g})")
+        raise InvalidInputError(f"{path.name}: P2 is not a camera projection (focal length {intrinsics[0, 0]:g})")
     for name, rotation in (("R0_rect", rectify), ("Tr_velo_to_cam", mount[:, :3])):
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
             raise InvalidInputError(f"{path.name}: the first three columns of {name} are not a rotation")
@@ -62,7 +67,7 @@ def read_calibration(path: Path) -> Calibration:
     transform = np.eye(4)
     transform[:3, :3] = rectify @ mount[:, :3]
     transform[:3, 3] = rectify @ mount[:, 3] + offset
-    refuse_mount(transform, f"{path.name}: Tr_velo_to_cam")
+    check_lidar_to_camera(transform, f"{path.name}: Tr_velo_to_cam")
     return Calibration(
         intrinsics=intrinsics.astype(np.float32),
         lidar_to_camera=transform.astype(np.float32),
@@ -70,47 +75,48 @@ def read_calibration(path: Path) -> Calibration:
     )
 
 
-def refuse_not_rigid(transform: np.ndarray, what: str) -> None:
-    """Refuses a transform (3 or 4, 4) that is no rotation with a translation."""
+def check_rigid(transform: np.ndarray, source: str) -> None:
+    """Raises ``InvalidInputError`` if a transform (3 or 4, 4) is not a rotation and a translation."""
     if not np.isfinite(transform).all():
-        raise InvalidInputError(f"{what} holds numbers that are not finite")
+        raise InvalidInputError(f"{source} has numbers that are not finite")
     rotation = transform[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
-        raise InvalidInputError(f"{what}: its first three columns are not a rotation")
+        raise InvalidInputError(f"{source}: its first three columns are not a rotation")
 
 
-def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
-    """Refuses what takes no LiDAR (z up) on a vehicle to a camera (y down) on it; boxes would be drawn anywhere."""
-    refuse_not_rigid(lidar_to_camera, what)
+def check_lidar_to_camera(lidar_to_camera: np.ndarray, source: str) -> None:
+    """Raises ``InvalidInputError`` if the transform (4, 4) does not lead from a LiDAR (z up) to a camera (y down) on
+    the same vehicle. With such a transform, boxes would be drawn in wrong places."""
+    check_rigid(lidar_to_camera, source)
     rotation = lidar_to_camera[:3, :3]
-    # The camera's y axis points down, as the LiDAR's -z does: by less than 45 degrees they differ.
+    # The camera's y axis must be within 45 degrees of the LiDAR's -z axis: both point down.
     if -rotation[1, 2] < np.sqrt(0.5):
         raise InvalidInputError(
-            f"{what} lays the camera on its side or back; from the LiDAR (x ahead, y left, z up) to the camera (x "
-            "right, y down, z ahead) it must turn up into -y. Is it the inverse, from the camera to the LiDAR?"
+            f"{source} puts the camera on its side or upside down; it must map the LiDAR frame (x forward, y left, z "
+            "up) to the camera frame (x right, y down, z forward). Is it the inverse, from the camera to the LiDAR?"
         )
-    apart = float(np.linalg.norm(lidar_to_camera[:3, 3]))
-    if apart > MAX_APART_M:
-        raise InvalidInputError(f"{what} puts the camera {apart:.0f} m from the LiDAR; is it in metres?")
+    distance = float(np.linalg.norm(lidar_to_camera[:3, 3]))
+    if distance > MAX_LIDAR_CAMERA_DISTANCE_M:
+        raise InvalidInputError(f"{source} puts the camera {distance:.0f} m from the LiDAR; is it in metres?")
 
 
-def lines(path: Path) -> list[str]:
+def nonblank_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    return [line for line in text_of(path).splitlines() if line.strip()]
+    return [line for line in read_text_file(path).splitlines() if line.strip()]
 
 
-def text_of(path: Path) -> str:
-    """The content of a text file; refuses another."""
+def read_text_file(path: Path) -> str:
+    """The content of a UTF-8 text file. Raises ``InvalidInputError`` if it is not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path.name} is not text; a calibration or label file was expected") from error
+        raise InvalidInputError(f"{path.name} is not a text file; expected a calibration or label file") from error
 
 
 def _rows(path: Path) -> dict[str, tuple[int, list[str]]]:
-    """By name the number of the line and its words; tracking writes no colon after the name."""
+    """For each row name, its line number and its values; tracking files have no colon after the name."""
     rows = {}
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(nonblank_lines(path), 1):
         name, *words = line.replace(":", " ", 1).split() or [""]
         rows[name] = number, words
     return rows
@@ -122,15 +128,15 @@ def _matrix(
     name = next((name for name in names if name in rows), None)
     if name is None:
         raise InvalidInputError(
-            f"{path.name} {f'has no row {names[0]}' if rows else 'is empty'}; a KITTI calibration has P2, R0_rect and "
-            "Tr_velo_to_cam"
+            f"{path.name} {f'has no row {names[0]}' if rows else 'is empty'}; a KITTI calibration needs P2, R0_rect "
+            "and Tr_velo_to_cam"
         )
     number, words = rows[name]
     try:
         values = [float(word) for word in words]
     except ValueError as error:
-        raise InvalidInputError(f"{path.name}, line {number}: {error}; expected `{name}:` and numbers") from error
+        raise InvalidInputError(f"{path.name}, line {number}: {error}; expected `{name}:` and then numbers") from error
     finite = int(np.isfinite(values).sum())
     if len(values) != shape[0] * shape[1] or finite < len(values):
-        raise InvalidInputError(f"{path.name}: {name} needs {shape[0] * shape[1]} finite numbers, it has {finite}")
+        raise InvalidInputError(f"{path.name}: {name} needs {shape[0] * shape[1]} finite numbers but has {finite}")
     return np.array(values, np.float64).reshape(shape)

@@ -1,8 +1,8 @@
-"""Sweeps of one's own with boxes in text files: the layout of OpenPCDet's and mmdet3d's custom data sets.
+"""Custom sweeps with boxes in text files: the layout of OpenPCDet's and mmdet3d's custom data sets.
 
-``points/ID.bin`` (float32 x, y, z, intensity), ``.npy`` or ``.pcd``; ``labels/ID.txt`` with a row for each object: x,
-y, z, length, width, height, yaw and class (OpenPCDet, CUSTOM_DATASET_TUTORIAL; mmdet3d, customize_dataset). Metres in
-the LiDAR's frame: x forward, y left, z up; yaw about z, counter-clockwise from x.
+``points/ID.bin`` (float32 x, y, z, intensity), ``.npy`` or ``.pcd``; ``labels/ID.txt`` with one row per object: x, y,
+z, length, width, height, yaw and class (OpenPCDet, CUSTOM_DATASET_TUTORIAL; mmdet3d, customize_dataset). Metres in the
+LiDAR frame: x forward, y left, z up; yaw about z, counter-clockwise from x.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from apps.driving.adapters.box_values import box_numbers, refuse_other_units
-from apps.driving.adapters.calibration import text_of
-from apps.driving.adapters.kitti_layouts import FOREIGN, TEXTS, foreign, named
+from apps.driving.adapters.box_values import box_numbers, check_units
+from apps.driving.adapters.calibration import read_text_file
+from apps.driving.adapters.kitti_layouts import TEXTS, UNSUPPORTED_SUFFIXES, find_file, unsupported_message
 from apps.driving.adapters.point_files import SWEEPS, read_sweep
 from apps.driving.types import Boxes3D, Frame
 from shared.errors import InvalidInputError
 
 POINTS, LABELS = "points", "labels"
 BoxOrigin: TypeAlias = Literal["centre", "bottom"]
-"""Whether z of a label is that of the box's gravity centre (OpenPCDet) or of the middle of its bottom."""
+"""Whether z of a label is that of the box's gravity centre (OpenPCDet) or of the centre of its bottom face."""
 _MAX_YAW = 2 * np.pi + 0.01
 _COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw")
 
 
 def folders(files: Sequence[Path]) -> list[Path]:
-    """The folders in this layout in the one folder that was handed in, itself among them."""
+    """The folders with this layout in the single given folder, including that folder itself."""
     if len(files) != 1 or not files[0].is_dir():
         return []
     found = [folder.parent for folder in files[0].rglob(POINTS) if folder.is_dir()]
@@ -37,24 +37,25 @@ def folders(files: Sequence[Path]) -> list[Path]:
 
 
 def frame_ids(root: Path) -> list[str]:
-    """The ids of the sweeps, sorted. Refuses sweeps that would be passed over."""
+    """The sorted ids of the sweeps. Raises ``InvalidInputError`` as ``sweep_ids`` does."""
     return sweep_ids(root / POINTS)
 
 
 def sweep_ids(folder: Path) -> list[str]:
-    """The names of the sweeps in a folder without their endings, sorted. Refuses sweeps that would be passed over."""
+    """The sorted names of the sweeps in a folder, without suffixes. Raises ``InvalidInputError`` if a sweep would be
+    skipped: in a subfolder, in an unsupported format, or with the same name as another."""
     files = [file for file in sorted(folder.glob("*")) if not file.name.startswith(".")]
     sweeps: dict[str, Path] = {}
     for file in files:
         if file.is_dir() and any(inside.suffix.lower() in SWEEPS for inside in file.iterdir()):
             raise InvalidInputError(
-                f"{folder.name} holds the folder {file.name} with sweeps; put them into {folder.name} itself"
+                f"{folder.name} has the subfolder {file.name} with sweeps; move them into {folder.name} itself"
             )
-        if file.suffix.lower() in FOREIGN:
-            raise InvalidInputError(foreign(file))
+        if file.suffix.lower() in UNSUPPORTED_SUFFIXES:
+            raise InvalidInputError(unsupported_message(file))
         if file.suffix.lower() in SWEEPS and sweeps.setdefault(file.stem, file) != file:
             raise InvalidInputError(
-                f"two files would be the sweep {file.stem}: {sweeps[file.stem].name} and {file.name}; keep one"
+                f"two files could be the sweep {file.stem}: {sweeps[file.stem].name} and {file.name}; keep one"
             )
     return sorted(sweeps)
 
@@ -62,12 +63,12 @@ def sweep_ids(folder: Path) -> list[str]:
 def read_frame(
     root: Path, frame_id: str, *, labelled: bool = True, origin: BoxOrigin = "centre", device: str = "cpu"
 ) -> Frame:
-    """One frame by its id, with its labels where it has any and is to be ``labelled``.
+    """One frame by its id, with its labels if it has any and ``labelled`` is set.
 
-    There is nothing to compute on ``device``. Raises ``InvalidInputError``.
+    ``device`` is not used: there is nothing to decode. Raises ``InvalidInputError``.
     """
     frame = read_unlabelled(root / POINTS, frame_id)
-    labels = named(root / LABELS, frame_id, TEXTS) if labelled else None
+    labels = find_file(root / LABELS, frame_id, TEXTS) if labelled else None
     if labels is None:
         return frame
     truth, points = read_labels(labels, origin), frame.points_lidar_m
@@ -76,8 +77,8 @@ def read_frame(
 
 
 def read_unlabelled(folder: Path, frame_id: str) -> Frame:
-    """The frame of a sweep in a folder, by its name without its ending. Raises ``InvalidInputError``."""
-    sweep = named(folder, frame_id, SWEEPS)
+    """The frame of a sweep in a folder, by its name without the suffix. Raises ``InvalidInputError``."""
+    sweep = find_file(folder, frame_id, SWEEPS)
     if sweep is None:
         raise InvalidInputError(f"{folder.parent.name} has no sweep {folder.name}/{frame_id} (.bin, .npy, .pcd)")
     points, remarks = read_sweep(sweep)
@@ -85,15 +86,17 @@ def read_unlabelled(folder: Path, frame_id: str) -> Frame:
 
 
 def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
-    """The boxes of a label file; an empty one says that there is no object."""
+    """The boxes of a label file; an empty file means that there are no objects."""
     rows, names = [], []
-    for number, line in enumerate(text_of(path).splitlines(), 1):
+    for number, line in enumerate(read_text_file(path).splitlines(), 1):
         words = line.split()
         if not words:
             continue
         if len(words) != len(_COLUMNS) + 1:
             kitti = (
-                "; these are KITTI's, which belong into label_2 beside velodyne and calib" if len(words) == 15 else ""
+                "; these are KITTI labels, which belong in label_2 beside velodyne and calib"
+                if len(words) == 15
+                else ""
             )
             raise InvalidInputError(
                 f"{path.name}, line {number}: {len(words)} columns; expected {', '.join(_COLUMNS)}, class (one word)"
@@ -107,10 +110,10 @@ def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
             ) from error
         rows.append(box_numbers(row, f"{path.name}, line {number}"))
         if min(row[3:6]) <= 0:
-            raise InvalidInputError(f"{path.name}, line {number}: {words[-1]} has a size that is not positive")
+            raise InvalidInputError(f"{path.name}, line {number}: the size of {words[-1]} is not positive")
         if abs(row[6]) > _MAX_YAW:
-            raise InvalidInputError(f"{path.name}, line {number}: a yaw of {row[6]:g}; expected radians, not degrees")
-        refuse_other_units(words[-1], row[3:6], row[:3], f"{path.name}, line {number}")
+            raise InvalidInputError(f"{path.name}, line {number}: yaw is {row[6]:g}; expected radians, not degrees")
+        check_units(words[-1], row[3:6], row[:3], f"{path.name}, line {number}")
         names.append(words[-1].lower())
     table = np.array(rows, np.float64).reshape(-1, len(_COLUMNS))
     if origin == "bottom":

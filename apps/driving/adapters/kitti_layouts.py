@@ -1,9 +1,9 @@
-"""How KITTI's folders hold frames: the object benchmark (and odometry), tracking sequences, and raw drives.
+"""How KITTI's folders store frames: the object benchmark (and odometry), tracking sequences, and raw drives.
 
 Object and odometry: ``velodyne/ID.bin``, ``image_2/ID.png``, ``calib/ID.txt`` or ``calib.txt``, ``label_2/ID.txt``.
 Tracking: ``velodyne/SEQUENCE/ID.bin``, ``image_02/SEQUENCE/ID.png``, ``calib/SEQUENCE.txt``, ``label_02/SEQUENCE.txt``.
-Raw: ``DATE_drive_NUMBER_sync`` with ``velodyne_points/data/ID.bin`` and ``image_02/data/ID.png``, and the calibrations
-of the day in the folder that holds the drive, or in its own (Geiger et al. 2013; the benchmarks' development kits).
+Raw: ``DATE_drive_NUMBER_sync`` with ``velodyne_points/data/ID.bin`` and ``image_02/data/ID.png``, and the day's
+calibration files in the parent folder or in the drive's own (Geiger et al. 2013; the benchmarks' development kits).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from shared.errors import InvalidInputError
 
 IMAGES, TEXTS = (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
-FOREIGN = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag", ".mcap", ".db3")
-"""Files of points that are not read among those of frames."""
-_HOLD_FRAMES = ("velodyne", "velodyne_points", "image_2", "image_02")
+UNSUPPORTED_SUFFIXES = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag", ".mcap", ".db3")
+"""Point formats that are refused among the files of frames; ROS bags must be given by themselves."""
+_FRAME_FOLDERS = ("velodyne", "velodyne_points", "image_2", "image_02")
 RAW_CALIBRATION = "calib_cam_to_cam.txt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFiles:
-    """The files of one frame; None where there is none. ``row`` is its number in labels that hold a whole sequence."""
+    """The files of one frame; None if missing. ``row`` is the frame's number in labels of a whole sequence."""
 
     points: Path | None
     image: Path | None
@@ -37,29 +37,29 @@ class FrameFiles:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A folder of frames. A frame's id is its files' name, in tracking after that of the sequence: 0000/000012."""
+    """A folder of frames. A frame's id is the name of its files; in tracking SEQUENCE/ID, such as 0000/000012."""
 
     root: Path
     kind: Literal["object", "tracking", "raw"]
 
     @property
     def sweeps(self) -> Path:
-        """The folder of the sweeps; in tracking of folders of them."""
+        """The folder of the sweeps; in tracking it has one folder per sequence."""
         return self.root / "velodyne_points" / "data" if self.kind == "raw" else self.root / "velodyne"
 
     @property
     def images(self) -> Path:
-        """The folder of the images of camera 2; in tracking of folders of them."""
+        """The folder of the images of camera 2; in tracking it has one folder per sequence."""
         if self.kind == "raw":
             return self.root / "image_02" / "data"
         return self.root / ("image_02" if self.kind == "tracking" else "image_2")
 
     def frame_ids(self) -> list[str]:
-        """Sorted; refuses sweeps that would be passed over."""
+        """The sorted ids. Raises ``InvalidInputError`` if a sweep is in an unsupported format."""
         pattern = "*/*" if self.kind == "tracking" else "*"
         for file in sorted(self.sweeps.glob(pattern)):
-            if file.suffix.lower() in FOREIGN and named(file.parent, file.stem, SWEEPS) is None:
-                raise InvalidInputError(foreign(file))
+            if file.suffix.lower() in UNSUPPORTED_SUFFIXES and find_file(file.parent, file.stem, SWEEPS) is None:
+                raise InvalidInputError(unsupported_message(file))
         return sorted(
             {
                 file.relative_to(folder).with_suffix("").as_posix()
@@ -70,72 +70,72 @@ class Layout:
         )
 
     def files(self, frame_id: str) -> FrameFiles:
-        """Those of one frame, their endings in small letters or in capitals."""
-        points, image = named(self.sweeps, frame_id, SWEEPS), named(self.images, frame_id, IMAGES)
+        """The files of one frame; suffixes may be lower or upper case."""
+        points, image = find_file(self.sweeps, frame_id, SWEEPS), find_file(self.images, frame_id, IMAGES)
         if self.kind == "raw":
-            days = (self.root, self.root.parent)
-            calibration = next((file for day in days if (file := day / RAW_CALIBRATION).is_file()), None)
+            folders = (self.root, self.root.parent)
+            calibration = next((file for folder in folders if (file := folder / RAW_CALIBRATION).is_file()), None)
             return FrameFiles(points=points, image=image, calibration=calibration, labels=None)
         if self.kind == "tracking":
             sequence, number = frame_id.split("/")
-            labels = named(self.root / "label_02", sequence, TEXTS)
-            calibration = named(self.root / "calib", sequence, TEXTS)
+            labels = find_file(self.root / "label_02", sequence, TEXTS)
+            calibration = find_file(self.root / "calib", sequence, TEXTS)
             row = int(number) if number.isdecimal() else None
             return FrameFiles(points=points, image=image, calibration=calibration, labels=labels, row=row)
         return FrameFiles(
             points=points,
             image=image,
             calibration=calibration_of(self.root, frame_id),
-            labels=named(self.root / "label_2", frame_id, TEXTS),
+            labels=find_file(self.root / "label_2", frame_id, TEXTS),
         )
 
 
 def calibration_of(root: Path, frame_id: str) -> Path | None:
-    """That of an object's frame; odometry has one calibration for a whole sequence."""
-    return named(root / "calib", frame_id, TEXTS) or named(root, "calib", TEXTS)
+    """The calibration of a frame in the object layout; odometry has one calibration for a whole sequence."""
+    return find_file(root / "calib", frame_id, TEXTS) or find_file(root, "calib", TEXTS)
 
 
 def layout_of(root: Path) -> Layout:
-    """How ``root`` holds its frames."""
+    """The layout in which ``root`` stores its frames."""
     if (root / "velodyne_points").is_dir() or (root / "image_02" / "data").is_dir():
         return Layout(root, "raw")
-    held = [root / name for name in ("velodyne", "image_02")]
-    if any(folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()) for folder in held):
+    folders = [root / name for name in ("velodyne", "image_02")]
+    if any(folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()) for folder in folders):
         return Layout(root, "tracking")
     return Layout(root, "object")
 
 
 def frame_root(folder: Path) -> Path:
-    """The one folder in ``folder``, or itself, that holds frames in one of these layouts."""
+    """The single folder in ``folder``, or itself, that stores frames in one of these layouts."""
     roots = frame_roots(folder)
     if not roots:
         raise InvalidInputError(
-            f"{folder.name} holds neither a folder velodyne nor image_2; give a KITTI object folder"
+            f"{folder.name} contains neither a folder velodyne nor image_2; give a KITTI object folder"
         )
     if len(roots) > 1:
         names = ", ".join(root.relative_to(folder).as_posix() for root in roots)
-        raise InvalidInputError(f"{folder.name} holds several KITTI folders ({names}); give one of them")
+        raise InvalidInputError(f"{folder.name} contains several KITTI folders ({names}); give one of them")
     if not layout_of(roots[0]).frame_ids():
-        raise InvalidInputError(f"{roots[0].name} holds no sweep (velodyne/*.bin, .pcd, .npy) and no image_2/*.png")
+        raise InvalidInputError(f"{roots[0].name} contains no sweep (velodyne/*.bin, .pcd, .npy) and no image_2/*.png")
     return roots[0]
 
 
 def frame_roots(folder: Path) -> list[Path]:
-    """The folders in ``folder``, and itself, that hold sweeps or images as KITTI's do."""
-    return sorted({found.parent for name in _HOLD_FRAMES for found in folder.rglob(name) if found.is_dir()})
+    """The folders in ``folder``, and itself, that store sweeps or images as KITTI does."""
+    return sorted({found.parent for name in _FRAME_FOLDERS for found in folder.rglob(name) if found.is_dir()})
 
 
-def named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
-    """The file of that name, its ending in small letters or in capitals."""
+def find_file(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
+    """The file with this name and one of the suffixes, in lower or upper case; None if there is none."""
     endings = [ending for suffix in suffixes for ending in (suffix, suffix.upper())]
     return next((found for ending in endings if (found := folder / f"{stem}{ending}").is_file()), None)
 
 
-def foreign(path: Path) -> str:
-    """Why points in another format are refused, and how they are written to be read."""
+def unsupported_message(path: Path) -> str:
+    """The error message for points in an unsupported format, with the way to convert them."""
     if path.suffix.lower() in (".bag", ".mcap", ".db3"):
-        return f"{path.name} is a ROS bag, of any number of sweeps; hand it in by itself"
+        return f"{path.name} is a ROS bag, which holds many sweeps; give it without other files"
     return (
-        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points x, y, z (metres) and intensity as PCD, "
-        f"or as an array (N, 4) into {path.stem}.npy (numpy.save)"
+        f"{path.name}: {path.suffix[1:].upper()} is not supported; write its points x, y, z (metres) and intensity as "
+        f"PCD, or as an array (N, 4) into {path.stem}.npy (numpy.save)"
     )

@@ -1,7 +1,7 @@
 """nuScenes key frames, described in OpenMMLab's info layout, read into ``Frame`` with six cameras.
 
-nuScenes' LiDAR looks along its y axis (x right, y forward, z up; Caesar et al. 2020); ``Frame`` looks along x. Points,
-boxes and calibrations are turned by a quarter on reading, and back on writing.
+The x axis of nuScenes' LiDAR points right, y forward, z up (Caesar et al. 2020); in ``Frame`` x points forward. Points,
+boxes and calibrations are rotated by 90 degrees on reading, and back on writing.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.adapters.box_values import box_numbers
-from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
-from apps.driving.adapters.image_files import read_image, resized
+from apps.driving.adapters.calibration import check_lidar_to_camera, check_rigid
+from apps.driving.adapters.image_files import read_image, resize_remarks
 from apps.driving.adapters.nuscenes_tables import MAX_SWEEPS
-from apps.driving.adapters.point_files import dropped, finite
+from apps.driving.adapters.point_files import dropped_remarks, finite_points
 from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
 
 COLUMNS = 5
-_LONGEST_NAME = 100
-_TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
-"""nuScenes LiDAR to ``Frame``'s LiDAR frame."""
+_MAX_NAME_BYTES = 100
+_TO_FRAME_AXES = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
+"""Rotation from nuScenes' LiDAR frame to ``Frame``'s LiDAR frame."""
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """The key frames that a ``sample.json`` describes: its path, the names of its classes, and a description each."""
+class KeyFrameDescriptions:
+    """The key frames described by a ``sample.json``: its path, its class names by number, and one description each."""
 
     info: Path
     classes: Mapping[int, str]
@@ -48,46 +48,50 @@ class Described:
         earlier: Callable[[Path], Floats] | None = None,
     ) -> Frame:
         """The frame of one of ``samples``. Raises ``InvalidInputError``."""
-        described = sample if labelled else {name: part for name, part in sample.items() if name != "instances"}
+        description = sample if labelled else {name: part for name, part in sample.items() if name != "instances"}
         with _in_info_layout(self.info):
             return read_described(
-                described, self.classes, lambda name: _beside(self.info, name), with_images=images, earlier=earlier
+                description,
+                self.classes,
+                lambda name: _file_beside(self.info, name),
+                with_images=images,
+                earlier=earlier,
             )
 
 
 def read(path: Path) -> list[Frame]:
-    """The key frames of a ``sample.json``, or of the folder that holds one."""
-    found = describe(path)
-    earlier = cache(read_points)  # frames share the sweeps before them
-    return [found.read(sample, earlier=earlier) for sample in found.samples]
+    """The key frames of a ``sample.json``, or of a folder that contains one."""
+    descriptions = describe(path)
+    earlier = cache(read_points)  # frames share their earlier sweeps
+    return [descriptions.read(sample, earlier=earlier) for sample in descriptions.samples]
 
 
-def describe(path: Path) -> Described:
-    """What a ``sample.json``, or that of a folder, describes; no sweep and no image is read."""
+def describe(path: Path) -> KeyFrameDescriptions:
+    """The descriptions in a ``sample.json``, or in that of a folder. Reads neither sweeps nor images."""
     info = path / "sample.json" if path.is_dir() else path
     if not info.is_file():
-        raise InvalidInputError(f"{path.name} holds no sample.json; a nuScenes key frame is described there")
+        raise InvalidInputError(f"{path.name} has no sample.json, which describes a nuScenes key frame")
     try:
         content = json.loads(info.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
     if isinstance(content, list):
         raise InvalidInputError(
-            f"{info.parent.name}/{info.name} is a table of nuScenes' own; the command line goes through the data set: "
-            "trivium predict driving NUSCENES --each --out DIR"
+            f"{info.parent.name}/{info.name} is one of nuScenes' own tables; to process the data set, use the command "
+            "line: trivium predict driving NUSCENES --each --out DIR"
         )
     with _in_info_layout(info):
         samples = content["data_list"]
-        _refuse_repeats(samples, info.name)
-        _refuse_same_names([name_of(sample) for sample in samples], info.name)
-        return Described(info, class_names(content), samples)
+        _check_no_repeated_files(samples, info.name)
+        _check_unique_names([name_of(sample) for sample in samples], info.name)
+        return KeyFrameDescriptions(info, class_names(content), samples)
 
 
 @contextmanager
 def _in_info_layout(info: Path) -> Iterator[None]:
-    """Refuses what is not laid out as OpenMMLab's info files are, where it is read."""
+    """Turns errors in reading a description into an ``InvalidInputError`` about the info layout."""
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are refused
             yield
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
@@ -96,63 +100,64 @@ def _in_info_layout(info: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_repeats(samples: list[dict[str, Any]], name: str) -> None:
-    """Refuses recordings that are named twice: a short file could have one read and looked at thousands of times."""
-    named: set[str] = set()
+def _check_no_repeated_files(samples: list[dict[str, Any]], name: str) -> None:
+    """Raises ``InvalidInputError`` if a file is named twice: a short description could name one thousands of times."""
+    seen: set[str] = set()
     for sample in samples:
         lidar = sample.get("lidar_points")
-        own = [*([lidar["lidar_path"]] if lidar else []), *(view["img_path"] for view in sample["images"].values())]
-        if not own:
-            raise InvalidInputError(f"{name} describes a frame without an image and without a sweep")
-        for file in (Path(one).name for one in own):
-            if file in named:
-                raise InvalidInputError(f"{name} names {file} twice; an image or a sweep is of one frame")
-            named.add(file)
+        files = [*([lidar["lidar_path"]] if lidar else []), *(view["img_path"] for view in sample["images"].values())]
+        if not files:
+            raise InvalidInputError(f"{name} describes a frame without images and without a sweep")
+        for file in (Path(path).name for path in files):
+            if file in seen:
+                raise InvalidInputError(f"{name} names {file} twice; an image or a sweep belongs to one frame")
+            seen.add(file)
 
 
-def _refuse_same_names(names: Sequence[str], info: str) -> None:
-    """Refuses two frames of one name: the result file of one would take the place of the other's."""
+def _check_unique_names(names: Sequence[str], info: str) -> None:
+    """Raises ``InvalidInputError`` if two frames have the same name: one's result file would overwrite the other's."""
     if len(set(names)) < len(names):
-        name = next(one for one in names if names.count(one) > 1)
-        raise InvalidInputError(f"{info} has several frames called {name!r}; give each a token of its own")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidInputError(f"{info} has several frames named {repeated!r}; give each a unique token")
 
 
 def name_of(sample: dict[str, Any]) -> str:
-    """The token of a described key frame, or its number where it has none. Refuses what cannot name a file."""
+    """The token of a key frame, or its number if it has none. Raises ``InvalidInputError`` if it cannot name a file."""
     return _file_name(str(sample.get("token", sample.get("sample_idx", "frame"))), "the token of a key frame")
 
 
-def _file_name(name: str, what: str) -> str:
-    """The name, after which files of the answer are called. Refuses one that would lead elsewhere or be too long."""
+def _file_name(name: str, source: str) -> str:
+    """The name, checked for use in result file names. Raises ``InvalidInputError`` if it is a path or too long."""
     plain = name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
-    if not (plain and 0 < len(name.encode()) <= _LONGEST_NAME):
+    if not (plain and 0 < len(name.encode()) <= _MAX_NAME_BYTES):
         shown = f"{name[:40]}..." if len(name) > 40 else name
         raise InvalidInputError(
-            f"{what} is {shown!r}; files are named after it: take up to {_LONGEST_NAME} letters, digits, - and _"
+            f"{source} is {shown!r}; files are named after it: use up to {_MAX_NAME_BYTES} letters, digits, - and _"
         )
     return name
 
 
 def class_names(content: dict[str, Any]) -> dict[int, str]:
-    """The names of an info file's classes by their numbers."""
+    """The class names of an info file by their numbers."""
     return {int(number): str(name) for name, number in content["metainfo"]["categories"].items()}
 
 
 def read_points(path: Path) -> Floats:
-    """(N, 4) x, y, z, intensity in [0, 1] of the finite points, from five float32 columns; the last is the ring."""
+    """(N, 4) x, y, z, intensity in [0, 1] of the finite points, from five float32 columns; the fifth, the ring, is
+    ignored."""
     content = path.read_bytes()
     if not content or len(content) % (4 * COLUMNS):
         raise InvalidInputError(
             f"{path.name} has {len(content)} bytes, not a multiple of 20 (x, y, z, intensity, ring)"
         )
-    points = finite(np.frombuffer(content, "<f4").reshape(-1, COLUMNS).astype(np.float32), path.name)
+    points = finite_points(np.frombuffer(content, "<f4").reshape(-1, COLUMNS).astype(np.float32), path.name)
     if np.abs(points[:, :3]).max() > 1000 or points[:, 3].min() < 0 or points[:, 3].max() > 255:
         raise InvalidInputError(
             f"{path.name} holds points over 1 km away or an intensity outside of [0, 255]; is it float32 x, y, z, "
             "intensity, ring in metres?"
         )
-    turned = points[:, :3].astype(np.float64) @ _TURN.T
-    return np.concatenate([turned, points[:, 3:4] / 255], axis=1).astype(np.float32)
+    rotated = points[:, :3].astype(np.float64) @ _TO_FRAME_AXES.T
+    return np.concatenate([rotated, points[:, 3:4] / 255], axis=1).astype(np.float32)
 
 
 def read_described(
@@ -164,9 +169,9 @@ def read_described(
     with_images: bool = True,
     earlier: Callable[[Path], Floats] | None = None,
 ) -> Frame:
-    """The frame of one description in the info layout; ``find`` gives the files that it names.
+    """The frame of one description in the info layout; ``find`` returns the path of a file by the name in it.
 
-    ``earlier`` reads the sweeps before it; those whose files ``find`` refuses are left out.
+    ``earlier`` reads the earlier sweeps; a sweep is skipped if ``find`` raises ``InvalidInputError`` for its file.
     """
     lidar = sample.get("lidar_points")
     points: Floats | None = None
@@ -174,21 +179,21 @@ def read_described(
     if lidar and with_points:
         sweep = find(lidar["lidar_path"])
         points = read_points(sweep)
-        remarks = dropped(sweep.name, sweep.stat().st_size // (4 * COLUMNS), len(points))
+        remarks = dropped_remarks(sweep.name, sweep.stat().st_size // (4 * COLUMNS), len(points))
     cameras = {}
     for name, view in sample["images"].items() if with_images else ():
         _file_name(name, "the name of a camera")
         transform = np.array(view["lidar2cam"], np.float64)
         if transform.shape != (4, 4):
             raise InvalidInputError(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")
-        transform[:3, :3] = transform[:3, :3] @ _TURN.T
-        refuse_mount(transform, f"lidar2cam of {name}")
+        transform[:3, :3] = transform[:3, :3] @ _TO_FRAME_AXES.T
+        check_lidar_to_camera(transform, f"lidar2cam of {name}")
         intrinsics = np.array(view["cam2img"], np.float32)[:3, :3]
         if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
             raise InvalidInputError(f"cam2img of {name} is not a camera's projection")
         file = find(view["img_path"])
         pixels = read_image(file)
-        remarks += resized(file.name, pixels.shape, intrinsics)
+        remarks += resize_remarks(file.name, pixels.shape, intrinsics)
         cameras[name] = Camera(
             image_HWC=pixels,
             intrinsics=intrinsics,
@@ -208,42 +213,42 @@ def read_described(
 
 
 def _to_global(sample: dict[str, Any]) -> NDArray[np.float64] | None:
-    """Where the LiDAR was (4, 4), from ``Frame``'s LiDAR frame; None where a description does not say so."""
+    """The pose (4, 4) of ``Frame``'s LiDAR frame in the global frame; None if the description has no valid pose."""
     ego, mount = sample.get("ego2global"), (sample.get("lidar_points") or {}).get("lidar2ego")
     if ego is None or mount is None:
         return None
     try:
         pose: NDArray[np.float64] = np.array(ego, np.float64).reshape(4, 4) @ np.array(mount, np.float64).reshape(4, 4)
-        refuse_not_rigid(pose, "ego2global")
+        check_rigid(pose, "ego2global")
     except (ValueError, TypeError, InvalidInputError):
         return None
-    pose[:3, :3] = pose[:3, :3] @ _TURN.T
+    pose[:3, :3] = pose[:3, :3] @ _TO_FRAME_AXES.T
     return pose
 
 
 def _earlier_sweeps(
     sample: dict[str, Any], find: Callable[[str], Path], read_sweep: Callable[[Path], Floats]
 ) -> Iterator[EarlierSweep]:
-    """The sweeps before a key frame that there are files of, at most ``MAX_SWEEPS``, the latest first.
+    """The earlier sweeps of a key frame whose files exist, at most ``MAX_SWEEPS``, the latest first.
 
-    ``lidar2sensor`` is taken as the rigid transform that its name says. The loader of mmdet3d 1.4 takes its translation
-    without its rotation (open-mmlab/mmdetection3d, issue 3054), which differs where the vehicle turns.
+    ``lidar2sensor`` is used as the rigid transform that its name implies. The loader of mmdet3d 1.4 applies its
+    translation without its rotation (open-mmlab/mmdetection3d, issue 3054), which differs when the vehicle turns.
     """
-    turn = np.eye(4)
-    turn[:3, :3] = _TURN
+    rotation = np.eye(4)
+    rotation[:3, :3] = _TO_FRAME_AXES
     for sweep in (sample.get("lidar_sweeps") or ())[:MAX_SWEEPS]:
-        described = sweep["lidar_points"]
+        description = sweep["lidar_points"]
         try:
-            file = find(described["lidar_path"])
+            file = find(description["lidar_path"])
         except InvalidInputError:
             continue
-        to_sensor = np.array(described["lidar2sensor"], np.float64)
+        to_sensor = np.array(description["lidar2sensor"], np.float64)
         if to_sensor.shape != (4, 4):
             raise InvalidInputError(f"lidar2sensor of {file.name} has the shape {to_sensor.shape} instead of (4, 4)")
-        refuse_not_rigid(to_sensor, f"lidar2sensor of {file.name}")
+        check_rigid(to_sensor, f"lidar2sensor of {file.name}")
         yield EarlierSweep(
             points_lidar_m=read_sweep(file),
-            to_frame=turn @ np.linalg.inv(to_sensor) @ turn.T,
+            to_frame=rotation @ np.linalg.inv(to_sensor) @ rotation.T,
             seconds=float(sample["timestamp"]) - float(sweep["timestamp"]),
         )
 
@@ -252,7 +257,7 @@ def _boxes(instances: list[dict[str, Any]], names: Mapping[int, str]) -> Boxes3D
     table = box_numbers([item["bbox_3d"][:7] for item in instances], "bbox_3d").reshape(-1, 7)
     yaw = table[:, 6] - np.pi / 2
     return Boxes3D(
-        centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
+        centre_lidar_m=(table[:, :3] @ _TO_FRAME_AXES.T).astype(np.float32),
         size_m=table[:, 3:6].astype(np.float32),
         yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
         names=tuple(item.get("name") or names.get(item["bbox_label_3d"], "other") for item in instances),
@@ -260,8 +265,8 @@ def _boxes(instances: list[dict[str, Any]], names: Mapping[int, str]) -> Boxes3D
     )
 
 
-def _beside(info: Path, name: str) -> Path:
+def _file_beside(info: Path, name: str) -> Path:
     path = info.parent / Path(name).name
     if not path.is_file():
-        raise InvalidInputError(f"{Path(name).name}, which {info.name} names, is not beside it")
+        raise InvalidInputError(f"{Path(name).name}, named in {info.name}, is not beside it")
     return path

@@ -1,7 +1,8 @@
 """nuScenes' own tables (``v1.0-*/*.json``; Caesar et al. 2020), joined into one description for each key frame.
 
-A description has OpenMMLab's info layout, which ``adapters.nuscenes`` reads: paths below the data set's root, mounts
-as matrices, boxes in the frame of the top LiDAR. The schema is that of nuscenes-devkit's docs/schema_nuscenes.md.
+A description has OpenMMLab's info layout, which ``adapters.nuscenes`` reads: paths relative to the data set's root,
+mounts as matrices, boxes in the frame of the top LiDAR. The schema is that of nuscenes-devkit's
+docs/schema_nuscenes.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from shared.errors import InvalidInputError
 
 LIDAR = "LIDAR_TOP"
 MAX_SWEEPS = 10
-"""Of the sweeps before a key frame, the latest that are read: the models of nuScenes learnt from as many."""
+"""The most earlier sweeps that are read for a key frame: nuScenes models are trained with this many."""
 DETECTION_NAMES = {
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic_cone",
@@ -36,21 +37,21 @@ DETECTION_NAMES = {
     "human.pedestrian.construction_worker": "pedestrian",
     "human.pedestrian.police_officer": "pedestrian",
 }
-"""Categories by their class in the detection benchmark; others keep their own name."""
+"""The class in the detection benchmark by category; other categories keep their names."""
 Matrix = NDArray[np.float64]
 
 
 def key_frames(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name of the scene, description) of each key frame, in the order of the table of samples."""
+    """(scene name, description) of each key frame, in the order of the sample table."""
     try:
-        yield from _joined(root, version)
+        yield from _joined_tables(root, version)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
-            f"{root / version} does not hold tables of nuScenes' schema: {type(error).__name__} {error}"[:1000]
+            f"{root / version} does not have tables in nuScenes' schema: {type(error).__name__} {error}"[:1000]
         ) from error
 
 
-def _joined(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _joined_tables(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = {
         name: _table(root, version, name)
         for name in ("sample", "scene", "calibrated_sensor", "sensor", "ego_pose", "instance", "category")
@@ -65,24 +66,27 @@ def _joined(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if sensor["channel"] == LIDAR:
             sweeps[row["token"]] = row
     by_token["sweep"] = sweeps
-    marks: dict[str, list[Any]] = defaultdict(list)
+    annotations: dict[str, list[Any]] = defaultdict(list)
     for row in _table(root, version, "sample_annotation"):
-        marks[row["sample_token"]].append(row)
+        annotations[row["sample_token"]].append(row)
     for sample in tables["sample"]:
-        held = recordings[sample["token"]]
-        if LIDAR in held:
+        recordings_by_channel = recordings[sample["token"]]
+        if LIDAR in recordings_by_channel:
             scene = by_token["scene"][sample["scene_token"]]["name"]
-            with np.errstate(all="ignore"):  # what is not finite is refused when it is read
-                description = _description(sample, held, marks[sample["token"]], by_token)
+            with np.errstate(all="ignore"):  # values that are not finite are refused when the frame is read
+                description = _description(sample, recordings_by_channel, annotations[sample["token"]], by_token)
             yield scene, description
 
 
 def _description(
-    sample: dict[str, Any], held: dict[str, Any], marks: list[Any], tables: dict[str, dict[str, Any]]
+    sample: dict[str, Any],
+    recordings_by_channel: dict[str, Any],
+    annotations: list[Any],
+    tables: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    lidar = _to_global(held[LIDAR], tables)
+    lidar = _to_global(recordings_by_channel[LIDAR], tables)
     images = {}
-    for channel, row in sorted(held.items()):
+    for channel, row in sorted(recordings_by_channel.items()):
         mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
         if mount.get("camera_intrinsic"):
             images[channel] = {
@@ -92,26 +96,26 @@ def _description(
             }
     from_global = np.linalg.inv(lidar)
     instances = []
-    for mark in marks:
-        category = tables["category"][tables["instance"][mark["instance_token"]]["category_token"]]["name"]
-        box = from_global @ _transform(mark["rotation"], mark["translation"])
-        width, length, height = mark["size"]
+    for annotation in annotations:
+        category = tables["category"][tables["instance"][annotation["instance_token"]]["category_token"]]["name"]
+        box = from_global @ _transform(annotation["rotation"], annotation["translation"])
+        width, length, height = annotation["size"]
         instances.append(
             {
                 "name": DETECTION_NAMES.get(category, category),
                 "bbox_3d": [*box[:3, 3].tolist(), length, width, height, float(np.arctan2(box[1, 0], box[0, 0]))],
-                "num_lidar_pts": mark.get("num_lidar_pts", -1),
+                "num_lidar_pts": annotation.get("num_lidar_pts", -1),
             }
         )
     return {
         "token": sample["token"],
         "timestamp": sample["timestamp"] / 1e6,
-        "ego2global": _pose(held[LIDAR], tables).tolist(),
+        "ego2global": _pose(recordings_by_channel[LIDAR], tables).tolist(),
         "lidar_points": {
-            "lidar_path": held[LIDAR]["filename"],
-            "lidar2ego": _mount(held[LIDAR], tables).tolist(),
+            "lidar_path": recordings_by_channel[LIDAR]["filename"],
+            "lidar2ego": _mount(recordings_by_channel[LIDAR], tables).tolist(),
         },
-        "lidar_sweeps": list(_sweeps_before(held[LIDAR], lidar, tables)),
+        "lidar_sweeps": list(_sweeps_before(recordings_by_channel[LIDAR], lidar, tables)),
         "images": images,
         "instances": instances,
     }
@@ -120,11 +124,11 @@ def _description(
 def _sweeps_before(
     row: dict[str, Any], lidar_to_global: Matrix, tables: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The sweeps before that of a key frame, the latest first, as OpenMMLab's infos describe them."""
+    """The sweeps before a key frame's own, the latest first, described as in OpenMMLab's info files."""
     for _ in range(MAX_SWEEPS):
-        if (before := tables["sweep"].get(row.get("prev", ""))) is None:
+        if (previous := tables["sweep"].get(row.get("prev", ""))) is None:
             return
-        row = before
+        row = previous
         to_sensor = np.linalg.inv(_to_global(row, tables)) @ lidar_to_global
         yield {
             "timestamp": row["timestamp"] / 1e6,
@@ -133,7 +137,7 @@ def _sweeps_before(
 
 
 def _to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
-    """The sensor's frame in the global one, at the moment of this recording."""
+    """The pose (4, 4) of the sensor in the global frame at the time of this recording."""
     return _pose(row, tables) @ _mount(row, tables)
 
 
@@ -155,7 +159,7 @@ def _transform(rotation_wxyz: list[float], translation: list[float]) -> Matrix:
 
 
 def rotation_of(wxyz: NDArray[np.float64]) -> Matrix:
-    """(..., 3, 3) rotations of quaternions (..., 4), scalar first, of any length but zero."""
+    """(..., 3, 3) rotations from quaternions (..., 4), scalar first, of any length except zero."""
     w, x, y, z = np.moveaxis(wxyz / np.linalg.norm(wxyz, axis=-1, keepdims=True), -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
@@ -170,7 +174,7 @@ def _table(root: Path, version: str, name: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = json.loads(file.read_bytes())
     except OSError as error:
-        raise InvalidInputError(f"{file} cannot be read: {error.strerror}; nuScenes keeps its tables there") from error
+        raise InvalidInputError(f"{file} cannot be read: {error.strerror}; nuScenes tables are there") from error
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{file} is not JSON: {error}") from error
     return rows

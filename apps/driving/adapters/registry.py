@@ -1,4 +1,5 @@
-"""The one table of what is read: how a format is told by its files, and its reader. A new format is a line here."""
+"""The table of input formats: how a format is recognised by its files, and its reader. A new format is one line
+here."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ ZIP_LIMITS = ArchiveLimits(files=5000, unpacked_bytes=1 << 30)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
-    """``described_by`` finds, among files or in a folder, those that this format begins with; ``read`` takes one.
+    """``described_by`` finds, in files or a folder, the file or folder that identifies the format; ``read`` reads it.
 
-    ``each`` where the command line goes through a data set of them (``--each``).
+    ``each``: whether ``--each`` on the command line processes a data set in this format.
     """
 
     name: str
@@ -28,8 +29,8 @@ class Reader:
     each: bool = False
 
 
-def _ending(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
-    """Files whose name ends so: as they were handed in, or anywhere in the one folder that was."""
+def _with_suffix(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
+    """Finds files by the end of their names: among the given files, or anywhere in a single given folder."""
 
     def find(files: Sequence[Path]) -> list[Path]:
         if len(files) == 1 and files[0].is_dir():
@@ -39,44 +40,51 @@ def _ending(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
     return find
 
 
-def _log_of(calibration: Path) -> list[Frame]:
+def _read_log(calibration: Path) -> list[Frame]:
     return argoverse2.read(calibration.parent.parent)
 
 
-def _own_sweeps(root: Path) -> list[Frame]:
+def _read_custom(root: Path) -> list[Frame]:
     return [custom.read_frame(root, frame_id) for frame_id in kitti.within_limit(custom.frame_ids(root), root.name)]
 
 
-def _city_image(labels: Path) -> list[Frame]:
+def _read_labelled_city_image(labels: Path) -> list[Frame]:
     return [cityscapes3d.read(labels, cityscapes3d.image_of(labels))]
 
 
-def _city_image_alone(image: Path) -> list[Frame]:
+def _read_city_image(image: Path) -> list[Frame]:
     return [cityscapes3d.read_unlabelled(image, cityscapes3d.calibration_of(image))]
 
 
 READERS: tuple[Reader, ...] = (
-    Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
-    Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of, each=True),
-    Reader(name="Cityscapes 3D image", described_by=_ending(cityscapes3d.LABELS), read=_city_image, each=True),
-    Reader(name="Cityscapes image", described_by=_ending(cityscapes3d.IMAGE), read=_city_image_alone, each=True),
-    Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),
+    Reader(name="nuScenes key frame", described_by=_with_suffix("sample.json"), read=nuscenes.read),
+    Reader(
+        name="Argoverse 2 log", described_by=_with_suffix("egovehicle_SE3_sensor.feather"), read=_read_log, each=True
+    ),
+    Reader(
+        name="Cityscapes 3D image",
+        described_by=_with_suffix(cityscapes3d.LABELS),
+        read=_read_labelled_city_image,
+        each=True,
+    ),
+    Reader(name="Cityscapes image", described_by=_with_suffix(cityscapes3d.IMAGE), read=_read_city_image, each=True),
+    Reader(name="folder with points", described_by=custom.folders, read=_read_custom),
 )
-"""Formats that the name of a file or folder tells, and then ROS bags, of which a topic is named; everything else is
-KITTI's (.bin, .pcd, .npy, .png, .jpg, .txt)."""
+"""Formats recognised by the name of a file or folder. If none matches, ROS bags are tried, and then KITTI's files
+(.bin, .pcd, .npy, .png, .jpg, .txt)."""
 
 
 def read_frames(files: Sequence[Path], topic: str | None = None) -> list[Frame]:
-    """The frames in what was handed in: a folder, a zip, or files. Their names differ. Raises ``InvalidInputError``.
+    """The frames in a folder, a zip, or files. Their names are unique. Raises ``InvalidInputError``.
 
-    ``topic`` is the one that is read of a ROS bag.
+    ``topic`` is the topic to read from a ROS bag.
     """
     if len(files) == 1 and zipfile.is_zipfile(files[0]):
         with unpacked(files[0], ZIP_LIMITS) as folder:
             try:
                 return _read([folder], files[0].name, topic)
             except InvalidInputError as refusal:
-                # Where the folder lies is ours; its reader knows the archive's name.
+                # The temporary folder is internal; the user knows the name of the archive.
                 raise InvalidInputError(
                     str(refusal).replace(str(folder), files[0].name), status=refusal.status
                 ) from refusal
@@ -84,7 +92,7 @@ def read_frames(files: Sequence[Path], topic: str | None = None) -> list[Frame]:
 
 
 def sensors_from_names(files: Sequence[Path]) -> dict[str, bool]:
-    """Whether the names of the files, or in the folder or zip, tell of LiDAR sweeps and of images; none is read."""
+    """Whether the file names, also those in a folder or zip, suggest LiDAR sweeps and images. Reads no file content."""
     suffixes = {name[name.rfind(".") :].lower() for file in files for name in _names(file)}
     return {
         "lidar": not suffixes.isdisjoint((*point_files.SWEEPS, *rosbag.BAGS, ".feather", ".zstd")),
@@ -106,29 +114,29 @@ def _read(files: Sequence[Path], name: str, topic: str | None) -> list[Frame]:
     for reader in READERS:
         described = reader.described_by(files)
         if len(described) > 1:
-            more = "; the command line takes them all: trivium predict driving PATH --each --out DIR"
+            more = "; to process all of them, use the command line: trivium predict driving PATH --each --out DIR"
             raise InvalidInputError(
-                f"{name} holds {len(described)} files such as {described[0].name}; hand in one {reader.name} at a time"
+                f"{name} holds {len(described)} files such as {described[0].name}; give one {reader.name} at a time"
                 f"{more if reader.each else ''}"
             )
         if described:
-            _refuse_topic(topic, name)
-            return _with_names_of_their_own(reader.read(described[0]), name)
+            _check_no_topic(topic, name)
+            return _with_unique_names(reader.read(described[0]), name)
     if rosbag.bag_files(files):
         return rosbag.read(files, topic)
-    _refuse_topic(topic, name)
-    return _with_names_of_their_own(kitti.read_files(files), name)
+    _check_no_topic(topic, name)
+    return _with_unique_names(kitti.read_files(files), name)
 
 
-def _refuse_topic(topic: str | None, name: str) -> None:
+def _check_no_topic(topic: str | None, name: str) -> None:
     if topic is not None:
-        raise InvalidInputError(f"the option topic names one of a ROS bag, and {name} is none; leave it out")
+        raise InvalidInputError(f"the option topic is for ROS bags, and {name} is not one; omit it")
 
 
-def _with_names_of_their_own(frames: list[Frame], name: str) -> list[Frame]:
+def _with_unique_names(frames: list[Frame], name: str) -> list[Frame]:
     if not frames:
-        raise InvalidInputError(f"{name} holds no frame")
-    # Names tell the frames of a result apart; those of a sample description may repeat.
+        raise InvalidInputError(f"{name} contains no frames")
+    # The frames of a result are identified by their names; the names in a sample description may repeat.
     if len({frame.name for frame in frames}) < len(frames):
         return [replace(frame, name=f"{number}-{frame.name}") for number, frame in enumerate(frames)]
     return frames

@@ -1,4 +1,4 @@
-"""What detectors are trained and scored on: one file a data set, and its name in this table."""
+"""The data sets for training and scoring detectors: one file per data set, and this table of their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def data_sets() -> Mapping[str, type[DataConfig]]:
-    """The config class of each data set, by the name that ``--data`` takes. Imports no torch."""
+    """The config class of each data set by its name for ``--data``. Does not import torch."""
     from apps.driving.datasets.argoverse2 import Argoverse2
     from apps.driving.datasets.cityscapes3d import Cityscapes3D
     from apps.driving.datasets.custom import Custom

@@ -1,4 +1,4 @@
-"""Argoverse 2 sensor logs: ``root`` holds ``train`` and ``val`` with logs, or logs, or is one."""
+"""Argoverse 2 sensor logs: ``root`` holds ``train`` and ``val`` with logs, or holds logs, or is one log."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from shared.errors import InvalidInputError
 class Argoverse2(FrameData):
     """Argoverse 2 sensor logs: sweeps with boxes.
 
-    Every ``stride``-th annotated sweep: logs are taken at 10 Hz, and neighbours hardly differ.
+    Uses every ``stride``-th annotated sweep, because logs are recorded at 10 Hz and neighbouring sweeps hardly differ.
 
-    The official split where there are folders ``train`` and ``val``; otherwise every fifth log validates, and of one
-    log alone the frames do both.
+    Uses the official split if there are folders ``train`` and ``val``; otherwise every fifth log is for validation, and
+    a single log is used for both training and validation.
     """
 
     root: Path
     stride: int = 5
-    usual: ClassVar[tuple[str, ...]] = (
+    default_classes: ClassVar[tuple[str, ...]] = (
         *("regular_vehicle", "large_vehicle", "bus", "box_truck", "truck", "truck_cab", "vehicular_trailer"),
         *("pedestrian", "bicyclist", "bicycle", "motorcyclist", "motorcycle", "wheeled_rider", "stroller"),
         *("bollard", "construction_cone", "construction_barrel", "stop_sign"),
     )
-    called: ClassVar[str] = "Argoverse 2 sweeps"
+    description: ClassVar[str] = "Argoverse 2 sweeps"
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -44,37 +44,39 @@ class Argoverse2(FrameData):
         else:
             known = {log.name: log for log in ([self.root] if argoverse2.is_log(self.root) else _logs(self.root))}
             logs = [known[name] for name in every_fifth(list(known), split)] if known else []
-        taken = tuple((log, when) for log in logs for when in argoverse2.timestamps(log)[:: self.stride])
-        if not taken:
-            raise InvalidInputError(f"{self.root} holds no log with sensors/lidar/*.feather for {split}")
-        return LogFrames(root=self.root, taken=taken)
+        sweeps = tuple(
+            (log, timestamp_ns) for log in logs for timestamp_ns in argoverse2.timestamps(log)[:: self.stride]
+        )
+        if not sweeps:
+            raise InvalidInputError(f"{self.root} has no log with sensors/lidar/*.feather for {split}")
+        return LogFrames(root=self.root, sweeps=sweeps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogFrames:
-    """Sweeps of logs: (log, timestamp in nanoseconds)."""
+    """Sweeps of logs, each given as (log, timestamp in nanoseconds)."""
 
     root: Path
-    taken: tuple[tuple[Path, int], ...]
+    sweeps: tuple[tuple[Path, int], ...]
 
     def __len__(self) -> int:
-        return len(self.taken)
+        return len(self.sweeps)
 
     @property
     def scenes(self) -> Sequence[str]:
-        return [log.name for log, _ in self.taken]
+        return [log.name for log, _ in self.sweeps]
 
     def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
-        log, when = self.taken[index]
-        return argoverse2.read_frame(log, when, points=points, images=images)
+        log, timestamp_ns = self.sweeps[index]
+        return argoverse2.read_frame(log, timestamp_ns, points=points, images=images)
 
     def digest(self) -> str:
-        logs = sorted({log for log, _ in self.taken})
-        files = [log / "sensors" / "lidar" / f"{when}.feather" for log, when in self.taken]
-        marks = [file for log in logs if (file := log / "annotations.feather").is_file()]
-        mounts = [log / "calibration" / "egovehicle_SE3_sensor.feather" for log in logs]
+        logs = sorted({log for log, _ in self.sweeps})
+        files = [log / "sensors" / "lidar" / f"{timestamp_ns}.feather" for log, timestamp_ns in self.sweeps]
+        annotations = [file for log in logs if (file := log / "annotations.feather").is_file()]
+        calibrations = [log / "calibration" / "egovehicle_SE3_sensor.feather" for log in logs]
         images = sorted(file for log in logs for file in (log / "sensors" / "cameras").glob("ring_*/*.jpg"))
-        return listing_digest(self.root, [*files, *marks, *mounts, *images], "argoverse2")
+        return listing_digest(self.root, [*files, *annotations, *calibrations, *images], "argoverse2")
 
 
 def _logs(folder: Path) -> list[Path]:

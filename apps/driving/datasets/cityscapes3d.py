@@ -18,11 +18,12 @@ from shared.errors import InvalidInputError
 class Cityscapes3D(FrameData):
     """Cityscapes 3D: images with boxes of vehicles.
 
-    ``root`` holds ``gtBbox3d`` and ``leftImg8bit``. Its own split where ``val`` is there, else every fifth image."""
+    ``root`` holds ``gtBbox3d`` and ``leftImg8bit``. Uses the official split if ``val`` exists, else every fifth image
+    is for validation."""
 
     root: Path
-    usual: ClassVar[tuple[str, ...]] = ("car", "truck", "bus", "train", "motorcycle", "bicycle")
-    called: ClassVar[str] = "Cityscapes 3D images"
+    default_classes: ClassVar[tuple[str, ...]] = ("car", "truck", "bus", "train", "motorcycle", "bicycle")
+    description: ClassVar[str] = "Cityscapes 3D images"
 
     def frames(self, split: Split, input: Input | None = None) -> CityFrames:
         if isinstance(input, LidarInput):
@@ -51,7 +52,7 @@ class CityFrames:
 
     @property
     def scenes(self) -> Sequence[str]:
-        """City and sequence: the first two parts of a file's name."""
+        """City and sequence: the first two parts of the file name."""
         return ["_".join(file.name.split("_")[:2]) for file in self.files]
 
     def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
@@ -61,10 +62,10 @@ class CityFrames:
         return listing_digest(self.root, [*self.files, *map(self._image, self.files)], "cityscapes3d")
 
     def _image(self, labels: Path) -> Path:
-        below = labels.relative_to(self.root / "gtBbox3d").with_name(
+        relative = labels.relative_to(self.root / "gtBbox3d").with_name(
             labels.name.replace(cityscapes3d.LABELS, cityscapes3d.IMAGE)
         )
-        image = self.root / cityscapes3d.CAMERA / below
+        image = self.root / cityscapes3d.CAMERA / relative
         if not image.is_file():
-            raise InvalidInputError(f"{image} is not there; it comes in leftImg8bit_trainvaltest.zip")
+            raise InvalidInputError(f"{image} does not exist; it is in leftImg8bit_trainvaltest.zip")
         return image

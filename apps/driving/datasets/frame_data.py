@@ -1,4 +1,4 @@
-"""What every data set of labelled frames does: batches for either kind of network, facts, and its classes' sizes."""
+"""The base of all data sets of labelled frames: batches for each kind of network, facts, and class sizes."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ if TYPE_CHECKING:
 
 Split: TypeAlias = Literal["train", "validation"]
 Input: TypeAlias = LidarInput | CameraInput
-_REACH_OF_LENGTH, _MIN_REACH_M = 0.25, 0.5
+_REACH_PER_LENGTH, _MIN_REACH_M = 0.25, 0.5
 _STRIDE = 32
-"""Camera networks are exported for images whose sides are multiples of it."""
+"""Camera networks are exported for image sides that are multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameData(ABC):
-    """Labelled frames, for LiDAR networks as sweeps, for camera networks as images, for the second stage as the boxes
-    of a detector: the input decides.
+    """Labelled frames: sweeps for LiDAR networks, images for camera networks, a detector's boxes for a second stage.
+    The input decides which.
 
-    ``classes`` are what is learnt; empty for the data set's usual ones and those that are merged into, or where it has
-    none those of the recipe. ``merge`` names classes to be learnt as another: (("van", "car"),). ``sweeps`` and
-    ``images`` say what of them is learnt, and how they are varied. ``called`` is what the frames are in a sentence.
+    ``classes`` are the classes to train; if empty, the data set's default classes plus the merge targets, or the
+    recipe's classes if the data set has no defaults. ``merge`` maps classes to the one that they are trained as, such
+    as (("van", "car"),). ``sweeps`` and ``images`` choose the objects to train on, and the augmentation.
+    ``description`` names the frames.
     """
 
     classes: tuple[str, ...] = ()
     merge: tuple[tuple[str, str], ...] = ()
     sweeps: SweepSampling = field(default_factory=SweepSampling)
     images: ImageSampling = field(default_factory=ImageSampling)
-    called: ClassVar[str] = "frames"
-    usual: ClassVar[tuple[str, ...]] = ()
+    description: ClassVar[str] = "frames"
+    default_classes: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[Literal["kitti", "centre"]] = "centre"
 
     @abstractmethod
     def frames(self, split: Split, input: Input | None = None) -> FrameList:
-        """The frames of one split; where they are made, for ``input``."""
+        """The frames of one split. Synthetic data is generated for ``input``."""
 
     def of_split(self, split: Split) -> FrameList:
-        """The frames of one split, of which there may be none."""
+        """The frames of one split; may be empty."""
         return self.frames(split)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What is told of the data in an artifact that learnt from it."""
+        """The description of the training data that is stored in the artifact."""
         train, validation = self.of_split("train"), self.of_split("validation")
         return {
-            "description": f"{len(train)} {self.called}; {len(validation)} others for validation",
+            "description": f"{len(train)} {self.description}; {len(validation)} others for validation",
             "synthetic": False,
             "frames": len(train),
             "validation_frames": len(validation),
@@ -69,33 +70,35 @@ class FrameData(ABC):
         return self.frames("validation")
 
     def train(self, input: Input) -> Sweeps | Images | FoundBoxes:
-        return self._set("train", input)
+        return self._batches("train", input)
 
     def validation(self, input: Input) -> Sweeps | Images | FoundBoxes:
-        return self._set("validation", input)
+        return self._batches("validation", input)
 
     def fit_input(self, input: Input) -> Input:
-        """The input with this data's classes, and for cameras the size of its images at the input's focal length.
+        """The input with this data's classes and, for cameras, the size of its images at the input's focal length.
 
-        The second stage takes the range and the classes of its detector. Classes that the input has already keep their
-        settings; the sizes of others are the means of the labels.
+        A second stage takes the range and the classes of its detector. Classes that the input already has keep their
+        settings; the sizes of the others are the means of the labels.
         """
         if isinstance(input, BoxInput):
-            from apps.driving.datasets.found_boxes import fitted
+            from apps.driving.datasets.found_boxes import fit_to_detector
 
             if self.classes:
                 raise InvalidInputError("data.classes does not apply to a second stage: its classes are its detector's")
-            return fitted(input)
+            return fit_to_detector(input)
         tables = self._tables(self.pack("train", input))
         known = {kind.name: kind for kind in input.classes}
-        # What others are merged into is meant to be learnt, whatever the data set usually calls it.
-        meant = (*self.usual, *(name for _, name in self.merge if self.usual and name in tables))
-        names = self.classes or tuple(name for name in dict.fromkeys(meant) if name in known or name in tables)
+        # The target of a merge is meant to be trained, even if it is not a default class of the data set.
+        default = (*self.default_classes, *(name for _, name in self.merge if self.default_classes and name in tables))
+        names = self.classes or tuple(name for name in dict.fromkeys(default) if name in known or name in tables)
         if missing := [name for name in names if name not in known and name not in tables]:
             counts = ", ".join(f"{name} ({len(table)})" for name, table in tables.items())
-            raise InvalidInputError(f"data.classes names {missing[0]}, of which there is no label; there are {counts}")
-        if self.usual and not names:
-            raise InvalidInputError(f"the labels hold none of {', '.join(self.usual)}; name others with --data.classes")
+            raise InvalidInputError(f"data.classes names {missing[0]}, but the labels have none; they have {counts}")
+        if self.default_classes and not names:
+            raise InvalidInputError(
+                f"the labels have none of {', '.join(self.default_classes)}; name others with --data.classes"
+            )
         classes = input.classes
         if names and set(names) != set(known):
             classes = tuple(known.get(name) or mean_class(name, tables[name]) for name in names)
@@ -105,33 +108,33 @@ class FrameData(ABC):
         return replace(input, classes=classes, image=(height, width))
 
     def facts(self, input: Input) -> dict[str, Any]:
-        """What is printed before training: frames, objects and their returns by class, what is passed over, splits."""
+        """What is printed before training: frames, objects and their returns by class, untrained classes, splits."""
         packs = {split: self.pack(split, input) for split in ("train", "validation")}
         tables = {split: self._tables(pack) for split, pack in packs.items()}
-        said: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "training frames": len(packs["train"]),
             "validation frames": len(packs["validation"]),
         }
         for kind in input.classes:
-            learnt, validating = (_described(tables[split].get(kind.name), input) for split in ("train", "validation"))
-            said[kind.name] = f"{learnt}; validation: {validating}"
+            training, validation = (_summary(tables[split].get(kind.name), input) for split in ("train", "validation"))
+            facts[kind.name] = f"{training}; validation: {validation}"
         names = {kind.name for kind in input.classes}
         others = Counter({name: len(table) for name, table in tables["train"].items() if name not in names})
         if others:
-            said["not learnt"] = ", ".join(f"{name} {count}" for name, count in others.most_common())
+            facts["not learnt"] = ", ".join(f"{name} {count}" for name, count in others.most_common())
         scenes = [set(packs[split].scenes) for split in ("train", "validation")]
-        said["scenes"] = f"{len(scenes[0])} train, {len(scenes[1])} validate"
+        facts["scenes"] = f"{len(scenes[0])} for training, {len(scenes[1])} for validation"
         if isinstance(input, BoxInput):
-            said |= {f"boxes, {split}": self._boxes(split, input).described() for split in ("train", "validation")}
+            facts |= {f"boxes, {split}": self._boxes(split, input).summary() for split in ("train", "validation")}
         if shared := sorted(scenes[0] & scenes[1]):
-            said["scenes in both splits"] = f"{len(shared)}, {shared[0]} among them: scores flatter"
-        return said
+            facts["scenes in both splits"] = f"{len(shared)}, such as {shared[0]}: scores are too high"
+        return facts
 
     def pack(self, split: Split, input: Input) -> Pack:
-        """The frames of a split, packed for the input's kind of network."""
+        """The frames of a split, packed for the kind of network of the input."""
         return Pack(self.frames(split, input), input.training_focal_px if isinstance(input, CameraInput) else None)
 
-    def _set(self, split: Split, input: Input) -> Sweeps | Images | FoundBoxes:
+    def _batches(self, split: Split, input: Input) -> Sweeps | Images | FoundBoxes:
         pack, merge = self.pack(split, input), dict(self.merge)
         if isinstance(input, CameraInput):
             from apps.driving.datasets.images import Images
@@ -155,7 +158,7 @@ class FrameData(ABC):
         return found
 
     def _tables(self, pack: Pack) -> dict[str, Floats]:
-        """All objects of a pack by the name that they are learnt as, the most frequent class first."""
+        """All objects of a pack by the class they are trained as, the most frequent class first."""
         table = np.concatenate([pack.table(index) for index in range(len(pack))])
         merge = dict(self.merge)
         learnt = np.array([merge.get(name, name) for name in pack.names])[table[:, CLASS].astype(np.int64)]
@@ -163,7 +166,7 @@ class FrameData(ABC):
 
 
 def training_frames(data: FrameData, input: Input, most: int) -> Iterator[Frame]:
-    """The frames that are learnt from and have what the input is made of, evenly chosen, at most ``most``."""
+    """At most ``most`` training frames with data for the input's sensor, evenly chosen."""
     frames = data.frames("train", input)
     for number in np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)).tolist():
         frame = frames.read(number)
@@ -172,27 +175,27 @@ def training_frames(data: FrameData, input: Input, most: int) -> Iterator[Frame]
 
 
 def mean_class(name: str, table: Floats) -> ObjectClass:
-    """A class as its labels (M, 15) are in the mean."""
+    """A class with the mean size and height of its labels (M, 15)."""
     size = table[:, 3:6].mean(0)
     bottom = float((table[:, 2] - table[:, 5] / 2).mean())
     return ObjectClass(
         name=name,
         size_m=(round(float(size[0]), 2), round(float(size[1]), 2), round(float(size[2]), 2)),
         bottom_m=round(bottom, 2),
-        reach_m=round(max(_MIN_REACH_M, _REACH_OF_LENGTH * float(size[0])), 2),
+        reach_m=round(max(_MIN_REACH_M, _REACH_PER_LENGTH * float(size[0])), 2),
     )
 
 
-def _described(table: Floats | None, input: Input) -> str:
+def _summary(table: Floats | None, input: Input) -> str:
     if table is None:
         return "none"
     size = " x ".join(f"{side:.2f}" for side in table[:, 3:6].mean(0))
-    away = np.hypot(table[:, 0], table[:, 1])
-    text = f"{len(table)} of {size} m, {away.min():.0f} to {away.max():.0f} m away"
+    distance = np.hypot(table[:, 0], table[:, 1])
+    text = f"{len(table)} of {size} m, {distance.min():.0f} to {distance.max():.0f} m away"
     returns = table[table[:, RETURNS] >= 0, RETURNS]
     if len(returns):
-        low, middle, high = np.quantile(returns, (0.1, 0.5, 0.9))
-        text += f", returns {low:.0f} / {middle:.0f} / {high:.0f} (10, 50, 90 %)"
+        low, median, high = np.quantile(returns, (0.1, 0.5, 0.9))
+        text += f", returns {low:.0f} / {median:.0f} / {high:.0f} (10, 50, 90 %)"
     if isinstance(input, LidarInput):
         text += f", {100 * within(table, input.range_m).mean():.0f} % in range"
     return text

@@ -1,4 +1,4 @@
-"""nuScenes: its own tables (``v1.0-*``), or OpenMMLab's info files as JSON. Pickled infos are not loaded."""
+"""nuScenes: its own tables (``v1.0-*``), or OpenMMLab's info files as JSON. Does not load pickled infos."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class NuScenes(FrameData):
 
     ``root`` holds ``samples`` and the tables of ``version``, or info files (``data_list``, ``metainfo``) as JSON.
 
-    ``validation_scenes`` is a text file with the names of the scenes that validate, one a line: nuscenes-devkit lists
-    the official ones in nuscenes/utils/splits.py. Without it every fifth scene does. Where a file of infos has "val" in
-    its name, it validates, and the others train.
+    ``validation_scenes`` is a text file with the names of the validation scenes, one per line; nuscenes-devkit has the
+    official ones in nuscenes/utils/splits.py. Without it, every fifth scene is for validation. Info files with "val" in
+    their names are for validation, and the others for training.
     """
 
     root: Path
     version: str = "v1.0-trainval"
     validation_scenes: Path | None = None
-    called: ClassVar[str] = "nuScenes key frames"
-    usual: ClassVar[tuple[str, ...]] = (
+    description: ClassVar[str] = "nuScenes key frames"
+    default_classes: ClassVar[tuple[str, ...]] = (
         *("car", "truck", "bus", "trailer", "construction_vehicle"),
         *("pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier"),
     )
@@ -43,16 +43,16 @@ class NuScenes(FrameData):
     def frames(self, split: Split, input: Input | None = None) -> DescribedFrames:
         found = self.of_split(split)
         if not len(found):
-            raise InvalidInputError(f"no scene of {self.root} is left for {split}; see --data.validation-scenes")
+            raise InvalidInputError(f"{self.root} has no scene for {split}; see --data.validation-scenes")
         return found
 
     def all_frames(self) -> DescribedFrames:
-        """The frames of all scenes, with the sweeps before each."""
+        """The frames of all scenes, each with its earlier sweeps."""
         index = DescribedFrames(root=self.root, index=self._index(), numbers=(), with_sweeps=True)
         return replace(index, numbers=tuple(range(len(index.all_scenes))))
 
     def of_split(self, split: Split) -> DescribedFrames:
-        """The frames of one split, of which there may be none."""
+        """The frames of one split; may be empty."""
         index = DescribedFrames(root=self.root, index=self._index(), numbers=())
         scenes = sorted(set(index.all_scenes))
         if self.validation_scenes is not None:
@@ -66,11 +66,11 @@ class NuScenes(FrameData):
         return DescribedFrames(root=self.root, index=index.index, numbers=numbers)
 
     def cases(self) -> DescribedFrames:
-        """The frames that validate, with the sweeps before each: public models of nuScenes look at those too."""
+        """The validation frames with their earlier sweeps, because public nuScenes models use several sweeps."""
         return replace(self.frames("validation"), with_sweeps=True)
 
     def _index(self) -> Path:
-        """The folder of the joined descriptions, one line each, made once."""
+        """The folder with the joined descriptions, one per line; built once."""
         tables = self.root / self.version
         if tables.is_dir():
             sources = sorted(tables.glob("*.json"))
@@ -78,21 +78,21 @@ class NuScenes(FrameData):
             sources = sorted(file for file in self.root.glob("*.json") if b'"data_list"' in file.read_bytes())
             if not sources and any(self.root.glob("*.pkl")):
                 raise InvalidInputError(
-                    f"{self.root} holds pickled infos, which can run code as they are loaded and are not; give the "
-                    f"folder with {self.version}, or write the infos as JSON"
+                    f"{self.root} has pickled infos, which are not loaded because pickles can run code; give the "
+                    f"folder with {self.version}, or convert the infos to JSON"
                 )
         if not sources:
-            held = ", ".join(sorted(found.name for found in self.root.glob("v1.0-*"))) or "none"
+            versions = ", ".join(sorted(found.name for found in self.root.glob("v1.0-*"))) or "none"
             raise InvalidInputError(
-                f"{self.root} holds neither {self.version} nor infos as JSON; versions there: {held} (--data.version)"
+                f"{self.root} has neither {self.version} nor infos as JSON; its versions: {versions} (--data.version)"
             )
         key = listing_digest(self.root, sources, f"{_VERSION} {self.version}")[:24]
 
         def make(folder: Path) -> None:
-            described = self._from_tables() if tables.is_dir() else _from_infos(sources)
+            descriptions = self._from_tables() if tables.is_dir() else _from_infos(sources)
             end = 0
             with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("w") as table:
-                for scene, description in described:
+                for scene, description in descriptions:
                     end += lines.write(json.dumps(description).encode() + b"\n")
                     table.write(json.dumps([end, nuscenes.name_of(description), scene]) + "\n")
 
@@ -103,12 +103,12 @@ class NuScenes(FrameData):
             yield from nuscenes_tables.key_frames(self.root, self.version)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(
-                f"the tables in {self.root / self.version} do not fit together: {type(error).__name__} {error}"
+                f"the tables in {self.root / self.version} are inconsistent: {type(error).__name__} {error}"
             ) from error
 
 
 def _from_infos(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Descriptions with the classes' names written in; the drive is read off the name of the sweep's file."""
+    """Descriptions with class names filled in; the drive is taken from the name of the sweep's file."""
     for file in files:
         content = json.loads(file.read_bytes())
         names = nuscenes.class_names(content)
@@ -122,7 +122,7 @@ def _from_infos(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedFrames:
-    """Key frames by their numbers in an index of descriptions; ``with_sweeps`` reads the sweeps before them too."""
+    """Key frames by their numbers in an index of descriptions; ``with_sweeps`` also reads their earlier sweeps."""
 
     root: Path
     index: Path
@@ -134,7 +134,7 @@ class DescribedFrames:
 
     @cached_property
     def _table(self) -> tuple[list[int], list[str], list[str]]:
-        """Where each description ends, its frame's name, and its scene."""
+        """The end of each description in the file, its frame's name, and its scene."""
         rows = [json.loads(line) for line in (self.index / "scenes.jsonl").read_text().splitlines()]
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
@@ -145,7 +145,7 @@ class DescribedFrames:
 
     @property
     def names(self) -> Sequence[str]:
-        """Those of the frames: tokens of samples."""
+        """The names of the frames: their sample tokens."""
         return [self._table[1][number] for number in self.numbers]
 
     @property
@@ -167,11 +167,12 @@ class DescribedFrames:
         return hashlib.sha256(f"{self.index.name} {self.numbers}".encode()).hexdigest()
 
     def _find(self, name: str) -> Path:
-        """Tables name files from the root; infos name them alone, as they lie beside the infos or in samples."""
+        """The path of a file. Tables give paths below the root; infos give bare names, beside the infos or in
+        samples."""
         file = Path(name).name
         sensor = file.split("__")[1] if "__" in name else ""
         folders = (self.root / "samples" / sensor, self.root / "sweeps" / sensor)
-        for place in (self.root / name, self.root / file, *(folder / file for folder in folders)):
-            if place.is_file():
-                return place
-        raise InvalidInputError(f"{name}, which a description of a key frame names, is not in {self.root}")
+        for path in (self.root / name, self.root / file, *(folder / file for folder in folders)):
+            if path.is_file():
+                return path
+        raise InvalidInputError(f"{name}, named in the description of a key frame, is not in {self.root}")

@@ -1,4 +1,4 @@
-"""Settings of what is learnt of labelled frames, and how they are varied. Imports no torch."""
+"""Settings for which labelled objects are trained on, and for data augmentation. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepSampling:
-    """Mirroring left and right, turning and scaling the whole scene, lifting it, and losing points.
+    """Augmentation of sweeps: mirroring left and right, rotating and scaling the scene, lifting it, and dropping
+    points.
 
-    Boxes with fewer than ``fewest_points`` returns are not learnt. ``paste`` objects of each class are added from other
-    sweeps, as far as there are fewer of it than that and they collide with none (ground-truth sampling; Yan et al.
-    2018, "SECOND", section 3.3.1).
+    Boxes with fewer than ``fewest_points`` returns are not trained on. ``paste`` adds objects from other sweeps until
+    there are that many of each class, if they collide with nothing (ground-truth sampling; Yan et al. 2018, "SECOND",
+    section 3.3.1).
     """
 
     fewest_points: int = 5
@@ -27,12 +28,13 @@ class SweepSampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSampling:
-    """Mirroring, coming nearer, tilting, and changes of brightness, contrast, colour and noise, as shares of the whole.
+    """Augmentation of images: mirroring, zooming, tilting, and changes of brightness, contrast, colour and noise, as
+    fractions of the whole.
 
-    What is cut off or hidden by more than half is not learnt, nor what is lower than ``shortest_px`` at the input's
-    focal length, or further than ``farthest_m``. ``nearer`` is the largest change of scale: what is seen 1.2 times as
-    large is 1.2 times as near for a camera of the same focal length. ``tilt`` moves the image up or down, by a share of
-    its height, and the principal point with it, so that the row in which an object stands does not tell its depth.
+    Objects that are truncated or occluded by more than half are not trained on, nor those lower than ``shortest_px`` at
+    the input's focal length, or farther than ``farthest_m``. ``nearer`` is the largest change of scale: an object shown
+    1.2 times as large is 1.2 times as near for a camera with the same focal length. ``tilt`` shifts the image and the
+    principal point up or down by a fraction of its height, so that an object's row does not reveal its depth.
     """
 
     shortest_px: float = 8.0

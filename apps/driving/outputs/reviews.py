@@ -160,7 +160,7 @@ def _write_parts(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> 
     ``cases`` has the names of each frame's files. Every fifth case validates, from the one of most frames on; of fewer
     the smallest. Of one case alone it is so with its frames.
     """
-    from apps.driving.datasets.split import EVERY
+    from apps.driving.datasets.split import VALIDATION_STRIDE
 
     if not cases:
         return
@@ -168,7 +168,7 @@ def _write_parts(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> 
     if len(units) == 1:
         units = [list(frame) for frame in next(iter(cases.values()))]
     units.sort(key=len, reverse=True)
-    validating = units[EVERY - 1 :: EVERY] or units[-1:]
+    validating = units[VALIDATION_STRIDE - 1 :: VALIDATION_STRIDE] or units[-1:]
     learning = [unit for unit in units if unit not in validating] or units
     folder.mkdir()
     for file, part in (("train.txt", learning), ("val.txt", validating)):

@@ -202,7 +202,7 @@ def test_a_description_that_names_one_recording_thousands_of_times_is_refused_un
     monkeypatch.setattr(nuscenes, "read_image", lambda path: pytest.fail("it was read"))
     with pytest.raises(InvalidInputError, match=r"names (front\.jpg|sweep\.bin) twice"):
         read_frames([folder / name for name in ("sample.json", "front.jpg", "sweep.bin")])
-    with pytest.raises(InvalidInputError, match="without an image and without a sweep"):
+    with pytest.raises(InvalidInputError, match="without images and without a sweep"):
         (folder / "sample.json").write_text(json.dumps({**SAMPLE, "data_list": [{"images": {}}] * 100_000}))
         read_frames([folder / "sample.json"])
 

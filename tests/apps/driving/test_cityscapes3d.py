@@ -94,7 +94,7 @@ def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
     with pytest.raises(InvalidInputError, match="is not beside aachen_000000_000019_gtBbox3d"):
         read_frames([tmp_path / "aachen_000000_000019_gtBbox3d.json"])
     write_city(frame, tmp_path, "aachen_000000_000020")
-    sentence = "hand in one Cityscapes 3D image at a time; .*--each"
+    sentence = "give one Cityscapes 3D image at a time; .*--each"
     with pytest.raises(InvalidInputError, match=sentence):
         read_frames([tmp_path / "gtBbox3d"])
 
@@ -122,7 +122,7 @@ def test_an_image_of_cityscapes_that_was_resized_is_remarked_on(tmp_path):
     with Image.open(file) as image:
         image.resize((image.width // 2, image.height // 2)).save(file)
     (read,) = read_frames([Path(label), Path(file)])
-    assert any("Was the image resized after it was calibrated?" in remark for remark in read.remarks)
+    assert any("Was the image resized after calibration?" in remark for remark in read.remarks)
 
 
 STUTTGART = {
@@ -176,11 +176,11 @@ def test_an_image_is_named_from_within_its_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"intrinsic": {"fx": 1.0}}, "is no calibration of Cityscapes"),
-        ({"extrinsic": STUTTGART["extrinsic"] | {"yaw": "north"}}, "is no calibration of Cityscapes"),
+        ({"intrinsic": {"fx": 1.0}}, "is not a calibration of Cityscapes"),
+        ({"extrinsic": STUTTGART["extrinsic"] | {"yaw": "north"}}, "is not a calibration of Cityscapes"),
         ({"extrinsic": STUTTGART["extrinsic"] | {"x": float("nan")}}, "not finite"),
-        ({"intrinsic": STUTTGART["intrinsic"] | {"fx": 0}}, "fx and fy must be above 0"),
-        ({"extrinsic": STUTTGART["extrinsic"] | {"roll": 1.5}}, "camera's place in a_0_1_camera.json"),
+        ({"intrinsic": STUTTGART["intrinsic"] | {"fx": 0}}, "fx and fy must be positive"),
+        ({"extrinsic": STUTTGART["extrinsic"] | {"roll": 1.5}}, "camera pose in a_0_1_camera.json"),
     ],
 )
 def test_a_camera_file_that_is_none_is_refused(tmp_path, change, match):
@@ -192,7 +192,7 @@ def test_a_camera_file_that_is_none_is_refused(tmp_path, change, match):
 
 def test_an_image_without_calibration_is_told_which_archive_has_it(tmp_path):
     image = write_image(tmp_path, "a_0_1")
-    with pytest.raises(InvalidInputError, match=r"a_0_1_camera\.json; unpack Cityscapes' camera_trainvaltest\.zip"):
+    with pytest.raises(InvalidInputError, match=r"a_0_1_camera\.json; unpack camera_trainvaltest\.zip of Cityscapes"):
         read_frames([image])
 
 

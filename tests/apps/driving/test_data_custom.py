@@ -77,7 +77,7 @@ def test_parts_are_those_of_image_sets_or_every_fifth(root):
     assert data.frames("train").ids == ("drive-0", "drive-5") and data.frames("validation").ids == ("drive-3",)
     (root / "ImageSets" / "train.txt").unlink()
     assert data.frames("train").ids == tuple(f"drive-{n}" for n in (0, 1, 2, 4, 5))
-    for text, said in (("drive-3\ndrive-9\n", r"val\.txt names drive-9, which points does not hold"), ("", "is empty")):
+    for text, said in (("drive-3\ndrive-9\n", r"val\.txt lists drive-9, which is not in points"), ("", "is empty")):
         (root / "ImageSets" / "val.txt").write_text(text)
         with pytest.raises(InvalidInputError, match=said):
             data.frames("train")
@@ -86,7 +86,10 @@ def test_parts_are_those_of_image_sets_or_every_fifth(root):
 def test_sweeps_that_would_be_passed_over_are_refused(root):
     (root / "points" / "._drive-0.npy").write_bytes(b"macOS keeps its own here")
     assert len(custom.frame_ids(root)) == 6
-    for name, said in (("drive-1.bin", "two files would be the sweep drive-1"), ("x.ply", r"x\.ply: PLY is not read")):
+    for name, said in (
+        ("drive-1.bin", "two files could be the sweep drive-1"),
+        ("x.ply", r"x\.ply: PLY is not supported"),
+    ):
         (root / "points" / name).write_bytes(b"0" * 16)
         for read in (lambda: read_frames([root]), lambda: Custom(root=root).frames("train")):
             with pytest.raises(InvalidInputError, match=said):
@@ -94,7 +97,7 @@ def test_sweeps_that_would_be_passed_over_are_refused(root):
         (root / "points" / name).unlink()
     (root / "points" / "day 2").mkdir()
     np.save(root / "points" / "day 2" / "x.npy", np.ones((5, 4), np.float32))
-    with pytest.raises(InvalidInputError, match="points holds the folder day 2 with sweeps"):
+    with pytest.raises(InvalidInputError, match="points has the subfolder day 2 with sweeps"):
         custom.frame_ids(root)
 
 
@@ -110,9 +113,11 @@ def test_all_classes_of_the_labels_are_learnt_unless_some_are_named(root):
     assert [kind.name for kind in chosen.classes] == ["vehicle"]
     as_cars = Custom(root=root, classes=("Car",), merge=(("Vehicle", "car"),)).fit_input(recipe.input)
     assert as_cars.classes == tuple(kind for kind in recipe.input.classes if kind.name == "car")
-    with pytest.raises(InvalidInputError, match=r"data\.merge names vehicel, of which there is no label; there are "):
+    with pytest.raises(
+        InvalidInputError, match=r"data\.merge names vehicel, but no label has this class; the labels have "
+    ):
         Custom(root=root, merge=(("vehicel", "car"),)).fit_input(recipe.input)
-    with pytest.raises(InvalidInputError, match="custom data holds sweeps and no images"):
+    with pytest.raises(InvalidInputError, match="custom data has sweeps but no images"):
         Custom(root=root).frames("train", CameraInput(image=(96, 320), focal_px=180.0))
 
 
@@ -120,14 +125,14 @@ def test_what_is_no_label_is_refused_by_its_line(root):
     file = root / "labels" / "drive-0.txt"
     for text, said in (
         ("1 2 3 4 5 6 Car", r"drive-0\.txt, line 1: 7 columns; expected x, y, z, length"),
-        ("1 2 3 4 2 1.5 0 Car\n1 2 3 4 0 1.5 0 Car", r"line 2: Car has a size that is not positive"),
-        ("\n\n1 2 3 4 2 1.5 -90 Car", "line 3: a yaw of -90; expected radians, not degrees"),
-        ("Car 0 0 0 1 2 3 4 1 2 3 4 5 6 7", "15 columns; .* these are KITTI's, which belong into label_2"),
+        ("1 2 3 4 2 1.5 0 Car\n1 2 3 4 0 1.5 0 Car", r"line 2: the size of Car is not positive"),
+        ("\n\n1 2 3 4 2 1.5 -90 Car", "line 3: yaw is -90; expected radians, not degrees"),
+        ("Car 0 0 0 1 2 3 4 1 2 3 4 5 6 7", "15 columns; .* these are KITTI labels, which belong in label_2"),
         ("1 2 3 4 2 1.5 north Car", r"line 1: could not convert string to float: 'north'"),
         ("1 2 nan 4 2 1.5 0 Car", "numbers that are not finite"),
-        ("1 2 3 4200 1800 1500 0 Car", "line 1: a Car of 4200 x 1800 x 1500 metres; labels are in metres"),
-        ("1 2 3 60 60 175 0 Person", "a Person of 60 x 60 x 175 metres; .* look like millimetres or centimetres"),
-        ("15000 2000 -500 4.2 1.8 1.5 0 Car", r"a Car at \(15000, 2000, -500\) metres; labels are in metres from"),
+        ("1 2 3 4200 1800 1500 0 Car", "line 1: a Car of 4200 x 1800 x 1500 metres; labels must be in metres"),
+        ("1 2 3 60 60 175 0 Person", "a Person of 60 x 60 x 175 metres; .* is this millimetres or centimetres"),
+        ("15000 2000 -500 4.2 1.8 1.5 0 Car", r"a Car at \(15000, 2000, -500\) metres; labels must be in metres from"),
     ):
         file.write_text(text)
         with pytest.raises(InvalidInputError, match=said):
@@ -136,7 +141,7 @@ def test_what_is_no_label_is_refused_by_its_line(root):
     assert len(custom.read_frame(root, "drive-0").truth) == 0
     file.unlink()
     assert custom.read_frame(root, "drive-0").truth is None
-    with pytest.raises(InvalidInputError, match="an empty file says that it has no object"):
+    with pytest.raises(InvalidInputError, match="add an empty file if it has no objects"):
         Custom(root=root).frames("train").read(0)
 
 

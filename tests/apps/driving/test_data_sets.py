@@ -109,7 +109,7 @@ def test_classes_keep_their_settings_and_new_ones_have_the_mean_size_of_their_la
     assert len(sizes) > 0 and van.size_m == pytest.approx(sizes.mean(0), abs=0.006)
     assert Kitti(root=kitti_root).fit_input(LidarInput()) == LidarInput()
     with pytest.raises(
-        InvalidInputError, match=r"data\.classes names tram, of which there is no label; there are car \("
+        InvalidInputError, match=r"data\.classes names tram, but the labels have none; they have car \("
     ):
         Kitti(root=kitti_root, classes=("car", "tram")).fit_input(LidarInput())
     assert Kitti(root=kitti_root).fit_input(HALF_SIZE).image == (192, 640)
@@ -307,15 +307,15 @@ def quaternion(transform):
 
 def test_pickled_infos_are_refused(tmp_path):
     (tmp_path / "nuscenes_infos_train.pkl").write_bytes(b"\x80")
-    with pytest.raises(InvalidInputError, match="pickled infos, which can run code"):
+    with pytest.raises(InvalidInputError, match="pickled infos, which are not loaded because pickles can run code"):
         NuScenes(root=tmp_path).frames("train")
-    with pytest.raises(InvalidInputError, match=r"holds neither v1\.0-trainval nor infos as JSON"):
+    with pytest.raises(InvalidInputError, match=r"has neither v1\.0-trainval nor infos as JSON"):
         NuScenes(root=tmp_path.parent).frames("train")
 
 
 def test_a_label_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "a_gtBbox3d.json").write_text('{"objects": []}')
-    with pytest.raises(InvalidInputError, match="is no label file of Cityscapes 3D"):
+    with pytest.raises(InvalidInputError, match="is not a label file of Cityscapes 3D"):
         cityscapes3d.read(tmp_path / "a_gtBbox3d.json", None)
 
 

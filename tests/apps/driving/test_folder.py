@@ -176,7 +176,7 @@ def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, 
     assert names == ["000000", "000001", "000002", "000003", "000009"]
     shutil.copy(split / "velodyne" / "000003.bin", split / "velodyne" / "000009.bin")
     assert cli.main(command) == 2
-    assert "two files would be the sweep 000009" in capsys.readouterr().err
+    assert "two files could be the sweep 000009" in capsys.readouterr().err
 
 
 def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     for app, inputs, words in (
         ("driving", [tmp_path / "empty"], "empty contains nothing that --each reads: sweeps (.bin, .pcd, .npy)"),
         ("driving", [tmp_path / "log"], "log contains no Argoverse 2 sweep (sensors/lidar/TIMESTAMP.feather)"),
-        ("driving", [tmp_path / "tables"], "tables/sample.json is a table of nuScenes' own"),
+        ("driving", [tmp_path / "tables"], "tables/sample.json is one of nuScenes' own tables"),
         ("driving", [split, split], "--each takes one folder"),
         ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),
         ("finance", [split], "finance does not go through folders one by one; leave --each out"),

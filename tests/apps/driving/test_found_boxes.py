@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from apps.driving.app import app
-from apps.driving.datasets.found_boxes import fitted
+from apps.driving.datasets.found_boxes import fit_to_detector
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.types import BoxInput
 from shared.deploy.artifact import describe_file
@@ -38,13 +38,13 @@ def test_boxes_are_found_anew_by_other_settings_of_the_same_weights_and_must_be_
     data = Synthetic(scenes=3, validation_scenes=1)
     found = []
     for name, least in (("low", "0.05"), ("high", "0.4")):
-        input = fitted(BoxInput(detector=changed_detector(tmp_path / name, 0.0, least)))
+        input = fit_to_detector(BoxInput(detector=changed_detector(tmp_path / name, 0.0, least)))
         found.append(data.train(input))
     assert found[0].input.weights == found[1].input.weights
     assert len(found[0]) > len(found[1]) > 0 and found[1].scores.min() >= 0.4 > found[0].scores.min()
     mute = changed_detector(tmp_path / "mute", -30.0, "0.05")
     with pytest.raises(InvalidInputError, match=rf"the detector {mute} finds no box on an object .* \(0 elsewhere\)"):
-        data.train(fitted(BoxInput(detector=mute)))
+        data.train(fit_to_detector(BoxInput(detector=mute)))
 
 
 def test_a_range_of_ones_own_is_refused_for_it_would_be_passed_over():
@@ -52,8 +52,8 @@ def test_a_range_of_ones_own_is_refused_for_it_would_be_passed_over():
         name = list(own)[-1]
         option = f"--input.{name.replace('_', '-')}"
         with pytest.raises(InvalidInputError, match=rf"input\.{name} does not apply to a second stage.*leave {option}"):
-            fitted(BoxInput(**own))
-    once = fitted(BoxInput())
-    assert fitted(once) == once, "a run that goes on"
+            fit_to_detector(BoxInput(**own))
+    once = fit_to_detector(BoxInput())
+    assert fit_to_detector(once) == once, "a run that goes on"
     another = dataclasses.replace(once, own_vehicle_m=(2.5, 1.1), weights="1" * 64)
-    assert fitted(another) == once, "a recipe that was made for another detector"
+    assert fit_to_detector(another) == once, "a recipe that was made for another detector"

@@ -30,10 +30,10 @@ def root(synthetic, tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("1 0 0 0 0 1 0 0 0 0 1 0", "lays the camera on its side or back"),
+        ("1 0 0 0 0 1 0 0 0 0 1 0", "puts the camera on its side or upside down"),
         ("0 0 1 0.27 -1 0 0 0 0 -1 0 -0.08", "Is it the inverse, from the camera to the LiDAR"),
         ("0 -1 0 55 0 0 -1 -75 1 0 0 -270", "286 m from the LiDAR; is it in metres"),
-        ("0 -1 0 nan 0 0 -1 -0.07 1 0 0 -0.27", "needs 12 finite numbers, it has 11"),
+        ("0 -1 0 nan 0 0 -1 -0.07 1 0 0 -0.27", "needs 12 finite numbers but has 11"),
     ],
 )
 def test_a_mount_that_no_vehicle_has_is_refused(root, row, said):
@@ -46,7 +46,9 @@ def test_a_mount_that_no_vehicle_has_is_refused(root, row, said):
 def test_the_calibration_of_a_larger_image_is_refused(root):
     file = root / "calib" / "synthetic.txt"
     file.write_text(re.sub(r"P2:.*", "P2: 2262 0 1024 0 0 2262 512 0 0 0 1 0", file.read_text()))
-    with pytest.raises(InvalidInputError, match=r"its centre at \(1024, 512\), outside of the image of 1242 x 375"):
+    with pytest.raises(
+        InvalidInputError, match=r"its principal point at \(1024, 512\), outside the image of 1242 x 375"
+    ):
         kitti.read(root)
 
 
@@ -54,7 +56,7 @@ def test_the_calibration_of_a_larger_image_is_refused(root):
 def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over(root, name):
     (root / "velodyne" / name).write_text("ply")
     for paths in ([root], [root / "velodyne" / name]):
-        with pytest.raises(InvalidInputError, match=rf"{name}: (LAZ|PLY) is not read; write its points .* as PCD"):
+        with pytest.raises(InvalidInputError, match=rf"{name}: (LAZ|PLY) is not supported; write its points .* as PCD"):
             kitti.read_files(paths)
     # The same sweep beside it in both formats: the one that is read is taken.
     (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
@@ -64,14 +66,12 @@ def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over
 def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
     (tmp_path / "v1.0-mini").mkdir()
     (tmp_path / "v1.0-mini" / "category.json").write_text("[]")
-    with pytest.raises(
-        InvalidInputError, match=r"category\.json: of nuScenes a folder is read that holds one key frame"
-    ):
+    with pytest.raises(InvalidInputError, match=r"category\.json: for nuScenes, give a folder with one key frame"):
         kitti.read(tmp_path)
     # 20 bytes a point, but for some numbers of points as many bytes as whole points of KITTI's take.
     sweep = tmp_path / "LIDAR_TOP.pcd.bin"
     np.zeros((80, 5), np.float32).tofile(sweep)
-    with pytest.raises(InvalidInputError, match=r"is a sweep of nuScenes .* name the folder with its sample\.json"):
+    with pytest.raises(InvalidInputError, match=r"is a nuScenes sweep .* give the folder with its sample\.json"):
         kitti.read(sweep)
 
 
@@ -119,8 +119,8 @@ def test_a_result_carries_the_remarks_of_its_frames(ask, root):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda view: view["lidar2cam"][0].__setitem__(3, float("nan")), "lidar2cam of CAM_FRONT holds numbers that"),
-        (lambda view: view.update(lidar2cam=np.eye(4).tolist()), "lidar2cam of CAM_FRONT lays the camera on its side"),
+        (lambda view: view["lidar2cam"][0].__setitem__(3, float("nan")), "lidar2cam of CAM_FRONT has numbers that"),
+        (lambda view: view.update(lidar2cam=np.eye(4).tolist()), "lidar2cam of CAM_FRONT puts the camera on its side"),
         (lambda view: view.update(cam2img=np.zeros((3, 3)).tolist()), "cam2img of CAM_FRONT is not a camera's"),
     ],
 )
@@ -167,7 +167,7 @@ def test_the_result_of_a_hidden_image_is_not_hidden(ask, root):
 def test_two_frames_of_one_name_are_refused_for_one_result_would_replace_the_other(tmp_path):
     frames = [{"token": "t", "images": {"CAM_FRONT": {"img_path": f"{number}.png"}}} for number in (1, 2)]
     (tmp_path / "sample.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": frames}))
-    with pytest.raises(InvalidInputError, match="several frames called 't'; give each a token"):
+    with pytest.raises(InvalidInputError, match="several frames named 't'; give each a unique token"):
         nuscenes.read(tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, r
     for across, down, width in ((0.5, 0.5, 621), (2, 2, 2484), (0.8, 0.8, 994), (1.5, 1.5, 1863), (1, 0.5, 1242)):
         image.resize((round(image.width * across), round(image.height * down))).save(file)
         (said,) = ask(Request(files=(root,))).result["remarks"]
-        assert f"synthetic.png has {width} x " in said and "Was the image resized after it was calibrated?" in said
+        assert f"synthetic.png has {width} x " in said and "Was the image resized after calibration?" in said
 
 
 def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_path):
@@ -238,7 +238,7 @@ def test_an_empty_image_is_called_empty(root):
     file.write_bytes(b"no image")
     with pytest.raises(InvalidInputError) as refused:
         kitti.read(root)
-    assert "BytesIO" not in str(refused.value) and "in no format that is known" in str(refused.value)
+    assert "BytesIO" not in str(refused.value) and "its format is unknown" in str(refused.value)
 
 
 def test_files_of_different_frames_are_not_put_together(root, tmp_path):
@@ -248,11 +248,11 @@ def test_files_of_different_frames_are_not_put_together(root, tmp_path):
         shutil.copy(root / "calib" / "synthetic.txt", tmp_path / calibration)
         return [tmp_path / name for name in (sweep, image, calibration)]
 
-    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.png are named as different frames"):
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.png have the names of different frames"):
         kitti.read_files(handed("000008.bin", "000009.png", "000009.txt"))
-    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.txt are named as different frames"):
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.txt have the names of different frames"):
         kitti.read_files(handed("000008.bin", "000008.png", "000009.txt"))
-    with pytest.raises(InvalidInputError, match=r"000008\.bin and left_000009\.png are named as different frames"):
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and left_000009\.png have the names of different frames"):
         kitti.read_files(handed("000008.bin", "left_000009.png", "calib.txt"))
     # Names that say nothing about frames are still put together.
     for names in (

@@ -233,7 +233,7 @@ def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
     path = pointpillars[1].path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # What weights of chance find touches an object at most.
-    monkeypatch.setattr("apps.driving.datasets.found_boxes.MEANT", 0.0)
+    monkeypatch.setattr("apps.driving.datasets.found_boxes.MIN_MATCH_IOU", 0.0)
     words = ["train", "driving", "--recipe", "second_stage", "--data.scenes", "6", "--data.validation-scenes", "1"]
     words += ["--limits.epochs", "1", "--model.widths", "8", "--out", str(tmp_path / "run")]
     assert main([*words, "--input.detector", str(path)]) == 0
@@ -247,4 +247,4 @@ def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
     capsys.readouterr()
     several = registry / "mmdet3d_lidar" / "1"
     assert main([*words[:-1], str(tmp_path / "other"), "--input.detector", str(several)]) == 2
-    assert "learnt from 10 sweeps together; a second stage sees one" in capsys.readouterr().err
+    assert "trained on 10 sweeps together; a second stage gets only one" in capsys.readouterr().err

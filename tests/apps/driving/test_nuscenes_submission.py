@@ -85,7 +85,7 @@ def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, pr
     centre = frame.lidar_to_global @ [*line["boxes"][0]["centre_lidar_m"], 1]
     assert alone[0]["translation"] == pytest.approx(centre[:3].tolist())
     with pytest.raises(
-        InvalidInputError, match=r"is a table of nuScenes' own.*trivium predict driving NUSCENES --each"
+        InvalidInputError, match=r"is one of nuScenes' own tables.*trivium predict driving NUSCENES --each"
     ):
         ask(Request(files=(data_set,)))
 

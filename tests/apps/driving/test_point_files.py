@@ -83,7 +83,7 @@ def test_intensity_beyond_a_byte_is_cut_with_a_remark(points, tmp_path):
     # Ouster's signal photons, for one.
     np.save(tmp_path / "sweep.npy", points * np.float32([1, 1, 1, 3000]))
     found, remarks = read_sweep(tmp_path / "sweep.npy")
-    assert found[:, 3].max() == 1 and "was cut to 0 to 255" in remarks[0]
+    assert found[:, 3].max() == 1 and "was clipped to 0 to 255" in remarks[0]
 
 
 def test_header_and_rows_are_split_at_any_white_space(points, tmp_path):
@@ -109,7 +109,7 @@ def test_a_viewpoint_is_remarked_on(points, tmp_path):
     moved = pcd(points).replace(b"VIEWPOINT 0 0 0 1 0 0 0", b"VIEWPOINT 9 0 0 1 0 0 0")
     (tmp_path / "sweep.pcd").write_bytes(moved)
     found, remarks = read_sweep(tmp_path / "sweep.pcd")
-    assert np.array_equal(found, points) and "states a viewpoint, which is not applied" in remarks[0]
+    assert np.array_equal(found, points) and "has a viewpoint, which is not applied" in remarks[0]
 
 
 def test_points_whose_intensity_is_no_number_are_kept(points, tmp_path):
@@ -123,22 +123,30 @@ def bad_files(points):
     compressed = header(50, data="binary_compressed").encode()
     wide = header(2_000_000, fields="x y z a", counts="1 1 1 240", sizes="4 4 4 8", data="binary_compressed")
     yield "no header", b"\x00" * 500, "no line DATA"
-    yield "truncated", header(50).encode() + points.tobytes()[:-40], "is truncated: 50 points of 16 bytes"
-    yield "text", header(50, data="ascii").encode() + b"1 2 3 0.5\n", "promises 50 points and has 1 rows"
-    yield "words", header(50, data="ascii").encode() + b"a b c d\n", "a row of its points is not 4 numbers"
-    yield "short", header(1, data="ascii").encode() + b"1 2 3\n", "a row of its points is not 4 numbers"
-    yield "bomb", compressed + np.uint32([10, 4_000_000_000]).tobytes() + b"0" * 10, "has another size than it says"
-    yield "damaged", compressed + np.uint32([10, 800]).tobytes() + b"\xff" * 10, "compressed part is damaged"
+    yield (
+        "truncated",
+        header(50).encode() + points.tobytes()[:-40],
+        "is truncated: it states 50 points of 16 bytes but has 47",
+    )
+    yield "text", header(50, data="ascii").encode() + b"1 2 3 0.5\n", "states 50 points but has 1 rows"
+    yield "words", header(50, data="ascii").encode() + b"a b c d\n", "a row of points does not have 4 numbers"
+    yield "short", header(1, data="ascii").encode() + b"1 2 3\n", "a row of points does not have 4 numbers"
+    yield "bomb", compressed + np.uint32([10, 4_000_000_000]).tobytes() + b"0" * 10, "differs from the stated one"
+    yield "damaged", compressed + np.uint32([10, 800]).tobytes() + b"\xff" * 10, "compressed data is damaged"
     yield "many", header(10**12, data="binary_compressed").encode(), f"at most {MAX_POINTS}"
     yield "wide", wide.encode(), "points of 1932 bytes; at most 2000000 points and 256 MB"
-    yield "endless", header(50, counts="1 1 1 99999999").encode(), "numbers a point"
-    yield "fewer", header(50, fields="x y z").encode() + points.tobytes(), "FIELDS, SIZE, TYPE and COUNT do not fit"
+    yield "endless", header(50, counts="1 1 1 99999999").encode(), "numbers per point"
+    yield "fewer", header(50, fields="x y z").encode() + points.tobytes(), "FIELDS, SIZE, TYPE and COUNT do not match"
     yield "fields", header(50, fields="a b c d").encode() + points.tobytes(), "has no field x; it has a, b, c, d"
-    yield "sizes", header(50, sizes="4 4 4 3").encode() + points.tobytes(), "lacks or has a wrong"
-    yield "other", header(50, data="zipped").encode(), "has DATA zipped; ascii, binary or binary_compressed is read"
-    yield "nothing", header(50, fields="", sizes="", types="", counts="").encode(), "COUNT do not fit: 0, 0, 0 words"
+    yield "sizes", header(50, sizes="4 4 4 3").encode() + points.tobytes(), "lacks .* or has an invalid value for it"
+    yield "other", header(50, data="zipped").encode(), "has DATA zipped; supported: ascii, binary, binary_compressed"
+    yield (
+        "nothing",
+        header(50, fields="", sizes="", types="", counts="").encode(),
+        "COUNT do not match: 0, 0, 0 entries",
+    )
     yield "bundled", header(1, fields="x", sizes="4", types="F", counts="3").encode() + b"0" * 12, "has no field x"
-    yield "none", header(0).encode(), "holds no point"
+    yield "none", header(0).encode(), "has no points"
 
 
 def test_damaged_and_hostile_pcd_files_are_refused(points, tmp_path):
@@ -171,12 +179,12 @@ def test_arrays_that_are_no_sweep_are_refused(points, tmp_path):
     with pytest.raises(InvalidInputError, match="cannot be read as a NumPy array"):
         read_points(sweep)
     for array, said in (
-        (points[:, :2], r"holds an array of \(50, 2\) float32"),
-        (points.T.copy(), r"holds an array of \(4, 50\) float32.*expected \(N, 4\)"),
-        (np.zeros((0, 4), np.float32), "holds no points"),
+        (points[:, :2], r"has an array of \(50, 2\) float32"),
+        (points.T.copy(), r"has an array of \(4, 50\) float32.*expected \(N, 4\)"),
+        (np.zeros((0, 4), np.float32), "has no points"),
         (np.zeros(3, [("x", "S5"), ("y", "f4"), ("z", "f4", (2,))]), "has no field x; it has y"),
-        (np.zeros((), [("x", "f4")]), "holds no points"),
-        (points.astype(str), "holds an array of"),
+        (np.zeros((), [("x", "f4")]), "has no points"),
+        (points.astype(str), "has an array of"),
         (points * np.float32([1e6, 1, 1, 1]), "points over 1 km away"),
     ):
         np.save(sweep, array)

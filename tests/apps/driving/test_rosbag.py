@@ -98,22 +98,21 @@ def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
     frame = one(tmp_path, cloud(of_bytes, fields=fields), name="bytes")
     assert np.allclose(frame.points_lidar_m[:, 3], of_bytes[:, 3] / 255) and frame.remarks == ()
     frame = one(tmp_path, cloud(POINTS[:, :3], fields=XYZI[:3]), name="without")
-    assert (frame.points_lidar_m[:, 3] == 0).all() and "has no intensity: 0 is taken" in frame.remarks[0]
+    assert (frame.points_lidar_m[:, 3] == 0).all() and "has no intensity: 0 is used" in frame.remarks[0]
     missed = np.where([[False], [True], [False], [True]], np.float32(np.nan), POINTS)
     frame = one(tmp_path, cloud(missed, rows=2), name="missed")
     assert np.array_equal(frame.points_lidar_m, POINTS[::2])
-    assert frame.remarks == (
-        f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were left out: they are not finite numbers.",
-    )
+    assert frame.remarks == (f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were dropped: they are not finite numbers.",)
     # Ouster's, Hesai's and Livox' drivers write zeros for beams without a return.
     zeros = POINTS * np.array([[1], [0], [1], [0]], np.float32)
     frame = one(tmp_path, cloud(zeros, rows=2), name="zeros")
     assert np.array_equal(frame.points_lidar_m, POINTS[::2])
     assert frame.remarks == (
-        f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were left out: they lie at (0, 0, 0), as beams without a return.",
+        f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were dropped: they are at (0, 0, 0), the value of "
+        "beams without a return.",
     )
     frame = one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
-    assert "in the frame base_link, which is not a LiDAR's" in frame.remarks[0]
+    assert "in the frame base_link, which is not a LiDAR frame" in frame.remarks[0]
     # Without a stamp in the header the recording's is taken.
     assert one(tmp_path, cloud(POINTS, stamp=0), name="unstamped").time_ns == STAMP
 
@@ -122,22 +121,22 @@ def bad_clouds():
     """A message, and what is said of it."""
     yield cloud(POINTS, data=np.zeros(63, np.uint8)), "states 1 x 4 points of 16 bytes in rows of 64, and has 63 bytes"
     yield cloud(POINTS, width=5), "states 1 x 5 points"
-    yield cloud(POINTS, height=2**31, width=2**31), "at most 2000000 are taken"
+    yield cloud(POINTS, height=2**31, width=2**31), "at most 2000000 are accepted"
     yield cloud(POINTS, rows=2, row_step=31), "points of 16 bytes in rows of 31"
-    yield cloud(POINTS, point_step=15), "the field intensity lies outside of a point's 15 bytes"
-    yield cloud(POINTS, point_step=0), "the field x lies outside of a point's 0 bytes"
+    yield cloud(POINTS, point_step=15), "the field intensity is outside the 15 bytes of a point"
+    yield cloud(POINTS, point_step=0), "the field x is outside the 0 bytes of a point"
     yield (
         cloud(POINTS, fields=[("a", "f4"), ("y", "f4"), ("z", "f4"), ("i", "f4")]),
         "has no field x; it has a, y, z, i",
     )
-    yield cloud(POINTS[:0]), "holds no point"
-    yield cloud(POINTS * np.nan), "holds 4 points that are not finite numbers, and no other"
-    yield cloud(POINTS * 0), "holds 4 points at (0, 0, 0), as beams without a return have it, and no other"
+    yield cloud(POINTS[:0]), "has no points"
+    yield cloud(POINTS * np.nan), "has 4 points, and all of them have numbers that are not finite"
+    yield cloud(POINTS * 0), "has 4 points, all at (0, 0, 0), the value of beams without a return"
     yield cloud(POINTS * 1000), "points over 1 km away"
-    yield serialized(cloud(POINTS))[:100], "is no PointCloud2, or is damaged"
-    yield b"", "is no PointCloud2, or is damaged"
+    yield serialized(cloud(POINTS))[:100], "is not a PointCloud2, or is damaged"
+    yield b"", "is not a PointCloud2, or is damaged"
     many = serialized(cloud(POINTS)).replace(b"\4\0\0\0\2\0\0\0x\0", b"\xff\xff\xff\xff\2\0\0\0x\0")
-    yield many, "has 4294967295 fields; at most 1000 are read"
+    yield many, "has 4294967295 fields; at most 1000 are accepted"
 
 
 def test_faulty_clouds_are_refused_in_a_sentence_and_left_out_of_a_drive(predictor, tmp_path):
@@ -165,7 +164,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_p
     assert [frame.name for frame in read_frames([path], "/top")] == [f"top/{10**18}", f"top/{10**18}-1"]
     result = ask(Request(files=(path / "two.mcap",), options={"topic": "/front"})).result
     assert [frame["name"] for frame in result["frames"]] == [f"front/{10**18}"]
-    with pytest.raises(InvalidInputError, match=r"no PointCloud2 on /say, but on /front \(1 messages\), /top"):
+    with pytest.raises(InvalidInputError, match=r"no PointCloud2 on /say, only on /front \(1 messages\), /top"):
         read_frames([path], "/say")
     POINTS.tofile(tmp_path / "sweep.bin")
     with pytest.raises(InvalidInputError, match="the option topic names one of a ROS bag, and sweep"):
@@ -177,10 +176,10 @@ def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
     raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
     for name, messages, said in (
         ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "but /velodyne_packets (velodyne_msgs/"
-         "VelodyneScan, 1 messages); play it through the LiDAR's driver and record that"),
-        ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record that of the"),
-        ("camera", [(image, STAMP, b"image")], "but /camera (sensor_msgs/Image, 1 messages); record that of"),
-        ("nothing", [], "holds no messages"),
+         "VelodyneScan, 1 messages); play it through the LiDAR's driver and record the output"),
+        ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record the LiDAR's"),
+        ("camera", [(image, STAMP, b"image")], "only /camera (sensor_msgs/Image, 1 messages); record the"),
+        ("nothing", [], "has no messages"),
     ):  # fmt: skip
         path = write_ros1(tmp_path / f"{name}.bag", messages) if ros1 else write_ros2(tmp_path / name, messages)
         with pytest.raises(InvalidInputError) as refusal:
@@ -191,7 +190,7 @@ def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
 def test_a_drive_of_many_sweeps_goes_on_where_it_was_stopped(predictor, tmp_path):
     messages = [("/lidar", STAMP + number, cloud(POINTS, ros1=True, stamp=STAMP + number)) for number in range(201)]
     path = write_ros1(tmp_path / "drive.bag", messages, chunk=1000)
-    with pytest.raises(InvalidInputError, match="holds 201 frames; at most 200 are taken at a time"):
+    with pytest.raises(InvalidInputError, match="holds 201 frames; at most 200 are accepted at a time"):
         read_frames([path])
     said, out = [], tmp_path / "out"
     assert predict_folder(predictor, path, out, Options(), said.append) == 0
@@ -218,17 +217,15 @@ def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
         write_ros1(folder / f"drive_{number}.bag", [("/lidar", stamp, cloud(POINTS, ros1=True, stamp=stamp))])
     assert [frame.time_ns - STAMP for frame in read_frames([folder])] == [0, 2, 10]
     write_ros1(folder / "other.bag", [("/lidar", STAMP, cloud(POINTS, ros1=True))])
-    with pytest.raises(InvalidInputError, match=r"there are several ROS bags \(drive_0.bag, drive_10.bag.*hand in one"):
+    with pytest.raises(InvalidInputError, match=r"there are several ROS bags \(drive_0.bag, drive_10.bag.*give one"):
         read_frames([folder])
     POINTS.tofile(tmp_path / "sweep.bin")
-    with pytest.raises(InvalidInputError, match=r"other\.bag is a ROS bag; hand it in without other files"):
+    with pytest.raises(InvalidInputError, match=r"other\.bag is a ROS bag; give it without other files"):
         read_frames([folder / "other.bag", tmp_path / "sweep.bin"])
     (tmp_path / "points").mkdir()
     (folder / "other.bag").rename(tmp_path / "points" / "other.bag")
     POINTS.tofile(tmp_path / "points" / "0.bin")
-    with pytest.raises(
-        InvalidInputError, match=r"other\.bag is a ROS bag, of any number of sweeps; hand it in by itse"
-    ):
+    with pytest.raises(InvalidInputError, match=r"other\.bag is a ROS bag, which holds many sweeps; give it without"):
         read_frames([tmp_path])
 
 

@@ -35,13 +35,13 @@ def bags(tmp_path):
 
 
 def test_cut_and_empty_bags_and_other_files_are_refused_with_what_to_do(bags, tmp_path):
-    hints = ("rosbag reindex mends", "mcap recover saves", "sqlite3 FILE .recover saves")
+    hints = ("rosbag reindex repairs", "mcap recover saves", "sqlite3 FILE .recover saves")
     for path, hint in zip(bags, hints, strict=True):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(InvalidInputError, match=f"^{path.name} is damaged or not a bag that is read: .*; {hint}"):
+        with pytest.raises(InvalidInputError, match=f"^{path.name} is damaged or not a supported bag: .*; {hint}"):
             read_frames([path])
-        for wrong, said in ((b"", "the file is empty"), (b"PNG" * 99, "begins neither as a .bag of ROS 1 nor as an")):
+        for wrong, said in ((b"", "the file is empty"), (b"PNG" * 99, "is neither a .bag of ROS 1 nor an")):
             path.write_bytes(wrong)
             with pytest.raises(InvalidInputError, match=f"^{path.name}: .*{said}"):
                 read_frames([path])
@@ -57,7 +57,7 @@ def test_an_open_recording_and_damage_in_the_middle_are_named(predictor, bags, t
     at = content.index(b"index_pos=") + 10
     open_recording = tmp_path / "open.bag"
     open_recording.write_bytes(content[:at] + bytes(8) + content[at + 8 :])
-    with pytest.raises(InvalidInputError, match=r"Bag is not indexed.*rosbag reindex mends"):
+    with pytest.raises(InvalidInputError, match=r"Bag is not indexed.*rosbag reindex repairs"):
         read_frames([open_recording])
     # What lies before the damage is answered, and the next run tries the rest again.
     at = content.index(b"op=\x02", len(content) // 2)
@@ -110,18 +110,23 @@ def test_a_chunk_is_not_inflated_to_more_than_it_states(tmp_path):
     zeros = cloud(np.zeros((2_000_000, 4), np.float32))
     small = write_ros2(tmp_path / "zeros", [("/lidar", STAMP, zeros)], "mcap", "storage") / "zeros.mcap"
     assert small.stat().st_size < 100_000
-    with pytest.raises(InvalidInputError, match=r"a chunk of \d+ bytes states \d+; \d+ at most are inflated"):
+    with pytest.raises(
+        InvalidInputError, match=r"a chunk of \d+ bytes states a decompressed size of \d+; at most \d+ are accepted"
+    ):
         read_frames([small])
     for name, pack in (("zstd", storage_mcap.zstd.compress), ("lz4", rosbag_storage.lz4.frame.compress)):
         packed = pack(bytes(100_000_000))
         tracemalloc.start()
-        with pytest.raises(InvalidInputError, match="is inflated to more than it states"):
+        with pytest.raises(InvalidInputError, match="decompresses to more than its stated size"):
             storage_mcap.DECOMPRESSORS[name](packed, 1000)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
     one_by_one = write_ros2(tmp_path / "messages", [("/lidar", STAMP, zeros)], "sqlite3", "message")
     whole = write_ros2(tmp_path / "file", [("/lidar", STAMP, zeros)], "sqlite3", "file")
-    for folder, said in ((one_by_one, "inflated to more than it states"), (whole, "more than 200 times its size")):
+    for folder, said in (
+        (one_by_one, "decompresses to more than its stated size"),
+        (whole, "more than 200 times its size"),
+    ):
         with pytest.raises(InvalidInputError, match=said):
             read_frames([folder])
 
@@ -132,7 +137,7 @@ def test_a_recording_is_not_inflated_to_more_than_half_of_what_is_free_on_the_di
     assert len(list(folder.rglob("*.zstd"))) == 1
     free = SimpleNamespace(free=100_000)
     monkeypatch.setattr(rosbag_storage.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(InvalidInputError, match=r"half of what is free under .*; inflate it elsewhere") as refused:
+    with pytest.raises(InvalidInputError, match=r"half of the free space in .*; decompress it elsewhere") as refused:
         read_frames([folder])
     assert refused.value.status == 413
     free.free = 10_000_000
@@ -147,7 +152,7 @@ def test_a_database_of_queries_is_refused(bags):
         database.execute("CREATE VIEW schema AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
                          "SELECT count(*) AS schema_version FROM n")  # fmt: skip
         database.commit()
-    with pytest.raises(InvalidInputError, match="it holds views or computed columns, which no recorder writes"):
+    with pytest.raises(InvalidInputError, match="it has views or computed columns, which no recorder writes"):
         read_frames([bags[2]])
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import trivium
 from apps.driving.app import app
-from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fitted, matched, require_objects
+from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fit_to_detector, match_objects, require_objects
 from apps.driving.datasets.packing import CLASS
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.box_codes import box_features, decode_boxes, encode_boxes
@@ -154,12 +154,14 @@ def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is
 def test_a_box_is_meant_for_the_object_of_its_class_that_it_overlaps_most():
     boxes = np.array([[0, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 4, 2, 1.5, 0], [40, 0, 0, 4, 2, 1.5, 0]], np.float32)
     objects = np.array([[1, 0, 0.5, 4, 2, 1.5, 0], [3, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 8, 2.5, 3, 0]], np.float32)
-    wanted, overlaps, told = matched(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
+    wanted, overlaps, told = match_objects(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
     assert wanted.tolist() == [objects[0].tolist(), boxes[1].tolist(), boxes[2].tolist()]
     assert overlaps[:, 0] == pytest.approx([0.6, 0, 0]) and overlaps[0, 1] == pytest.approx(6 / (24 - 6))
     assert told.tolist() == [True, False, True], "a truck is neither a car nor none"
-    assert not matched(boxes, np.array([0, 0, 0]), objects[:2], np.array([2, 2]))[1].any(), "another class is nothing"
-    assert matched(boxes, np.array([2, 2, 2]), objects[:0], np.array([], int))[2].all()
+    assert not match_objects(boxes, np.array([0, 0, 0]), objects[:2], np.array([2, 2]))[1].any(), (
+        "another class is nothing"
+    )
+    assert match_objects(boxes, np.array([2, 2, 2]), objects[:0], np.array([], int))[2].all()
 
 
 class Labels:
@@ -190,7 +192,7 @@ def test_an_all_round_sweep_is_judged_where_its_labels_are_asked_for(tmp_path, m
     """The detector looks behind as well; the operating point is that of what lies in the range ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = Synthetic(scenes=1, validation_scenes=1, field_of_view_deg=360.0)
-    recipe = dataclasses.replace(RECIPES["second_stage"](), data=data, input=fitted(BoxInput()))
+    recipe = dataclasses.replace(RECIPES["second_stage"](), data=data, input=fit_to_detector(BoxInput()))
     torch.manual_seed(0)
     scores, number = score_second_stage(recipe, recipe.input, recipe.model.build(recipe.input))
     ((found, confidence, _, objects, _),) = scores.frames.values()
@@ -266,13 +268,13 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"model\.widths"):
         LidarRCNN(widths=())
     camera = next(one for one in shipped(app) if one.manifest.name == "fcos3d")
-    with pytest.raises(InvalidInputError, match=r"name the artifact of one with --input\.detector"):
-        fitted(BoxInput(detector=camera.path))
+    with pytest.raises(InvalidInputError, match=r"give the artifact of such a model with --input\.detector"):
+        fit_to_detector(BoxInput(detector=camera.path))
 
 
 def test_the_input_takes_range_and_classes_of_the_detector():
     detector = shipped(app)[0]
-    input = fitted(BoxInput())
+    input = fit_to_detector(BoxInput())
     assert input.weights == detector.manifest.files["weights.safetensors"]["sha256"]
     assert input.range_m == (0.0, -39.68, -4.0, 69.12, 39.68, 2.0) and input.own_vehicle_m == (2.6, 1.1)
     assert [kind.name for kind in input.classes] == ["pedestrian", "cyclist", "car"]
@@ -281,7 +283,7 @@ def test_the_input_takes_range_and_classes_of_the_detector():
 def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
     """A second stage with weights of chance that has learnt from the boxes of the network with those weights."""
     recipe = RECIPES["second_stage"]()
-    input = dataclasses.replace(fitted(BoxInput(points=16)), weights=weights)
+    input = dataclasses.replace(fit_to_detector(BoxInput(points=16)), weights=weights)
     torch.manual_seed(1)
     network = LidarRCNN(widths=(8,), hidden=8).build(input)
     folder.mkdir(parents=True)
@@ -348,13 +350,13 @@ def test_a_registry_may_hold_second_stages_of_several_detectors(tmp_path):
 
 
 def test_boxes_of_other_weights_are_not_taken_for_the_detectors(tmp_path):
-    input = dataclasses.replace(fitted(BoxInput()), weights="f" * 64)
+    input = dataclasses.replace(fit_to_detector(BoxInput()), weights="f" * 64)
     with pytest.raises(InvalidInputError, match="other weights than those in"):
         detector_of(input)
     shutil.copytree(shipped(app)[0].path, tmp_path / "3")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert fitted(BoxInput(detector=Path("3"))).detector == tmp_path / "3", "wherever it is read again"
+        assert fit_to_detector(BoxInput(detector=Path("3"))).detector == tmp_path / "3", "wherever it is read again"
 
 
 @pytest.mark.realdata
