@@ -1,4 +1,4 @@
-"""Packed images as batches for camera networks: which objects are learnt, and how an image is varied."""
+"""Batches of packed images for camera networks: the choice of objects to train on, and the augmentation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shared.data.order import Indices, Key
 
 
 class Images:
-    """Batches of ``images`` uint8 RGB, (B, 3, H, W) or a list of (3, H, W) where sizes differ, ``intrinsics`` (B, 3, 3)
-    and ``index`` (B,), with lists for each image's objects: ``boxes_camera`` (M, 7), ``labels`` (M,), ``boxes_2d``
+    """Batches of ``images`` uint8 RGB, (B, 3, H, W) or a list of (3, H, W) if sizes differ, ``intrinsics`` (B, 3, 3)
+    and ``index`` (B,), with lists for the objects of each image: ``boxes_camera`` (M, 7), ``labels`` (M,), ``boxes_2d``
     (M, 4), ``centres_2d`` (M, 2), ``depths`` (M,).
     """
 
@@ -45,21 +45,21 @@ class Images:
     def _sample(self, index: int, key: Key | None) -> dict[str, Any]:
         image, intrinsics, mount, table = self.pack.image(index)
         labels = self.numbers[table[:, CLASS].astype(np.int64)]
-        # An object without a return of its own is hidden; where there is no LiDAR the returns are unknown, and -1.
-        learnt = (labels >= 0) & (table[:, RETURNS] != 0)
-        learnt &= (table[:, OCCLUSION] < 2) & (table[:, TRUNCATION] < 0.5)
-        table, labels = table[learnt], labels[learnt]
+        # An object without LiDAR returns is hidden. Without a LiDAR the number of returns is unknown, which is -1.
+        usable = (labels >= 0) & (table[:, RETURNS] != 0)
+        usable &= (table[:, OCCLUSION] < 2) & (table[:, TRUNCATION] < 0.5)
+        table, labels = table[usable], labels[usable]
         boxes, boxes_2d = to_camera_boxes(table[:, :7], mount), table[:, BOX_2D].copy()
         generator = None if key is None else key.generator(index)
         if generator is not None:
-            image = moved(image, intrinsics, boxes, boxes_2d, self.sampling, generator)
+            image = zoom_and_tilt(image, intrinsics, boxes, boxes_2d, self.sampling, generator)
         projected = boxes[:, :3] @ intrinsics.T
         centres = projected[:, :2] / np.maximum(projected[:, 2:], 1e-3)
         height, width = image.shape[:2]
-        seen = (boxes[:, 2] > 1) & (boxes[:, 2] < self.sampling.farthest_m)
-        seen &= ((centres >= 0) & (centres < (width, height))).all(axis=1)
-        seen &= boxes_2d[:, 3] - boxes_2d[:, 1] >= self.sampling.shortest_px
-        boxes, centres, boxes_2d = boxes[seen], centres[seen], boxes_2d[seen]
+        visible = (boxes[:, 2] > 1) & (boxes[:, 2] < self.sampling.farthest_m)
+        visible &= ((centres >= 0) & (centres < (width, height))).all(axis=1)
+        visible &= boxes_2d[:, 3] - boxes_2d[:, 1] >= self.sampling.shortest_px
+        boxes, centres, boxes_2d = boxes[visible], centres[visible], boxes_2d[visible]
         if generator is not None:
             if generator.random() < self.sampling.mirror:
                 image = image[:, ::-1]
@@ -70,36 +70,37 @@ class Images:
                 boxes_2d = np.concatenate(
                     [width - 1 - boxes_2d[:, 2:3], boxes_2d[:, 1:2], width - 1 - boxes_2d[:, :1], boxes_2d[:, 3:]], 1
                 )
-            image = recolour(image, self.sampling, generator)
+            image = change_colours(image, self.sampling, generator)
         return {
             "images": np.ascontiguousarray(image.transpose(2, 0, 1)),
             "intrinsics": intrinsics,
             "boxes_camera": boxes,
-            "labels": labels[seen],
+            "labels": labels[visible],
             "boxes_2d": np.ascontiguousarray(boxes_2d),
             "centres_2d": centres.astype(np.float32),
             "depths": boxes[:, 2].copy(),
         }
 
 
-def moved(
+def zoom_and_tilt(
     image_HWC: NDArray[np.uint8],
     intrinsics: Floats,
     boxes_camera: Floats,
     boxes_2d: Floats,
-    how: ImageSampling,
+    sampling: ImageSampling,
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """The image seen from nearer or further and tilted; changes the principal point, the boxes and the 2D boxes alike.
+    """The image as seen from a nearer or farther place and tilted. Changes the principal point, boxes and 2D boxes in
+    place.
 
-    An object keeps its offsets across the viewing direction, its size and the angle under which it is seen; its depth
-    changes with the scale. What comes into the image from beyond its edge repeats the edge.
+    An object keeps its lateral offsets, its size and its observation angle; its depth changes with the scale. Pixels
+    from beyond the border repeat the border.
     """
     import cv2
 
     height, width = image_HWC.shape[:2]
-    scale = float(np.exp(generator.uniform(-1, 1) * np.log1p(how.nearer)))
-    shift = float(generator.uniform(-how.tilt, how.tilt)) * height
+    scale = float(np.exp(generator.uniform(-1, 1) * np.log1p(sampling.nearer)))
+    shift = float(generator.uniform(-sampling.tilt, sampling.tilt)) * height
     centre = intrinsics[:2, 2].copy()
     offset = centre * (1 - scale) + (0, shift)
     matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
@@ -111,21 +112,27 @@ def moved(
         borderMode=cv2.BORDER_REPLICATE,
     )
     intrinsics[1, 2] += shift
-    before = np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
+    bearing = np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
     boxes_camera[:, 2] /= scale
-    turned = boxes_camera[:, 6] - before + np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
-    boxes_camera[:, 6] = np.mod(turned + np.pi, 2 * np.pi) - np.pi
+    yaw = boxes_camera[:, 6] - bearing + np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
+    boxes_camera[:, 6] = np.mod(yaw + np.pi, 2 * np.pi) - np.pi
     boxes_2d[:] = (boxes_2d * scale + np.tile(offset, 2)).clip(0, (width - 1, height - 1) * 2)
     return image
 
 
-def recolour(image_HWC: NDArray[np.uint8], how: ImageSampling, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """The image under other light: a gain for each channel, an offset, and noise."""
-    gain = 1 + generator.uniform(-how.contrast, how.contrast) + generator.uniform(-how.colour, how.colour, 3)
-    offset = 255 * generator.uniform(-how.brightness, how.brightness) / 2
-    spread = 255 * generator.uniform(0, how.noise)
-    noise = generator.standard_normal(image_HWC.shape[:2], np.float32) * np.float32(spread)
+def change_colours(
+    image_HWC: NDArray[np.uint8], sampling: ImageSampling, generator: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The image under different light: a gain for each channel, an offset, and noise."""
+    gain = (
+        1
+        + generator.uniform(-sampling.contrast, sampling.contrast)
+        + generator.uniform(-sampling.colour, sampling.colour, 3)
+    )
+    offset = 255 * generator.uniform(-sampling.brightness, sampling.brightness) / 2
+    sigma = 255 * generator.uniform(0, sampling.noise)
+    noise = generator.standard_normal(image_HWC.shape[:2], np.float32) * np.float32(sigma)
     mean = image_HWC.mean(dtype=np.float32)
     changed = (image_HWC - mean) * gain.astype(np.float32) + np.float32(mean + offset) + noise[..., None]
-    bounded: NDArray[np.uint8] = np.clip(changed, 0, 255).astype(np.uint8)
-    return bounded
+    clipped: NDArray[np.uint8] = np.clip(changed, 0, 255).astype(np.uint8)
+    return clipped

@@ -1,4 +1,4 @@
-"""Packed sweeps as batches for LiDAR networks: which objects are learnt, and how a sweep is varied."""
+"""Batches of packed sweeps for LiDAR networks: the choice of objects to train on, and the augmentation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from shared.data.order import Indices, Key
 def class_numbers(
     names: tuple[str, ...], merge: Mapping[str, str], classes: tuple[ObjectClass, ...]
 ) -> NDArray[np.int64]:
-    """For each of a pack's ``names`` its number among the input's ``classes``, or -1: not learnt."""
-    wanted = [kind.name for kind in classes]
-    learnt = [merge.get(name, name) for name in names]
-    return np.array([wanted.index(name) if name in wanted else -1 for name in learnt], np.int64)
+    """For each of a pack's ``names`` its index among the input's ``classes``, or -1 if it is not trained."""
+    class_names = [kind.name for kind in classes]
+    trained = [merge.get(name, name) for name in names]
+    return np.array([class_names.index(name) if name in class_names else -1 for name in trained], np.int64)
 
 
 class Sweeps:
     """Batches of ``points``, ``boxes`` and ``labels``: lists of tensors (N, 4), (M, 7) and (M,); ``index`` (B,).
 
-    ``labels`` are numbers among the input's classes, of which ``classes`` has the names and what is near enough for a
-    match. With ``pasting`` objects of the other sweeps are pasted where there is a key.
+    ``labels`` are indices of the input's classes; ``classes`` has their names and matching distances. With ``pasting``,
+    objects from other sweeps are pasted if there is a key.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Sweeps:
         return len(self.pack)
 
     def objects(self, index: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Boxes (M, 7) and labels (M,) of what is learnt of one sweep."""
+        """Boxes (M, 7) and labels (M,) of the objects of one sample to train on."""
         table = self.pack.table(index)
         labels = self.numbers[table[:, CLASS].astype(np.int64)]
-        learnt = (labels >= 0) & ((table[:, RETURNS] < 0) | (table[:, RETURNS] >= self.sampling.fewest_points))
-        return table[learnt, :7], labels[learnt]
+        trained = (labels >= 0) & ((table[:, RETURNS] < 0) | (table[:, RETURNS] >= self.sampling.fewest_points))
+        return table[trained, :7], labels[trained]
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         samples = [self._sample(int(index), key) for index in indices]
@@ -72,7 +72,7 @@ class Sweeps:
         if key is not None:
             generator = key.generator(index)
             if self.bank is not None:
-                # Whatever else stands in the sweep is in the way too, learnt or not.
+                # Pasted objects must not overlap any labelled object, whether it is trained on or not.
                 points, boxes, labels = self.bank.paste(
                     points, boxes, labels, self.pack.table(index)[:, :7], self.sampling.paste, generator
                 )
@@ -83,21 +83,21 @@ class Sweeps:
 
 
 def augment_sweep(
-    points: Floats, boxes: Floats, how: SweepSampling, generator: np.random.Generator
+    points: Floats, boxes: Floats, sampling: SweepSampling, generator: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Points (N, 4) and boxes (M, 7) of one scene, changed alike; the points in a new order."""
-    mirror = generator.random() < how.mirror
-    turn = generator.uniform(-how.turn_rad, how.turn_rad)
-    scale = generator.uniform(1 - how.scale, 1 + how.scale)
-    lift = generator.uniform(-how.lift_m, how.lift_m)
-    kept = len(points) - int(generator.uniform(0, how.most_lost) * len(points))
+    """Points (N, 4), shuffled, and boxes (M, 7) of one scene, under the same random transform."""
+    mirror = generator.random() < sampling.mirror
+    rotation = generator.uniform(-sampling.turn_rad, sampling.turn_rad)
+    scale = generator.uniform(1 - sampling.scale, 1 + sampling.scale)
+    lift = generator.uniform(-sampling.lift_m, sampling.lift_m)
+    kept = len(points) - int(generator.uniform(0, sampling.most_lost) * len(points))
     points = points.take(generator.permutation(len(points))[:kept], axis=0)
-    cosine, sine = np.cos(turn), np.sin(turn)
+    cosine, sine = np.cos(rotation), np.sin(rotation)
     side = -1.0 if mirror else 1.0
     plane = (scale * np.array([[cosine, sine], [-sine * side, cosine * side]])).astype(np.float32)
-    for places in (points, boxes):
-        places[:, :2] = places[:, :2] @ plane
-        places[:, 2] = places[:, 2] * scale + lift
+    for array in (points, boxes):
+        array[:, :2] = array[:, :2] @ plane
+        array[:, 2] = array[:, 2] * scale + lift
     boxes[:, 3:6] *= scale
-    boxes[:, 6] = np.mod(side * boxes[:, 6] + turn + np.pi, 2 * np.pi) - np.pi
+    boxes[:, 6] = np.mod(side * boxes[:, 6] + rotation + np.pi, 2 * np.pi) - np.pi
     return points, boxes

@@ -1,4 +1,4 @@
-"""Synthetic street scenes with exact truth, made on the spot: ray-cast sweeps, rendered images."""
+"""Synthetic street scenes with exact ground truth, generated on the fly: ray-cast sweeps, rendered images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apps.driving.types import CameraInput, Frame
 from shared.errors import InvalidInputError
 
 KITTI_FOCAL_PX = 721.54
-"""Focal length of the synthetic camera at full size."""
+"""Focal length of the synthetic camera at full image size."""
 _CAMERA_FIELD_DEG = 90.0
 
 
@@ -25,11 +25,11 @@ _CAMERA_FIELD_DEG = 90.0
 class Synthetic(FrameData):
     """Synthetic street scenes with exact boxes.
 
-    ``scenes`` to learn from and ``validation_scenes`` others, drawn from ``seed``.
+    ``scenes`` for training and ``validation_scenes`` others, generated from ``seed``.
 
-    Sweeps cover ``field_of_view_deg`` about the forward direction. They are those of ``lidars`` (``LIDARS`` in
-    ``synth/sensors.py``), of one after the other; a name may stand there several times. KITTI's protocol counts a van
-    found as a car neither for nor against; it is learnt as one.
+    Sweeps cover ``field_of_view_deg`` around the forward direction. They use the ``lidars`` (named in ``LIDARS`` in
+    ``synth/sensors.py``) in turn; a name may occur several times. Vans are trained as cars, because KITTI's protocol
+    ignores a van that is detected as a car.
     """
 
     scenes: int = 4000
@@ -41,7 +41,8 @@ class Synthetic(FrameData):
     protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
 
     def frames(self, split: Split, input: Input | None = None) -> SyntheticFrames:
-        """For a camera network images at its focal length and no sweeps; for a LiDAR network no images; else both."""
+        """For a camera network, images at its focal length without sweeps; for a LiDAR network, no images; else
+        both."""
         return SyntheticFrames(
             count=self.scenes if split == "train" else self.validation_scenes,
             seed=self.seed,
@@ -66,7 +67,7 @@ class Synthetic(FrameData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticFrames:
-    """Scenes of one split; those of different splits never coincide. ``image_scale`` is a share of KITTI's size."""
+    """The scenes of one split; different splits never share a scene. ``image_scale`` is a fraction of KITTI's size."""
 
     count: int
     seed: int
@@ -80,18 +81,19 @@ class SyntheticFrames:
 
     @property
     def scenes(self) -> Sequence[str]:
-        """Every scene stands by itself."""
+        """Each frame is its own scene."""
         return [f"{self.split}-{number:06d}" for number in range(self.count)]
 
     def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
-        """Makes a scene; what a camera sees does not depend on the beams, and a coarse turn of them costs little."""
+        """Generates a scene. If no points are wanted, a coarse azimuth step saves time; it does not affect the
+        image."""
         from apps.driving.datasets.synth.scenes import scene
         from apps.driving.datasets.synth.sensors import LIDARS
 
         generator = np.random.default_rng((self.seed, int.from_bytes(self.split.encode(), "little"), index))
         name = self.lidars[index % len(self.lidars)]
         if name not in LIDARS:
-            raise InvalidInputError(f"data.lidars names {name}; there are {', '.join(LIDARS)}")
+            raise InvalidInputError(f"data.lidars names {name}; available: {', '.join(LIDARS)}")
         sensors = replace(
             LIDARS[name],
             field_of_view_deg=self.field_of_view_deg,
@@ -101,7 +103,7 @@ class SyntheticFrames:
         return scene(generator, sensors=sensors, name=f"{index:06d}")
 
     def digest(self) -> str:
-        """Of the settings and the source of what makes scenes."""
+        """A digest of the settings and of the source code that generates scenes."""
         hasher = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
         here = Path(__file__).parent
         for source in (Path(str(projection.__file__)), *sorted((here / "synth").glob("*.py"))):

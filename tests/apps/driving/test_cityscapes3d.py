@@ -91,7 +91,7 @@ def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
     (read,) = read_frames([tmp_path / file for file in beside])
     assert read.name == "aachen_000000_000019" and list(read.cameras) == ["leftImg8bit"]
     (tmp_path / "aachen_000000_000019_leftImg8bit.png").unlink()
-    with pytest.raises(InvalidInputError, match="is not beside aachen_000000_000019_gtBbox3d"):
+    with pytest.raises(InvalidInputError, match="is neither beside aachen_000000_000019_gtBbox3d"):
         read_frames([tmp_path / "aachen_000000_000019_gtBbox3d.json"])
     write_city(frame, tmp_path, "aachen_000000_000020")
     sentence = "give one Cityscapes 3D image at a time; .*--each"

@@ -15,7 +15,7 @@ from apps.driving.datasets import data_sets
 from apps.driving.datasets.argoverse2 import Argoverse2
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.datasets.nuscenes import NuScenes
-from apps.driving.datasets.pasting import free_places
+from apps.driving.datasets.pasting import without_collisions
 from apps.driving.datasets.split import every_fifth
 from apps.driving.datasets.synth.export import write_frame
 from apps.driving.datasets.synth.scenes import scene
@@ -165,8 +165,8 @@ def test_a_place_is_free_where_no_rectangle_overlaps():
         ],
         np.float32,
     )
-    assert free_places(candidates, standing).tolist() == [False, True, False, True]
-    assert free_places(candidates[:1], standing[:0]).tolist() == [True]
+    assert without_collisions(candidates, standing).tolist() == [False, True, False, True]
+    assert without_collisions(candidates[:1], standing[:0]).tolist() == [True]
 
 
 @pytest.mark.realdata

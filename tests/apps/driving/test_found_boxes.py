@@ -43,7 +43,9 @@ def test_boxes_are_found_anew_by_other_settings_of_the_same_weights_and_must_be_
     assert found[0].input.weights == found[1].input.weights
     assert len(found[0]) > len(found[1]) > 0 and found[1].scores.min() >= 0.4 > found[0].scores.min()
     mute = changed_detector(tmp_path / "mute", -30.0, "0.05")
-    with pytest.raises(InvalidInputError, match=rf"the detector {mute} finds no box on an object .* \(0 elsewhere\)"):
+    with pytest.raises(
+        InvalidInputError, match=rf"the detector {mute} finds no box on an object .* \(0 boxes elsewhere\)"
+    ):
         data.train(fit_to_detector(BoxInput(detector=mute)))
 
 
@@ -51,7 +53,7 @@ def test_a_range_of_ones_own_is_refused_for_it_would_be_passed_over():
     for own in ({"range_m": (0.0, -20.0, -3.0, 40.0, 20.0, 1.0)}, {"intensity": False, "own_vehicle_m": (9.0, 9.0)}):
         name = list(own)[-1]
         option = f"--input.{name.replace('_', '-')}"
-        with pytest.raises(InvalidInputError, match=rf"input\.{name} does not apply to a second stage.*leave {option}"):
+        with pytest.raises(InvalidInputError, match=rf"input\.{name} does not apply to a second stage.*omit {option}"):
             fit_to_detector(BoxInput(**own))
     once = fit_to_detector(BoxInput())
     assert fit_to_detector(once) == once, "a run that goes on"

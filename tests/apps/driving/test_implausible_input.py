@@ -223,7 +223,7 @@ def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_pa
     broken.astype("<f4").tofile(sweep)
     result = ask(Request(files=(root,))).result
     assert result["boxes"] == expected
-    assert f"2 of the {len(broken)} points of synthetic.bin were left out" in result["remarks"][0]
+    assert f"2 of the {len(broken)} points of synthetic.bin were dropped" in result["remarks"][0]
     five = np.tile(np.float32([1, 10, -1.8, 30, 5]), (50, 1))
     five[3, 0] = np.nan
     five.tofile(tmp_path / "sweep.pcd.bin")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.driving.datasets.synth.image import blank
+from apps.driving.datasets.synth.image import black_camera
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.types import Boxes3D, Frame
@@ -32,7 +32,7 @@ def cars(places, *, names=None, scores=None, occlusion=None, truncation=None, he
 
 
 def frame(truth, **more):
-    return Frame(name="case", points_lidar_m=None, cameras={"image_2": blank(MOUNT)}, truth=truth, **more)
+    return Frame(name="case", points_lidar_m=None, cameras={"image_2": black_camera(MOUNT)}, truth=truth, **more)
 
 
 PLACES = [(10.0 + 5 * (i % 10), -12.0 + 5 * (i // 10)) for i in range(41)]

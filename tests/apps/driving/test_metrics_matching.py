@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apps.driving.datasets.synth.image import blank
+from apps.driving.datasets.synth.image import black_camera
 from apps.driving.metrics.matching import Counts, count, match
 from apps.driving.types import Boxes3D, Frame
 
@@ -24,7 +24,7 @@ def boxes(places, names=None, scores=None):
 
 
 def frame(truth, **more):
-    return Frame(name="case", points_lidar_m=None, cameras={"image_2": blank(MOUNT)}, truth=truth, **more)
+    return Frame(name="case", points_lidar_m=None, cameras={"image_2": black_camera(MOUNT)}, truth=truth, **more)
 
 
 def test_the_highest_score_is_matched_first_and_each_object_once():

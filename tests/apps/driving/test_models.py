@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apps.driving.adapters.projection import to_camera_boxes, to_lidar_boxes
-from apps.driving.datasets.images import moved
+from apps.driving.datasets.images import zoom_and_tilt
 from apps.driving.datasets.sweeps import augment_sweep
 from apps.driving.models import fcos3d, structures
 from apps.driving.models.library import shipped_config
@@ -189,7 +189,7 @@ def test_an_image_moved_nearer_and_tilted_shows_its_boxes_where_they_are():
         image = np.zeros((188, 621, 3), np.uint8)
         cv2.circle(image, (round(u), round(v)), 3, (255, 255, 255), -1)
         boxes_2d = np.array([[u - 20, v - 15, u + 20, v + 15]], np.float32)
-        moved_image = moved(image, camera, moving, boxes_2d, how, np.random.default_rng(seed))
+        moved_image = zoom_and_tilt(image, camera, moving, boxes_2d, how, np.random.default_rng(seed))
         rows, columns = np.nonzero(moved_image[..., 0] > 100)
         expected = camera @ moving[0, :3] / moving[0, 2]
         assert (columns.mean(), rows.mean()) == pytest.approx(expected[:2].tolist(), abs=1.0)

@@ -119,7 +119,10 @@ def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
 
 def bad_clouds():
     """A message, and what is said of it."""
-    yield cloud(POINTS, data=np.zeros(63, np.uint8)), "states 1 x 4 points of 16 bytes in rows of 64, and has 63 bytes"
+    yield (
+        cloud(POINTS, data=np.zeros(63, np.uint8)),
+        "states 1 x 4 points of 16 bytes in rows of 64 bytes but has 63 bytes",
+    )
     yield cloud(POINTS, width=5), "states 1 x 5 points"
     yield cloud(POINTS, height=2**31, width=2**31), "at most 2000000 are accepted"
     yield cloud(POINTS, rows=2, row_step=31), "points of 16 bytes in rows of 31"
@@ -167,7 +170,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_p
     with pytest.raises(InvalidInputError, match=r"no PointCloud2 on /say, only on /front \(1 messages\), /top"):
         read_frames([path], "/say")
     POINTS.tofile(tmp_path / "sweep.bin")
-    with pytest.raises(InvalidInputError, match="the option topic names one of a ROS bag, and sweep"):
+    with pytest.raises(InvalidInputError, match="the option topic is for ROS bags, and sweep"):
         read_frames([tmp_path / "sweep.bin"], "/top")
 
 
@@ -175,7 +178,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_p
 def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
     raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
     for name, messages, said in (
-        ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "but /velodyne_packets (velodyne_msgs/"
+        ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "only /velodyne_packets (velodyne_msgs/"
          "VelodyneScan, 1 messages); play it through the LiDAR's driver and record the output"),
         ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record the LiDAR's"),
         ("camera", [(image, STAMP, b"image")], "only /camera (sensor_msgs/Image, 1 messages); record the"),

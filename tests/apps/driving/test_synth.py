@@ -208,14 +208,14 @@ def test_image_and_truth_agree():
 
 
 def test_a_hidden_car_is_said_to_be_hidden():
-    from apps.driving.datasets.synth.image import photograph
+    from apps.driving.datasets.synth.image import render
 
     transform = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
     draw = np.random.default_rng(2)
     car = vehicle("car", draw)
     screen = Shape([block((-0.1, -3, 0), (0.1, 3, 3), 4)], (0.2, 6, 3))
     solids = [place(car, 20.0, 0.0, -1.73, 0.1, 0), place(screen, 10.0, 3.0, -1.73, 0.0, 1)]
-    _, seen = photograph(FLAT, solids, transform, 0.5, draw)
+    _, seen = render(FLAT, solids, transform, 0.5, draw)
     alone, shown = seen[0]
     # The screen's edge lies on the optical axis and hides the left half of the car.
     assert 0.3 < shown / alone < 0.7
@@ -335,7 +335,7 @@ def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
     lines = []
     for seed in range(12):
         street = Street(FLAT_LANE, np.random.default_rng(seed), -3.0, 80.0)
-        street.works(1, 3.0)
+        street.road_works(1, 3.0)
         assert all(one.shape.name is None for one in street.placed)
         tops = [one.shape.size[2] for one in street.placed]
         assert len(tops) >= 3 and min(tops) > 0.4 and max(tops) < 1.25

@@ -1,8 +1,8 @@
-"""Casts rays at convex solids and a ground, analytically: exact surfaces, no meshes.
+"""Casts rays at convex solids and a ground analytically: exact surfaces, no meshes.
 
-Solids are sets of convex polytopes (half-spaces) and quadrics (ellipsoids, cylinders) in the LiDAR frame, metres.
+Solids are sets of convex polytopes (half-spaces) and quadrics (ellipsoids, cylinders) in the LiDAR frame, in metres.
 A ray x = o + t d enters a convex polytope at the largest t of the planes that it crosses inwards and leaves it at the
-smallest t of those that it crosses outwards (Cyrus and Beck 1978). Only the window of rays that can meet a solid's
+smallest t of those that it crosses outwards (Cyrus and Beck 1978). Only the window of rays that can hit a solid's
 bounding box is tested.
 """
 
@@ -24,7 +24,7 @@ _FAR = np.float32(1e9)
 
 @dataclass(frozen=True, slots=True)
 class Polytope:
-    """Points x with ``normals`` (K, 3) . x <= ``offsets`` (K,); each face has a material."""
+    """The points x with ``normals`` (K, 3) . x <= ``offsets`` (K,); each face has a material."""
 
     normals: Floats
     offsets: Floats
@@ -34,9 +34,11 @@ class Polytope:
 
 @dataclass(frozen=True, slots=True)
 class Quadric:
-    """The unit sphere, or the unit cylinder |xy| <= 1, |z| <= 1, of coordinates ``matrix`` (3, 3) @ (x - ``centre``).
+    """The unit sphere, or the unit cylinder |xy| <= 1, |z| <= 1, in the coordinates ``matrix`` (3, 3) @ (x -
+    ``centre``).
 
-    A porous one (foliage, a fence, spokes) lets the share ``porosity`` of rays through, and returns others from within.
+    A porous one (foliage, a fence, spokes) lets the fraction ``porosity`` of rays pass; the others return from inside
+    it.
     """
 
     matrix: Floats
@@ -48,9 +50,9 @@ class Quadric:
 
 @dataclass(frozen=True, slots=True)
 class Solid:
-    """One object: its parts, the corners (8, 3) of a box around them, and the number that its hits carry.
+    """One object: its parts, the corners (8, 3) of its bounding box, and the instance number that its hits carry.
 
-    Of a ``counted`` one it is also found out what it would cover if nothing stood before it.
+    If ``counted``, the rays that it would receive without occlusion are recorded too.
     """
 
     parts: Sequence[Polytope | Quadric]
@@ -63,7 +65,7 @@ class Solid:
 class Rays:
     """``directions`` (R, C, 3) of unit length from one ``origin`` (3,).
 
-    ``window`` says which rows and columns can meet something within given corners (8, 3); possibly more than one patch.
+    ``window`` returns the rows and columns that can hit something within given corners (8, 3), in one or more patches.
     """
 
     origin: Floats
@@ -75,19 +77,20 @@ class Rays:
 class Hits:
     """The nearest surface on each ray (R, C): distance in metres, instance, material, unit normal.
 
-    ``alone`` maps an instance to the (patch, mask) pairs that it would cover if nothing stood before it.
+    ``unoccluded`` maps an instance to the (patch, mask) pairs of the rays that would hit it without occlusion.
     """
 
     distance: Floats
     instance: NDArray[np.int16]
     material: NDArray[np.int16]
     normal: Floats
-    alone: dict[int, list[tuple[Window, NDArray[np.bool_]]]]
+    unoccluded: dict[int, list[tuple[Window, NDArray[np.bool_]]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Land that rises by ``rise`` metres at ``slope`` from ``start`` metres beside the road's axis, then is level.
+    """Ground that rises by ``rise`` metres with ``slope``, from ``start`` metres beside the road axis, and then is
+    level.
 
     ``side`` is 1 on the left and -1 on the right.
     """
@@ -100,11 +103,11 @@ class Bank:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A road on a plane z = ``height`` + slope . (x, y), with raised sides beyond ``half_width`` of its axis.
+    """A road on a plane z = ``height`` + slope . (x, y), with raised sides beyond ``half_width`` from its axis.
 
-    The road runs along ``heading`` (radians); its axis passes the LiDAR at the lateral ``offset``. ``waves`` (K, 4) are
-    undulations: wave numbers kx, ky (1/m), phase, amplitude (m). ``banks``, at most one a side, say where the land
-    rises beside the road.
+    The road has the direction ``heading`` (radians); its axis passes the LiDAR at the lateral ``offset``. ``waves`` (K,
+    4) are undulations: wave numbers kx, ky (1/m), phase, amplitude (m). ``banks``, at most one per side, are where the
+    ground rises beside the road.
     """
 
     height: float
@@ -117,22 +120,22 @@ class Ground:
     banks: tuple[Bank, ...] = ()
 
     def lateral(self, x: Floats, y: Floats) -> Floats:
-        """Metres to the left of the road's axis."""
+        """Metres to the left of the road axis."""
         return np.float32(np.cos(self.heading)) * y - np.float32(np.sin(self.heading)) * x - np.float32(self.offset)
 
     def along(self, x: Floats, y: Floats) -> Floats:
-        """Metres along the road's axis."""
+        """Metres along the road axis."""
         return np.float32(np.cos(self.heading)) * x + np.float32(np.sin(self.heading)) * y
 
     def road(self, x: Floats, y: Floats) -> Floats:
-        """Height of the road surface, continued to its sides."""
+        """Height of the road surface, extended to its sides."""
         z: NDArray[Any] = np.float32(self.height) + np.float32(self.slope[0]) * x + np.float32(self.slope[1]) * y
         for kx, ky, phase, amplitude in self.waves:
             z = z + amplitude * np.sin(kx * x + ky * y + phase)
         return z
 
     def elevation(self, x: Floats, y: Floats) -> Floats:
-        """Height of the surface, kerb and banks included."""
+        """Height of the ground, including kerb and banks."""
         lateral = self.lateral(x, y)
         z: NDArray[Any] = self.road(x, y) + np.float32(self.kerb) * (np.abs(lateral) > self.half_width)
         for bank in self.banks:
@@ -140,8 +143,9 @@ class Ground:
         return z
 
 
-def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.random.Generator, reach: float) -> Hits:
-    """The nearest hit of every ray within ``reach`` metres; ``generator`` decides what porous parts let through."""
+def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.random.Generator, max_range: float) -> Hits:
+    """The nearest hit of each ray within ``max_range`` metres; ``generator`` decides which rays porous parts let
+    pass."""
     shape = rays.directions.shape[:2]
     hits = Hits(
         np.full(shape, _FAR, np.float32),
@@ -150,35 +154,35 @@ def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.rand
         np.zeros((*shape, 3), np.float32),
         {},
     )
-    _cast_ground(rays, ground, hits, reach)
-    # From near to far, so that much of what is hidden need not be looked at closely.
+    _cast_ground(rays, ground, hits, max_range)
+    # From near to far, so that most occluded solids need no detailed test.
     for solid in sorted(solids, key=lambda item: float(np.hypot(*item.corners[:, :2].T).min())):
         for window in rays.window(solid.corners):
             directions = rays.directions[window]
             if directions.size:
                 _cast_solid(rays.origin, directions, solid, window, hits, generator)
-    beyond = hits.distance > reach
+    beyond = hits.distance > max_range
     hits.instance[beyond] = NOTHING
     return hits
 
 
-def _cast_ground(rays: Rays, ground: Ground, hits: Hits, reach: float) -> None:
+def _cast_ground(rays: Rays, ground: Ground, hits: Hits, max_range: float) -> None:
     d = rays.directions
     x0, y0, z0 = rays.origin
     sink = ground.slope[0] * d[..., 0] + ground.slope[1] * d[..., 1] - d[..., 2]
     above = z0 - ground.height - ground.slope[0] * x0 - ground.slope[1] * y0
-    down = sink > above / (1.3 * reach)
+    down = sink > above / (1.3 * max_range)
     sink = np.where(down, sink, 1)
     t = above / sink
     for _ in range(2):
-        # A Newton step towards the undulating surface; its own slope is small against that of all but the far rays.
+        # A Newton step towards the undulating surface, whose own slope is small compared to that of all but far rays.
         x, y = x0 + t * d[..., 0], y0 + t * d[..., 1]
         error = z0 + t * d[..., 2] - ground.road(x, y)
         t = np.clip(t + error / sink, 0.6 * t, 1.6 * t)
     raised = t - ground.kerb / sink
     aside = np.abs(ground.lateral(x0 + raised * d[..., 0], y0 + raised * d[..., 1])) > ground.half_width
     beside = np.abs(ground.lateral(x0 + t * d[..., 0], y0 + t * d[..., 1])) > ground.half_width
-    # Between the two lies the face of the kerb.
+    # Between the two is the face of the kerb.
     face = beside & ~aside
     t = np.where(aside, raised, np.where(face, (t + raised) / 2, t)).astype(np.float32)
     hits.distance[down] = t[down]
@@ -187,56 +191,58 @@ def _cast_ground(rays: Rays, ground: Ground, hits: Hits, reach: float) -> None:
     up = np.array([-ground.slope[0], -ground.slope[1], 1], np.float32)
     hits.normal[down] = up / np.linalg.norm(up)
     for bank in ground.banks:
-        _cast_bank(rays, ground, bank, hits, reach)
+        _cast_bank(rays, ground, bank, hits, max_range)
 
 
-def _cast_bank(rays: Rays, ground: Ground, bank: Bank, hits: Hits, reach: float) -> None:
-    """The slope, and the level land above it: two planes, but for the undulations. The ray begins above the land."""
+def _cast_bank(rays: Rays, ground: Ground, bank: Bank, hits: Hits, max_range: float) -> None:
+    """The slope, and the level ground above it: two planes plus the undulations. The ray starts above the ground."""
     d = rays.directions
     x0, y0, z0 = rays.origin
     across = np.array([-np.sin(ground.heading), np.cos(ground.heading)], np.float32) * np.float32(bank.side)
     start = np.float32(bank.side * ground.lateral(x0, y0) - bank.start)
     outward = across[0] * d[..., 0] + across[1] * d[..., 1]
-    beneath = (hits.instance == GROUND) & (start + hits.distance * outward > 0)
-    hits.distance[beneath], hits.instance[beneath] = _FAR, NOTHING
+    covered = (hits.instance == GROUND) & (start + hits.distance * outward > 0)
+    hits.distance[covered], hits.instance[covered] = _FAR, NOTHING
     sink = ground.slope[0] * d[..., 0] + ground.slope[1] * d[..., 1] - d[..., 2]
     above = z0 - ground.height - ground.slope[0] * x0 - ground.slope[1] * y0 - ground.kerb
     foot = bank.rise / bank.slope
     for slope, base, low, high in ((bank.slope, 0.0, 0.0, foot), (0.0, bank.rise, foot, np.inf)):
         speed = sink + np.float32(slope) * outward
-        down = speed > (above - base - slope * start) / (1.3 * reach)
+        down = speed > (above - base - slope * start) / (1.3 * max_range)
         speed = np.where(down, speed, 1)
         t = (above - base - slope * start) / speed
         x, y = x0 + t * d[..., 0], y0 + t * d[..., 1]
         waves = ground.road(x, y) - (ground.height + ground.slope[0] * x + ground.slope[1] * y)
         t = np.clip(t - waves / speed, 0.6 * t, 1.6 * t).astype(np.float32)
         beside = start + t * outward
-        met = down & (t > 0) & (beside > low) & (beside <= high) & (t < hits.distance)
-        hits.distance[met], hits.instance[met], hits.material[met] = t[met], GROUND, 1
+        hit = down & (t > 0) & (beside > low) & (beside <= high) & (t < hits.distance)
+        hits.distance[hit], hits.instance[hit], hits.material[hit] = t[hit], GROUND, 1
         normal = np.array([-ground.slope[0], -ground.slope[1], 1], np.float32)
         normal[:2] -= np.float32(slope) * across
-        hits.normal[met] = normal / np.linalg.norm(normal)
+        hits.normal[hit] = normal / np.linalg.norm(normal)
 
 
 def _cast_solid(
     origin: Floats, directions: Floats, solid: Solid, window: Window, hits: Hits, generator: np.random.Generator
 ) -> None:
     shape = directions.shape[:2]
-    everywhere = np.ascontiguousarray(directions.reshape(-1, 3).T)
+    all_rays = np.ascontiguousarray(directions.reshape(-1, 3).T)
     hull = _hull(solid.corners)
     if (hull.normals @ origin <= hull.offsets).all():
-        near = np.arange(everywhere.shape[1])
+        near = np.arange(all_rays.shape[1])
     else:
-        within, _ = _polytope(origin, everywhere, hull)
+        within, _ = _cross_polytope(origin, all_rays, hull)
         near = np.nonzero(within < (_FAR if solid.counted else hits.distance[window].reshape(-1)))[0]
     if not len(near):
         return
-    rays = everywhere[:, near]
+    rays = all_rays[:, near]
     nearest = np.full(len(near), _FAR, np.float32)
     material = np.zeros(len(near), np.int16)
     normal = np.zeros((3, len(near)), np.float32)
     for part in solid.parts:
-        enter, leave = _polytope(origin, rays, part) if isinstance(part, Polytope) else _quadric(origin, rays, part)
+        enter, leave = (
+            _cross_polytope(origin, rays, part) if isinstance(part, Polytope) else _cross_quadric(origin, rays, part)
+        )
         hit = np.nonzero(enter < nearest)[0]
         if part.porosity and len(hit):
             hit = hit[generator.random(len(hit), np.float32) >= part.porosity]
@@ -247,17 +253,17 @@ def _cast_solid(
             continue
         nearest[hit] = enter[hit]
         if isinstance(part, Polytope):
-            face = _entered(origin, rays[:, hit], part)
+            face = _entered_face(origin, rays[:, hit], part)
             material[hit] = part.materials[face]
             normal[:, hit] = part.normals[face].T
         else:
             material[hit] = part.material
-            normal[:, hit] = _outward(origin + (rays[:, hit] * enter[hit]).T, part).T
+            normal[:, hit] = _normals(origin + (rays[:, hit] * enter[hit]).T, part).T
     covered = nearest < _FAR
-    mask = np.zeros(everywhere.shape[1], bool)
+    mask = np.zeros(all_rays.shape[1], bool)
     mask[near[covered]] = True
     if solid.counted:
-        hits.alone.setdefault(solid.instance, []).append((window, mask.reshape(shape)))
+        hits.unoccluded.setdefault(solid.instance, []).append((window, mask.reshape(shape)))
     ahead = covered & (nearest < hits.distance[window].reshape(-1)[near])
     row, column = np.unravel_index(near[ahead], shape)
     hits.distance[window][row, column] = nearest[ahead]
@@ -267,7 +273,7 @@ def _cast_solid(
 
 
 def _hull(corners: Floats) -> Polytope:
-    """The box around ``place``'s corners, grown by a millimetre."""
+    """The bounding box with the corners that ``place`` returns, enlarged by 1 mm."""
     low = corners[0]
     axes = corners[[4, 2, 1]] - low
     normals = axes / np.linalg.norm(axes, axis=1, keepdims=True)
@@ -276,13 +282,13 @@ def _hull(corners: Floats) -> Polytope:
 
 
 def _crossings(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Floats]:
-    """Speed (K, n) along each outward normal, and the distance (K, n) at which each plane is crossed."""
+    """The speed (K, n) along each outward normal, and the distance (K, n) at which each plane is crossed."""
     speed = part.normals @ rays
     speed[np.abs(speed) < 1e-9] = 1e-9
     return speed, (part.offsets - part.normals @ origin)[:, None] / speed
 
 
-def _polytope(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Floats]:
+def _cross_polytope(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Floats]:
     speed, t = _crossings(origin, rays, part)
     inwards = speed < 0
     enter = np.where(inwards, t, -_FAR).max(axis=0)
@@ -290,13 +296,13 @@ def _polytope(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Flo
     return np.where((enter <= leave) & (enter > 0), enter, _FAR), leave
 
 
-def _entered(origin: Floats, rays: Floats, part: Polytope) -> NDArray[np.int64]:
+def _entered_face(origin: Floats, rays: Floats, part: Polytope) -> NDArray[np.int64]:
     speed, t = _crossings(origin, rays, part)
     last: NDArray[np.int64] = np.where(speed < 0, t, -_FAR).argmax(axis=0)
     return last
 
 
-def _quadric(origin: Floats, rays: Floats, part: Quadric) -> tuple[Floats, Floats]:
+def _cross_quadric(origin: Floats, rays: Floats, part: Quadric) -> tuple[Floats, Floats]:
     o = part.matrix @ (origin - part.centre)
     d = part.matrix @ rays
     round_axes = slice(0, 2) if part.cylinder else slice(0, 3)
@@ -313,7 +319,7 @@ def _quadric(origin: Floats, rays: Floats, part: Quadric) -> tuple[Floats, Float
     return np.where(crossed & (enter < leave) & (enter > 0), enter, _FAR), leave
 
 
-def _outward(points: Floats, part: Quadric) -> Floats:
+def _normals(points: Floats, part: Quadric) -> Floats:
     """Unit normals (n, 3) at points (n, 3) on the surface."""
     local = (points - part.centre) @ part.matrix.T
     if part.cylinder:

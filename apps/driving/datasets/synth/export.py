@@ -12,9 +12,9 @@ from apps.driving.types import Frame
 
 
 def write_frame(frame: Frame, root: Path, frame_id: str) -> None:
-    """``velodyne``, ``image_2``, ``calib`` and, where there is truth, ``label_2`` below ``root``.
+    """Writes ``velodyne``, ``image_2``, ``calib`` and, if there is ground truth, ``label_2`` below ``root``.
 
-    Labels hold what the first camera shows, as KITTI's do.
+    As in KITTI, the labels contain what is visible in the first camera.
     """
     for folder in ("velodyne", "image_2", "calib", "label_2"):
         (root / folder).mkdir(parents=True, exist_ok=True)

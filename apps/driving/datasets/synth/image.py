@@ -1,7 +1,7 @@
-"""The camera's picture of a synthetic scene, by the caster that also makes its LiDAR sweep.
+"""The camera image of a synthetic scene, made by the ray caster that also makes the LiDAR sweep.
 
-A pinhole with KITTI's intrinsics (Geiger et al. 2012). Daylight: one sun, an even sky, shadows under things, haze;
-colours with grain, so that a network cannot live on flat areas. It looks like a simple rendering; take it for no more.
+A pinhole camera with KITTI's intrinsics (Geiger et al. 2012). Daylight: one sun, a plain sky, shadows below objects,
+haze; colours have grain, so that a network cannot rely on uniform areas. The images look like simple renderings.
 """
 
 from __future__ import annotations
@@ -19,52 +19,54 @@ from apps.driving.types import Camera
 KITTI_INTRINSICS = np.array([[721.54, 0, 609.56], [0, 721.54, 172.85], [0, 0, 1]], np.float32)
 KITTI_IMAGE = (375, 1242)
 COLOURS = np.array([row[3] for row in MATERIALS], np.float32) / 255
-_REACH_M = 150.0
-Seen = dict[int, tuple[int, int]]
+_MAX_RANGE_M = 150.0
+PixelCounts = dict[int, tuple[int, int]]
 
 
-def blank(lidar_to_camera: Floats) -> Camera:
-    """A calibrated camera with a black picture that takes no memory."""
+def black_camera(lidar_to_camera: Floats) -> Camera:
+    """A calibrated camera with a black image that uses no memory."""
     picture = np.broadcast_to(np.zeros((), np.uint8), (*KITTI_IMAGE, 3))
     return Camera(image_HWC=picture, intrinsics=KITTI_INTRINSICS.copy(), lidar_to_camera=lidar_to_camera)
 
 
-def photograph(
+def render(
     ground: Ground,
     solids: Sequence[Solid],
     lidar_to_camera: Floats,
     scale: float,
     generator: np.random.Generator,
-) -> tuple[Camera, Seen]:
-    """A picture at ``scale`` times KITTI's size; and for each instance its pixels alone, and those that show."""
+) -> tuple[Camera, PixelCounts]:
+    """An image at ``scale`` times KITTI's size; for each instance the pixels without occlusion, and the visible
+    ones."""
     height, width = (max(1, round(side * scale)) for side in KITTI_IMAGE)
     intrinsics = KITTI_INTRINSICS * np.array([[scale], [scale], [1]], np.float32)
     rays = camera_rays(intrinsics, lidar_to_camera, (height, width))
-    hits = cast(rays, ground, solids, generator, _REACH_M)
+    hits = cast(rays, ground, solids, generator, _MAX_RANGE_M)
     colour = _shade(rays, hits, ground, solids, generator)
     grain = generator.normal(0, 0.012, colour.shape).astype(np.float32)
     exposure = np.float32(generator.uniform(0.75, 1.25)) * generator.uniform(0.94, 1.06, 3).astype(np.float32)
     picture = np.clip((colour * exposure + grain) * 255, 0, 255).astype(np.uint8)
     softened = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(float(generator.uniform(0.3, 0.8))))
     visible = np.bincount(hits.instance[hits.instance >= 0], minlength=len(solids))
-    seen = {
-        item: (sum(int(mask.sum()) for _, mask in patches), int(visible[item])) for item, patches in hits.alone.items()
+    pixel_counts = {
+        item: (sum(int(mask.sum()) for _, mask in patches), int(visible[item]))
+        for item, patches in hits.unoccluded.items()
     }
-    return Camera(image_HWC=np.asarray(softened), intrinsics=intrinsics, lidar_to_camera=lidar_to_camera), seen
+    return Camera(image_HWC=np.asarray(softened), intrinsics=intrinsics, lidar_to_camera=lidar_to_camera), pixel_counts
 
 
 def camera_rays(intrinsics: Floats, lidar_to_camera: Floats, size: tuple[int, int]) -> Rays:
-    """One ray for each pixel's centre, rows from the top."""
+    """One ray through the centre of each pixel, rows from the top."""
     height, width = size
-    turn, move = lidar_to_camera[:3, :3], lidar_to_camera[:3, 3]
+    rotation, translation = lidar_to_camera[:3, :3], lidar_to_camera[:3, 3]
     u, v = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     focal, centre = intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
     ahead = np.stack([(u - centre[0]) / focal[0], (v - centre[1]) / focal[1], np.ones_like(u)], -1)
-    directions = ahead @ turn
+    directions = ahead @ rotation
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
 
     def window(corners: Floats) -> list[Window]:
-        points = corners @ turn.T + move
+        points = corners @ rotation.T + translation
         if (points[:, 2] < 0.2).all():
             return []
         if (points[:, 2] < 0.2).any():
@@ -76,7 +78,7 @@ def camera_rays(intrinsics: Floats, lidar_to_camera: Floats, size: tuple[int, in
             return []
         return [(slice(max(low[1], 0), min(high[1], height)), slice(max(low[0], 0), min(high[0], width)))]
 
-    return Rays((-turn.T @ move).astype(np.float32), directions.astype(np.float32), window)
+    return Rays((-rotation.T @ translation).astype(np.float32), directions.astype(np.float32), window)
 
 
 def _shade(
@@ -93,23 +95,23 @@ def _shade(
     up = np.clip(rays.directions[..., 2:3], 0, 1)
     clouds = _clouds(height, width, generator)[..., None]
     colour = sky + (1 - up) * 0.08 + clouds * 0.1
-    met = hits.instance != NOTHING
-    place = rays.origin + rays.directions[met] * hits.distance[met][:, None]
-    instance, material, normal = hits.instance[met], hits.material[met], hits.normal[met]
+    hit = hits.instance != NOTHING
+    position = rays.origin + rays.directions[hit] * hits.distance[hit][:, None]
+    instance, material, normal = hits.instance[hit], hits.material[hit], hits.normal[hit]
     albedo = COLOURS[material] * _tint(instance, len(solids), generator)
     on_ground = instance == GROUND
-    albedo[on_ground] *= _markings(place[on_ground], ground, generator)
-    # Courses and panels on upright surfaces, dapples everywhere: enough structure to see distances by.
-    courses = 1 - 0.1 * ((np.floor(place[:, 2] / 0.35) + np.floor((place[:, 0] + place[:, 1]) / 0.7)) % 2)
+    albedo[on_ground] *= _road_brightness(position[on_ground], ground, generator)
+    # Courses and panels on walls, mottling everywhere: enough texture to estimate distances.
+    courses = 1 - 0.1 * ((np.floor(position[:, 2] / 0.35) + np.floor((position[:, 0] + position[:, 1]) / 0.7)) % 2)
     albedo *= np.where((material == 4) | (material == 5), courses, 1)[:, None]
-    albedo *= (1 + 0.12 * _dapple(place, material))[:, None]
+    albedo *= (1 + 0.12 * _mottle(position, material))[:, None]
     facing = np.clip(normal @ sun, 0, 1)
-    facing[on_ground] *= ~_shadowed(place[on_ground], sun, solids)
+    facing[on_ground] *= ~_shadowed(position[on_ground], sun, solids)
     lit = albedo * (ambient + (1 - ambient * 0.5) * facing)[:, None]
-    shine = np.clip((normal * (sun - rays.directions[met])).sum(-1) / 2, 0, 1) ** 24
+    shine = np.clip((normal * (sun - rays.directions[hit])).sum(-1) / 2, 0, 1) ** 24
     lit += (0.5 * shine * np.isin(material, (3, 12, 13, 14, 15, 16, 17)))[:, None]
-    haze = (1 - np.exp(-hits.distance[met] / np.float32(generator.uniform(150, 500))))[:, None]
-    colour[met] = lit * (1 - haze) + (sky + 0.05) * haze
+    haze = (1 - np.exp(-hits.distance[hit] / np.float32(generator.uniform(150, 500))))[:, None]
+    colour[hit] = lit * (1 - haze) + (sky + 0.05) * haze
     shaded: Floats = colour.astype(np.float32)
     return shaded
 
@@ -120,9 +122,9 @@ def _tint(instance: NDArray[np.int16], count: int, generator: np.random.Generato
     return chosen
 
 
-def _markings(place: Floats, ground: Ground, generator: np.random.Generator) -> Floats:
-    """Brightness of the road: lane lines, and the wear of the lanes."""
-    x, y = place[:, 0], place[:, 1]
+def _road_brightness(position: Floats, ground: Ground, generator: np.random.Generator) -> Floats:
+    """The brightness of the road: lane markings, and worn lanes."""
+    x, y = position[:, 0], position[:, 1]
     across, along = ground.lateral(x, y), ground.along(x, y)
     dashed = (np.abs(across) < 0.07) & (along % 9 < 4)
     edge = np.abs(np.abs(across) - (ground.half_width - 0.35)) < 0.06
@@ -134,29 +136,29 @@ def _markings(place: Floats, ground: Ground, generator: np.random.Generator) -> 
     return brightness.astype(np.float32)[:, None]
 
 
-def _dapple(place: Floats, material: NDArray[np.int16]) -> Floats:
+def _mottle(position: Floats, material: NDArray[np.int16]) -> Floats:
     coarse = np.where(material == 7, 9.0, 3.0).astype(np.float32)
-    x, y, z = (place * coarse[:, None]).T
+    x, y, z = (position * coarse[:, None]).T
     wave: Floats = np.sin(x * 1.7 + np.sin(y * 2.3)) * np.sin(y * 1.3 + z) * np.sin(z * 2.9 + x * 0.7)
     return np.where(np.isin(material, (0, 1, 4, 5, 6, 7)), wave, 0.2 * wave)
 
 
-def _shadowed(place: Floats, sun: Floats, solids: Sequence[Solid]) -> NDArray[np.bool_]:
-    """Whether ground points lie where the bounding box of something small throws its shadow, at half its height."""
-    dark = np.zeros(len(place), bool)
-    x, y = np.ascontiguousarray(place[:, 0]), np.ascontiguousarray(place[:, 1])
+def _shadowed(position: Floats, sun: Floats, solids: Sequence[Solid]) -> NDArray[np.bool_]:
+    """Whether ground points are in the shadow of a small solid's bounding box, approximated at half its height."""
+    dark = np.zeros(len(position), bool)
+    x, y = np.ascontiguousarray(position[:, 0]), np.ascontiguousarray(position[:, 1])
     for solid in solids:
         corners = solid.corners
         high = float(corners[1, 2] - corners[0, 2])
         throw = sun[:2] / sun[2] * np.float32(high * 0.6)
-        middle = corners[:, :2].mean(0) - throw / 2
+        centre_xy = corners[:, :2].mean(0) - throw / 2
         along, across = corners[4, :2] - corners[0, :2], corners[2, :2] - corners[0, :2]
-        reach = np.hypot(*along) + np.hypot(*across) + np.hypot(*throw)
-        if high > 4.5 or np.hypot(*middle) > 60:
+        radius = np.hypot(*along) + np.hypot(*across) + np.hypot(*throw)
+        if high > 4.5 or np.hypot(*centre_xy) > 60:
             continue
-        close = np.nonzero((np.abs(x - middle[0]) < reach) & (np.abs(y - middle[1]) < reach))[0]
+        close = np.nonzero((np.abs(x - centre_xy[0]) < radius) & (np.abs(y - centre_xy[1]) < radius))[0]
         for shift in (-0.45, 0.0, 0.45):
-            dx, dy = x[close] - middle[0] + throw[0] * shift, y[close] - middle[1] + throw[1] * shift
+            dx, dy = x[close] - centre_xy[0] + throw[0] * shift, y[close] - centre_xy[1] + throw[1] * shift
             dark[close] |= (np.abs(dx * along[0] + dy * along[1]) < along @ along / 2) & (
                 np.abs(dx * across[0] + dy * across[1]) < across @ across / 2
             )

@@ -1,7 +1,7 @@
-"""What is to be found in a street: vehicles, pedestrians and cyclists, which fill their boxes exactly.
+"""The objects to detect in a street: vehicles, pedestrians and cyclists, which fill their boxes exactly.
 
-Size statistics are those published for the training labels of KITTI (means and spreads of length, width, height; Geiger
-et al. 2012), and of nuScenes and Argoverse 2 where their vehicles are larger.
+Size statistics (means and standard deviations of length, width, height) are those published for the training labels of
+KITTI (Geiger et al. 2012), and of nuScenes and Argoverse 2 where their vehicles are larger.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ from dataclasses import replace
 import numpy as np
 
 from apps.driving.datasets.synth.sensors import Sizes
-from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, bulged, cylinder, ellipsoid, prism, tucked
+from apps.driving.datasets.synth.shapes import (
+    INDEX,
+    Part,
+    Shape,
+    block,
+    cylinder,
+    ellipsoid,
+    prism,
+    with_rounded_ends,
+    with_tucked_sides,
+)
 
 PAINTS = [
     INDEX[name] for name in ("paint white", "paint silver", "paint black", "paint red", "paint blue", "paint grey")
 ]
-PAINT_SHARES = (0.2, 0.25, 0.2, 0.08, 0.12, 0.15)
+PAINT_PROBABILITIES = (0.2, 0.25, 0.2, 0.08, 0.12, 0.15)
 
-# class: (mean, spread) of length, width, height, as published for KITTI.
+# class: (mean, standard deviation) of length, width, height, as published for KITTI.
 SIZES = {
     "car": ((3.88, 0.43), (1.63, 0.10), (1.53, 0.13)),
     "van": ((5.06, 0.5), (1.90, 0.14), (2.20, 0.25)),
@@ -27,7 +37,7 @@ SIZES = {
     "pedestrian": ((0.84, 0.2), (0.66, 0.12), (1.76, 0.11)),
     "cyclist": ((1.76, 0.14), (0.60, 0.10), (1.74, 0.09)),
 }
-# Those of nuScenes' and Argoverse's labels, from North America and Singapore, where they differ.
+# Where they differ: those of the labels of nuScenes and Argoverse 2, from North America and Singapore.
 WIDE_SIZES = SIZES | {
     "car": ((4.62, 0.45), (1.93, 0.16), (1.70, 0.20)),
     "van": ((5.4, 0.6), (2.05, 0.14), (2.25, 0.3)),
@@ -38,7 +48,7 @@ MARGIN_M = 0.025
 
 
 def size_of(name: str, generator: np.random.Generator, sizes: Sizes = "kitti") -> tuple[float, float, float]:
-    """A size drawn for a class, within 2.2 spreads of its mean; length and height of a car go together a little."""
+    """A random size for a class, within 2.2 standard deviations of the mean; the dimensions are slightly correlated."""
     shared = generator.normal() * 0.3
     table = SIZES if sizes == "kitti" else WIDE_SIZES
     values = [
@@ -47,29 +57,30 @@ def size_of(name: str, generator: np.random.Generator, sizes: Sizes = "kitti") -
     return values[0], values[1], values[2]
 
 
-def _within(size: tuple[float, float, float]) -> tuple[float, float, float]:
-    # People draw boxes around noisy points, so labels stand off from the surface by about the noise of the range.
+def _surface_size(size: tuple[float, float, float]) -> tuple[float, float, float]:
+    # Annotators draw boxes around noisy points, so labels are larger than the surface by about the range noise.
     return size[0] - 2 * MARGIN_M, size[1] - 2 * MARGIN_M, size[2] - MARGIN_M
 
 
 def vehicle(name: str, generator: np.random.Generator, sizes: Sizes = "kitti") -> Shape:
-    """A car (saloon, hatchback, estate, people carrier, pickup), a van or a truck of its own size, paint and lines."""
+    """A car (saloon, hatchback, estate, people carrier, pickup), a van or a truck with a random size, paint and
+    form."""
     size = size_of(name, generator, sizes)
-    paint = int(generator.choice(PAINTS, p=PAINT_SHARES))
-    return replace({"car": _car, "van": _van, "truck": _truck}[name](_within(size), paint, generator), size=size)
+    paint = int(generator.choice(PAINTS, p=PAINT_PROBABILITIES))
+    return replace({"car": _car, "van": _van, "truck": _truck}[name](_surface_size(size), paint, generator), size=size)
 
 
-def _wheels(size: tuple[float, float, float], radius: float, places: Sequence[float]) -> list[Part]:
+def _wheels(size: tuple[float, float, float], radius: float, positions: Sequence[float]) -> list[Part]:
     length, width, _ = size
     tyre = INDEX["rubber"]
     return [
         cylinder(
-            (at * length, side * (width / 2 - 0.22), radius),
-            (at * length, side * (width / 2 - 0.01), radius),
+            (position * length, side * (width / 2 - 0.22), radius),
+            (position * length, side * (width / 2 - 0.01), radius),
             radius,
             tyre,
         )
-        for at in places
+        for position in positions
         for side in (-1, 1)
     ]
 
@@ -81,7 +92,7 @@ _REAR = {
     "carrier": (0.01, 0.14),
     "pickup": (0.33, 0.06),
 }
-"""How far before the rear the cabin ends (share of the length), and its roof lies ahead of that (of the height)."""
+"""The distance from the rear to the cabin (fraction of the length), and the rear slope of the roof (of the height)."""
 
 
 def _car(size: tuple[float, float, float], paint: int, generator: np.random.Generator) -> Shape:
@@ -112,16 +123,18 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         width / 2,
         paint,
     )
-    # How far the ends of the bumpers lie behind their middle, and the ends of the windows.
+    # How far the ends of the bumpers, and of the windows, are set back from their centre.
     bumpers = (generator.uniform(0.2, 0.45), generator.uniform(0.08, 0.25), generator.uniform(2.5, 4.0))
     windows = (generator.uniform(0.1, 0.25), generator.uniform(0.05, 0.2), 2.0)
-    body = tucked(bulged(body, width / 2, *bumpers), width / 2, hood * 0.6, generator.uniform(0.05, 0.25))
+    body = with_tucked_sides(
+        with_rounded_ends(body, width / 2, *bumpers), width / 2, hood * 0.6, generator.uniform(0.05, 0.25)
+    )
     slant = height * (generator.uniform(0.3, 0.42) if kind == "pickup" else generator.uniform(0.55, 0.75))
     tail, rake = _REAR[kind][0] * length, _REAR[kind][1] * height
     inset = (0.05, 0.05) if kind == "pickup" else (0.3, 0.25)
-    # Of a short car both are steeper, so that half a metre of roof is left between them.
-    steeper = min(1.0, (cowl - rear - tail - sum(inset) - 0.5) / (slant + rake))
-    slant, rake = slant * steeper, rake * steeper
+    # On a short car both slopes are steeper, so that half a metre of roof remains between them.
+    steepness = min(1.0, (cowl - rear - tail - sum(inset) - 0.5) / (slant + rake))
+    slant, rake = slant * steepness, rake * steepness
     roof = height - 0.06
     top_front, top_rear = cowl - slant, rear + tail + rake
     cabin = prism(
@@ -139,7 +152,7 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         taper=generator.uniform(0.22, 0.38),
         pivot=belt,
     )
-    cabin = bulged(cabin, width / 2, *windows)
+    cabin = with_rounded_ends(cabin, width / 2, *windows)
     lamp = hood * 0.8
     plates_and_lamps = [
         block((rear, -0.26, hood * 0.66), (rear + 0.2, 0.26, hood * 0.66 + 0.12), INDEX["plate"]),
@@ -150,14 +163,14 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         plates_and_lamps.append(block((rear, low, lamp - 0.06), (rear + 0.5, high, lamp + 0.08), INDEX["lamp red"]))
         ahead = front - 0.4 * nose
         plates_and_lamps.append(block((front - 0.6, low, lamp - 0.07), (ahead, high, lamp + 0.03), INDEX["lamp"]))
-    ends = [bulged(part, width / 2, *bumpers) for part in plates_and_lamps]
+    ends = [with_rounded_ends(part, width / 2, *bumpers) for part in plates_and_lamps]
     pillars: list[Part] = [
         prism(
             [
-                (at - 0.05, belt - 0.05),
-                (at - 0.05, height - 0.03),
-                (at + 0.05, height - 0.03),
-                (at + 0.05, belt - 0.05),
+                (position - 0.05, belt - 0.05),
+                (position - 0.05, height - 0.03),
+                (position + 0.05, height - 0.03),
+                (position + 0.05, belt - 0.05),
             ],
             [paint] * 4,
             width / 2 - 0.025,
@@ -165,7 +178,7 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
             taper=0.3,
             pivot=belt,
         )
-        for at in (rear + 0.28 * length, rear + 0.5 * length)
+        for position in (rear + 0.28 * length, rear + 0.5 * length)
     ]
     radius = float(generator.uniform(0.29, 0.34))
     return Shape([body, cabin, *pillars, *_wheels(size, radius, (-0.31, 0.32)), *ends], size, "car")
@@ -194,7 +207,7 @@ def _van(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         taper=0.05,
         pivot=0.25,
     )
-    body = bulged(body, width / 2, generator.uniform(0.15, 0.4), generator.uniform(0.02, 0.12))
+    body = with_rounded_ends(body, width / 2, generator.uniform(0.15, 0.4), generator.uniform(0.02, 0.12))
     windows: list[Part] = [
         prism(
             [(low, belt + 0.1), (low, height * 0.85), (high, height * 0.85), (high, belt + 0.1)],
@@ -217,7 +230,7 @@ def _truck(size: tuple[float, float, float], paint: int, generator: np.random.Ge
     cargo = int(generator.choice(PAINTS[:2]))
     parts: list[Part] = [
         block((rear, -width / 2, 0.95), (cab - 0.3, width / 2, height), cargo),
-        bulged(
+        with_rounded_ends(
             prism(
                 [(cab, 0.4), (cab, cab_height), (front - 0.25, cab_height), (front, cab_height * 0.5), (front, 0.4)],
                 [paint, paint, INDEX["glass"], paint, paint],
@@ -235,9 +248,9 @@ def _truck(size: tuple[float, float, float], paint: int, generator: np.random.Ge
 
 
 def pedestrian(generator: np.random.Generator) -> Shape:
-    """A person who walks or stands, arms and legs within the box."""
+    """A walking or standing person, arms and legs inside the box."""
     size = size_of("pedestrian", generator)
-    length, width, height = _within(size)
+    length, width, height = _surface_size(size)
     top, legs = int(generator.choice([INDEX["cloth dark"], INDEX["cloth bright"]])), INDEX["cloth dark"]
     hip, shoulder = height * 0.5, height * 0.83
     stride = (length / 2 - 0.09) * generator.uniform(0.6, 1)
@@ -251,8 +264,8 @@ def pedestrian(generator: np.random.Generator) -> Shape:
         cylinder((0, -0.09, hip), (-stride, -0.09, 0.03), 0.08, legs),
     ]
     swing = stride * generator.uniform(0.3, 0.9)
-    for side, way in ((1, -1), (-1, 1)):
-        hand = (way * swing, side * (width / 2 - 0.06), hip * 0.95)
+    for side, direction in ((1, -1), (-1, 1)):
+        hand = (direction * swing, side * (width / 2 - 0.06), hip * 0.95)
         parts.append(cylinder((0, side * breadth, shoulder - 0.04), hand, 0.055, top))
     return Shape(parts, size, "pedestrian")
 
@@ -260,7 +273,7 @@ def pedestrian(generator: np.random.Generator) -> Shape:
 def cyclist(generator: np.random.Generator) -> Shape:
     """A person on a bicycle."""
     size = size_of("cyclist", generator)
-    length, width, height = _within(size)
+    length, width, height = _surface_size(size)
     top, metal = int(generator.choice([INDEX["cloth dark"], INDEX["cloth bright"]])), INDEX["metal"]
     radius = 0.33
     front, rear = length / 2 - radius, -length / 2 + radius

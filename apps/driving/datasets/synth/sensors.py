@@ -1,10 +1,10 @@
-"""The LiDARs that look at synthetic scenes: their beams, where they are mounted, and what comes with the place.
+"""The LiDARs of synthetic scenes: their beams and mounting heights, and the vehicle sizes of the regions they come
+from.
 
-Elevations and steps of azimuth are those of the makers' manuals (Velodyne HDL-64E S2, HDL-32E, VLP-16, VLP-32C; Ouster
-OS1-128); heights are those of the vehicles that carry them: KITTI's (Geiger et al. 2012), nuScenes' (Caesar et al.
-2020) and Argoverse 2's, with two VLP-32C of which the lower hangs upside down (Wilson et al. 2021). Elevations, the
-heights of both blocks, and the losses of the steepest beams of the HDL-64E were read off the points of KITTI's sweeps,
-without labels.
+Elevations and azimuth steps are from the manufacturers' manuals (Velodyne HDL-64E S2, HDL-32E, VLP-16, VLP-32C; Ouster
+OS1-128); heights are those on the vehicles of KITTI (Geiger et al. 2012), nuScenes (Caesar et al. 2020) and Argoverse
+2, which has two VLP-32C, the lower one upside down (Wilson et al. 2021). The elevations, the heights of both blocks,
+and the losses of the steepest beams of the HDL-64E were measured on the points of KITTI's sweeps, without labels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from apps.driving.datasets.synth.casting import Floats, Rays, Window
 
 Sizes = Literal["kitti", "wide"]
 Block = tuple[tuple[float, ...], float]
-"""Elevations of beams in degrees, falling, and how far above the LiDAR's origin they leave it (metres)."""
+"""Beam elevations in degrees, descending, and the height of the beams' origin above the LiDAR's origin (metres)."""
 STEEP_DEG = (16.2, 17.0, 21.4, 21.9, 23.3, 25.0)
-STEEP_SHARES = (1.0, 0.89, 0.875, 0.765, 0.655, 0.605)
-"""The steepest beams of the real HDL-64E lose up to 40 % of their returns, whatever they meet."""
+STEEP_RETURN_RATES = (1.0, 0.89, 0.875, 0.765, 0.655, 0.605)
+"""The steepest beams of the real HDL-64E lose up to 40 % of their returns, whatever the surface."""
 
 
-def _even(first: float, last: float, count: int) -> tuple[float, ...]:
+def _evenly_spaced(first: float, last: float, count: int) -> tuple[float, ...]:
     return tuple(np.linspace(first, last, count).round(4).tolist())
 
 
@@ -35,23 +35,24 @@ _VLP_32C = (
     *(-1.667, -2.0, -2.333, -2.667, -3.0, -3.333, -3.667, -4.0, -4.667, -5.333, -6.148, -7.254, -8.843, -11.31),
     *(-15.639, -25.0),
 )
-HDL_64E: tuple[Block, ...] = ((_even(1.94, -8.71, 32), 0.204), (_even(-9.03, -25.0, 32), 0.120))
+HDL_64E: tuple[Block, ...] = ((_evenly_spaced(1.94, -8.71, 32), 0.204), (_evenly_spaced(-9.03, -25.0, 32), 0.120))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sensors:
-    """What looks at the scene: by default KITTI's HDL-64E.
+    """The sensors of a scene; the defaults are KITTI's HDL-64E.
 
-    ``field_of_view_deg`` about the forward direction (KITTI labels what its camera sees: 90 holds that);
-    ``azimuth_step_deg`` between firings; ``reach_m``. ``height_m`` above the road, give or take ``height_spread_m``.
-    ``sizes`` says of which data set vehicles have the sizes. With ``own_vehicle`` the beams meet the roof and the
-    bonnet below them. ``image_scale`` shrinks KITTI's 1242 x 375 image. At 0 nothing is rendered: the image is black
-    (and takes no memory), its calibration true, and occlusion is that seen by the LiDAR.
+    ``field_of_view_deg`` is centred on the forward direction (90 covers what KITTI labels, which is what its camera
+    sees); ``azimuth_step_deg`` is the step between firings. ``height_m`` above the road varies with the standard
+    deviation ``height_spread_m``. ``sizes`` chooses the data set whose vehicle sizes are used. With ``own_vehicle``,
+    beams can hit the roof and the bonnet below the LiDAR. ``image_scale`` scales KITTI's 1242 x 375 image. With 0
+    nothing is rendered: the image is black (and uses no memory), its calibration is valid, and occlusion is as seen
+    from the LiDAR.
     """
 
     field_of_view_deg: float = 90.0
     azimuth_step_deg: float = 0.167
-    reach_m: float = 80.0
+    max_range_m: float = 80.0
     height_m: float = 1.73
     height_spread_m: float = 0.05
     range_noise_m: float = 0.012
@@ -69,7 +70,7 @@ LIDARS: Mapping[str, Sensors] = {
         height_m=1.84,
         height_spread_m=0.06,
         range_noise_m=0.02,
-        blocks=((_even(10.67, -30.67, 32), 0.0),),
+        blocks=((_evenly_spaced(10.67, -30.67, 32), 0.0),),
         steep_losses=False,
         sizes="wide",
         own_vehicle=True,
@@ -79,7 +80,7 @@ LIDARS: Mapping[str, Sensors] = {
         height_m=1.95,
         height_spread_m=0.06,
         range_noise_m=0.02,
-        blocks=((_VLP_32C, 0.0), (tuple(-one for one in reversed(_VLP_32C)), -0.11)),
+        blocks=((_VLP_32C, 0.0), (tuple(-elevation for elevation in reversed(_VLP_32C)), -0.11)),
         steep_losses=False,
         sizes="wide",
         own_vehicle=True,
@@ -89,7 +90,7 @@ LIDARS: Mapping[str, Sensors] = {
         height_m=1.8,
         height_spread_m=0.2,
         range_noise_m=0.02,
-        blocks=((_even(15.0, -15.0, 16), 0.0),),
+        blocks=((_evenly_spaced(15.0, -15.0, 16), 0.0),),
         steep_losses=False,
         own_vehicle=True,
     ),
@@ -98,17 +99,17 @@ LIDARS: Mapping[str, Sensors] = {
         height_m=1.9,
         height_spread_m=0.2,
         range_noise_m=0.02,
-        blocks=((_even(21.1, -21.1, 128), 0.0),),
+        blocks=((_evenly_spaced(21.1, -21.1, 128), 0.0),),
         steep_losses=False,
         sizes="wide",
         own_vehicle=True,
     ),
 }
-"""By the name that the settings of synthetic data take."""
+"""By their names in the settings of synthetic data."""
 
 
 def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> list[Rays]:
-    """The beams of one turn, or of the part of it in the field of view, block by block; rows from the top beam down."""
+    """The beams of one rotation within the field of view, block by block; rows from the top beam down."""
     tilt = generator.normal(0, 0.2)
     return [
         beams(np.array(block) + generator.normal(0, 0.04, len(block)) + tilt, above, sensors, generator)
@@ -117,16 +118,16 @@ def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> list[Rays]:
 
 
 def beams(elevation_deg: NDArray[np.float64], above: float, sensors: Sensors, generator: np.random.Generator) -> Rays:
-    """Beams at elevations (R,) in falling order that leave the sensor ``above`` the origin, in metres."""
+    """Beams at descending elevations (R,) from a point ``above`` metres over the LiDAR's origin."""
     elevation = np.deg2rad(elevation_deg)
     half = np.deg2rad(sensors.field_of_view_deg / 2)
     step = np.deg2rad(sensors.azimuth_step_deg)
     azimuth = np.arange(half, -half, -step)
     shift = generator.uniform(-0.5, 0.5, (len(elevation), 1)) * step
-    turned = (azimuth[None] + shift).astype(np.float32)
+    angles = (azimuth[None] + shift).astype(np.float32)
     cosine = np.cos(elevation)[:, None].astype(np.float32)
     directions = np.stack(
-        [cosine * np.cos(turned), cosine * np.sin(turned), np.broadcast_to(np.sin(elevation)[:, None], turned.shape)],
+        [cosine * np.cos(angles), cosine * np.sin(angles), np.broadcast_to(np.sin(elevation)[:, None], angles.shape)],
         -1,
     ).astype(np.float32)
     top, bottom = elevation.max(), elevation.min()
@@ -149,17 +150,17 @@ def beams(elevation_deg: NDArray[np.float64], above: float, sensors: Sensors, ge
         rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
         if near <= 0:
             return [(rows, slice(0, len(azimuth)))]
-        middle = np.arctan2(corners[:, 1].mean(), corners[:, 0].mean())
-        around = np.arctan2(corners[:, 1], corners[:, 0]) - middle
+        centre = np.arctan2(corners[:, 1].mean(), corners[:, 0].mean())
+        around = np.arctan2(corners[:, 1], corners[:, 0]) - centre
         around = (around + np.pi) % (2 * np.pi) - np.pi
-        spans = [(middle + around.min() + turn, middle + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
+        spans = [(centre + around.min() + turn, centre + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
         return [(rows, columns(low, high)) for low, high in spans if high > -half and low < half]
 
     return Rays(np.array([0, 0, above], np.float32), directions, window)
 
 
 def _nearest(corners: Floats) -> float:
-    """Horizontal distance from the origin to the rectangle under ``place``'s corners; 0 inside it."""
+    """Horizontal distance from the origin to the rectangle below the corners of a placed shape; 0 inside it."""
     base = corners[[0, 2, 6, 4], :2].astype(np.float64)
     edges = np.roll(base, -1, axis=0) - base
     cross = edges[:, 0] * -base[:, 1] - edges[:, 1] * -base[:, 0]

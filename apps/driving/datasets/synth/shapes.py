@@ -1,7 +1,7 @@
-"""Materials, and the convex parts of which everything in a street is built.
+"""Materials, and the convex parts from which all objects in a street are built.
 
-Shapes stand at the origin of their own frame: x forward, y left, z up from the ground, metres; ``place`` turns and
-moves them.
+A shape is at the origin of its own frame: x forward, y left, z up from the ground, metres; ``place`` rotates and
+translates it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps.driving.datasets.synth.casting import Polytope, Quadric, Solid
 
-# Index into MATERIALS. Reflectivity at 905 nm; share of rays that give no return; colour (RGB).
+# Index into MATERIALS. Reflectivity at 905 nm; fraction of rays without a return; colour (RGB).
 MATERIALS = (
     # name, reflectivity, loss, colour
     ("asphalt", 0.28, 0.01, (98, 98, 100)),
@@ -47,7 +47,8 @@ Part = Polytope | Quadric
 class Shape:
     """Parts in the shape's own frame, and its size (length, width, height) in metres; ``name`` is the class or None.
 
-    ``footprint`` (length, width) is what keeps others away: less than the size where a crown hangs over them.
+    ``footprint`` (length, width) is the area that other objects must not overlap: smaller than the size if a crown
+    overhangs them.
     """
 
     parts: Sequence[Part]
@@ -65,10 +66,10 @@ def prism(
     pivot: float = 0.0,
     porosity: float = 0.0,
 ) -> Polytope:
-    """A convex profile in (x, z), clockwise seen from +y reversed, drawn out along y to ``half_width`` on both sides.
+    """A convex profile of points (x, z), in order around it, extruded along y to ``half_width`` on both sides.
 
-    ``materials`` name the faces of the profile's edges, ``side`` both sides. ``taper`` is how much narrower each side
-    gets per metre above ``pivot``.
+    ``materials`` are those of the faces of the profile's edges, ``side`` that of both sides. ``taper`` is how much each
+    side narrows per metre above ``pivot``.
     """
     points = np.asarray(profile, np.float64)
     edges = np.roll(points, -1, axis=0) - points
@@ -79,35 +80,35 @@ def prism(
     outward, offsets = outward * flip[:, None], offsets * flip
     length = np.linalg.norm(outward, axis=1)
     sides = np.array([[0, 1, taper], [0, -1, taper]])
-    reach = half_width + taper * pivot
+    extent = half_width + taper * pivot
     scale = np.hypot(1, taper)
     return Polytope(
         np.concatenate([outward / length[:, None], sides / scale]).astype(np.float32),
-        np.concatenate([offsets / length, [reach / scale] * 2]).astype(np.float32),
+        np.concatenate([offsets / length, [extent / scale] * 2]).astype(np.float32),
         np.array([*materials, side, side], np.int16),
         porosity,
     )
 
 
-def bulged(part: Polytope, half_width: float, front_m: float, rear_m: float, power: float = 3.0) -> Polytope:
-    """The part with its front and its rear rounded as seen from above, where it is at most 2 ``half_width`` wide.
+def with_rounded_ends(part: Polytope, half_width: float, front_m: float, rear_m: float, power: float = 3.0) -> Polytope:
+    """The part with front and rear rounded in BEV; it is at most 2 ``half_width`` wide.
 
-    At the sides the front lies ``front_m`` behind where it is in the middle, in between as |y|^power, and the rear
-    ``rear_m`` before it. Each face that looks ahead or behind becomes seven, which touch that curve.
+    At the sides the front is ``front_m`` behind its centre, with |y|^power in between, and the rear is ``rear_m`` ahead
+    of its centre. Each face that points forward or backward is replaced by seven that are tangent to that curve.
     """
     normals, offsets, materials = [part.normals], [part.offsets], [part.materials]
-    for way, depth in ((1.0, front_m), (-1.0, rear_m)):
-        facing = way * part.normals[:, 0] > 0.35
+    for direction, depth in ((1.0, front_m), (-1.0, rear_m)):
+        facing = direction * part.normals[:, 0] > 0.35
         ahead = np.abs(part.normals[facing, 0])
-        for at in (0.5, 0.8, 1.0):
-            aside = ahead * depth * power * at ** (power - 1) / half_width
-            moved = part.offsets[facing] + ahead * depth * (power - 1) * at**power
+        for fraction in (0.5, 0.8, 1.0):
+            aside = ahead * depth * power * fraction ** (power - 1) / half_width
+            shifted = part.offsets[facing] + ahead * depth * (power - 1) * fraction**power
             length = np.sqrt(1 + aside**2)
             for side in (1.0, -1.0):
-                turned = part.normals[facing].copy()
-                turned[:, 1] += side * aside
-                normals.append(turned / length[:, None])
-                offsets.append(moved / length)
+                rotated = part.normals[facing].copy()
+                rotated[:, 1] += side * aside
+                normals.append(rotated / length[:, None])
+                offsets.append(shifted / length)
                 materials.append(part.materials[facing])
     return Polytope(
         np.concatenate(normals).astype(np.float32),
@@ -117,15 +118,15 @@ def bulged(part: Polytope, half_width: float, front_m: float, rear_m: float, pow
     )
 
 
-def tucked(part: Polytope, half_width: float, below_m: float, inset: float) -> Polytope:
-    """The part with sides that draw in by ``inset`` metres per metre below the height ``below_m``."""
+def with_tucked_sides(part: Polytope, half_width: float, below_m: float, inset: float) -> Polytope:
+    """The part with sides that narrow by ``inset`` metres per metre below the height ``below_m``."""
     sides = np.array([[0, 1, -inset], [0, -1, -inset]]) / np.hypot(1, inset)
-    reach = (half_width - inset * below_m) / np.hypot(1, inset)
+    extent = (half_width - inset * below_m) / np.hypot(1, inset)
     side = np.nonzero(np.abs(part.normals[:, 1]) > 0.5)[0][0]
     return replace(
         part,
         normals=np.concatenate([part.normals, sides]).astype(np.float32),
-        offsets=np.append(part.offsets, [reach] * 2).astype(np.float32),
+        offsets=np.append(part.offsets, [extent] * 2).astype(np.float32),
         materials=np.append(part.materials, [part.materials[side]] * 2),
     )
 
@@ -142,7 +143,7 @@ def block(low: Sequence[float], high: Sequence[float], material: int, porosity: 
 
 
 def ellipsoid(centre: Sequence[float], radii: Sequence[float], material: int, porosity: float = 0.0) -> Quadric:
-    """An ellipsoid with its axes along those of the frame."""
+    """An ellipsoid with axes parallel to those of the frame."""
     return Quadric(
         np.diag(1 / np.asarray(radii, np.float32)), np.asarray(centre, np.float32), material, False, porosity
     )
@@ -162,18 +163,20 @@ def cylinder(
 
 
 def place(shape: Shape, x: float, y: float, z: float, yaw: float, instance: int) -> Solid:
-    """The shape standing at (x, y, z) of the LiDAR frame, turned by ``yaw``."""
+    """The shape at (x, y, z) in the LiDAR frame, rotated by ``yaw``."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
-    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], np.float32)
-    move = np.array([x, y, z], np.float32)
+    rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], np.float32)
+    translation = np.array([x, y, z], np.float32)
     parts: list[Part] = []
     for part in shape.parts:
         if isinstance(part, Polytope):
-            normals: NDArray[np.float32] = part.normals @ turn.T
-            offsets: NDArray[np.float32] = part.offsets + normals @ move
+            normals: NDArray[np.float32] = part.normals @ rotation.T
+            offsets: NDArray[np.float32] = part.offsets + normals @ translation
             parts.append(replace(part, normals=normals, offsets=offsets))
         else:
-            parts.append(replace(part, matrix=part.matrix @ turn.T, centre=turn @ part.centre + move))
+            parts.append(replace(part, matrix=part.matrix @ rotation.T, centre=rotation @ part.centre + translation))
     length, width, height = shape.size
     corners = np.array([[i * length / 2, j * width / 2, k * height] for i in (-1, 1) for j in (-1, 1) for k in (0, 1)])
-    return Solid(tuple(parts), (corners.astype(np.float32) @ turn.T + move), instance, shape.name is not None)
+    return Solid(
+        tuple(parts), (corners.astype(np.float32) @ rotation.T + translation), instance, shape.name is not None
+    )

@@ -1,6 +1,7 @@
-"""What a street holds that is not to be found: walls, houses, poles, signs, trees, bushes, fences, furniture.
+"""Objects in a street that should not be detected: walls, houses, poles, signs, trees, bushes, fences, street
+furniture.
 
-Some of it is of the size of a car or a person, as in life; and there is the car that carries the sensors.
+As in reality, some are as large as a car or a person. The vehicle that carries the sensors is here too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, cylind
 
 
 def house(length: float, depth: float, generator: np.random.Generator) -> Shape:
-    """A facade of ``length`` with windows set back, a door, and often a ledge; x along the facade, +y to the street."""
+    """A facade of ``length`` along x with recessed windows and often a ledge; +y points to the street."""
     height = float(generator.uniform(3.0, 14.0))
     wall = INDEX[str(generator.choice(["wall", "brick"]))]
     parts: list[Part] = [block((-length / 2, -depth / 2, 0), (length / 2, depth / 2 - 0.25, height), wall)]
-    # The facade's outer skin stands in pieces, so that windows lie behind it.
+    # The outer skin of the facade consists of separate pieces; the windows are behind it.
     bay = float(generator.uniform(2.2, 4.0))
     edges = np.arange(-length / 2, length / 2 - 0.8, bay)
     for left in edges[:14]:
@@ -58,16 +59,16 @@ def wall(length: float, generator: np.random.Generator) -> Shape:
 
 
 def tree(generator: np.random.Generator) -> Shape:
-    """A trunk and a ragged crown."""
+    """A tree with a trunk and an irregular crown."""
     trunk, radius = float(generator.uniform(1.6, 3.2)), float(generator.uniform(0.08, 0.28))
     spread, height = float(generator.uniform(1.0, 2.8)), float(generator.uniform(2.0, 4.5))
     parts: list[Part] = [cylinder((0, 0, 0), (0, 0, trunk + 0.6), radius, INDEX["bark"])]
     for _ in range(int(generator.integers(4, 8))):
-        angle, away = generator.uniform(0, 2 * np.pi), spread * generator.uniform(0, 0.6)
+        angle, radial = generator.uniform(0, 2 * np.pi), spread * generator.uniform(0, 0.6)
         size = spread * generator.uniform(0.35, 0.6)
         parts.append(
             ellipsoid(
-                (np.cos(angle) * away, np.sin(angle) * away, trunk + height * generator.uniform(0.15, 0.8)),
+                (np.cos(angle) * radial, np.sin(angle) * radial, trunk + height * generator.uniform(0.15, 0.8)),
                 (size, size, size * generator.uniform(0.6, 1.1)),
                 INDEX["leaves"],
                 float(generator.uniform(0.25, 0.55)),
@@ -77,17 +78,21 @@ def tree(generator: np.random.Generator) -> Shape:
 
 
 def street_tree(generator: np.random.Generator) -> Shape:
-    """A tree whose crown begins at head height and hangs over the road, what drives and what is parked there."""
+    """A tree whose crown starts at head height and overhangs the road with its moving and parked vehicles."""
     clear, radius = float(generator.uniform(1.7, 3.6)), float(generator.uniform(0.1, 0.45))
     spread, height = float(generator.uniform(2.0, 5.5)), float(generator.uniform(2.0, 6.0))
     porosity = float(generator.uniform(0.2, 0.8))
     parts: list[Part] = [cylinder((0, 0, 0), (0, 0, clear + 0.5 * height), radius, INDEX["bark"])]
     for _ in range(int(generator.integers(7, 14))):
-        angle, away = generator.uniform(0, 2 * np.pi), spread * np.sqrt(generator.uniform(0, 0.6))
+        angle, radial = generator.uniform(0, 2 * np.pi), spread * np.sqrt(generator.uniform(0, 0.6))
         wide, high = spread * generator.uniform(0.2, 0.45), height * generator.uniform(0.12, 0.35)
         parts.append(
             ellipsoid(
-                (np.cos(angle) * away, np.sin(angle) * away, clear + high + height * generator.uniform(0, 0.6) ** 2),
+                (
+                    np.cos(angle) * radial,
+                    np.sin(angle) * radial,
+                    clear + high + height * generator.uniform(0, 0.6) ** 2,
+                ),
                 (wide, wide, high),
                 INDEX["leaves"],
                 porosity,
@@ -97,18 +102,18 @@ def street_tree(generator: np.random.Generator) -> Shape:
 
 
 def branches(generator: np.random.Generator) -> Shape:
-    """Leaves that hang down over a vehicle from a tree that stands elsewhere."""
+    """Leaves of a distant tree that hang down over a vehicle."""
     low = float(generator.uniform(1.4, 2.4))
     parts: list[Part] = []
     for _ in range(int(generator.integers(2, 6))):
         wide, high = float(generator.uniform(0.4, 1.4)), float(generator.uniform(0.2, 0.8))
-        place = (generator.normal() * 0.9, generator.normal() * 0.7, low + high + generator.uniform(0, 0.8))
-        parts.append(ellipsoid(place, (wide, wide, high), INDEX["leaves"], float(generator.uniform(0.2, 0.7))))
+        centre = (generator.normal() * 0.9, generator.normal() * 0.7, low + high + generator.uniform(0, 0.8))
+        parts.append(ellipsoid(centre, (wide, wide, high), INDEX["leaves"], float(generator.uniform(0.2, 0.7))))
     return Shape(parts, (6.0, 6.0, 5.0), footprint=(0.2, 0.2))
 
 
 def bush(generator: np.random.Generator) -> Shape:
-    """A low blob of leaves; some are of the size of a car or a person, as in life."""
+    """A low blob of leaves; some are as large as a car or a person."""
     length, width = float(generator.uniform(0.6, 3.5)), float(generator.uniform(0.6, 1.8))
     height = float(generator.uniform(0.5, 2.0))
     parts: list[Part] = []
@@ -146,17 +151,19 @@ def conifer(generator: np.random.Generator) -> Shape:
     """A tree that is green from the ground up, or a tall shrub."""
     height, radius = float(generator.uniform(1.5, 7.0)), float(generator.uniform(0.4, 1.5))
     parts: list[Part] = []
-    for share in np.linspace(0.12, 0.85, 4):
-        size = radius * (1.05 - share)
+    for fraction in np.linspace(0.12, 0.85, 4):
+        size = radius * (1.05 - fraction)
         half = height * 0.22
         parts.append(
-            ellipsoid((0, 0, height * share), (size, size, half), INDEX["leaves"], float(generator.uniform(0.1, 0.35)))
+            ellipsoid(
+                (0, 0, height * fraction), (size, size, half), INDEX["leaves"], float(generator.uniform(0.1, 0.35))
+            )
         )
     return Shape(parts, (2 * radius, 2 * radius, height * 1.1))
 
 
 def trimmed_hedge(generator: np.random.Generator, length: float | None = None) -> Shape:
-    """A piece of hedge, cut square; often as long and as high as a car."""
+    """A piece of hedge with a rectangular cut, often as long and as high as a car."""
     long, width, height = (float(generator.uniform(*limits)) for limits in ((1.0, 6.0), (0.6, 2.0), (0.8, 2.0)))
     length = length or long
     low, high = (-length / 2, -width / 2, 0.0), (length / 2, width / 2, height)
@@ -165,7 +172,7 @@ def trimmed_hedge(generator: np.random.Generator, length: float | None = None) -
 
 
 def guard_rail(length: float, generator: np.random.Generator) -> Shape:
-    """A steel band of ``length`` along x on posts."""
+    """A steel rail of ``length`` along x on posts."""
     low = float(generator.uniform(0.4, 0.5))
     parts: list[Part] = [
         block((-length / 2, -0.04, low), (length / 2, 0.04, low + 0.31), INDEX["metal"]),
@@ -178,7 +185,7 @@ def guard_rail(length: float, generator: np.random.Generator) -> Shape:
 
 
 def concrete_barrier(length: float, generator: np.random.Generator) -> Shape:
-    """A barrier of ``length`` along x, wider at its foot."""
+    """A barrier of ``length`` along x with a wider base."""
     height = float(generator.uniform(0.8, 1.1))
     wall = INDEX["wall"]
     parts: list[Part] = [
@@ -189,7 +196,7 @@ def concrete_barrier(length: float, generator: np.random.Generator) -> Shape:
 
 
 def works_barrier(generator: np.random.Generator) -> Shape:
-    """A hollow barrier of a road works, as long as a person is tall, on a wider foot."""
+    """A hollow road works barrier, as long as a person is tall, on a wider base."""
     length, foot, height = (float(generator.uniform(*limits)) for limits in ((1.1, 2.2), (0.4, 0.7), (0.8, 1.2)))
     top, plate = foot * float(generator.uniform(0.2, 0.5)), INDEX["plate"]
     parts: list[Part] = [
@@ -200,7 +207,7 @@ def works_barrier(generator: np.random.Generator) -> Shape:
 
 
 def traffic_cone(generator: np.random.Generator) -> Shape:
-    """A cone, or a slender post, on a flat foot."""
+    """A cone, or a slender post, on a flat base."""
     height, radius = float(generator.uniform(0.45, 1.1)), float(generator.uniform(0.05, 0.16))
     plate = INDEX["plate"]
     parts: list[Part] = [
@@ -212,7 +219,7 @@ def traffic_cone(generator: np.random.Generator) -> Shape:
 
 
 def container(generator: np.random.Generator) -> Shape:
-    """A skip, a waste container or a stack of goods: as large as vehicles are, with upright walls."""
+    """A skip, a waste container or a stack of goods: as large as a vehicle, with upright walls."""
     length, width, height = (float(generator.uniform(*limits)) for limits in ((1.2, 6.1), (1.0, 2.4), (1.1, 2.6)))
     material = INDEX[str(generator.choice(["metal", "paint grey", "paint blue", "brick"]))]
     lean = float(generator.uniform(0, 0.25)) * length if generator.random() < 0.5 else 0.0
@@ -226,7 +233,7 @@ def container(generator: np.random.Generator) -> Shape:
 
 
 def trailer(generator: np.random.Generator) -> Shape:
-    """A trailer behind no car: a low box on two wheels, and its drawbar."""
+    """A parked trailer: a low box on two wheels, and its drawbar."""
     length, width, height = (float(generator.uniform(*limits)) for limits in ((2.0, 4.0), (1.3, 1.8), (0.8, 1.5)))
     box = block((-length / 2, -width / 2, 0.45), (length / 2 - 1.0, width / 2, height), INDEX["metal"])
     bar = cylinder((length / 2 - 1.0, 0, 0.45), (length / 2, 0, 0.45), 0.05, INDEX["metal"])
@@ -238,7 +245,7 @@ def trailer(generator: np.random.Generator) -> Shape:
 
 
 def boulder(generator: np.random.Generator) -> Shape:
-    """A stone, a heap of earth, a bale."""
+    """A stone, a heap of earth, or a bale."""
     length, width, height = (float(generator.uniform(*limits)) for limits in ((0.6, 4.0), (0.6, 2.2), (0.4, 1.8)))
     material = INDEX[str(generator.choice(["wall", "bark", "verge"]))]
     parts: list[Part] = [
@@ -253,7 +260,7 @@ def boulder(generator: np.random.Generator) -> Shape:
 
 
 def furniture(generator: np.random.Generator) -> Shape:
-    """What stands on pavements: about as large as people, alone or in rows."""
+    """Street furniture: about as large as people, single or in rows."""
     kind = generator.choice(["bench", "shelter", "cabinet", "bins", "bollards", "pillar", "sign", "lights", "booth"])
     metal, glass = INDEX["metal"], INDEX["glass"]
     if kind == "bench":
@@ -274,17 +281,17 @@ def furniture(generator: np.random.Generator) -> Shape:
         ]
         return Shape(parts, (length, 1.5, 2.35))
     if kind in ("bins", "bollards"):
-        count, apart = int(generator.integers(2, 6)), float(generator.uniform(0.65, 1.5))
-        start = -(count - 1) * apart / 2
+        count, spacing = int(generator.integers(2, 6)), float(generator.uniform(0.65, 1.5))
+        start = -(count - 1) * spacing / 2
         if kind == "bins":
             parts = [
                 block((x - 0.28, -0.33, 0.05), (x + 0.28, 0.33, 1.08), INDEX["paint grey"])
-                for x in start + apart * np.arange(count)
+                for x in start + spacing * np.arange(count)
             ]
-            return Shape(parts, (count * apart, 0.7, 1.08))
+            return Shape(parts, (count * spacing, 0.7, 1.08))
         height, radius = float(generator.uniform(0.7, 1.2)), float(generator.uniform(0.05, 0.15))
-        parts = [cylinder((x, 0, 0), (x, 0, height), radius, metal) for x in start + apart * np.arange(count)]
-        return Shape(parts, (count * apart, 2 * radius, height))
+        parts = [cylinder((x, 0, 0), (x, 0, height), radius, metal) for x in start + spacing * np.arange(count)]
+        return Shape(parts, (count * spacing, 2 * radius, height))
     if kind == "pillar":
         radius, height = float(generator.uniform(0.15, 0.7)), float(generator.uniform(1.0, 3.2))
         return Shape([cylinder((0, 0, 0), (0, 0, height), radius, INDEX["wall"])], (2 * radius, 2 * radius, height))
@@ -311,7 +318,7 @@ def furniture(generator: np.random.Generator) -> Shape:
 
 
 def two_wheeler(generator: np.random.Generator) -> Shape:
-    """Bicycles in a stand, or a motorcycle, without anybody on them."""
+    """Bicycles in a stand, or a motorcycle, without riders."""
     rubber, metal = INDEX["rubber"], INDEX["metal"]
     motorcycle = generator.random() < 0.4
     count = 1 if motorcycle else int(generator.integers(1, 5))
@@ -331,7 +338,7 @@ def two_wheeler(generator: np.random.Generator) -> Shape:
 
 
 def own_vehicle(generator: np.random.Generator) -> Shape:
-    """The car that carries the sensors: what of its bonnet, roof and tail the beams can meet."""
+    """The vehicle that carries the sensors: the parts of its bonnet, roof and tail that beams can hit."""
     half, paint = float(generator.uniform(0.8, 0.95)), INDEX["paint silver"]
     front, rear = float(generator.uniform(1.7, 2.2)), float(generator.uniform(1.9, 2.5))
     parts: list[Part] = [
@@ -345,16 +352,16 @@ def pole(generator: np.random.Generator) -> Shape:
     """A lamp post, a bollard, a traffic sign or a thin trunk."""
     radius, height = float(generator.uniform(0.03, 0.16)), float(generator.choice([0.9, 2.6, 6.0, 8.0]))
     parts: list[Part] = [cylinder((0, 0, 0), (0, 0, height), radius, INDEX["metal"])]
-    reach = radius
+    half_size = radius
     if height == 2.6 or generator.random() < 0.3:
         half = float(generator.uniform(0.25, 0.45))
         parts.append(block((-0.02, -half, height - 2 * half), (0.02, half, height), INDEX["plate"]))
-        reach = half
-    return Shape(parts, (2 * reach, 2 * reach, height))
+        half_size = half
+    return Shape(parts, (2 * half_size, 2 * half_size, height))
 
 
 def clutter(generator: np.random.Generator) -> Shape:
-    """Bins, boxes, kiosks: about as large as what is looked for."""
+    """Bins, boxes, kiosks: about as large as the objects to detect."""
     length, width, height = (float(generator.uniform(*limits)) for limits in ((0.4, 2.2), (0.4, 1.4), (0.5, 2.4)))
     material = INDEX[str(generator.choice(["metal", "paint grey", "wall", "paint blue"]))]
     return Shape(
