@@ -1,4 +1,5 @@
-"""Boxes as the KITTI object benchmark takes them: one line a box, in the rectified camera (its kit's readme.txt)."""
+"""Boxes in the format of the KITTI object benchmark: one line per box, in the rectified camera (readme.txt of its
+kit)."""
 
 from __future__ import annotations
 
@@ -12,16 +13,16 @@ _SPELLING = {"person_sitting": "Person_sitting", "dontcare": "DontCare"}
 
 
 def write(boxes: Boxes3D, camera: Camera) -> str:
-    """The text of a result file (16 columns), or of a label file (15) where the boxes have no scores.
+    """The text of a result file (16 columns), or of a label file (15) if the boxes have no scores.
 
-    2D boxes and truncation are projected where the boxes bring none; a box that the image does not show is left out, as
-    the benchmark asks for what is in the image. Occlusion is -1 where unknown. A blank in a class, which would end its
-    column, is written as an underscore.
+    2D boxes and truncation are projected if the boxes have none. Boxes outside the image are skipped, because the
+    benchmark only covers what is in the image. Occlusion is -1 if unknown. Blanks in a class name, which would split
+    the column, are written as underscores.
     """
     location, rotation = to_rectified(boxes, camera)
     size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
-    shown, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
-    box_2d = shown if boxes.box_2d is None else boxes.box_2d
+    projected, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
+    box_2d = projected if boxes.box_2d is None else boxes.box_2d
     truncation = cut if boxes.truncation is None else boxes.truncation
     alpha = rotation - np.arctan2(location[:, 0], location[:, 2])
     alpha = (alpha + np.pi) % (2 * np.pi) - np.pi

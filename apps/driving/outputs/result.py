@@ -1,4 +1,4 @@
-"""``result.json``: what was found in each frame, in JSON types; metres and radians in the LiDAR frame."""
+"""``result.json``: the detections in each frame, as JSON types; metres and radians in the LiDAR frame."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MAX_ROWS = 10
 
 
 def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> DrivingResult:
-    """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks`` where there are any: one of a kind."""
+    """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks``, if any, each kind once."""
     listed = [frame_line(frame, output) for frame, output in zip(frames, outputs, strict=True)]
-    remarks = _one_of_a_kind(listed)
+    remarks = _merge_remarks(listed)
     boxes: list[DrivingFrameBox] = [
         {
             "name": box["name"],
@@ -37,22 +37,22 @@ def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> DrivingRes
     return found
 
 
-def _one_of_a_kind(listed: Sequence[DrivingFrame]) -> list[str]:
-    """Remarks that differ only in the names and numbers of their frames are one: the first, and how many others."""
+def _merge_remarks(listed: Sequence[DrivingFrame]) -> list[str]:
+    """Merges remarks that differ only in frame names and numbers: the first one, and the number of the others."""
     by_kind: dict[str, list[str]] = {}
     for line in listed:
         for remark in line.get("remarks", ()):
             kind = re.sub(r"\d+(?:\.\d+)*", "", remark.replace(line["name"], ""))
             by_kind.setdefault(kind, []).append(f"{line['name']}: {remark}")
-    others = {1: "", 2: " One more frame carries such a remark."}
+    others = {1: "", 2: " One more frame has this remark."}
     return [
-        said[0] + others.get(len(said), f" {len(said) - 1} more frames carry such a remark.")
-        for said in by_kind.values()
+        same_kind[0] + others.get(len(same_kind), f" {len(same_kind) - 1} more frames have this remark.")
+        for same_kind in by_kind.values()
     ]
 
 
 def frame_line(frame: Frame, output: Detections) -> DrivingFrame:
-    """One frame: its name, the model that answered, its boxes, where it was, if known, and remarks if there are any."""
+    """One frame: its name, the model, its boxes, its pose if known, and remarks if there are any."""
     line: DrivingFrame = {"name": frame.name, "model": output.model, "boxes": describe(output.boxes)}
     if frame.lidar_to_global is not None:
         line["lidar_to_global"] = frame.lidar_to_global.tolist()
@@ -62,7 +62,7 @@ def frame_line(frame: Frame, output: Detections) -> DrivingFrame:
 
 
 def describe(boxes: Boxes3D) -> list[DrivingBox]:
-    """Boxes from the best score down."""
+    """The boxes as JSON types, in the order of the detections: highest score first."""
     assert boxes.scores is not None
     return [
         {
@@ -77,7 +77,7 @@ def describe(boxes: Boxes3D) -> list[DrivingBox]:
 
 
 def result_table(content: Mapping[str, Any]) -> Table:
-    """The boxes of a ``result.json`` as a person wants them: what, where, how large, how sure."""
+    """The boxes of a ``result.json`` as a table: class, score, position, size and yaw."""
     boxes = content["boxes"]
     several = len(content["frames"]) > 1
     rows = [

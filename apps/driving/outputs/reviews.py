@@ -1,9 +1,9 @@
-"""Reviewed cases as training data; what an annotator says of the boxes is checked against the frames.
+"""Exports reviewed cases as training data, and checks an annotator's missed objects against the frames.
 
-``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed, in the layout of ``--data custom``;
-metres in the LiDAR frame. Images, where the store keeps them whole, in KITTI's: ``training/image_2``, ``calib`` and
-``label_2``. ``ImageSets`` and ``training/ImageSets`` have the frames of a case in one part. ``frames.csv`` says which
-frame of which case each is.
+Sweeps: ``points/ID.bin`` and ``labels/ID.txt`` with the accepted and the missed boxes, in the layout of
+``--data custom``; metres in the LiDAR frame. Images, if the store keeps them in full: KITTI's ``training/image_2``,
+``calib`` and ``label_2``. ``ImageSets`` and ``training/ImageSets`` keep the frames of a case in one split.
+``frames.csv`` maps each file to its case and frame.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ _FRAMES = ("file", "case", "frame", "points", "points_kept", "images")
 
 
 def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
-    """Writes sweeps, images and labels of the frames that are reviewed whole; returns what is to be said.
+    """Writes sweeps, images and labels of the fully reviewed frames; returns the remarks to print.
 
-    These are the frames each of whose boxes is accepted or rejected. A frame without a box is one where the case is
-    reviewed whole, or where an object was added. A rejected box is background, as what no label holds.
+    A frame is fully reviewed if each of its boxes is accepted or rejected. A frame without boxes counts if the whole
+    case is reviewed, or if an object was added to it. Rejected boxes become background, because no label has them.
     """
     for folder in ("points", "labels"):
         (out / folder).mkdir()
     rows: list[tuple[object, ...]] = []
     sweep_names: dict[str, list[list[str]]] = {}
     image_names: dict[str, list[list[str]]] = {}
-    sweeps = whole_sweeps = thinned = nothing = undecided = images = 0
+    sweeps = whole_sweeps = thinned = unavailable = undecided = images = 0
     for case in cases:
         views = _views(case)
         whole = len(case.review.verdicts) == len(case.result["boxes"])
-        for place, (frame, numbers) in enumerate(_numbered(case.result["frames"])):
-            missed = [one for one in case.review.missed if one["frame"] == frame["name"]]
+        for index, (frame, numbers) in enumerate(_numbered(case.result["frames"])):
+            missed = [item for item in case.review.missed if item["frame"] == frame["name"]]
             verdicts = [case.review.verdicts.get(number) for number in numbers]
             if None in verdicts or not (whole or verdicts or missed):
                 undecided += 1
                 continue
-            view, content, name = views[place], case.input(input_name(place)), f"{case.id[:12]}-{place:04d}"
+            view, content, name = views[index], case.input(input_name(index)), f"{case.id[:12]}-{index:04d}"
             kept = None if content is None else read_whole_frame(content, name)
-            points = _viewed(case, view) if kept is None else _bytes(kept)
+            points = _viewer_points(case, view) if kept is None else _point_bytes(kept)
             cameras = {} if kept is None else kept.cameras
             if points is None and not cameras:
-                nothing += 1
+                unavailable += 1
                 continue
             accepted = [box for box, verdict in zip(frame["boxes"], verdicts, strict=True) if verdict == "accepted"]
             boxes = (*accepted, *missed)
@@ -68,32 +68,32 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 sweep_names.setdefault(case.id, []).append([name])
                 sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept is not None)
                 thinned += len(points) < view["points"] * _POINT_BYTES
-            named = [name] if len(cameras) == 1 else [f"{name}-{plain(camera)}" for camera in cameras]
-            for image, one in zip(named, cameras.values(), strict=True):
-                _write_image(one, boxes, out / "training", image)
+            image_files = [name] if len(cameras) == 1 else [f"{name}-{plain(camera)}" for camera in cameras]
+            for image, camera_image in zip(image_files, cameras.values(), strict=True):
+                _write_image(camera_image, boxes, out / "training", image)
             if cameras:
-                image_names.setdefault(case.id, []).append(named)
+                image_names.setdefault(case.id, []).append(image_files)
             images += len(cameras)
             count_kept = None if points is None else len(points) // _POINT_BYTES
             rows.append((name, case.id, text_cell(frame["name"]), view["points"], count_kept, len(cameras)))
     with (out / "frames.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
-    _write_parts(out / "ImageSets", sweep_names)
-    _write_parts(out / "training" / "ImageSets", image_names)
+    _write_splits(out / "ImageSets", sweep_names)
+    _write_splits(out / "training" / "ImageSets", image_names)
     remarks = [f"Frames written: {len(rows)}."] if rows else []
     if len({row[1] for row in rows}) == 1 < len(rows):
-        remarks.append("They are of one case: neighbouring frames are learnt from and validated on, which flatters.")
-    return [*_left_out(nothing, undecided), *remarks, *_written(out, sweeps, whole_sweeps, thinned, images)]
+        remarks.append("All are from one case: training and validation frames are neighbours, so scores are too high.")
+    return [*_skipped(unavailable, undecided), *remarks, *_written(out, sweeps, whole_sweeps, thinned, images)]
 
 
-def _left_out(nothing: int, undecided: int) -> list[str]:
+def _skipped(unavailable: int, undecided: int) -> list[str]:
     remarks = []
     if undecided:
-        remarks.append(f"Left out, frames not reviewed whole: {undecided}. Accept or reject each of their boxes.")
-    if nothing:
+        remarks.append(f"Skipped, frames not fully reviewed: {undecided}. Accept or reject each of their boxes.")
+    if unavailable:
         remarks.append(
-            f"Left out, frames of images alone: {nothing}. The store does not keep these images whole; a server with "
-            "TRIVIUM_KEEP_INPUTS=true keeps those of its next cases."
+            f"Skipped, frames with images only: {unavailable}. The store does not keep their images in full; a server "
+            "with TRIVIUM_KEEP_INPUTS=true keeps the images of its next cases."
         )
     return remarks
 
@@ -102,17 +102,18 @@ def _written(out: Path, sweeps: int, whole: int, thinned: int, images: int) -> l
     remarks = []
     if thinned:
         remarks.append(
-            f"Sweeps of which the store keeps 60,000 points: {thinned}. Put the sweeps themselves in their place, "
-            "by the names in frames.csv; a server with TRIVIUM_KEEP_INPUTS=true keeps those of its next cases whole."
+            f"Sweeps of which the store keeps 60,000 points: {thinned}. Replace them with the original sweeps, using "
+            "the names in frames.csv; a server with TRIVIUM_KEEP_INPUTS=true keeps the sweeps of its next cases in "
+            "full."
         )
     if sweeps:
         remarks.append(
-            f"Sweeps written: {sweeps}, of these as they were analysed {whole}, as the viewer has them "
-            f"{sweeps - whole}. trivium train driving --data custom --data.root {out}"
+            f"Sweeps written: {sweeps}, of these in full {whole}, as thinned for the viewer {sweeps - whole}. "
+            f"trivium train driving --data custom --data.root {out}"
         )
     if images:
         remarks.append(
-            f"Images written, as they were analysed: {images}. "
+            f"Images written, in full: {images}. "
             f"trivium train driving --recipe fcos3d_small --data kitti --data.root {out}"
         )
     return remarks
@@ -121,18 +122,18 @@ def _written(out: Path, sweeps: int, whole: int, thinned: int, images: int) -> l
 _POINT_BYTES = 16
 
 
-def _viewed(case: ReviewedCase, view: Mapping[str, Any]) -> bytes | None:
-    """The points that the viewer has, as they lie in a file; None where the frame has none."""
+def _viewer_points(case: ReviewedCase, view: Mapping[str, Any]) -> bytes | None:
+    """The points of the viewer, as bytes of its file; None if the frame has none."""
     points = view["points_file"] and case.file(view["points_file"])
     return points if isinstance(points, bytes) else None
 
 
-def _bytes(frame: Frame) -> bytes | None:
+def _point_bytes(frame: Frame) -> bytes | None:
     return None if frame.points_lidar_m is None else frame.points_lidar_m.astype("<f4").tobytes()
 
 
 def _write_image(camera: Camera, boxes: Sequence[Mapping[str, Any]], training: Path, name: str) -> None:
-    """An image, its calibration and the boxes that it shows, in KITTI's layout."""
+    """An image, its calibration and the boxes that are visible in it, in KITTI's layout."""
     found = Boxes3D(
         centre_lidar_m=np.array([box["centre_lidar_m"] for box in boxes], np.float32).reshape(-1, 3),
         size_m=np.array([box["size_m"] for box in boxes], np.float32).reshape(-1, 3),
@@ -154,11 +155,11 @@ def _write_image(camera: Camera, boxes: Sequence[Mapping[str, Any]], training: P
         (training / folder / file).write_bytes(content)
 
 
-def _write_parts(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Which files are learnt from and which validate, by case: its frames, and the cameras of each, see the same.
+def _write_splits(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Writes train.txt and val.txt. Splits by case, because the frames of a case and their cameras see the same scene.
 
-    ``cases`` has the names of each frame's files. Every fifth case validates, from the one of most frames on; of fewer
-    the smallest. Of one case alone it is so with its frames.
+    ``cases`` has the names of each frame's files. Every fifth case is for validation, counted from the one with the
+    most frames; of fewer than five, the smallest one. A single case is split by its frames in the same way.
     """
     from apps.driving.datasets.split import VALIDATION_STRIDE
 
@@ -168,15 +169,15 @@ def _write_parts(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> 
     if len(units) == 1:
         units = [list(frame) for frame in next(iter(cases.values()))]
     units.sort(key=len, reverse=True)
-    validating = units[VALIDATION_STRIDE - 1 :: VALIDATION_STRIDE] or units[-1:]
-    learning = [unit for unit in units if unit not in validating] or units
+    validation = units[VALIDATION_STRIDE - 1 :: VALIDATION_STRIDE] or units[-1:]
+    training = [unit for unit in units if unit not in validation] or units
     folder.mkdir()
-    for file, part in (("train.txt", learning), ("val.txt", validating)):
+    for file, part in (("train.txt", training), ("val.txt", validation)):
         (folder / file).write_text("".join(f"{name}\n" for name in chain(*part)))
 
 
 def _views(case: ReviewedCase) -> list[dict[str, Any]]:
-    """What the viewer's files say of each frame."""
+    """The viewer's entry for each frame."""
     content = case.file("boxes.json")
     if not isinstance(content, bytes):
         raise InvalidInputError(f"the case {case.id} has no boxes.json; delete it, or run it again")
@@ -185,14 +186,14 @@ def _views(case: ReviewedCase) -> list[dict[str, Any]]:
 
 
 def _numbered(frames: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
-    """Each frame with the numbers of its boxes among those of all frames, from 1."""
+    """Each frame with the numbers of its boxes, counted from 1 over all frames."""
     numbers = count(1)
     for frame in frames:
         yield frame, [next(numbers) for _ in frame["boxes"]]
 
 
 def _label(box: Mapping[str, Any]) -> str:
-    """A row of a label file, whose class is one word."""
+    """A row of a label file; its class is a single word."""
     values = (*box["centre_lidar_m"], *box["size_m"], box["yaw"])
     return " ".join((*(f"{value:.4f}" for value in values), "_".join(box["name"].split()))) + "\n"
 
@@ -202,12 +203,13 @@ def _count(result: Mapping[str, Any]) -> int:
 
 
 def _check(missed: Sequence[DrivingMissed], result: Mapping[str, Any]) -> None:
-    """Refuses an object in a frame that is not there."""
+    """Raises ``InvalidInputError`` if a missed object is in a frame that the case does not have."""
     names = {frame["name"] for frame in result["frames"]}
-    for one in missed:
-        if one["frame"] not in names:
+    for item in missed:
+        if item["frame"] not in names:
             raise InvalidInputError(
-                f"the case has no frame {one['frame']!r}; name a frame of the missed {one['name']} as in frames"
+                f"the case has no frame {item['frame']!r}; give the name of one of its frames "
+                f"for the missed {item['name']}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the form's viewer reads: points, image and boxes of a frame, small enough to be looked at in a browser."""
+"""The files of the form's viewer: points, image and boxes of a frame, small enough for a browser."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ MAX_POINTS = 60_000
 
 
 def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]:
-    """``boxes.json``, and for each frame ``points.bin`` and ``image.jpg`` (further cameras under their own names).
+    """``boxes.json``, and for each frame ``points.bin`` and ``image.jpg`` (other cameras under their own names).
 
-    ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names but ``boxes.json`` begin
-    with the frame's name; ``boxes.json`` says which file is whose, and of each box, the nearest first, its number in
-    ``result.json``, class, score, size, place, corners in the LiDAR frame, and edges in each image (pixels).
+    ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names except ``boxes.json``
+    begin with the frame's name; ``boxes.json`` maps frames to files and has for each box, nearest first, its number in
+    ``result.json``, class, score, size, position, corners in the LiDAR frame, and edges in each image (pixels).
     """
-    views, made, number = [], {}, 0
+    views, contents, number = [], {}, 0
     for frame, found in zip(frames, boxes, strict=True):
         points_file, images = file_names(frame, many=len(frames) > 1)
-        drawn = None if frame.points_lidar_m is None else thin(frame.points_lidar_m)
-        if drawn is not None and points_file is not None:
-            made[points_file] = drawn.astype("<f4").tobytes()
-        made |= {file: jpeg(frame.cameras[name]) for name, file in images.items()}
+        thinned_points = None if frame.points_lidar_m is None else thin(frame.points_lidar_m)
+        if thinned_points is not None and points_file is not None:
+            contents[points_file] = thinned_points.astype("<f4").tobytes()
+        contents |= {file: jpeg(frame.cameras[name]) for name, file in images.items()}
         views.append(
             {
                 "frame": frame.name,
                 "points": None if frame.points_lidar_m is None else len(frame.points_lidar_m),
-                "points_drawn": None if drawn is None else len(drawn),
+                "points_drawn": None if thinned_points is None else len(thinned_points),
                 "points_file": points_file,
                 "all_round": frame.all_round,
-                "cameras": [_image(name, images[name], one) for name, one in left_to_right(frame.cameras).items()],
+                "cameras": [
+                    _image(name, images[name], camera) for name, camera in left_to_right(frame.cameras).items()
+                ],
                 "boxes": _boxes(frame, found, number),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }
         )
         number += len(found)
-    return {"boxes.json": json.dumps({"frames": views}, separators=(",", ":")).encode(), **made}
+    return {"boxes.json": json.dumps({"frames": views}, separators=(",", ":")).encode(), **contents}
 
 
 def file_names(frame: Frame, *, many: bool) -> tuple[str | None, dict[str, str]]:
-    """The viewer's file of a frame's points, None where it has none, and those of its images by camera."""
+    """The viewer's file with a frame's points, or None, and its image files by camera."""
     prefix = f"{plain(frame.name)}_" if many else ""
     images = {
         name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{plain(name).lower()}.jpg"
@@ -62,31 +64,32 @@ def _image(name: str, file: str, camera: Camera) -> dict[str, Any]:
 
 
 def plain(name: str) -> str:
-    """A name as a part of a file's."""
+    """A name made safe for use in a file name."""
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
 
 
 def thin(points_lidar_m: Floats, most: int = MAX_POINTS) -> Floats:
-    """At most ``most`` points, evenly out of all; near the vehicle, where they lie densest, more are left out."""
+    """At most ``most`` points from the whole sweep; near the vehicle, where they are densest, more are dropped."""
     if len(points_lidar_m) <= most:
         return points_lidar_m
     distance = np.linalg.norm(points_lidar_m[:, :2], axis=1)
     weight = np.cumsum(np.clip(distance, 3, 30))
-    # Equal steps in the cumulative weight: no random numbers, so the same frame gives the same file.
+    # Equal steps in cumulative weight instead of random numbers, so the same frame always gives the same file.
     chosen = np.searchsorted(weight, np.linspace(weight[0], weight[-1], most))
     thinned: Floats = points_lidar_m[chosen[np.diff(chosen, prepend=-1) > 0]]
     return thinned
 
 
 def jpeg(camera: Camera) -> bytes:
-    """The camera's picture as JPEG."""
+    """The camera's image as JPEG."""
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(camera.image_HWC)).save(out, "JPEG", quality=85)
     return out.getvalue()
 
 
 def _boxes(frame: Frame, boxes: Boxes3D, before: int | None = None) -> list[dict[str, Any]]:
-    """The boxes, the nearest first; those that were found with their number after ``before`` of other frames."""
+    """The boxes, nearest first; detected ones have a number, which continues after the ``before`` boxes of other
+    frames."""
     distance = np.hypot(boxes.centre_lidar_m[:, 0], boxes.centre_lidar_m[:, 1])
     corners = boxes.corners_lidar_m()
     edges = {name: _edges(boxes, camera) for name, camera in frame.cameras.items()}
@@ -107,15 +110,15 @@ def _boxes(frame: Frame, boxes: Boxes3D, before: int | None = None) -> list[dict
 
 
 def _edges(boxes: Boxes3D, camera: Camera) -> list[list[list[float]]]:
-    """For each box its edges x1, y1, x2, y2; none where the image does not show it."""
+    """For each box its edges as x1, y1, x2, y2; empty if the box is not in the image."""
     height, width = camera.image_HWC.shape[:2]
     ends = edge_pixels(boxes, camera.intrinsics, camera.lidar_to_camera).reshape(len(boxes), 12, 4)
     lines: list[list[list[float]]] = []
     for box in ends:
         known = box[~np.isnan(box).any(axis=1)]
         x, y = known[:, [0, 2]], known[:, [1, 3]]
-        seen = len(known) and x.max() > 0 and x.min() < width and y.max() > 0 and y.min() < height
-        # An edge that passes close to the camera may end far outside; the viewer cuts it at the border.
+        visible = len(known) and x.max() > 0 and x.min() < width and y.max() > 0 and y.min() < height
+        # An edge that passes close to the camera may end far outside; the viewer clips it at the border.
         bounded = np.clip(known, -20 * width, 20 * width)
-        lines.append([[round(float(v), 1) for v in edge] for edge in bounded] if seen else [])
+        lines.append([[round(float(v), 1) for v in edge] for edge in bounded] if visible else [])
     return lines

@@ -1,4 +1,4 @@
-"""A frame whole: all points, earlier sweeps, images and calibration, as a server keeps it where it keeps inputs."""
+"""A complete frame in one archive: all points, earlier sweeps, images and calibration, for servers that keep inputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 from apps.driving.types import Camera, EarlierSweep, Frame
 
 
-def input_name(place: int) -> str:
-    """What the frame at a place in its request, from 0, is kept under."""
-    return f"frame-{place:04d}.npz"
+def input_name(index: int) -> str:
+    """The name under which frame ``index`` of a request, counted from 0, is kept."""
+    return f"frame-{index:04d}.npz"
 
 
 def whole_frame(frame: Frame) -> bytes:
-    """Points as float32, those of earlier sweeps too, images as PNG and their cameras, as NumPy's archive; no truth."""
+    """A NumPy archive: points as float32, also of earlier sweeps, images as PNG, their cameras; no ground truth."""
     arrays: dict[str, Any] = {"cameras": np.frombuffer(json.dumps(list(frame.cameras)).encode(), np.uint8)}
     if frame.points_lidar_m is not None:
         arrays["points"] = frame.points_lidar_m.astype("<f4")
@@ -39,7 +39,7 @@ def whole_frame(frame: Frame) -> bytes:
 
 
 def read_whole_frame(content: bytes, name: str) -> Frame:
-    """The frame that ``whole_frame`` was given, under a name; older archives have no earlier sweeps."""
+    """The frame from an archive of ``whole_frame``, with the given name; older archives have no earlier sweeps."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         cameras = {
             camera: Camera(
@@ -68,7 +68,7 @@ def read_whole_frame(content: bytes, name: str) -> Frame:
 
 
 def png(camera: Camera) -> bytes:
-    """The image without loss, packed as fast as it can be."""
+    """The image as PNG, lossless, with the fastest compression."""
     content = io.BytesIO()
     Image.fromarray(camera.image_HWC).save(content, "PNG", compress_level=1)
     return content.getvalue()

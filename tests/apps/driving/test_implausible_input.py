@@ -80,12 +80,12 @@ def test_remarks_of_a_kind_are_told_once():
         frame = Frame(name=name, points_lidar_m=None, cameras={}, truth=None)
         return frame, Detections(boxes=Boxes3D.empty(), model="pointpillars", remarks=remarks)
 
-    made = [line("000001"), line("000002", "3 of the 10 points of 000002.bin were left out.", "It is dark.")]
-    made += [line("000003", "14 of the 20 points of 000003.bin were left out."), line("000004", "It is dark.")]
+    made = [line("000001"), line("000002", "3 of the 10 points of 000002.bin were dropped.", "It is dark.")]
+    made += [line("000003", "14 of the 20 points of 000003.bin were dropped."), line("000004", "It is dark.")]
     found = result(*zip(*made, strict=True))
     assert found["remarks"] == [
-        "000002: 3 of the 10 points of 000002.bin were left out. One more frame carries such a remark.",
-        "000002: It is dark. One more frame carries such a remark.",
+        "000002: 3 of the 10 points of 000002.bin were dropped. One more frame has this remark.",
+        "000002: It is dark. One more frame has this remark.",
     ]
     assert found["frames"][3]["remarks"] == ["It is dark."]
 

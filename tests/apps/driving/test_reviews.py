@@ -107,7 +107,7 @@ def test_reviewed_frames_are_trained_on(client: TestClient, tmp_path: Path, caps
     assert cli.main(["reviews", "driving", *words]) == 0
     told = " ".join(capsys.readouterr().out.split())
     # Of the first case c has a box without a verdict, and the empty frame is not known to be looked at.
-    assert "frames not reviewed whole: 2." in told and "Frames written: 3." in told
+    assert "frames not fully reviewed: 2." in told and "Frames written: 3." in told
     frames = [read_frame(tmp_path / "out", name) for name in frame_ids(tmp_path / "out")]
     truth = {len(frame.truth): frame for frame in frames if frame.truth is not None and frame.truth.names != ("van",)}
     (van,) = (frame for frame in frames if frame.truth is not None and frame.truth.names == ("van",))
@@ -210,8 +210,8 @@ def test_what_the_server_keeps_whole_is_trained_on_whole(
         assert said.status_code == 200, said.text
     assert export(keeping, out) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "Sweeps written: 1, of these as they were analysed 1, as the viewer has them 0." in told
-    assert "Images written, as they were analysed: 2." in told and "60,000" not in told
+    assert "Sweeps written: 1, of these in full 1, as thinned for the viewer 0." in told
+    assert "Images written, in full: 2." in told and "60,000" not in told
     (name,) = frame_ids(out)
     assert np.array_equal(read_frame(out, name).points_lidar_m, points)
     frames = Kitti(root=out).frames("train")
@@ -253,7 +253,7 @@ def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
 ) -> None:
     reviewed_by(keeping, surround(6), 12)
     assert export(keeping, tmp_path / "out") == 0
-    assert "They are of one case" in capsys.readouterr().out
+    assert "All are from one case" in capsys.readouterr().out
     parts = [Kitti(root=tmp_path / "out").frames(split).ids for split in ("train", "validation")]
     assert [len(part) for part in parts] == [15, 3]
     training, validating = ({name.rpartition("-CAM")[0] for name in part} for part in parts)
@@ -269,7 +269,7 @@ def test_the_frames_of_a_case_are_in_one_part_of_the_data(
         sweeps = [("files", (f"{number}.bin", sweep(number).tobytes())) for number in range(count)]
         reviewed_by(keeping, sweeps, 2 * count)
     assert export(keeping, tmp_path / "out") == 0
-    assert "They are of one case" not in capsys.readouterr().out
+    assert "All are from one case" not in capsys.readouterr().out
     for data, rows in ((Kitti(root=tmp_path / "out"), 3), (Custom(root=tmp_path / "out"), 1)):
         parts = [data.frames(split).ids for split in ("train", "validation")]
         assert [len(part) for part in parts] == [9 * rows, 2 * rows]
@@ -287,5 +287,5 @@ def test_images_that_the_store_does_not_keep_are_left_out(
     assert client.put(f"/api/driving/cases/{answer['case']}/review", json=said).status_code == 200
     assert export(client, tmp_path / "out", "--reviewer", "Eva") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "frames of images alone: 1." in told and "TRIVIUM_KEEP_INPUTS" in told
+    assert "frames with images only: 1." in told and "TRIVIUM_KEEP_INPUTS" in told
     assert not (tmp_path / "out" / "training").exists()
