@@ -1,4 +1,4 @@
-// The point cloud with its boxes in WebGL. Throws where the browser has no WebGL; the caller does without then.
+// The point cloud with its boxes in WebGL. Throws if the browser has no WebGL; the caller then leaves this view out.
 import * as THREE from "three";
 import { OrbitControls } from "../shared/vendor/three/OrbitControls.js";
 import { colourOf } from "./views.js";
@@ -7,7 +7,7 @@ const EDGES = [0, 1, 1, 2, 2, 3, 3, 0, 4, 5, 5, 6, 6, 7, 7, 4, 0, 4, 1, 5, 2, 6,
 
 /**
  * Draws into `space`; returns { canvas, update(state), key(event), dispose() }. `choose(index)` is called when a box is
- * clicked; `key` says whether the key was one of the view's own.
+ * clicked; `key` returns whether it handled the key.
  */
 export function openCloud(space, points, state, choose) {
   const renderer = new THREE.WebGLRenderer({ antialias: true });
@@ -15,7 +15,7 @@ export function openCloud(space, points, state, choose) {
   space.prepend(renderer.domElement);
   renderer.domElement.tabIndex = 0;
   renderer.domElement.setAttribute("role", "application");
-  renderer.domElement.setAttribute("aria-label", "Point cloud with boxes; the table holds the same boxes. Arrow keys turn, with Shift they move, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that.");
+  renderer.domElement.setAttribute("aria-label", "Point cloud with boxes; the table lists the same boxes. Arrow keys rotate, with Shift they pan, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that.");
   const scene = new THREE.Scene();
   scene.background = new THREE.Color("#10161d");
   const camera = new THREE.PerspectiveCamera(50, 2, 0.3, 500);
@@ -30,17 +30,17 @@ export function openCloud(space, points, state, choose) {
   }
   reset();
 
-  /** Turns by degrees about the vertical and over the ground, no further than from above and just over it. */
+  /** Rotates by degrees about the vertical and in elevation, limited to between just above the ground and straight down. */
   function turn(around, over) {
     const arm = camera.position.clone().sub(controls.target);
     arm.applyAxisAngle(UP, THREE.MathUtils.degToRad(around));
     const elevation = Math.asin(arm.z / arm.length());
-    const wanted = Math.min(Math.max(elevation + THREE.MathUtils.degToRad(over), 0.02), 1.55);
-    arm.applyAxisAngle(new THREE.Vector3().crossVectors(arm, UP).normalize(), wanted - elevation);
+    const limited = Math.min(Math.max(elevation + THREE.MathUtils.degToRad(over), 0.02), 1.55);
+    arm.applyAxisAngle(new THREE.Vector3().crossVectors(arm, UP).normalize(), limited - elevation);
     camera.position.copy(controls.target).add(arm);
   }
 
-  /** Moves along the ground by a share of the distance. */
+  /** Pans along the ground by 8 % of the viewing distance. */
   function move(left, ahead) {
     const arm = controls.target.clone().sub(camera.position);
     const step = arm.length() * 0.08;
@@ -76,8 +76,8 @@ export function openCloud(space, points, state, choose) {
   const colour = new THREE.Color();
   for (let i = 0; i < count; i += 1) {
     positions.set(points.subarray(4 * i, 4 * i + 3), 3 * i);
-    const share = Math.min(Math.max((points[4 * i + 2] + 2.2) / 4.5, 0), 1);
-    colour.setHSL(0.6 - 0.45 * share, 0.5, 0.3 + 0.3 * points[4 * i + 3] + 0.2 * share);
+    const fraction = Math.min(Math.max((points[4 * i + 2] + 2.2) / 4.5, 0), 1);
+    colour.setHSL(0.6 - 0.45 * fraction, 0.5, 0.3 + 0.3 * points[4 * i + 3] + 0.2 * fraction);
     colours.set([colour.r, colour.g, colour.b], 3 * i);
   }
   geometry.setAttribute("position", new THREE.BufferAttribute(positions, 3));
@@ -86,7 +86,7 @@ export function openCloud(space, points, state, choose) {
   scene.add(dots);
 
   let boxes = new THREE.Group();
-  const cage = (box, tint, opacity = 1) => {
+  const wireframe = (box, tint, opacity = 1) => {
     const shape = new THREE.BufferGeometry();
     shape.setAttribute("position", new THREE.Float32BufferAttribute(EDGES.flatMap((corner) => box.corners_lidar_m[corner]), 3));
     return new THREE.LineSegments(shape, new THREE.LineBasicMaterial({ color: tint, transparent: opacity < 1, opacity }));
@@ -108,14 +108,14 @@ export function openCloud(space, points, state, choose) {
     scene.remove(boxes);
   }
 
-  function update(now) {
+  function update(state) {
     clear();
     boxes = new THREE.Group();
-    now.frame.boxes.forEach((box, index) => {
-      const chosen = index === now.chosen;
-      boxes.add(cage(box, chosen ? "#ffffff" : colourOf(box.class)), fill(box, index, chosen));
+    state.frame.boxes.forEach((box, index) => {
+      const chosen = index === state.chosen;
+      boxes.add(wireframe(box, chosen ? "#ffffff" : colourOf(box.class)), fill(box, index, chosen));
     });
-    if (now.truth) for (const box of now.frame.truth) boxes.add(cage(box, "#ffffff", 0.45));
+    if (state.truth) for (const box of state.frame.truth) boxes.add(wireframe(box, "#ffffff", 0.45));
     scene.add(boxes);
     draw();
   }
@@ -137,14 +137,14 @@ export function openCloud(space, points, state, choose) {
   renderer.domElement.addEventListener("pointerup", (event) => {
     if (!pressed || Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;
     const frame = renderer.domElement.getBoundingClientRect();
-    const place = new THREE.Vector2(((event.clientX - frame.left) / frame.width) * 2 - 1, 1 - ((event.clientY - frame.top) / frame.height) * 2);
-    caster.setFromCamera(place, camera);
+    const pointer = new THREE.Vector2(((event.clientX - frame.left) / frame.width) * 2 - 1, 1 - ((event.clientY - frame.top) / frame.height) * 2);
+    caster.setFromCamera(pointer, camera);
     const hit = caster.intersectObjects(boxes.children.filter((item) => item.isMesh), false)[0];
     choose(hit ? hit.object.userData.index : -1);
   });
   controls.addEventListener("change", draw);
-  const watcher = new ResizeObserver(fit);
-  watcher.observe(space);
+  const resizeObserver = new ResizeObserver(fit);
+  resizeObserver.observe(space);
   update(state);
   fit();
   return {
@@ -152,7 +152,7 @@ export function openCloud(space, points, state, choose) {
     key,
     update,
     dispose() {
-      watcher.disconnect();
+      resizeObserver.disconnect();
       controls.dispose();
       clear();
       geometry.dispose();

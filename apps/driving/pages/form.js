@@ -4,12 +4,12 @@ import { filterControls, freshChoices, passes } from "./filter.js";
 import { openReview } from "../shared/review.js";
 import { frameSwitcher } from "./frames.js";
 import { frameReview } from "./review.js";
-import { colourOf, dragPlan, drawImage, drawPlan, movePlan, pickImage, pickPlan, pointPlan, wholePlan } from "./views.js";
+import { colourOf, dragPlan, drawImage, drawPlan, initialPlan, movePlan, pickImage, pickPlan, pointPlan } from "./views.js";
 
-const whole = new Intl.NumberFormat("en");
+const integers = new Intl.NumberFormat("en");
 let cloud = null;
-let reviewed = null;   // the review of the frame that is shown
-let asked = null;   // the frame that was asked for last: one that is loaded later than it was asked for is not shown
+let shownReview = null;   // the review of the frame that is shown
+let requested = null;   // the frame requested last; a frame that finishes loading after another was requested is not shown
 
 caseForm({ render });
 
@@ -24,12 +24,12 @@ async function render(answer) {
   const { frames } = await load(answer.files["boxes.json"], "json");
   const stage = element("div");
   const choices = freshChoices();
-  // Boxes of cases of earlier versions have no numbers, by which a review knows them.
+  // Boxes of cases from earlier versions have no numbers, which a review needs to identify them.
   const numbered = Array.isArray(answer.result.boxes) && frames.every((frame) => frame.boxes.every((box) => box.number));
-  reviewed = null;
-  choices.review = numbered ? openReview(answer, { changed: () => reviewed?.update() }) : null;
+  shownReview = null;
+  choices.review = numbered ? openReview(answer, { changed: () => shownReview?.update() }) : null;
   if (frames.length > 1) {
-    const switcher = frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => refuse(stage, frame, error)), (box) => passes(box, choices));
+    const switcher = frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => showError(stage, frame, error)), (box) => passes(box, choices));
     choices.changed = switcher.update;
     result.append(switcher.node);
   }
@@ -37,39 +37,39 @@ async function render(answer) {
   await show(answer, frames[0], stage, choices);
 }
 
-function refuse(stage, frame, error) {
-  if (frame !== asked) return;
+function showError(stage, frame, error) {
+  if (frame !== requested) return;
   console.error(error);
-  stage.replaceChildren(element("p", { class: "error", role: "alert" }, `The frame ${frame.frame} could not be shown: ${error.message}. Choose it once more, or reload the page.`));
+  stage.replaceChildren(element("p", { class: "error", role: "alert" }, `The frame ${frame.frame} could not be shown: ${error.message}. Choose it again, or reload the page.`));
 }
 
-/** What is one click away: every file, and the picture for a report. */
+/** The collapsed part of the page: all files, and the picture for a report. */
 function details(answer) {
   return element("details", {}, element("summary", {}, "Files and picture"), downloads(answer, "Files"), picture(answer, "Boxes in the image and from above"));
 }
 
 async function show(answer, frame, stage, choices) {
-  asked = frame;
+  requested = frame;
   const remarks = answer.result.frames?.find?.(({ name }) => name === frame.frame)?.remarks ?? [];
   cloud?.dispose();
   cloud = null;
-  // The sample that is made on the spot brings its truth, which is exact; labels of real frames are shown when asked for.
+  // The generated sample has exact ground truth, which is shown by default; labels of real frames are shown on request.
   const synthetic = frame.frame === "synthetic";
   const filtered = () => ({ ...frame, boxes: frame.boxes.filter((box) => passes(box, choices)) });
-  // `frame` of the state holds the boxes that are looked at, `whole` all of them.
-  const state = { frame: filtered(), whole: frame, chosen: -1, truth: Boolean(frame.truth?.length) && (choices.truth ?? synthetic), plan: wholePlan() };
+  // `frame` of the state has the filtered boxes, `whole` has all of them.
+  const state = { frame: filtered(), whole: frame, chosen: -1, truth: Boolean(frame.truth?.length) && (choices.truth ?? synthetic), plan: initialPlan() };
   const [images, points] = await Promise.all([
     Promise.all(frame.cameras.map((camera) => load(answer.files[camera.file], "image"))),
     frame.points_file ? load(answer.files[frame.points_file], "points") : null,
   ]);
-  if (frame !== asked) return;
-  const plan = element("canvas", { tabindex: "0", role: "application", "aria-label": "Objects and LiDAR points seen from above. Arrow keys move, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that." });
+  if (frame !== requested) return;
+  const plan = element("canvas", { tabindex: "0", role: "application", "aria-label": "Objects and LiDAR points seen from above. Arrow keys pan, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that." });
   const views = images.map((image, index) => ({
     image, camera: frame.cameras[index], canvas: element("canvas", { role: "img", "aria-label": `Camera ${frame.cameras[index].name} with boxes` }),
   }));
   const review = choices.review && frameReview(choices.review, frame, state, () => drawPlan(plan, points, state));
-  reviewed = review;
-  const list = objects(state, choose, review);
+  shownReview = review;
+  const list = objectTable(state, choose, review);
 
   function redraw() {
     for (const view of views) drawImage(view.canvas, view.image, view.camera, state);
@@ -84,12 +84,12 @@ async function show(answer, frame, stage, choices) {
     redraw();
   }
 
-  for (const view of views) pointing(view.canvas, (event) => pickImage(view.canvas, view.camera, state, event), choose);
-  const dragged = dragPlan(plan, state, () => drawPlan(plan, points, state));
-  pointing(plan, (event) => (dragged() ? state.chosen : pickPlan(plan, state, event)), choose);
-  if (review) plan.addEventListener("click", (event) => { if (!dragged() && pickPlan(plan, state, event) < 0) review.point(pointPlan(plan, state, event)); });
+  for (const view of views) choosable(view.canvas, (event) => pickImage(view.canvas, view.camera, state, event), choose);
+  const wasDragged = dragPlan(plan, state, () => drawPlan(plan, points, state));
+  choosable(plan, (event) => (wasDragged() ? state.chosen : pickPlan(plan, state, event)), choose);
+  if (review) plan.addEventListener("click", (event) => { if (!wasDragged() && pickPlan(plan, state, event) < 0) review.point(pointPlan(plan, state, event)); });
   if (review) verdictKeys(plan, review);
-  keys(plan, state, choose, (event) => {
+  viewKeys(plan, state, choose, (event) => {
     if (!movePlan(state, event.key)) return false;
     drawPlan(plan, points, state);
     return true;
@@ -97,9 +97,9 @@ async function show(answer, frame, stage, choices) {
 
   const controls = element("div", { class: "controls" });
   if (frame.truth?.length) {
-    const box = element("input", { type: "checkbox", checked: state.truth, onchange: () => { state.truth = choices.truth = box.checked; redraw(); } });
-    const what = synthetic ? "Synthetic truth" : "Labels that came with the frame";
-    controls.append(element("label", {}, box, ` ${what} (${frame.truth.length}, white and dashed)`));
+    const checkbox = element("input", { type: "checkbox", checked: state.truth, onchange: () => { state.truth = choices.truth = checkbox.checked; redraw(); } });
+    const title = synthetic ? "Synthetic truth" : "Labels that came with the frame";
+    controls.append(element("label", {}, checkbox, ` ${title} (${frame.truth.length}, white and dashed)`));
   }
   const filter = filterControls(frame.boxes, choices, () => {
     state.frame = filtered();
@@ -112,7 +112,7 @@ async function show(answer, frame, stage, choices) {
   if (filter) controls.append(filter);
   const space = element("figure", { class: "figure cloud" });
   stage.replaceChildren(
-    element("h2", { class: "found" }, sentence(frame)),
+    element("h2", { class: "found" }, summary(frame)),
     ...remarks.map((text) => element("p", { class: "notice", role: "note" }, text)),
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
@@ -123,11 +123,11 @@ async function show(answer, frame, stage, choices) {
   );
   redraw();
   review?.update();
-  if (points) await inSpace(space, points, state, choose);
+  if (points) await showCloud(space, points, state, choose);
 }
 
-/** Pointing at a box with a mouse chooses it, and so does a click; a click beside every box lets go. */
-function pointing(canvas, pick, choose) {
+/** Hovering a box with a mouse chooses it, and so does a click; a click outside all boxes clears the choice. */
+function choosable(canvas, pick, choose) {
   canvas.addEventListener("click", (event) => choose(pick(event), true));
   canvas.addEventListener("pointermove", (event) => {
     if (event.pointerType !== "mouse" || event.buttons) return;
@@ -136,14 +136,14 @@ function pointing(canvas, pick, choose) {
   });
 }
 
-/** The point cloud, where the browser has WebGL; the other views do without. */
-async function inSpace(space, points, state, choose) {
+/** Shows the point cloud if the browser has WebGL; the other views work without it. */
+async function showCloud(space, points, state, choose) {
   try {
     const { openCloud } = await import("./cloud.js");
-    if (state.whole !== asked) return;
+    if (state.whole !== requested) return;
     cloud = openCloud(space, points, state, (index) => choose(index, true));
-    keys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
-    space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom. Keys: arrows, with Shift to move, + and −, Home, Tab."));
+    viewKeys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
+    space.append(element("figcaption", {}, "Point cloud. Drag to rotate, right-drag to pan, wheel to zoom. Keys: arrows, with Shift to pan, + and −, Home, Tab."));
   } catch (error) {
     console.warn("no point cloud:", error);
     space.replaceWith(element("p", { class: "small" }, "This browser cannot show the point cloud in 3D (WebGL is not available). The image and the view from above show the same boxes."));
@@ -151,10 +151,10 @@ async function inSpace(space, points, state, choose) {
 }
 
 /**
- * The keys of a view: Tab and Shift+Tab step through its boxes and leave it after the last; Escape lets go of the box,
- * and the next Tab leaves. `own` takes the others and says whether it knew one.
+ * The keys of a view: Tab and Shift+Tab step through its boxes and leave the view after the last; Escape clears the
+ * choice, and the next Tab leaves. `handle` gets the other keys and returns whether it handled them.
  */
-function keys(canvas, state, choose, own) {
+function viewKeys(canvas, state, choose, handle) {
   let stepping = true;
   canvas.addEventListener("focus", () => { stepping = true; });
   canvas.addEventListener("keydown", (event) => {
@@ -166,12 +166,12 @@ function keys(canvas, state, choose, own) {
       const next = state.chosen === -1 && event.shiftKey ? -1 : state.chosen + (event.shiftKey ? -1 : 1);
       if (!stepping || next < 0 || next >= state.frame.boxes.length) return;
       choose(next, true);
-    } else if (!own(event)) return;
+    } else if (!handle(event)) return;
     event.preventDefault();
   });
 }
 
-/** A and R accept and reject the chosen box, while the page shows its frame. */
+/** A and R accept and reject the chosen box while the page shows its frame. */
 function verdictKeys(plan, review) {
   document.addEventListener("keydown", function pressed(event) {
     if (!plan.isConnected) { document.removeEventListener("keydown", pressed); return; }
@@ -180,11 +180,11 @@ function verdictKeys(plan, review) {
   });
 }
 
-function sentence(frame) {
+function summary(frame) {
   const counts = new Map();
   for (const box of frame.boxes) counts.set(box.class, (counts.get(box.class) ?? 0) + 1);
   if (!counts.size) return "Nothing was found in this frame.";
-  const parts = [...counts].sort((one, other) => other[1] - one[1]).map(([name, count]) => `${count} ${plural(name, count)}`);
+  const parts = [...counts].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} ${plural(name, count)}`);
   const nearest = frame.boxes[0];
   return `${parts.join(", ")}. The nearest: a ${nearest.class.replaceAll("_", " ")} at ${nearest.distance_m.toFixed(1)} m.`;
 }
@@ -195,13 +195,13 @@ function figure(canvas, caption) {
   return element("figure", { class: "figure" }, canvas, caption ? element("figcaption", {}, caption) : null);
 }
 
-/** Where a box is, from the LiDAR, in words. */
+/** The position of a box relative to the LiDAR, in words. */
 function bearing([x, y]) {
   return `${Math.abs(x).toFixed(1)} m ${x < 0 ? "behind" : "ahead"}, ${Math.abs(y).toFixed(1)} m to the ${y < 0 ? "right" : "left"}`;
 }
 
-/** The table of boxes; hovering or focusing a row lights its box up in every view. */
-function objects(state, choose, review) {
+/** The table of boxes; hovering or focusing a row highlights its box in every view. */
+function objectTable(state, choose, review) {
   const row = (box, index) => {
     const name = element("button", { type: "button", onfocus: () => choose(index), onclick: () => choose(index) },
       element("span", { class: "swatch", style: `background:${colourOf(box.class)}` }), box.class.replaceAll("_", " "));
@@ -215,25 +215,25 @@ function objects(state, choose, review) {
   };
   const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading", ...(review ? ["Right?"] : [])];
   const { points, points_drawn: drawn } = state.frame;
-  const note = points === null ? "" : drawn < points ? `${whole.format(drawn)} of ${whole.format(points)} LiDAR points are drawn.` : `${whole.format(points)} LiDAR points.`;
-  const told = element("p", { class: "small", role: "status" }, "");
+  const note = points === null ? "" : drawn < points ? `${integers.format(drawn)} of ${integers.format(points)} LiDAR points are drawn.` : `${integers.format(points)} LiDAR points.`;
+  const status = element("p", { class: "small", role: "status" }, "");
   const body = element("tbody", {});
   const frame = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
     element("table", {},
       element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
       body));
-  const node = element("div", {}, frame, told,
+  const node = element("div", {}, frame, status,
     element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${review ? "A, R: accept or reject the chosen box. " : ""}${note}`));
   function select(index, scroll) {
-    [...body.rows].forEach((row, at) => row.setAttribute("aria-selected", String(at === index)));
+    [...body.rows].forEach((row, rowIndex) => row.setAttribute("aria-selected", String(rowIndex === index)));
     const box = state.frame.boxes[index];
-    told.textContent = box ? `Chosen: ${box.class.replaceAll("_", " ")}, ${box.distance_m.toFixed(1)} m away (${bearing(box.centre_lidar_m)}), ${index + 1} of ${body.rows.length} by distance.` : "";
-    // Within the table alone, so that the view with the focus stays where it is.
+    status.textContent = box ? `Chosen: ${box.class.replaceAll("_", " ")}, ${box.distance_m.toFixed(1)} m away (${bearing(box.centre_lidar_m)}), ${index + 1} of ${body.rows.length} by distance.` : "";
+    // Scrolls only the table, so that the focused view stays in place.
     if (box && scroll) frame.scrollTop = body.rows[index].offsetTop - frame.clientHeight / 2;
   }
   function fill() {
     body.replaceChildren(...state.frame.boxes.map(row));
-    told.textContent = "";
+    status.textContent = "";
   }
   fill();
   return { node, select, fill };

@@ -1,16 +1,16 @@
-// Going from frame to frame.
+// Switches between the frames of a case.
 import { element } from "../shared/case.js";
 
-const FEW = 12;   // so many frames have a button each, more are a list
+const MAX_BUTTONS = 12;   // up to this many frames have a button each; more are in a list
 
 /**
- * What chooses a frame: a button each, or of many a list with the next and the one before, in their own order or those
- * with the most boxes first. N and P step too. `counted` says whether a box counts; `update` counts anew.
+ * The frame switcher: one button per frame or, for many frames, a list with Previous and Next, in the original order or
+ * with the most boxes first. Keys N and P also step. `counted` says whether a box counts; `update` recounts.
  */
 export function frameSwitcher(frames, choose, counted = () => true) {
-  const few = frames.length <= FEW;
+  const few = frames.length <= MAX_BUTTONS;
   let shown = 0;
-  let order = frames.map((_, index) => index);   // in which the list has the frames, and N and P go through them
+  let order = frames.map((_, index) => index);   // the order of the frames in the list, and for N and P
   let counts = [];
   const go = (index) => {
     if (!frames[index]) return;
@@ -21,14 +21,14 @@ export function frameSwitcher(frames, choose, counted = () => true) {
   };
   const buttons = few ? frames.map((frame, index) => element("button", { type: "button", "aria-pressed": String(index === 0), onclick: () => go(index) })) : [];
   const list = element("select", { onchange: () => go(Number(list.value)) });
-  const step = (by) => go(order[order.indexOf(shown) + by]);
-  const stepping = (by, text) => element("button", { type: "button", onclick: () => step(by) }, text);
+  const step = (offset) => go(order[order.indexOf(shown) + offset]);
+  const stepButton = (offset, text) => element("button", { type: "button", onclick: () => step(offset) }, text);
   const title = element("span", {});
-  const fullest = element("input", { type: "checkbox", onchange: () => update() });
+  const mostBoxesFirst = element("input", { type: "checkbox", onchange: () => update() });
   function update() {
     counts = frames.map((frame) => frame.boxes.filter(counted).length);
     order = frames.map((_, index) => index);
-    if (fullest.checked) order.sort((one, other) => counts[other] - counts[one] || one - other);
+    if (mostBoxesFirst.checked) order.sort((a, b) => counts[b] - counts[a] || a - b);
     buttons.forEach((button, index) => {
       button.replaceChildren(frames[index].frame, element("span", { class: "count", "aria-hidden": "true" }, ` ${counts[index]}`));
       button.title = boxes(counts[index]);
@@ -39,13 +39,13 @@ export function frameSwitcher(frames, choose, counted = () => true) {
     list.value = String(shown);
   }
   const node = element("div", { class: "frames", role: "group", "aria-label": "Frames", title: "Keys N and P: next and previous frame" },
-    few ? buttons : [element("label", {}, title, list), stepping(-1, "Previous"), stepping(1, "Next"), element("label", {}, fullest, " Most boxes first")]);
+    few ? buttons : [element("label", {}, title, list), stepButton(-1, "Previous"), stepButton(1, "Next"), element("label", {}, mostBoxesFirst, " Most boxes first")]);
   update();
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select, textarea")) return;
-    const by = { n: 1, p: -1 }[event.key.toLowerCase()];
-    if (by) { event.preventDefault(); step(by); }
+    const offset = { n: 1, p: -1 }[event.key.toLowerCase()];
+    if (offset) { event.preventDefault(); step(offset); }
   });
   return { node, update };
 }

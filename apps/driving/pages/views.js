@@ -2,7 +2,7 @@
 const COLOURS = { car: "#ff9f1c", van: "#ffd166", truck: "#ffd166", bus: "#ffd166", pedestrian: "#2ec4b6", cyclist: "#e056fd", bicycle: "#e056fd", motorcycle: "#e056fd" };
 const OTHER = "#8ecae6";
 const TRUTH = "rgb(255 255 255 / .75)";
-const REACH_M = 75;
+const MAX_RANGE_M = 75;
 
 export const colourOf = (name) => COLOURS[name] ?? OTHER;
 
@@ -11,7 +11,7 @@ export function drawImage(canvas, image, camera, state) {
   canvas.height = camera.height;
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, camera.width, camera.height);
-  // Pixels of the image for one of the screen: six cameras abreast are drawn at a quarter of their size.
+  // Image pixels per screen pixel: six cameras side by side are drawn at a quarter of their size.
   const pixel = camera.width / (canvas.clientWidth || camera.width);
   const line = Math.max(camera.width / 600, 1.5 * pixel);
   if (state.truth) {
@@ -29,10 +29,10 @@ export function drawImage(canvas, image, camera, state) {
   const extent = extentOf(chosen, camera);
   if (!extent) return;
   const text = `${chosen.class}${chosen.score === null ? "" : ` ${chosen.score.toFixed(2)}`} · ${chosen.distance_m.toFixed(1)} m`;
-  const letters = Math.max(camera.width / 75, 13 * pixel);
-  pen.font = `600 ${Math.round(letters)}px system-ui, sans-serif`;
+  const fontSize = Math.max(camera.width / 75, 13 * pixel);
+  pen.font = `600 ${Math.round(fontSize)}px system-ui, sans-serif`;
   const width = pen.measureText(text).width + 10;
-  const height = 1.4 * letters;
+  const height = 1.4 * fontSize;
   const x = Math.min(Math.max(extent[0], 0), camera.width - width);
   const y = Math.max(extent[1] - height - 4, 0);
   pen.fillStyle = "rgb(0 0 0 / .75)";
@@ -61,9 +61,9 @@ function extentOf(box, camera) {
   return [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)];
 }
 
-/** The box under the pointer, the smallest where several are; -1 for none. */
+/** The box under the pointer, the smallest if there are several; -1 for none. */
 export function pickImage(canvas, camera, state, event) {
-  const [x, y] = at(canvas, event);
+  const [x, y] = canvasPosition(canvas, event);
   let best = -1;
   let area = Infinity;
   state.frame.boxes.forEach((box, index) => {
@@ -75,27 +75,27 @@ export function pickImage(canvas, camera, state, event) {
   return best;
 }
 
-// From above: ahead is up. KITTI is labelled ahead alone, so a frame with one camera ahead shows what lies before it.
-function frameOf(state) {
-  const around = state.frame.cameras.length !== 1 || state.frame.all_round;
+// The view from above: up is forward. KITTI labels only what is ahead, so a frame with one forward camera shows only that.
+function viewOf(state) {
+  const allRound = state.frame.cameras.length !== 1 || state.frame.all_round;
   const { boxes } = state.whole;
-  const far = Math.max(30, ...boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
-  const reach = Math.min(far, REACH_M);
-  const aside = around ? reach : Math.min(reach, Math.max(18, ...boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));
+  const farthest = Math.max(30, ...boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
+  const range = Math.min(farthest, MAX_RANGE_M);
+  const lateral = allRound ? range : Math.min(range, Math.max(18, ...boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));
   const width = 900;
-  const scale = width / (2 * aside);
-  const height = Math.min(Math.round(around ? width : (reach + 5) * scale), 1100);
-  const used = Math.min(scale, height / (around ? 2 * reach : reach + 5));
+  const scale = width / (2 * lateral);
+  const height = Math.min(Math.round(allRound ? width : (range + 5) * scale), 1100);
+  const fitted = Math.min(scale, height / (allRound ? 2 * range : range + 5));
   const { zoom, ahead, left } = state.plan;
-  const middle = around ? 0 : height / (2 * used) - 4;
-  return { width, height, scale: used * zoom, x0: width / 2 + left * used * zoom, y0: height / 2 + (middle + ahead) * used * zoom };
+  const middle = allRound ? 0 : height / (2 * fitted) - 4;
+  return { width, height, scale: fitted * zoom, x0: width / 2 + left * fitted * zoom, y0: height / 2 + (middle + ahead) * fitted * zoom };
 }
 
-export const wholePlan = () => ({ zoom: 1, ahead: 0, left: 0 });
+export const initialPlan = () => ({ zoom: 1, ahead: 0, left: 0 });
 
-/** Moves or scales the view from above by a key; says whether the key was one of its own. */
+/** Pans or zooms the view from above by a key; returns whether it handled the key. */
 export function movePlan(state, key) {
-  const view = frameOf(state);
+  const view = viewOf(state);
   const step = view.height / view.scale / 10;
   const plan = state.plan;
   if (key === "ArrowUp") plan.ahead += step;
@@ -104,22 +104,22 @@ export function movePlan(state, key) {
   else if (key === "ArrowRight") plan.left -= step;
   else if (key === "+" || key === "=") plan.zoom = Math.min(plan.zoom * 1.25, 20);
   else if (key === "-") plan.zoom = Math.max(plan.zoom / 1.25, 0.5);
-  else if (key === "Home") state.plan = wholePlan();
+  else if (key === "Home") state.plan = initialPlan();
   else return false;
   return true;
 }
 
-/** Moves the view from above by dragging, and scales it by the wheel about the pointer once it has the focus; says
- *  whether the pointer was last dragged rather than clicked. */
+/** Pans the view from above by dragging, and zooms it by the wheel around the pointer if it has the focus; returns a
+ *  function that says whether the last pointer action was a drag rather than a click. */
 export function dragPlan(canvas, state, moved) {
   let from = null;
   let dragged = false;
-  canvas.addEventListener("pointerdown", (event) => { from = event.button === 0 && event.pointerType === "mouse" ? at(canvas, event) : null; dragged = false; });
+  canvas.addEventListener("pointerdown", (event) => { from = event.button === 0 && event.pointerType === "mouse" ? canvasPosition(canvas, event) : null; dragged = false; });
   canvas.addEventListener("pointermove", (event) => {
     if (!from || !(event.buttons & 1)) return;
-    const here = at(canvas, event);
+    const here = canvasPosition(canvas, event);
     if (!dragged && Math.hypot(here[0] - from[0], here[1] - from[1]) < 6) return;
-    const { scale } = frameOf(state);
+    const { scale } = viewOf(state);
     state.plan.left += (here[0] - from[0]) / scale;
     state.plan.ahead += (here[1] - from[1]) / scale;
     [from, dragged] = [here, true];
@@ -128,12 +128,12 @@ export function dragPlan(canvas, state, moved) {
   canvas.addEventListener("wheel", (event) => {
     if (document.activeElement !== canvas) return;
     event.preventDefault();
-    const [column, row] = at(canvas, event);
-    const before = frameOf(state);
+    const [column, row] = canvasPosition(canvas, event);
+    const before = viewOf(state);
     const plan = state.plan;
     plan.zoom = Math.min(Math.max(plan.zoom * 1.25 ** (-event.deltaY / 100), 0.5), 20);
-    const { scale } = frameOf(state);
-    // What is under the pointer stays there.
+    const { scale } = viewOf(state);
+    // The point under the pointer stays in place.
     plan.left += (column - before.width / 2) * (1 / scale - 1 / before.scale);
     plan.ahead += (row - before.height / 2) * (1 / scale - 1 / before.scale);
     moved();
@@ -141,16 +141,16 @@ export function dragPlan(canvas, state, moved) {
   return () => dragged;
 }
 
-/** The corners of a box's base, front left first, as boxes.json has them. */
+/** The corners of a box's bottom face, front left first, in the same order as in boxes.json. */
 function baseOf({ centre_lidar_m: [x, y], size_m: [length, width], yaw }) {
   const [c, s] = [Math.cos(yaw), Math.sin(yaw)];
   return [[1, 1], [-1, 1], [-1, -1], [1, -1]].map(([ahead, left]) => [x + (c * ahead * length - s * left * width) / 2, y + (s * ahead * length + c * left * width) / 2]);
 }
 
-const place = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];
+const toCanvas = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];
 
 export function drawPlan(canvas, points, state) {
-  const view = frameOf(state);
+  const view = viewOf(state);
   canvas.width = view.width;
   canvas.height = view.height;
   const pen = canvas.getContext("2d");
@@ -174,17 +174,17 @@ export function drawPlan(canvas, points, state) {
     const front = [(base[0][0] + base[3][0]) / 2, (base[0][1] + base[3][1]) / 2];
     outline(pen, view, [box.centre_lidar_m, front], chosen ? "#ffffff" : colourOf(box.class), 3);
   });
-  for (const one of state.missed ?? []) outline(pen, view, baseOf(one), "#7dff9b", 3);
+  for (const missed of state.missed ?? []) outline(pen, view, baseOf(missed), "#7dff9b", 3);
   if (state.point) {
-    const [column, row] = place(view, ...state.point);
+    const [column, row] = toCanvas(view, ...state.point);
     outline(pen, view, [[state.point[0] - 9 / view.scale, state.point[1]], [state.point[0] + 9 / view.scale, state.point[1]]], "#7dff9b", 2);
     pen.strokeRect(column - 9, row, 18, 0);
   }
-  // Above the boxes, which would cover the labels that they agree with.
+  // Drawn last, because boxes would cover the labels that they match.
   if (state.truth) for (const box of state.frame.truth) label(pen, view, box.corners_lidar_m.slice(0, 4));
 }
 
-/** A label's outline: white dashes on black, which show on boxes and on points. */
+/** The outline of a label: white dashes on black, visible on boxes and on points. */
 function label(pen, view, corners) {
   outline(pen, view, corners, "rgb(0 0 0 / .8)", 5);
   pen.setLineDash([8, 6]);
@@ -199,8 +199,8 @@ function scatter(pen, points, view) {
     const column = Math.round(view.x0 - points[i + 1] * view.scale);
     const row = Math.round(view.y0 - points[i] * view.scale);
     if (column < 0 || row < 0 || column >= view.width - 1 || row >= view.height - 1) continue;
-    const share = Math.min(Math.max((points[i + 2] + 2) / 4, 0), 1);
-    const colour = [60 + 140 * share, 100 + 100 * share, 150 + 40 * share];
+    const fraction = Math.min(Math.max((points[i + 2] + 2) / 4, 0), 1);
+    const colour = [60 + 140 * fraction, 100 + 100 * fraction, 150 + 40 * fraction];
     for (const [dx, dy] of [[0, 0], [1, 0], [0, 1], [1, 1]]) image.data.set(colour, 4 * ((row + dy) * view.width + column + dx));
   }
   return image;
@@ -210,30 +210,30 @@ function outline(pen, view, corners, colour, width) {
   pen.strokeStyle = colour;
   pen.lineWidth = width;
   pen.beginPath();
-  corners.forEach(([x, y], index) => { if (index) pen.lineTo(...place(view, x, y)); else pen.moveTo(...place(view, x, y)); });
+  corners.forEach(([x, y], index) => { if (index) pen.lineTo(...toCanvas(view, x, y)); else pen.moveTo(...toCanvas(view, x, y)); });
   pen.closePath();
   pen.stroke();
 }
 
-/** Where the view from above is pointed at: metres ahead and to the left. */
+/** The position under the pointer in the view from above: metres ahead and to the left. */
 export function pointPlan(canvas, state, event) {
-  const view = frameOf(state);
-  const [column, row] = at(canvas, event);
+  const view = viewOf(state);
+  const [column, row] = canvasPosition(canvas, event);
   return [(view.y0 - row) / view.scale, (view.x0 - column) / view.scale];
 }
 
 export function pickPlan(canvas, state, event) {
   const [x, y] = pointPlan(canvas, state, event);
-  const away = state.frame.boxes.map((box) => {
+  const distances = state.frame.boxes.map((box) => {
     const dx = x - box.centre_lidar_m[0];
     const dy = y - box.centre_lidar_m[1];
     return Math.hypot(dx, dy) - box.size_m[0] / 2;
   });
-  const nearest = away.indexOf(Math.min(...away));
-  return nearest >= 0 && away[nearest] < 1.5 ? nearest : -1;
+  const nearest = distances.indexOf(Math.min(...distances));
+  return nearest >= 0 && distances[nearest] < 1.5 ? nearest : -1;
 }
 
-function at(canvas, event) {
+function canvasPosition(canvas, event) {
   const frame = canvas.getBoundingClientRect();
   return [((event.clientX - frame.left) * canvas.width) / frame.width, ((event.clientY - frame.top) * canvas.height) / frame.height];
 }
