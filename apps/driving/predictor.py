@@ -101,7 +101,7 @@ class DrivingPredictor:
         detecting = [artifact for artifact in artifacts if artifact.manifest.name != SECOND_STAGE] or [
             _corrected_by(artifacts[0])
         ]
-        detectors, least, digests = {}, {}, {}
+        detectors, thresholds, digests = {}, {}, {}
         manifests = [artifact.manifest for artifact in detecting]
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
@@ -111,10 +111,10 @@ class DrivingPredictor:
                 digests[SECOND_STAGE] = weights_digest(second)
                 manifests.append(second.manifest)
             digests[name] = weights_digest(artifact)
-            detectors[name], least[name] = detector, least_scores((second or artifact).manifest.calibration)
+            detectors[name], thresholds[name] = detector, least_scores((second or artifact).manifest.calibration)
         return cls(
             detectors=detectors,
-            least_scores=least,
+            least_scores=thresholds,
             digests=digests,
             rendered=[artifact.manifest.name for artifact in detecting if artifact.manifest.data.get("synthetic")],
             manifests=manifests,
@@ -172,21 +172,21 @@ class DrivingPredictor:
             if name in self.programs:
                 self.programs[name].open()
 
-    def choose_model(self, frame: Frame, asked: str | None = None) -> str:
-        """The model for a frame: the one ``asked`` for, or the first whose sensor the frame has.
+    def choose_model(self, frame: Frame, requested: str | None = None) -> str:
+        """The model for a frame: the one ``requested`` for, or the first whose sensor the frame has.
 
         Raises ``InvalidInputError`` if there is none.
         """
         available = _sensors(frame)
-        if asked is not None:
-            if asked not in self.detectors:
-                raise InvalidInputError(f"the model {asked} is not loaded; loaded: {self._loaded}")
-            sensor = self.detectors[asked].sensor
+        if requested is not None:
+            if requested not in self.detectors:
+                raise InvalidInputError(f"the model {requested} is not loaded; loaded: {self._loaded}")
+            sensor = self.detectors[requested].sensor
             if not available[sensor]:
                 others = [name for name, detector in self.detectors.items() if available[detector.sensor]]
                 instead = f"add it, or choose model={others[0]}" if others else "add it"
-                raise InvalidInputError(f"{frame.name} has no {_NEEDS[sensor]}, which {asked} needs; {instead}")
-            return asked
+                raise InvalidInputError(f"{frame.name} has no {_NEEDS[sensor]}, which {requested} needs; {instead}")
+            return requested
         if (preferred := self.preferred_model(available)) is not None:
             return preferred
         needed = " or ".join(_NEEDS[detector.sensor] for detector in self.detectors.values())
@@ -204,9 +204,9 @@ class DrivingPredictor:
                 return name
         return None
 
-    def asks_camera(self, asked: str | None) -> bool:
+    def asks_camera(self, requested: str | None) -> bool:
         """Whether the model for frames with both a sweep and images uses the images."""
-        name = asked or self.preferred_model({"lidar": True, "camera": True})
+        name = requested or self.preferred_model({"lidar": True, "camera": True})
         return name in self.detectors and self.detectors[name].sensor == "camera"
 
     def detect(self, frame: Frame, model: str | None = None) -> Boxes3D:
@@ -237,12 +237,12 @@ class DrivingPredictor:
             found = detector.boxes(frame, images, found)
         elif isinstance(detector, LidarDetector):
             found = detector.corrected(found, frame)
-        least = self.least_scores.get(model, {}) if options.score is None else options.score
+        thresholds = self.least_scores.get(model, {}) if options.score is None else options.score
         remarks = [*frame.remarks, *([_RENDERED.format(model)] if model in self._rendered else [])]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
             remarks += sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
             remarks += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)
-        return Detections(boxes=shown_boxes(found, least), model=model, remarks=tuple(remarks))
+        return Detections(boxes=shown_boxes(found, thresholds), model=model, remarks=tuple(remarks))
 
     @property
     def _loaded(self) -> str:

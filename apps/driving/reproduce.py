@@ -209,7 +209,7 @@ def real_rows(
             parts.append(f"{label}: {counted.true_positives} of {counted.objects}, {counted.false_positives} false")
         if counted.objects + counted.detections:
             if beyond := count_beyond_range(detector, frames, kind):
-                parts.append(f"{beyond} of the objects lie beyond the range")
+                parts.append(f"{beyond} of the objects are beyond the range")
             if kind == "car" and detector.sensor == "lidar":
                 parts += real_cars_bar(where, *counts)
             yield f"{kind}, {where}, frames: {len(frames)}", "; ".join(parts)
@@ -218,7 +218,7 @@ def real_rows(
 
 
 def count_beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
-    """How many of the scored objects lie outside the range of a LiDAR network; 0 for a camera network."""
+    """How many of the scored objects are outside the range of a LiDAR network; 0 for a camera network."""
     if not isinstance(detector, LidarDetector):
         return 0
     number = 0

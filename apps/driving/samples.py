@@ -54,7 +54,7 @@ def _folder_itself(folder: Path, _: Path) -> list[Path]:
 
 
 def _kitti_files(folder: Path, number: str, _: Path) -> list[Path]:
-    """The files of one frame; the names of their folders tell the reader what they are."""
+    """The files of one frame; the reader recognises them by the names of their folders."""
     return [
         file
         for part, suffix in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt"), ("label_2", "txt"))

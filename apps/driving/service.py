@@ -40,8 +40,8 @@ class DrivingCodec:
 
     def likely_models(self, request: Request) -> Sequence[str]:
         """The requested model, or the one that fits the sensors suggested by the file names, and its second stage."""
-        asked = request.options.get("model") or self._predictor.preferred_model(sensors_from_names(request.files))
-        return [name for name in (asked, self._predictor.second_stages.get(asked or "")) if name]
+        model = request.options.get("model") or self._predictor.preferred_model(sensors_from_names(request.files))
+        return [name for name in (model, self._predictor.second_stages.get(model or "")) if name]
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
         """result.json, KITTI, nuScenes and Cityscapes 3D files, the viewer's files; a picture of the first frames

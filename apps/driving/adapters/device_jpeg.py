@@ -27,7 +27,7 @@ def decode_on_device(content: bytes, opened: Image.Image, device: str) -> Device
     """The pixels of a JPEG file whose header Pillow has ``opened``; None if Pillow must decode it.
 
     Pillow decodes on a CPU; other formats; CMYK, and RGB stored without conversion; truncated files, because it reports
-    what is missing; and everything that nvJPEG refuses or is not installed for.
+    what is missing; and everything that nvJPEG refuses; and all files if it is not available.
     """
     import torch
 

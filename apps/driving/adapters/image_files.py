@@ -37,7 +37,7 @@ def read_image(path: Path, device: str = "cpu") -> np.ndarray[tuple[int, ...], n
                     )
                 if device != "cpu" and (decoded := decode_on_device(content, image, device)) is not None:
                     return decoded
-                if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255; of RGB it takes the upper byte
+                if image.mode.startswith("I"):  # Pillow clips 16-bit grey at 255; of RGB it takes the upper byte
                     grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                     return np.repeat(grey[..., None], 3, axis=2)
                 return np.asarray(image.convert("RGB"))

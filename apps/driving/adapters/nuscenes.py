@@ -153,7 +153,7 @@ def read_points(path: Path) -> Floats:
     points = finite_points(np.frombuffer(content, "<f4").reshape(-1, COLUMNS).astype(np.float32), path.name)
     if np.abs(points[:, :3]).max() > 1000 or points[:, 3].min() < 0 or points[:, 3].max() > 255:
         raise InvalidInputError(
-            f"{path.name} holds points over 1 km away or an intensity outside of [0, 255]; is it float32 x, y, z, "
+            f"{path.name} has points over 1 km away or an intensity outside [0, 255]; is it float32 x, y, z, "
             "intensity, ring in metres?"
         )
     rotated = points[:, :3].astype(np.float64) @ _TO_FRAME_AXES.T

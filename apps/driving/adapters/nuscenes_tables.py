@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 
 LIDAR = "LIDAR_TOP"
 MAX_SWEEPS = 10
-"""The most earlier sweeps that are read for a key frame: nuScenes models are trained with this many."""
+"""The maximum number of earlier sweeps per key frame; nuScenes models are trained with this many."""
 DETECTION_NAMES = {
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic_cone",

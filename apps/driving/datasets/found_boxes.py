@@ -220,7 +220,7 @@ def _augment(
     return np.stack([cosine * x + sine * y, cosine * y - sine * x, z], axis=2), boxes, objects
 
 
-class Found(NamedTuple):
+class SweepDetections(NamedTuple):
     """A sweep (N, 4), the boxes found in it, and its objects: boxes (M, 7), class numbers (M,) or -1 if not trained,
     and returns (M,) or -1 if unknown."""
 
@@ -238,7 +238,7 @@ def found_in_pack(
     merge: Mapping[str, str],
     second_stage: SecondStage | None = None,
     most: int | None = None,
-) -> Iterator[Found]:
+) -> Iterator[SweepDetections]:
     """The boxes found by the detector, with or without a second stage, in all or ``most`` evenly chosen sweeps of a
     pack.
     """
@@ -254,7 +254,9 @@ def found_in_pack(
     for index in progress_bar(chosen, len(chosen), "detecting in sweeps"):
         points, table = pack.points(index), pack.table(index)
         found = detector.detect(Frame(name=str(index), points_lidar_m=points, cameras={}))
-        yield Found(index, points, found, table[:, :7], numbers[table[:, CLASS].astype(np.int64)], table[:, RETURNS])
+        yield SweepDetections(
+            index, points, found, table[:, :7], numbers[table[:, CLASS].astype(np.int64)], table[:, RETURNS]
+        )
 
 
 def _build(pack: Pack, input: BoxInput, merge: Mapping[str, str], folder: Path) -> None:

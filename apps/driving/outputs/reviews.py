@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.driving.outputs import kitti
-from apps.driving.outputs.view import plain
+from apps.driving.outputs.view import safe_name
 from apps.driving.outputs.whole_frame import input_name, png, read_whole_frame
 from apps.driving.types import Boxes3D, Camera, Frame
 from shared.errors import InvalidInputError
@@ -46,17 +46,17 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     sweeps = whole_sweeps = thinned = unavailable = undecided = images = 0
     for case in cases:
         views = _views(case)
-        whole = len(case.review.verdicts) == len(case.result["boxes"])
+        case_reviewed = len(case.review.verdicts) == len(case.result["boxes"])
         for index, (frame, numbers) in enumerate(_numbered(case.result["frames"])):
             missed = [item for item in case.review.missed if item["frame"] == frame["name"]]
             verdicts = [case.review.verdicts.get(number) for number in numbers]
-            if None in verdicts or not (whole or verdicts or missed):
+            if None in verdicts or not (case_reviewed or verdicts or missed):
                 undecided += 1
                 continue
             view, content, name = views[index], case.input(input_name(index)), f"{case.id[:12]}-{index:04d}"
-            kept = None if content is None else read_whole_frame(content, name)
-            points = _viewer_points(case, view) if kept is None else _point_bytes(kept)
-            cameras = {} if kept is None else kept.cameras
+            kept_frame = None if content is None else read_whole_frame(content, name)
+            points = _viewer_points(case, view) if kept_frame is None else _point_bytes(kept_frame)
+            cameras = {} if kept_frame is None else kept_frame.cameras
             if points is None and not cameras:
                 unavailable += 1
                 continue
@@ -66,9 +66,9 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 (out / "points" / f"{name}.bin").write_bytes(points)
                 (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)))
                 sweep_names.setdefault(case.id, []).append([name])
-                sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept is not None)
+                sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept_frame is not None)
                 thinned += len(points) < view["points"] * _POINT_BYTES
-            image_files = [name] if len(cameras) == 1 else [f"{name}-{plain(camera)}" for camera in cameras]
+            image_files = [name] if len(cameras) == 1 else [f"{name}-{safe_name(camera)}" for camera in cameras]
             for image, camera_image in zip(image_files, cameras.values(), strict=True):
                 _write_image(camera_image, boxes, out / "training", image)
             if cameras:

@@ -50,9 +50,9 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
 
 def file_names(frame: Frame, *, many: bool) -> tuple[str | None, dict[str, str]]:
     """The viewer's file with a frame's points, or None, and its image files by camera."""
-    prefix = f"{plain(frame.name)}_" if many else ""
+    prefix = f"{safe_name(frame.name)}_" if many else ""
     images = {
-        name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{plain(name).lower()}.jpg"
+        name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{safe_name(name).lower()}.jpg"
         for number, name in enumerate(frame.cameras)
     }
     return None if frame.points_lidar_m is None else f"{prefix}points.bin", images
@@ -63,19 +63,19 @@ def _image(name: str, file: str, camera: Camera) -> dict[str, Any]:
     return {"name": name, "file": file, "width": int(width), "height": int(height)}
 
 
-def plain(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name made safe for use in a file name."""
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
 
 
-def thin(points_lidar_m: Floats, most: int = MAX_POINTS) -> Floats:
-    """At most ``most`` points from the whole sweep; near the vehicle, where they are densest, more are dropped."""
-    if len(points_lidar_m) <= most:
+def thin(points_lidar_m: Floats, max_points: int = MAX_POINTS) -> Floats:
+    """At most ``max_points`` points of the sweep; near the vehicle, where they are densest, more are dropped."""
+    if len(points_lidar_m) <= max_points:
         return points_lidar_m
     distance = np.linalg.norm(points_lidar_m[:, :2], axis=1)
     weight = np.cumsum(np.clip(distance, 3, 30))
     # Equal steps in cumulative weight instead of random numbers, so the same frame always gives the same file.
-    chosen = np.searchsorted(weight, np.linspace(weight[0], weight[-1], most))
+    chosen = np.searchsorted(weight, np.linspace(weight[0], weight[-1], max_points))
     thinned: Floats = points_lidar_m[chosen[np.diff(chosen, prepend=-1) > 0]]
     return thinned
 

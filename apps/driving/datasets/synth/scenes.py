@@ -22,7 +22,7 @@ LOSS = np.array([row[2] for row in MATERIALS], np.float32)
 _MIN_RANGE_M = 1.4
 KITTI = Sensors()
 MIN_POINTS = 5
-"""Boxes with fewer returns should neither be trained on nor counted as missed, for LiDAR alone."""
+"""Boxes with fewer returns should neither be trained on nor counted as missed by a LiDAR network."""
 
 
 def scene(
