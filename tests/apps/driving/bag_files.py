@@ -1,4 +1,4 @@
-"""ROS bags for tests, by rosbags' own writers; clouds are laid out as drivers do."""
+"""ROS bags for tests, written by rosbags, with clouds laid out as drivers do it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ XYZI = [("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4")]
 
 def cloud(points, *, ros1=False, stamp=10**18, frame_id="lidar", fields=XYZI, offsets=None, step=None, rows=1, pad=0,
           big=False, **changed):  # fmt: skip
-    """A message: ``points`` (N, columns) in ``rows`` rows of ``pad`` bytes more than the points, fields at offsets."""
+    """A message: ``points`` (N, columns) in ``rows`` rows, each padded by ``pad`` bytes, with fields at offsets."""
     types, order = STORES[ros1].types, ">" if big else "<"
     kinds = [np.dtype(order + kind) for _, kind in fields]
     offsets = offsets or np.cumsum([0, *(kind.itemsize for kind in kinds[:-1])]).tolist()
@@ -54,7 +54,7 @@ def serialized(message, *, ros1=False):
 
 
 def write_ros1(path: Path, messages, compression=None, chunk=1 << 20):
-    """``messages`` are (topic, time in ns, message); a message of bytes has its type before the topic: TYPE TOPIC."""
+    """``messages`` are (topic, time in ns, message); for a message of bytes the topic is given as TYPE TOPIC."""
     writer = Writer1(path)
     writer.chunk_threshold = chunk
     if compression:

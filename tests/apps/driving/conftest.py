@@ -1,4 +1,4 @@
-"""A predictor with random weights, and a synthetic KITTI folder; what mmdet3d and its imports say is not ours."""
+"""A predictor with random weights, and a synthetic KITTI folder; warnings of mmdet3d and its imports are ignored."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def predictor(tmp_path_factory):
         torch.manual_seed(3)
         recipe = RECIPES[recipe_name]()
         model = recipe.model.build(recipe.input)
-        # Raised, so that random weights find something.
+        # Raised so that random weights detect something.
         model.bbox_head.conv_cls.bias.data += 4.0
         path = tmp_path_factory.mktemp(recipe.model.name)
         save_file(model.state_dict(), path / "weights.safetensors")
@@ -60,13 +60,13 @@ def codec(predictor):
 
 @pytest.fixture(scope="session")
 def ask(predictor, codec):
-    """A request's response, through the predictor that every interface calls."""
+    """The response to a request, from the predictor that every interface calls."""
     return lambda request: answer(predictor, request, codec)
 
 
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory):
-    """The sample that the form makes on the spot: a KITTI object folder."""
+    """The synthetic sample of the form: a KITTI object folder."""
     sample = next(sample for sample in app.samples() if sample.name == "synthetic")
     assert sample.synthetic
     return sample.files(tmp_path_factory.mktemp("sample"))[0]

@@ -1,4 +1,4 @@
-"""PCD files for tests, byte by byte as their writers lay them out."""
+"""PCD files for tests, byte for byte as common tools write them."""
 
 from __future__ import annotations
 

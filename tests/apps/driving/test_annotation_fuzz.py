@@ -1,4 +1,4 @@
-"""Annotation files with a wrong value anywhere: each upload is read, or refused with a sentence."""
+"""Annotation files with a wrong value anywhere: each upload is read, or refused with one sentence."""
 
 import io
 import json
@@ -104,7 +104,7 @@ COLUMNS = st.sampled_from(
 
 
 def places(node, at=()):
-    """The paths of all values in a JSON document, containers among them."""
+    """The paths of all values in a JSON document, including containers."""
     yield at
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
@@ -112,7 +112,7 @@ def places(node, at=()):
 
 
 def replaced(document, at, value):
-    """A copy of the document with ``value`` at a path; as JSON text."""
+    """A copy of the document with ``value`` at a path, as JSON text."""
     whole = json.loads(json.dumps(document))
     if at:
         node = whole
@@ -171,7 +171,7 @@ def log_in(folder: Path, tables: dict) -> list[Frame]:
     return read_or_refused([folder / "log"])
 
 
-def test_the_files_are_read_as_they_are(folder):
+def test_the_unchanged_files_are_read(folder):
     (frame,) = sample_in(folder, json.dumps(SAMPLE))
     assert len(frame.truth) == 1 and list(frame.cameras) == ["CAM_FRONT"] and len(frame.earlier_sweeps) == 1
     (frame,) = city_in(folder, json.dumps(CITY))
@@ -187,7 +187,7 @@ def test_a_nuscenes_description(folder, at, value):
 
 
 @pytest.mark.parametrize("what", ["img_path", "lidar_path"])
-def test_a_description_that_names_one_recording_thousands_of_times_is_refused_unread(folder, what, monkeypatch):
+def test_a_description_naming_one_file_thousands_of_times_is_refused_before_reading(folder, what, monkeypatch):
     frame = SAMPLE["data_list"][0]
     image = frame["images"]["CAM_FRONT"]
     several = [
@@ -207,7 +207,7 @@ def test_a_description_that_names_one_recording_thousands_of_times_is_refused_un
         read_frames([folder / "sample.json"])
 
 
-def test_a_sweep_that_many_frames_look_back_at_is_read_once(folder, monkeypatch):
+def test_an_earlier_sweep_shared_by_many_frames_is_read_once(folder, monkeypatch):
     read, files = nuscenes.read_points, []
     monkeypatch.setattr(nuscenes, "read_points", lambda path: files.append(path.name) or read(path))
     frame = SAMPLE["data_list"][0]
@@ -259,7 +259,7 @@ def described(folder: Path, name: str, text: str) -> list[Any]:
         return []
 
 
-def test_the_tables_are_read_as_they_are(folder):
+def test_the_unchanged_tables_are_read(folder):
     ((scene, frame),) = described(folder, "", "")
     assert scene == "scene-0001" and frame["instances"][0]["name"] == "car" and len(frame["lidar_sweeps"]) == 1
     assert list(frame["images"]) == ["CAM_FRONT"]
@@ -295,7 +295,7 @@ def test_a_log_of_argoverse(folder, place, column):
     log_in(folder, tables)
 
 
-def test_an_image_of_very_many_pixels_is_refused_before_it_is_unpacked(folder):
+def test_an_image_with_too_many_pixels_is_refused_before_decoding(folder):
     Image.new("1", (9000, 9000)).save(folder / "large.png")
     assert (folder / "large.png").stat().st_size < 20_000
     began = time.process_time()

@@ -1,4 +1,4 @@
-"""Cityscapes 3D: labels become boxes, and images are read with the label file beside them."""
+"""Cityscapes 3D: labels are read as boxes, and images with the label file beside them."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def test_cityscapes_labels_project_to_the_boxes_that_they_state(tmp_path):
+def test_cityscapes_3d_labels_project_to_their_2d_boxes(tmp_path):
     """A synthetic scene as a label file: its 3D boxes project to the 2D boxes written from the projection."""
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
     write_city(frame, tmp_path, "aachen_000000_000019")
@@ -99,7 +99,7 @@ def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
         read_frames([tmp_path / "gtBbox3d"])
 
 
-def test_an_image_and_its_label_file_are_handed_in_from_their_own_folders(tmp_path):
+def test_an_image_and_its_label_file_may_be_in_their_own_folders(tmp_path):
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
     write_city(frame, tmp_path, "aachen_000000_000019")
     files = [file for file in tmp_path.rglob("aachen_*") if file.is_file()]
@@ -109,7 +109,7 @@ def test_an_image_and_its_label_file_are_handed_in_from_their_own_folders(tmp_pa
     )
 
 
-def test_an_image_of_cityscapes_that_was_resized_is_remarked_on(tmp_path):
+def test_a_resized_cityscapes_image_gets_a_remark(tmp_path):
     from PIL import Image
 
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
@@ -155,7 +155,7 @@ def write_image(root, name, size=(64, 32)):
     return folder / f"{name}_leftImg8bit.png"
 
 
-def test_a_camera_file_says_what_the_labels_say_of_the_same_camera(tmp_path):
+def test_a_camera_file_agrees_with_the_labels_of_the_same_camera(tmp_path):
     image = write_image(tmp_path, "stuttgart_000000_000019", (2048, 1024))
     write_camera(tmp_path, "stuttgart_000000_000019", STUTTGART)
     (frame,) = read_frames([image])
@@ -183,21 +183,21 @@ def test_an_image_is_named_from_within_its_folder(tmp_path, monkeypatch):
         ({"extrinsic": STUTTGART["extrinsic"] | {"roll": 1.5}}, "camera pose in a_0_1_camera.json"),
     ],
 )
-def test_a_camera_file_that_is_none_is_refused(tmp_path, change, match):
+def test_an_invalid_camera_file_is_refused(tmp_path, change, match):
     image = write_image(tmp_path, "a_0_1")
     write_camera(tmp_path, "a_0_1", STUTTGART | change)
     with pytest.raises(InvalidInputError, match=match):
         read_frames([image])
 
 
-def test_an_image_without_calibration_is_told_which_archive_has_it(tmp_path):
+def test_the_error_for_a_missing_calibration_names_its_archive(tmp_path):
     image = write_image(tmp_path, "a_0_1")
     with pytest.raises(InvalidInputError, match=r"a_0_1_camera\.json; unpack camera_trainvaltest\.zip of Cityscapes"):
         read_frames([image])
 
 
 def test_results_are_files_of_the_benchmark(tmp_path):
-    """What is written of the truth, read as labels, is the truth in the image."""
+    """Ground truth written as a result file and read as labels gives the ground truth in the image."""
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
     write_city(frame, tmp_path, "aachen_000000_000019")
     read = Cityscapes3D(root=tmp_path).frames("train").read(0)
@@ -215,7 +215,7 @@ def test_results_are_files_of_the_benchmark(tmp_path):
         assert box["2d"]["amodal"] == pytest.approx(label["2d"]["amodal"], abs=1.0)
 
 
-def test_a_data_set_is_gone_through_image_by_image(predictor, ask, tmp_path):
+def test_a_data_set_is_processed_image_by_image(predictor, ask, tmp_path):
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
     write_city(frame, tmp_path, "aachen_000000_000019")
     image = write_image(tmp_path, "berlin_000000_000019", (2048, 1024))

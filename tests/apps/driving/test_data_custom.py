@@ -1,4 +1,4 @@
-"""Sweeps of one's own in the layout of OpenPCDet's and mmdet3d's custom data sets: read, learnt from, detected in."""
+"""Custom sweeps in the layout of OpenPCDet and mmdet3d: reading, training and detection."""
 
 import json
 
@@ -50,7 +50,7 @@ def root(frames, tmp_path):
     return tmp_path / "own"
 
 
-def test_sweeps_and_boxes_are_those_that_were_written(root, frames):
+def test_sweeps_and_boxes_read_back_as_written(root, frames):
     for handed in (root, root.parent):
         read = read_frames([handed])
         assert [frame.name for frame in read] == [f"drive-{n}" for n in range(6)]
@@ -61,14 +61,14 @@ def test_sweeps_and_boxes_are_those_that_were_written(root, frames):
             assert found.truth.point_counts.sum() > 0
 
 
-def test_labels_may_stand_on_the_bottom_of_the_box(root, frames):
+def test_label_z_may_be_that_of_the_bottom_face(root, frames):
     data = Custom(root=root, box_origin="bottom")
     found = data.frames("train").read(0).truth
     raised = found.centre_lidar_m[:, 2] - frames[0].truth.centre_lidar_m[:, 2]
     assert raised == pytest.approx(frames[0].truth.size_m[:, 2] / 2, abs=1e-3)
 
 
-def test_parts_are_those_of_image_sets_or_every_fifth(root):
+def test_splits_come_from_image_sets_or_every_fifth_frame(root):
     assert Custom(root=root).frames("validation").ids == ("drive-4",)
     (root / "ImageSets").mkdir()
     (root / "ImageSets" / "train.txt").write_text("drive-0\ndrive-5\n")
@@ -83,7 +83,7 @@ def test_parts_are_those_of_image_sets_or_every_fifth(root):
             data.frames("train")
 
 
-def test_sweeps_that_would_be_passed_over_are_refused(root):
+def test_sweeps_that_would_be_ignored_are_refused(root):
     (root / "points" / "._drive-0.npy").write_bytes(b"macOS keeps its own here")
     assert len(custom.frame_ids(root)) == 6
     for name, said in (
@@ -101,7 +101,7 @@ def test_sweeps_that_would_be_passed_over_are_refused(root):
         custom.frame_ids(root)
 
 
-def test_all_classes_of_the_labels_are_learnt_unless_some_are_named(root):
+def test_all_label_classes_are_trained_unless_some_are_named(root):
     recipe = RECIPES["tiny"]()
     every = Custom(root=root).fit_input(recipe.input)
     names = [kind.name for kind in every.classes]
@@ -121,7 +121,7 @@ def test_all_classes_of_the_labels_are_learnt_unless_some_are_named(root):
         Custom(root=root).frames("train", CameraInput(image=(96, 320), focal_px=180.0))
 
 
-def test_what_is_no_label_is_refused_by_its_line(root):
+def test_an_invalid_label_is_refused_with_its_line(root):
     file = root / "labels" / "drive-0.txt"
     for text, said in (
         ("1 2 3 4 5 6 Car", r"drive-0\.txt, line 1: 7 columns; expected x, y, z, length"),
@@ -145,7 +145,7 @@ def test_what_is_no_label_is_refused_by_its_line(root):
         Custom(root=root).frames("train").read(0)
 
 
-def test_a_network_is_trained_scored_and_run_on_them(root, tmp_path, capsys):
+def test_a_network_is_trained_scored_and_run_on_custom_sweeps(root, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     data = ["--data", "custom", "--data.root", str(root)]
     settings = ["--data.classes", "vehicle", "--limits.epochs", "1"]

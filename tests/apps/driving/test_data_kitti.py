@@ -1,4 +1,4 @@
-"""KITTI frames: real ones read and written back, and bad ones refused with a sentence."""
+"""KITTI frames: real ones are read and written back, bad ones are refused with one sentence."""
 
 import shutil
 import zipfile
@@ -43,7 +43,7 @@ def label_rows(path):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("frame_id", IDS)
-def test_real_labels_survive_the_way_to_the_lidar_frame_and_back(real, frame_id):
+def test_real_labels_survive_the_round_trip_through_the_lidar_frame(real, frame_id):
     frame = kitti.read_frame(real, frame_id)
     rows = label_rows(real / "label_2" / f"{frame_id}.txt")
     location, rotation = kitti.to_rectified(frame.truth, frame.cameras["image_2"])
@@ -54,12 +54,13 @@ def test_real_labels_survive_the_way_to_the_lidar_frame_and_back(real, frame_id)
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("frame_id", IDS)
-def test_real_boxes_lie_on_what_they_label(real, frame_id):
+def test_real_boxes_project_onto_their_2d_labels(real, frame_id):
     frame = kitti.read_frame(real, frame_id)
     camera, truth = frame.cameras["image_2"], frame.truth
     assert (truth.point_counts >= 9).all()
     shown, cut = image_boxes(truth, camera.intrinsics, camera.lidar_to_camera, camera.image_HWC.shape[:2])
-    # The annotators drew 2D boxes around what they saw; projected 3D boxes of rigid things agree to 2 pixels.
+    # Annotators drew the 2D boxes around the visible objects; projected 3D boxes of rigid objects agree within 2
+    # pixels.
     rigid = [name != "pedestrian" for name in truth.names]
     assert np.abs(shown - truth.box_2d)[rigid].max(initial=0) < 2
     assert np.abs(cut - truth.truncation).max() < 0.05
@@ -67,17 +68,17 @@ def test_real_boxes_lie_on_what_they_label(real, frame_id):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("frame_id", IDS)
-def test_written_labels_are_the_real_ones(real, frame_id, tmp_path):
+def test_written_labels_equal_the_real_ones(real, frame_id, tmp_path):
     frame = kitti.read_frame(real, frame_id)
     (tmp_path / "out.txt").write_text(results.write(frame.truth, frame.cameras["image_2"]))
     rows, written = label_rows(real / "label_2" / f"{frame_id}.txt"), label_rows(tmp_path / "out.txt")
     assert np.delete(written, 2, axis=1) == pytest.approx(np.delete(rows, 2, axis=1), abs=1e-3)
-    # alpha is rounded to hundredths in the files, and follows from the rest of the row.
+    # alpha is rounded to 0.01 in the files, and can be computed from the rest of the row.
     assert written[:, 2] == pytest.approx(rows[:, 2], abs=0.015)
 
 
 @pytest.mark.realdata
-def test_real_regions_not_cared_for_are_kept(real):
+def test_real_dontcare_regions_are_kept(real):
     assert kitti.read_frame(real, "000001").ignore_boxes_2d["image_2"].shape == (4, 4)
     assert "dontcare" not in kitti.read_frame(real, "000001").truth.names
     assert [frame.name for frame in kitti.read(real)] == list(IDS)
@@ -96,7 +97,7 @@ def test_a_real_nuscenes_frame_has_its_boxes_on_its_points_and_in_its_images(dat
     assert np.abs(inside - truth.point_counts).mean() < 1
     front = frame.cameras["CAM_FRONT"]
     shown, _ = image_boxes(truth, front.intrinsics, front.lidar_to_camera, front.image_HWC.shape[:2])
-    # The sample lists 47 boxes of its ten classes in this image; one more is of none of them.
+    # The sample lists 47 boxes of its ten classes in this image; one more box has another class.
     in_view = ~np.isnan(shown[:, 0]) & np.array([name != "other" for name in truth.names])
     ahead = truth.centre_lidar_m[in_view]
     assert len(ahead) == 47
@@ -114,7 +115,7 @@ calibrations = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(mount=calibrations, seed=st.integers(0, 10_000))
-def test_boxes_survive_the_way_to_any_camera_and_back(mount, seed):
+def test_boxes_survive_the_round_trip_through_any_camera(mount, seed):
     roll, pitch, yaw, shift = mount
     cosine, sine = np.cos([roll, pitch, yaw]), np.sin([roll, pitch, yaw])
     turn = (
@@ -143,7 +144,7 @@ def test_boxes_survive_the_way_to_any_camera_and_back(mount, seed):
     assert np.abs(np.sin((yaw_again - boxes.yaw) / 2)).max() < 1e-5
 
 
-def test_a_written_frame_reads_the_same(synthetic):
+def test_a_written_frame_reads_back_the_same(synthetic):
     frame, root = synthetic
     (again,) = kitti.read(root)
     assert np.array_equal(again.points_lidar_m, frame.points_lidar_m)
@@ -234,7 +235,7 @@ def matrix_rows(calibration):
     return {name: values for line in calibration.splitlines() for name, values in [line.split(": ", 1)]}
 
 
-def test_every_spelling_of_a_calibration_gives_the_same(synthetic, tmp_path):
+def test_all_spellings_of_a_calibration_give_the_same_result(synthetic, tmp_path):
     _, root = synthetic
     text = (root / "calib" / "000007.txt").read_text()
     expected = kitti.read_calibration(root / "calib" / "000007.txt")
@@ -270,7 +271,7 @@ def test_every_spelling_of_a_calibration_gives_the_same(synthetic, tmp_path):
         kitti.read_calibration(tmp_path / "mirror.txt")
 
 
-def test_images_of_16_bits_keep_their_shades(tmp_path):
+def test_16_bit_images_keep_their_grey_levels(tmp_path):
     import cv2
 
     shades = np.linspace(0, 65535, 60 * 40 * 3).astype(np.uint16).reshape(60, 40, 3)
@@ -280,7 +281,7 @@ def test_images_of_16_bits_keep_their_shades(tmp_path):
     assert np.array_equal(kitti.read_image(tmp_path / "grey.png"), np.repeat(shades[..., :1] >> 8, 3, axis=2))
 
 
-def test_endings_in_capitals_are_found(synthetic, tmp_path):
+def test_upper_case_suffixes_are_found(synthetic, tmp_path):
     for ending in ("JPG", "PNG"):
         root = tmp_path / ending
         shutil.copytree(synthetic[1], root)
@@ -291,7 +292,7 @@ def test_endings_in_capitals_are_found(synthetic, tmp_path):
         assert len(frame.cameras) == 1 and frame.points_lidar_m is not None
 
 
-def test_scores_of_some_rows_alone_are_refused(synthetic, tmp_path):
+def test_labels_with_scores_in_only_some_rows_are_refused(synthetic, tmp_path):
     _, root = synthetic
     first, *others = (root / "label_2" / "000007.txt").read_text().splitlines()
     (tmp_path / "some.txt").write_text("\n".join([first + " 0.5", *others]))
@@ -299,7 +300,7 @@ def test_scores_of_some_rows_alone_are_refused(synthetic, tmp_path):
         kitti.read_labels(tmp_path / "some.txt", kitti.read_calibration(root / "calib" / "000007.txt"))
 
 
-def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
+def test_more_frames_than_the_limit_are_refused_and_fewer_are_read(synthetic, tmp_path, monkeypatch):
     root = tmp_path / "k"
     for number in range(3):
         for part, ending in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt")):
@@ -316,7 +317,7 @@ def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
     assert all(len(frame.cameras) == 1 and frame.points_lidar_m is not None for frame in portion)
 
 
-def test_files_that_were_named_are_used_alone(synthetic, tmp_path):
+def test_only_the_named_files_are_used(synthetic, tmp_path):
     root = tmp_path / "k"
     shutil.copytree(synthetic[1], root)
     sweep, image = root / "velodyne" / "000007.bin", root / "image_2" / "000007.png"
@@ -333,7 +334,7 @@ def test_files_that_were_named_are_used_alone(synthetic, tmp_path):
         kitti.read_files([image, image.with_suffix(".jpg")])
 
 
-def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
+def test_bad_images_and_unsupported_files_are_refused(synthetic, tmp_path):
     _, root = synthetic
     shutil.copytree(root, tmp_path / "k")
     (tmp_path / "k" / "image_2" / "000007.png").write_bytes(b"\x89PNG no")
@@ -364,7 +365,7 @@ def test_several_kitti_folders_in_one_are_refused_by_name(synthetic, tmp_path):
             kitti.read(tmp_path / name)
 
 
-def test_a_zip_that_is_none_or_leaves_its_folder_is_refused(tmp_path):
+def test_an_invalid_zip_or_one_that_escapes_its_folder_is_refused(tmp_path):
     evil = tmp_path / "evil.zip"
     with zipfile.ZipFile(evil, "w") as out:
         out.writestr("../outside.bin", "x")
@@ -376,7 +377,7 @@ def test_a_zip_that_is_none_or_leaves_its_folder_is_refused(tmp_path):
         kitti.read(evil)
 
 
-def test_taking_boxes_takes_all_that_is_known_of_them(synthetic):
+def test_take_keeps_all_attributes_of_the_boxes(synthetic):
     truth = replace(synthetic[0].truth, scores=np.linspace(0, 1, len(synthetic[0].truth), dtype=np.float32))
     order = np.arange(len(truth))[::-1]
     assert truth.take(order).take(order).array == pytest.approx(truth.array)
@@ -385,7 +386,7 @@ def test_taking_boxes_takes_all_that_is_known_of_them(synthetic):
     assert len(truth.take(np.zeros(len(truth), bool))) == 0
 
 
-def test_a_pedestrian_inside_a_car_is_not_shown_beside_it():
+def test_a_pedestrian_inside_a_car_is_suppressed():
     for aside, names in ((0.2, ("car",)), (1.05, ("car", "pedestrian"))):
         boxes = Boxes3D(
             centre_lidar_m=np.array([[10, 0, -1], [11, aside, -1]], np.float32),

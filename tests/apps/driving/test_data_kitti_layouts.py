@@ -1,4 +1,4 @@
-"""KITTI's tracking sequences and raw drives, read as their folders are published."""
+"""KITTI's tracking sequences and raw drives in their published folder layouts."""
 
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ def tracking(synthetic, tmp_path):
 
 @pytest.fixture
 def drive(synthetic, tmp_path):
-    """A synchronised raw drive of two frames, its calibrations in the folder of the day."""
+    """A synchronised raw drive with two frames; its calibration files are in the day's folder."""
     day = tmp_path / "2011_09_26"
     root = day / "2011_09_26_drive_0001_sync"
     for folder, suffix in (("velodyne_points", "bin"), ("image_02", "png"), ("image_03", "png")):
@@ -82,7 +82,7 @@ def test_a_raw_drive_gives_its_frames(drive, synthetic):
         read_frames([drive])
 
 
-def test_sequences_are_gone_through_one_frame_at_a_time(predictor, tracking, tmp_path):
+def test_sequences_are_processed_one_frame_at_a_time(predictor, tracking, tmp_path):
     said = []
     assert predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), said.append) == 0
     written = sorted(file.name for file in (tmp_path / "out").glob("*.txt"))
@@ -91,7 +91,7 @@ def test_sequences_are_gone_through_one_frame_at_a_time(predictor, tracking, tmp
     assert any("3 frames, 3 of them already done" in line for line in said)
 
 
-def test_a_folder_of_images_has_the_calibrations_beside_it(synthetic, monkeypatch):
+def test_images_without_sweeps_are_read_with_the_calibrations_beside_them(synthetic, monkeypatch):
     (expected,) = kitti.read(synthetic)
     for handed in (synthetic / "image_2", Path()):
         monkeypatch.chdir(synthetic / "image_2")
@@ -101,7 +101,7 @@ def test_a_folder_of_images_has_the_calibrations_beside_it(synthetic, monkeypatc
 
 
 @pytest.mark.parametrize(("text", "fault"), [("", "is empty"), ("hello\n:\n", "has no row P2")])
-def test_a_calibration_that_is_none_is_not_called_missing(synthetic, tmp_path, text, fault):
+def test_an_invalid_calibration_is_not_reported_as_missing(synthetic, tmp_path, text, fault):
     for part in ("image_2/synthetic.png", "velodyne/synthetic.bin"):
         shutil.copy(synthetic / part, tmp_path)
     calibration = tmp_path / "synthetic.txt"

@@ -1,4 +1,4 @@
-"""Data sets of users: what is read of each layout, how it is parted, which classes it teaches, what is pasted."""
+"""Users' data sets: what is read from each layout, how it is split, which classes are trained, what is pasted."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def kitti_root(tmp_path_factory):
     return root
 
 
-def test_frames_to_quantise_on_are_of_those_that_are_learnt_from(kitti_root):
+def test_quantisation_uses_training_frames(kitti_root):
     data = Kitti(root=kitti_root)
     learnt = [data.frames("train").read(number).name for number in range(len(data.frames("train")))]
     validating = {data.cases().read(number).name for number in range(len(data.cases()))}
@@ -56,7 +56,7 @@ def test_frames_to_quantise_on_are_of_those_that_are_learnt_from(kitti_root):
     assert [frame.name for frame in app.training_cases(data, HALF_SIZE, 100)] == learnt
 
 
-def test_every_fifth_validates_and_few_are_parted_as_far_as_they_can_be():
+def test_every_fifth_is_for_validation_and_small_sets_are_split_if_possible():
     names = [f"{n:03d}" for n in range(12)]
     assert every_fifth(names[::-1], "validation") == ["004", "009"]
     assert len(every_fifth(names, "train")) == 10
@@ -73,7 +73,7 @@ def test_importing_the_table_of_data_sets_needs_no_torch():
     assert set(data_sets()) == {"kitti", "nuscenes", "argoverse2", "cityscapes3d", "custom", "synthetic"}
 
 
-def test_kitti_is_parted_by_its_image_sets_where_they_are_there(kitti_root, tmp_path):
+def test_kitti_is_split_by_its_image_sets_if_present(kitti_root, tmp_path):
     root = shutil.copytree(kitti_root, tmp_path / "k")
     assert len(Kitti(root=root).frames("train")) == 5 and Kitti(root=root / "training").frames("validation").ids == (
         "000004",
@@ -87,7 +87,7 @@ def test_kitti_is_parted_by_its_image_sets_where_they_are_there(kitti_root, tmp_
         Kitti(root=tmp_path / "none").frames("train")
 
 
-def test_a_label_that_changes_makes_another_pack(kitti_root, tmp_path):
+def test_a_changed_label_file_makes_a_new_pack(kitti_root, tmp_path):
     root = shutil.copytree(kitti_root, tmp_path / "k")
     before = Kitti(root=root).pack("train", LidarInput())
     file = root / "training" / "label_2" / "000000.txt"
@@ -115,13 +115,13 @@ def test_classes_keep_their_settings_and_new_ones_have_the_mean_size_of_their_la
     assert Kitti(root=kitti_root).fit_input(HALF_SIZE).image == (192, 640)
 
 
-def test_a_van_is_learnt_as_what_it_is_merged_into(kitti_root):
+def test_a_van_is_trained_as_its_merge_target(kitti_root):
     merged, apart = (Kitti(root=kitti_root, merge=merge) for merge in ((("van", "car"),), ()))
     cars = [sum(int((one.train(LidarInput()).objects(n)[1] == 2).sum()) for n in range(5)) for one in (merged, apart)]
     assert cars[0] > cars[1] > 0
 
 
-def test_sweeps_of_kitti_hold_what_its_camera_shows(kitti_root):
+def test_kitti_sweeps_are_cropped_to_the_camera_view(kitti_root):
     frames = Kitti(root=kitti_root).frames("train")
     frame = frames.read(0)
     camera = frame.cameras["image_2"]
@@ -131,13 +131,13 @@ def test_sweeps_of_kitti_hold_what_its_camera_shows(kitti_root):
     assert (there[:, 2] > 0).all() and (pixels >= 0).all() and (pixels < (1242, 375)).all() and len(pixels) > 1000
 
 
-def test_facts_say_what_is_learnt_and_which_scenes_are_in_both_parts(kitti_root, tmp_path):
+def test_facts_list_trained_classes_and_scenes_in_both_splits(kitti_root, tmp_path):
     facts = Kitti(root=kitti_root).facts(LidarInput())
     assert (facts["training frames"], facts["validation frames"]) == (5, 1)
     assert "m away, returns" in facts["car"] and "scenes in both splits" not in facts
 
 
-def test_objects_are_pasted_by_the_key_alone_where_they_collide_with_nothing(kitti_root):
+def test_pasting_depends_only_on_the_key_and_avoids_collisions(kitti_root):
     sweeps = Kitti(root=kitti_root).train(LidarInput())
     pasted = sweeps.batch(np.array([0]), Key(seed=1, epoch=0))
     again = Kitti(root=kitti_root).train(LidarInput()).batch(np.array([3, 0]), Key(seed=1, epoch=0))
@@ -154,13 +154,13 @@ def test_objects_are_pasted_by_the_key_alone_where_they_collide_with_nothing(kit
     assert (everything.inside(more).sum(1)[len(boxes) :] >= 5).all()
 
 
-def test_a_place_is_free_where_no_rectangle_overlaps():
+def test_a_position_is_free_if_no_rectangle_overlaps():
     standing = np.array([[0, 0, 0, 4, 2, 1, 0]], np.float32)
     candidates = np.array(
         [
-            [3, 1.5, 0, 4, 2, 1, 0],  # its corner is in the standing one
-            [0, 4, 0, 4, 2, 1, np.pi / 2],  # stands across, 1 m away
-            [0, 4, 0, 1, 1, 1, 0],  # in the one before
+            [3, 1.5, 0, 4, 2, 1, 0],  # its corner is in the existing one
+            [0, 4, 0, 4, 2, 1, np.pi / 2],  # crosswise, 1 m away
+            [0, 4, 0, 1, 1, 1, 0],  # inside the previous one
             [3.6, 2.6, 0, 4, 1, 1, -np.pi / 4],  # bounding boxes overlap, rectangles do not
         ],
         np.float32,
@@ -170,8 +170,8 @@ def test_a_place_is_free_where_no_rectangle_overlaps():
 
 
 @pytest.mark.realdata
-def test_points_of_a_real_argoverse_sweep_lie_in_the_boxes_that_count_them(data_root):
-    """The annotations say how many returns each box holds; a wrong frame of reference would hold others."""
+def test_real_argoverse_boxes_contain_as_many_points_as_stated(data_root):
+    """The annotations state the number of returns in each box; in a wrong frame of reference they would differ."""
     log = data_root / "driving" / "av2_7fab2350"
     assert len(argoverse2.timestamps(log)) == 2
     for frame in argoverse2.read(log):
@@ -184,7 +184,7 @@ def test_points_of_a_real_argoverse_sweep_lie_in_the_boxes_that_count_them(data_
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("size", "remarks"), [((1550, 2048), 0), ((775, 1024), 1)])
-def test_an_image_of_argoverse_that_was_resized_is_remarked_on(size, remarks, data_root, tmp_path):
+def test_a_resized_argoverse_image_gets_a_remark(size, remarks, data_root, tmp_path):
     log = shutil.copytree(data_root / "driving" / "av2_7fab2350", tmp_path / "log")
     first = argoverse2.timestamps(log)[0]
     camera = log / "sensors" / "cameras" / "ring_front_center"
@@ -196,8 +196,8 @@ def test_an_image_of_argoverse_that_was_resized_is_remarked_on(size, remarks, da
 
 
 @pytest.mark.realdata
-def test_nuscenes_tables_give_what_the_info_file_gives(data_root, tmp_path):
-    """The real key frame, written as the data set's tables with poses that it does not state, reads back alike."""
+def test_nuscenes_tables_give_the_same_as_the_info_file(data_root, tmp_path):
+    """The real key frame, written as the data set's tables with invented poses, reads back the same."""
     source = data_root / "driving" / "nuscenes_sample"
     content = json.loads((source / "sample.json").read_text())
     write_tables(content, tmp_path)
@@ -225,7 +225,7 @@ def test_nuscenes_tables_give_what_the_info_file_gives(data_root, tmp_path):
 
 
 def write_tables(content, root):
-    """nuScenes' tables of one key frame in the info layout, the vehicle somewhere in the world."""
+    """nuScenes tables for one key frame in the info layout, with the vehicle at an arbitrary global pose."""
     (sample,) = content["data_list"]
     names = {number: name for name, number in content["metainfo"]["categories"].items()}
     ego = np.eye(4)
@@ -313,7 +313,7 @@ def test_pickled_infos_are_refused(tmp_path):
         NuScenes(root=tmp_path.parent).frames("train")
 
 
-def test_a_label_file_that_is_none_is_refused(tmp_path):
+def test_an_invalid_label_file_is_refused(tmp_path):
     (tmp_path / "a_gtBbox3d.json").write_text('{"objects": []}')
     with pytest.raises(InvalidInputError, match="is not a label file of Cityscapes 3D"):
         cityscapes3d.read(tmp_path / "a_gtBbox3d.json", None)
@@ -321,7 +321,7 @@ def test_a_label_file_that_is_none_is_refused(tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["kitti", "nuscenes", "argoverse2"])
-def test_real_frames_become_batches_with_what_is_labelled(data_root, name):
+def test_real_frames_become_batches_with_their_labels(data_root, name):
     folder = {"kitti": "kitti_object", "nuscenes": "nuscenes_sample", "argoverse2": "av2_7fab2350"}[name]
     data = {"kitti": Kitti, "nuscenes": NuScenes, "argoverse2": Argoverse2}[name](root=data_root / "driving" / folder)
     fitted = data.fit_input(ALL_ROUND)
@@ -347,14 +347,14 @@ def test_six_cameras_of_a_key_frame_are_six_samples(data_root):
 
 
 @pytest.mark.realdata
-def test_a_log_is_read_as_frames_through_every_interface(data_root):
+def test_a_log_is_read_through_every_interface(data_root):
     log = data_root / "driving" / "av2_7fab2350"
     frames = read_frames([log])
     assert [frame.name for frame in frames] == ["315966265259836000", "315966265360032000"]
     assert all(len(frame.points_lidar_m) > 90_000 and not frame.cameras for frame in frames)
 
 
-def test_the_command_line_names_classes_and_what_is_merged(kitti_root):
+def test_the_command_line_sets_classes_and_merges(kitti_root):
     words = ["--data.root", str(kitti_root), "--data.classes", "car", "van", "--data.merge", "truck", "car"]
     chosen = parse_recipe(RECIPES["tiny"](), Kitti, words, "test")
     assert chosen.data == Kitti(root=kitti_root, classes=("car", "van"), merge=(("truck", "car"),))
@@ -362,8 +362,8 @@ def test_the_command_line_names_classes_and_what_is_merged(kitti_root):
 
 
 @pytest.mark.realdata
-def test_a_name_that_classes_are_merged_into_is_learnt(data_root):
-    """Argoverse 2 knows no car; who calls its vehicles so wants them learnt."""
+def test_a_merge_target_is_trained(data_root):
+    """Argoverse 2 has no class car; merging its vehicles into car means that car is to be trained."""
     data = Argoverse2(
         root=data_root / "driving" / "av2_7fab2350", merge=(("regular_vehicle", "car"), ("bicycle", "cycle"))
     )

@@ -1,4 +1,4 @@
-"""JPEG on a GPU: which files it decodes, and that the others are read as on a CPU."""
+"""JPEG decoding on a GPU: which files it decodes, and that the others are read as on a CPU."""
 
 from dataclasses import replace
 
@@ -17,14 +17,14 @@ from tests.fake_cuda import fake_cuda
 
 @pytest.fixture
 def pixels():
-    """(60, 90, 3): smooth, as a camera's image is."""
+    """(60, 90, 3): smooth, like a camera image."""
     y, x = np.mgrid[:60, :90].astype(np.float32)
     return np.stack([2 * x, 4 * y, 128 + 100 * np.sin(x / 20)], axis=-1).astype(np.uint8)
 
 
 @pytest.fixture
 def nvjpeg(monkeypatch):
-    """torchvision's decoder, which decodes on the CPU what it is to decode on CUDA; the modes that it was asked for."""
+    """Replaces torchvision's CUDA decoder by its CPU decoder; returns the list of requested modes."""
     import torchvision.io
 
     decode, asked = torchvision.io.decode_jpeg, []
@@ -43,7 +43,7 @@ def save(path, pixels, mode="RGB", **settings):
 
 
 @pytest.mark.parametrize(("mode", "asked"), [("RGB", "RGB"), ("L", "GRAY")])
-def test_a_jpeg_is_decoded_there(tmp_path, pixels, nvjpeg, mode, asked):
+def test_a_jpeg_is_decoded_on_the_device(tmp_path, pixels, nvjpeg, mode, asked):
     path = save(tmp_path / "image.jpg", pixels, mode)
     expected = read_image(path)
     with fake_cuda() as device:
@@ -53,12 +53,12 @@ def test_a_jpeg_is_decoded_there(tmp_path, pixels, nvjpeg, mode, asked):
     assert nvjpeg == [asked] and isinstance(found, DeviceImage)
     assert found.shape == expected.shape == (60, 90, 3) and found.dtype == np.uint8
     assert np.array_equal(there, found) and np.abs(found.astype(int) - expected).max() <= 2
-    # What is cut out of an image, or made of it, is not what lies on the device.
+    # Views and copies of an image do not carry the pixels on the device.
     assert found[::2].on_device is None and found.copy().on_device is None and (found + 1).on_device is None
 
 
-def test_an_image_is_not_turned_as_exif_says(tmp_path, pixels, nvjpeg):
-    """A calibration is of the image as it is stored: the CPU's reader does not turn it either."""
+def test_the_exif_orientation_is_not_applied(tmp_path, pixels, nvjpeg):
+    """A calibration refers to the image as stored; the CPU reader does not rotate it either."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(tmp_path / "turned.jpg", pixels, exif=exif)
@@ -84,7 +84,7 @@ def test_other_files_are_read_as_on_a_cpu(tmp_path, pixels, nvjpeg, write):
     assert np.array_equal(found, read_image(path))
 
 
-def test_what_nvjpeg_refuses_is_read_as_on_a_cpu(tmp_path, pixels, monkeypatch):
+def test_files_that_nvjpeg_refuses_are_read_on_the_cpu(tmp_path, pixels, monkeypatch):
     import torchvision.io
 
     def refuses(*_, **__):
@@ -96,8 +96,8 @@ def test_what_nvjpeg_refuses_is_read_as_on_a_cpu(tmp_path, pixels, monkeypatch):
 
 
 @pytest.mark.parametrize("cut", [2, 200])
-def test_a_torn_file_is_refused_as_on_a_cpu(tmp_path, pixels, nvjpeg, cut):
-    """nvJPEG may fill what is missing with grey."""
+def test_a_truncated_file_is_refused_as_on_a_cpu(tmp_path, pixels, nvjpeg, cut):
+    """nvJPEG may fill the missing part with grey."""
     path = save(tmp_path / "torn.jpg", pixels)
     path.write_bytes(path.read_bytes()[:-cut])
     answers = []
@@ -110,8 +110,8 @@ def test_a_torn_file_is_refused_as_on_a_cpu(tmp_path, pixels, nvjpeg, cut):
     assert cut == 2 or "torn.jpg cannot be read as an image" in answers[0]
 
 
-def test_it_is_resized_from_where_it_lies(tmp_path, synthetic, nvjpeg, monkeypatch):
-    """The pixels that were decoded on a GPU are not uploaded again."""
+def test_decoded_images_are_resized_on_the_device(tmp_path, synthetic, nvjpeg, monkeypatch):
+    """Pixels decoded on a GPU are not uploaded again."""
     frame = kitti.read(synthetic)[0]
     camera = frame.cameras["image_2"]
     path = save(tmp_path / "image.jpg", camera.image_HWC, quality=95)

@@ -1,4 +1,4 @@
-"""The sweeps before a nuScenes key frame: described, read, brought into its frame, shown to networks that want them."""
+"""Earlier sweeps of a nuScenes key frame: described, read, transformed into its frame, and passed to the networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from apps.driving.types import Camera, EarlierSweep, Frame
 CENTERPOINT = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
 SSN = "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d"
 LANDMARKS = np.array([[12.0, 30.0, 1.0], [-8.0, 25.0, 2.0], [3.0, 60.0, 0.5], [0.2, 0.3, -1.0]])
-"""Places in the world that every sweep sees, in nuScenes' axes; the last moves with the vehicle."""
+"""Positions in the global frame that every sweep sees, in nuScenes' axes; the last one moves with the vehicle."""
 HZ = 20
 
 
@@ -38,7 +38,7 @@ def pose(number, turning):
 
 
 def write_tables(root, *, turning, sweeps=12):
-    """Tables of one key frame and the sweeps before it; the LiDAR sits 1.8 m above the vehicle's origin."""
+    """Tables of one key frame and its earlier sweeps; the LiDAR is 1.8 m above the vehicle's origin."""
     (root / "v1.0-mini").mkdir()
     (root / "samples/LIDAR_TOP").mkdir(parents=True)
     (root / "sweeps/LIDAR_TOP").mkdir(parents=True)
@@ -81,7 +81,7 @@ def key_frame(root):
 
 
 @pytest.mark.parametrize("turning", [False, True])
-def test_sweeps_of_the_tables_are_brought_into_the_key_frame(tmp_path, turning):
+def test_earlier_sweeps_are_transformed_into_the_key_frame(tmp_path, turning):
     write_tables(tmp_path, turning=turning)
     frame = key_frame(tmp_path)
     assert [sweep.seconds for sweep in frame.earlier_sweeps] == pytest.approx([n / HZ for n in range(1, 11)])
@@ -90,13 +90,13 @@ def test_sweeps_of_the_tables_are_brought_into_the_key_frame(tmp_path, turning):
     assert points[:4, :4] == pytest.approx(frame.points_lidar_m)
     for number in range(11):
         again = points[4 * number : 4 * number + 4]
-        # What stands in the world stays where it is; what moves with the vehicle is left behind.
+        # Static objects stay in place; what moves with the vehicle appears farther back.
         assert again[:3, :3] == pytest.approx(points[:3, :3], abs=1e-4)
         assert number == 0 or np.linalg.norm(again[3, :3] - points[3, :3]) > 0.45 * number
         assert again[:, 3] == pytest.approx(10.0 * number / 255) and again[:, 4] == pytest.approx(number / HZ)
 
 
-def test_a_frame_that_a_server_keeps_whole_is_seen_again_as_it_was(tmp_path):
+def test_a_frame_kept_in_full_is_restored_unchanged(tmp_path):
     write_tables(tmp_path, turning=True)
     camera = Camera(
         image_HWC=np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8),
@@ -114,12 +114,12 @@ def test_a_frame_that_a_server_keeps_whole_is_seen_again_as_it_was(tmp_path):
     assert np.array_equal(again.reference_offset_m, camera.reference_offset_m)
 
 
-def test_sweeps_are_those_that_mmdet3d_loads(tmp_path):
-    """Its own loader, on a vehicle that drives straight ahead, for the layouts of both families."""
+def test_earlier_sweeps_equal_those_loaded_by_mmdet3d(tmp_path):
+    """Compares with mmdet3d's own loader for a vehicle driving straight ahead, for the layouts of both families."""
     load()
     from mmdet3d.structures import LiDARPoints
 
-    # The package around it needs devkits that are not installed.
+    # The surrounding package needs devkits that are not installed.
     file = Path(importlib.util.find_spec("mmdet3d").origin).with_name("datasets") / "transforms" / "loading.py"
     spec = importlib.util.spec_from_file_location("mmdet3d_loading", file)
     loading = importlib.util.module_from_spec(spec)
@@ -144,7 +144,7 @@ def test_sweeps_are_those_that_mmdet3d_loads(tmp_path):
         assert torch.allclose(found, expected, atol=2e-3)
 
 
-def test_a_key_frame_with_fewer_sweeps_than_the_model_learnt_from_says_so():
+def test_fewer_sweeps_than_in_training_get_a_remark():
     torch.manual_seed(1)
     model = MMDet3DModel(config=CENTERPOINT)
     detector = LidarDetector(network_of(model, model.build()), model.input())
@@ -164,7 +164,7 @@ def test_a_key_frame_with_fewer_sweeps_than_the_model_learnt_from_says_so():
     assert not np.array_equal(found[0].boxes.array, found[2].boxes.array)
 
 
-def test_sweeps_beside_a_description_are_read_and_those_that_are_not_there_are_left_out(tmp_path):
+def test_earlier_sweeps_are_read_if_present_and_skipped_if_missing(tmp_path):
     motion = np.eye(4)
     motion[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
     motion[:3, 3] = 1, 2, 0

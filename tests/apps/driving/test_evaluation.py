@@ -1,4 +1,4 @@
-"""Scoring by the field's protocols on one's own data, its operating point, and learning from it."""
+"""Scoring by the field's protocols on the user's data, calibrating thresholds on it, and training on it."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 class Told:
-    """A detector that is told the truth, moved and shaken as a test wants it."""
+    """A detector that returns the ground truth, changed as a test requires."""
 
     sensor = "lidar"
     program = None
@@ -62,7 +62,7 @@ def predictor_of(detector):
 
 
 def cells(table, **wanted):
-    """The cells of the row whose first columns are as wanted, by column."""
+    """The cells, by column, of the row whose first columns match."""
     for row in table.rows:
         named = dict(zip(table.columns, row, strict=True))
         if all(named[column.replace("_", "")] == value for column, value in wanted.items()):
@@ -96,7 +96,7 @@ def test_kitti_is_scored_by_ap_r40_with_its_counts(kitti_root):
     assert "2 frames" in few.notes[0] and "5 frames" in table.notes[0]
 
 
-def test_a_model_has_one_score_on_sweeps_of_ones_own_and_on_kitti(kitti_root, tmp_path):
+def test_a_model_has_the_same_score_on_custom_sweeps_and_on_kitti(kitti_root, tmp_path):
     (tmp_path / "points").mkdir()
     (tmp_path / "labels").mkdir()
     for number in range(2):
@@ -127,7 +127,7 @@ def test_a_model_has_one_score_on_sweeps_of_ones_own_and_on_kitti(kitti_root, tm
 
 
 @pytest.mark.realdata
-def test_nuscenes_is_scored_by_the_distance_of_centres(data_root):
+def test_nuscenes_is_scored_by_centre_distance(data_root):
     data = NuScenes(root=data_root / "driving" / "nuscenes_sample")
     fitted = data.fit_input(LidarInput(range_m=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)))
     table = evaluate(predictor_of(Told(perfect, fitted)), data)
@@ -144,7 +144,7 @@ def test_nuscenes_is_scored_by_the_distance_of_centres(data_root):
 
 
 @pytest.mark.realdata
-def test_what_no_model_can_look_at_is_refused_and_what_lies_outside_is_said(data_root):
+def test_frames_without_a_usable_sensor_are_refused_and_objects_out_of_range_are_reported(data_root):
     log = data_root / "driving" / "av2_7fab2350"
     data = Argoverse2(root=log, stride=1, merge=(("regular_vehicle", "car"),))
     table = evaluate(predictor_of(Told(perfect)), data)
@@ -166,8 +166,8 @@ def test_what_no_model_can_look_at_is_refused_and_what_lies_outside_is_said(data
         ("argoverse2", "tiny"),
     ],
 )
-def test_a_network_learns_from_real_frames_and_is_scored_on_them(data_root, tmp_path, name, recipe_name):
-    """A few steps through the whole way: data set, input of its own classes, run, artifact, protocol."""
+def test_a_network_is_trained_and_scored_on_real_frames(data_root, tmp_path, name, recipe_name):
+    """A few steps through the full pipeline: data set, input with its classes, run, artifact, protocol."""
     folder = {"kitti": "kitti_object", "nuscenes": "nuscenes_sample", "argoverse2": "av2_7fab2350"}[name]
     data = {"kitti": Kitti, "nuscenes": NuScenes, "argoverse2": Argoverse2}[name](root=data_root / "driving" / folder)
     base = RECIPES[recipe_name]()
@@ -184,7 +184,8 @@ def test_a_network_learns_from_real_frames_and_is_scored_on_them(data_root, tmp_
 
 @pytest.mark.realdata
 def test_fine_tuning_the_shipped_pointpillars_lowers_its_loss_on_the_real_frames(data_root, tmp_path):
-    """On all five frames, as they are: four of them are learnt from, in 20 steps at the rate of docs/driving.md."""
+    """On all five frames, unchanged: 20 training steps on four of them, at the learning rate given in
+    docs/driving.md."""
     artifact = shipped(app)[0]
     medium = RECIPES["medium"]()
     base = dataclasses.replace(
@@ -212,7 +213,7 @@ def test_fine_tuning_the_shipped_pointpillars_lowers_its_loss_on_the_real_frames
 
 
 def losses_of(recipe, model):
-    """The loss of the validation part, as training scores it."""
+    """The loss on the validation split, as training computes it."""
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores = task.scores()
     with torch.inference_mode():
@@ -221,7 +222,7 @@ def losses_of(recipe, model):
     return scores.summary()["loss"]
 
 
-def test_the_operating_point_is_set_on_ones_own_data(kitti_root):
+def test_thresholds_are_calibrated_on_the_users_data(kitti_root):
     base = RECIPES["tiny"]()
     torch.manual_seed(0)
     model = base.model.build(base.input).eval()

@@ -1,4 +1,4 @@
-"""Folders of any number of frames: the same answers as at once, written one by one, gone on with where it stopped."""
+"""Prediction on folders of any size: same answers as in one call, written one by one, resumable."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def lines(out):
     return [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
 
 
-def test_the_answers_are_those_that_the_folder_gives_at_once(ask, predictor, split, tmp_path):
+def test_answers_are_the_same_as_in_one_call(ask, predictor, split, tmp_path):
     said = []
     assert predict_folder(predictor, split.parent, tmp_path / "out", Options(score=0.2), said.append) == 0
     response = ask(Request(files=(split,), options={"score": "0.2"}))
@@ -54,7 +54,7 @@ def test_the_answers_are_those_that_the_folder_gives_at_once(ask, predictor, spl
     assert "4 frames, 0 of them already done" in said[0]
 
 
-def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(predictor, split, tmp_path, monkeypatch):
     out, looked, said = tmp_path / "out", [], []
     compute = type(predictor).compute
 
@@ -68,7 +68,7 @@ def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         predict_folder(predictor, split, out, Options(), said.append)
     assert "the last frame done is 000001" in said[-1]
-    # The machine stopped in the middle of a line.
+    # The run was interrupted in the middle of a line.
     with (out / "frames.jsonl").open("a") as file:
         file.write('{"name": "0000')
     assert predict_folder(predictor, split, out, Options(), said.append) == 0
@@ -78,7 +78,7 @@ def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch
     assert len(looked) == 5
 
 
-def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, split, tmp_path):
+def test_an_unreadable_frame_is_skipped_and_retried(predictor, split, tmp_path):
     sweep, said = split / "velodyne" / "000002.bin", []
     good = sweep.read_bytes()
     sweep.write_bytes(good[:-3])
@@ -90,7 +90,7 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, spli
     assert {line["name"] for line in lines(tmp_path / "out")} == {f"{n:06d}" for n in range(4)}
 
 
-def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_path):
+def test_a_split_with_an_implausible_sensor_height_gets_one_remark(predictor, split, tmp_path):
     for sweep in (split / "velodyne").iterdir():
         (read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
     said = []
@@ -149,15 +149,15 @@ def test_three_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkey
 
     monkeypatch.setattr(kitti, "read_sweep", counted)
     predict_folder(predictor, split, tmp_path / "out", Options(model="pointpillars"), print)
-    # While a frame is read the network sees the one before, and the boxes of that before it are worked out.
+    # While a frame is read, the network computes the previous one, and the boxes of the one before that are decoded.
     assert len(most) == 4 and max(most) <= 2
 
 
 class Points(np.ndarray):
-    """An array that can be referred to weakly."""
+    """An array that supports weak references."""
 
 
-def test_the_command_goes_through_a_folder(split, tmp_path, capsys):
+def test_the_command_processes_a_folder(split, tmp_path, capsys):
     (split / "velodyne" / "000002.bin").write_bytes(b"torn")
     (split / "image_2" / "000002.png").unlink()
     command = ["predict", "driving", str(split), "--each", "--out", str(tmp_path / "out")]
@@ -166,7 +166,7 @@ def test_the_command_goes_through_a_folder(split, tmp_path, capsys):
     assert len(lines(tmp_path / "out")) == 3
 
 
-def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, tmp_path, capsys):
+def test_the_command_processes_sweeps_directly_in_a_folder(split, tmp_path, capsys):
     (split / "velodyne" / "notes.md").write_text("of the drive")
     np.save(split / "velodyne" / "000009.npy", read_points(split / "velodyne" / "000000.bin"))
     command = ["predict", "driving", str(split / "velodyne"), "--each", "--out", str(tmp_path / "out")]
@@ -179,7 +179,7 @@ def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, 
     assert "two files could be the sweep 000009" in capsys.readouterr().err
 
 
-def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
+def test_the_command_refuses_bad_input_with_one_sentence(split, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "log" / "sensors" / "lidar").mkdir(parents=True)
     (tmp_path / "tables").mkdir()
@@ -196,7 +196,7 @@ def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_the_threads(split, tmp_path, monkeypatch):
+def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_the_threads(split, tmp_path, monkeypatch):
     shipped = trivium.load("driving").predictor
     shutil.rmtree(split / "image_2")
     begun, threads = [threading.Event() for _ in range(5)], []
@@ -224,7 +224,7 @@ def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_the_threads(spli
 
 
 @pytest.mark.realdata
-def test_logs_of_argoverse_2_give_what_one_gives_at_once(ask, predictor, data_root, tmp_path):
+def test_argoverse_2_logs_give_the_same_as_in_one_call(ask, predictor, data_root, tmp_path):
     log = data_root / "driving" / "av2_7fab2350"
     assert predict_folder(predictor, log, tmp_path / "one", Options(score=0.2), print) == 0
     at_once = ask(Request(files=(log,), options={"score": "0.2"})).result["frames"]
@@ -244,7 +244,7 @@ def boxes_of(line):
 
 
 @pytest.mark.realdata
-def test_key_frames_of_a_sample_json_give_what_they_give_at_once(ask, predictor, data_root, tmp_path):
+def test_key_frames_of_a_sample_json_give_the_same_as_in_one_call(ask, predictor, data_root, tmp_path):
     root = tmp_path / "key"
     shutil.copytree(data_root / "driving" / "nuscenes_sample", root)
     content = json.loads((root / "sample.json").read_text())
@@ -269,8 +269,8 @@ def test_key_frames_of_a_sample_json_give_what_they_give_at_once(ask, predictor,
     assert lines(tmp_path / "images")[0]["model"] == "fcos3d"
 
 
-def test_programs_are_loaded_before_a_frame_is_read(split, tmp_path, monkeypatch):
-    """They are chosen by timing, which a frame that is read or corrected beside it would distort."""
+def test_programs_are_loaded_before_the_first_frame_is_read(split, tmp_path, monkeypatch):
+    """Programs are chosen by timing, which reading or correcting a frame at the same time would distort."""
     opened = open_predictor(find("driving"), on_use=True).predictor
     needed, loaded = [opened.programs[name] for name in ("pointpillars", "lidar_rcnn")], []
     assert all(program.opener is not None for program in needed)

@@ -1,4 +1,4 @@
-"""The boxes that a second stage learns from: of which detector and settings they are, and that they are on objects."""
+"""The training boxes of a second stage: they depend on the detector and its settings, and some must be on objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.errors import InvalidInputError
 
 
 def changed_detector(folder: Path, bias: float, least_score: str) -> Path:
-    """The shipped detector with another bias of its scores, and another least score in its recipe."""
+    """The shipped detector with another score bias, and another minimum score in its recipe."""
     folder.mkdir()
     source = shipped(app)[0]
     weights = source.weights()
@@ -33,7 +33,7 @@ def changed_detector(folder: Path, bias: float, least_score: str) -> Path:
     return folder
 
 
-def test_boxes_are_found_anew_by_other_settings_of_the_same_weights_and_must_be_on_objects(tmp_path, monkeypatch):
+def test_other_detector_settings_rebuild_the_boxes_and_some_must_be_on_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = Synthetic(scenes=3, validation_scenes=1)
     found = []
@@ -49,7 +49,7 @@ def test_boxes_are_found_anew_by_other_settings_of_the_same_weights_and_must_be_
         data.train(fit_to_detector(BoxInput(detector=mute)))
 
 
-def test_a_range_of_ones_own_is_refused_for_it_would_be_passed_over():
+def test_a_custom_range_is_refused_because_it_would_be_ignored():
     for own in ({"range_m": (0.0, -20.0, -3.0, 40.0, 20.0, 1.0)}, {"intensity": False, "own_vehicle_m": (9.0, 9.0)}):
         name = list(own)[-1]
         option = f"--input.{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""What would be answered wrongly without a word: calibrations of elsewhere, sweeps in other units or axes."""
+"""Input that would silently give wrong answers: wrong calibrations, sweeps in other units or axes."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def root(synthetic, tmp_path):
         ("0 -1 0 nan 0 0 -1 -0.07 1 0 0 -0.27", "needs 12 finite numbers but has 11"),
     ],
 )
-def test_a_mount_that_no_vehicle_has_is_refused(root, row, said):
+def test_an_impossible_camera_mounting_is_refused(root, row, said):
     file = root / "calib" / "synthetic.txt"
     file.write_text(re.sub(r"Tr_velo_to_cam.*", f"Tr_velo_to_cam: {row}", file.read_text()))
     with pytest.raises(InvalidInputError, match=said):
@@ -53,29 +53,29 @@ def test_the_calibration_of_a_larger_image_is_refused(root):
 
 
 @pytest.mark.parametrize("name", ["000002.laz", "000002.ply"])
-def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over(root, name):
+def test_points_in_other_formats_are_refused_with_a_remedy_and_never_ignored(root, name):
     (root / "velodyne" / name).write_text("ply")
     for paths in ([root], [root / "velodyne" / name]):
         with pytest.raises(InvalidInputError, match=rf"{name}: (LAZ|PLY) is not supported; write its points .* as PCD"):
             kitti.read_files(paths)
-    # The same sweep beside it in both formats: the one that is read is taken.
+    # The same sweep is there in both formats: the supported one is used.
     (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
     assert len(kitti.read(root)) == 1
 
 
-def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
+def test_the_error_for_parts_of_nuscenes_says_what_is_read(tmp_path):
     (tmp_path / "v1.0-mini").mkdir()
     (tmp_path / "v1.0-mini" / "category.json").write_text("[]")
     with pytest.raises(InvalidInputError, match=r"category\.json: for nuScenes, give a folder with one key frame"):
         kitti.read(tmp_path)
-    # 20 bytes a point, but for some numbers of points as many bytes as whole points of KITTI's take.
+    # 20 bytes per point; for some numbers of points this is also a multiple of KITTI's 16 bytes per point.
     sweep = tmp_path / "LIDAR_TOP.pcd.bin"
     np.zeros((80, 5), np.float32).tofile(sweep)
     with pytest.raises(InvalidInputError, match=r"is a nuScenes sweep .* give the folder with its sample\.json"):
         kitti.read(sweep)
 
 
-def test_remarks_of_a_kind_are_told_once():
+def test_remarks_of_the_same_kind_appear_once():
     def line(name, *remarks):
         frame = Frame(name=name, points_lidar_m=None, cameras={}, truth=None)
         return frame, Detections(boxes=Boxes3D.empty(), model="pointpillars", remarks=remarks)
@@ -90,7 +90,7 @@ def test_remarks_of_a_kind_are_told_once():
     assert found["frames"][3]["remarks"] == ["It is dark."]
 
 
-def test_remarks_on_sweeps_that_the_network_cannot_answer():
+def test_sweeps_unsuitable_for_the_network_get_remarks():
     points = scene(np.random.default_rng(3), sensors=Sensors(field_of_view_deg=180.0, azimuth_step_deg=0.5))
     points = points.points_lidar_m
     assert remarks(points, RANGE, "pointpillars") == []
@@ -112,7 +112,7 @@ def test_a_result_carries_the_remarks_of_its_frames(ask, root):
     result = ask(Request(files=(root,))).result
     assert len(result["remarks"]) == 1 and result["remarks"][0].startswith("synthetic: The lowest points")
     assert result["frames"][0]["remarks"] == [result["remarks"][0].removeprefix("synthetic: ")]
-    # The camera's network does not look at the sweep.
+    # The camera network does not use the sweep.
     assert "remarks" not in ask(Request(files=(root,), options={"model": "fcos3d"})).result
 
 
@@ -141,7 +141,7 @@ def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", ".x", "a\\b", "a\0b", "", "a\nb", "\ud800", "x" * 300])
-def test_names_of_nuscenes_that_no_file_may_have_are_refused(root, tmp_path, name):
+def test_nuscenes_names_that_are_not_valid_file_names_are_refused(root, tmp_path, name):
     shutil.copy(root / "image_2" / "synthetic.png", tmp_path / "front.png")
     view = {
         "img_path": "front.png",
@@ -164,7 +164,7 @@ def test_the_result_of_a_hidden_image_is_not_hidden(ask, root):
     assert "x.txt" in response.files and not [name for name in response.files if name.startswith(".")]
 
 
-def test_two_frames_of_one_name_are_refused_for_one_result_would_replace_the_other(tmp_path):
+def test_two_frames_with_the_same_name_are_refused(tmp_path):
     frames = [{"token": "t", "images": {"CAM_FRONT": {"img_path": f"{number}.png"}}} for number in (1, 2)]
     (tmp_path / "sample.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": frames}))
     with pytest.raises(InvalidInputError, match="several frames named 't'; give each a unique token"):
@@ -181,14 +181,14 @@ def test_a_nuscenes_sweep_in_other_units_is_refused(tmp_path):
             nuscenes.read_points(tmp_path / "sweep.pcd.bin")
 
 
-def test_a_sweep_with_x_and_y_exchanged_is_remarked_on(data_root):
+def test_a_sweep_with_x_and_y_swapped_gets_a_remark(data_root):
     frames = kitti.read(data_root / "driving" / "kitti_object")
     frames += nuscenes.read(data_root / "driving" / "nuscenes_sample")
     assert [remarks(frame.points_lidar_m, RANGE, "pointpillars") for frame in frames] == [[]] * 6
     said = [remarks(frame.points_lidar_m[:, [1, 0, 2, 3]], RANGE, "pointpillars") for frame in frames[:5]]
-    # One of the five stands at a junction, where the ground goes on to all sides.
+    # One of the five is at a junction, where the ground extends to all sides.
     assert sum("Is x ahead and y to the left?" in one[0] for one in said if one) == 4
-    # nuScenes' sensor sees the roof that it stands on.
+    # nuScenes' sensor sees the roof on which it is mounted.
     seen = frames[5].points_lidar_m
     for turned in (seen[:, [1, 0, 2, 3]], seen[:, [1, 0, 2, 3]] * np.float32([-1, 1, 1, 1])):
         (remark,) = remarks(turned, RANGE, "pointpillars")
@@ -196,14 +196,14 @@ def test_a_sweep_with_x_and_y_exchanged_is_remarked_on(data_root):
 
 
 @pytest.mark.parametrize("lidar", sorted(LIDARS))
-def test_a_synthetic_sweep_of_any_sensor_is_not_remarked_on(lidar):
+def test_synthetic_sweeps_of_all_sensors_get_no_remark(lidar):
     for seed in range(3):
         sensors = replace(LIDARS[lidar], field_of_view_deg=360.0, azimuth_step_deg=0.4)
         points = scene(np.random.default_rng(seed), sensors=sensors, name="s").points_lidar_m
         assert remarks(points, RANGE, "pointpillars") == []
 
 
-def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, root):
+def test_an_image_resized_after_calibration_gets_a_remark(ask, root):
     from PIL import Image
 
     assert "remarks" not in ask(Request(files=(root,))).result
@@ -215,7 +215,7 @@ def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, r
         assert f"synthetic.png has {width} x " in said and "Was the image resized after calibration?" in said
 
 
-def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_path):
+def test_points_that_are_not_finite_are_dropped_with_a_remark(ask, root, tmp_path):
     sweep = root / "velodyne" / "synthetic.bin"
     points = read_points(sweep)
     expected = ask(Request(files=(root,))).result["boxes"]
@@ -230,7 +230,7 @@ def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_pa
     assert len(nuscenes.read_points(tmp_path / "sweep.pcd.bin")) == 49
 
 
-def test_an_empty_image_is_called_empty(root):
+def test_an_empty_image_file_is_reported_as_empty(root):
     file = root / "image_2" / "synthetic.png"
     file.write_bytes(b"")
     with pytest.raises(InvalidInputError, match=r"synthetic\.png is empty \(0 bytes\)"):
@@ -241,7 +241,7 @@ def test_an_empty_image_is_called_empty(root):
     assert "BytesIO" not in str(refused.value) and "its format is unknown" in str(refused.value)
 
 
-def test_files_of_different_frames_are_not_put_together(root, tmp_path):
+def test_files_of_different_frames_are_not_combined(root, tmp_path):
     def handed(sweep, image, calibration):
         for old, new in (("velodyne/synthetic.bin", sweep), ("image_2/synthetic.png", image)):
             shutil.copy(root / old, tmp_path / new)
@@ -254,7 +254,7 @@ def test_files_of_different_frames_are_not_put_together(root, tmp_path):
         kitti.read_files(handed("000008.bin", "000008.png", "000009.txt"))
     with pytest.raises(InvalidInputError, match=r"000008\.bin and left_000009\.png have the names of different frames"):
         kitti.read_files(handed("000008.bin", "left_000009.png", "calib.txt"))
-    # Names that say nothing about frames are still put together.
+    # Names without frame numbers are still combined.
     for names in (
         ("sweep.bin", "left.png", "calib.txt"),
         ("000008.bin", "000008.png", "calib.txt"),

@@ -1,4 +1,4 @@
-"""nuScenes submissions: what is written is what the scorer reads, in the global frame."""
+"""nuScenes submissions: the scorer reads back what was written, in the global frame."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tests.apps.driving.test_data_sets import write_tables
 
 @pytest.fixture
 def data_set(data_root, tmp_path):
-    """The real key frame as the data set holds it; the sensors' files where its tables say."""
+    """The real key frame in the layout of the data set, with the sensor files at the paths in its tables."""
     source = data_root / "driving" / "nuscenes_sample"
     (tmp_path / "nuscenes").mkdir()
     write_tables(json.loads((source / "sample.json").read_text()), tmp_path / "nuscenes")
@@ -36,7 +36,7 @@ def data_set(data_root, tmp_path):
 
 
 @pytest.mark.realdata
-def test_labels_written_as_a_submission_are_read_back_as_the_truth(data_set, tmp_path):
+def test_labels_written_as_a_submission_read_back_as_the_ground_truth(data_set, tmp_path):
     frame = NuScenes(root=data_set, version="v1.0-mini").all_frames().read(0)
     truth = frame.truth
     found = replace(truth, scores=np.linspace(1, 0.5, len(truth)).astype(np.float32))
@@ -61,9 +61,9 @@ def test_labels_written_as_a_submission_are_read_back_as_the_truth(data_set, tmp
 
 
 @pytest.mark.realdata
-def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, predictor, data_root, data_set, tmp_path):
+def test_a_data_set_gives_the_same_as_a_single_key_frame(ask, predictor, data_root, data_set, tmp_path):
     said, out = [], tmp_path / "out"
-    for folder in (data_set, data_set / "v1.0-mini"):  # the second finds all answered
+    for folder in (data_set, data_set / "v1.0-mini"):  # the second run finds all frames done
         assert predict_folder(predictor, folder, out, Options(score=0.2), said.append) == 0
         written = json.loads((out / "results_nusc.json").read_text())
     assert "1 frames, 1 of them already done" in said[-3]
@@ -76,7 +76,7 @@ def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, pr
     boxes = written["results"][line["name"]]
     assert 0 < len(boxes) == min(len(line["boxes"]), MAX_BOXES)
     assert read_submission(out / "results_nusc.json", data_set / "v1.0-mini").samples == 1
-    # The info file states other poses than these tables: the boxes are alike, not their places in the world.
+    # The info file has other poses than these tables, so the boxes agree except for their global positions.
     response = ask(Request(files=(data_root / "driving" / "nuscenes_sample",), options={"score": "0.2"}))
     alone = json.loads(response.files["results_nusc.json"])["results"]["ca9a282c9e77460f8360f564131a8af5"]
     assert response.result["frames"][0]["boxes"] == line["boxes"]
@@ -90,7 +90,7 @@ def test_a_data_set_is_gone_through_and_a_key_frame_alone_gives_the_same(ask, pr
         ask(Request(files=(data_set,)))
 
 
-def test_the_task_takes_500_boxes_of_its_classes():
+def test_a_submission_has_at_most_500_boxes_of_its_classes():
     boxes = [
         {"name": name, "score": score, "centre_lidar_m": [1, 2, 3], "size_m": [4, 2, 1.5], "yaw": 0.5}
         for score in np.linspace(0.1, 0.9, 300).tolist()

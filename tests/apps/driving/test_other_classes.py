@@ -1,4 +1,4 @@
-"""Networks for other classes than shipped weights know begin with what these learnt of the classes that both have."""
+"""Networks with new classes start with the shipped weights' knowledge of the classes that both have."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ TRUCK = ObjectClass(name="truck", size_m=(8.0, 2.6, 3.0), bottom_m=-1.78)
 
 @pytest.fixture
 def both(request):
-    """The networks of shipped weights: as they are, and for a car, a truck, and the first class of theirs.
+    """The networks of the shipped weights: unchanged, and for car, truck, and the first of their classes.
 
     With each the names of its classes, their settings, and the sentences on what was loaded.
     """
@@ -42,14 +42,14 @@ def both(request):
 
 
 @pytest.mark.parametrize("both", [("medium", "pointpillars/4")], indirect=True)
-def test_pointpillars_sees_a_class_at_its_anchors_as_before(both):
+def test_pointpillars_keeps_its_anchor_scores_for_a_known_class(both):
     networks, names, model, input = both
     image = pointpillars.example_input(model, input)[:1]
     with torch.inference_mode():
         scores, boxes, directions = zip(*(pointpillars.PillarsToHeads(one)(image) for one in networks), strict=True)
     rows, columns = scores[0].shape[2:]
     for kind in ("pedestrian", "car"):
-        # mmdet3d's own layout of a cell: by anchor, of a class at two headings, and then by what is said of it.
+        # mmdet3d's layout of a cell: by anchor (two headings per class), then by value.
         cells = [
             torch.cat([
                 part[0].permute(1, 2, 0).reshape(rows, columns, len(own), 2, -1)[:, :, own.index(kind)][..., chosen]
@@ -66,7 +66,7 @@ def test_pointpillars_sees_a_class_at_its_anchors_as_before(both):
 
 
 @pytest.mark.parametrize("both", [("fcos3d_small", "fcos3d/1")], indirect=True)
-def test_fcos3d_scores_a_class_as_before(both):
+def test_fcos3d_keeps_its_scores_for_a_known_class(both):
     networks, names, _, _ = both
     image = fcos3d.example_image(64, 128)[:1]
     with torch.inference_mode():
@@ -82,7 +82,7 @@ def test_fcos3d_scores_a_class_as_before(both):
 
 
 @pytest.mark.parametrize("both", [("second_stage", "lidar_rcnn/2")], indirect=True)
-def test_the_second_stage_corrects_a_class_as_before(both):
+def test_the_second_stage_keeps_its_corrections_for_a_known_class(both):
     networks, names, _, input = both
     torch.manual_seed(0)
     points, size, facts = torch.randn(2, input.points, 3), torch.rand(2, 3) + 1, torch.randn(2, FEATURE_COUNT)

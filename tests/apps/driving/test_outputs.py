@@ -1,4 +1,4 @@
-"""What is written of frames: the picture, KITTI's result files, and what the viewer reads."""
+"""The outputs for frames: the picture, KITTI result files, and the viewer's files."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def test_a_picture_needs_neither_camera_nor_lidar(frame, found):
     assert alone.height < picture.PLAN_HEIGHT
 
 
-def test_pictures_of_several_frames_stand_below_one_another_in_one_file(frame, found, monkeypatch):
+def test_pictures_of_several_frames_are_stacked_in_one_file(frame, found, monkeypatch):
     other = replace(frame, points_lidar_m=None)
     parts = [np.asarray(opened(picture.draw(*pair))) for pair in ((frame, found), (other, found))]
     written, save = [], Image.Image.save
@@ -70,7 +70,7 @@ def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
     assert results.write(Boxes3D.empty(), camera) == ""
 
 
-def test_a_class_of_several_words_is_one_column_of_a_result_file(frame, found):
+def test_a_class_name_of_several_words_becomes_one_result_column(frame, found):
     named = replace(found, names=("traffic light",) * len(found))
     lines = results.write(named, frame.cameras["image_2"]).splitlines()
     assert lines and {len(line.split()) for line in lines} == {16}
@@ -92,7 +92,7 @@ def test_the_viewer_gets_points_image_and_boxes(frame, found):
     assert sum("image_2" in box["edges_px"] for box in described["boxes"]) == inside.sum()
 
 
-def test_the_picture_is_drawn_later_from_what_the_viewer_reads(frame, found):
+def test_the_picture_is_drawn_later_from_the_viewers_files(frame, found):
     frames = [frame, replace(frame, name="an/other", points_lidar_m=None, truth=None)]
     content, names = scene_file([*frames], [found, found], many=True)
     sources = {**view.files(frames, [found, found]), SCENE: content}
@@ -106,11 +106,11 @@ def test_the_picture_is_drawn_later_from_what_the_viewer_reads(frame, found):
     as_given, later = (
         np.asarray(opened(picture.draw_all(*pair)), int) for pair in ((frames, [found] * 2), (again, boxes))
     )
-    # A JPEG's values are near the image's; of the points some are left out.
+    # JPEG values are close to the image's; some of the points are dropped.
     assert later.shape == as_given.shape and np.abs(later - as_given).mean() < 4
 
 
-def test_several_frames_have_files_of_their_own(frame, found):
+def test_each_of_several_frames_has_its_own_files(frame, found):
     other = replace(frame, name="an/other", points_lidar_m=None)
     files = view.files([replace(frame, name="1"), other], [found, found])
     assert set(files) == {"boxes.json", "1_points.bin", "1_image.jpg", "an-other_image.jpg"}
@@ -119,8 +119,8 @@ def test_several_frames_have_files_of_their_own(frame, found):
     assert listed[1]["points_file"] is None
 
 
-def test_cameras_are_laid_out_as_they_look(frame, found):
-    """In nuScenes' own order the left camera stands to the right of the one ahead."""
+def test_cameras_are_arranged_by_their_direction(frame, found):
+    """In nuScenes' original order the left camera would be to the right of the front camera."""
 
     def looking(degrees):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -137,7 +137,7 @@ def test_cameras_are_laid_out_as_they_look(frame, found):
     ]
 
 
-def test_a_sweep_is_thinned_once_for_an_answer(frame, found, monkeypatch):
+def test_a_sweep_is_thinned_only_once_per_answer(frame, found, monkeypatch):
     thinned, thin = [], view.thin
     monkeypatch.setattr(view, "thin", lambda points: thinned.append(len(points)) or thin(points))
     _, names = scene_file([frame], [found], many=False)
@@ -145,7 +145,7 @@ def test_a_sweep_is_thinned_once_for_an_answer(frame, found, monkeypatch):
     assert set(names) <= {SCENE, *files} and thinned == [len(frame.points_lidar_m)]
 
 
-def test_thinning_keeps_what_is_far():
+def test_thinning_keeps_distant_points():
     draw = np.random.default_rng(0)
     near, far = draw.uniform(-5, 5, (90_000, 4)), draw.uniform(30, 60, (2_000, 4))
     points = np.concatenate([near, far]).astype(np.float32)
@@ -155,7 +155,7 @@ def test_thinning_keeps_what_is_far():
     assert np.array_equal(view.thin(points[:500], 10_000), points[:500])
 
 
-def test_the_picture_of_a_sweep_all_round_shows_what_lies_behind():
+def test_the_picture_of_a_360_degree_sweep_shows_the_area_behind():
     def at(x):
         return Boxes3D(
             centre_lidar_m=np.array([[x, 0, -1]], np.float32),
@@ -166,7 +166,7 @@ def test_the_picture_of_a_sweep_all_round_shows_what_lies_behind():
         )
 
     angle = np.linspace(-np.pi, np.pi, 4000)
-    # Denser near the vehicle, as real sweeps are.
+    # Denser near the vehicle, like real sweeps.
     radius = np.random.default_rng(0).exponential(6, 4000) + 2
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle), -1.7 + 0 * angle, 0 * angle], 1)
     around = Frame(name="a", points_lidar_m=points.astype(np.float32), cameras={})
@@ -179,16 +179,16 @@ def test_the_picture_of_a_sweep_all_round_shows_what_lies_behind():
     assert around.all_round and not ahead.all_round
 
 
-def test_labels_are_drawn_above_the_boxes_that_they_agree_with(frame, found):
+def test_labels_are_drawn_on_top_of_matching_boxes(frame, found):
     alone = replace(frame, cameras={})
     with_labels = np.asarray(opened(picture.draw(alone, found))).astype(int)
     without = np.asarray(opened(picture.draw(replace(alone, truth=None), found))).astype(int)
-    # The boxes are the labels: what the labels change is white on what the boxes drew.
+    # The boxes equal the labels, so the labels only change pixels of the boxes to white.
     changed = (with_labels != without).any(-1)
     assert changed.sum() > 200 and (with_labels[changed] == 0xE8).all()
 
 
-def test_the_viewer_is_told_how_many_points_are_drawn(frame, found, monkeypatch):
+def test_the_viewers_file_states_how_many_points_are_drawn(frame, found, monkeypatch):
     monkeypatch.setattr(view.thin, "__defaults__", (500,))
     files = view.files([frame], [found])
     (described,) = json.loads(files["boxes.json"])["frames"]

@@ -1,4 +1,4 @@
-"""Sweeps as PCD and as NumPy arrays: the same points as KITTI's file, and a sentence for what is none."""
+"""Sweeps as PCD and NumPy arrays: the same points as KITTI's file, and one sentence for invalid files."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def points():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "binary", "binary_compressed"])
-def test_a_pcd_file_holds_the_points_of_kittis(points, tmp_path, encoding):
+def test_a_pcd_file_gives_the_same_points_as_kittis_bin(points, tmp_path, encoding):
     points.tofile(tmp_path / "sweep.bin")
     (tmp_path / "sweep.pcd").write_bytes(pcd(points, encoding))
     assert read_points(tmp_path / "sweep.pcd") == pytest.approx(read_points(tmp_path / "sweep.bin"), rel=1e-5)
 
 
-def test_the_fields_of_ros_tools_are_found_among_others(points, tmp_path):
-    # As pcl_ros writes Velodyne's points: padding between the fields, the ring and the time behind them.
+def test_the_fields_written_by_ros_tools_are_found(points, tmp_path):
+    # As pcl_ros writes Velodyne points: padding between the fields, ring and time after them.
     rows = np.zeros(50, [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("_", "u1", 4), ("i", "<f4"), ("ring", "<u2")])
     for name, column in zip("xyz", points.T, strict=False):
         rows[name] = column
@@ -37,8 +37,8 @@ def test_the_fields_of_ros_tools_are_found_among_others(points, tmp_path):
     assert len(remarks) == 1 and "1 of the 50 points" in remarks[0]
 
 
-def test_a_pcd_file_without_intensity_says_so(points, tmp_path):
-    # As Open3D writes a cloud of places alone.
+def test_a_pcd_file_without_intensity_gets_a_remark(points, tmp_path):
+    # As Open3D writes a cloud with positions only.
     text = header(50, fields="x y z", sizes="4 4 4", types="F F F", counts="1 1 1", data="ascii")
     rows = "\n".join(f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z, _ in points.tolist())
     (tmp_path / "cloud.pcd").write_text(text + rows + "\n")
@@ -65,9 +65,9 @@ def test_arrays_are_read_by_columns_or_by_fields(points, tmp_path):
 
 @pytest.mark.parametrize("columns", [4, 5, 6])
 @pytest.mark.parametrize("scale", [1, 255])
-def test_float32_sweeps_have_a_ring_and_a_time_behind_their_intensity_or_none(tmp_path, columns, scale):
+def test_float32_sweeps_may_have_ring_and_time_after_the_intensity(tmp_path, columns, scale):
     generator = np.random.default_rng(columns)
-    # As many points as can be taken apart at each of the numbers of columns.
+    # A number of values that is divisible by each number of columns.
     points = np.column_stack([generator.uniform(-60, 60, (120, 2)), generator.uniform(-2, 3, 120), np.ones(120) / 2])
     points = points.astype(np.float32)
     behind = np.column_stack([np.arange(120) % 32, generator.uniform(0, 0.1, 120)])[:, : columns - 4]
@@ -79,15 +79,16 @@ def test_float32_sweeps_have_a_ring_and_a_time_behind_their_intensity_or_none(tm
     assert remarks == (() if columns == 4 else (more,))
 
 
-def test_intensity_beyond_a_byte_is_cut_with_a_remark(points, tmp_path):
-    # Ouster's signal photons, for one.
+def test_intensity_above_255_is_clipped_with_a_remark(points, tmp_path):
+    # For example Ouster's signal photons.
     np.save(tmp_path / "sweep.npy", points * np.float32([1, 1, 1, 3000]))
     found, remarks = read_sweep(tmp_path / "sweep.npy")
     assert found[:, 3].max() == 1 and "was clipped to 0 to 255" in remarks[0]
 
 
 def test_header_and_rows_are_split_at_any_white_space(points, tmp_path):
-    # Fields with brackets, no COUNT and no POINTS, small letters, a BOM, a comment of another alphabet, doubled blanks.
+    # Field names with brackets, no COUNT and no POINTS, lower case, a BOM, a comment in another alphabet, double
+    # blanks.
     rows = "".join(f"  {x:.6f}\t{y:.6f}  {z:.6f} 17 {i:.6f} \r\n" for x, y, z, i in points.tolist())
     text = "# générée\nfields x y z t(ns) Scalar_Intensity\nSIZE 4 4 4 8 4\nTYPE F F F U F\nWIDTH 25\nHEIGHT 2\n"
     text += "data ascii\n"
@@ -96,7 +97,7 @@ def test_header_and_rows_are_split_at_any_white_space(points, tmp_path):
     assert found == pytest.approx(points, abs=1e-5) and remarks == ()
 
 
-def test_columns_after_an_odd_name_are_not_taken_for_others(points, tmp_path):
+def test_an_unusual_field_name_does_not_shift_the_columns_after_it(points, tmp_path):
     rows = np.zeros(50, [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("t", "<u8"), ("i", "<f4")])
     for name, column in zip(("x", "y", "z", "i"), points.T, strict=True):
         rows[name] = column
@@ -105,14 +106,14 @@ def test_columns_after_an_odd_name_are_not_taken_for_others(points, tmp_path):
     assert np.array_equal(read_points(tmp_path / "cloud.pcd"), points)
 
 
-def test_a_viewpoint_is_remarked_on(points, tmp_path):
+def test_a_viewpoint_gets_a_remark(points, tmp_path):
     moved = pcd(points).replace(b"VIEWPOINT 0 0 0 1 0 0 0", b"VIEWPOINT 9 0 0 1 0 0 0")
     (tmp_path / "sweep.pcd").write_bytes(moved)
     found, remarks = read_sweep(tmp_path / "sweep.pcd")
     assert np.array_equal(found, points) and "has a viewpoint, which is not applied" in remarks[0]
 
 
-def test_points_whose_intensity_is_no_number_are_kept(points, tmp_path):
+def test_points_without_a_finite_intensity_are_kept(points, tmp_path):
     points[3:5, 3] = np.nan
     np.save(tmp_path / "sweep.npy", points)
     found, remarks = read_sweep(tmp_path / "sweep.npy")
@@ -157,7 +158,7 @@ def test_damaged_and_hostile_pcd_files_are_refused(points, tmp_path):
             pytest.fail(name)
 
 
-def test_arrays_that_are_no_sweep_are_refused(points, tmp_path):
+def test_arrays_that_are_not_a_sweep_are_refused(points, tmp_path):
     sweep = tmp_path / "sweep.npy"
     np.save(sweep, points)
     head = sweep.read_bytes()

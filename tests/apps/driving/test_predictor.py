@@ -1,4 +1,4 @@
-"""The predictor, which every interface calls. The weights are random: what is found is not looked at here."""
+"""The predictor, which every interface calls. The weights are random, so the detections themselves are not checked."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_the_same_request_gives_the_same_response(ask, synthetic):
     assert one.result == other.result and one.picture == other.picture and one.files == other.files
 
 
-def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
+def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, synthetic):
     requests = [
         Request(files=(synthetic,)),
         Request(files=(synthetic,), options={"model": "fcos3d"}),
@@ -67,14 +67,14 @@ def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])
 
 
-def test_the_model_follows_from_what_the_frame_holds(ask, synthetic, tmp_path):
+def test_the_model_depends_on_the_sensors_of_the_frame(ask, synthetic, tmp_path):
     sweep = synthetic / "velodyne" / "synthetic.bin"
     loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/synthetic.png", "calib/synthetic.txt")]
     for files, model in (([synthetic], "pointpillars"), ([sweep], "pointpillars"), (loose, "fcos3d")):
         assert ask(Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
 
 
-def test_the_names_of_the_files_tell_which_model_to_load_meanwhile(codec, synthetic, tmp_path):
+def test_file_names_suggest_which_model_to_load_early(codec, synthetic, tmp_path):
     image = synthetic / "image_2" / "synthetic.png"
     archive = shutil.make_archive(str(tmp_path / "scene"), "zip", synthetic)
     for files, options, models in (
@@ -87,7 +87,7 @@ def test_the_names_of_the_files_tell_which_model_to_load_meanwhile(codec, synthe
         assert codec.likely_models(Request(files=tuple(map(Path, files)), options=options)) == models
 
 
-def test_a_camera_that_learnt_from_rendered_images_comes_last_and_says_so(predictor, synthetic):
+def test_a_camera_model_trained_on_rendered_images_comes_last_with_a_remark(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     images = replace(frame, points_lidar_m=None)
     shipped = predictor.detectors
@@ -101,7 +101,7 @@ def test_a_camera_that_learnt_from_rendered_images_comes_last_and_says_so(predic
     assert found.model == "mmdet3d_camera" and not found.remarks
 
 
-def test_a_sweep_without_its_folder(ask, synthetic, tmp_path):
+def test_a_single_sweep_file_is_accepted(ask, synthetic, tmp_path):
     shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
     response = ask(Request(files=(tmp_path / "sweep.bin",)))
     assert response.result["frames"][0]["boxes"]
@@ -140,13 +140,13 @@ def test_a_model_that_lacks_its_input_is_refused(codec, synthetic, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
-def test_files_that_are_no_frames_are_refused(codec, tmp_path, name, content):
+def test_files_that_are_not_frames_are_refused(codec, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=name.split(".")[0]):
         codec.decode(Request(files=(tmp_path / name,)))
 
 
-def test_a_zip_is_its_folder(ask, synthetic, tmp_path):
+def test_a_zip_gives_the_same_as_its_folder(ask, synthetic, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "frame"), "zip", synthetic)
     zipped = ask(Request(files=(Path(archive),)))
     assert zipped.result == ask(Request(files=(synthetic,))).result
@@ -160,7 +160,7 @@ def realdata(part):
 
 
 @pytest.mark.realdata
-def test_real_kitti_frames_all_come_back(ask):
+def test_all_real_kitti_frames_get_an_answer(ask):
     response = ask(Request(files=(realdata("kitti_object"),)))
     assert [frame["name"] for frame in response.result["frames"]] == [f"{n:06d}" for n in range(5)]
     assert {f"{n:06d}.txt" for n in range(5)} <= response.files.keys()
@@ -171,12 +171,12 @@ def test_real_kitti_frames_all_come_back(ask):
 def test_a_real_nuscenes_key_frame(ask, model):
     response = ask(Request(files=(realdata("nuscenes_sample"),), options={"model": model}))
     places = np.array([box["centre_lidar_m"] for box in response.result["boxes"]])
-    # All round the vehicle, and not ahead alone.
+    # In all directions around the vehicle, not only ahead.
     assert (places[:, 0] > 1).any() and (places[:, 0] < -1).any()
 
 
 @pytest.mark.parametrize("taller", [3, 90])
-def test_what_a_camera_sees_does_not_depend_on_the_others(predictor, synthetic, taller):
+def test_a_cameras_detections_do_not_depend_on_the_other_cameras(predictor, synthetic, taller):
     (frame,) = read_frames([synthetic])
     camera = replace(frame.cameras["image_2"], image_HWC=frame.cameras["image_2"].image_HWC[::2, ::2].copy())
     dark = np.zeros((camera.image_HWC.shape[0] + taller, camera.image_HWC.shape[1], 3), np.uint8)
@@ -191,15 +191,15 @@ def test_what_a_camera_sees_does_not_depend_on_the_others(predictor, synthetic, 
     assert mine.scores == pytest.approx(alone.scores, abs=1e-5)
 
 
-def test_a_sweep_without_a_point_gives_no_boxes(predictor):
+def test_an_empty_sweep_gives_no_boxes(predictor):
     frame = Frame(name="empty", points_lidar_m=np.zeros((0, 4), np.float32), cameras={})
     assert len(predictor.detectors["pointpillars"].detect(frame)) == 0
     (found,) = predictor.predict([frame])
     assert len(found.boxes) == 0 and found.model == "pointpillars"
 
 
-def test_what_is_found_does_not_depend_on_the_order_of_the_points(predictor, synthetic):
-    # Sweeps are written beam by beam; a network that saw the first points of a pillar alone would see its top.
+def test_detections_do_not_depend_on_the_order_of_the_points(predictor, synthetic):
+    # Sweeps are written beam by beam; a network that used only the first points of a pillar would use its top.
     (frame,) = read_frames([synthetic])
     points = frame.points_lidar_m
     others = [points[::-1], points[np.random.default_rng(0).permutation(len(points))]]
@@ -210,7 +210,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_points(predictor, syn
         assert found.array == pytest.approx(expected.array, abs=1e-3)
 
 
-def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
+def test_objects_behind_are_found_like_objects_ahead(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     around = replace(frame, cameras=dict.fromkeys(("a", "b"), frame.cameras["image_2"]))
     about = np.array([-1, -1, 1, 1], np.float32)
@@ -224,7 +224,7 @@ def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
         assert away.min() < 1e-2
 
 
-def test_arrays_of_ones_own_are_converted_or_refused_in_words(predictor, synthetic):
+def test_arrays_from_python_are_converted_or_refused_with_a_reason(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     points, camera = frame.points_lidar_m, frame.cameras["image_2"]
     expected = predictor.detect(frame, "pointpillars").array
@@ -244,7 +244,7 @@ def test_arrays_of_ones_own_are_converted_or_refused_in_words(predictor, synthet
             replace(camera, image_HWC=image)
 
 
-def test_with_one_camera_that_looks_back_it_is_looked_back_too(predictor, synthetic):
+def test_a_frame_with_one_rear_camera_is_also_searched_behind(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     ahead = frame.cameras["image_2"]
     turn = np.diag([-1, -1, 1, 1]).astype(np.float32)
@@ -257,7 +257,7 @@ def test_with_one_camera_that_looks_back_it_is_looked_back_too(predictor, synthe
     assert json.loads(view.files([behind], [found])["boxes.json"])["frames"][0]["all_round"] is True
 
 
-def test_what_stands_beside_the_sensor_is_seen_whole():
+def test_an_object_beside_the_sensor_is_seen_in_full():
     class Network:
         def predict(self, points):
             x, y = points[:, 0], points[:, 1]
@@ -271,11 +271,11 @@ def test_what_stands_beside_the_sensor_is_seen_whole():
     frame = Frame(name="a", points_lidar_m=points, cameras={})
     assert frame.all_round
     found = LidarDetector(Network(), LidarInput()).detect(frame)
-    # Both looks find it, and it is one car.
+    # Both passes find it, and it is counted as one car.
     assert found.array[:, [0, 1, 3]] == pytest.approx(np.array([[0, 6, 4]]), abs=1e-5)
 
 
-def test_the_vehicle_that_carries_the_sensor_is_not_found():
+def test_the_own_vehicle_is_not_detected():
     rows = [
         [0.4, 0.1, -1.0, 4.2, 1.8, 1.5, 0.1],
         [2.4, 0, -1.0, 4.2, 1.8, 1.5, 0.0],
@@ -299,7 +299,7 @@ def test_boxes_stand_on_the_ground_that_the_points_show():
         [[10, 0, -0.75, 4, 1.7, 1.5, 0.3], [20, 0, 0.4, 4, 1.7, 1.5, 0], [60, 0, -0.8, 4, 1.7, 1.5, 0]], np.float32
     )
     placed = set_on_ground(boxes, road.astype(np.float32))
-    # The first stood 0.2 m too high; the second is too far from any ground, the third has no point near it.
+    # The first was 0.2 m too high; the second is too far from any ground, the third has no points near it.
     assert placed[0, 2] - placed[0, 5] / 2 == pytest.approx(-1.7, abs=0.02)
     assert placed[0, 2] + placed[0, 5] / 2 == pytest.approx(0.0, abs=1e-4)
     assert np.array_equal(placed[1:], boxes[1:])
@@ -319,12 +319,12 @@ def test_one_object_is_shown_as_one_class():
 
 
 @pytest.mark.parametrize("score", [2.0, -1.0, float("nan"), "0.9"])
-def test_a_score_that_is_none_is_refused_from_python_too(score):
+def test_an_invalid_score_is_refused_from_python_too(score):
     with pytest.raises(InvalidInputError, match="give a number from 0 to 1"):
         Options(score=score)
 
 
-def test_a_whole_number_is_a_score(predictor, ask, synthetic):
+def test_an_integer_is_a_valid_score(predictor, ask, synthetic):
     (frame,) = read_frames([synthetic])
     everything, nothing = (predictor.predict([frame], Options(score=score))[0].boxes for score in (0, 1))
     assert len(everything) > 20 and len(nothing) == 0

@@ -1,4 +1,4 @@
-"""What the headline table says of a detector whose answers are known."""
+"""The headline table for a detector with known answers."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from apps.driving.types import Boxes3D, Frame, LidarInput
 
 
 class Told:
-    """Answers with the truth of a frame, changed as it is told."""
+    """Returns the ground truth of a frame, changed as a test requires."""
 
     sensor, input = "lidar", LidarInput()
 
@@ -47,7 +47,7 @@ def turned(boxes):
     return replace(boxes, yaw=boxes.yaw + np.float32(np.pi))
 
 
-def test_bars_are_met_or_missed_by_what_is_said(frames):
+def test_bar_verdicts_match_the_scores(frames):
     rows = dict(synthetic_rows(Told(), frames))
     expected = evaluate(frames, [in_image(frame, Told().detect(frame)) for frame in frames])
     value, objects = expected["car/bev/moderate"], int(expected["car/objects/moderate"])
@@ -61,7 +61,7 @@ def test_bars_are_met_or_missed_by_what_is_said(frames):
     assert bar_verdict(70.0, 70.0) == "; bar 70 met" and bar_verdict(66.6, 70.0) == "; bar 70 missed by 3.4"
 
 
-def test_real_frames_count_what_is_asked_for_and_the_own_vehicle(frames):
+def test_real_frames_count_the_scored_classes_and_the_own_vehicle(frames):
     def with_own_vehicle(boxes):
         own = Boxes3D(
             centre_lidar_m=np.array([[0.5, 0, -1]], np.float32),
@@ -95,7 +95,7 @@ def test_real_frames_count_what_is_asked_for_and_the_own_vehicle(frames):
     assert kitti["boxes on the own vehicle, KITTI"] == "0" and ", 0 false" in kitti["car, KITTI, frames: 1"]
 
 
-def test_classes_of_other_data_sets_are_called_what_is_learnt(frames):
+def test_classes_of_other_data_sets_get_the_trained_names(frames):
     names = ("regular_vehicle", "box_truck") + frames[0].truth.names[2:]
     called = with_scored_classes(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
     assert called.truth.names[:2] == ("car", "truck")
@@ -112,7 +112,7 @@ def test_classes_of_other_data_sets_are_called_what_is_learnt(frames):
         (False, (-1.0, 0.0), False),
     ],
 )
-def test_objects_where_a_network_does_not_look_are_told_of(frames, all_round, place, seen):
+def test_objects_outside_a_networks_range_are_counted(frames, all_round, place, seen):
     detector = LidarDetector(network=None, input=LidarInput())
     centre = np.array([[*place, -1]], np.float32)
     truth = frames[0].truth.take(np.array([0]))

@@ -31,7 +31,7 @@ MISSED = {"frame": "b", "name": "van", "centre_lidar_m": [9.0, -4.0, -0.5], "siz
 
 
 class Known:
-    """Finds two boxes in every frame but one, which is empty."""
+    """Finds two boxes in every frame except one, which is empty."""
 
     second_stages: dict[str, str] = {}  # noqa: RUF012 - as the predictor has it
 
@@ -87,7 +87,9 @@ def hand_in(client: TestClient, **sweeps: np.ndarray) -> tuple[str, dict[str, An
         ({"yaw": float("inf")}, "missed.yaw"),
     ],
 )
-def test_an_object_that_has_no_place_is_refused(client: TestClient, missed: dict[str, Any], sentence: str) -> None:
+def test_a_missed_object_without_a_valid_position_is_refused(
+    client: TestClient, missed: dict[str, Any], sentence: str
+) -> None:
     home, _ = hand_in(client, b=sweep(1))
     body = json.dumps({"missed": [MISSED | missed]})
     refused = client.put(home, content=body, headers={"Content-Type": "application/json"})
@@ -96,7 +98,9 @@ def test_an_object_that_has_no_place_is_refused(client: TestClient, missed: dict
     assert refused.json()["detail"] == "the case has no finding 3; it has findings 1 to 2"
 
 
-def test_reviewed_frames_are_trained_on(client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_runs_on_reviewed_frames(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     home, result = hand_in(client, a=sweep(2), b=sweep(3), c=sweep(4), empty=sweep(5))
     assert [box["frame"] for box in result["boxes"]] == ["a", "a", "b", "b", "c", "c"]
     said = {"1": "accepted", "2": "rejected", "3": "rejected", "4": "rejected", "5": "accepted"}
@@ -106,7 +110,7 @@ def test_reviewed_frames_are_trained_on(client: TestClient, tmp_path: Path, caps
     words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
     assert cli.main(["reviews", "driving", *words]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    # Of the first case c has a box without a verdict, and the empty frame is not known to be looked at.
+    # In the first case, frame c has a box without a verdict, and the empty frame may not have been reviewed.
     assert "frames not fully reviewed: 2." in told and "Frames written: 3." in told
     frames = [read_frame(tmp_path / "out", name) for name in frame_ids(tmp_path / "out")]
     truth = {len(frame.truth): frame for frame in frames if frame.truth is not None and frame.truth.names != ("van",)}
@@ -126,7 +130,7 @@ def export(client: TestClient, out: Path, *words: str) -> int:
     return cli.main(["reviews", "driving", "--store", store, "--out", str(out), *words])
 
 
-def test_a_class_of_several_words_is_one_column_of_a_label(client: TestClient, tmp_path: Path) -> None:
+def test_a_class_name_of_several_words_becomes_one_label_column(client: TestClient, tmp_path: Path) -> None:
     home, _ = hand_in(client, lights=sweep(8))
     said = {"reviewer": "Lin", "verdicts": {"1": "accepted", "2": "accepted"}}
     assert client.put(home, json=said).status_code == 200
@@ -154,9 +158,7 @@ def test_an_export_that_ends_early_leaves_nothing(
     assert export(client, tmp_path / "new", "--reviewer", "Kim") == 0
 
 
-def test_a_sweep_that_the_store_has_thinned_is_said(
-    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_thinned_sweeps_are_reported(client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home, _ = hand_in(client, **{"=large": sweep(7, 70_000)})
     said = {"reviewer": "Ada", "verdicts": {"1": "accepted", "2": "accepted"}}
     assert client.put(home, json=said).status_code == 200
@@ -166,7 +168,7 @@ def test_a_sweep_that_the_store_has_thinned_is_said(
     (name,) = frame_ids(tmp_path / "out")
     points = read_frame(tmp_path / "out", name).points_lidar_m
     assert points is not None and 50_000 < len(points) <= 60_000
-    # Which sweep is to be put in its place; a spreadsheet does not compute the name.
+    # The name of the original sweep, escaped so that a spreadsheet does not evaluate it.
     (row,) = csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines())
     case = home.split("/")[4]
     counts = {"points": "70000", "points_kept": str(len(points)), "images": "0"}
@@ -178,7 +180,7 @@ MOUNT = "Tr_velo_to_cam: 0 -1 0 0.1 0 0 -1 -0.2 1 0 0 -0.3\n"
 
 
 def kitti_zip(points: np.ndarray | None, image: np.ndarray) -> tuple[str, bytes]:
-    """A frame of KITTI's layout, 000007, in a zip."""
+    """A zip with frame 000007 in KITTI's layout."""
     packed, picture = io.BytesIO(), io.BytesIO()
     Image.fromarray(image).save(picture, "PNG")
     with zipfile.ZipFile(packed, "w") as archive:
@@ -191,14 +193,14 @@ def kitti_zip(points: np.ndarray | None, image: np.ndarray) -> tuple[str, bytes]
 
 @pytest.fixture
 def keeping(client: TestClient, tmp_path: Path) -> Iterator[TestClient]:
-    """A server that keeps what was analysed whole."""
+    """A server that keeps its inputs in full."""
     service = client.app.state.services["driving"]  # type: ignore[attr-defined]
     own = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
     with TestClient(create_app(own, {"driving": service.app})) as found:
         yield found
 
 
-def test_what_the_server_keeps_whole_is_trained_on_whole(
+def test_inputs_kept_in_full_are_exported_in_full(
     keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     points, image = sweep(11, 70_000), np.random.default_rng(1).integers(0, 256, (375, 1242, 3), np.uint8)
@@ -248,7 +250,7 @@ def reviewed_by(keeping: TestClient, files: list[tuple[str, tuple[str, bytes]]],
     assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
 
 
-def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
+def test_the_cameras_of_a_frame_are_in_the_same_split(
     keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reviewed_by(keeping, surround(6), 12)
@@ -261,7 +263,7 @@ def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
     assert (tmp_path / "out" / "training" / "image_2" / f"{parts[1][0]}.png").is_file()
 
 
-def test_the_frames_of_a_case_are_in_one_part_of_the_data(
+def test_the_frames_of_a_case_are_in_the_same_split(
     keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for count in (2, 3, 6):
@@ -277,7 +279,7 @@ def test_the_frames_of_a_case_are_in_one_part_of_the_data(
         assert len(learning) == 2 and len(validating) == 1 and not learning & validating
 
 
-def test_images_that_the_store_does_not_keep_are_left_out(
+def test_images_that_the_store_does_not_keep_are_skipped(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = client.post(

@@ -1,4 +1,4 @@
-"""ROS bags: a bag of a sweep gives what its .bin gives; topics, layouts of clouds, and what is refused."""
+"""ROS bags: a bag with a sweep gives the same as its .bin; topics, cloud layouts, and what is refused."""
 
 import json
 
@@ -23,7 +23,7 @@ def sweeps(synthetic):
 
 
 def drive(sweeps, *, ros1, topic="/lidar/points", **layout):
-    """Messages of a drive: a cloud each tenth of a second, and something else beside it."""
+    """Messages of a drive: a cloud every 0.1 s, and messages on another topic."""
     for number, points in enumerate(sweeps):
         time = STAMP + number * 10**8
         yield "/chatter", time, "hello" * 10
@@ -43,7 +43,7 @@ def bags(sweeps, folder):
                 yield next(file for file in path.iterdir() if file.suffix in (".mcap", ".db3"))
 
 
-def test_a_bag_gives_what_its_sweeps_give(ask, sweeps, tmp_path):
+def test_a_bag_gives_the_same_as_its_sweeps_in_files(ask, sweeps, tmp_path):
     for number, points in enumerate(sweeps):
         points.tofile(tmp_path / f"{number}.bin")
     expected = []
@@ -92,7 +92,7 @@ def test_fields_are_found_by_name_offset_and_type(ros1, tmp_path):
         assert frame.remarks == (), name
 
 
-def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
+def test_intensity_is_scaled_and_invalid_points_are_dropped(tmp_path):
     of_bytes = POINTS * np.array([1, 1, 1, 200], np.float32)
     fields = [*XYZI[:3], ("reflectivity", "u2")]
     frame = one(tmp_path, cloud(of_bytes, fields=fields), name="bytes")
@@ -113,12 +113,12 @@ def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
     )
     frame = one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
     assert "in the frame base_link, which is not a LiDAR frame" in frame.remarks[0]
-    # Without a stamp in the header the recording's is taken.
+    # Without a timestamp in the header, that of the recording is used.
     assert one(tmp_path, cloud(POINTS, stamp=0), name="unstamped").time_ns == STAMP
 
 
 def bad_clouds():
-    """A message, and what is said of it."""
+    """Pairs of a faulty message and a part of its error."""
     yield (
         cloud(POINTS, data=np.zeros(63, np.uint8)),
         "states 1 x 4 points of 16 bytes in rows of 64 bytes but has 63 bytes",
@@ -142,7 +142,7 @@ def bad_clouds():
     yield many, "has 4294967295 fields; at most 1000 are accepted"
 
 
-def test_faulty_clouds_are_refused_in_a_sentence_and_left_out_of_a_drive(predictor, tmp_path):
+def test_faulty_clouds_are_refused_with_one_sentence_and_skipped_in_a_drive(predictor, tmp_path):
     found = list(bad_clouds())
     for number, (message, said) in enumerate(found):
         path = write_ros2(tmp_path / str(number), [(f"{CLOUD} /lidar", STAMP, message)])
@@ -157,7 +157,7 @@ def test_faulty_clouds_are_refused_in_a_sentence_and_left_out_of_a_drive(predict
     assert len((tmp_path / "out" / "frames.jsonl").read_text().splitlines()) == 1
 
 
-def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_path):
+def test_the_topic_is_the_only_one_with_clouds_or_the_one_named(ask, tmp_path):
     front, top = cloud(POINTS), cloud(POINTS[:2])
     two = [("/front", STAMP, front), ("/top", STAMP, top), ("/top", STAMP + 1, top), ("/say", STAMP, "hello")]
     path = write_ros2(tmp_path / "two", two)
@@ -175,7 +175,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_p
 
 
 @pytest.mark.parametrize("ros1", [True, False])
-def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
+def test_the_error_for_a_bag_without_clouds_lists_its_topics(ros1, tmp_path):
     raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
     for name, messages, said in (
         ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "only /velodyne_packets (velodyne_msgs/"
@@ -190,7 +190,7 @@ def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
         assert said in str(refusal.value)
 
 
-def test_a_drive_of_many_sweeps_goes_on_where_it_was_stopped(predictor, tmp_path):
+def test_an_interrupted_run_on_a_long_drive_resumes(predictor, tmp_path):
     messages = [("/lidar", STAMP + number, cloud(POINTS, ros1=True, stamp=STAMP + number)) for number in range(201)]
     path = write_ros1(tmp_path / "drive.bag", messages, chunk=1000)
     with pytest.raises(InvalidInputError, match="holds 201 frames; at most 200 are accepted at a time"):
@@ -212,7 +212,7 @@ def test_a_drive_of_many_sweeps_goes_on_where_it_was_stopped(predictor, tmp_path
         predict_folder(predictor, tmp_path, out, Options(topic="/lidar"), said.append)
 
 
-def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
+def test_a_split_recording_counts_as_one_and_two_recordings_are_refused(tmp_path):
     folder = tmp_path / "drive"
     folder.mkdir()
     for number in (0, 2, 10):
@@ -232,7 +232,7 @@ def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
         read_frames([tmp_path])
 
 
-def test_parts_that_ros1_dates_are_one_recording(tmp_path):
+def test_parts_with_ros1_start_times_are_one_recording(tmp_path):
     for number, name in enumerate(("drive_2018-01-01-10-00-00_0", "drive_2018-01-01-10-00-30_1")):
         stamp = STAMP + number
         write_ros1(tmp_path / f"{name}.bag", [("/lidar", stamp, cloud(POINTS, ros1=True, stamp=stamp))])
@@ -244,6 +244,6 @@ def test_parts_that_ros1_dates_are_one_recording(tmp_path):
         path.unlink()
 
 
-def test_the_files_of_a_recording_may_be_handed_in_with_its_metadata(tmp_path):
+def test_the_files_of_a_recording_may_be_given_with_its_metadata(tmp_path):
     folder = write_ros2(tmp_path / "drive", [("/lidar", STAMP, cloud(POINTS))])
     assert len(read_frames(sorted(folder.iterdir()))) == 1

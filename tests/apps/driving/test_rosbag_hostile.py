@@ -1,4 +1,4 @@
-"""Bags that are cut, damaged, or made to harm: one sentence, little memory, and nothing of them is run."""
+"""Truncated, damaged and malicious bags: refused with one sentence, little memory, and no code from them is run."""
 
 import random
 import sqlite3
@@ -28,13 +28,13 @@ def drive(*, ros1, count=6):
 
 @pytest.fixture
 def bags(tmp_path):
-    """A drive in each of the three formats, a chunk for each cloud or two."""
+    """A drive in each of the three formats, with one or two clouds per chunk."""
     bag = write_ros1(tmp_path / "drive.bag", drive(ros1=True), chunk=9000)
     folders = [write_ros2(tmp_path / storage, drive(ros1=False), storage) for storage in ("mcap", "sqlite3")]
     return [bag, folders[0] / "mcap.mcap", folders[1] / "sqlite3.db3"]
 
 
-def test_cut_and_empty_bags_and_other_files_are_refused_with_what_to_do(bags, tmp_path):
+def test_truncated_and_empty_bags_and_other_files_are_refused_with_a_remedy(bags, tmp_path):
     hints = ("rosbag reindex repairs", "mcap recover saves", "sqlite3 FILE .recover saves")
     for path, hint in zip(bags, hints, strict=True):
         content = path.read_bytes()
@@ -46,12 +46,12 @@ def test_cut_and_empty_bags_and_other_files_are_refused_with_what_to_do(bags, tm
             with pytest.raises(InvalidInputError, match=f"^{path.name}: .*{said}"):
                 read_frames([path])
         path.write_bytes(content)
-    # What a file begins with counts, not what it is called.
+    # The format is recognised by the first bytes, not by the name.
     renamed = bags[1].rename(tmp_path / "renamed.bag")
     assert len(read_frames([renamed])) == 6
 
 
-def test_an_open_recording_and_damage_in_the_middle_are_named(predictor, bags, tmp_path):
+def test_an_unclosed_recording_and_damage_in_the_middle_are_reported(predictor, bags, tmp_path):
     bag = bags[0]
     content = bytearray(bag.read_bytes())
     at = content.index(b"index_pos=") + 10
@@ -59,7 +59,7 @@ def test_an_open_recording_and_damage_in_the_middle_are_named(predictor, bags, t
     open_recording.write_bytes(content[:at] + bytes(8) + content[at + 8 :])
     with pytest.raises(InvalidInputError, match=r"Bag is not indexed.*rosbag reindex repairs"):
         read_frames([open_recording])
-    # What lies before the damage is answered, and the next run tries the rest again.
+    # The frames before the damage are processed, and the next run retries the rest.
     at = content.index(b"op=\x02", len(content) // 2)
     content[at : at + 4] = b"????"
     bag.write_bytes(content)
@@ -72,14 +72,14 @@ def test_an_open_recording_and_damage_in_the_middle_are_named(predictor, bags, t
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_any_damage_is_refused_in_a_sentence(number, bags):
+def test_any_damage_is_refused_with_one_sentence(number, bags):
     path, draw = bags[number], random.Random(number)
     whole = path.read_bytes()
     refused = 0
     for _ in range(150):
         content = bytearray(whole)
         for _ in range(draw.choice((1, 3, 10))):
-            # Half of the damage where the records of the bag lie, not its points.
+            # Half of the damage is in the records of the bag rather than in its points.
             at = draw.randrange(len(content)) if draw.random() < 0.5 else -draw.randrange(1, 3000)
             content[at] = draw.choice((0, 1, 0x7F, 0xFF, draw.randrange(256)))
         path.write_bytes(content[: len(content) if draw.random() < 0.8 else draw.randrange(len(content))])
@@ -91,8 +91,8 @@ def test_any_damage_is_refused_in_a_sentence(number, bags):
     assert refused > 20
 
 
-def test_no_code_of_a_message_definition_is_compiled(tmp_path, monkeypatch):
-    # rosbags turns definitions into Python and runs it where they are registered: which nothing here does.
+def test_message_definitions_in_a_bag_are_never_compiled(tmp_path, monkeypatch):
+    # rosbags compiles definitions to Python and runs it when they are registered; our code never registers them.
     def refuse(*_):
         raise AssertionError("a definition was registered")
 
@@ -106,7 +106,7 @@ def test_no_code_of_a_message_definition_is_compiled(tmp_path, monkeypatch):
     assert "rosbags.usertypes" not in sys.modules
 
 
-def test_a_chunk_is_not_inflated_to_more_than_it_states(tmp_path):
+def test_a_chunk_is_not_decompressed_beyond_its_stated_size(tmp_path):
     zeros = cloud(np.zeros((2_000_000, 4), np.float32))
     small = write_ros2(tmp_path / "zeros", [("/lidar", STAMP, zeros)], "mcap", "storage") / "zeros.mcap"
     assert small.stat().st_size < 100_000
@@ -131,7 +131,7 @@ def test_a_chunk_is_not_inflated_to_more_than_it_states(tmp_path):
             read_frames([folder])
 
 
-def test_a_recording_is_not_inflated_to_more_than_half_of_what_is_free_on_the_disk(tmp_path, monkeypatch):
+def test_a_recording_is_not_decompressed_beyond_half_of_the_free_disk_space(tmp_path, monkeypatch):
     messages = [("/lidar", STAMP, cloud(POINTS))] * 20
     folder = write_ros2(tmp_path / "file", messages, "sqlite3", "file")
     assert len(list(folder.rglob("*.zstd"))) == 1
@@ -144,7 +144,7 @@ def test_a_recording_is_not_inflated_to_more_than_half_of_what_is_free_on_the_di
     assert len(read_frames([folder])) == 20
 
 
-def test_a_database_of_queries_is_refused(bags):
+def test_a_database_with_views_is_refused(bags):
     with closing(sqlite3.connect(bags[2])) as database:
         database.execute("CREATE TABLE other (a INTEGER, b INTEGER GENERATED ALWAYS AS (a * 2))")
         database.execute("DROP TABLE other")
@@ -156,13 +156,13 @@ def test_a_database_of_queries_is_refused(bags):
         read_frames([bags[2]])
 
 
-def test_a_path_is_no_uri(bags, tmp_path):
+def test_a_path_is_not_parsed_as_a_uri(bags, tmp_path):
     (tmp_path / "a%2fb").mkdir()
     odd = bags[2].rename(tmp_path / "a%2fb" / "drive?mode=rw#1.db3")
     assert len(read_frames([odd])) == 6
 
 
-def test_without_the_library_it_is_said_what_to_install(bags, monkeypatch):
+def test_without_rosbags_the_error_says_what_to_install(bags, monkeypatch):
     monkeypatch.setitem(sys.modules, "rosbags.rosbag1", None)
     monkeypatch.delitem(sys.modules, "apps.driving.adapters.rosbag_storage")
     monkeypatch.delattr("apps.driving.adapters.rosbag_storage", raising=False)

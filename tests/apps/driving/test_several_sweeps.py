@@ -1,4 +1,4 @@
-"""Several sweeps in one call on a CPU: what each gives alone, the second stage beside the next sweep's network."""
+"""Several sweeps in one call on a CPU: same results as alone, with the second stage overlapping the next sweep."""
 
 import threading
 from dataclasses import replace
@@ -28,7 +28,7 @@ def shipped():
 
 @pytest.fixture
 def sweeps(synthetic):
-    """Five sweeps, each of fewer points than the one before."""
+    """Five sweeps, each with fewer points than the one before."""
     (frame,) = read_frames([synthetic])
     alone = replace(frame, cameras={}, truth=None)
     return [replace(alone, name=str(n), points_lidar_m=frame.points_lidar_m[n :: n + 1].copy()) for n in range(5)]
@@ -36,7 +36,7 @@ def sweeps(synthetic):
 
 @pytest.fixture
 def four_threads(monkeypatch):
-    """The process has four threads; torch has those it had when the test is over."""
+    """Gives torch four threads, and restores its number of threads after the test."""
     before = torch.get_num_threads()
     monkeypatch.setenv("TRIVIUM_THREADS", "4")
     yield set_compute_threads()
@@ -52,7 +52,7 @@ def same(one, other):
     )
 
 
-def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_torch_s_threads(
+def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_threads(
     shipped, sweeps, four_threads, monkeypatch
 ):
     alone = [shipped.predict([frame], Options(score=0.1))[0] for frame in sweeps]
@@ -80,7 +80,7 @@ def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_torch_s_threads(
     assert all(map(same, together, alone))
 
 
-def test_the_error_is_that_of_the_first_sweep_that_fails(shipped, sweeps, four_threads, monkeypatch):
+def test_the_error_is_that_of_the_first_failing_sweep(shipped, sweeps, four_threads, monkeypatch):
     refined = SecondStage.refined
 
     def failing(self, found, points):
@@ -99,7 +99,7 @@ def test_the_error_is_that_of_the_first_sweep_that_fails(shipped, sweeps, four_t
 
 
 @pytest.mark.parametrize(("frames", "threads"), [(1, 4), (5, 1)])
-def test_one_sweep_or_one_thread_is_computed_in_the_callers_thread_alone(
+def test_a_single_sweep_or_thread_uses_only_the_callers_thread(
     shipped, sweeps, four_threads, monkeypatch, frames, threads
 ):
     torch.set_num_threads(threads)
@@ -114,7 +114,7 @@ def test_one_sweep_or_one_thread_is_computed_in_the_callers_thread_alone(
     assert seen == [(threading.current_thread(), threads)] * frames
 
 
-def test_programs_are_loaded_by_the_first_sweep_alone(sweeps, four_threads, monkeypatch):
+def test_only_the_first_sweep_loads_the_programs(sweeps, four_threads, monkeypatch):
     predictor = open_predictor(app, on_use=True, program="torch").predictor
     refined, seen = SecondStage.refined, []
 

@@ -1,4 +1,4 @@
-"""The figures that tell real sweeps from synthetic ones, on points whose figures are known."""
+"""The statistics that compare real and synthetic sweeps, on points with known values."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from apps.driving.datasets.sweep_statistics import main, statistics, table
 
 
-def test_the_figures_of_a_flat_road_and_of_a_wall():
+def test_the_statistics_of_a_flat_road_and_of_a_wall():
     side = np.arange(0.01, 0.32, 0.02)
     x, y = np.meshgrid(12.8 + side, side)
     road = np.stack([x.ravel(), y.ravel(), np.full(x.size, -1.7), 0 * x.ravel()], 1)
@@ -21,7 +21,7 @@ def test_the_figures_of_a_flat_road_and_of_a_wall():
     assert found["20 to 30 m: height, 50 %"] == pytest.approx(-0.45, abs=0.03)
 
 
-def test_the_table_and_its_refusal(capsys, tmp_path):
+def test_the_table_is_printed_and_a_missing_folder_refused(capsys, tmp_path):
     points = np.random.default_rng(0).uniform((0, -30, -1.8, 0), (60, 30, 1, 1), (5000, 4)).astype(np.float32)
     lines = table([points, points[:2500]], [points]).splitlines()
     assert lines[1].split() == ["returns", "3750", "[2500,", "5000]", "5000", "[5000,", "5000]"]

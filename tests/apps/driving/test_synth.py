@@ -1,4 +1,4 @@
-"""Synthetic scenes: the same from the same numbers, and true to what they say of themselves."""
+"""Synthetic scenes: reproducible from the seed, and consistent with their ground truth."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def rays(**sensors):
     return beams(np.linspace(2, -24, 64), 0.0, Sensors(**sensors), np.random.default_rng(0))
 
 
-def test_rays_meet_a_flat_ground_and_the_face_of_a_block_where_they_must():
+def test_rays_hit_a_flat_ground_and_the_face_of_a_block_at_the_right_distance():
     looking = rays()
     wall = place(Shape([block((-1, -30, 0), (1, 30, 9), 4)], (2, 60, 9)), 21.0, 0.0, -1.73, 0.0, 0)
     hits = cast(looking, FLAT, [wall], np.random.default_rng(0), 80)
@@ -38,12 +38,12 @@ def test_rays_meet_a_flat_ground_and_the_face_of_a_block_where_they_must():
     assert points[hits.instance == GROUND][:, 2] == pytest.approx(-1.73, abs=1e-3)
     assert points[hits.instance == 0][:, 0] == pytest.approx(20, abs=1e-3)
     assert (points[hits.instance == GROUND][:, 0] < 20.01).all()
-    # A ray meets the wall where it would meet the ground only behind the wall's face.
+    # A ray hits the wall if it would hit the ground only behind the wall's face.
     ahead = looking.directions[..., 0] * 1.73 / np.maximum(-looking.directions[..., 2], 1e-9)
     assert ((hits.instance == 0) == ((looking.directions[..., 2] > 0) | (ahead > 20)))[np.abs(ahead - 20) > 0.01].all()
 
 
-def test_a_ball_is_met_at_its_radius():
+def test_a_sphere_is_hit_at_its_radius():
     ball = place(Shape([ellipsoid((0, 0, 1.5), (1.5, 1.5, 1.5), 4)], (3, 3, 3)), 12.0, 2.0, -1.73, 0.7, 0)
     looking = rays()
     hits = cast(looking, FLAT, [ball], np.random.default_rng(0), 80)
@@ -57,7 +57,7 @@ def test_a_ball_is_met_at_its_radius():
 
 @settings(max_examples=30, deadline=None)
 @given(x=st.floats(-40, 40), y=st.floats(-40, 40), yaw=st.floats(-4, 4))
-def test_no_ray_outside_of_the_window_would_have_met_the_solid(x, y, yaw):
+def test_no_ray_outside_the_window_would_hit_the_solid(x, y, yaw):
     solid = place(Shape([block((-2, -0.8, 0), (2, 0.8, 1.5), 4)], (4, 1.6, 1.5)), x, y, -1.73, yaw, 0)
     looking = rays(field_of_view_deg=360, azimuth_step_deg=0.9)
     everything = type(looking)(looking.origin, looking.directions, lambda corners: [(slice(None), slice(None))])
@@ -76,13 +76,13 @@ def test_a_bank_rises_beside_the_road_and_is_level_above():
     expected = -1.73 + np.clip((left - 6) * 0.5, 0, 1)
     assert points[:, 2] == pytest.approx(expected, abs=1e-3)
     assert land.elevation(points[:, 0], left) == pytest.approx(expected, abs=1e-3)
-    # Rays above the level of the sensor's foot still meet the bank: the land hides what lies behind it.
+    # Even rays above the ground level at the sensor hit the bank, which hides what is behind it.
     beside = np.abs(np.arctan2(left, points[:, 0]) - np.pi / 3) < 0.02
     assert points[beside][:, 2].max() > -0.75
 
 
-def test_the_blocks_of_beams_leave_the_sensor_where_kittis_do():
-    # Read off the lines that the points of one beam lie on, elevation against distance, in KITTI's five sweeps.
+def test_the_beam_blocks_have_the_same_origins_as_in_kitti():
+    # Fitted to the lines of elevation against distance on which the points of a beam lie in KITTI's five sweeps.
     upper, lower = lidar_rays(Sensors(), np.random.default_rng(3))
     assert upper.origin[2] == pytest.approx(0.204, abs=1e-6) and lower.origin[2] == pytest.approx(0.120, abs=1e-6)
     for rays_, first, last in ((upper, 1.94, -8.71), (lower, -9.03, -25.0)):
@@ -91,9 +91,9 @@ def test_the_blocks_of_beams_leave_the_sensor_where_kittis_do():
         assert (np.diff(elevation) < 0).all()
 
 
-def test_light_that_glass_lets_through_returns_from_within_the_car():
-    # Three metres before the sensor much light passes the side windows. The range's noise is 12 mm: no return of the
-    # car lies 8 cm beyond its box.
+def test_light_through_glass_returns_from_inside_the_car():
+    # At 3 m from the sensor much light passes through the side windows. The range noise is 12 mm: no return of the
+    # car is 8 cm outside its box.
     draw = np.random.default_rng(4)
     for yaw in (0.0, 0.3, 1.5):
         car = vehicle("car", draw)
@@ -113,7 +113,7 @@ def test_light_that_glass_lets_through_returns_from_within_the_car():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_numbers_give_the_same_scene(kind):
+def test_the_same_seed_gives_the_same_scene(kind):
     first, second = (scene(np.random.default_rng(5), kind=kind) for _ in range(2))
     assert np.array_equal(first.points_lidar_m, second.points_lidar_m)
     assert np.array_equal(first.truth.array, second.truth.array)
@@ -125,9 +125,9 @@ def scenes():
     return [scene(np.random.default_rng(seed)) for seed in range(12)]
 
 
-def test_boxes_hold_the_returns_of_their_objects(scenes):
-    # What the caster says came from an object, and what lies in its box, differ by noise, by glass that light
-    # passes, and by what else is in the box (the ground under a car).
+def test_boxes_contain_the_returns_of_their_objects(scenes):
+    # The returns attributed to an object by the ray caster and the points in its box differ by noise, by glass that
+    # light passes through, and by other points in the box (the ground under a car).
     counted = np.concatenate([frame.truth.point_counts for frame in scenes])
     inside = np.concatenate([frame.truth.inside(frame.points_lidar_m).sum(1) for frame in scenes])
     many = counted >= 50
@@ -136,7 +136,7 @@ def test_boxes_hold_the_returns_of_their_objects(scenes):
     assert (inside[many] > 0.6 * counted[many]).all()
 
 
-def test_points_are_as_a_sensor_would_give_them(scenes):
+def test_points_look_like_those_of_a_real_sensor(scenes):
     for frame in scenes:
         points = frame.points_lidar_m
         assert points.dtype == np.float32
@@ -148,7 +148,7 @@ def test_points_are_as_a_sensor_would_give_them(scenes):
         assert distance.min() > 1.2 and distance.max() < 81
 
 
-def test_no_two_vehicles_stand_in_each_other(scenes):
+def test_vehicles_do_not_overlap(scenes):
     from apps.driving.metrics.overlap import bev_iou
 
     for frame in scenes:
@@ -177,9 +177,9 @@ def test_shapes_stay_within_their_size(seed):
         assert (np.abs(turned).max(axis=1) <= np.array(shape.size) / 2 + 0.03).all(), shape.name
 
 
-def test_a_car_is_round_in_front_as_seen_from_above():
-    # Eight metres ahead and turned towards the sensor. The number plate and the middle of the bumper are in front of
-    # its ends, as in any car on the road, and the middle reaches the end of the box.
+def test_the_front_of_a_car_is_rounded_in_bev():
+    # 8 m ahead and facing the sensor. The number plate and the middle of the bumper are in front of
+    # its ends, as on real cars, and the middle reaches the end of the box.
     draw = np.random.default_rng(12)
     for _ in range(5):
         car = vehicle("car", draw)
@@ -194,7 +194,7 @@ def test_a_car_is_round_in_front_as_seen_from_above():
         assert 0.1 < end - middle < 0.5
 
 
-def test_image_and_truth_agree():
+def test_image_and_ground_truth_agree():
     frame = scene(np.random.default_rng(21), sensors=Sensors(image_scale=0.25), kind="street")
     camera, truth = frame.cameras["image_2"], frame.truth
     assert camera.image_HWC.shape == (94, 310, 3)
@@ -207,7 +207,7 @@ def test_image_and_truth_agree():
     assert (truth.box_2d[shown, 2:] > truth.box_2d[shown, :2]).all()
 
 
-def test_a_hidden_car_is_said_to_be_hidden():
+def test_a_hidden_car_is_labelled_as_occluded():
     from apps.driving.datasets.synth.image import render
 
     transform = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
@@ -217,7 +217,7 @@ def test_a_hidden_car_is_said_to_be_hidden():
     solids = [place(car, 20.0, 0.0, -1.73, 0.1, 0), place(screen, 10.0, 3.0, -1.73, 0.0, 1)]
     _, seen = render(FLAT, solids, transform, 0.5, draw)
     alone, shown = seen[0]
-    # The screen's edge lies on the optical axis and hides the left half of the car.
+    # The edge of the screen is on the optical axis and hides the left half of the car.
     assert 0.3 < shown / alone < 0.7
     assert camera_rays(np.eye(3, dtype=np.float32), transform, (2, 3)).directions.shape == (2, 3, 3)
 
@@ -233,7 +233,7 @@ def test_porous_parts_let_light_through():
     assert share == pytest.approx(0.6, abs=0.05)
 
 
-def test_boxes_that_lidar_cannot_find_are_flagged(scenes):
+def test_boxes_with_too_few_returns_are_flagged(scenes):
     counts = np.concatenate([frame.truth.point_counts for frame in scenes])
     assert (counts < MIN_POINTS).any() and (counts >= MIN_POINTS).any()
     assert (counts > 0).all()
@@ -250,7 +250,7 @@ def test_every_lidar_sees_the_scene_with_its_own_beams(name):
     assert low == pytest.approx(-sensors.height_m, abs=4 * sensors.height_spread_m + 0.4)
 
 
-def test_vehicles_have_the_sizes_of_the_data_set_that_is_asked_for():
+def test_vehicles_have_the_sizes_of_the_requested_data_set():
     means = {
         sizes: np.mean([vehicle("car", np.random.default_rng(n), sizes).size for n in range(300)], axis=0)
         for sizes in ("kitti", "wide")
@@ -259,7 +259,7 @@ def test_vehicles_have_the_sizes_of_the_data_set_that_is_asked_for():
     assert means["wide"] == pytest.approx([4.62, 1.93, 1.70], abs=0.08)
 
 
-def test_the_vehicle_that_carries_the_sensor_returns_light_and_is_not_shown_to_a_network():
+def test_returns_from_the_own_vehicle_exist_and_are_removed_for_the_network():
     sensors = replace(LIDARS["hdl32e"], field_of_view_deg=360.0)
     points = scene(np.random.default_rng(3), sensors=sensors, kind="street").points_lidar_m
     on_bonnet = (np.abs(points[:, :2]) < (2.6, 1.1)).all(axis=1)
@@ -271,7 +271,7 @@ def test_the_vehicle_that_carries_the_sensor_returns_light_and_is_not_shown_to_a
 
 
 @pytest.mark.parametrize("make", SURROUNDINGS)
-def test_surroundings_lie_within_the_outline_by_which_they_are_placed(make):
+def test_surroundings_stay_within_their_placement_outline(make):
     for seed in range(3):
         shape = make(np.random.default_rng(seed))
         length, width, height = (side + 0.6 for side in shape.size)
@@ -284,7 +284,7 @@ def test_surroundings_lie_within_the_outline_by_which_they_are_placed(make):
         assert (wide.instance == 0).sum() <= 1.02 * (hits.instance == 0).sum() + 2
 
 
-def test_crowns_hang_over_cars_and_people():
+def test_crowns_overhang_cars_and_people():
     sensors = replace(LIDARS["vlp32c_pair"], field_of_view_deg=360.0)
     above, cars = 0, 0
     for seed in range(12):
@@ -297,7 +297,7 @@ def test_crowns_hang_over_cars_and_people():
     assert cars > 100 and above > 0.05 * cars
 
 
-def test_hedges_come_near_cars_and_grow_through_none():
+def test_hedges_come_close_to_cars_without_passing_through_them():
     gaps = []
     for seed in range(20):
         generator = np.random.default_rng(seed)
@@ -312,7 +312,7 @@ def test_hedges_come_near_cars_and_grow_through_none():
     assert np.mean(np.array(gaps) < 0.5) > 0.05
 
 
-def test_other_things_stand_close_to_vehicles():
+def test_other_objects_are_close_to_vehicles():
     close = []
     for number in range(16):
         frame = scene(np.random.default_rng((3, number)), sensors=Sensors(field_of_view_deg=180.0))
@@ -327,11 +327,11 @@ def test_other_things_stand_close_to_vehicles():
             apart, height = np.maximum(along, across), away[:, 2] + box[5] / 2
             beside = (apart > 0.05) & (apart < 1.2) & (height > 0.35) & (height < box[5] + 0.3)
             close.append((beside & ~inside.any(axis=0)).sum() > 0.1 * own.sum())
-    # Of 21 such cars in the real frames that are at hand 9 have as many returns beside them.
+    # In the available real frames, 9 of 21 such cars have as many returns beside them.
     assert len(close) > 50 and 0.3 < np.mean(close) < 0.6
 
 
-def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
+def test_road_works_barriers_form_a_line_and_are_not_labelled():
     lines = []
     for seed in range(12):
         street = Street(FLAT_LANE, np.random.default_rng(seed), -3.0, 80.0)
@@ -340,7 +340,7 @@ def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
         tops = [one.shape.size[2] for one in street.placed]
         assert len(tops) >= 3 and min(tops) > 0.4 and max(tops) < 1.25
         places = np.array([(one.x, one.y) for one in street.placed])
-        # Along the road one follows the other; across it they keep to a slowly leaving line.
+        # Along the road they follow one another; across it they stay on a line that slowly leaves the kerb.
         lines.append(np.ptp(places[:, 0]) / (np.ptp(places[:, 1]) + 0.5))
         assert np.abs(np.diff(places[:, 1])).max() < 3.5
     assert np.median(lines) > 2

@@ -1,4 +1,4 @@
-"""How the detectors learn: losses fall, the same run twice is the same run, and the scores are right."""
+"""Training of the detectors: losses decrease, a repeated run is identical, and the scores are correct."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def learn(name, steps, learning_rate):
 
 
 def cars(batch, number):
-    """Which boxes of a sweep (or objects of an image) are cars and no vans.
+    """Which boxes of a sweep (or objects of an image) are cars rather than vans.
 
     The coarse cells of the tiny recipes match what is smaller to an anchor or to none, as it happens to stand.
     """
@@ -55,7 +55,7 @@ def cars(batch, number):
 
 
 @pytest.mark.parametrize("empty", [(0,), (0, 1), (1,)])
-def test_a_step_goes_through_sweeps_without_a_point(empty):
+def test_a_training_step_works_with_empty_sweeps(empty):
     torch.manual_seed(0)
     recipe = RECIPES["tiny"]()
     full = torch.rand(500, 4) * torch.tensor([20.0, 10, 2, 1]) - torch.tensor([0, 5.0, 2, 0])
@@ -66,7 +66,7 @@ def test_a_step_goes_through_sweeps_without_a_point(empty):
 
 
 @pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
-def test_the_losses_of_a_batch_follow_from_those_of_its_parts(name):
+def test_the_losses_of_a_batch_are_the_weighted_means_of_its_parts(name):
     torch.manual_seed(0)
     recipe = RECIPES[name]()
     task, model = recipe.task.build(), recipe.model.build(recipe.input).train()
@@ -86,7 +86,7 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_parts(name):
 
 
 @pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
-def test_the_weights_of_the_losses_are_known_before_the_network_has_seen_the_batch(name):
+def test_loss_weights_are_known_before_the_forward_pass(name):
     torch.manual_seed(0)
     recipe = RECIPES[name]()
     task, model = recipe.task.build(), recipe.model.build(recipe.input).train()
@@ -110,13 +110,13 @@ def test_a_run_of_micro_batches_is_accumulated(name, tmp_path):
     assert fit(dataclasses.replace(recipe, limits=limits), Run(tmp_path, "driving", name), quiet=True).steps == 2
 
 
-def test_fcos3d_learns_a_batch():
+def test_fcos3d_fits_one_batch():
     history, _, _ = learn("fcos3d_tiny", 25, 2e-3)
     assert history[-1] < 0.6 * history[0]
 
 
-def test_pointpillars_learns_a_batch_and_finds_its_boxes_where_they_are():
-    """Yaw, size and centre come back in our conventions, through mmdet3d's coding and ours."""
+def test_pointpillars_fits_one_batch_and_finds_its_boxes():
+    """Yaw, size and centre survive mmdet3d's box encoding and our conventions."""
     history, model, batch = learn("tiny", 120, 5e-3)
     assert history[-1] < 0.1 * history[0]
     for layer in model.modules():
@@ -133,7 +133,7 @@ def test_pointpillars_learns_a_batch_and_finds_its_boxes_where_they_are():
             mine = boxes[(labels == 2) & (scores > 0.3)]
             assert len(mine)
             distance, index = (mine[:, :2] - box[:2]).norm(dim=1).min(0)
-            if distance > 2:  # as it stands, no anchor of the coarse cells is matched to it
+            if distance > 2:  # with this box, no anchor of the coarse cells would be matched
                 unmatched += 1
                 continue
             nearest = mine[index]
@@ -153,7 +153,7 @@ def test_a_run_is_repeated_exactly(name, tmp_path):
     assert np.isfinite(list(results[0].scores.values())).all()
 
 
-def test_batches_depend_on_key_and_index_alone():
+def test_batches_depend_only_on_key_and_index():
     recipe = RECIPES["tiny"]()
     dataset = recipe.data.train(recipe.input)
     one = dataset.batch(np.array([3, 5]), Key(seed=1, epoch=2))
@@ -163,16 +163,16 @@ def test_batches_depend_on_key_and_index_alone():
     assert not torch.equal(other["points"][0][:100], again["points"][0][:100])
 
 
-def test_the_intensity_is_hidden_where_the_recipe_says_so():
+def test_intensity_is_zero_if_the_recipe_disables_it():
     recipe = RECIPES["tiny"]()
     batch = recipe.data.train(recipe.input).batch(np.array([0]), None)
     assert len(batch["points"][0]) > 1000 and not batch["points"][0][:, 3].any()
 
 
-def test_scores_by_hand():
+def test_scores_match_a_hand_calculation():
     scores = DetectionScores((("pedestrian", 0.5), ("cyclist", 0.5), ("car", 1.0)))
     truth, labels = np.array([[10.0, 0], [20, 0]]), np.array([2, 2])
-    # Found, double, missed by 2 m, found.
+    # A match, a duplicate, one that is 2 m off, and a match.
     places = np.array([[10.2, 0.1], [10.1, 0], [18, 0], [20.5, 0.5]])
     scores.add(0, places, np.array([0.9, 0.8, 0.7, 0.6]), np.array([2, 2, 2, 2]), truth, labels)
     summary = scores.summary()
@@ -201,7 +201,7 @@ def test_scores_do_not_depend_on_the_order_of_their_parts():
     assert summaries[0] == summaries[1]
 
 
-def test_a_pedestrian_between_two_cells_is_no_background_where_a_low_overlap_is_enough():
+def test_a_pedestrian_between_two_cells_is_not_background_with_a_low_match_threshold():
     recipe = RECIPES["tiny"]()
     # The head's cells have a side of 0.64 m: these stand at their corners.
     places = np.array([[1.28 * n, 0.64 * (n % 5), -0.6 + 0.9] for n in range(2, 12)], np.float32)

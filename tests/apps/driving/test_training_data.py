@@ -1,4 +1,4 @@
-"""The way of a sweep into training: what is kept of it, and that boxes and points are changed alike."""
+"""Sweeps in training: which points and boxes are kept, and that augmentation changes both in the same way."""
 
 import numpy as np
 from hypothesis import given
@@ -15,7 +15,7 @@ RANGE = (0.0, -8.0, -3.0, 16.0, 8.0, 1.0)
 @given(
     arrays(np.float32, st.tuples(st.integers(0, 20), st.just(4)), elements=st.sampled_from([-8, -3, 0, 0.5, 1, 8, 16]))
 )
-def test_a_point_is_within_from_the_low_side_up_to_the_high_one(points):
+def test_a_range_includes_its_lower_bound_but_not_its_upper_bound(points):
     expected = [
         all(low <= value < high for value, low, high in zip(point[:3], RANGE[:3], RANGE[3:], strict=True))
         for point in points.tolist()
@@ -24,12 +24,12 @@ def test_a_point_is_within_from_the_low_side_up_to_the_high_one(points):
     assert LidarInput(range_m=RANGE).crop(points)[:, :3].tolist() == points[expected, :3].tolist()
 
 
-def test_a_point_that_is_no_number_is_not_within():
+def test_a_nan_point_is_not_within_any_range():
     assert not within(np.array([[np.nan, 0, 0, 0], [1, np.inf, 0, 0]], np.float32), RANGE).any()
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_points_stay_in_the_boxes_that_are_changed_with_them(seed):
+def test_augmentation_keeps_points_inside_their_boxes(seed):
     draw = np.random.default_rng(seed)
     boxes = np.array([[10.0, 3, -1, 4, 2, 1.5, 0.4], [20, -5, -1, 0.8, 0.6, 1.8, -2]], np.float32)
     local = draw.uniform(-0.49, 0.49, (60, 3)).astype(np.float32)
