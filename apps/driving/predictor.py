@@ -59,9 +59,9 @@ class DrivingPredictor:
 
     ``detectors`` are by model name, the default model first; ``least_scores`` (score thresholds) are by model and
     class; ``digests`` of the weights, those of a second stage included, are by model. ``rendered`` names the models
-    that were trained on synthetic data only. For camera models, whose training transfers less well than that of LiDAR
-    models, any other camera model takes precedence, and the answers carry a remark. ``manifests`` are those of the
-    detectors and their second stages.
+    that were trained on synthetic data only: such a camera model comes after all other camera models, and its answers
+    carry a remark, because rendered images transfer less well to real ones than synthetic sweeps do. ``manifests`` are
+    those of the detectors and their second stages.
     """
 
     takes: ClassVar[type[Frame]] = Frame
@@ -99,7 +99,7 @@ class DrivingPredictor:
         from apps.driving.inference.artifacts import open_detector, open_second_stage
 
         detecting = [artifact for artifact in artifacts if artifact.manifest.name != SECOND_STAGE] or [
-            _corrected_by(artifacts[0])
+            _detector_for(artifacts[0])
         ]
         detectors, thresholds, digests = {}, {}, {}
         manifests = [artifact.manifest for artifact in detecting]
@@ -132,8 +132,7 @@ class DrivingPredictor:
             return [answer for _, answer in zip(report_each(batch, "frame"), answers, strict=True)]
 
     def _answers(self, batch: Sequence[Frame], options: Options) -> Generator[Detections]:
-        """The answers of ``predict`` in order: frame by frame, until the remaining ones can be processed
-        concurrently."""
+        """The answers of ``predict`` in order: frame by frame until the remaining frames can be overlapped."""
         left = list(batch)
         while left and not self._should_overlap(left, options):
             yield self.finish(self.compute(self.prepare(left.pop(0), options)), options)
@@ -153,7 +152,7 @@ class DrivingPredictor:
                 yield answer.result()
 
     def _should_overlap(self, frames: Sequence[Frame], options: Options) -> bool:
-        """Whether to process frames concurrently: on a CPU only if most have a second stage and torch has two threads.
+        """Whether to overlap frames: always on a GPU; on a CPU if most have a second stage and torch has two threads.
 
         Not before the programs are loaded: the fastest one is chosen by CPU time, which would include both threads.
         """
@@ -173,7 +172,7 @@ class DrivingPredictor:
                 self.programs[name].open()
 
     def choose_model(self, frame: Frame, requested: str | None = None) -> str:
-        """The model for a frame: the one ``requested`` for, or the first whose sensor the frame has.
+        """The model for a frame: the ``requested`` one, or the first whose sensor the frame has.
 
         Raises ``InvalidInputError`` if there is none.
         """
@@ -269,7 +268,7 @@ def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
     return [] if second is None else [second]
 
 
-def _corrected_by(second: Artifact) -> Artifact:
+def _detector_for(second: Artifact) -> Artifact:
     """The detector whose boxes a second stage was trained on: beside it, shipped, or at the path in its recipe."""
     from apps.driving.datasets.found_boxes import detector_of
     from apps.driving.types import BoxInput

@@ -125,8 +125,7 @@ def medium() -> Recipe:
 
 
 def second_stage() -> Recipe:
-    """The second stage, on the boxes of the shipped PointPillars: one hour on one core, and half an hour for the
-    scenes.
+    """The second stage of the shipped PointPillars: one hour on one core, and half an hour for the scenes.
 
     The detector was not trained on these scenes: it finds more objects in scenes that it has seen.
     """

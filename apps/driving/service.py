@@ -30,8 +30,7 @@ class DrivingCodec:
         self._predictor = predictor
 
     def decode(self, request: Request) -> Decoded[Frame]:
-        """The frames in the request's files. Raises ``InvalidInputError``, also if no loaded model can process a
-        frame."""
+        """The frames in the request's files. Raises ``InvalidInputError``, also if no model fits a frame."""
         options = read_options(request.options)
         frames = read_frames(request.files, options.topic)
         for frame in frames:
@@ -44,8 +43,7 @@ class DrivingCodec:
         return [name for name in (model, self._predictor.second_stages.get(model or "")) if name]
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
-        """result.json, KITTI, nuScenes and Cityscapes 3D files, the viewer's files; a picture of the first frames
-        later."""
+        """result.json, the benchmarks' result files, the viewer's files; later a picture of the first frames."""
         frames, boxes = decoded.inputs, [output.boxes for output in outputs]
         files = dict(view.files(frames, boxes))
         for frame, found in zip(frames, boxes, strict=True):

@@ -171,8 +171,7 @@ class DetectionScores:
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def add_loss(self, found: Mapping[str, WeightedLoss]) -> None:
-        """Adds the losses of a batch: for each name, the sum of the loss times its weight, and the sum of the
-        weights."""
+        """Adds the losses of a batch: for each name, loss times weight, and the weight."""
         self._add({name: (float(loss.mean) * float(loss.weight), float(loss.weight)) for name, loss in found.items()})
 
     def _add(self, sums: Mapping[str, tuple[float, float]]) -> None:
@@ -189,9 +188,7 @@ class DetectionScores:
         truth_M2: NDArray[Any],
         truth_labels_M: NDArray[Any],
     ) -> None:
-        """Adds frame number ``index``: the detections' positions, scores and labels, and the objects' positions and
-        labels.
-        """
+        """Adds frame ``index``: positions, scores, labels of detections; positions, labels of objects."""
         self.frames[index] = (places_N2, scores_N, labels_N, truth_M2, truth_labels_M)
 
     def merge(self, other: DetectionScores) -> None:
@@ -213,8 +210,7 @@ class DetectionScores:
         return result
 
     def curve(self, label: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
-        """Recall, precision and score at each detection of a class, highest score first; None if the class is
-        absent."""
+        """Recall, precision and score at each detection of a class, best first; None if the class is absent."""
         ordered = [self.frames[index] for index in sorted(self.frames)]
         objects = sum(int((frame[4] == label).sum()) for frame in ordered)
         if not objects:

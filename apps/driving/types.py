@@ -180,7 +180,7 @@ def _checked_points(points: Any) -> Floats:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierSweep:
     """A sweep taken ``seconds`` before the frame's own. ``points_lidar_m`` (N, 4) is x, y, z, intensity in the LiDAR
-    frame at that time; ``to_frame`` (4, 4, rigid) transforms it to the frame's LiDAR frame, which undoes the ego
+    frame at that time; ``to_frame`` (4, 4, rigid) transforms it to the frame's LiDAR frame and so undoes the ego
     motion.
     """
 

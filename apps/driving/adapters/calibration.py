@@ -39,8 +39,7 @@ class Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Camera 2 and the LiDAR. Raises ``InvalidInputError`` if a row is missing or not a valid projection or
-    rotation."""
+    """Camera 2 and the LiDAR. Raises ``InvalidInputError`` for a missing row, or an invalid projection or rotation."""
     rows = _rows(path)
     projection = _matrix(path, rows, _PROJECTION_ROWS, (3, 4))
     if "Tr" in rows:

@@ -36,8 +36,7 @@ _LABELS_TREE = "gtBbox3d"
 _TO_OPTICAL_AXES = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 """From x forward, y left, z up to x right, y down, z forward."""
 _OCCLUSION_LEVELS = (0.2, 0.6, 0.9)
-"""Thresholds on the occluded fraction of an object for KITTI's levels 1 (partly), 2 (largely) and 3 (hardly
-visible)."""
+"""Thresholds on the occluded fraction of an object for KITTI's levels 1 (partly), 2 (largely), 3 (hardly visible)."""
 
 
 def read(labels: Path, image: Path | None) -> Frame:
@@ -79,8 +78,7 @@ def read_unlabelled(image: Path, calibration: Path) -> Frame:
 
 @contextmanager
 def _reading(name: str, kind: str) -> Iterator[None]:
-    """Raises ``InvalidInputError`` if a file cannot be read, is not JSON, or does not have the content of a
-    ``kind``."""
+    """Raises ``InvalidInputError`` if a file cannot be read, is not JSON, or is not a ``kind``."""
     try:
         yield
     except OSError as error:

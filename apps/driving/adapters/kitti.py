@@ -56,8 +56,7 @@ def read(path: Path) -> list[Frame]:
 
 
 def read_files(paths: Sequence[Path]) -> list[Frame]:
-    """The frames in a folder, in a zip, or in single files, which are grouped into frames by name or if they are
-    few."""
+    """The frames in a folder, a zip, or single files, which are grouped into frames by name, or if they are few."""
     if not paths:
         raise InvalidInputError(
             "no file was given; give a KITTI folder, a zip of one, or a sweep (.bin, .pcd, .npy), optionally with its "

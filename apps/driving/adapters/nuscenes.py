@@ -143,8 +143,7 @@ def class_names(content: dict[str, Any]) -> dict[int, str]:
 
 
 def read_points(path: Path) -> Floats:
-    """(N, 4) x, y, z, intensity in [0, 1] of the finite points, from five float32 columns; the fifth, the ring, is
-    ignored."""
+    """(N, 4) x, y, z, intensity in [0, 1] of the finite points, from five float32 columns; the ring is ignored."""
     content = path.read_bytes()
     if not content or len(content) % (4 * COLUMNS):
         raise InvalidInputError(

@@ -1,8 +1,8 @@
 """nuScenes' own tables (``v1.0-*/*.json``; Caesar et al. 2020), joined into one description for each key frame.
 
 A description has OpenMMLab's info layout, which ``adapters.nuscenes`` reads: paths relative to the data set's root,
-mounts as matrices, boxes in the frame of the top LiDAR. The schema is that of nuscenes-devkit's
-docs/schema_nuscenes.md.
+mounts as matrices, boxes in the frame of the top LiDAR. The schema is in docs/schema_nuscenes.md
+of nuscenes-devkit.
 """
 
 from __future__ import annotations

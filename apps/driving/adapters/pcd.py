@@ -1,5 +1,4 @@
-"""Reads PCD files of the Point Cloud Library (version 0.7 and earlier), as written by ROS tools, Open3D and
-CloudCompare.
+"""Reads PCD files of the Point Cloud Library (up to version 0.7), as written by ROS tools, Open3D and CloudCompare.
 
 ascii, binary and binary_compressed (LZF, column by column). The sizes in the header are checked against the file before
 anything of that size is allocated: a file of a few bytes can claim any number of points.

@@ -1,5 +1,4 @@
-"""The table of input formats: how a format is recognised by its files, and its reader. A new format is one line
-here."""
+"""The table of input formats: how files identify a format, and its reader. A new format is one line here."""
 
 from __future__ import annotations
 

@@ -145,8 +145,7 @@ def _decompressed(file: Path) -> Iterator[Path]:
 
 
 def _decompress(content: bytes, decompressor: Any, size: int | None = None) -> bytes:
-    """``content`` decompressed. Raises ``InvalidInputError`` if it is truncated or does not have the stated
-    ``size``."""
+    """``content`` decompressed. Raises ``InvalidInputError`` if it is truncated or its ``size`` is wrong."""
     max_bytes = min(_MAX_BYTES, max(_UNLIMITED_BYTES, _MAX_EXPANSION * len(content)))
     if size is not None and size > max_bytes:
         raise InvalidInputError(

@@ -94,8 +94,7 @@ def fit_to_detector(input: BoxInput) -> BoxInput:
 
 
 def require_objects(pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:
-    """Raises ``InvalidInputError`` if the labels lack a class of the detector: the network would learn that it never
-    occurs."""
+    """Raises ``InvalidInputError`` if the labels lack a class of the detector, which would then never be found."""
     class_of_name = class_numbers(pack.names, merge, input.classes)
     counts = np.zeros(len(pack.names), np.int64)
     for index in range(len(pack)):
@@ -197,8 +196,7 @@ flipped by 180 degrees."""
 def _augment(
     points: Floats, boxes: Floats, objects: Floats, uniform: Floats, normal: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Jitters boxes (B, 7), transforms their points (B, K, 3) accordingly, and mirrors half of the scenes left and
-    right.
+    """Jitters boxes (B, 7), transforms their points (B, K, 3) accordingly, and mirrors half of the scenes in y.
 
     Uses two numbers in 0..1 and seven normally distributed numbers per box.
     """
@@ -239,9 +237,7 @@ def found_in_pack(
     second_stage: SecondStage | None = None,
     most: int | None = None,
 ) -> Iterator[SweepDetections]:
-    """The boxes found by the detector, with or without a second stage, in all or ``most`` evenly chosen sweeps of a
-    pack.
-    """
+    """The boxes that the detector, with or without a second stage, finds in all or ``most`` sweeps of a pack."""
     from apps.driving.inference.artifacts import open_detector
     from apps.driving.inference.detect import LidarDetector
 

@@ -29,8 +29,7 @@ _STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameData(ABC):
-    """Labelled frames: sweeps for LiDAR networks, images for camera networks, a detector's boxes for a second stage.
-    The input decides which.
+    """Labelled frames: sweeps, images, or a detector's boxes, depending on the input's network.
 
     ``classes`` are the classes to train; if empty, the data set's default classes plus the merge targets, or the
     recipe's classes if the data set has no defaults. ``merge`` maps classes to the one that they are trained as, such

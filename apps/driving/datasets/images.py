@@ -90,8 +90,7 @@ def zoom_and_tilt(
     sampling: ImageSampling,
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """The image as seen from a nearer or farther place and tilted. Changes the principal point, boxes and 2D boxes in
-    place.
+    """The image zoomed and tilted. Changes the principal point, the boxes and the 2D boxes in place.
 
     An object keeps its lateral offsets, its size and its observation angle; its depth changes with the scale. Pixels
     from beyond the border repeat the border.

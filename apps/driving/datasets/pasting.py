@@ -96,8 +96,7 @@ def ground_below(points_N4: Floats, box_7: Floats) -> float:
 
 
 def without_collisions(candidates_N7: Floats, existing_K7: Floats) -> NDArray[np.bool_]:
-    """(N,): which candidates, taken in order, overlap neither an existing box nor an earlier candidate that was
-    kept."""
+    """(N,): which candidates, taken in order, overlap neither an existing box nor an earlier kept candidate."""
     corners = _outlines(np.concatenate([existing_K7, candidates_N7]))
     kept = [*range(len(existing_K7))]
     free = np.zeros(len(candidates_N7), bool)

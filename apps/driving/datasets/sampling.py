@@ -9,8 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepSampling:
-    """Augmentation of sweeps: mirroring left and right, rotating and scaling the scene, lifting it, and dropping
-    points.
+    """Augmentation of sweeps: mirroring, rotating, scaling and lifting the scene, and dropping points.
 
     Boxes with fewer than ``fewest_points`` returns are not trained on. ``paste`` adds objects from other sweeps until
     there are that many of each class, if they collide with nothing (ground-truth sampling; Yan et al. 2018, "SECOND",

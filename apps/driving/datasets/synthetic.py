@@ -41,8 +41,7 @@ class Synthetic(FrameData):
     protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
 
     def frames(self, split: Split, input: Input | None = None) -> SyntheticFrames:
-        """For a camera network, images at its focal length without sweeps; for a LiDAR network, no images; else
-        both."""
+        """Images at its focal length for a camera network, sweeps for a LiDAR network; both without an input."""
         return SyntheticFrames(
             count=self.scenes if split == "train" else self.validation_scenes,
             seed=self.seed,
@@ -85,8 +84,7 @@ class SyntheticFrames:
         return [f"{self.split}-{number:06d}" for number in range(self.count)]
 
     def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
-        """Generates a scene. If no points are wanted, a coarse azimuth step saves time; it does not affect the
-        image."""
+        """Generates a scene. Without points, a coarse azimuth step saves time; it does not affect the image."""
         from apps.driving.datasets.synth.scenes import scene
         from apps.driving.datasets.synth.sensors import LIDARS
 

@@ -1,5 +1,4 @@
-"""Boxes in the format of the KITTI object benchmark: one line per box, in the rectified camera (readme.txt of its
-kit)."""
+"""Boxes in the format of the KITTI object benchmark (see its readme.txt): one line each, in the rectified camera."""
 
 from __future__ import annotations
 

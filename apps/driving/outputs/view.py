@@ -88,8 +88,7 @@ def jpeg(camera: Camera) -> bytes:
 
 
 def _boxes(frame: Frame, boxes: Boxes3D, before: int | None = None) -> list[dict[str, Any]]:
-    """The boxes, nearest first; detected ones have a number, which continues after the ``before`` boxes of other
-    frames."""
+    """The boxes, nearest first; numbers of detected boxes continue after the ``before`` boxes of other frames."""
     distance = np.hypot(boxes.centre_lidar_m[:, 0], boxes.centre_lidar_m[:, 1])
     corners = boxes.corners_lidar_m()
     edges = {name: _edges(boxes, camera) for name, camera in frame.cameras.items()}

@@ -34,11 +34,9 @@ class Polytope:
 
 @dataclass(frozen=True, slots=True)
 class Quadric:
-    """The unit sphere, or the unit cylinder |xy| <= 1, |z| <= 1, in the coordinates ``matrix`` (3, 3) @ (x -
-    ``centre``).
+    """The unit sphere, or unit cylinder |xy| <= 1, |z| <= 1, in coordinates ``matrix`` (3, 3) @ (x - ``centre``).
 
-    A porous one (foliage, a fence, spokes) lets the fraction ``porosity`` of rays pass; the others return from inside
-    it.
+    A porous one (foliage, a fence, spokes) lets the fraction ``porosity`` of rays pass; others return from inside.
     """
 
     matrix: Floats
@@ -89,8 +87,7 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Ground that rises by ``rise`` metres with ``slope``, from ``start`` metres beside the road axis, and then is
-    level.
+    """Ground that rises by ``rise`` metres with ``slope``, from ``start`` metres beside the road axis, then level.
 
     ``side`` is 1 on the left and -1 on the right.
     """
@@ -144,8 +141,7 @@ class Ground:
 
 
 def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.random.Generator, max_range: float) -> Hits:
-    """The nearest hit of each ray within ``max_range`` metres; ``generator`` decides which rays porous parts let
-    pass."""
+    """The nearest hit of each ray within ``max_range`` metres; ``generator`` decides which rays pass porous parts."""
     shape = rays.directions.shape[:2]
     hits = Hits(
         np.full(shape, _FAR, np.float32),

@@ -36,8 +36,7 @@ def render(
     scale: float,
     generator: np.random.Generator,
 ) -> tuple[Camera, PixelCounts]:
-    """An image at ``scale`` times KITTI's size; for each instance the pixels without occlusion, and the visible
-    ones."""
+    """An image at ``scale`` times KITTI's size, and for each instance its unoccluded and its visible pixel count."""
     height, width = (max(1, round(side * scale)) for side in KITTI_IMAGE)
     intrinsics = KITTI_INTRINSICS * np.array([[scale], [scale], [1]], np.float32)
     rays = camera_rays(intrinsics, lidar_to_camera, (height, width))

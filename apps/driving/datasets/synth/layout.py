@@ -375,8 +375,7 @@ def _discs(shape: Shape, x: float, y: float, yaw: float) -> Floats:
 
 
 def _outline(shape: Shape, x: float, y: float, yaw: float) -> Floats:
-    """Discs (N, 3) as wide as the shape's footprint, without its corners, so that leaves may come close to a
-    vehicle."""
+    """Discs (N, 3) as wide as the shape's footprint, without its corners: leaves may come close to a vehicle."""
     length, width = sorted(shape.footprint or shape.size[:2], reverse=True)
     if shape.footprint is None and shape.size[0] < shape.size[1]:
         yaw += np.pi / 2

@@ -1,5 +1,4 @@
-"""The LiDARs of synthetic scenes: their beams and mounting heights, and the vehicle sizes of the regions they come
-from.
+"""The LiDARs of synthetic scenes: their beams, their mounting heights, and the vehicle sizes around them.
 
 Elevations and azimuth steps are from the manufacturers' manuals (Velodyne HDL-64E S2, HDL-32E, VLP-16, VLP-32C; Ouster
 OS1-128); heights are those on the vehicles of KITTI (Geiger et al. 2012), nuScenes (Caesar et al. 2020) and Argoverse

@@ -1,5 +1,4 @@
-"""Objects in a street that should not be detected: walls, houses, poles, signs, trees, bushes, fences, street
-furniture.
+"""Objects in a street that should not be detected: walls, houses, poles, trees, bushes, fences, street furniture.
 
 As in reality, some are as large as a car or a person. The vehicle that carries the sensors is here too.
 """
