@@ -94,14 +94,16 @@ def real_frames() -> dict[str, list[Frame]]:
     """KITTI's five frames, nuScenes' key frame and one sweep of Argoverse 2, if they are on this machine."""
     entries = read_registry(_ROOT / "datasets" / "registry.json")
     found: dict[str, list[Frame]] = {}
-    for where, name, read in (
+    for data_set, name, read in (
         ("KITTI", "kitti_object", kitti.read),
         ("nuScenes", "nuscenes_sample", nuscenes.read),
         ("Argoverse 2", "av2_7fab2350", argoverse2.read),
     ):
         entry = entries.get(name)
         root = None if entry is None else entry.locate()
-        found[where] = [] if root is None else [with_scored_classes(frame) for frame in read(root / "driving" / name)]
+        found[data_set] = (
+            [] if root is None else [with_scored_classes(frame) for frame in read(root / "driving" / name)]
+        )
     # The second of the two sweeps shows the same street 0.1 s later.
     return found | {"Argoverse 2": found["Argoverse 2"][:1]}
 
@@ -120,12 +122,12 @@ def model_rows(
     predictor: DrivingPredictor, model: str, synthetic: Sequence[Frame], real: Mapping[str, Sequence[Frame]]
 ) -> Rows:
     """The rows of one model of the predictor: label to text."""
-    detector, least = predictor.detectors[model], predictor.least_scores[model]
+    detector, thresholds = predictor.detectors[model], predictor.least_scores[model]
     rows = dict(synthetic_rows(detector, synthetic))
-    for where, frames in real.items():
+    for data_set, frames in real.items():
         # The Argoverse 2 sample has no images.
         if frames and (detector.sensor == "lidar" or frames[0].cameras):
-            rows |= dict(real_rows(where, detector, least, frames))
+            rows |= dict(real_rows(data_set, detector, thresholds, frames))
     return rows
 
 
@@ -185,11 +187,13 @@ def with_scored_classes(frame: Frame) -> Frame:
 
 
 def real_rows(
-    where: str, detector: Detector, least: Mapping[str, float], frames: Sequence[Frame]
+    data_set: str, detector: Detector, thresholds: Mapping[str, float], frames: Sequence[Frame]
 ) -> Iterator[tuple[str, str]]:
     """True positives, objects and false positives in real frames."""
-    found = [shown_boxes(detector.detect(frame), least) for frame in frames]
-    shown = [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)] if where == "KITTI" else found
+    found = [shown_boxes(detector.detect(frame), thresholds) for frame in frames]
+    shown = (
+        [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)] if data_set == "KITTI" else found
+    )
     for kind in _CLASSES:
         parts, counts = [], []
         for label, criterion, threshold in (
@@ -211,10 +215,10 @@ def real_rows(
             if beyond := count_beyond_range(detector, frames, kind):
                 parts.append(f"{beyond} of the objects are beyond the range")
             if kind == "car" and detector.sensor == "lidar":
-                parts += real_cars_bar(where, *counts)
-            yield f"{kind}, {where}, frames: {len(frames)}", "; ".join(parts)
+                parts += real_cars_bar(data_set, *counts)
+            yield f"{kind}, {data_set}, frames: {len(frames)}", "; ".join(parts)
     own = sum(count_own_vehicle_boxes(boxes) for boxes in found)
-    yield f"boxes on the own vehicle, {where}", str(own)
+    yield f"boxes on the own vehicle, {data_set}", str(own)
 
 
 def count_beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
@@ -232,13 +236,13 @@ def count_beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -
     return number
 
 
-def real_cars_bar(where: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:
+def real_cars_bar(data_set: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:
     """The bar for the cars in these frames, and whether it is met."""
-    if where == "KITTI":
+    if data_set == "KITTI":
         met = at_half.objects == at_half.true_positives and at_seven_tenths.true_positives >= 2
         verdict = "met" if met and at_half.false_positives <= 5 else "missed"
         return [f"bar (all at 0.5, 2 at 0.7, at most 5 false): {verdict}"]
-    if where == "nuScenes":
+    if data_set == "nuScenes":
         # The bar was ten of 16 cars; the frame has fewer cars with enough returns in its single sweep.
         met = within_2_m.true_positives >= _NUSCENES_RECALL_BAR * within_2_m.objects and within_2_m.false_positives <= 3
         return [f"bar (62 % within 2 m, at most 3 false): {'met' if met else 'missed'}"]
