@@ -121,7 +121,7 @@ def test_folders_of_ones_own_called_shared_and_apps_do_not_hide_ours(tmp_path):
     assert done.returncode == 0 and "shared.app" in done.stdout, done.stderr
     (tmp_path / "shared" / "__init__.py").write_text("")
     done = python("import shared, trivium", tmp_path)
-    assert done.returncode == 1 and "another package called shared has been imported" in done.stderr
+    assert done.returncode == 1 and "another package called shared is already imported" in done.stderr
 
 
 def test_a_checkpoint_answers_as_the_artifact_that_is_exported_of_it(tmp_path):
@@ -158,7 +158,7 @@ def test_what_cannot_be_loaded_or_used_is_refused(tmp_path):
         predictor=line_app.LinePredictor(line.Network().build(), device="cpu", threshold=0),
         codec=None,
     )
-    with pytest.raises(trivium.InvalidInputError, match="the options often cannot be used; there are times"):
+    with pytest.raises(trivium.InvalidInputError, match="the options often cannot be used; the options are times"):
         model.predict((1.0, 2.0), often=3)
 
 
@@ -166,9 +166,9 @@ def test_what_is_no_typed_input_is_refused_with_what_is(tmp_path):
     driving = trivium.LoadedModel(
         app=driving_app, artifact="", predictor=DrivingPredictor(detectors={}, least_scores={}), codec=None
     )
-    said = r"takes apps\.driving\.types\.Frame\(name, points_lidar_m, cameras\), .* and not a {}; predict_files"
+    said = r"of type apps\.driving\.types\.Frame\(name, points_lidar_m, cameras\) .* not {}; call predict_files"
     for given, kind in ((np.zeros((9, 4), np.float32), "ndarray"), ("sweep.bin", "str"), ([tmp_path], "PosixPath")):
         with pytest.raises(trivium.InvalidInputError, match=said.format(kind)):
             driving.predict(given)
-    with pytest.raises(trivium.InvalidInputError, match=r"finance\.types\.Series\(.*\), of finance, .* not a list"):
+    with pytest.raises(trivium.InvalidInputError, match=r"a finance model .*finance\.types\.Series\(.*\) .* not list"):
         trivium.load("finance", device="cpu").predict([[1.0, 2.0, 3.0]])

@@ -1,7 +1,7 @@
-"""Trivium from Python: load a model and predict, train, export and serve.
+"""The public Python API of Trivium: load a model and predict, train, export and serve.
 
-Importing this imports no torch: what a name needs is imported when it is used. ``docs/python.md`` has an example of
-each name.
+Importing this module does not import torch: each name imports its dependencies on first use. ``docs/python.md`` has an
+example of each name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-TYPE_CHECKING = False  # typing's own takes a fifth of the time that importing this may take
+TYPE_CHECKING = False  # importing typing would take a fifth of this module's import time budget
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -43,7 +43,7 @@ __all__ = [
     "serve",
 ]
 
-_HOMES = {
+_MODULES = {
     "App": "shared.app",
     "Dataset": "shared.data.dataset",
     "InvalidInputError": "shared.errors",
@@ -58,15 +58,18 @@ _HOMES = {
 
 
 def _import_own_packages() -> None:
-    """Imports ``shared`` and ``apps`` from beside this package, whatever the working directory calls so."""
+    """Imports the ``shared`` and ``apps`` next to this package, even if the working directory has packages so named.
+
+    Raises ``ImportError`` if another package of one of these names was imported before.
+    """
     root = Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(root))
     try:
         for name in ("shared", "apps"):
             if root / name not in [Path(path).resolve() for path in import_module(name).__path__]:
                 raise ImportError(
-                    f"another package called {name} has been imported, and Trivium has one of that name; import "
-                    "trivium first, or rename yours"
+                    f"another package called {name} is already imported, and Trivium has its own package of that "
+                    "name; import trivium first, or rename yours"
                 )
     finally:
         sys.path.remove(str(root))
@@ -76,9 +79,9 @@ _import_own_packages()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'trivium' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
@@ -88,10 +91,10 @@ def __dir__() -> list[str]:
 
 
 class LoadedModel:
-    """A model of an application, ready to predict; ``load`` makes one.
+    """A model of an application, ready to predict; returned by ``load``.
 
-    ``predictor`` takes the application's typed arrays and gives its typed findings; ``codec`` turns files and options
-    into them, and findings into the field's formats. ``artifact`` says which model it is.
+    ``predictor`` maps the application's typed arrays to its typed findings. ``codec`` decodes files and options into
+    predictor inputs, and encodes findings in the field's formats. ``artifact`` is the name and version of the model.
     """
 
     def __init__(self, *, app: App, artifact: str, predictor: Predictor[Any, Any], codec: Codec[Any, Any]) -> None:
@@ -101,47 +104,48 @@ class LoadedModel:
         return f"LoadedModel({self.app.name}: {self.artifact})"
 
     def predict(self, inputs: Any, **options: Any) -> Any:
-        """The findings in one input (a ``CTVolume``, ``Frame``, ``Series``), or in each input of a list.
+        """Returns the findings in one input (a ``CTVolume``, ``Frame`` or ``Series``), or a list of them for a list.
 
-        ``options`` are fields of the application's ``Options``, which stands beside its predictor. Raises
-        ``InvalidInputError`` for what is no such input: a path, an array.
+        ``options`` are fields of the application's ``Options``, defined next to its predictor. Raises
+        ``InvalidInputError`` for an input of another type, such as a path or an array.
         """
-        chosen = _options(self.predictor, options)
+        typed_options = _build_options(self.predictor, options)
         several = isinstance(inputs, list)
         batch = inputs if several else [inputs]
         _refuse_other_types(self.app.name, self.predictor, batch)
-        outputs = list(self.predictor.predict(batch, chosen))
+        outputs = list(self.predictor.predict(batch, typed_options))
         return outputs if several else outputs[0]
 
     def predict_files(self, *paths: str | Path, **options: object) -> Any:
-        """The findings in files: of one input, or a list where the files hold several.
+        """Returns the findings in files: those of one input, or a list if the files hold several inputs.
 
         ``options`` are those of ``trivium predict --option``. Raises ``InvalidInputError`` for files that cannot be
         used.
         """
         from shared.deploy.predictor import Request
 
-        request = Request(files=_existing(paths), options={name: str(value) for name, value in options.items()})
+        request = Request(files=_existing_paths(paths), options={name: str(value) for name, value in options.items()})
         decoded = self.codec.decode(request)
         outputs = list(self.predictor.predict(decoded.inputs, decoded.options))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def monitor(self, begin: Any, **options: Any) -> Any:
-        """Predicts on an input that grows, for an application that can: finance, with a ``Series`` of its history.
+        """Returns a monitor that predicts on an input as it grows. Only finance has one, for a ``Series``.
 
-        ``begin`` is the input so far, or the file that a monitor's ``save`` wrote; ``options`` those of ``predict``.
+        ``begin`` is the input so far, or a file written by a monitor's ``save``; ``options`` are those of ``predict``.
+        Raises ``InvalidInputError`` if the application has no monitor.
         """
         from shared.errors import InvalidInputError
 
         if not hasattr(self.predictor, "monitor"):
             raise InvalidInputError(f"{self.app.name} has no monitor: its inputs do not grow; call predict for each")
-        return self.predictor.monitor(begin, _options(self.predictor, options))
+        return self.predictor.monitor(begin, _build_options(self.predictor, options))
 
     def read(self, *paths: str | Path, **options: object) -> list[Any]:
-        """The inputs in files, as ``predict`` takes them."""
+        """Reads files into the inputs that ``predict`` takes."""
         from shared.deploy.predictor import Request
 
-        request = Request(files=_existing(paths), options={name: str(value) for name, value in options.items()})
+        request = Request(files=_existing_paths(paths), options={name: str(value) for name, value in options.items()})
         return list(self.codec.decode(request).inputs)
 
 
@@ -150,14 +154,17 @@ def _refuse_other_types(app: str, predictor: Predictor[Any, Any], batch: list[An
 
     from shared.errors import InvalidInputError
 
-    kind = getattr(predictor, "takes", None)
-    other = None if kind is None else next((one for one in batch if not isinstance(one, kind)), None)
-    if kind is None or other is None:
+    input_type = getattr(predictor, "takes", None)
+    wrong = None if input_type is None else next((item for item in batch if not isinstance(item, input_type)), None)
+    if input_type is None or wrong is None:
         return
-    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    required = [
+        field.name for field in fields(input_type) if field.default is MISSING and field.default_factory is MISSING
+    ]
     raise InvalidInputError(
-        f"predict takes {kind.__module__}.{kind.__name__}({', '.join(needed)}), of {app}, or a list of them, and not a "
-        f"{type(other).__name__}; predict_files takes paths, and read makes such inputs of files"
+        f"predict of a {app} model takes an input of type {input_type.__module__}.{input_type.__name__}"
+        f"({', '.join(required)}) or a list of them, not {type(wrong).__name__}; call predict_files with paths, or "
+        "read to make such inputs from files"
     )
 
 
@@ -167,11 +174,11 @@ def load(
     checkpoint: str | Path | None = None,
     device: str | None = None,
 ) -> LoadedModel:
-    """Loads a model of the application called ``app``: the shipped one by default.
+    """Loads a model of the application ``app``: by default the one that ships with it.
 
-    artifact    a directory that ``trivium export`` or ``trivium import`` wrote
-    checkpoint  a run's directory: its best checkpoint, calibrated as an export is
-    device      ``cpu`` or ``cuda``; the GPU by default where there is one
+    artifact    a directory written by ``trivium export`` or ``trivium import``
+    checkpoint  a run's directory; loads its best checkpoint, calibrated as for an export
+    device      ``cpu`` or ``cuda``; by default the GPU if there is one
     """
     from shared.app import find
     from shared.deploy.opening import open_predictor
@@ -189,7 +196,7 @@ def load(
 def export(run: str | Path, registry: str | Path = "models", app: App | None = None) -> Artifact:
     """Exports a run's best checkpoint as the next version of its model in ``registry``, as ``trivium export`` does.
 
-    ``app`` is the run's application; where it is None, the installed one of that name.
+    ``app`` is the run's application; by default the installed application that the run's recipe names.
     """
     from shared.app import find
     from shared.deploy.export import export as export_run
@@ -200,10 +207,10 @@ def export(run: str | Path, registry: str | Path = "models", app: App | None = N
 
 
 def serve(**settings: Any) -> None:
-    """Serves the applications until it is interrupted, as ``trivium serve`` does.
+    """Serves the installed applications until interrupted, as ``trivium serve`` does.
 
-    ``settings`` are fields of ``shared.serve.settings.Settings`` (host, port, registry, store, device, ...). What is
-    not given comes from the environment (``TRIVIUM_PORT``), or is the default.
+    ``settings`` are fields of ``shared.serve.settings.Settings`` (host, port, registry, store, device, ...). A setting
+    that is not passed comes from the environment (such as ``TRIVIUM_PORT``) or has its default.
     """
     from shared.serve.server import run
     from shared.serve.settings import read_settings
@@ -211,7 +218,7 @@ def serve(**settings: Any) -> None:
     run(read_settings(**settings))
 
 
-def _existing(paths: Sequence[str | Path]) -> tuple[Path, ...]:
+def _existing_paths(paths: Sequence[str | Path]) -> tuple[Path, ...]:
     from shared.errors import InvalidInputError
 
     files = tuple(Path(path) for path in paths)
@@ -221,17 +228,17 @@ def _existing(paths: Sequence[str | Path]) -> tuple[Path, ...]:
     return files
 
 
-def _options(predictor: Predictor[Any, Any], given: dict[str, Any]) -> Any:
-    """The application's ``Options`` with what was given; None, its defaults, where nothing was."""
-    if not given:
+def _build_options(predictor: Predictor[Any, Any], values: dict[str, Any]) -> Any:
+    """Builds the application's ``Options`` from ``values``; returns None, for the defaults, if there are none."""
+    if not values:
         return None
     from shared.errors import InvalidInputError
 
-    kind = getattr(sys.modules[type(predictor).__module__], "Options", None)
-    if kind is None:
+    options_class = getattr(sys.modules[type(predictor).__module__], "Options", None)
+    if options_class is None:
         raise InvalidInputError(f"{type(predictor).__name__} takes no options")
     try:
-        return kind(**given)
+        return options_class(**values)
     except TypeError as error:
-        known = ", ".join(getattr(kind, "__dataclass_fields__", {}))
-        raise InvalidInputError(f"the options {', '.join(given)} cannot be used; there are {known}") from error
+        known = ", ".join(getattr(options_class, "__dataclass_fields__", {}))
+        raise InvalidInputError(f"the options {', '.join(values)} cannot be used; the options are {known}") from error
