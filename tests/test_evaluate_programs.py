@@ -64,7 +64,7 @@ def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
 
 def test_a_program_is_for_a_protocol_alone(capsys):
     assert cli.main(["evaluate", "finance", "--program", "onnx"]) == 2
-    assert "--program goes with --data NAME" in capsys.readouterr().err
+    assert "--program needs --data NAME" in capsys.readouterr().err
 
 
 def test_a_detector_s_artifact_is_opened_with_the_second_stage_that_learnt_from_its_marks(monkeypatch):

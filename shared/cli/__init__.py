@@ -1,4 +1,4 @@
-"""The command ``trivium``: ``arguments`` is what it can be told, ``main`` dispatches, one file is one command."""
+"""The command ``trivium``: ``arguments`` defines the arguments, ``main`` dispatches, each command has its own file."""
 
 from shared.cli.main import main
 

@@ -1,4 +1,4 @@
-"""``python -m shared.cli``. It puts the working directory first on the path, which ``trivium`` does not."""
+"""``python -m shared.cli``. Unlike ``trivium``, it puts the working directory first on the import path."""
 
 from shared.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What the command line can say: a dataclass a command. Importing this imports no torch."""
+"""The arguments of the command line: one dataclass for each command. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DataSet: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a recipe, or go on with a run that was interrupted.
+    """Train a recipe, or resume an interrupted run.
 
     Any setting of the recipe can be given on the command line; `trivium train finance --recipe tiny -- --help`
-    lists them. With --data those of that data set take the place of the recipe's own. Under torchrun the processes
-    share every batch.
+    lists them. With --data, the settings of that data set replace those of the recipe's own. Under torchrun the
+    processes share every batch.
 
     Example: trivium train finance --recipe tiny --out runs/first --limits.epochs 2
 
@@ -42,26 +42,26 @@ class Train:
     app: AppName
     """The application: medical, driving or finance."""
     recipe: Annotated[str, arg(metavar="NAME|FILE.yaml")] = "small"
-    """The name of the recipe, or a run's recipe.yaml."""
+    """The name of a recipe, or the recipe.yaml of a run."""
     data: DataSet = None
-    """Train on this data set in place of the recipe's; `trivium models APP` lists them."""
+    """Train on this data set instead of the recipe's; `trivium models APP` lists the data sets."""
     out: Folder = None
-    """The run's directory; runs/APP-RECIPE by default."""
+    """The run's directory; by default runs/APP-RECIPE."""
     optimizer: Annotated[Literal["adamw", "sgd"] | None, arg(metavar="adamw|sgd")] = None
-    """Another optimizer than the recipe's, with its own learning rate."""
+    """Use this optimizer, with its own default learning rate, instead of the recipe's."""
     schedule: Annotated[Literal["cosine", "constant", "steps"] | None, arg(metavar="cosine|constant|steps")] = None
-    """Another learning-rate schedule than the recipe's."""
+    """Use this learning-rate schedule instead of the recipe's."""
     strategy: Annotated[Literal["ddp", "fsdp"] | None, arg(metavar="ddp|fsdp")] = None
-    """Over several processes: the whole model on each (ddp, the default), or spread over them (fsdp)."""
+    """With several processes: replicate the model on each (ddp, the default) or shard it over them (fsdp)."""
     device: Device = None
-    """Where to compute; the GPU by default where there is one."""
+    """The device to compute on; by default the GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Compare runs: how far each came, its best score and last loss, how it stands, and in which settings they differ.
+    """Compare runs: steps trained, best score, last loss and state of each, and the settings in which they differ.
 
-    Reads the directories of runs, which may be training; the best score is that of limits.monitor.
+    Reads the runs' directories; the runs may still be training. The best score is the one named by limits.monitor.
 
     Example: trivium runs
 
@@ -69,16 +69,16 @@ class Runs:
     """
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="[DIR ...]")] = (Path("runs"),)
-    """Runs, or directories that hold runs."""
+    """The directories of runs, or directories that contain runs."""
     json: bool = False
-    """Print JSON: the runs with all their settings, and those that differ."""
+    """Print JSON: the runs with all their settings, and the settings that differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a run or an artifact: on the validation data of its recipe, or on a data set by the field's protocol.
+    """Score a run or an artifact on its recipe's validation data, or on a data set by the field's standard protocol.
 
-    Files of results can be scored without a model, where the application knows a protocol for them.
+    Files of results can be scored without a model if the application has a protocol for them.
 
     Example: trivium evaluate finance
 
@@ -94,20 +94,20 @@ class Evaluate:
     run: Folder = None
     """A run's directory; its best checkpoint is scored."""
     artifact: Folder = None
-    """An artifact's directory; the one that ships with the application by default."""
+    """An artifact's directory; by default the artifact that ships with the application."""
     data: DataSet = None
-    """The data set to score on; `trivium models APP` lists them."""
+    """The data set to score on; `trivium models APP` lists the data sets."""
     limit: Annotated[int | None, arg(metavar="N")] = None
     """Score at most this many cases of the data set."""
     device: Device = None
-    """Where to compute."""
+    """The device to compute on; by default the GPU if there is one."""
     program: ProgramName = None
-    """Compute with this program rather than the fastest, for --data NAME; `trivium programs APP` lists them."""
+    """With --data, use this program instead of the fastest; `trivium programs APP` lists the programs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """Set the operating point on a data set of your own: writes the artifact's next version into a registry.
+    """Set the operating point on your own data set, and write the artifact's next version into a registry.
 
     Example: trivium calibrate driving --artifact models/pointpillars/1 --data kitti --data.root DIR
     """
@@ -115,16 +115,16 @@ class Calibrate:
     app: AppName
     """The application."""
     artifact: Folder = None
-    """An artifact's directory; by default that of the registry which predicts, else the one that ships."""
+    """An artifact's directory; by default the one the registry serves, or else the one that ships."""
     data: DataSet = None
-    """The data set to calibrate on, by its validation part; `trivium models APP` lists them."""
+    """The data set whose validation part is calibrated on; `trivium models APP` lists the data sets."""
     registry: Path = Path("models")
-    """A directory in Triton's repository layout; made where it is missing."""
+    """A directory in Triton's model repository layout; created if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Turn a public checkpoint into an artifact: weights only, nothing in the file is executed.
+    """Convert a public checkpoint to an artifact. Only weights are read; no code in the file is executed.
 
     Example: trivium import medical monai-bundle model.pt --registry models
     """
@@ -132,26 +132,26 @@ class Import:
     app: AppName
     """The application."""
     importer: Annotated[Positional[str], arg(metavar="IMPORTER")]
-    """How to read it; `trivium models APP` lists the importers and their arguments."""
+    """The importer to use; `trivium models APP` lists the importers and their arguments."""
     arguments: Annotated[Positional[tuple[str, ...]], arg(metavar="[ARGUMENT ...]")] = ()
-    """What the importer takes, such as the checkpoint's file."""
+    """The arguments of the importer, such as the checkpoint file."""
     data: DataSet = None
-    """A data set for what the checkpoint does not hold, such as encoders that are fitted anew."""
+    """A data set to compute what the checkpoint lacks, such as encoders, which are refitted."""
     option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """What the checkpoint does not say, as name=value; one or several behind each `--option`."""
+    """Settings that the checkpoint does not contain, as name=value; each `--option` takes one or more."""
     registry: Path = Path("models")
-    """A directory in Triton's repository layout; made where it is missing."""
+    """A directory in Triton's model repository layout; created if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List what an application can run: recipes, shipped artifacts, importers and data sets.
+    """List the recipes, shipped artifacts, data sets and importers of an application.
 
     Example: trivium models driving
     """
 
     app: Annotated[Positional[str], arg(metavar="[APP]")] = ""
-    """The application; all of them where none is named."""
+    """The application; by default all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +166,22 @@ class Predict:
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT [INPUT ...]")]
     """A file, several files, or a folder."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The directory for what comes out."""
+    """The output directory."""
     artifact: Folder = None
-    """An artifact's directory; the one that ships with the application by default."""
+    """An artifact's directory; by default the artifact that ships with the application."""
     device: Device = None
-    """Where to compute."""
+    """The device to compute on; by default the GPU if there is one."""
     program: ProgramName = None
-    """Compute with this program rather than the fastest; `trivium programs APP` lists them."""
+    """Use this program instead of the fastest; `trivium programs APP` lists the programs."""
     option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Options of the application, as name=value; one or several behind each `--option`."""
+    """Options of the application, as name=value; each `--option` takes one or more."""
     each: bool = False
-    """Go through a folder or ROS bag of any number of cases one by one, on from where it stopped (driving)."""
+    """Predict on the cases of a folder or ROS bag one by one, resuming where an earlier call stopped (driving)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """What became of the findings since an earlier scan: two answers of `trivium predict`, the newer first (medical).
+    """Compare the findings of two scans of a patient, from two outputs of `trivium predict`, newer first (medical).
 
     Example: trivium compare medical out out_before --days 183
     """
@@ -189,13 +189,13 @@ class Compare:
     app: AppName
     """The application."""
     now: Annotated[Positional[Path], arg(metavar="DIR")]
-    """What `trivium predict` wrote."""
+    """The output directory of `trivium predict` for the newer scan."""
     before: Annotated[Positional[Path], arg(metavar="EARLIER_DIR")]
-    """The same of the earlier scan."""
+    """The output directory for the earlier scan."""
     days: Annotated[float | None, arg(metavar="DAYS")] = None
-    """The days between them, for the doubling time."""
+    """The days between the scans, for the doubling time."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write it as JSON, too."""
+    """Also write the comparison to this file as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,18 +208,18 @@ class Export:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run's directory."""
     registry: Path = Path("models")
-    """A directory in Triton's repository layout; made where it is missing."""
+    """A directory in Triton's model repository layout; created if it is missing."""
     programs: Annotated[str, arg(metavar="NAME[,NAME]")] = "onnx"
-    """What to compile the network to, with commas between: onnx, openvino, torchscript, aotinductor."""
+    """The programs to compile the network to, comma-separated: onnx, openvino, torchscript, aotinductor."""
     calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE")] = ()
-    """Files of the domain: on what the network sees of them programs are compared with torch; else on the samples."""
+    """Input files on which programs are compared with torch; by default the application's samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """List what the networks compute with on this machine and why; make programs of weights that are there already.
+    """List the program each network uses on this machine and why; compile programs from existing weights.
 
-    What is made goes into the user's cache folder, and the fastest is measured anew.
+    Compiled programs are stored in the user's cache folder; the fastest is then measured again.
 
     Example: trivium programs medical
 
@@ -227,23 +227,23 @@ class Programs:
     """
 
     app: Annotated[Positional[str], arg(metavar="[APP]")] = ""
-    """The application; all of them where none is named."""
+    """The application; by default all of them."""
     make: Annotated[str, arg(metavar="NAME[,NAME]")] = ""
-    """The programs to make, with commas between: onnx, openvino, torchscript, aotinductor."""
+    """The programs to compile, comma-separated: onnx, openvino, torchscript, aotinductor."""
     artifact: Folder = None
-    """An artifact's directory; those that ship with the application by default."""
+    """An artifact's directory; by default the artifacts that ship with the application."""
     device: Device = None
-    """Where to compute."""
+    """The device to compute on; by default the GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
-    """Quantise an artifact's network to INT8 and compare the domain's score before and after; refuses a loss over 1 %.
+    """Quantise an artifact's network to INT8 and compare the domain's score before and after; refuse a loss above 1 %.
 
-    The program goes into the user's cache. Detectors take it where it is the fastest; finance's forecaster and the
-    nodules' second stage compute in it only where --program names it. Calibrated on the files named with --calibrate,
-    by default on what --data has to learn from; scored on what --data has to validate on, together with what the
-    artifact is served with. --data is by default the recipe's own.
+    The program is stored in the user's cache folder. Detectors use it if it is the fastest; the forecaster of finance
+    and the second stage for nodules use it only if --program names it. The network is calibrated on the files given
+    with --calibrate, by default on the training part of --data. It is scored on the validation part of --data,
+    together with the artifacts that it is served with. --data is by default the recipe's data set.
 
     Example: trivium quantize apps/driving/weights/pointpillars/4 --cases 64
     """
@@ -251,23 +251,23 @@ class Quantize:
     artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]
     """The artifact's directory."""
     int8: Literal["static", "dynamic"] = "static"
-    """static: weights and activations, by NNCF for OpenVINO; dynamic: weights, by ONNX Runtime, which is what networks
-    with recurrent layers take, as finance's forecaster is."""
+    """static: weights and activations, by NNCF for OpenVINO; dynamic: weights only, by ONNX Runtime, for networks with
+    recurrent layers such as the forecaster of finance."""
     calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = ()
-    """Files of the domain to calibrate on."""
+    """Input files to calibrate on."""
     data: DataSet = None
-    """The data set to calibrate and score on; `trivium models APP` lists them."""
+    """The data set to calibrate and score on; `trivium models APP` lists the data sets."""
     cases: Annotated[int | None, arg(metavar="N")] = None
     """Score on at most this many cases."""
     force: bool = False
-    """Keep the program however much is lost."""
+    """Keep the program whatever the loss."""
     into_artifact: bool = False
-    """Write the program into the artifact as well, whose manifest then names it."""
+    """Also write the program into the artifact and list it in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Print an application's headline table: published claim, peer and ours.
+    """Print an application's headline table: the published figures, the peer's and ours.
 
     Example: trivium reproduce finance --quick
     """
@@ -275,12 +275,12 @@ class Reproduce:
     app: AppName
     """The application."""
     quick: bool = False
-    """A smaller run of minutes on two cores."""
+    """A smaller run, of minutes on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """List, fetch or verify the public data sets that the applications know; remove what was made for trainings.
+    """List, fetch or verify the public data sets that the applications know; clear the cache of packed training data.
 
     Example: trivium data list
 
@@ -288,29 +288,29 @@ class Data:
     """
 
     action: Positional[Literal["list", "fetch", "verify", "clear"]]
-    """What to do. clear removes the samples that trainings made in the user's cache: not while one runs."""
+    """The action. clear removes the training data that was packed into the user's cache; no training may be running."""
     names: Positional[tuple[str, ...]] = ()
-    """Names of data sets; all of them where none is named (list and verify)."""
+    """Names of data sets; list and verify take all of them by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Print the switches of a cluster and the order of hosts whose rings stay inside switches.
+    """Print the switches of a cluster, and the order of hosts in which a ring leaves a switch least often.
 
-    Reads Slurm's topology.conf, the JSON of `kubectl get nodes -o json`, NCCL's topology XML, a CSV of latencies.
+    Reads Slurm's topology.conf, the JSON of `kubectl get nodes -o json`, NCCL's topology XML or a CSV of latencies.
 
     Example: trivium topology /etc/slurm/topology.conf --hosts "node[1-12]"
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """What tells the switches."""
+    """The file that describes the topology."""
     hosts: Annotated[str | None, arg(metavar="HOSTS")] = None
-    """The hosts of the job, as Slurm writes lists; all of the file by default."""
+    """The hosts of the job, in Slurm's list notation; by default all hosts in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Predict a training step on a cluster: its time, its share of communication, memory, and the best way.
+    """Predict a training step on a cluster: step time, communication share, memory, and the best parallel strategy.
 
     Example: trivium plan --model resnet50 --nodes 256 --gpus 8 --intra nvlink4 --inter ib-hdr
 
@@ -318,51 +318,51 @@ class Plan:
     """
 
     model: Annotated[str, arg(metavar="NAME|FILE")] = "bert-base"
-    """resnet50, bert-base, bert-large, or a safetensors file (give --compute-ms with it)."""
+    """resnet50, bert-base, bert-large, or a safetensors file (which also needs --compute-ms)."""
     nodes: Annotated[int, arg(metavar="N")] = 256
-    """Nodes of the cluster."""
+    """The number of nodes."""
     gpus: Annotated[int, arg(metavar="N")] = 8
-    """GPUs on each."""
+    """The number of GPUs of each node."""
     intra: Annotated[str, arg(metavar="LINK")] = "nvlink4"
-    """The link between GPUs of a node: nvlink3, nvlink4, pcie4, pcie5, or FILE:intra of a calibration."""
+    """The link between the GPUs of a node: nvlink3, nvlink4, pcie4, pcie5, or FILE:intra from a calibration."""
     inter: Annotated[str, arg(metavar="LINK")] = "ib-hdr"
-    """A network port: ib-edr, ib-hdr, ib-ndr, ethernet-1g to ethernet-100g, or FILE:inter of a calibration."""
+    """The network link: ib-edr, ib-hdr, ib-ndr, ethernet-1g to ethernet-100g, or FILE:inter from a calibration."""
     ports: Annotated[int | None, arg(metavar="N")] = None
     """Network ports of a node; by default one for each GPU."""
     device: Annotated[str, arg(metavar="NAME")] = "h100"
-    """v100, a100 or h100."""
+    """The GPU: v100, a100 or h100."""
     batch: Annotated[int, arg(metavar="N")] = 64
-    """Samples a GPU and step."""
+    """Samples per GPU and step."""
     compute_ms: Annotated[float | None, arg(metavar="MS")] = None
-    """A measured step without communication, in place of the device's rate."""
+    """The measured time of a step without communication, to use instead of the device's rate."""
     memory_gb: Annotated[float | None, arg(metavar="GB")] = None
-    """A GPU's memory: what does not fit comes last."""
+    """The memory of a GPU; strategies that do not fit are listed last."""
     oversubscription: Annotated[float, arg(metavar="X")] = 1.0
-    """How many times what nodes can send exceeds what the switches above carry."""
+    """The ratio of the bandwidth of the nodes to that of the switches above them."""
     busy: Annotated[float, arg(metavar="X")] = 0.0
-    """The fraction of the links that others' traffic takes."""
+    """The fraction of the links' bandwidth that other traffic takes."""
     jitter: Annotated[float, arg(metavar="X")] = 0.0
-    """The standard deviation of a process's step over its mean: everybody waits for the slowest."""
+    """The standard deviation of a process's step time divided by its mean; every step waits for the slowest process."""
     interleaved: bool = False
-    """Ranks are dealt to nodes in turns."""
+    """Assign ranks to nodes round-robin."""
     powersgd_rank: Annotated[int, arg(metavar="N")] = 4
-    """The rank of PowerSGD's gradients."""
+    """The rank of the PowerSGD approximation."""
     scenario: bool = False
-    """Print the case in which 256 nodes go from 28 % to 12 % communication, and what carries it."""
+    """Print the case in which communication on 256 nodes falls from 28 % to 12 %, and what each technique saves."""
     calibrate: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Fit the links to a sweep between the hosts of a torchrun job, or without one on a shaped network of this machine
-    (root, Linux), and write them."""
+    """Fit the links to a sweep between the hosts of a torchrun job, or without torchrun to a sweep on a simulated
+    network on this machine (root, Linux), and write them to this file."""
     validate: bool = False
-    """Compare predictions with measurements on 2 to 8 processes on that network."""
+    """Compare predictions with measurements of 2 to 8 processes on the simulated network."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Where to draw predictions over measurements."""
+    """Draw predictions against measurements into this file."""
     mbit_s: Annotated[float, arg(metavar="MBIT")] = 100.0
-    """The rate between hosts of that network."""
+    """The bandwidth between hosts of the simulated network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Look at this machine: versions, devices, applications, weights and data, with a remedy for each fault.
+    """Check this machine: versions, devices, applications, weights and data, with a remedy for each fault.
 
     Example: trivium doctor
     """

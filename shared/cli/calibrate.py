@@ -14,9 +14,10 @@ from shared.recipes import named_data_set, recipe_of
 
 
 def run(command: Calibrate, settings: Sequence[str]) -> int:
-    """Finds the operating point anew on a data set and writes the artifact's next version.
+    """Finds the operating point on a data set and writes the artifact's next version.
 
-    Of an artifact that is served with a second stage it is the operating point of both, and the second stage's.
+    If the artifact is served with a second stage, the operating point is that of both together, and the next version of
+    the second stage is written.
     """
     app = find(command.app)
     if app.calibrate is None:
@@ -25,25 +26,25 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
         raise InvalidInputError(
             f"name a data set: trivium calibrate {app.name} --data NAME; `trivium models` lists them"
         )
-    kind = named_data_set(app, command.data)
-    data = parse_data(kind, settings, f"trivium calibrate {app.name} --data {command.data} --")
+    data_class = named_data_set(app, command.data)
+    data = parse_data(data_class, settings, f"trivium calibrate {app.name} --data {command.data} --")
     from shared.deploy.artifact import load_weights, open_artifact
     from shared.deploy.writing import write_recalibrated
 
     if command.artifact:
         artifact = open_artifact(command.artifact)
     else:
-        # What a server of the registry predicts with: else the next version there would be of another network.
+        # The artifact that a server of this registry uses. Otherwise the next version would be of another network.
         artifact = Registry(command.registry, app.weights).serving(app)[0]
     artifact.must_belong_to(app.name)
     print_line(f"calibrating {artifact.path}")
-    second = next(iter(app.served_with(artifact, command.registry)), None)
-    if second is not None and app.calibrate_second is not None:
-        # Decisions are those of both together, and stand with the second one.
-        first, artifact = artifact, second
+    second_stage = next(iter(app.served_with(artifact, command.registry)), None)
+    if second_stage is not None and app.calibrate_second is not None:
+        # Both models decide together, and the second stage holds their operating point.
+        detector, artifact = artifact, second_stage
         recipe = recipe_of(app, artifact.recipe(), data)
         model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
-        calibration = app.calibrate_second(recipe, model, first)
+        calibration = app.calibrate_second(recipe, model, detector)
     else:
         recipe = recipe_of(app, artifact.recipe(), data)
         model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")

@@ -12,10 +12,10 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Compare) -> int:
-    """Prints what became of the findings since an earlier answer, and writes it where a file is named."""
+    """Prints how the findings changed since an earlier scan; also writes the comparison as JSON if a file is given."""
     app = find(command.app)
     if app.compare is None:
-        raise InvalidInputError(f"{app.name} does not compare two answers; read their result.json side by side")
+        raise InvalidInputError(f"{app.name} cannot compare two results; compare their result.json files instead")
     content, table = app.compare(command.now, command.before, command.days)
     if command.out is not None:
         write_whole(command.out, json.dumps(content, indent=2, allow_nan=False) + "\n")

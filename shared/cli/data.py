@@ -10,29 +10,35 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Data) -> int:
-    """Lists, fetches or verifies data sets, or removes what was made for trainings."""
+    """Lists, fetches or verifies data sets, or clears the cache of packed training data."""
     if command.action == "clear":
         return _clear(command)
     entries = {name: entry for app in installed().values() for name, entry in read_registry(app.data_registry).items()}
     if unknown := sorted(set(command.names) - entries.keys()):
         raise InvalidInputError(f"there is no data set {', '.join(unknown)}; there are {', '.join(entries)}")
-    chosen = [entries[name] for name in command.names or entries]
+    selected = [entries[name] for name in command.names or entries]
     if command.action == "fetch":
         if not command.names:
-            raise InvalidInputError(f"name what to fetch: {', '.join(entries)}")
-        for entry in chosen:
+            raise InvalidInputError(f"name the data sets to fetch: {', '.join(entries)}")
+        for entry in selected:
             print_line(f"{entry.name}: {entry.fetch()}")
         return 0
     if command.action == "verify":
-        faults = [fault for entry in chosen if entry.locate() or command.names for fault in entry.verify()]
-        present = sum(entry.locate() is not None for entry in chosen)
-        for fault in faults:
-            print_line(fault)
-        print_line(f"{present} of {len(chosen)} data sets at hand, {len(faults)} faults")
-        return 1 if faults else 0
+        problems = [problem for entry in selected if entry.locate() or command.names for problem in entry.verify()]
+        present = sum(entry.locate() is not None for entry in selected)
+        for problem in problems:
+            print_line(problem)
+        print_line(f"{present} of {len(selected)} data sets present, {len(problems)} problems")
+        return 1 if problems else 0
     rows = [
-        (e.name, e.title, f"{sum(f.bytes for f in e.files) / 1e6:.1f} MB", e.licence, str(e.locate() or "-"))
-        for e in chosen
+        (
+            entry.name,
+            entry.title,
+            f"{sum(file.bytes for file in entry.files) / 1e6:.1f} MB",
+            entry.licence,
+            str(entry.locate() or "-"),
+        )
+        for entry in selected
     ]
     print_table(Table(title="Data sets", columns=("name", "what", "size", "licence", "where"), rows=rows))
     return 0
@@ -42,6 +48,6 @@ def _clear(command: Data) -> int:
     from shared.data.build_cache import packs, remove_packs
 
     if command.names:
-        raise InvalidInputError(f"trivium data clear takes no name: {packs()} is cleared as a whole")
+        raise InvalidInputError(f"trivium data clear takes no names: it clears all of {packs()}")
     print_line(f"{remove_packs() / 1e6:,.0f} MB removed from {packs()}")
     return 0

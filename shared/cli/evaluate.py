@@ -19,7 +19,7 @@ from shared.recipes import named_data_set, recipe_of
 if TYPE_CHECKING:
     from shared.deploy.predictor import Predictor
 
-_NO_PROGRAM = "torch, by its library's own modules: there is no program of it"
+_LIBRARY_MODULES = "torch, by its library's own modules: it has no programs"
 
 
 def run(command: Evaluate, settings: Sequence[str]) -> int:
@@ -30,24 +30,24 @@ def run(command: Evaluate, settings: Sequence[str]) -> int:
     if command.limit is not None and command.limit < 1:
         raise InvalidInputError(f"--limit is {command.limit}; it must be at least 1")
     if command.data is not None:
-        kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium evaluate {app.name} --data {command.data} --")
+        data_class = named_data_set(app, command.data)
+        data = parse_data(data_class, settings, f"trivium evaluate {app.name} --data {command.data} --")
         if app.evaluate is None:
-            return _by_task(app, command, data)
-        _by_protocol(app.evaluate, app, command, data)
+            return _evaluate_by_task(app, command, data)
+        _evaluate_by_protocol(app.evaluate, app, command, data)
         return 0
     if settings:
-        return _files(app, _paths(settings))
-    return _by_task(app, command, None)
+        return _score_files(app, _parse_paths(settings))
+    return _evaluate_by_task(app, command, None)
 
 
-def _by_protocol(
+def _evaluate_by_protocol(
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table],
     app: App,
     command: Evaluate,
     data: DataConfig,
 ) -> None:
-    """Prints the application's own table of a predictor, and what each of its models was computed with."""
+    """Prints the application's own table of scores for a predictor, and the program that each of its models used."""
     from shared.deploy.opening import open_predictor
     from shared.deploy.predictor import described_programs
 
@@ -55,39 +55,39 @@ def _by_protocol(
         app, artifact=command.artifact, run=command.run, device=command.device, program=command.program
     )
     table, programs = evaluate(opened.predictor, data, command.limit), described_programs(opened.predictor)
-    used = [
-        # A run is no version of a model.
-        f"{one.name}{'' if command.run else f' version {one.version}'} was computed with "
-        f"{programs.get(one.name, _NO_PROGRAM)}."
-        for one in opened.manifests
+    program_notes = [
+        # A run has no version.
+        f"{manifest.name}{'' if command.run else f' version {manifest.version}'} was computed with "
+        f"{programs.get(manifest.name, _LIBRARY_MODULES)}."
+        for manifest in opened.manifests
     ]
-    print_table(replace(table, notes=(*table.notes, *used)))
+    print_table(replace(table, notes=(*table.notes, *program_notes)))
 
 
-def _files(app: App, paths: Mapping[str, Path]) -> int:
+def _score_files(app: App, paths: Mapping[str, Path]) -> int:
     if app.score_files is None:
-        raise InvalidInputError(f"{app.name} scores no files of results; unknown argument --{next(iter(paths))}")
+        raise InvalidInputError(f"{app.name} cannot score files of results; unknown argument --{next(iter(paths))}")
     print_table(app.score_files(paths))
     return 0
 
 
-def _paths(words: Sequence[str]) -> dict[str, Path]:
-    """Paths by the names of their options: ``--submission FILE`` or ``--submission=FILE``."""
-    found: dict[str, Path] = {}
-    rest = iter(words)
-    for word in rest:
-        name, given, value = word.removeprefix("--").partition("=")
+def _parse_paths(words: Sequence[str]) -> dict[str, Path]:
+    """Parses ``--submission FILE`` and ``--submission=FILE``; returns the paths by option name."""
+    paths: dict[str, Path] = {}
+    remaining = iter(words)
+    for word in remaining:
+        name, separator, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             raise InvalidInputError(f"unknown argument {word}; see trivium evaluate --help")
-        path = value if given else next(rest, "")
+        path = value if separator else next(remaining, "")
         if not path or path.startswith("--"):
             raise InvalidInputError(f"--{name} needs a path")
-        found[name] = Path(path)
-    return found
+        paths[name] = Path(path)
+    return paths
 
 
-def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
-    """Scores as training does: on the validation part of the recipe's data, or of ``data``."""
+def _evaluate_by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
+    """Scores as training does: on the validation part of the recipe's data set, or of ``data``."""
     from shared.comms.joining import join
     from shared.deploy.artifact import open_artifact
     from shared.engine.checkpoint import best_weights
@@ -98,20 +98,20 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
 
     if command.limit is not None or command.program is not None:
         option = "--limit" if command.limit is not None else "--program"
-        raise InvalidInputError(f"{option} goes with --data NAME, where {app.name} has a protocol for it")
+        raise InvalidInputError(f"{option} needs --data NAME, and a protocol of {app.name} for that data set")
     if command.run is not None:
         run = Run(command.run, app.name, "")
         document = read_recipe_file(run.recipe_file)
-        if (best := best_weights(command.run)) is None:
+        if (weights_of_best := best_weights(command.run)) is None:
             raise InvalidInputError(f"{command.run} has no checkpoint yet")
-        weights, title = best, str(command.run)
+        weights, title = weights_of_best, str(command.run)
     else:
         artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
         artifact.must_belong_to(app.name)
         document, weights = artifact.recipe(), artifact.weights()
         title = f"{artifact.manifest.name} version {artifact.manifest.version}"
     if data is None and "data" not in document["recipe"]:
-        raise InvalidInputError(f"{title} was not trained here; name what to score it on with --data NAME")
+        raise InvalidInputError(f"{title} was not trained here; name a data set to score it on with --data NAME")
     recipe = recipe_of(app, document, data)
     with join(command.device) as group:
         model = recipe.model.build(recipe.input)

@@ -10,7 +10,7 @@ from shared.recipe_file import read_recipe_file
 
 
 def run(command: Export) -> int:
-    """Exports a run's best checkpoint, compared with torch on the way."""
+    """Exports a run's best checkpoint. The exported programs are compared with torch."""
     app = find(str(read_recipe_file(command.run / "recipe.yaml")["app"]))
     from shared.deploy.export import export
     from shared.deploy.programs.program import ProgramError
@@ -21,12 +21,14 @@ def run(command: Export) -> int:
         find_program(name)
     for path in command.calibrate:
         if not path.exists():
-            raise InvalidInputError(f"{path} does not exist; name files of the domain")
+            raise InvalidInputError(f"{path} does not exist; name existing input files with --calibrate")
     try:
         artifact = export(command.run, app, command.registry, programs=names, files=command.calibrate)
     except ProgramError as error:
         raise InvalidInputError(str(error)) from error
-    sizes = ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in artifact.manifest.files.items())
+    sizes = ", ".join(
+        f"{name} {file_entry['bytes'] / 1e6:.1f} MB" for name, file_entry in artifact.manifest.files.items()
+    )
     print_line(f"{artifact.path}: {sizes}")
     for name, program in artifact.manifest.programs.items():
         differs = f"differs from torch by {program.error:.1e} on {program.inputs}"

@@ -1,4 +1,4 @@
-"""``trivium gateway``: cases from the domain's own network to a running server, and answers back."""
+"""``trivium gateway``: sends cases from the domain's own network to a running server, and returns its answers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def run(command: Gateway, settings: Sequence[str]) -> int:
     app = find(command.app)
     if app.gateway is None:
         raise InvalidInputError(
-            f"{app.name} has no gateway; hand its cases to a server over HTTP, as docs/integrators.md says"
+            f"{app.name} has no gateway; send its cases to a server over HTTP as docs/integrators.md describes"
         )
     try:
-        kind = app.gateway()
-        gateway = tyro.cli(kind, args=list(settings), prog=f"trivium gateway {app.name}")
+        gateway_class = app.gateway()
+        gateway = tyro.cli(gateway_class, args=list(settings), prog=f"trivium gateway {app.name}")
         jobs = JobClient(command.server, app.name, credentials())
         stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda *_: stop.set())
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        warnings.simplefilter("ignore")  # those of libraries cite values, which may name a person
+        warnings.simplefilter("ignore")  # libraries quote values in their warnings, which may identify a patient
         gateway.run(jobs, command.spool, stop)
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"the gateway needs the package {error.name}; install trivium[{app.name}]") from error

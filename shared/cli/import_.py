@@ -16,13 +16,13 @@ from shared.recipes import named_data_set
 def run(command: Import, settings: Sequence[str]) -> int:
     """Reads a public checkpoint and writes it as an artifact."""
     app = find(command.app)
-    name, importer, arguments = _importer(app, command.importer, command.arguments)
+    name, importer, arguments = _find_importer(app, command.importer, command.arguments)
     if command.data is None and settings:
         raise InvalidInputError(f"unknown argument {settings[0]}; see trivium import --help")
     data = None
     if command.data is not None:
-        kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data} --")
+        data_class = named_data_set(app, command.data)
+        data = parse_data(data_class, settings, f"trivium import {app.name} {name} --data {command.data} --")
     options = named_options(command.option)
     if unknown := sorted(options.keys() - importer.options.keys()):
         known = ", ".join(f"{option}={values}" for option, values in importer.options.items())
@@ -37,20 +37,21 @@ def run(command: Import, settings: Sequence[str]) -> int:
     return 0
 
 
-def _importer(app: App, word: str, words: Sequence[str]) -> tuple[str, Importer, Sequence[str]]:
-    """The importer called ``word``; an application's only one need not be named."""
+def _find_importer(app: App, name_given: str, words: Sequence[str]) -> tuple[str, Importer, Sequence[str]]:
+    """Returns the importer's name, the importer and its arguments; an application's only importer need not be named."""
     importers = app.importers() if app.importers is not None else {}
     if not importers:
         raise InvalidInputError(f"{app.name} imports no checkpoints")
-    name, arguments = word, list(words)
-    if word not in importers and len(importers) == 1:
-        name, arguments = next(iter(importers)), [word, *words]
+    name, arguments = name_given, list(words)
+    if name_given not in importers and len(importers) == 1:
+        name, arguments = next(iter(importers)), [name_given, *words]
     if name not in importers:
-        raise InvalidInputError(f"{app.name} has no importer {word!r}; it has {', '.join(importers)}")
+        raise InvalidInputError(f"{app.name} has no importer {name_given!r}; it has {', '.join(importers)}")
     importer = importers[name]
-    most, least = len(importer.arguments), sum(not word.startswith("[") for word in importer.arguments)
-    if not least <= len(arguments) <= most:
+    max_arguments = len(importer.arguments)
+    min_arguments = sum(not argument.startswith("[") for argument in importer.arguments)
+    if not min_arguments <= len(arguments) <= max_arguments:
         usage = " ".join((name, *importer.arguments))
-        count = most if least == most else f"{least} to {most}"
+        count = max_arguments if min_arguments == max_arguments else f"{min_arguments} to {max_arguments}"
         raise InvalidInputError(f"{name} takes {count} arguments: trivium import {app.name} {usage}")
     return name, importer, arguments

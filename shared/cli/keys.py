@@ -1,4 +1,4 @@
-"""``trivium keys``: who may use the servers of a store."""
+"""``trivium keys``: the API keys of the servers on a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Keys) -> int:
-    """Adds, lists or revokes; of a key that is added nothing but the key goes to the standard output."""
+    """Adds, lists or revokes keys. ``add`` prints only the key to standard output, and messages to standard error."""
     try:
         from shared.serve.settings import read_settings
         from shared.store.cases import is_store
@@ -22,35 +22,39 @@ def run(command: Keys) -> int:
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
     if bool(command.name) == (command.action == "list"):
-        words = "list takes no name" if command.name else f"say whose, as in trivium keys {command.action} pacs-gateway"
-        raise InvalidInputError(words)
-    if command.action != "add" and (command.group is not None or command.role != "user"):
-        raise InvalidInputError(
-            f"{command.action} takes neither --group nor --role: both are said where a key is added"
+        problem = (
+            "list takes no name"
+            if command.name
+            else f"name the owner, as in trivium keys {command.action} pacs-gateway"
         )
+        raise InvalidInputError(problem)
+    if command.action != "add" and (command.group is not None or command.role != "user"):
+        raise InvalidInputError(f"{command.action} takes neither --group nor --role: both are set when a key is added")
     settings = read_settings()
-    # Keys may be there before the server has ever run.
-    there = is_store(settings.store, settings.store_url)
-    with closing(open_store(beside=command.action != "add" or there)) as store:
+    # Keys can be added before the server has ever run.
+    exists = is_store(settings.store, settings.store_url)
+    with closing(open_store(must_exist=command.action != "add" or exists)) as store:
         keys, folder = StoredKeys(store.engine), store.folder.absolute()
         match command.action:
             case "add":
                 groups = {key.group for key in keys.all()}
                 print(keys.add(command.name, command.role, command.group))
                 who = command.role if command.group is None else f"{command.role} of the group {command.group}"
-                print(f"the key of {command.name}, {who}, in {folder}; it is shown only now", file=sys.stderr)
+                print(f"the key of {command.name}, {who}, in {folder}; it is shown only once", file=sys.stderr)
                 if command.group is not None and command.group not in groups:
-                    print(f"no other key is of the group {command.group}; see trivium keys list", file=sys.stderr)
-                if not there:
-                    print("that store is new: only a server whose TRIVIUM_STORE it is knows the key", file=sys.stderr)
+                    print(f"no other key has the group {command.group}; see trivium keys list", file=sys.stderr)
+                if not exists:
+                    print("this store is new: only a server with TRIVIUM_STORE set to it has the key", file=sys.stderr)
             case "revoke":
                 keys.revoke(command.name)
-                print(f"the key of {command.name} lets nobody in any more")
+                print(f"the key of {command.name} is revoked")
             case "list":
-                rows = [(key.name, key.role, key.group or "", f"{_moment(key.created_ns)} UTC") for key in keys.all()]
+                rows = [
+                    (key.name, key.role, key.group or "", f"{_format_time(key.created_ns)} UTC") for key in keys.all()
+                ]
                 print_table(Table(title=f"{folder}", columns=("name", "role", "group", "added"), rows=rows))
     return 0
 
 
-def _moment(created_ns: int) -> str:
+def _format_time(created_ns: int) -> str:
     return datetime.fromtimestamp(created_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,8 +1,7 @@
-"""Reads a command line and runs its command.
+"""Parses the command line and runs the command.
 
-Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how),
-130 interrupted, 143 terminated, 138 stopped by SIGUSR1.
-Nothing heavy is imported before a command needs it.
+Exit codes: 0 success, 1 failure, 2 invalid input or command line (the message says what is wrong), 130 interrupted,
+143 terminated, 138 stopped by SIGUSR1. Heavy packages are imported only by the commands that need them.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from shared.cli import arguments as commands
 from shared.errors import InvalidInputError
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
-_TAKE_SETTINGS = (
+_COMMANDS_WITH_SETTINGS = (
     *(commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize, commands.Gateway),
 )
 _MODULES: dict[type, str] = {
     commands.Import: "import_",
     **dict.fromkeys((commands.Backup, commands.Restore, commands.Purge), "store"),
 }
-"""The file of a command where that has not the command's name."""
+"""The module of each command whose module is not named after the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    command, rest = tyro.cli(
+    command, unknown = tyro.cli(
         commands.Command,
         prog="trivium",
         description=_DESCRIPTION,
@@ -39,22 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return_unknown_args=True,
     )
     try:
-        if rest and type(command) not in _TAKE_SETTINGS:
-            raise InvalidInputError(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
-        return run(command, [word for word in rest if word != "--"])
+        if unknown and type(command) not in _COMMANDS_WITH_SETTINGS:
+            raise InvalidInputError(
+                f"unknown argument {unknown[0]}; see trivium {type(command).__name__.lower()} --help"
+            )
+        return run(command, [word for word in unknown if word != "--"])
     except InvalidInputError as refusal:
         print(f"trivium: {refusal}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
+        print("trivium: interrupted; run a training again to resume it from its last checkpoint", file=sys.stderr)
         code = 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" for {error.filename}" if error.filename else ""
         print(
-            f"trivium: no space is left on the disk{where}; free some and start the same command again: a training "
-            "goes on from its newest checkpoint",
+            f"trivium: no space is left on the disk{where}; free some space and run the same command again: a training "
+            "resumes from its newest checkpoint",
             file=sys.stderr,
         )
         code = 1
@@ -64,27 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trivium: {problem}", file=sys.stderr)
         code = 1
     if arguments is None:
-        _leave_loading(code)
+        _exit_if_loading(code)
     return code
 
 
 def _database_problem(error: Exception) -> str | None:
-    """What is the matter with the store's database, where the error is one of that."""
-    library = sys.modules.get("sqlalchemy.exc")
-    if library is None or not isinstance(error, library.DBAPIError):
+    """Describes an error of the store's database and its remedy; returns None for any other error."""
+    sqlalchemy_errors = sys.modules.get("sqlalchemy.exc")
+    if sqlalchemy_errors is None or not isinstance(error, sqlalchemy_errors.DBAPIError):
         return None
     reason = str(error.orig)
     locked = "locked" in reason or "busy" in reason
-    do = (
-        "another program holds it: start this again when that has ended"
+    remedy = (
+        "another program has locked it: run this command again when that program has finished"
         if locked
-        else "where it is damaged, `trivium restore` brings a backup into an empty store"
+        else "if it is damaged, restore a backup into an empty store with `trivium restore`"
     )
-    return f"the store's database cannot be used ({reason}); {do}"
+    return f"the store's database cannot be used ({reason}); {remedy}"
 
 
-def _leave_loading(code: int) -> None:
-    """Ends the process where a thread still loads a model, for which Python would wait."""
+def _exit_if_loading(code: int) -> None:
+    """Exits at once if a thread is still loading a model: Python would wait for the thread."""
     from shared.deploy.reading_ahead import is_reading_ahead
 
     if is_reading_ahead():
@@ -94,8 +95,8 @@ def _leave_loading(code: int) -> None:
 
 
 def run(command: object, settings: Sequence[str]) -> int:
-    """Runs ``command``; ``settings`` are the words of the command line that it does not name itself."""
-    kind = type(command)
-    module = import_module(f"shared.cli.{_MODULES.get(kind, kind.__name__.lower())}")
-    code: int = module.run(command, settings) if kind in _TAKE_SETTINGS else module.run(command)
+    """Runs ``command``. ``settings`` are the words of the command line that are not arguments of the command."""
+    command_class = type(command)
+    module = import_module(f"shared.cli.{_MODULES.get(command_class, command_class.__name__.lower())}")
+    code: int = module.run(command, settings) if command_class in _COMMANDS_WITH_SETTINGS else module.run(command)
     return code

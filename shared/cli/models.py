@@ -12,7 +12,7 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Models) -> int:
-    """Lists what the applications can run."""
+    """Lists the recipes, artifacts, data sets and importers of the applications."""
     for app in [find(command.app)] if command.app else installed().values():
         print_table(Table(title=f"{app.name}: {app.title}", columns=("what", "name", "says"), rows=rows(app)))
         if app.models_table is not None:
@@ -21,41 +21,46 @@ def run(command: Models) -> int:
 
 
 def rows(app: App) -> list[tuple[str, str, str]]:
-    """Recipes, shipped artifacts, data sets and importers, each with its name and a sentence."""
-    recipes = [("recipe", name, _first_line(make)) for name, make in app.recipes().items()]
+    """The recipes, shipped artifacts, data sets and importers of an application: kind, name and summary of each."""
+    recipes = [("recipe", name, _first_doc_line(build)) for name, build in app.recipes().items()]
     sets = app.data_sets() if app.data_sets is not None else {}
-    data = [("data set", name, f"{_first_line(kind)} {_required(kind)}".strip()) for name, kind in sets.items()]
+    data = [
+        ("data set", name, f"{_first_doc_line(data_class)} {_required_flags(data_class)}".strip())
+        for name, data_class in sets.items()
+    ]
     importers = app.importers() if app.importers is not None else {}
-    imports = [("importer", _usage(name, importer), importer.summary) for name, importer in importers.items()]
-    return [*recipes, *_shipped(app), *data, *imports]
+    imports = [("importer", _importer_usage(name, importer), importer.summary) for name, importer in importers.items()]
+    return [*recipes, *_shipped_rows(app), *data, *imports]
 
 
-def _usage(name: str, importer: Importer) -> str:
-    """An importer's name, its arguments and its options."""
+def _importer_usage(name: str, importer: Importer) -> str:
+    """The name of an importer with its arguments and options."""
     options = (f"[--option {option}={values}]" for option, values in importer.options.items())
     return " ".join((name, *importer.arguments, *options))
 
 
-def _shipped(app: App) -> list[tuple[str, str, str]]:
+def _shipped_rows(app: App) -> list[tuple[str, str, str]]:
     from shared.deploy.artifact import open_artifact
 
-    found = []
+    rows = []
     for path in sorted(app.weights.glob("*/[0-9]*")):
         try:
             manifest = open_artifact(path).manifest
-        except InvalidInputError as refusal:
-            found.append(("shipped", path.parent.name, str(refusal)))
+        except InvalidInputError as error:
+            rows.append(("shipped", path.parent.name, str(error)))
             continue
-        found.append(("shipped", f"{manifest.name} {manifest.version}", str(manifest.data.get("description", ""))))
-    return found
+        rows.append(("shipped", f"{manifest.name} {manifest.version}", str(manifest.data.get("description", ""))))
+    return rows
 
 
-def _first_line(documented: Any) -> str:
+def _first_doc_line(documented: Any) -> str:
     text = (documented.__doc__ or "").strip()
     return str(text.splitlines()[0]) if text and not text.startswith(f"{documented.__name__}(") else ""
 
 
-def _required(kind: type[Any]) -> str:
+def _required_flags(data_class: type[Any]) -> str:
     """The settings of a data set that have no default, as flags."""
-    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
-    return " ".join(f"--data.{name.replace('_', '-')}" for name in needed)
+    required = [
+        field.name for field in fields(data_class) if field.default is MISSING and field.default_factory is MISSING
+    ]
+    return " ".join(f"--data.{name.replace('_', '-')}" for name in required)

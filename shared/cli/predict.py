@@ -18,9 +18,9 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Predict) -> int:
-    """Predicts and writes result.json, picture.png and the app's own files; nothing is left half-written."""
-    # Importing makes a million objects that stay; to look for cycles among them after every 700 takes a tenth of the
-    # command's start.
+    """Predicts and writes result.json, picture.png and the application's own files. No file is left half-written."""
+    # Imports create a million objects that live on. Collecting after every 700 allocations would take a tenth of the
+    # command's start-up time.
     gc.set_threshold(10_000)
     app = find(command.app)
     options = named_options(command.option)
@@ -30,15 +30,15 @@ def run(command: Predict) -> int:
         if not path.exists():
             raise InvalidInputError(f"{path} does not exist; name a file or a folder to predict on")
     if command.out.exists() and not command.out.is_dir():
-        raise InvalidInputError(f"{command.out} is a file; name a directory for what comes out")
+        raise InvalidInputError(f"{command.out} is a file; name an output directory with --out")
     if command.each:
         return _predict_folder(app, command, options)
     try:
         command.out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
     except OSError as error:
         raise InvalidInputError(
-            f"{command.out} cannot be made: {error.strerror}; name another directory with --out"
+            f"{command.out} cannot be created: {error.strerror}; name another directory with --out"
         ) from error
     try:
         from shared.deploy.opening import open_predictor
@@ -49,15 +49,15 @@ def run(command: Predict) -> int:
         )
         response = answer(opened.predictor, Request(files=command.inputs, options=options), opened.codec)
         text = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
-        (aside / "result.json").write_text(text, encoding="utf-8")
-        (aside / "picture.png").write_bytes(response.picture)
+        (staging / "result.json").write_text(text, encoding="utf-8")
+        (staging / "picture.png").write_bytes(response.picture)
         for name, content in response.files.items():
-            (aside / name).write_bytes(content)
+            (staging / name).write_bytes(content)
         command.out.mkdir(exist_ok=True)
-        for file in aside.iterdir():
+        for file in staging.iterdir():
             file.replace(command.out / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     for sentence in sentences(response.result):
         print_line(sentence)
     if (table := result_table(app, response.result)) is not None:
@@ -68,11 +68,11 @@ def run(command: Predict) -> int:
 
 def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> int:
     if app.predict_folder is None:
-        raise InvalidInputError(f"{app.name} does not go through folders one by one; leave --each out")
+        raise InvalidInputError(f"{app.name} cannot predict the cases of a folder one by one; omit --each")
     if len(command.inputs) != 1:
         raise InvalidInputError(f"--each takes one folder or file: trivium predict {app.name} FOLDER --each --out DIR")
     from shared.deploy.opening import open_predictor
 
     opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, on_use=True)
-    left_out = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
-    return 1 if left_out else 0
+    num_failed = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
+    return 1 if num_failed else 0

@@ -1,4 +1,4 @@
-"""Tables and sentences on the terminal, where names out of files are neither markup nor commands to it."""
+"""Prints tables and sentences to the terminal. Text from files is never read as markup or terminal control codes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ console = Console()
 
 
 def print_line(text: str) -> None:
-    """One line as it is, however long."""
+    """Prints one line as it is, without wrapping."""
     console.print(_plain(text), soft_wrap=True, highlight=False)
 
 
 def print_table(table: Table) -> None:
-    """The table, its notes and further tables; as wide as the terminal, or 150 columns where there is none."""
+    """Prints a table, its notes and its further tables, as wide as the terminal, or 150 columns without one."""
     if table.title:
         print_line(table.title)
     shown = RichTable()
@@ -36,11 +36,11 @@ def print_table(table: Table) -> None:
 
 
 def print_scores(title: str, scores: Mapping[str, float]) -> None:
-    """Scores by name."""
+    """Prints a table of scores by name."""
     rows = [(name, f"{value:.4g}") for name, value in scores.items()]
     print_table(Table(title=title, columns=("score", "value"), rows=rows))
 
 
 def _plain(text: str) -> Text:
-    """The text without the control characters by which it could move the cursor or name the window."""
+    """Removes control characters, which could move the cursor or set the window title."""
     return Text("".join(letter for letter in text if letter.isprintable() or letter == "\n"))

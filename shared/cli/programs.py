@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(command: Programs) -> int:
-    """Makes the programs that are asked for, has the fastest be found anew, and lists what there is."""
+    """Compiles the requested programs, measures the fastest again, and prints the program of each model."""
     from shared.deploy.artifact import open_artifact
     from shared.deploy.programs.choices import forget_choices
     from shared.deploy.registry import shipped
@@ -31,14 +31,14 @@ def run(command: Programs) -> int:
         for artifact in artifacts:
             artifact.must_belong_to(app.name)
             if command.make:
-                failed |= not _make(app, artifact, command.make.split(","))
+                failed |= not _make_all(app, artifact, command.make.split(","))
                 forget_choices(artifact)
-        print_table(_listed(app, artifacts, command.device))
+        print_table(_program_table(app, artifacts, command.device))
     return 1 if failed else 0
 
 
-def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
-    """Makes the programs one by one; says of one that cannot be made why, and returns whether all were."""
+def _make_all(app: App, artifact: Artifact, names: list[str]) -> bool:
+    """Compiles the programs one by one, prints why one cannot be made, and returns whether all were made."""
     from shared.deploy.calibration_inputs import compared_examples
     from shared.deploy.programs.making import make_programs, random_examples
     from shared.deploy.programs.of_artifact import dense_network
@@ -50,7 +50,7 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
     except NotImplementedError as error:
         print_line(f"{artifact.manifest.name}: {error}")
         return True
-    whole, examples = True, compared_examples(app, artifact) or random_examples(dense)
+    all_made, examples = True, compared_examples(app, artifact) or random_examples(dense)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
         made: dict[str, ProgramEntry] = {}
         for name in names:
@@ -65,13 +65,13 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
                 )
             except (ProgramError, ArithmeticError) as error:
                 print_line(f"{artifact.manifest.name}: {error}")
-                whole = False
+                all_made = False
         keep(artifact, Path(folder), made)
-    return whole
+    return all_made
 
 
-def _listed(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:
-    """A row for each of the models: what it computes with here and why."""
+def _program_table(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:
+    """A row for each model: the program that it uses on this machine, and why."""
     from shared.deploy.predictor import programs_of
     from shared.device import choose_device
 

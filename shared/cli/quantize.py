@@ -14,17 +14,17 @@ from shared.recipes import named_data_set, recipe_of
 
 
 def run(command: Quantize, settings: Sequence[str]) -> int:
-    """Quantises, compares the scores, and says what was kept."""
+    """Quantises an artifact's network, compares the scores, and prints the latency."""
     artifact = open_artifact(command.artifact)
     app = find(artifact.manifest.app)
     if settings and command.data is None:
-        raise InvalidInputError(f"unknown argument {settings[0]}; settings of a data set go with --data NAME")
+        raise InvalidInputError(f"unknown argument {settings[0]}; settings of a data set need --data NAME")
     for path in command.calibrate:
         if not path.exists():
-            raise InvalidInputError(f"{path} does not exist; name files of the domain to calibrate on")
+            raise InvalidInputError(f"{path} does not exist; name existing input files to calibrate on")
     if command.data is not None:
-        kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium quantize --data {command.data} --")
+        data_class = named_data_set(app, command.data)
+        data = parse_data(data_class, settings, f"trivium quantize --data {command.data} --")
     else:
         data = recipe_of(app, artifact.recipe()).data
     from shared.deploy.quantize import quantize
@@ -40,8 +40,8 @@ def run(command: Quantize, settings: Sequence[str]) -> int:
         into_artifact=command.into_artifact,
         say=print_line,
     )
-    ratio = entry.scores["torch_ms"] / entry.latency_ms
+    speedup = entry.scores["torch_ms"] / entry.latency_ms
     print_line(
-        f"{artifact.manifest.name}: {entry.latency_ms} ms a call in INT8, {ratio:.2f} times torch's speed in fp32"
+        f"{artifact.manifest.name}: {entry.latency_ms} ms a call in INT8, {speedup:.2f} times torch's speed in fp32"
     )
     return 0

@@ -12,7 +12,7 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Reproduce) -> int:
-    """Prints the headline table."""
+    """Prints the headline table, and how long each shipped model was trained."""
     app = find(command.app)
     if app.reproduce is None:
         raise InvalidInputError(f"{app.name} has no headline table")
@@ -23,22 +23,25 @@ def run(command: Reproduce) -> int:
 
 
 def shipped_trainings(app: App) -> list[str]:
-    """How long each shipped model was trained, the newest version of each."""
+    """One sentence for each shipped model: how long its newest version was trained."""
     from shared.deploy.registry import shipped
 
     manifests = [artifact.manifest for artifact in shipped(app)]
-    return [f"{one.name} {one.version} was trained for {trained_for(one.training)}." for one in manifests]
+    return [
+        f"{manifest.name} {manifest.version} was trained for {training_history(manifest.training)}."
+        for manifest in manifests
+    ]
 
 
-def trained_for(training: Mapping[str, Any]) -> str:
-    """Steps and hours of each training, the last first: ``9,600 steps in 0.6 h (cpu), after 11,200 in 1.0 h (cpu)``."""
+def training_history(training: Mapping[str, Any]) -> str:
+    """Steps and hours of each training, newest first: ``9,600 steps in 0.6 h (cpu), after 11,200 in 1.0 h (cpu)``."""
     parts: list[str] = []
     record: Any = training
     while isinstance(record, Mapping):
         if "steps" in record:
             hours = float(record.get("seconds", 0)) / 3600
-            what = "steps in" if not parts else "in"
-            parts.append(f"{int(record['steps']):,} {what} {hours:.1f} h ({record.get('device', 'device unknown')})")
+            label = "steps in" if not parts else "in"
+            parts.append(f"{int(record['steps']):,} {label} {hours:.1f} h ({record.get('device', 'device unknown')})")
         elif "artifact" in record or "file" in record:
             parts.append(f"weights of {record.get('artifact', record.get('file'))}")
         record = record.get("began_from")

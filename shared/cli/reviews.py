@@ -1,4 +1,4 @@
-"""``trivium reviews``: the reviewed cases of a store as training data."""
+"""``trivium reviews``: writes the reviewed cases of a store as training data."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ _COLUMNS = (
 
 
 def run(command: Reviews) -> int:
-    """Writes the cases, and says what was written and what was left out."""
+    """Writes the cases, and prints what was written and what was left out."""
     app = find(command.app)
     reviewing = None if app.reviewing is None else app.reviewing()
     if reviewing is None or reviewing.export is None:
-        raise InvalidInputError(f"{app.name} states no layout of training data for its reviews")
+        raise InvalidInputError(f"{app.name} cannot export its reviews as training data")
     if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
-        raise InvalidInputError(f"{command.out} is there already; name a new folder with --out")
+        raise InvalidInputError(f"{command.out} already exists; name a new folder with --out")
     try:
-        store = open_store(beside=True, folder=command.store)
+        store = open_store(must_exist=True, folder=command.store)
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
     with closing(store):
-        cases, remarks = _reviewed(store, app.name, command.reviewer)
+        cases, remarks = _reviewed_cases(store, app.name, command.reviewer)
         if not cases:
-            raise InvalidInputError(f"the store {store.folder} holds no case of {app.name} {_whose(store, command)}")
-        # What is in it may be of patients.
+            raise InvalidInputError(
+                f"the store {store.folder} holds no case of {app.name} {_describe_selection(store, command)}"
+            )
+        # The folder may hold patient data.
         command.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         rows = [_row(case, sha256, reviewing) for case, sha256 in cases]
         try:
@@ -50,9 +52,9 @@ def run(command: Reviews) -> int:
             with (command.out / "cases.csv").open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
         except BaseException:
-            # Half of a data set would be trained on as if it were whole.
-            for begun in command.out.iterdir():
-                shutil.rmtree(begun) if begun.is_dir() else begun.unlink()
+            # A training would take half a data set for a complete one.
+            for path in command.out.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise
     counts = [str(sum(int(row[column]) for row in rows)) for column in range(len(_COLUMNS) - 4, len(_COLUMNS))]
     print_table(Table(title=f"Reviewed cases in {command.out}: {len(rows)}", columns=_COLUMNS[-4:], rows=[counts]))
@@ -61,39 +63,48 @@ def run(command: Reviews) -> int:
     return 0
 
 
-def _whose(store: CaseStore, command: Reviews) -> str:
-    """Whose reviews were asked for, and whose there are."""
+def _describe_selection(store: CaseStore, command: Reviews) -> str:
+    """Describes the requested reviews for an error message; names the store's reviewers if one was requested."""
     if command.reviewer is None:
         return "that was reviewed"
-    reviewers = {one.reviewer for reviews in store.reviews.of_app(command.app).values() for one in reviews}
+    reviewers = {review.reviewer for reviews in store.reviews.of_app(command.app).values() for review in reviews}
     names = ", ".join(sorted(filter(None, reviewers)))
     return f"that was reviewed by {command.reviewer}{f'; reviewers are {names}' if names else ''}"
 
 
-def _reviewed(store: CaseStore, app: str, reviewer: str | None) -> tuple[list[tuple[ReviewedCase, str]], list[str]]:
-    """The cases with the review that counts, the oldest first, and the digests of their inputs; what is to be said."""
-    newest: dict[str, tuple[ReviewedCase, str]] = {}
-    several = again = 0
+def _reviewed_cases(
+    store: CaseStore, app: str, reviewer: str | None
+) -> tuple[list[tuple[ReviewedCase, str]], list[str]]:
+    """Selects the newest review of each case and the last-reviewed case of each input.
+
+    Returns the cases with the digests of their inputs, oldest first, and remarks on what was left out.
+    """
+    by_input: dict[str, tuple[ReviewedCase, str]] = {}
+    num_several = num_repeated = 0
     for case_id, reviews in store.reviews.of_app(app).items():
-        chosen = next((one for one in reviews if reviewer is None or one.reviewer == reviewer), None)
-        case = None if chosen is None else store.get(app, case_id)
-        if chosen is None or case is None or (found := _case(store, case, chosen)) is None:
+        review = next((each for each in reviews if reviewer is None or each.reviewer == reviewer), None)
+        case = None if review is None else store.get(app, case_id)
+        if review is None or case is None or (reviewed := _reviewed_case(store, case, review)) is None:
             continue
-        several += reviewer is None and len(reviews) > 1
-        before = newest.get(case.inputs_sha256)
-        again += before is not None
-        if before is None or before[0].review.reviewed_ns <= chosen.reviewed_ns:
-            newest[case.inputs_sha256] = found, case.inputs_sha256
+        num_several += reviewer is None and len(reviews) > 1
+        earlier = by_input.get(case.inputs_sha256)
+        num_repeated += earlier is not None
+        if earlier is None or earlier[0].review.reviewed_ns <= review.reviewed_ns:
+            by_input[case.inputs_sha256] = reviewed, case.inputs_sha256
     remarks = []
-    if several:
-        remarks.append(f"Cases with reviews of several reviewers: {several}. The newest counts, or --reviewer NAME's.")
-    if again:
-        remarks.append(f"Left out, further analyses of the same input: {again}. The one that was reviewed last counts.")
-    return sorted(newest.values(), key=lambda one: (one[0].created_ns, one[0].id)), remarks
+    if num_several:
+        remarks.append(
+            f"Cases reviewed by several reviewers: {num_several}. Uses the newest review, or those of --reviewer NAME."
+        )
+    if num_repeated:
+        remarks.append(
+            f"Further analyses of the same input, left out: {num_repeated}. Uses the analysis that was reviewed last."
+        )
+    return sorted(by_input.values(), key=lambda entry: (entry[0].created_ns, entry[0].id)), remarks
 
 
-def _case(store: CaseStore, case: Case, review: Review) -> ReviewedCase | None:
-    """The case with its result; None where it is deleted meanwhile."""
+def _reviewed_case(store: CaseStore, case: Case, review: Review) -> ReviewedCase | None:
+    """The case with its result; None if it has been deleted in the meantime."""
     from shared.store.cases import RESULT
 
     def file(name: str) -> bytes | Mapping[str, bytes] | None:
@@ -101,7 +112,10 @@ def _case(store: CaseStore, case: Case, review: Review) -> ReviewedCase | None:
             return path.read_bytes()
         if (sources := store.sources(case, name)) is None:
             return None
-        return {one: held if isinstance(held, bytes) else held.read_bytes() for one, held in sources.items()}
+        return {
+            source: content if isinstance(content, bytes) else content.read_bytes()
+            for source, content in sources.items()
+        }
 
     def kept_input(name: str) -> bytes | None:
         path = store.kept_input(case, name)

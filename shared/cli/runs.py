@@ -15,44 +15,49 @@ from shared.engine.run_summary import RunSummary, compare, find_runs, summarise
 from shared.observe.events import without_nan
 
 _COLUMNS = ("run", "application", "recipe", "steps", "best score", "at step", "last loss", "state")
-_LONGEST = 60
+_MAX_VALUE_LENGTH = 60
 
 
 def run(command: Runs) -> int:
-    """Prints a table of the runs, and the settings in which those of one network differ."""
+    """Prints a table of the runs, and the settings in which runs with the same network differ."""
     runs = [summarise(path) for path in find_runs(command.folders)]
     comparisons = compare(runs)
     if command.json:
-        document = {"runs": [asdict(one) for one in runs], "comparisons": [asdict(one) for one in comparisons]}
+        document = {
+            "runs": [asdict(summary) for summary in runs],
+            "comparisons": [asdict(each) for each in comparisons],
+        }
         print(json.dumps(without_nan(document), indent=2, allow_nan=False, default=str))
         return 0
-    print_table(Table(title="", columns=_COLUMNS, rows=[_row(one) for one in runs]))
-    for one in comparisons:
-        title = f"settings that differ between the {len(one.runs)} runs of {one.app} with {one.model}:"
-        print_line(title if one.settings else f"{title} none")
-        for name, values in one.settings.items():
-            print_line(f"  {name} {_by_value(one.runs, values)}")
+    print_table(Table(title="", columns=_COLUMNS, rows=[_row(summary) for summary in runs]))
+    for comparison in comparisons:
+        title = (
+            f"settings that differ between the {len(comparison.runs)} runs of {comparison.app} with {comparison.model}:"
+        )
+        print_line(title if comparison.settings else f"{title} none")
+        for name, values in comparison.settings.items():
+            print_line(f"  {name} {_runs_by_value(comparison.runs, values)}")
     return 0
 
 
-def _row(one: RunSummary) -> Sequence[str]:
-    best = "" if one.best is None else f"{one.monitor} {one.best:.4g}"
-    loss = "" if one.loss is None else f"{one.loss:.4g}"
-    state = f"{one.state}: {one.why}" if one.why else one.state
-    steps, at = ("" if number is None else str(number) for number in (one.steps, one.best_step))
-    return str(one.run), one.app, one.recipe, steps, best, at, loss, state
+def _row(summary: RunSummary) -> Sequence[str]:
+    best = "" if summary.best is None else f"{summary.monitor} {summary.best:.4g}"
+    loss = "" if summary.loss is None else f"{summary.loss:.4g}"
+    state = f"{summary.state}: {summary.why}" if summary.why else summary.state
+    steps, best_step = ("" if number is None else str(number) for number in (summary.steps, summary.best_step))
+    return str(summary.run), summary.app, summary.recipe, steps, best, best_step, loss, state
 
 
-def _by_value(runs: Sequence[Path], values: Sequence[Any]) -> str:
-    """Each value once, with the runs that have it; last that of more than half of the runs, without them."""
-    having: dict[str, list[str]] = {}
+def _runs_by_value(runs: Sequence[Path], values: Sequence[Any]) -> str:
+    """Lists each value once with the runs that have it; the majority's value comes last, as "else"."""
+    names_by_value: dict[str, list[str]] = {}
     for path, value in zip(runs, values, strict=True):
-        having.setdefault(_short(value), []).append(str(path))
-    usual = [value for value, names in having.items() if len(names) > len(runs) / 2]
-    named = [f"{value} ({', '.join(names)})" for value, names in having.items() if value not in usual]
-    return ", ".join(named + [f"else {value}" for value in usual])
+        names_by_value.setdefault(_format_value(value), []).append(str(path))
+    majority = [value for value, names in names_by_value.items() if len(names) > len(runs) / 2]
+    parts = [f"{value} ({', '.join(names)})" for value, names in names_by_value.items() if value not in majority]
+    return ", ".join(parts + [f"else {value}" for value in majority])
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."

@@ -7,7 +7,7 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Serve) -> int:
-    """Serves until it is interrupted."""
+    """Serves the applications until interrupted."""
     try:
         from shared.serve.server import run as serve
         from shared.serve.settings import read_settings

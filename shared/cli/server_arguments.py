@@ -1,4 +1,4 @@
-"""What the command line can say of a server and its store: a dataclass a command."""
+"""The arguments of the commands for a server and its store: one dataclass for each command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Folder: TypeAlias = Annotated[Path | None, arg(metavar="DIR")]
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Serve the applications: forms, JSON routes, the Open Inference Protocol and metrics.
+    """Serve the applications: web forms, JSON routes, the Open Inference Protocol and metrics.
 
     Example: trivium serve --port 8000
 
@@ -23,35 +23,35 @@ class Serve:
     """
 
     host: Annotated[str | None, arg(metavar="ADDRESS")] = None
-    """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
+    """The address to listen on; by default TRIVIUM_HOST, or else 127.0.0.1."""
     port: Annotated[int | None, arg(metavar="PORT")] = None
-    """The port to listen on; TRIVIUM_PORT, or 8000."""
+    """The port to listen on; by default TRIVIUM_PORT, or else 8000."""
     grpc_port: Annotated[int | None, arg(metavar="PORT")] = None
-    """Answer the Open Inference Protocol over gRPC on this port too; TRIVIUM_GRPC_PORT, or not at all."""
+    """Also serve the Open Inference Protocol over gRPC on this port; by default TRIVIUM_GRPC_PORT, or else no gRPC."""
     tls_cert: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Answer over TLS with this certificate and those that lead to its authority, PEM; TRIVIUM_TLS_CERT."""
+    """Serve over TLS with this certificate chain (PEM); by default TRIVIUM_TLS_CERT."""
     tls_key: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Its private key, PEM; TRIVIUM_TLS_KEY."""
+    """The private key of the certificate (PEM); by default TRIVIUM_TLS_KEY."""
     registry: Folder = None
-    """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
+    """Your own artifacts (see export), which replace shipped ones of the same name; by default TRIVIUM_REGISTRY."""
     device: Device = None
-    """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
+    """The device to compute on; by default TRIVIUM_DEVICE, or else the GPU if there is one."""
     program: ProgramName = None
-    """Compute with this program rather than the fastest; TRIVIUM_PROGRAM."""
+    """Use this program instead of the fastest; by default TRIVIUM_PROGRAM."""
     keep_inputs: bool = False
-    """Keep what was analysed whole with its case, for `trivium reviews`; TRIVIUM_KEEP_INPUTS, or not."""
+    """Store the complete input with each case, for `trivium reviews`; by default TRIVIUM_KEEP_INPUTS, or else off."""
     demo: bool = False
-    """Say in the terminal what to open."""
+    """Print the addresses to open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """Bring cases from the domain's own network to a running server, and its answers back, with nobody at hand.
+    """Send cases from the domain's own network to a running server, and return its answers, unattended.
 
-    medical: CT series by DICOM C-STORE, reports back by C-STORE or DICOMweb; they name the patient as the images do.
-    `trivium gateway medical -- --help` lists its settings. Where the server wants a key, TRIVIUM_KEY holds it. Where a
-    proxy before it wants to know who asks, TRIVIUM_AUTHORIZATION holds what is sent as the header Authorization, as in
-    "Bearer TOKEN"; the key then goes in X-Api-Key.
+    medical: receives CT series by DICOM C-STORE and sends reports by C-STORE or DICOMweb; a report has the patient data
+    of the images. `trivium gateway medical -- --help` lists its settings. If the server needs a key, set TRIVIUM_KEY.
+    If a proxy in front of the server needs authentication, set TRIVIUM_AUTHORIZATION to the value of the Authorization
+    header, such as "Bearer TOKEN"; the key is then sent as X-Api-Key.
 
     Example: trivium gateway medical --server http://127.0.0.1:8000 --aet TRIVIUM --to PACS@pacs.hospital:104
     """
@@ -59,14 +59,14 @@ class Gateway:
     app: Annotated[Positional[str], arg(metavar="APP")]
     """The application."""
     server: Annotated[str, arg(metavar="URL")] = "http://127.0.0.1:8000"
-    """The server that answers."""
+    """The address of the server."""
     spool: Annotated[Path, arg(metavar="DIR")] = Path("spool")
-    """The folder of what waits: images of patients, for this account alone, deleted as soon as they are answered."""
+    """The folder for pending cases: patients' images, readable by this account only, deleted once answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """Write a server's cases and jobs, with their files, to one file. The server may go on meanwhile.
+    """Write a server's cases and jobs, with their files, to one file. The server may keep running.
 
     TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
 
@@ -74,26 +74,26 @@ class Backup:
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The file to write, which must not exist."""
+    """The file to write; it must not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restore:
-    """Bring what backup wrote into an empty store, whose database may be another one.
+    """Restore a backup into an empty store; the store may use another database system.
 
     Example: TRIVIUM_STORE=new trivium restore cases.tar
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """What backup wrote."""
+    """A file written by backup."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reviews:
-    """Write a server's reviewed cases as training data, which train, evaluate and calibrate read.
+    """Write a server's reviewed cases as training data for train, evaluate and calibrate.
 
-    Of a case counts the newest review, and of several analyses of one input the one that was reviewed last. The server
-    may go on meanwhile. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
+    Uses the newest review of each case and, if one input was analysed several times, the analysis that was reviewed
+    last. The server may keep running. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as for serve.
 
     Example: trivium reviews medical --out reviewed
 
@@ -103,16 +103,16 @@ class Reviews:
     app: Annotated[Positional[str], arg(metavar="APP")]
     """The application."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The folder to write, which must be new or empty."""
+    """The folder to write; it must be new or empty."""
     store: Folder = None
-    """The folder of the store; TRIVIUM_STORE, or store."""
+    """The folder of the store; by default TRIVIUM_STORE, or else store."""
     reviewer: Annotated[str | None, arg(metavar="NAME")] = None
-    """Only the reviews of this reviewer; of each case the newest by default."""
+    """Use only reviews of this reviewer; by default the newest review of each case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Purge:
-    """Delete a server's old cases with their files, and jobs that ended before. The server may go on meanwhile.
+    """Delete a server's old cases with their files, and jobs that ended that long ago. The server may keep running.
 
     Example: trivium purge --older-than 30d
 
@@ -120,18 +120,18 @@ class Purge:
     """
 
     older_than: Annotated[str, arg(metavar="AGE")]
-    """Days or hours, as 30d or 12h."""
+    """The minimum age in days or hours, such as 30d or 12h."""
     app: Annotated[str | None, arg(metavar="APP")] = None
-    """Only cases of this application."""
+    """Delete only cases and jobs of this application."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Add, list or revoke keys: who has one is answered by a server of this store with TRIVIUM_REQUIRE_KEY=true.
+    """Add, list or revoke API keys. A server on this store with TRIVIUM_REQUIRE_KEY=true requires one.
 
-    add prints the key, which is kept nowhere; programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, a
-    browser asks for it as a password. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve. The
-    server may go on meanwhile.
+    add prints the key, which is not stored. Programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; a
+    browser asks for it as a password. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as for serve. The server may
+    keep running.
 
     Example: trivium keys add pacs-gateway
 
@@ -145,21 +145,21 @@ class Keys:
     """
 
     action: Positional[Literal["add", "list", "revoke"]]
-    """What to do. A key that is revoked lets nobody in after two seconds."""
+    """The action. Servers refuse a revoked key within two seconds."""
     name: Annotated[Positional[str], arg(metavar="[NAME]")] = ""
-    """Whose key it is (add and revoke); the server's log names it."""
+    """The name of the key's owner (add and revoke), which the server's log shows."""
     role: Literal["user", "operator"] = "user"
-    """A user predicts, reads cases and deletes them; an operator also changes models and reads /admin and /metrics."""
+    """A user predicts, and reads and deletes cases; an operator also manages models and reads /admin and /metrics."""
     group: Annotated[str | None, arg(metavar="GROUP")] = None
-    """It sees only the cases and jobs that keys of this group hand in; those of all unless it is given (add)."""
+    """Restrict the key to cases and jobs submitted with keys of this group; by default it sees all of them (add)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """List the versions of a running server's models and their stages, or change which one is live.
+    """List the versions of a running server's models and their stages, or change which version is live.
 
-    The new version is loaded beside the old one, which answers what it was given; no request is dropped. Where the
-    server wants a key, TRIVIUM_KEY holds it.
+    The new version is loaded while the old one finishes its requests; no request is dropped. If the server needs a key,
+    set TRIVIUM_KEY.
 
     Example: trivium versions
 
@@ -171,14 +171,14 @@ class Versions:
     """
 
     model: Annotated[Positional[str], arg(metavar="[MODEL]")] = ""
-    """The model; all of them where none is named."""
+    """The model; by default all of them."""
     promote: Annotated[int | None, arg(metavar="N")] = None
     """Make this version the live one."""
     roll_back: bool = False
-    """Make the version live again that was before the last promotion."""
+    """Make the version that was live before the last promotion live again."""
     retire: Annotated[int | None, arg(metavar="N")] = None
-    """End this version's workers, and never roll back to it."""
+    """Stop this version's workers, and never roll back to it."""
     reload: bool = False
-    """Read the registry again, and start the model's workers anew."""
+    """Read the registry again and restart the model's workers."""
     server: Annotated[str, arg(metavar="URL")] = "http://127.0.0.1:8000"
-    """The server."""
+    """The address of the server."""

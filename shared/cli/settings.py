@@ -1,4 +1,4 @@
-"""Settings of recipes and data sets on the command line, each with its type, by tyro."""
+"""Parses the settings of recipes and data sets on the command line, with their types, by tyro."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shared.errors import InvalidInputError
 from shared.recipe import DataConfig, Recipe
 
 Settings = TypeVar("Settings")
-# A component was chosen already; its settings are settings like any other.
-_FLAT = (tyro.conf.AvoidSubcommands,)
-_TRAIN = ("recipe", "data", "out", "optimizer", "schedule", "strategy", "device")
-"""What ``trivium train`` takes beside settings."""
-_ELSEWHERE = {"lr": "learning-rate", "num-workers": "loader-threads"}
-"""What other frameworks call a setting."""
+# The components' classes are already chosen, so their settings need no subcommands.
+_TYRO_CONFIG = (tyro.conf.AvoidSubcommands,)
+_TRAIN_OPTIONS = ("recipe", "data", "out", "optimizer", "schedule", "strategy", "device")
+"""The options of ``trivium train`` that are not settings of the recipe."""
+_OTHER_FRAMEWORKS = {"lr": "learning-rate", "num-workers": "loader-threads"}
+"""Names of settings in other frameworks, and our names for them."""
 
 
 def parse_recipe(
@@ -26,79 +26,83 @@ def parse_recipe(
     data: type[DataConfig] | None,
     words: Sequence[str],
     prog: str,
-    others: Mapping[str, type[Any]] | None = None,
+    components: Mapping[str, type[Any]] | None = None,
 ) -> Recipe:
-    """``recipe`` with the settings in ``words``, and with its data set replaced by one of class ``data``.
+    """Returns ``recipe`` with the settings in ``words``, and with a data set of class ``data`` if one is given.
 
-    So are ``others`` of its components, by name, where another class than the recipe's is given.
+    ``components`` are further classes by recipe field; each replaces the recipe's component if its class differs.
     """
-    chosen = {} if data is None else {"data": _unset(data)}
-    for name, other in (others or {}).items():
-        if other is not type(getattr(recipe, name)):
-            chosen[name] = other()
-    kind, hints = type(recipe), get_type_hints(type(recipe))
-    values = {one.name: chosen.get(one.name, getattr(recipe, one.name)) for one in fields(kind)}
-    parsed = _parse(kind, hints, values, words, prog, beside=_TRAIN)
+    replaced = {} if data is None else {"data": _defaults(data)}
+    for name, component_class in (components or {}).items():
+        if component_class is not type(getattr(recipe, name)):
+            replaced[name] = component_class()
+    recipe_class, hints = type(recipe), get_type_hints(type(recipe))
+    values = {
+        setting.name: replaced.get(setting.name, getattr(recipe, setting.name)) for setting in fields(recipe_class)
+    }
+    parsed = _parse(recipe_class, hints, values, words, prog, other_options=_TRAIN_OPTIONS)
     return replace(recipe, **{name: getattr(parsed, name) for name in values})
 
 
 def parse_data(data: type[DataConfig], words: Sequence[str], prog: str) -> DataConfig:
-    """A data set of class ``data`` with the settings ``--data.NAME VALUE`` in ``words``."""
-    parsed: DataConfig = _parse(data, {}, {"data": _unset(data)}, words, prog).data
+    """Returns a data set of class ``data`` with the settings ``--data.NAME VALUE`` in ``words``."""
+    parsed: DataConfig = _parse(data, {}, {"data": _defaults(data)}, words, prog).data
     return parsed
 
 
 def _parse(
-    kind: type,
+    config_class: type,
     hints: dict[str, Any],
     values: dict[str, Any],
     words: Sequence[str],
     prog: str,
-    beside: Sequence[str] = (),
+    other_options: Sequence[str] = (),
 ) -> Any:
-    """Parses a dataclass whose components have the classes of the values, which protocols as types do not tell."""
+    """Parses a dataclass. Components have the classes of their values: the declared types are protocols."""
     settings = [
         (name, type(value) if is_dataclass(value) else hints[name], field(default=value))
         for name, value in values.items()
     ]
-    made = make_dataclass(kind.__name__, settings, frozen=True, kw_only=True)
-    made.__doc__ = kind.__doc__
+    temporary_class = make_dataclass(config_class.__name__, settings, frozen=True, kw_only=True)
+    temporary_class.__doc__ = config_class.__doc__
     parsed: Any
-    parsed, unknown = tyro.cli(made, args=list(words), prog=prog, config=_FLAT, return_unknown_args=True)
+    parsed, unknown = tyro.cli(
+        temporary_class, args=list(words), prog=prog, config=_TYRO_CONFIG, return_unknown_args=True
+    )
     if unknown:
-        _refuse_unknown(unknown[0], [*_names(values), *beside], prog)
+        _refuse_unknown(unknown[0], [*_flag_names(values), *other_options], prog)
     return parsed
 
 
-def _names(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The names of all settings as flags have them: ``limits.log-every``."""
+def _flag_names(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yields the names of all settings as in flags: ``limits.log-every``."""
     for name, value in values.items():
         flag = f"{path}{name.replace('_', '-')}"
         if is_dataclass(value):
-            yield from _names({one.name: getattr(value, one.name) for one in fields(value)}, f"{flag}.")
+            yield from _flag_names({part.name: getattr(value, part.name) for part in fields(value)}, f"{flag}.")
         else:
             yield flag
 
 
 def _refuse_unknown(word: str, known: Sequence[str], prog: str) -> NoReturn:
-    """Refuses a setting that is not there, with those that may have been meant."""
+    """Raises ``InvalidInputError`` for an unknown setting, with suggestions."""
     name = word.partition("=")[0].lstrip("-").replace("_", "-")
     group, _, last = name.rpartition(".")
-    beside = [flag for flag in known if group and flag.startswith(f"{group}.")]
-    ends = {flag: flag.rpartition(".")[2] for flag in beside or known}
-    near = get_close_matches(_ELSEWHERE.get(last, last), ends.values(), n=2)
-    close = get_close_matches(name, [flag for flag in known if ("." in flag) == bool(group)], cutoff=0.8)
-    meant = close or [flag for flag, end in ends.items() if end in near] or beside
-    hint = f"; there is --{', --'.join(meant)}" if meant else ""
-    if group == "data" and not close:
-        hint += "; those of another data set need --data NAME"
+    siblings = [flag for flag in known if group and flag.startswith(f"{group}.")]
+    last_parts = {flag: flag.rpartition(".")[2] for flag in siblings or known}
+    near_parts = get_close_matches(_OTHER_FRAMEWORKS.get(last, last), last_parts.values(), n=2)
+    close_flags = get_close_matches(name, [flag for flag in known if ("." in flag) == bool(group)], cutoff=0.8)
+    suggestions = close_flags or [flag for flag, end in last_parts.items() if end in near_parts] or siblings
+    hint = f"; there is --{', --'.join(suggestions)}" if suggestions else ""
+    if group == "data" and not close_flags:
+        hint += "; settings of another data set need --data NAME"
     raise InvalidInputError(f"there is no setting {word}{hint}; `{prog} --help` lists all")
 
 
-def _unset(kind: type[Any]) -> Any:
-    """A config of class ``kind`` with its defaults; what has none must be given on the command line."""
-    config = object.__new__(kind)
-    for one in fields(kind):
-        value = one.default_factory() if one.default_factory is not MISSING else one.default
-        object.__setattr__(config, one.name, tyro.MISSING if value is MISSING else value)
+def _defaults(config_class: type[Any]) -> Any:
+    """A config of class ``config_class`` with its defaults; a field without one is required on the command line."""
+    config = object.__new__(config_class)
+    for setting in fields(config_class):
+        value = setting.default_factory() if setting.default_factory is not MISSING else setting.default
+        object.__setattr__(config, setting.name, tyro.MISSING if value is MISSING else value)
     return config

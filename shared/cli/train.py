@@ -20,12 +20,12 @@ from shared.strategy import STRATEGIES
 
 
 def run(command: Train, settings: Sequence[str]) -> int:
-    """Trains, and prints the best scores. An existing run of the same recipe goes on where it stopped."""
+    """Trains and prints the best scores. An existing run of the same recipe resumes where it stopped."""
     app = find(command.app)
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
-    chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
-    prog = f"trivium train {app.name} {chosen} --"
+    options = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
+    prog = f"trivium train {app.name} {options} --"
     recipe = with_initial_network(app, parse_recipe(base, data, settings, prog, named_components(command)), base)
     from torch import OutOfMemoryError
 
@@ -33,47 +33,47 @@ def run(command: Train, settings: Sequence[str]) -> int:
     from shared.engine.loop import fit
     from shared.engine.run import Run
 
-    leader = int(os.environ.get("RANK", "0")) == 0
-    if leader:
+    is_leader = int(os.environ.get("RANK", "0")) == 0
+    if is_leader:
         print_facts(recipe)
-    training = Run(command.out or Path("runs") / f"{app.name}-{name}", app.name, name)
+    training_run = Run(command.out or Path("runs") / f"{app.name}-{name}", app.name, name)
     try:
-        result = fit(recipe, training, device=command.device)
+        result = fit(recipe, training_run, device=command.device)
     except (FloatingPointError, LostProcessError) as error:
         print(f"trivium: {error}", file=sys.stderr)
         return 1
     except OutOfMemoryError as error:
         share = -(-recipe.limits.batch // int(os.environ.get("WORLD_SIZE", "1")))
-        at_once = min(recipe.limits.micro_batch or share, share)
+        micro_batch = min(recipe.limits.micro_batch or share, share)
         advice = " ".join(getattr(error, "__notes__", ())) or (
-            f"Give it fewer samples at once with --limits.micro-batch N (at most {at_once} so far), or with "
-            "--limits.evaluation-batch N where it was validating; the run then goes on from its newest checkpoint, in "
+            f"Use a smaller micro-batch with --limits.micro-batch N (it was at most {micro_batch}), or a smaller "
+            "--limits.evaluation-batch N if it was validating; the run then resumes from its newest checkpoint with "
             "the same batches"
         )
-        told = str(error).split(". ")[0]
-        print(f"trivium: the GPU's memory is too small for this training: {told}. {advice}", file=sys.stderr)
+        reason = str(error).split(". ")[0]
+        print(f"trivium: the GPU's memory is too small for this training: {reason}. {advice}", file=sys.stderr)
         return 1
-    if leader:
-        title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"
+    if is_leader:
+        title = f"{training_run.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"
         print_scores(title, result.scores)
     return 0
 
 
 def named_components(command: Train) -> dict[str, type]:
-    """The classes of the recipe's components that the command names, by the field of the recipe."""
-    asked: dict[str, tuple[str | None, Mapping[str, type]]] = {
+    """The component classes that the command line names, by recipe field."""
+    choices: dict[str, tuple[str | None, Mapping[str, type]]] = {
         "optimizer": (command.optimizer, OPTIMIZERS),
         "schedule": (command.schedule, SCHEDULES),
         "strategy": (command.strategy, STRATEGIES),
     }
-    return {part: known[word] for part, (word, known) in asked.items() if word is not None}
+    return {component: classes[word] for component, (word, classes) in choices.items() if word is not None}
 
 
 def print_facts(recipe: Recipe) -> None:
-    """What the data set says of itself, where it does: counts, ranges, classes, doubtful splits."""
+    """Prints the facts that the data set states, if any: counts, ranges, classes, doubtful splits."""
     facts = getattr(recipe.data, "facts", None)
     if facts is None:
         return
-    found: Mapping[str, Any] = facts(resolve(recipe).input)
-    for name, value in found.items():
+    known_facts: Mapping[str, Any] = facts(resolve(recipe).input)
+    for name, value in known_facts.items():
         print_line(f"{name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")

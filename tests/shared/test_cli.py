@@ -83,7 +83,7 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
         (["predict", "finance", "nowhere.csv", "--out", "out"], "nowhere.csv does not exist"),
         (["predict", "finance", "--out", "out"], "name a file or a folder"),
         (["export", "nowhere"], "recipe.yaml does not exist"),
-        (["data", "fetch"], "name what to fetch"),
+        (["data", "fetch"], "name the data sets to fetch"),
         (["data", "verify", "nothing"], "there is no data set nothing"),
         (["doctor", "--loudly"], "unknown argument --loudly"),
     ],

@@ -52,7 +52,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_later(error, app,
         patched.setattr(checkpoints, "save_file", full)
         assert train() == 1
     told = capsys.readouterr().err
-    assert "trivium: no space is left on the disk" in told and "start the same command again" in told
+    assert "trivium: no space is left on the disk" in told and "run the same command again" in told
     assert list(Path("run/checkpoints").iterdir()) == []
     assert train() == 0
 
@@ -66,8 +66,8 @@ def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, 
         patched.setattr(line.Regression, "evaluate", too_much)
         assert train() == 1
     told = capsys.readouterr().err
-    assert "CUDA out of memory. Give it fewer samples at once with --limits.micro-batch N (at most 4 so far)" in told
-    assert "--limits.evaluation-batch N where it was validating" in told
+    assert "CUDA out of memory. Use a smaller micro-batch with --limits.micro-batch N (it was at most 4)" in told
+    assert "--limits.evaluation-batch N if it was validating" in told
     assert train("--limits.micro-batch", "2") == 0
 
 

@@ -89,7 +89,7 @@ def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
             "there is --optimizer.learning-rate, --optimizer.weight-decay, --optimizer.betas;",
         ),
         (["--output", "there"], "--output; there is --out;"),
-        (["--data.root", "there"], "those of another data set need --data NAME"),
+        (["--data.root", "there"], "settings of another data set need --data NAME"),
         (["--data", "folder", "--data.root", "there", "--data.counts", "3"], "--data.counts; there is --data.count;"),
     ],
 )

@@ -190,7 +190,7 @@ def test_the_command_refuses_bad_input_with_one_sentence(split, tmp_path, capsys
         ("driving", [tmp_path / "tables"], "tables/sample.json is one of nuScenes' own tables"),
         ("driving", [split, split], "--each takes one folder"),
         ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),
-        ("finance", [split], "finance does not go through folders one by one; leave --each out"),
+        ("finance", [split], "finance cannot predict the cases of a folder one by one; omit --each"),
     ):
         assert cli.main(["predict", app, *map(str, inputs), "--each", "--out", str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err

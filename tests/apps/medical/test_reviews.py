@@ -151,7 +151,7 @@ def test_a_detector_is_trained_and_scored_on_it(
     ("words", "sentence"),
     [
         (["--reviewer", "nobody"], "holds no case of medical that was reviewed by nobody; reviewers are Grace"),
-        (["--out", "."], "is there already; name a new folder with --out"),
+        (["--out", "."], "already exists; name a new folder with --out"),
         (["--store", "none"], "there is no store in none"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.app import App
-from shared.cli.reproduce import trained_for
+from shared.cli.reproduce import training_history
 from shared.deploy.export import began_from, export
 from shared.engine.loop import fit
 from shared.engine.run import Run
@@ -41,7 +41,7 @@ def test_a_manifest_names_every_training_that_its_weights_began_from(app: App, t
     assert training["began_from"]["artifact"] == "line 1"
     assert training["began_from"]["began_from"]["steps"] == steps
     assert (
-        trained_for(training)
+        training_history(training)
         == f"{steps} steps in 0.0 h (cpu), after {steps} in 0.0 h (cpu), after {steps} in 0.0 h (cpu)"
     )
 
@@ -56,7 +56,7 @@ def test_of_a_file_and_of_what_is_gone_the_name_is_known(tmp_path: Path) -> None
     (torn / "manifest.json").write_text("{")
     assert began_from(torn) == {"file": "torn"}
     stated = {"steps": 100, "seconds": 7200, "device": "cuda", "began_from": {"file": "published.pth"}}
-    assert trained_for(stated) == "100 steps in 2.0 h (cuda), after weights of published.pth"
+    assert training_history(stated) == "100 steps in 2.0 h (cuda), after weights of published.pth"
 
 
 def test_a_run_that_says_it_began_from_itself_ends(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_command_says_that_another_program_holds_the_database(
     named: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with held(named):
-        assert "another program holds it" in told_in_a_sentence(capsys, "keys", "add", "anna")
+        assert "another program has locked it" in told_in_a_sentence(capsys, "keys", "add", "anna")
 
 
 @pytest.mark.parametrize("command", [("keys", "add", "anna"), ("keys", "list"), ("serve", "--port", "0")])
@@ -92,4 +92,4 @@ def test_a_command_says_what_to_do_if_the_database_is_damaged(
     named: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
     damage(named)
-    assert "`trivium restore` brings a backup into an empty store" in told_in_a_sentence(capsys, *command)
+    assert "restore a backup into an empty store with `trivium restore`" in told_in_a_sentence(capsys, *command)

@@ -147,12 +147,12 @@ def test_cases_can_be_purged_on_a_full_disk(
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
     monkeypatch.setenv("TRIVIUM_STORE", str(settings.store))
     assert cli.main(["purge", "--older-than", "0h"]) == 0
-    assert "1 cases deleted" in capsys.readouterr().out
+    assert "1 cases and 0 ended jobs deleted" in capsys.readouterr().out
     assert echo_client.get("/api/echo/cases").json()["cases"] == []
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
     monkeypatch.setattr(cases.CaseStore, "expire", fail(OperationalError("DELETE", {}, Exception("disk is full"))))
     assert cli.main(["purge", "--older-than", "0h"]) == 2
-    assert "not all that is old could be deleted: the disk of the store is full" in capsys.readouterr().err
+    assert "not all old cases and jobs could be deleted: the disk of the store is full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [*FAULTS, OperationalError("INSERT", {}, Exception("database or disk is full"))])

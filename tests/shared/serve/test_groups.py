@@ -337,11 +337,11 @@ def test_keys_are_added_with_a_group_on_the_command_line(
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
     assert cli.main(["keys", "add", "desk-1", "--group", "desk"]) == 0
-    assert "user of the group desk" in (told := capsys.readouterr().err) and "no other key is of the group" in told
+    assert "user of the group desk" in (told := capsys.readouterr().err) and "no other key has the group" in told
     assert cli.main(["keys", "add", "desk-3", "--group", "desk"]) == 0
     assert "no other key" not in capsys.readouterr().err
     assert cli.main(["keys", "add", "desk-4", "--group", "Desk"]) == 0
-    assert "no other key is of the group Desk" in capsys.readouterr().err, "the name may be misspelt"
+    assert "no other key has the group Desk" in capsys.readouterr().err, "it may be misspelt"
     for ignored in (
         ["list", "--group", "desk"],
         ["revoke", "desk-3", "--group", "Desk"],

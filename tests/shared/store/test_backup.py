@@ -154,7 +154,7 @@ def test_old_cases_are_purged_while_a_server_runs(
             ended, waiting = add_job(jobs, tmp_path), add_job(jobs, tmp_path)
             assert jobs.cancel(ended)
         assert cli.main(["purge", "--older-than", "30d"]) == 0
-        assert "echo: 1 cases deleted, 1 jobs that had ended" in capsys.readouterr().out
+        assert "echo: 1 cases and 1 ended jobs deleted" in capsys.readouterr().out
         assert [job.id for job in jobs.recent("echo")] == [waiting.id]
         assert [case.id for case in serving.recent("echo")] == [new.id] and serving.file(old, "out.csv") is None
         assert cli.main(["purge", "--older-than", "a month"]) == 2
