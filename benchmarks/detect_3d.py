@@ -50,8 +50,8 @@ from shared.deploy.onnx_network import write_onnx
 from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.openvino import compile_model, open_core, openvino_compute
 from shared.deploy.programs.program import Placement, Program
-from shared.deploy.programs.timing import measure
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.timing import measure_latency
+from shared.deploy.programs.torch_eager import load_eager
 from shared.deploy.registry import Registry
 from shared.recipes import recipe_of
 from shared.threads import set_compute_threads
@@ -150,14 +150,17 @@ def large() -> None:
             subset_size=1,
         )
         openvino.save_model(quantised, int8, compress_to_fp16=False)
-        compute = {"mmdet3d": eager(replace(library, inputs=dense.inputs)), "torch-bf16": eager(dense, "bf16")}
+        compute = {
+            "mmdet3d": load_eager(replace(library, inputs=dense.inputs)),
+            "torch-bf16": load_eager(dense, "bf16"),
+        }
         compute |= {
             "openvino": openvino_compute(compile_model(onnx, "fp32", place)),
             "openvino-bf16": openvino_compute(compile_model(onnx, "bf16", place)),
             "openvino-int8": openvino_compute(compile_model(int8, "int8", place)),
         }
         programs = {name: Program(name=name, compute=one) for name, one in compute.items()}
-        milliseconds = measure(programs, image, time.process_time)
+        milliseconds = measure_latency(programs, image, time.process_time)
     figures = {f"{name} (CPU-seconds)": value / 1e3 for name, value in milliseconds.items()}
     figures["load of the machine"] = os.getloadavg()[0]
     best = min(value / 1e3 for name, value in milliseconds.items() if name.endswith("bf16"))

@@ -45,7 +45,7 @@ from shared.app import find
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import asked_program
-from shared.deploy.programs.store import found_programs
+from shared.deploy.programs.store import find_programs
 from shared.deploy.registry import shipped
 from shared.precision import autocast
 from shared.threads import set_compute_threads
@@ -143,7 +143,7 @@ def _wall_seconds(call: Callable[[], Any]) -> float:
 
 def _judged(artifact: Artifact, name: str) -> str:
     """What an INT8 program lost by the domain's score when it was made."""
-    found = found_programs(artifact)[0].get(name)
+    found = find_programs(artifact)[0].get(name)
     scores = found.entry.scores if found is not None else {}
     pairs = zip(scores.get("before", []), scores.get("after", []), strict=True)
     return "".join(

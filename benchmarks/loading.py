@@ -97,12 +97,12 @@ def _make_onnx(app: str, artifact: Artifact) -> None:
     """Makes the ONNX of an artifact in the cache."""
     from shared.deploy.programs.making import make_programs, random_examples
     from shared.deploy.programs.of_artifact import dense_network
-    from shared.deploy.programs.store import keep, weights_digest
+    from shared.deploy.programs.store import add_to_cache, weights_digest
 
     dense = dense_network(find(app), artifact)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
         made = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
-        keep(artifact, Path(folder), made)
+        add_to_cache(artifact, Path(folder), made)
 
 
 def _measured(app: str, model: str, own: str) -> tuple[float, float]:

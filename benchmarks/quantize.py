@@ -33,10 +33,10 @@ from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, is_batched
-from shared.deploy.programs.store import found_programs, is_accepted, keep, weights_digest
+from shared.deploy.programs.store import add_to_cache, find_programs, is_accepted, weights_digest
 from shared.deploy.programs.table import find_program
-from shared.deploy.programs.timing import measure
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.timing import measure_latency
+from shared.deploy.programs.torch_eager import load_eager
 from shared.deploy.quantize import PROGRAMS, Method, quantize
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
@@ -88,13 +88,13 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
     dense = dense_network(app, artifact)
     examples = calibration_inputs(app, artifact, [])
     for name in ("onnx", "openvino"):
-        if name not in found_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
+        if name not in find_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
             with tempfile.TemporaryDirectory() as folder:
                 made = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
-                keep(artifact, Path(folder), made)
+                add_to_cache(artifact, Path(folder), made)
     int8: Method = "dynamic" if app.name == "finance" else "static"
     lossless, said = True, ""
-    there = found_programs(artifact)[0].get(PROGRAMS[int8])
+    there = find_programs(artifact)[0].get(PROGRAMS[int8])
     try:
         if again or there is None or not is_accepted(there.entry):
             data = recipe_of(app, artifact.recipe()).data
@@ -114,10 +114,10 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
     if cpu_has_bf16():
         names += ["torch-bf16", "openvino-bf16"]
     programs = {
-        "library": Program(name="library", compute=eager(library(app, artifact, dense)), batched=is_batched(dense))
+        "library": Program(name="library", compute=load_eager(library(app, artifact, dense)), batched=is_batched(dense))
     }
     place = Placement("cpu", set_compute_threads())
-    files = found_programs(artifact)[0]
+    files = find_programs(artifact)[0]
     for name in names:
         runtime, format = find_program(name)
         file = files.get(name) or (files.get("openvino") if name == "openvino-bf16" else None)
@@ -130,7 +130,7 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
             continue
         programs[name] = Program(name=name, compute=compute, batched=is_batched(dense))
     return (
-        measure(programs, examples.inputs[-1], time.process_time),
+        measure_latency(programs, examples.inputs[-1], time.process_time),
         f"{said} (timed on {examples.description})",
         lossless,
     )

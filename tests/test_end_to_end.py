@@ -70,7 +70,7 @@ def test_from_recipe_to_answer(app, recipe, settings, tmp_path, capsys, monkeypa
         assert case["artifact"] == {"name": name, "version": 1}
         answered, written = dict(case["result"]), json.loads((out / "result.json").read_text())
         # The server holds the application's other models too, and says what each of them computes with.
-        assert written["program_reasons"] == {name: "it was asked for"}
+        assert written["program_reasons"] == {name: "it was requested"}
         for key in ("versions", "programs", "program_reasons"):
             assert answered.pop(key).items() >= written.pop(key).items()
         assert answered == written

@@ -41,10 +41,10 @@ def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, ca
     assert cli.main([*words, "--data", "synthetic", *DATA[app]]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert SCORES[app] in said
-    assert f"{model} version {artifact.manifest.version} was computed with {program}: it was asked for" in said
+    assert f"{model} version {artifact.manifest.version} was computed with {program}: it was requested" in said
     if model == "lidar_rcnn":  # alone it brings its detector
         detector = next(one for one in shipped(find(app)) if one.manifest.name == "pointpillars")
-        assert f"pointpillars version {detector.manifest.version} was computed with torch: it was asked for" in said
+        assert f"pointpillars version {detector.manifest.version} was computed with torch: it was requested" in said
 
 
 def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
@@ -55,8 +55,8 @@ def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
     capsys.readouterr()
     data = ["--data", "synthetic", *DATA["finance"]]
     for program, reason in (
-        ([], "a run has no other unless one is named"),
-        (["--program", "torch"], "it was asked for"),
+        ([], "a run uses torch unless a program is named"),
+        (["--program", "torch"], "it was requested"),
     ):
         assert cli.main(["evaluate", "finance", "--run", run, "--device", "cpu", *data, *program]) == 0
         assert f"tft-anomaly was computed with torch: {reason}." in " ".join(capsys.readouterr().out.split())
@@ -71,5 +71,5 @@ def test_a_detector_s_artifact_is_opened_with_the_second_stage_that_learnt_from_
     app = find("medical")
     detector = next(one for one in shipped(app) if one.manifest.name == "lung_nodules")
     monkeypatch.chdir(detector.path.parent)
-    opened = open_predictor(app, artifact=Path(detector.path.name), device="cpu", on_use=True)
+    opened = open_predictor(app, artifact=Path(detector.path.name), device="cpu", lazy=True)
     assert {one.name for one in opened.manifests} == {"lung_nodules", "lung_nodule_candidates"}

@@ -11,7 +11,7 @@ from shared.cli.arguments import Doctor
 from shared.cli.printing import print_table
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact, open_artifact
-from shared.deploy.registry import misplaced
+from shared.deploy.registry import misplacement
 from shared.errors import InvalidInputError
 from shared.observe.doctor import Check, examine
 
@@ -65,7 +65,7 @@ def _artifact_checks(check_name: str, registry: Path) -> list[Check]:
         try:
             artifact = open_artifact(path)
             manifest = artifact.manifest
-            if (problem := misplaced(path)) is not None:
+            if (problem := misplacement(path)) is not None:
                 raise InvalidInputError(problem)
             checks.append(Check(check_name, True, f"{manifest.name} version {manifest.version}"))
             checks += [
@@ -79,12 +79,12 @@ def _artifact_checks(check_name: str, registry: Path) -> list[Check]:
 
 def _program_descriptions(artifact: Artifact) -> list[str]:
     """The program that the artifact's network uses on this machine and why, and remarks on unusable programs."""
-    from shared.deploy.programs.choices import choices
-    from shared.deploy.programs.store import found_programs
+    from shared.deploy.programs.choices import valid_choices
+    from shared.deploy.programs.store import find_programs
 
-    _, remarks = found_programs(artifact)
-    chosen = [f"{choice.program}, {choice.reason}" for choice in choices(artifact)]
-    return [*(chosen or ["not measured yet; trivium programs measures it"]), *remarks]
+    _, remarks = find_programs(artifact)
+    descriptions = [f"{choice.program}, {choice.reason}" for choice in valid_choices(artifact)]
+    return [*(descriptions or ["not measured yet; trivium programs measures it"]), *remarks]
 
 
 def _application_checks() -> list[Check]:

@@ -86,9 +86,9 @@ def _database_problem(error: Exception) -> str | None:
 
 def _exit_if_loading(code: int) -> None:
     """Exits at once if a thread is still loading a model: Python would wait for the thread."""
-    from shared.deploy.reading_ahead import is_reading_ahead
+    from shared.deploy.preloading import is_preloading
 
-    if is_reading_ahead():
+    if is_preloading():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

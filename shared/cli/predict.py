@@ -45,7 +45,7 @@ def run(command: Predict) -> int:
         from shared.deploy.predictor import Request, answer
 
         opened = open_predictor(
-            app, artifact=command.artifact, device=command.device, program=command.program, on_use=True
+            app, artifact=command.artifact, device=command.device, program=command.program, lazy=True
         )
         response = answer(opened.predictor, Request(files=command.inputs, options=options), opened.codec)
         text = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
@@ -73,6 +73,6 @@ def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> i
         raise InvalidInputError(f"--each takes one folder or file: trivium predict {app.name} FOLDER --each --out DIR")
     from shared.deploy.opening import open_predictor
 
-    opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, on_use=True)
+    opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, lazy=True)
     num_failed = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
     return 1 if num_failed else 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(command: Programs) -> int:
     """Compiles the requested programs, measures the fastest again, and prints the program of each model."""
     from shared.deploy.artifact import open_artifact
-    from shared.deploy.programs.choices import forget_choices
+    from shared.deploy.programs.choices import clear_choices
     from shared.deploy.registry import shipped
 
     apps = [find(command.app)] if command.app else list(installed().values())
@@ -32,41 +32,41 @@ def run(command: Programs) -> int:
             artifact.must_belong_to(app.name)
             if command.make:
                 failed |= not _make_all(app, artifact, command.make.split(","))
-                forget_choices(artifact)
+                clear_choices(artifact)
         print_table(_program_table(app, artifacts, command.device))
     return 1 if failed else 0
 
 
 def _make_all(app: App, artifact: Artifact, names: list[str]) -> bool:
     """Compiles the programs one by one, prints why one cannot be made, and returns whether all were made."""
-    from shared.deploy.calibration_inputs import compared_examples
+    from shared.deploy.calibration_inputs import comparison_examples
     from shared.deploy.programs.making import make_programs, random_examples
     from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.program import ProgramError
-    from shared.deploy.programs.store import keep, weights_digest
+    from shared.deploy.programs.store import add_to_cache, weights_digest
 
     try:
         dense = dense_network(app, artifact)
     except NotImplementedError as error:
         print_line(f"{artifact.manifest.name}: {error}")
         return True
-    all_made, examples = True, compared_examples(app, artifact) or random_examples(dense)
+    all_made, examples = True, comparison_examples(app, artifact) or random_examples(dense)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
-        made: dict[str, ProgramEntry] = {}
+        entries: dict[str, ProgramEntry] = {}
         for name in names:
             try:
-                made |= make_programs(
+                entries |= make_programs(
                     dense,
                     [name],
                     Path(folder),
                     weights_digest(artifact),
                     examples,
-                    say=lambda line: print_line(f"{artifact.manifest.name}: {line}"),
+                    report=lambda line: print_line(f"{artifact.manifest.name}: {line}"),
                 )
             except (ProgramError, ArithmeticError) as error:
                 print_line(f"{artifact.manifest.name}: {error}")
                 all_made = False
-        keep(artifact, Path(folder), made)
+        add_to_cache(artifact, Path(folder), entries)
     return all_made
 
 

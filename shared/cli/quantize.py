@@ -38,7 +38,7 @@ def run(command: Quantize, settings: Sequence[str]) -> int:
         cases=command.cases,
         force=command.force,
         into_artifact=command.into_artifact,
-        say=print_line,
+        report=print_line,
     )
     speedup = entry.scores["torch_ms"] / entry.latency_ms
     print_line(

@@ -1,8 +1,9 @@
 """A trained model, ready to serve: weights, exported network, recipe and manifest in one directory.
 
-The directory is a version in a Triton model repository: ``<registry>/<name>/<version>/model.onnx`` beside
-``<registry>/<name>/config.pbtxt``. Weights are safetensors; nothing in an artifact is a pickle. Weights that come with
-an application may lack ``model.onnx``, a second copy of them: ``programs.of_artifact.onnx_file`` makes it once.
+The directory is a version in a Triton model repository: ``<registry>/<name>/<version>/model.onnx`` next to
+``<registry>/<name>/config.pbtxt``. Weights are stored as safetensors; an artifact contains no pickles. Artifacts that
+ship with an application may lack ``model.onnx``, which duplicates the weights: ``programs.of_artifact.onnx_file``
+exports it once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MANIFEST, WEIGHTS, NETWORK, RECIPE = "manifest.json", "weights.safetensors", "mo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """A tensor of the Open Inference Protocol: ``datatype`` is FP32, INT64, ...; -1 in ``shape`` is any size."""
+    """A tensor of the Open Inference Protocol. ``datatype`` is FP32, INT64, ...; -1 in ``shape`` means any size."""
 
     name: str
     datatype: str
@@ -35,12 +36,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramEntry:
-    """What an artifact says of one of its programs (``shared/deploy/programs``).
+    """The manifest entry of a program (``shared/deploy/programs``).
 
-    ``file`` is the artifact's file that its runtime reads; ``weights`` the SHA-256 of the weights that it was made
-    from; ``version`` the runtime's. ``error`` is the largest difference of an output from eager torch in fp32, in
-    parts of that output's largest value, and ``latency_ms`` what one call takes, both on ``inputs`` and on ``machine``.
-    ``scores`` are the domain's before and after where the program is quantised, with the count that they rest on.
+    ``file`` is the artifact's file that the runtime reads, ``weights`` the SHA-256 of the weights that the program was
+    made from, ``version`` the runtime's version. ``error`` is the largest difference of an output from eager torch in
+    fp32, relative to that output's largest value. ``latency_ms`` is the time of one call. Both were measured on
+    ``inputs`` and on ``machine``. For a quantised program, ``scores`` has the domain's scores before and after, with
+    the number of cases.
     """
 
     file: str
@@ -55,13 +57,13 @@ class ProgramEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What an artifact says of itself.
+    """The description of an artifact.
 
-    ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` what the
-    validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` the size and SHA-256 of
-    every file of the artifact; a file that is not among them is not read. ``source`` says where weights that were not
-    trained here come from. ``inputs`` and ``outputs`` are empty where there is no exported network. ``programs`` are
-    those that were made for it, by name.
+    ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` are the
+    validation scores, and ``calibration`` holds the operating point and other values that turn outputs into decisions.
+    ``files`` has the size and SHA-256 of every file of the artifact; other files are not read. ``source`` is the origin
+    of imported weights. ``inputs`` and ``outputs`` are empty if there is no exported network. ``programs`` has the
+    entries of the compiled programs by name.
     """
 
     name: str
@@ -80,63 +82,69 @@ class Manifest:
 
     @property
     def has_network(self) -> bool:
-        """Whether there is a dense network, which can be served by itself."""
+        """Whether there is a dense network, which can be served on its own."""
         return bool(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An artifact on disk whose files have been found complete and unaltered."""
+    """An artifact on disk whose files are complete and match their digests."""
 
     path: Path
     manifest: Manifest
 
     def recipe(self) -> dict[str, Any]:
-        """The document in ``recipe.yaml``; its key ``recipe`` holds the settings, among them the model's."""
-        document = read_recipe_file(self._verified(RECIPE))
+        """The content of ``recipe.yaml``; its key ``recipe`` has the settings, including those of the model.
+
+        Raises ``InvalidInputError`` if there are no settings of a model.
+        """
+        document = read_recipe_file(self._checked_path(RECIPE))
         settings = document["recipe"]
-        parts = (settings.get("model"), settings.get("input") or {}) if isinstance(settings, dict) else (None,)
-        if not all(isinstance(part, dict) for part in parts):
-            raise InvalidInputError(f"{self.path / RECIPE} holds no settings of a model; export or import it again")
+        sections = (settings.get("model"), settings.get("input") or {}) if isinstance(settings, dict) else (None,)
+        if not all(isinstance(section, dict) for section in sections):
+            raise InvalidInputError(f"{self.path / RECIPE} has no settings of a model; export or import it again")
         return document
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict, on the CPU. Refuses a file that is damaged, and weights that are not finite."""
+        """The state dict, on the CPU. Raises ``InvalidInputError`` for a damaged file and for non-finite weights."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self._verified(WEIGHTS)
+        path = self._checked_path(WEIGHTS)
         try:
-            found: dict[str, Tensor] = load_file(path)
+            weights: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InvalidInputError(f"{path} cannot be read as a safetensors file: {error}") from error
-        for name, tensor in found.items():
+        for name, tensor in weights.items():
             if not tensor.isfinite().all():
-                raise InvalidInputError(f"{path}: {name} is not finite; train or import the model anew")
-        return found
+                raise InvalidInputError(f"{path}: {name} is not finite; train or import the model again")
+        return weights
 
     @property
     def network(self) -> Path:
-        """The dense network as ONNX, as it lies in the artifact."""
-        return self._verified(NETWORK)
+        """The path of the artifact's own ONNX file of the dense network."""
+        return self._checked_path(NETWORK)
 
     def must_belong_to(self, app: str) -> None:
-        """Refuses an artifact that another application made."""
+        """Raises ``InvalidInputError`` if the artifact is of another application."""
         if self.manifest.app != app:
             raise InvalidInputError(f"{self.path} is a model of {self.manifest.app}, not of {app}")
 
-    def _verified(self, name: str) -> Path:
+    def _checked_path(self, name: str) -> Path:
         if name not in self.manifest.files:
-            raise InvalidInputError(f"{self.path / MANIFEST} states no digest of {name}; export the run again")
+            raise InvalidInputError(f"{self.path / MANIFEST} has no digest of {name}; export the run again")
         return self.path / name
 
 
 def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module:
-    """The model with the artifact's weights, in evaluation mode on ``device``; refuses weights of another model."""
+    """Loads the artifact's weights into ``model``; returns it in evaluation mode on ``device``.
+
+    Raises ``InvalidInputError`` if the weights are of another model.
+    """
     try:
         model.load_state_dict(artifact.weights())
     except RuntimeError as error:
-        # torch lists what is missing, extra or of another shape, a line each.
+        # torch lists each missing, unexpected or wrongly shaped weight on its own line.
         differences = " ".join(str(error).split())
         raise InvalidInputError(
             f"{artifact.path / WEIGHTS} does not fit the model that {RECIPE} describes: {differences}"
@@ -145,7 +153,7 @@ def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file, as in a manifest."""
+    """The size in bytes and the SHA-256 of a file, as in a manifest."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -156,14 +164,14 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def manifest_bytes(path: Path) -> bytes:
-    """What ``manifest.json`` in the directory ``path`` holds. Raises ``OSError`` where it is no regular file."""
-    if not (path / MANIFEST).is_file():  # a pipe would be waited for, and a device read for ever
-        raise FileNotFoundError(f"{path / MANIFEST} is no regular file")
+    """The content of ``manifest.json`` in the directory ``path``. Raises ``OSError`` if it is not a regular file."""
+    if not (path / MANIFEST).is_file():  # reading a pipe would block, and reading a device might never end
+        raise FileNotFoundError(f"{path / MANIFEST} is not a regular file")
     return (path / MANIFEST).read_bytes()
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Opens the artifact in directory ``path``; refuses one that is incomplete or was altered."""
+    """Opens the artifact in the directory ``path``. Raises ``InvalidInputError`` if it is incomplete or altered."""
     try:
         manifest = TypeAdapter(Manifest).validate_json(manifest_bytes(path))
     except OSError as error:
@@ -171,15 +179,19 @@ def open_artifact(path: Path) -> Artifact:
             f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise InvalidInputError(f"{path / MANIFEST} is not a manifest: {where}{first['msg']}; export again") from error
+        first_error = error.errors()[0]
+        location = "".join(f"{part}: " for part in first_error["loc"])
+        raise InvalidInputError(
+            f"{path / MANIFEST} is not a manifest: {location}{first_error['msg']}; export again"
+        ) from error
     if not manifest.files:
-        raise InvalidInputError(f"{path / MANIFEST} states no digests, so nothing can be checked; export the run again")
-    for name, stated in manifest.files.items():
+        raise InvalidInputError(
+            f"{path / MANIFEST} has no digests, so the files cannot be checked; export the run again"
+        )
+    for name, expected in manifest.files.items():
         if name in ("", "..") or Path(name).name != name:
-            raise InvalidInputError(f"{path / MANIFEST} names {name!r}, which is no file of the artifact")
-        if not (path / name).is_file() or describe_file(path / name) != stated:
+            raise InvalidInputError(f"{path / MANIFEST} names {name!r}, which is not a file in the artifact")
+        if not (path / name).is_file() or describe_file(path / name) != expected:
             raise InvalidInputError(
                 f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again"
             )

@@ -1,4 +1,4 @@
-"""What an artifact's network sees while its predictor answers: of training cases, of files, or of the samples."""
+"""Records the inputs that an artifact's network gets when its predictor runs on training cases, files or samples."""
 
 from __future__ import annotations
 
@@ -25,32 +25,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_ROWS, MAX_ROWS, MAX_CALLS = 8, 64, 64
-CALLS_OF_A_CASE = 8
-"""Of a case in which the network is called often, such as a scan in tiles, so many calls are taken, drawn evenly."""
-COMPARED = 3
-"""Calls of the network on whose inputs programs are compared with torch."""
+MAX_CALLS_PER_CASE = 8
+"""The maximum number of calls recorded per case, drawn uniformly: a scan in tiles, for example, has many calls."""
+MAX_COMPARED_CALLS = 3
+"""The maximum number of calls of the network on whose inputs programs are compared with torch."""
 
 
 @dataclass(slots=True)
-class Recorded:
-    """The inputs of a network's calls: of each case at most ``most``, every call of it as likely as the others."""
+class InputRecorder:
+    """Records the inputs of a network's calls: a uniform sample of at most ``max_per_case`` calls of each case."""
 
-    most: int = CALLS_OF_A_CASE
+    max_per_case: int = MAX_CALLS_PER_CASE
     calls: list[dict[str, Tensor]] = field(default_factory=list)
-    _kept: list[dict[str, Tensor]] = field(default_factory=list)
-    _seen: int = 0
-    _draw: random.Random = field(default_factory=lambda: random.Random(0))
+    _case_calls: list[dict[str, Tensor]] = field(default_factory=list)
+    _num_seen: int = 0
+    _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, inputs: Tensors) -> None:
-        """Reservoir sampling (Vitter 1985, algorithm R)."""
-        self._seen += 1
-        place = len(self._kept) if len(self._kept) < self.most else self._draw.randrange(self._seen)
-        if place < self.most:
-            self._kept[place : place + 1] = [{name: value.detach().cpu().clone() for name, value in inputs.items()}]
+        """Adds a call by reservoir sampling (Vitter 1985, algorithm R)."""
+        self._num_seen += 1
+        index = (
+            len(self._case_calls)
+            if len(self._case_calls) < self.max_per_case
+            else self._random.randrange(self._num_seen)
+        )
+        if index < self.max_per_case:
+            self._case_calls[index : index + 1] = [
+                {name: value.detach().cpu().clone() for name, value in inputs.items()}
+            ]
 
     def end_case(self) -> None:
-        self.calls += self._kept
-        self._kept, self._seen = [], 0
+        self.calls += self._case_calls
+        self._case_calls, self._num_seen = [], 0
 
     @property
     def rows(self) -> int:
@@ -58,18 +64,18 @@ class Recorded:
 
 
 @contextmanager
-def recorded(program: Program) -> Iterator[Recorded]:
-    """Inside, what the program is given is recorded."""
-    kept = Recorded()
+def record_inputs(program: Program) -> Iterator[InputRecorder]:
+    """Within this context, the inputs of the program are recorded."""
+    recorder = InputRecorder()
     compute = program.compute
 
     def recording(inputs: Tensors) -> dict[str, Tensor]:
-        kept.add(inputs)
+        recorder.add(inputs)
         return compute(inputs)
 
     program.compute = recording
     try:
-        yield kept
+        yield recorder
     finally:
         program.compute = compute
 
@@ -80,84 +86,88 @@ def calibration_inputs(
     files: Sequence[Path] = (),
     *,
     data: DataConfig | None = None,
-    least: int = MIN_ROWS,
-    most: int = MAX_CALLS,
+    min_rows: int = MIN_ROWS,
+    max_calls: int = MAX_CALLS,
 ) -> Examples:
-    """What the artifact's network is given in calls: of ``files``; else of the cases that ``data`` has to learn from.
+    """Records the inputs of the artifact's network on ``files``, or else on the training cases of ``data``.
 
-    An application that states no training cases, or no ``data``, gives its samples. No further case is looked at once
-    there are ``most`` calls, or ``MAX_ROWS`` inputs in them.
+    Without ``data``, or if the application has no training cases, its samples are used. Recording stops after
+    ``max_calls`` calls or ``MAX_ROWS`` rows.
 
-    Raises ``InvalidInputError`` where the application cannot read the files, where the network sees less than
-    ``least`` rows, and where all that it sees of an input is one value.
+    Raises ``InvalidInputError`` if the application cannot read the files, if the network gets fewer than ``min_rows``
+    rows, or if an input of the network has the same value everywhere.
     """
     with asked_program("torch", artifact.manifest.name):
         predictor = app.predictor([artifact, *app.served_with(artifact)], "cpu")
     program = programs_of(predictor).get(artifact.manifest.name)
     if program is None:
-        raise InvalidInputError(f"the predictor of {app.name} computes with no program of {artifact.manifest.name}")
-    read = 0
-    with recorded(program) as kept, tempfile.TemporaryDirectory(prefix="trivium-samples-") as folder:
-        looks, title = _looks(app, artifact, predictor, data, files, Path(folder), most)
-        for look in looks:
-            look()
-            read += 1
-            kept.end_case()
-            if len(kept.calls) >= most or kept.rows >= MAX_ROWS:
+        raise InvalidInputError(f"the predictor of {app.name} does not use a program of {artifact.manifest.name}")
+    num_read = 0
+    with record_inputs(program) as recorder, tempfile.TemporaryDirectory(prefix="trivium-samples-") as folder:
+        predictions, title_of = _case_predictions(app, artifact, predictor, data, files, Path(folder), max_calls)
+        for predict_case in predictions:
+            predict_case()
+            num_read += 1
+            recorder.end_case()
+            if len(recorder.calls) >= max_calls or recorder.rows >= MAX_ROWS:
                 break
-    said = title(read)
-    kept.calls = kept.calls[:most]
-    if kept.rows < least:
+    source_title = title_of(num_read)
+    recorder.calls = recorder.calls[:max_calls]
+    if recorder.rows < min_rows:
         raise InvalidInputError(
-            f"the network sees {kept.rows} inputs in {said}; calibration needs at least {least}: name more files"
+            f"the network gets only {recorder.rows} inputs from {source_title}; calibration needs at least {min_rows}: "
+            "name more files"
         )
-    for name in kept.calls[0]:
-        values = {float(call[name].min()) for call in kept.calls} | {float(call[name].max()) for call in kept.calls}
+    for name in recorder.calls[0]:
+        values = {float(call[name].min()) for call in recorder.calls} | {
+            float(call[name].max()) for call in recorder.calls
+        }
         if len(values) == 1:
-            raise InvalidInputError(f"all that the network sees as {name} in {said} is {values.pop():g}")
-    return Examples(kept.calls, f"{kept.rows} inputs of {said}")
+            raise InvalidInputError(f"the network's input {name} is {values.pop():g} everywhere in {source_title}")
+    return Examples(recorder.calls, f"{recorder.rows} inputs of {source_title}")
 
 
-def compared_examples(app: App, artifact: Artifact, files: Sequence[Path] = ()) -> Examples | None:
-    """What programs are compared with torch on: what the network sees of ``files``, or of the samples.
+def comparison_examples(app: App, artifact: Artifact, files: Sequence[Path] = ()) -> Examples | None:
+    """The inputs on which programs are compared with torch: the network's inputs on ``files``, or on the samples.
 
-    None where it sees nothing of the samples, or is in no predictor alone.
+    Returns None if the network gets no inputs from the samples, or if no predictor can be made of the artifact alone.
     """
     try:
-        return calibration_inputs(app, artifact, files, least=1, most=COMPARED)
+        return calibration_inputs(app, artifact, files, min_rows=1, max_calls=MAX_COMPARED_CALLS)
     except InvalidInputError:
         if files:
             raise
         return None
 
 
-def _looks(
+def _case_predictions(
     app: App,
     artifact: Artifact,
     predictor: Any,
     data: DataConfig | None,
     files: Sequence[Path],
     folder: Path,
-    most: int,
+    max_calls: int,
 ) -> tuple[Iterator[Callable[[], object]], Callable[[int], str]]:
-    """What has the predictor look at one case after the other; and how the first n of them are called."""
+    """Returns functions that each run the predictor on one case, and a function that describes the first n cases."""
     if not files and data is not None and app.training_cases is not None:
-        cases = app.training_cases(data, recipe_of(app, artifact.recipe()).input, most)
+        cases = app.training_cases(data, recipe_of(app, artifact.recipe()).input, max_calls)
         if cases is not None:
             description = str(data.fingerprint()["description"])
             return (
                 (lambda case=case: predictor.predict([case])) for case in cases
-            ), lambda read: f"{read} cases to learn from ({description})"
+            ), lambda num_read: f"{num_read} training cases ({description})"
     codec = app.codec(predictor)
     samples = () if files else app.samples()
 
-    def look(source: Any) -> object:
-        named = (source,) if isinstance(source, Path) else tuple(source.files(folder))
-        return answer(predictor, Request(files=named), codec)
+    def predict_source(source: Any) -> object:
+        paths = (source,) if isinstance(source, Path) else tuple(source.files(folder))
+        return answer(predictor, Request(files=paths), codec)
 
-    def title(read: int) -> str:
+    def title_of(num_read: int) -> str:
         if files:
-            return ", ".join(path.name for path in islice(files, min(read, 3))) + (", ..." if read > 3 else "")
-        return f"the application's samples, {sum(one.synthetic for one in samples[:read])} of {read} synthetic"
+            return ", ".join(path.name for path in islice(files, min(num_read, 3))) + (", ..." if num_read > 3 else "")
+        num_synthetic = sum(sample.synthetic for sample in samples[:num_read])
+        return f"the application's samples, {num_synthetic} of {num_read} synthetic"
 
-    return ((lambda source=source: look(source)) for source in files or samples), title
+    return ((lambda source=source: predict_source(source)) for source in files or samples), title_of

@@ -1,10 +1,10 @@
-"""Reads checkpoints that other libraries saved with ``torch.save``. Tensors and plain values; nothing is executed.
+"""Reads checkpoints that other libraries saved with ``torch.save``: tensors and plain values, without executing code.
 
-A checkpoint is a pickle, and a pickle can name any function to call. ``torch.load(weights_only=True)`` refuses what it
-does not know, and so refuses most public checkpoints for the sake of their metadata (mmengine's ``HistoryBuffer``,
-Lightning's hyperparameters, numpy's scalars). Those are read by an unpickler that restores tensors, built-in
-containers and plain values, and puts an inert ``Stub`` in the place of every other class and function: what the file
-wants called is never imported, let alone called.
+A checkpoint is a pickle, and a pickle can name any function to call. ``torch.load(weights_only=True)`` rejects unknown
+classes, and so rejects most public checkpoints because of their metadata (mmengine's ``HistoryBuffer``, Lightning's
+hyperparameters, numpy's scalars). These are read with an unpickler that restores tensors, built-in containers and plain
+values, and replaces every other class and function by an inert ``Stub``. Functions named in the file are never
+imported, let alone called.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torch import Tensor
 
 from shared.errors import InvalidInputError
 
-_ZIP = b"PK\x03\x04"
-"""How a zip archive begins, as which torch saves."""
-_NESTED = ("state_dict", "model_state_dict", "model", "network")
-"""Where trainers keep the weights: mmengine and Lightning, MONAI's tutorials, timm and MONAI's bundles, MONAI."""
+_ZIP_SIGNATURE = b"PK\x03\x04"
+"""The first bytes of a zip archive, the format that torch saves in."""
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "network")
+"""Keys of the weights in checkpoints of mmengine and Lightning, MONAI's tutorials, timm and MONAI's bundles, MONAI."""
 
 
 class Stub:
-    """What stands in the place of an object that is not restored. It takes whatever a pickle does to it.
+    """Replaces an object that is not restored. It accepts every operation that a pickle performs on an object.
 
-    ``stands_for`` names its class, ``state`` is what the pickle would have restored: plain values, tensors and stubs.
+    ``stands_for`` names the object's class. ``state`` is the pickled state: plain values, tensors and stubs.
     """
 
     stands_for = ""
@@ -60,87 +60,90 @@ class Stub:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The content of a file that ``torch.save`` wrote, old layout or new, with tensors on the CPU.
+    """Reads a file written by ``torch.save``, in the old or the new layout, with tensors on the CPU.
 
-    Objects of other classes than tensors, plain values and built-in containers are instances of ``Stub``. Raises
-    ``InvalidInputError`` for a file that is none, for TorchScript, and for the tar layout of PyTorch before 0.1.10.
+    Objects other than tensors, plain values and built-in containers become instances of ``Stub``. Raises
+    ``InvalidInputError`` for a file that is not a checkpoint, for TorchScript, and for the tar layout of PyTorch before
+    0.1.10.
     """
     if not path.is_file():
         raise InvalidInputError(f"there is no file {path}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
-                raise InvalidInputError(f"{path.name} is TorchScript, a program; a checkpoint of weights is needed")
+                raise InvalidInputError(f"{path.name} is a TorchScript program; use a checkpoint of weights")
     elif tarfile.is_tarfile(path):
-        raise InvalidInputError(f"{path.name} is in the layout of PyTorch before 0.1.10; load and save it with a newer")
-    elif _begins_as_archive(path):
-        raise _cut_short(path)  # such an archive ends with its table of contents
+        raise InvalidInputError(
+            f"{path.name} has the layout of PyTorch before 0.1.10; save it again with a newer version"
+        )
+    elif _starts_like_zip(path):
+        raise _truncated_error(path)  # a zip archive has its table of contents at the end
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
-                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
-    except Exception as error:  # a damaged pickle raises anything
+                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED_PICKLE)
+    except Exception as error:  # a damaged pickle can raise any error
         reason = str(error).partition("\n")[0]
-        if isinstance(error, EOFError) or any(said in reason for said in _SAID_OF_A_CUT):
-            raise _cut_short(path) from error
+        if isinstance(error, EOFError) or any(message in reason for message in _TRUNCATION_MESSAGES):
+            raise _truncated_error(path) from error
         raise InvalidInputError(
             f"{path.name} cannot be read as a checkpoint that torch saved: {type(error).__name__}: {reason}"
         ) from error
 
 
-_SAID_OF_A_CUT = ("central directory", "unexpected EOF", "data was truncated")
-"""By torch and by pickle, of a file of either layout that ends before it should."""
+_TRUNCATION_MESSAGES = ("central directory", "unexpected EOF", "data was truncated")
+"""Parts of the messages of torch and pickle for a truncated file of either layout."""
 
 
-def _begins_as_archive(path: Path) -> bool:
-    """Whether the first bytes, or all that there are, are those of a zip archive."""
+def _starts_like_zip(path: Path) -> bool:
+    """Whether the file starts with the first bytes of a zip archive, or with part of them if it is shorter."""
     with path.open("rb") as file:
-        start = file.read(len(_ZIP))
-    return len(start) > 0 and _ZIP.startswith(start)
+        start = file.read(len(_ZIP_SIGNATURE))
+    return len(start) > 0 and _ZIP_SIGNATURE.startswith(start)
 
 
-def _cut_short(path: Path) -> InvalidInputError:
-    return InvalidInputError(f"{path.name} cannot be read: it is cut short; copy or save it again")
+def _truncated_error(path: Path) -> InvalidInputError:
+    return InvalidInputError(f"{path.name} cannot be read: it is truncated; copy or save it again")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a checkpoint (``.pth``, ``.pt``, ``.ckpt``) or of a ``.safetensors`` file, on the CPU.
+    """Reads the tensors by name of a checkpoint (``.pth``, ``.pt``, ``.ckpt``) or a ``.safetensors`` file, on the CPU.
 
-    A state dict is looked for at the top and below the keys under which mmengine, Lightning and MONAI keep it. Raises
-    ``InvalidInputError`` where there is no file, where it cannot be read, or where it holds no tensors by name.
+    The state dict may be at the top level or under a key of mmengine, Lightning or MONAI. Raises ``InvalidInputError``
+    if the file does not exist, cannot be read, or has no tensors by name.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            found: dict[str, Tensor] = load_file(path)
+            state_dict: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InvalidInputError(f"{path.name} cannot be read as a safetensors file: {error}") from error
-        return found
+        return state_dict
     return state_dict_in(read_checkpoint(path), path.name)
 
 
 def state_dict_in(content: Any, name: str) -> dict[str, Tensor]:
-    """The tensors by name in what ``read_checkpoint`` returned; ``name`` says in a refusal which file it was."""
-    candidates = [content] + ([content.get(key) for key in _NESTED] if isinstance(content, Mapping) else [])
+    """Finds the tensors by name in the content of a checkpoint; ``name`` is the file's name for the error message."""
+    candidates = [content] + ([content.get(key) for key in _WEIGHT_KEYS] if isinstance(content, Mapping) else [])
     for candidate in reversed(candidates):
         if isinstance(candidate, Mapping):
-            found = {
+            state_dict = {
                 key: value.detach()
                 for key, value in candidate.items()
                 if isinstance(key, str) and isinstance(value, Tensor)
             }
-            if found:
-                return found
-    raise InvalidInputError(f"{name} holds no weights by name (a state dict, at the top or below {', '.join(_NESTED)})")
+            if state_dict:
+                return state_dict
+    raise InvalidInputError(f"{name} has no state dict, neither at the top level nor under {', '.join(_WEIGHT_KEYS)}")
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("builtins", "bytearray"): lambda *values: _byte_array(*values),
+    ("builtins", "bytearray"): lambda *values: _make_bytearray(*values),
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
@@ -156,22 +159,22 @@ _CLASSES: dict[tuple[str, str], type] = {
 }
 
 
-def _byte_array(*values: Any) -> Any:
-    """Bytes as a pickle has them; a stub for what was made of one, and never a mere size to set aside."""
+def _make_bytearray(*values: Any) -> Any:
+    """Makes a bytearray from bytes or text; returns a stub for other arguments, such as a size to allocate."""
     return bytearray(*values) if all(isinstance(value, (bytes, str)) for value in values) else Stub()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the functions and classes above and torch's dtypes; everything else is a class of its own under ``Stub``.
+    """Restores the functions and classes above and torch's dtypes; any other name becomes a new subclass of ``Stub``.
 
-    (torch adds its storages in a subclass.)
+    torch adds its storages in a subclass.
     """
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         module_name = {"__builtin__": "builtins"}.get(module_name, module_name)
-        if known := _FUNCTIONS.get((module_name, global_name)):
-            # A function of its own: a pickle may set attributes of what it is given.
-            return lambda *arguments: known(*arguments)
+        if function := _FUNCTIONS.get((module_name, global_name)):
+            # A new function each time: a pickle may set attributes of the function that it gets.
+            return lambda *arguments: function(*arguments)
         if cls := _CLASSES.get((module_name, global_name)):
             return cls
         if module_name == "torch" and isinstance(dtype := getattr(torch, global_name, None), torch.dtype):
@@ -183,4 +186,4 @@ def _load(file: Any, **settings: Any) -> Any:
     return _Unpickler(file, **settings).load()
 
 
-_RESTRICTED: Any = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="restricted pickle")
+_RESTRICTED_PICKLE: Any = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="restricted pickle")

@@ -1,4 +1,4 @@
-"""From a run to an artifact: the best checkpoint's weights, the dense network as ONNX, recipe and manifest."""
+"""Exports a run as an artifact: the best checkpoint's weights, the dense network as ONNX, recipe and manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
-from shared.deploy.calibration_inputs import compared_examples
+from shared.deploy.calibration_inputs import comparison_examples
 from shared.deploy.writing import write_artifact
 from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress, read_while_training
 from shared.engine.run import Run
@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 from shared.recipe_file import digest, read_recipe_file
 from shared.recipes import recipe_of
 
-_STATED = ("recipe", "steps", "seconds", "device", "began_from")
+_RECORDED_FIELDS = ("recipe", "steps", "seconds", "device", "began_from")
 
 
 def export(
@@ -34,20 +34,20 @@ def export(
 ) -> Artifact:
     """Exports the best checkpoint of a run as the next version of its model in ``registry``.
 
-    The version appears whole or not at all; without ``network`` it holds no ONNX, and ``programs`` are made besides.
-    They are compared with torch on what the network sees of ``files``, else of the application's samples.
-    Refuses a run without a checkpoint; raises ``ArithmeticError`` where a program and torch differ, and
-    ``ProgramError`` for a program that cannot be made here.
+    The version appears complete or not at all. With ``network=False`` it has no ONNX file. ``programs`` are further
+    programs to make, which are compared with torch on the network's inputs on ``files``, or else on the application's
+    samples. Raises ``InvalidInputError`` for a run without a checkpoint, ``ArithmeticError`` if a program differs from
+    torch, and ``ProgramError`` for a program that cannot be made on this machine.
     """
     run = Run(run_dir, app.name, "")
     document = read_recipe_file(run.recipe_file)
     recipe = recipe_of(app, document)
-    best, progress = read_while_training(lambda: _best(run))
+    weights_of_best, progress = read_while_training(lambda: _best_weights(run))
     model = recipe.model.build(recipe.input)
-    model.load_state_dict(best)
+    model.load_state_dict(weights_of_best)
     model.eval()
     calibration: dict[str, Any] = app.calibrate(recipe, model) if app.calibrate is not None else {}
-    earlier = began_from(recipe.init)
+    origin = training_origin(recipe.init)
     manifest = Manifest(
         name=str(getattr(recipe.model, "name", app.models[0])),
         version=0,
@@ -65,7 +65,7 @@ def export(
             "device": progress.device,
             "torch": torch.__version__,
             "parameters": sum(p.numel() for p in model.parameters()),
-            **({} if earlier is None else {"began_from": earlier}),
+            **({} if origin is None else {"began_from": origin}),
         },
     )
     dense: DenseNetwork | None = None
@@ -73,21 +73,23 @@ def export(
         try:
             dense = app.dense(recipe, model)
         except NotImplementedError as error:
-            # A network without a dense part, such as one that was imported and trained further: torch serves it.
+            # A network without a dense part, such as one that was imported and then fine-tuned, is served by torch.
             manifest.training["without_onnx"] = str(error)
-    weights, text = model.state_dict(), run.recipe_file.read_text(encoding="utf-8")
+    weights, recipe_text = model.state_dict(), run.recipe_file.read_text(encoding="utf-8")
     examples = None
     if dense is not None and programs:
         with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
-            without = write_artifact(Path(folder), manifest, weights=weights, recipe=text, dense=None)
-            examples = compared_examples(app, without, files)
+            artifact_without_network = write_artifact(
+                Path(folder), manifest, weights=weights, recipe=recipe_text, dense=None
+            )
+            examples = comparison_examples(app, artifact_without_network, files)
     return write_artifact(
-        registry, manifest, weights=weights, recipe=text, dense=dense, programs=programs, examples=examples
+        registry, manifest, weights=weights, recipe=recipe_text, dense=dense, programs=programs, examples=examples
     )
 
 
-def _best(run: Run) -> tuple[dict[str, Tensor], Progress]:
-    """The weights of the best checkpoint, and what the run knew when it wrote it."""
+def _best_weights(run: Run) -> tuple[dict[str, Tensor], Progress]:
+    """The weights of the best checkpoint, and the progress of the run at that checkpoint."""
     checkpoints = Checkpoints(run.checkpoints, recipe_digest="")
     latest = checkpoints.latest()
     if latest is None:
@@ -98,33 +100,34 @@ def _best(run: Run) -> tuple[dict[str, Tensor], Progress]:
         )
     if (checkpoint := checkpoints.best()) is None:
         raise InvalidInputError(
-            f"the best checkpoint of {run.path}, that of step {best}, is missing or torn; train further"
+            f"the best checkpoint of {run.path}, of step {best}, is missing or damaged; continue the training"
         )
     return model_state(checkpoint), read_progress(checkpoint)
 
 
-def began_from(initial: Path | None, within: tuple[Path, ...] = ()) -> dict[str, Any] | None:
-    """What is known of the training of the weights that a run began from; None where it began from nothing.
+def training_origin(initial: Path | None, visited: tuple[Path, ...] = ()) -> dict[str, Any] | None:
+    """Describes the training of the weights that a run was initialised from; None if it was not.
 
-    ``initial`` is what ``--init`` named: an artifact, a run or a file of weights. An artifact's own record is copied,
-    a run's followed further; of a file, and of what is gone, only the name is known.
+    ``initial`` is the value of ``--init``: an artifact, a run or a file of weights. The training record of an artifact
+    is copied, and that of a run is followed to its own origin. For a file, or if ``initial`` no longer exists, only the
+    name is known.
     """
     if initial is None:
         return None
     try:
         if (initial / "manifest.json").is_file():
             manifest = open_artifact(initial).manifest
-            stated = {name: manifest.training[name] for name in _STATED if name in manifest.training}
+            record = {name: manifest.training[name] for name in _RECORDED_FIELDS if name in manifest.training}
             source = {"source": manifest.source} if manifest.source else {}
-            return {"artifact": f"{manifest.name} {manifest.version}", **stated, **source}
-        if (initial / "recipe.yaml").is_file() and initial.resolve() not in within:
-            return _of_run(initial, (*within, initial.resolve()))
+            return {"artifact": f"{manifest.name} {manifest.version}", **record, **source}
+        if (initial / "recipe.yaml").is_file() and initial.resolve() not in visited:
+            return _run_record(initial, (*visited, initial.resolve()))
     except InvalidInputError:
         pass
     return {"file": initial.name}
 
 
-def _of_run(run: Path, within: tuple[Path, ...]) -> dict[str, Any]:
+def _run_record(run: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
     document = read_recipe_file(run / "recipe.yaml")
     checkpoints = Checkpoints(run / "checkpoints", recipe_digest="")
     checkpoint = checkpoints.best() or checkpoints.latest()
@@ -137,6 +140,6 @@ def _of_run(run: Path, within: tuple[Path, ...]) -> dict[str, Any]:
         "seconds": round(progress.seconds, 1),
         "device": progress.device,
     }
-    named = document["recipe"].get("init")
-    earlier = began_from(Path(named) if named else None, within)
-    return record if earlier is None else record | {"began_from": earlier}
+    initial = document["recipe"].get("init")
+    origin = training_origin(Path(initial) if initial else None, visited)
+    return record if origin is None else record | {"began_from": origin}

@@ -1,4 +1,4 @@
-"""The dense network as ONNX, compared with torch when it is written."""
+"""Exports the dense network as ONNX and compares it with torch."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ _DATATYPES = {
     torch.int32: "INT32",
     torch.bool: "BOOL",
 }
-TOLERANCE = 1e-3
-"""How far ONNX Runtime may be from torch at export, relative to the largest output."""
+MAX_EXPORT_ERROR = 1e-3
+"""The maximum difference between ONNX Runtime and torch at export, relative to the largest output."""
 
 
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
-    """Writes the network as one ONNX file and returns its outputs on the example inputs, after comparing the two."""
+    """Writes the network as one ONNX file and returns its outputs on the example inputs.
+
+    Raises ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or if an axis that should be dynamic was
+    exported with a fixed size.
+    """
     import onnxruntime as ort
 
-    # They say of every second node that they leave it as it is, and of every pass what it did: hundreds of lines.
+    # These loggers write hundreds of lines on unchanged nodes and optimisation passes.
     for logger in ("onnxscript", "onnxscript.optimizer", "onnx_ir"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     module = dense.module.cpu().eval()
     example = tuple(value.cpu() for value in dense.inputs.values())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = module(*example)
+        expected_outputs = module(*example)
         program = torch.onnx.export(
             module,
             example,
@@ -48,48 +52,52 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        # The exporter notes where each node came from, with the paths of this machine: half of a small file.
+        # The exporter stores where each node came from, with paths of this machine: half the size of a small file.
         node.metadata_props.clear()
     program.save(str(path), external_data=False)
-    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    expected_outputs = [expected_outputs] if isinstance(expected_outputs, Tensor) else list(expected_outputs)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {name: value.numpy() for name, value in zip(dense.inputs, example, strict=True)}
-    found = session.run(list(dense.outputs), feeds)
-    for name, one, other in zip(dense.outputs, expected, found, strict=True):
-        difference = float(np.abs(one.numpy() - other).max()) / max(float(one.abs().max()), 1e-6)
-        if not difference < TOLERANCE:
+    found_outputs = session.run(list(dense.outputs), feeds)
+    for name, expected_output, found_output in zip(dense.outputs, expected_outputs, found_outputs, strict=True):
+        difference = float(np.abs(expected_output.numpy() - found_output).max()) / max(
+            float(expected_output.abs().max()), 1e-6
+        )
+        if not difference < MAX_EXPORT_ERROR:
             raise ArithmeticError(f"the exported network's output {name} differs from torch's by {difference:.2e}")
-    for kind, tensors in ((session.get_inputs(), dense.inputs), (session.get_outputs(), dense.outputs)):
-        # The exporter fixes an axis without a word where the network's code does.
-        for tensor in kind:
-            fixed = [axis for axis in _axes(dense).get(tensor.name, {}) if isinstance(tensor.shape[axis], int)]
-            if tensor.name in tensors and fixed:
+    for ports, names in ((session.get_inputs(), dense.inputs), (session.get_outputs(), dense.outputs)):
+        # The exporter silently fixes the size of an axis if the network's code does.
+        for port in ports:
+            fixed_axes = [axis for axis in _dynamic_axes(dense).get(port.name, {}) if isinstance(port.shape[axis], int)]
+            if port.name in names and fixed_axes:
                 raise ArithmeticError(
-                    f"axis {fixed[0]} of {tensor.name} was exported as {tensor.shape}, not as dynamic"
+                    f"axis {fixed_axes[0]} of {port.name} was exported as {port.shape}, not as dynamic"
                 )
-    return dict(zip(dense.outputs, expected, strict=True))
+    return dict(zip(dense.outputs, expected_outputs, strict=True))
 
 
 def dynamic_shapes(dense: DenseNetwork) -> tuple[dict[int, Any], ...]:
-    """The dynamic axes of each input, as torch.export takes them. A label ``16*x`` is a multiple of 16."""
-    known: dict[str, Any] = {}
+    """The dynamic axes of each input for torch.export. The label ``16*x`` means a multiple of 16."""
+    dims: dict[str, Any] = {}
 
     def size(label: str) -> Any:
         factor, _, name = label.rpartition("*")
-        known.setdefault(name, torch.export.Dim(name))
-        return int(factor) * known[name] if factor else known[name]
+        dims.setdefault(name, torch.export.Dim(name))
+        return int(factor) * dims[name] if factor else dims[name]
 
-    return tuple({axis: size(label) for axis, label in _axes(dense).get(name, {}).items()} for name in dense.inputs)
+    return tuple(
+        {axis: size(label) for axis, label in _dynamic_axes(dense).get(name, {}).items()} for name in dense.inputs
+    )
 
 
-def _axes(dense: DenseNetwork) -> dict[str, dict[int, str]]:
+def _dynamic_axes(dense: DenseNetwork) -> dict[str, dict[int, str]]:
     if dense.dynamic is None:
         return {name: {0: "batch"} for name in (*dense.inputs, *dense.outputs)}
     return {name: dict(axes) for name, axes in dense.dynamic.items()}
 
 
 def tensor_spec(name: str, value: Tensor, dense: DenseNetwork) -> TensorSpec:
-    """The tensor ``name`` of the Open Inference Protocol; its dynamic axes are of any size."""
-    moving = _axes(dense).get(name, {})
-    shape = tuple(-1 if axis in moving else size for axis, size in enumerate(value.shape))
+    """The specification of the tensor ``name`` for the Open Inference Protocol, with -1 for dynamic axes."""
+    dynamic = _dynamic_axes(dense).get(name, {})
+    shape = tuple(-1 if axis in dynamic else size for axis, size in enumerate(value.shape))
     return TensorSpec(name=name, datatype=_DATATYPES[value.dtype], shape=shape)

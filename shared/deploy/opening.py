@@ -1,4 +1,4 @@
-"""A predictor and its codec, ready to use: of a shipped artifact, of one in a directory, or of a run."""
+"""Opens a predictor and its codec, from the shipped artifacts, an artifact's directory, or a run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.predictor import Codec, Predictor, programs_of
-from shared.deploy.programs.choosing import asked_program, programs_on_use
+from shared.deploy.programs.choosing import asked_program, lazy_programs
 from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """A predictor on a device, the codec around it, and the manifests of its models, the default first."""
+class OpenedPredictor:
+    """A predictor on a device, its codec, and the manifests of its models, the default model first."""
 
     predictor: Predictor[Any, Any]
     codec: Codec[Any, Any]
@@ -28,7 +28,7 @@ class Opened:
 
     @property
     def title(self) -> str:
-        """What it is called in sentences."""
+        """The names and versions of the models, for messages."""
         return ", ".join(f"{manifest.name} version {manifest.version}" for manifest in self.manifests)
 
 
@@ -39,29 +39,29 @@ def open_predictor(
     run: Path | None = None,
     device: str | None = None,
     program: str | None = None,
-    on_use: bool = False,
-) -> Opened:
-    """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts.
+    lazy: bool = False,
+) -> OpenedPredictor:
+    """Opens a predictor for the artifact in a directory, for a run's best checkpoint, or for the shipped artifacts.
 
-    With an artifact come those that it is always served with, such as a second stage that has learnt from its marks.
-    It computes with ``program`` where one is named, else with the fastest on this machine. With ``on_use`` a model is
-    loaded when the first input needs it.
+    An artifact is opened together with the artifacts that it is served with, such as a second stage trained on its
+    detections. The predictor uses ``program`` if given, else the fastest program on this machine. With ``lazy``, a
+    model is loaded when an input first needs it. Raises ``InvalidInputError`` if both an artifact and a run are given.
     """
     if artifact is not None and run is not None:
         raise InvalidInputError("name an artifact or a run, not both")
-    place = choose_device(device)
+    chosen_device = choose_device(device)
     if run is None:
         artifacts = shipped(app) if artifact is None else _with_partners(app, open_artifact(artifact))
-        with asked_program(program), programs_on_use() if on_use else nullcontext():
-            return _open(app, artifacts, place)
+        with asked_program(program), lazy_programs() if lazy else nullcontext():
+            return _open_artifacts(app, artifacts, chosen_device)
     from shared.deploy.export import export
 
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder, asked_program(program or "torch"):
-        opened = _open(app, [export(run, app, Path(folder), network=False)], place)
-    for one in programs_of(opened.predictor).values():
-        one.version = None  # it is of no registry
-        if program is None:  # of a run no other was made beforehand
-            one.reason = "a run has no other unless one is named"
+        opened = _open_artifacts(app, [export(run, app, Path(folder), network=False)], chosen_device)
+    for program_of_run in programs_of(opened.predictor).values():
+        program_of_run.version = None  # a run has no version
+        if program is None:  # no other program was made for a run beforehand
+            program_of_run.reason = "a run uses torch unless a program is named"
     return opened
 
 
@@ -70,10 +70,10 @@ def _with_partners(app: App, artifact: Artifact) -> list[Artifact]:
     return [artifact, *app.served_with(artifact)]
 
 
-def _open(app: App, artifacts: Sequence[Artifact], device: str) -> Opened:
+def _open_artifacts(app: App, artifacts: Sequence[Artifact], device: str) -> OpenedPredictor:
     for artifact in artifacts:
         artifact.must_belong_to(app.name)
     predictor = app.predictor(artifacts, device)
-    # Of a second stage alone the predictor brings the detector.
+    # For a second stage alone, the predictor also loads the detector.
     manifests = getattr(predictor, "manifests", None) or (artifact.manifest for artifact in artifacts)
-    return Opened(predictor=predictor, codec=app.codec(predictor), manifests=tuple(manifests))
+    return OpenedPredictor(predictor=predictor, codec=app.codec(predictor), manifests=tuple(manifests))

@@ -1,4 +1,4 @@
-"""What every interface (command line, JSON route, form, Python) calls: a predictor of typed values and a codec."""
+"""The predictor and codec that every interface (command line, JSON routes, web form, Python) calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from shared.deploy.reading_ahead import read_ahead
+from shared.deploy.preloading import preload
 
 if TYPE_CHECKING:
     from shared.deploy.programs.program import Program
@@ -20,10 +20,10 @@ Output_contra = TypeVar("Output_contra", contravariant=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Files on local disk, as a person or a program handed them in, and options as text.
+    """Input files on local disk, and options as text.
 
-    ``files`` holds what was named: one file, several, or one directory. Uploaded files keep their names.
-    ``seconds`` is how long the asker waits, so that what takes longer can be refused at once; None where nobody does.
+    ``files`` holds one file, several files, or one directory. Uploaded files keep their names. ``seconds`` is how long
+    the client waits, so that a request that takes longer can be refused at once; None if no client waits.
     """
 
     files: tuple[Path, ...]
@@ -33,15 +33,15 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Later:
-    """Files of a response that are made when somebody asks for them, by the codec's ``make``.
+    """Files of a response that the codec's ``make`` makes on request.
 
-    ``files`` says for each, ``picture.png`` too, what it is made from: names in ``sources``, or of files that the
-    response has. A server keeps a source until everything is made from it, those in ``lasting`` as long as the case:
-    the application's own routes make more from them.
+    ``files`` maps each file name, including ``picture.png``, to what it is made from: names in ``sources`` or of files
+    of the response. A server keeps a source until all files have been made from it, and those in ``lasting`` as long as
+    the case, because the application's own routes make more files from them.
 
-    ``inputs`` makes what was analysed, whole and under names of its own, for ``trivium reviews``. It is called only
-    where a server keeps inputs (``TRIVIUM_KEEP_INPUTS``), which then stay as long as the case. It may hold nothing that
-    tells of a person and that the other files do not tell.
+    ``inputs`` has functions that return the complete analysed input, under new names, for ``trivium reviews``. They are
+    called only if the server keeps inputs (``TRIVIUM_KEEP_INPUTS``), as long as the case. They must not reveal personal
+    data that the other files do not reveal.
     """
 
     files: Mapping[str, tuple[str, ...]]
@@ -52,13 +52,13 @@ class Later:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """What comes out, the same through every interface.
+    """The outputs for a request, the same through every interface.
 
-    ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths, but for
-    what ``with_programs`` adds: of the milliseconds that were measured once.
-    ``picture`` is a PNG that a person can look at. ``files`` maps names (no folders) to content: outputs in the
-    field's formats, and what the form's viewer reads. ``model`` is the name of the shipped model that answered, where
-    an application has several. What costs time and may not be wanted, the picture too, is left for ``later``.
+    ``result`` is the content of ``result.json`` in JSON types. It is deterministic and has no times or paths, except
+    for the latencies, measured once, in what ``with_programs`` adds. ``picture`` is a PNG for people to look at.
+    ``files`` maps names (without folders) to contents: outputs in the field's formats, and files for the form's viewer.
+    ``model`` is the name of the model that answered, if the application has several. Files that take time and may not
+    be needed, including the picture, can be left for ``later``.
     """
 
     result: Mapping[str, object]
@@ -70,10 +70,10 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded(Generic[Input]):
-    """A request as the predictor takes it: one or several inputs, the options for all of them.
+    """A decoded request: one or several inputs for the predictor, and the options for all of them.
 
-    ``options`` are an application's frozen dataclass; inputs of requests with equal options may be predicted together.
-    ``context`` is what ``encode`` needs besides: the file's name, remarks of the reader, known truth.
+    ``options`` is the application's frozen dataclass; inputs of requests with equal options may be predicted in one
+    batch. ``context`` is what else ``encode`` needs: the file name, remarks of the reader, ground truth.
     """
 
     inputs: tuple[Input, ...]
@@ -82,27 +82,29 @@ class Decoded(Generic[Input]):
 
 
 class Predictor(Protocol[Input_contra, Output_co]):
-    """Pure, and usable from a notebook: typed arrays in, typed findings out. The server owns queue, batch and clock.
+    """Maps typed arrays to typed findings. Pure and usable from a notebook: the server owns queue, batch and clock.
 
-    ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
-    ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
-    by the model's name: see ``programs_of``; where a second one takes part in the answers of a model, ``second_stages``
-    has its name by that of the model. One that uses other artifacts than it was given has their manifests in
-    ``manifests``, the default first; the type of its inputs is in ``takes`` where ``trivium`` is to refuse others. One
-    that is faster on the inputs of several requests together has an attribute ``batching`` that is True; others are
-    given one request at a time.
+    ``predict`` returns one output for each input, in order; batching does not change the outputs. ``options=None``
+    means the application's defaults. Optional attributes:
+
+    ``programs``       the programs of its networks by model name; see ``programs_of``
+    ``second_stages``  by the name of a model, the name of the second-stage model that corrects its findings
+    ``manifests``      the manifests of its models, the default first, if it uses other artifacts than it was given
+    ``takes``          the type of its inputs, if ``trivium`` should refuse inputs of other types
+    ``batching``       True if it is faster on the inputs of several requests together; otherwise it gets one request
+                       at a time
     """
 
     def predict(self, batch: Sequence[Input_contra], options: Any = None) -> Sequence[Output_co]: ...
 
 
 class Codec(Protocol[Input, Output_contra]):
-    """From files and options to a predictor's inputs, and from its outputs to a response. ``apps/<app>/service.py``.
+    """Decodes files and options to a predictor's inputs, and encodes its outputs as a response (``service.py``).
 
-    ``decode`` raises ``InvalidInputError`` for input that cannot be used. One whose responses leave files for later has
-    ``make(name: str, sources: Mapping[str, bytes]) -> bytes`` besides, which makes one of them. One that needs not all
-    models for a request has ``likely_models(request: Request) -> Sequence[str]``, which guesses by the options and the
-    files' names which it needs; it is called in another thread.
+    ``decode`` raises ``InvalidInputError`` for input that cannot be used. A codec whose responses leave files for later
+    also has ``make(name: str, sources: Mapping[str, bytes]) -> bytes``, which makes one of them. A codec that does not
+    need all models for a request has ``likely_models(request: Request) -> Sequence[str]``, which guesses the needed
+    models from the options and the file names; it is called in another thread.
     """
 
     def decode(self, request: Request) -> Decoded[Input]: ...
@@ -111,17 +113,17 @@ class Codec(Protocol[Input, Output_contra]):
 
 
 def programs_of(predictor: object) -> dict[str, Program]:
-    """The programs that a predictor computes with, by the model's name; empty where it has none."""
+    """The programs of a predictor's networks by model name; empty if it has none."""
     return dict(getattr(predictor, "programs", {}))
 
 
 def second_stages_of(predictor: object) -> dict[str, str]:
-    """By a model's name that of the one which corrects what it finds; empty where there is none."""
+    """By the name of a model, the name of the second-stage model that corrects its findings; empty without any."""
     return dict(getattr(predictor, "second_stages", {}))
 
 
 def described_programs(predictor: object) -> dict[str, str]:
-    """By the model's name: the program that it computes with, why, and which others could not be used."""
+    """By model name: the program that it uses, the reason, and remarks on programs that could not be used."""
     return {
         name: "; ".join((f"{program.name}: {program.reason}", *program.remarks))
         for name, program in programs_of(predictor).items()
@@ -129,37 +131,36 @@ def described_programs(predictor: object) -> dict[str, str]:
 
 
 def with_programs(response: Response, predictor: object) -> Response:
-    """The response with what the predictor computes with in its result, by model: ``versions`` of the artifacts,
-    ``programs`` and ``program_reasons``.
+    """Adds to the result, by model, the ``versions`` of the artifacts, the ``programs`` and the ``program_reasons``.
 
-    One that no input has needed so far has no name, and where one model answered it is named alone, or with its second
-    stage: so the same input gives the same result, whatever was loaded before.
+    A program that no input has needed so far has no name and is left out. If one model answered, only that model and
+    its second stage are listed. So the same input gives the same result, whichever models were loaded before.
     """
-    answered = (response.model, second_stages_of(predictor).get(response.model or ""))
+    answering_models = (response.model, second_stages_of(predictor).get(response.model or ""))
     used = {
         name: program
         for name, program in programs_of(predictor).items()
-        if program.name and (response.model is None or name in answered)
+        if program.name and (response.model is None or name in answering_models)
     }
     if not used:
         return response
     versions = {name: program.version for name, program in used.items() if program.version is not None}
-    said = {
+    program_facts = {
         **({"versions": versions} if versions else {}),
         "programs": {name: program.name for name, program in used.items()},
         "program_reasons": {name: program.reason for name, program in used.items()},
     }
-    return replace(response, result={**response.result, **said})
+    return replace(response, result={**response.result, **program_facts})
 
 
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:
-    """One request through a predictor, without a server; nothing is left for later.
+    """Answers one request with a predictor, without a server; all files are made at once.
 
-    Models that are to be loaded on use are loaded while the input is read. One that is refused waits for none of them.
+    Models that are loaded on first use are loaded while the input is read. A refused request does not wait for them.
     """
-    if waiting := {name: one for name, one in programs_of(predictor).items() if one.reader is not None}:
-        likely = getattr(codec, "likely_models", lambda _: waiting)
-        read_ahead(lambda: [waiting[name] for name in likely(request) if name in waiting])
+    if unloaded := {name: program for name, program in programs_of(predictor).items() if program.reader is not None}:
+        likely = getattr(codec, "likely_models", lambda _: unloaded)
+        preload(lambda: [unloaded[name] for name in likely(request) if name in unloaded])
     decoded = codec.decode(request)
     response = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
     return with_programs(with_all_files(response, codec), predictor)
@@ -169,13 +170,13 @@ PICTURE = "picture.png"
 
 
 def with_all_files(response: Response, codec: Any) -> Response:
-    """The response with the files made that it left for later."""
+    """Returns the response with the files made that it had left for later."""
     if response.later is None:
         return response
-    there = {**response.files, **response.later.sources}
-    made = {
-        name: codec.make(name, {source: there[source] for source in sources})
+    contents = {**response.files, **response.later.sources}
+    made_files = {
+        name: codec.make(name, {source: contents[source] for source in sources})
         for name, sources in response.later.files.items()
     }
-    picture = made.pop(PICTURE, response.picture)
-    return replace(response, picture=picture, files={**response.files, **made}, later=None)
+    picture = made_files.pop(PICTURE, response.picture)
+    return replace(response, picture=picture, files={**response.files, **made_files}, later=None)

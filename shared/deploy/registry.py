@@ -1,4 +1,4 @@
-"""The registry: artifacts by name and version, in directories of Triton's repository layout."""
+"""The registry: artifacts by name and version, in directories of Triton's model repository layout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger("trivium.registry")
 
 
 class Registry:
-    """The artifacts below ``roots``, as ``<name>/<version>/``. Files are read when an artifact is asked for.
+    """The artifacts in ``<name>/<version>/`` below the directories ``roots``. An artifact's files are read on request.
 
-    A version whose manifest states another name or number than its folder has is left out, with a line in the log.
-    A model in an earlier directory takes the place of the one of its name in a later directory, in all versions:
-    what somebody trained comes before what was shipped. ``live`` says which version of a model is predicted with: the
-    newest where it says None. Those that ``retired`` tells are not predicted with as partners.
+    A version whose manifest has another name or number than its folder is ignored, with a warning in the log. A model
+    in an earlier root replaces, in all versions, the model of the same name in a later root: user-trained models
+    precede shipped ones. ``live`` returns the version of a model to serve, or None for the newest. Versions for which
+    ``retired`` returns True are not used as partners.
     """
 
     def __init__(
@@ -36,30 +36,30 @@ class Registry:
         self.roots = roots
         self._live, self._retired = live, retired
         self._opened: dict[Path, Artifact] = {}
-        self._misplaced: dict[Path, str | None] = {}
+        self._misplacements: dict[Path, str | None] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The models of which there is a version."""
+        """The names of the models that have at least one version."""
         return sorted({path.parts[-2] for root in self.roots for path in self._versions_in(root, "*")})
 
     def versions(self, name: str) -> dict[int, Path]:
-        """The directories of a model's versions, the oldest first; empty where there are none."""
+        """The directories of a model's versions by number, oldest first; empty if there are none."""
         for root in self.roots:
             if found := {int(path.name): path for path in self._versions_in(root, name)}:
                 return dict(sorted(found.items()))
         return {}
 
     def live(self, name: str) -> Artifact:
-        """The version of a model that is predicted with; refuses where there is none, and what ``newest`` refuses."""
+        """The live version of a model. Raises ``InvalidInputError`` as ``newest`` does."""
         version = self._live(name)
         path = None if version is None else self.versions(name).get(version)
         if version is not None and path is None:
-            log.warning("the live version %d of %s is not in the registry; the newest takes its place", version, name)
+            log.warning("the live version %d of %s is not in the registry; using the newest instead", version, name)
         return self.newest(name) if path is None else self.open(path)
 
     def newest(self, name: str) -> Artifact:
-        """The highest version of a model; refuses where there is none, and one that is incomplete or was altered."""
+        """The highest version of a model. Raises ``InvalidInputError`` if there is none or it is damaged or altered."""
         versions = self.versions(name)
         if not versions:
             roots = " and ".join(map(str, self.roots))
@@ -67,100 +67,101 @@ class Registry:
         return self.open(versions[max(versions)])
 
     def open(self, path: Path) -> Artifact:
-        """The artifact in a directory; its digests are checked the first time."""
+        """Opens the artifact in a directory; its digests are checked only the first time."""
         with self._lock:
             if path not in self._opened:
                 self._opened[path] = open_artifact(path)
             return self._opened[path]
 
     def open_partner(self, path: Path) -> Artifact:
-        """``open`` of what another model does without; where it is refused, the refusal says how to do so."""
+        """As ``open``, for an artifact that another model can do without; the error also says how to leave it out."""
         try:
             return self.open(path)
-        except InvalidInputError as refusal:
+        except InvalidInputError as error:
             raise InvalidInputError(
-                f"{refusal}. Or leave it out: `trivium versions {path.parent.name} --retire {path.name}` on a server, "
-                f"else move the folder {path} away; the model that it goes with does without it",
-                status=refusal.status,
-            ) from refusal
+                f"{error}. This model is optional. To leave it out, run `trivium versions {path.parent.name} --retire "
+                f"{path.name}` if a server is running, else move the folder {path} away",
+                status=error.status,
+            ) from error
 
     def serving(self, app: App) -> list[Artifact]:
-        """What an application predicts with: the live version of each of its models, then their partners.
+        """The artifacts that an application serves: the live version of each of its models, then their partners.
 
-        Models in an earlier directory come first: what somebody trained serves by default, also where what was shipped
-        has another name. Those in one directory are in the application's order.
-        A partner is the live version where that belongs to one of the models, else the newest that does and is not
-        retired; where none does there is none. Models of which there is no version are left out; refuses where that
-        leaves none.
+        Models in an earlier root come first, so that a user-trained model is the default even if shipped models have
+        other names. Models in the same root are in the application's order. The partner of a model is the partner's
+        live version if it belongs to the model, else the newest version that does and is not retired, or none. Models
+        without a version are left out. Raises ``InvalidInputError`` if no model is left.
         """
         models = [name for name in app.models if name not in app.partners]
-        held = sorted((name for name in models if self.versions(name)), key=self._place)
-        found = [self.live(name) for name in held] or [self.newest(models[0])]
-        for artifact in found:
+        present = sorted((name for name in models if self.versions(name)), key=self._root_index)
+        artifacts = [self.live(name) for name in present] or [self.newest(models[0])]
+        for artifact in artifacts:
             artifact.must_belong_to(app.name)
         partners: dict[Path, Artifact] = {}
-        for name, belongs in app.partners.items():
-            for model in found:
-                candidates = map(self.open_partner, self._usable(name))
-                if (partner := next((one for one in candidates if belongs(one, model)), None)) is not None:
+        for name, belongs_to in app.partners.items():
+            for model in artifacts:
+                candidates = map(self.open_partner, self._usable_versions(name))
+                if (
+                    partner := next((candidate for candidate in candidates if belongs_to(candidate, model)), None)
+                ) is not None:
                     partners[partner.path] = partner
-        return [*found, *partners.values()]
+        return [*artifacts, *partners.values()]
 
-    def _place(self, name: str) -> int:
-        """The place among ``roots`` of the directory that a model's versions lie in."""
-        return next(place for place, root in enumerate(self.roots) if self._versions_in(root, name))
+    def _root_index(self, name: str) -> int:
+        """The index in ``roots`` of the directory that has a model's versions."""
+        return next(index for index, root in enumerate(self.roots) if self._versions_in(root, name))
 
-    def _usable(self, name: str) -> list[Path]:
-        """The versions of a model that are not retired, the live one first, then the newest, those shadowed last."""
-        known = self.versions(name)
+    def _usable_versions(self, name: str) -> list[Path]:
+        """The versions of a model that are not retired: the live one, the others newest first, then shadowed ones."""
+        versions = self.versions(name)
         live = self._live(name)
-        kept = [number for number in sorted(known, reverse=True) if not self._retired(name, number)]
-        found = [known[number] for number in sorted(kept, key=lambda number: number != live)]
+        not_retired = [number for number in sorted(versions, reverse=True) if not self._retired(name, number)]
+        paths = [versions[number] for number in sorted(not_retired, key=lambda number: number != live)]
         for root in self.roots:
-            others = [path for path in self._versions_in(root, name) if path not in known.values()]
-            found += sorted(others, key=lambda path: -int(path.name))
-        return found
+            shadowed = [path for path in self._versions_in(root, name) if path not in versions.values()]
+            paths += sorted(shadowed, key=lambda path: -int(path.name))
+        return paths
 
     def _versions_in(self, root: Path, name: str) -> list[Path]:
-        return [path for path in _version_folders(root.glob(f"{name}/*/{MANIFEST}")) if self._is_what_it_says(path)]
+        return [path for path in _version_folders(root.glob(f"{name}/*/{MANIFEST}")) if self._is_in_its_folder(path)]
 
-    def _is_what_it_says(self, path: Path) -> bool:
-        if path not in self._misplaced:
-            self._misplaced[path] = fault = misplaced(path)
-            if fault is not None:
-                log.warning("%s; it is left out", fault)
-        return self._misplaced[path] is None
+    def _is_in_its_folder(self, path: Path) -> bool:
+        if path not in self._misplacements:
+            self._misplacements[path] = problem = misplacement(path)
+            if problem is not None:
+                log.warning("%s; it is ignored", problem)
+        return self._misplacements[path] is None
 
 
-def misplaced(path: Path) -> str | None:
-    """Why the artifact in ``<name>/<version>`` is not the one that its folder says, or None.
+def misplacement(path: Path) -> str | None:
+    """Describes a mismatch between the folder ``<name>/<version>`` and its artifact's manifest; None if they match.
 
-    A manifest that cannot be read says nothing of the kind; it is refused where the artifact is opened.
+    An unreadable manifest is no mismatch here; it is refused when the artifact is opened.
     """
     try:
         manifest = json.loads(manifest_bytes(path))
-        stated = f"{manifest['name']} version {manifest['version']}"
+        stated_version = f"{manifest['name']} version {manifest['version']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if stated == f"{path.parent.name} version {int(path.name)}":
+    if stated_version == f"{path.parent.name} version {int(path.name)}":
         return None
-    return f"{path} holds {stated} by its {MANIFEST}: it was copied or renamed; move it to that name and number"
+    return f"{path} holds {stated_version} by its {MANIFEST}; move it to the folder of that name and number"
 
 
 def shipped(app: App) -> list[Artifact]:
-    """The artifacts that come with the application, one for each of its models, the default first."""
+    """The artifacts that ship with the application, one for each of its models, the default first."""
     return Registry(app.weights).serving(app)
 
 
-def newest_partner(name: str, belongs: Callable[[Artifact], bool], roots: Iterable[Path]) -> Artifact | None:
-    """The newest version of the model ``name`` that ``belongs``, of the first of the registries ``roots`` that has one.
+def newest_partner(name: str, belongs_to: Callable[[Artifact], bool], roots: Iterable[Path]) -> Artifact | None:
+    """The newest version of the model ``name`` for which ``belongs_to`` is True, from the first root that has one.
 
-    None where none does. A registry may hold second stages of several detectors, or former ones, as versions.
+    Returns None if there is none. The versions in a registry may be second stages of several or earlier detectors.
     """
     for root in roots:
         registry = Registry(root)
         for _, path in sorted(registry.versions(name).items(), reverse=True):
-            if belongs(artifact := registry.open_partner(path)):
+            if belongs_to(artifact := registry.open_partner(path)):
                 return artifact
     return None
 

@@ -1,4 +1,4 @@
-"""One input out of an application's samples: what the programs of its networks are timed and compared on."""
+"""Reads one of an application's samples, on which the programs of its networks are timed and compared."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 def read_sample(samples: Sequence[Sample], read: Callable[[Sequence[Path]], T | None]) -> T:
-    """What ``read`` makes of the files of the first sample of which it makes anything, the real ones first.
+    """Returns the first result of ``read`` on a sample's files that is not None; real samples come first.
 
-    Refuses samples that cannot be read, all of them.
+    Raises ``InvalidInputError`` if none of the samples can be used.
     """
-    for sample in sorted(samples, key=lambda one: one.synthetic):
+    for sample in sorted(samples, key=lambda sample: sample.synthetic):
         with tempfile.TemporaryDirectory(prefix="trivium-sample-") as folder:
             try:
-                found = read(sample.files(Path(folder)))
-            except (InvalidInputError, OSError):  # the files of a real sample are the user's
+                result = read(sample.files(Path(folder)))
+            except (InvalidInputError, OSError):  # the files of a real sample are in the user's hands
                 continue
-            if found is not None:
-                return found
+            if result is not None:
+                return result
     raise InvalidInputError(f"none of the samples can be used: {', '.join(sample.name for sample in samples)}")

@@ -1,8 +1,8 @@
-"""Which layers of a network a quantised one owes its error to, measured at the outputs on inputs kept aside.
+"""Finds the layers whose quantisation causes most of a network's output error, measured on held-out inputs.
 
-The error is taken where it matters: of the scores that a detector's logits give, and of its other outputs in the cells
-where a score is high. Layers are tried one by one, and those left in floating point that take most of the error away,
-as far as a budget of time goes.
+The error is measured where it matters: on the scores computed from a detector's logits, and on its other outputs in the
+cells where a score is high. Layers are tried one by one; those that reduce the error most are left in floating point,
+within a time budget.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.deploy.int8_network import SMOOTHING, in_floating_point, layers, quantised
+from shared.deploy.int8_network import SMOOTHING_ALPHA, layer_names, quantise, with_floating_point_layer
 
 if TYPE_CHECKING:
     from shared.deploy.programs.program import Arrays
 
-TRIED_AGAIN, MAX_LAYERS = 6, 12
-"""After one layer was chosen, so many of the next best are tried again; so many are chosen at most."""
+MAX_RETRIED_LAYERS, MAX_LAYERS = 6, 12
+"""How many of the next best layers are tried again after each choice, and how many layers are chosen at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """How much longer layers in floating point may take in all, in parts of the time with none, and what each must
-    take away of the remaining error.
+class SearchBudget:
+    """The limits of a search: the maximum relative slowdown by all layers in floating point together, and the minimum
+    fraction of the remaining error that each of them must remove.
     """
 
-    time: float
-    least_gain: float
+    max_slowdown: float
+    min_gain: float
 
 
-BUDGETS = (Budget(0.2, 0.05), Budget(0.6, 0.02))
-"""At first, and where the domain's score falls too far with that."""
+SEARCH_BUDGETS = (SearchBudget(0.2, 0.05), SearchBudget(0.6, 0.02))
+"""The first budget, and the budget if the domain's score falls too far with the first."""
 
-FAR_WORSE = 2.0
-"""Of the two ways to quantise activations, one that begins with so many times the other's error is not gone into."""
+MAX_ERROR_RATIO = 2.0
+"""Smoothed or plain quantisation is not searched further if its error is more than this many times the other's."""
 
-_TIMED = 3
+_TIMED_RUNS = 3
 Run = Callable[["Arrays"], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Int8:
-    """A quantised network: OpenVINO's model, the layers left in floating point, its error and milliseconds a call."""
+class Int8Candidate:
+    """A quantised network: the OpenVINO model, its layers in floating point, its output error and its latency."""
 
     model: Any
     smoothing: float | None
@@ -55,40 +55,40 @@ class Int8:
     milliseconds: float
 
     @property
-    def described(self) -> str:
-        """What of the network is not quantised."""
+    def floating_layers(self) -> str:
+        """The names of the layers that are not quantised, for messages."""
         return "nothing" if not self.floating else ", ".join(self.floating)
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Compares models with the network on rows kept aside.
+class Evaluator:
+    """Compares models with the original network on held-out rows.
 
-    ``expected`` are the network's outputs for ``rows``; ``logits`` names those that are logits of scores;
-    ``compiled`` makes a model ready to compute as it will be in service.
+    ``expected`` are the network's outputs for ``rows``; ``logits`` names the outputs that are logits of scores.
+    ``compile_model`` compiles a model as for serving.
     """
 
     rows: Sequence[Arrays]
     expected: Sequence[Arrays]
     logits: Sequence[str]
-    compiled: Callable[[Any], Run]
+    compile_model: Callable[[Any], Run]
 
     def error(self, run: Run) -> float:
         return output_error(self.expected, [run(row) for row in self.rows], self.logits)
 
     def milliseconds(self, *runs: Run) -> list[float]:
-        """The least CPU time of a call with the last row, of each, taken in turns."""
-        taken: list[list[float]] = [[] for _ in runs]
-        for _ in range(_TIMED):
-            for run, times in zip(runs, taken, strict=True):
-                began = time.process_time()
+        """The minimum CPU time, in milliseconds, of a call with the last row, for each of the runs, taken in turns."""
+        seconds: list[list[float]] = [[] for _ in runs]
+        for _ in range(_TIMED_RUNS):
+            for run, times in zip(runs, seconds, strict=True):
+                start = time.process_time()
                 run(self.rows[-1])
-                times.append(time.process_time() - began)
-        return [1e3 * min(times) for times in taken]
+                times.append(time.process_time() - start)
+        return [1e3 * min(times) for times in seconds]
 
-    def judged(self, model: Any, smoothing: float | None, floating: Sequence[str]) -> Int8:
-        run = self.compiled(model)
-        return Int8(
+    def evaluate(self, model: Any, smoothing: float | None, floating: Sequence[str]) -> Int8Candidate:
+        run = self.compile_model(model)
+        return Int8Candidate(
             model=model,
             smoothing=smoothing,
             floating=tuple(floating),
@@ -98,135 +98,160 @@ class Judge:
 
 
 def output_error(expected: Sequence[Arrays], found: Sequence[Arrays], logits: Sequence[str]) -> float:
-    """The root mean square difference of the outputs, in parts of how much they vary, over the kinds of outputs.
+    """The root mean square, over the kinds of outputs, of the difference relative to the outputs' standard deviation.
 
-    ``logits`` (B, C, ...) count as scores. In a cell, all else that outputs of the same sizes behind the channels say
-    counts as much as the highest score there, by either network. Outputs that differ in a number at the end of their
-    names, as the levels of a pyramid do, are one kind.
+    ``logits`` (B, C, ...) are converted to scores. Other outputs with the same spatial size are weighted in each cell
+    by the highest score there, of either network. Outputs whose names differ only in a trailing number, such as the
+    levels of a pyramid, are one kind.
     """
-    wanted, got = ([_with_scores(one, logits) for one in outputs] for outputs in (expected, found))
+    expected_scores, found_scores = (
+        [_logits_to_scores(outputs_of_row, logits) for outputs_of_row in outputs] for outputs in (expected, found)
+    )
     highest = [
         [np.maximum(a[name], b[name]).max(axis=1, keepdims=True) for name in logits]
-        for a, b in zip(wanted, got, strict=True)
+        for a, b in zip(expected_scores, found_scores, strict=True)
     ]
-    differing: dict[str, float] = {}
-    varying: dict[str, float] = {}
+    squared_error: dict[str, float] = {}
+    variance: dict[str, float] = {}
     for name in expected[0]:
         kind = name.rstrip("0123456789")
-        weights = [_weights(one[name], of_logits) for one, of_logits in zip(wanted, highest, strict=True)]
-        pairs = [(w, a[name], b[name]) for w, a, b in zip(weights, wanted, got, strict=True)]
-        axes = (0, *range(2, wanted[0][name].ndim))
+        weights = [
+            _cell_weights(outputs_of_row[name], of_logits)
+            for outputs_of_row, of_logits in zip(expected_scores, highest, strict=True)
+        ]
+        pairs = [(w, a[name], b[name]) for w, a, b in zip(weights, expected_scores, found_scores, strict=True)]
+        axes = (0, *range(2, expected_scores[0][name].ndim))
         total = max(sum(float(w.sum()) for w in weights), 1e-12)
         mean = sum(np.sum(w * a, axis=axes, keepdims=True) for w, a, _ in pairs) / total
-        differing[kind] = differing.get(kind, 0.0) + sum(float(np.sum(w * (a - b) ** 2)) for w, a, b in pairs)
-        varying[kind] = varying.get(kind, 0.0) + sum(float(np.sum(w * (a - mean) ** 2)) for w, a, _ in pairs)
-    return float(np.sqrt(np.mean([differing[kind] / max(varying[kind], 1e-12) for kind in differing])))
+        squared_error[kind] = squared_error.get(kind, 0.0) + sum(float(np.sum(w * (a - b) ** 2)) for w, a, b in pairs)
+        variance[kind] = variance.get(kind, 0.0) + sum(float(np.sum(w * (a - mean) ** 2)) for w, a, _ in pairs)
+    return float(np.sqrt(np.mean([squared_error[kind] / max(variance[kind], 1e-12) for kind in squared_error])))
 
 
-def _with_scores(outputs: Arrays, logits: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The outputs, with logits as scores."""
+def _logits_to_scores(outputs: Arrays, logits: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Returns the outputs with logits converted to scores."""
     return {
         name: 1 / (1 + np.exp(-np.clip(value, -60, 60))) if name in logits else value for name, value in outputs.items()
     }
 
 
-def _weights(values: NDArray[Any], of_logits: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """(B, 1, ...) the highest score of a cell; ones where no logits are as large."""
-    for one in of_logits:
-        if values.ndim > 2 and one.shape[2:] == values.shape[2:]:
-            return one
+def _cell_weights(values: NDArray[Any], of_logits: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The weights of the cells, (B, 1, ...): their highest scores, or ones if no logits have the same spatial size."""
+    for scores in of_logits:
+        if values.ndim > 2 and scores.shape[2:] == values.shape[2:]:
+            return scores
     return np.ones((len(values), 1, *values.shape[2:]), np.float32)
 
 
-def candidates(
+def find_candidates(
     model: Any,
     rows: Sequence[Arrays],
-    judge: Judge,
+    evaluator: Evaluator,
     *,
-    budgets: Sequence[Budget] = BUDGETS,
-    say: Callable[[str], object] = lambda line: None,
-) -> Iterator[Int8]:
-    """``model`` quantised on ``rows``, with the worst layers in floating point; then with more of them.
+    budgets: Sequence[SearchBudget] = SEARCH_BUDGETS,
+    report: Callable[[str], object] = lambda line: None,
+) -> Iterator[Int8Candidate]:
+    """Yields ``model`` quantised on ``rows`` with the worst layers in floating point, then with more of them.
 
-    Which these are is found on a network with all layers quantised, by undoing one more of them at a time; each
-    of ``budgets`` says how many. Smoothed or not, whichever has the smaller error
-    then is taken; so are biases, corrected or as they are.
+    The layers are found by undoing the quantisation of a fully quantised network one layer at a time, for each of
+    ``budgets``. Of smoothed and plain quantisation, and of corrected and original biases, the variant with the smaller
+    error is used.
     """
     searches = []
-    for smoothing in (None, SMOOTHING):
-        whole = judge.judged(quantised(model, rows, smoothing=smoothing, correct_biases=False), smoothing, ())
-        smoothed = "as they are" if smoothing is None else "smoothed"
-        say(f"all layers in INT8, activations {smoothed}: {_figures(whole.error, whole.milliseconds)}")
-        searches.append(Search(whole=whole, judge=judge, left=layers(model), now=whole.model, error=whole.error))
-    least = min(one.error for one in searches)
-    searches = [one for one in searches if one.error <= FAR_WORSE * least]
+    for smoothing in (None, SMOOTHING_ALPHA):
+        fully_quantised = evaluator.evaluate(
+            quantise(model, rows, smoothing=smoothing, correct_biases=False), smoothing, ()
+        )
+        smoothed = "not smoothed" if smoothing is None else "smoothed"
+        figures = _format_figures(fully_quantised.error, fully_quantised.milliseconds)
+        report(f"all layers in INT8, activations {smoothed}: {figures}")
+        searches.append(
+            LayerSearch(
+                fully_quantised=fully_quantised,
+                evaluator=evaluator,
+                remaining=layer_names(model),
+                current=fully_quantised.model,
+                error=fully_quantised.error,
+            )
+        )
+    smallest_error = min(search.error for search in searches)
+    searches = [search for search in searches if search.error <= MAX_ERROR_RATIO * smallest_error]
     for search in searches:
-        search.undo(budgets[0], say)
-    chosen = min(searches, key=lambda one: one.error)
-    whole, tried = chosen.whole, 0
-    for number, budget in enumerate(budgets):
-        if number:
-            chosen.left = [name for name in layers(model) if name not in chosen.floating]
-            chosen.undo(budget, say)
-            if len(chosen.floating) == tried:
+        search.undo(budgets[0], report)
+    best_search = min(searches, key=lambda search: search.error)
+    fully_quantised, num_floating = best_search.fully_quantised, 0
+    for index, budget in enumerate(budgets):
+        if index:
+            best_search.remaining = [name for name in layer_names(model) if name not in best_search.floating]
+            best_search.undo(budget, report)
+            if len(best_search.floating) == num_floating:
                 continue
-        tried = len(chosen.floating)
-        made = []
+        num_floating = len(best_search.floating)
+        variants = []
         for corrected in (True, False):
             try:
-                mixed = quantised(
-                    model, rows, smoothing=whole.smoothing, floating=chosen.floating, correct_biases=corrected
+                model_variant = quantise(
+                    model,
+                    rows,
+                    smoothing=fully_quantised.smoothing,
+                    floating=best_search.floating,
+                    correct_biases=corrected,
                 )
             except KeyError as error:
-                # NNCF 3.4 follows a path to a layer beyond the part of the network that it has cut out.
+                # NNCF 3.4 follows a path to a layer outside the part of the network that it has extracted.
                 if not corrected:
                     raise
-                say(f"NNCF cannot correct the biases with these layers in floating point ({error})")
+                report(f"NNCF cannot correct the biases with these layers in floating point ({error})")
                 continue
-            made.append(judge.judged(mixed, whole.smoothing, chosen.floating))
-            biases = "corrected" if corrected else "as they are"
-            say(
-                f"made with {tried} layers in floating point, biases {biases}: "
-                f"{_figures(made[-1].error, made[-1].milliseconds)}"
+            variants.append(evaluator.evaluate(model_variant, fully_quantised.smoothing, best_search.floating))
+            biases = "corrected" if corrected else "not corrected"
+            report(
+                f"made with {num_floating} layers in floating point, biases {biases}: "
+                f"{_format_figures(variants[-1].error, variants[-1].milliseconds)}"
             )
-        yield min(made, key=lambda one: one.error)
+        yield min(variants, key=lambda variant: variant.error)
 
 
 @dataclass(kw_only=True, slots=True)
-class Search:
-    """Undoes the quantisation of a network layer by layer: ``left`` are those that may be, ``floating`` those that are.
+class LayerSearch:
+    """Undoes the quantisation of a network layer by layer.
 
-    ``now`` is the model so far, ``error`` its error.
+    ``remaining`` are the layers that are still quantised, ``floating`` those moved to floating point. ``current`` is
+    the current model, ``error`` its output error.
     """
 
-    whole: Int8
-    judge: Judge
-    left: list[str]
-    now: Any
+    fully_quantised: Int8Candidate
+    evaluator: Evaluator
+    remaining: list[str]
+    current: Any
     error: float
     floating: list[str] = field(default_factory=list)
 
-    def undo(self, budget: Budget, say: Callable[[str], object]) -> None:
-        """Leaves the layer in floating point that takes most of the error away, then the next, as ``budget`` allows."""
-        run_whole = self.judge.compiled(self.whole.model)
-        while self.left and len(self.floating) < MAX_LAYERS:
+    def undo(self, budget: SearchBudget, report: Callable[[str], object]) -> None:
+        """Moves the layer that reduces the error most to floating point, then the next, within ``budget``."""
+        run_fully_quantised = self.evaluator.compile_model(self.fully_quantised.model)
+        while self.remaining and len(self.floating) < MAX_LAYERS:
             errors = {
-                name: self.judge.error(self.judge.compiled(in_floating_point(self.now, name))) for name in self.left
+                name: self.evaluator.error(self.evaluator.compile_model(with_floating_point_layer(self.current, name)))
+                for name in self.remaining
             }
-            self.left = sorted(self.left, key=errors.__getitem__)[:TRIED_AGAIN]
-            best = self.left.pop(0)
-            if errors[best] > (1 - budget.least_gain) * self.error:
+            self.remaining = sorted(self.remaining, key=errors.__getitem__)[:MAX_RETRIED_LAYERS]
+            best = self.remaining.pop(0)
+            if errors[best] > (1 - budget.min_gain) * self.error:
                 break
-            changed = in_floating_point(self.now, best)
-            before, after = self.judge.milliseconds(run_whole, self.judge.compiled(changed))
-            said = f"with {best} in floating point: {_figures(errors[best], after)} where all in INT8 take {before:.3g}"
-            if after > (1 + budget.time) * before:
-                say(f"too slow {said}")
+            candidate_model = with_floating_point_layer(self.current, best)
+            before, after = self.evaluator.milliseconds(
+                run_fully_quantised, self.evaluator.compile_model(candidate_model)
+            )
+            figures = _format_figures(errors[best], after)
+            description = f"with {best} in floating point: {figures} (all in INT8: {before:.3g})"
+            if after > (1 + budget.max_slowdown) * before:
+                report(f"too slow {description}")
                 continue
-            self.now, self.error = changed, errors[best]
+            self.current, self.error = candidate_model, errors[best]
             self.floating.append(best)
-            say(said)
+            report(description)
 
 
-def _figures(error: float, milliseconds: float) -> str:
+def _format_figures(error: float, milliseconds: float) -> str:
     return f"error of the outputs {error:.3g}, {milliseconds:.3g} CPU-ms"

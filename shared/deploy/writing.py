@@ -1,4 +1,4 @@
-"""Writes an artifact as the next version of its model in a registry. The version appears whole or not at all."""
+"""Writes an artifact as the next version of its model in a registry. The version appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def write_artifact(
     programs: Sequence[str] = (),
     examples: Examples | None = None,
 ) -> Artifact:
-    """Writes the next version of the model ``manifest.name``: its weights, its recipe file, and ``dense`` as ONNX.
+    """Writes the next version of the model ``manifest.name``: weights, recipe file, and ``dense`` as ONNX.
 
-    ``programs`` are made of ``dense`` besides. They and the ONNX are measured on ``examples``, by default on the
-    network's own; the manifest says of each from which weights it was made.
+    ``programs`` are further programs made from ``dense``. All programs are measured on ``examples``, by default the
+    network's own example. Their manifest entries have the digest of the weights that they were made from.
 
-    Version, tensors, files and time of creation of ``manifest`` are filled in. Raises ``ArithmeticError`` where the
-    exported network and torch differ.
+    The version, tensors, files and creation time of ``manifest`` are filled in. Raises ``ArithmeticError`` if the
+    exported network differs from torch.
     """
 
     def fill(folder: Path) -> Manifest:
-        stored = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-        save_file(stored, folder / WEIGHTS)
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+        save_file(tensors, folder / WEIGHTS)
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
         if dense is None:
             return manifest
@@ -81,8 +81,8 @@ def write_artifact(
 def write_imported(app: App, importer: str, imported: Imported, registry: Path) -> Artifact:
     """Writes an imported model as the next version of its name in ``registry``.
 
-    The recipe file holds what describes the network, ``model`` and ``input``. The network is exported as ONNX where
-    the application can; where torch's exporter cannot, the artifact is whole without it, and ``source`` says why.
+    The recipe file has only the settings that describe the network, ``model`` and ``input``. The network is exported as
+    ONNX if possible; otherwise the artifact has no ONNX file, and ``source`` says why.
     """
     recipe, network = imported.recipe, imported.network.cpu().eval()
     settings = {name: value for name, value in to_mapping(recipe).items() if name in ("model", "input")}
@@ -113,53 +113,54 @@ def write_imported(app: App, importer: str, imported: Imported, registry: Path) 
 def write_recalibrated(
     registry: Path, artifact: Artifact, calibration: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Artifact:
-    """Writes ``artifact`` as the next version in ``registry``, with the calibration found on the data ``data``.
+    """Writes ``artifact`` as the next version in ``registry``, with the calibration found on the data set ``data``.
 
-    Its number is above that of ``artifact`` too, which may lie elsewhere: two of one number would be two models.
+    The new number is also higher than that of ``artifact``, which may be in another registry, so that no two different
+    versions have the same number.
     """
-    old = artifact.manifest
-    new = replace(
-        old,
-        calibration={**old.calibration, **calibration},
-        training={**old.training, "calibrated_on": dict(data), "calibrated_from": old.version},
+    old_manifest = artifact.manifest
+    new_manifest = replace(
+        old_manifest,
+        calibration={**old_manifest.calibration, **calibration},
+        training={**old_manifest.training, "calibrated_on": dict(data), "calibrated_from": old_manifest.version},
     )
 
     def fill(folder: Path) -> Manifest:
-        for name in old.files:
+        for name in old_manifest.files:
             shutil.copy(artifact.path / name, folder / name)
-        return new
+        return new_manifest
 
-    return _next_version(registry, old.name, fill, after=old.version)
+    return _next_version(registry, old_manifest.name, fill, after=old_manifest.version)
 
 
 def _next_version(registry: Path, name: str, fill: Callable[[Path], Manifest], after: int = 0) -> Artifact:
-    home = registry / name
+    model_folder = registry / name
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        model_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(
-            f"{home} cannot be made: {error.strerror}; name another folder with --registry"
+            f"{model_folder} cannot be created: {error.strerror}; name another folder with --registry"
         ) from error
-    with file_lock(home / ".lock"):
-        version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0)
+    with file_lock(model_folder / ".lock"):
+        version = max((int(entry.name) for entry in model_folder.iterdir() if entry.name.isdecimal()), default=0)
         version = max(version, after) + 1
-        aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=model_folder))
         try:
-            manifest = fill(aside)
-            written = replace(
+            manifest = fill(staging)
+            complete_manifest = replace(
                 manifest,
                 version=version,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                files={file.name: describe_file(file) for file in sorted(aside.iterdir())},
+                files={file.name: describe_file(file) for file in sorted(staging.iterdir())},
             )
-            write_manifest(aside, written)
-            aside.chmod(0o755)
-            for file in aside.iterdir():
+            write_manifest(staging, complete_manifest)
+            staging.chmod(0o755)
+            for file in staging.iterdir():
                 file.chmod(0o644)
-            publish(aside, home / str(version))
-            if written.has_network:
-                write_whole(home / "config.pbtxt", triton_config(written))
+            publish(staging, model_folder / str(version))
+            if complete_manifest.has_network:
+                write_whole(model_folder / "config.pbtxt", triton_config(complete_manifest))
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             raise
-    return open_artifact(home / str(version))
+    return open_artifact(model_folder / str(version))

@@ -1,1 +1,1 @@
-"""Programs: a dense network compiled for a runtime, each behind the same call. One file a runtime; see ``program``."""
+"""Programs: a dense network compiled for a runtime, all called the same way. One file per runtime; see ``program``."""

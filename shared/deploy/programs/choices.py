@@ -1,4 +1,4 @@
-"""Which program was chosen for an artifact on this machine, kept in the user's cache."""
+"""Remembers in the user's cache which program was chosen for an artifact on this machine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.deploy.programs.machine import machine
+from shared.deploy.programs.machine import describe_machine
 from shared.deploy.programs.program import Placement
-from shared.deploy.programs.store import folder_of, found_programs
+from shared.deploy.programs.store import cache_folder, find_programs
 from shared.deploy.programs.table import RUNTIMES
 
 if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 log = logging.getLogger("trivium.programs")
-_COMPILED = "INT8 beside bf16; outputs compared"
-"""How programs are compiled; changed with it, so that what was measured otherwise is measured again."""
+_CHOICE_VERSION = "INT8 beside bf16; outputs compared"
+"""Part of the key of a choice. Change it when programs are compiled differently, so that they are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A program and why it was chosen; ``milliseconds`` of all that were measured, by name."""
+    """A program and the reason for its choice; ``milliseconds`` has the latency of each measured program by name."""
 
     program: str
     reason: str
@@ -34,29 +34,29 @@ class Choice:
 
 
 def read_choice(artifact: Artifact, place: Placement) -> Choice | None:
-    """The choice that was made before for the artifact on this machine, or None."""
-    return _read(_choice_file(artifact, place, _conditions(artifact, place.device)))
+    """The remembered choice for the artifact on this machine, or None."""
+    return _read_file(_choice_file(artifact, place, _conditions(artifact, place.device)))
 
 
-def choices(artifact: Artifact) -> list[Choice]:
-    """The choices that hold for the artifact on this machine: for each number of threads, and for a GPU.
+def valid_choices(artifact: Artifact) -> list[Choice]:
+    """The remembered choices for the artifact on this machine: one for each number of threads, and one for a GPU.
 
-    What was chosen among other programs or by other versions of their runtimes holds no more.
+    A choice made among other programs, or with other versions of their runtimes, is no longer valid.
     """
     on_cpu = _conditions(artifact, "cpu")
     places = (Placement("cpu", threads + 1) for threads in range(os.cpu_count() or 1))
-    made = [_read(_choice_file(artifact, place, on_cpu)) for place in places]
-    return [choice for choice in (*made, read_choice(artifact, Placement("cuda", 1))) if choice is not None]
+    cpu_choices = [_read_file(_choice_file(artifact, place, on_cpu)) for place in places]
+    return [choice for choice in (*cpu_choices, read_choice(artifact, Placement("cuda", 1))) if choice is not None]
 
 
-def forget_choices(artifact: Artifact) -> None:
-    """Has the next predictor measure again."""
-    for file in folder_of(artifact).glob("choice-*.json"):
+def clear_choices(artifact: Artifact) -> None:
+    """Deletes the remembered choices, so that the next predictor measures again."""
+    for file in cache_folder(artifact).glob("choice-*.json"):
         file.unlink(missing_ok=True)
 
 
 def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
-    """Remembers a choice; where the cache cannot be written to, the log says so."""
+    """Remembers a choice; logs a warning if the cache cannot be written."""
     from shared.atomic_files import write_whole
 
     file = _choice_file(artifact, place, _conditions(artifact, place.device))
@@ -68,22 +68,22 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
 
 
 def _conditions(artifact: Artifact, device: str) -> list[str]:
-    """What a choice depends on besides the machine: the runtimes' versions, and the programs that there are."""
-    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, device)]
-    return [*versions, *sorted(found_programs(artifact)[0]), _COMPILED]
+    """What a choice depends on besides the machine: the runtimes' versions and the existing programs."""
+    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _is_available(name, device)]
+    return [*versions, *sorted(find_programs(artifact)[0]), _CHOICE_VERSION]
 
 
 def _choice_file(artifact: Artifact, place: Placement, conditions: Sequence[str]) -> Path:
-    told = [machine(place.device, place.threads), *conditions]
-    return folder_of(artifact) / f"choice-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.json"
+    key_parts = [describe_machine(place.device, place.threads), *conditions]
+    return cache_folder(artifact) / f"choice-{hashlib.sha256(chr(10).join(key_parts).encode()).hexdigest()[:16]}.json"
 
 
-def _read(file: Path) -> Choice | None:
+def _read_file(file: Path) -> Choice | None:
     try:
         return Choice(**json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _present(runtime: str, device: str) -> bool:
+def _is_available(runtime: str, device: str) -> bool:
     return RUNTIMES[runtime].why_not("fp32", device) is None

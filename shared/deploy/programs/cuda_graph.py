@@ -1,8 +1,8 @@
-"""A captured CUDA graph: the network's kernels of one shape, launched at once.
+"""CUDA graphs: the network's kernels for one input shape, captured once and launched together.
 
-Where a network's layers are small, a GPU waits longer for the host to launch its kernels than it computes. A graph is
-captured for each shape of the inputs, on its first call; the inputs are copied into the tensors that it was captured
-with. The weights go to the device in the format that is computed in, convolutions with channels last.
+If a network's layers are small, the GPU spends more time waiting for the host to launch kernels than computing. A graph
+is captured for each input shape that comes again; calls copy their inputs into the tensors that the graph was captured
+with. The weights are stored on the device in the program's number format, convolutions with channels last.
 """
 
 from __future__ import annotations
@@ -22,129 +22,130 @@ if TYPE_CHECKING:
     from shared.app import DenseNetwork
 
 _MAX_GRAPHS = 8
-"""Each holds the memory of its network's activations."""
-_MAX_SEEN = 64
-"""Shapes that came are remembered, so many."""
+"""The maximum number of graphs. Each holds the memory of the network's activations."""
+_MAX_SEEN_SHAPES = 64
+"""The maximum number of shapes without a graph that are remembered."""
 
 
-def captured(dense: DenseNetwork, format: Format, device: str) -> Compute:
-    """Computes by CUDA graphs, in fp32, bf16 or fp16."""
-    return graphed(dense, autocast_dtype(format), device, capture)
+def load_cuda_graph(dense: DenseNetwork, format: Format, device: str) -> Compute:
+    """Returns a computation by CUDA graphs in fp32, bf16 or fp16."""
+    return graph_compute(dense, autocast_dtype(format), device, capture)
 
 
-def graphed(
+def graph_compute(
     dense: DenseNetwork,
     dtype: torch.dtype | None,
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
-    made: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
+    wrap: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
 ) -> Compute:
-    """Computes by graphs that ``capture`` makes, the ``_MAX_GRAPHS`` shapes that were used last.
+    """Returns a computation by graphs made by ``capture``, for the ``_MAX_GRAPHS`` most recently used input shapes.
 
-    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once. It
-    takes the place of a graph that was not used since; where more shapes than that take turns, the others are computed
-    without. What is captured are the calls of what ``made`` makes of the network, by default the network itself.
+    A shape is captured when it comes a second time: capturing takes as long as several calls, and many shapes come only
+    once. If there are ``_MAX_GRAPHS`` graphs already, the new graph replaces the least recently used one, but only if
+    that was not used since the shape came last; otherwise the shape is computed without a graph. ``wrap`` returns the
+    callable that is captured; by default it returns the network itself.
     """
     import torch
 
-    module = made(prepared(dense.module, dtype, device))
+    module = wrap(copy_for_inference(dense.module, dtype, device))
     names, outputs = list(dense.inputs), list(dense.outputs)
     graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
-    # The numbers of the calls at which each shape came last without a graph, and at which its graph was used last.
-    seen: OrderedDict[Any, int] = OrderedDict()
-    used: dict[Any, int] = {}
+    # For each shape, the number of the last call without a graph, and of the last call with its graph.
+    last_uncaptured: OrderedDict[Any, int] = OrderedDict()
+    last_used: dict[Any, int] = {}
     calls = count()
 
-    def gets_a_graph(shapes: Any) -> bool:
-        if shapes not in seen:
+    def may_capture(shapes: Any) -> bool:
+        if shapes not in last_uncaptured:
             return False
-        return len(graphs) < _MAX_GRAPHS or used[next(iter(graphs))] < seen[shapes]
+        return len(graphs) < _MAX_GRAPHS or last_used[next(iter(graphs))] < last_uncaptured[shapes]
 
-    def named(found: Sequence[Tensor]) -> dict[str, Tensor]:
-        # Copies, since the next replay writes over what this one gave.
+    def name_outputs(results: Sequence[Tensor]) -> dict[str, Tensor]:
+        # Copies, because the next replay overwrites these tensors.
         return {
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in zip(outputs, found, strict=True)
+            for name, value in zip(outputs, results, strict=True)
         }
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
         shapes = tuple(tuple(inputs[name].shape) for name in names)
         with torch.no_grad():
-            number = next(calls)
-            if shapes not in graphs and not gets_a_graph(shapes):
-                seen[shapes] = number
-                seen.move_to_end(shapes)
-                if len(seen) > _MAX_SEEN:
-                    seen.popitem(last=False)
-                return named(_listed(module(*_held([inputs[name] for name in names], dtype, device))))
+            call_number = next(calls)
+            if shapes not in graphs and not may_capture(shapes):
+                last_uncaptured[shapes] = call_number
+                last_uncaptured.move_to_end(shapes)
+                if len(last_uncaptured) > _MAX_SEEN_SHAPES:
+                    last_uncaptured.popitem(last=False)
+                return name_outputs(_as_list(module(*_copy_to_device([inputs[name] for name in names], dtype, device))))
             if shapes not in graphs:
                 if len(graphs) == _MAX_GRAPHS:
-                    del used[graphs.popitem(last=False)[0]]
-                graphs[shapes] = _captured(module, [inputs[name] for name in names], dtype, device, capture)
-            used[shapes] = number
+                    del last_used[graphs.popitem(last=False)[0]]
+                graphs[shapes] = _capture_shape(module, [inputs[name] for name in names], dtype, device, capture)
+            last_used[shapes] = call_number
             graphs.move_to_end(shapes)
-            held, found, replay = graphs[shapes]
-            for tensor, name in zip(held, names, strict=True):
+            graph_inputs, results, replay = graphs[shapes]
+            for tensor, name in zip(graph_inputs, names, strict=True):
                 tensor.copy_(inputs[name], non_blocking=True)
             replay()
-            return named(found)
+            return name_outputs(results)
 
     return compute
 
 
-def prepared(module: nn.Module, dtype: torch.dtype | None, device: str) -> nn.Module:
-    """A copy of the network on ``device`` in ``dtype``, convolutions with channels last."""
+def copy_for_inference(module: nn.Module, dtype: torch.dtype | None, device: str) -> nn.Module:
+    """Returns a copy of the network on ``device`` in ``dtype``, in evaluation mode, with channels-last convolutions."""
     import copy
 
     import torch
     from torch import nn
 
-    ready = copy.deepcopy(module).to(device=torch.device(device), dtype=dtype).eval()
-    if any(isinstance(layer, nn.Conv3d) for layer in ready.modules()):
-        return ready.to(memory_format=torch.channels_last_3d)
-    if any(isinstance(layer, nn.Conv2d) for layer in ready.modules()):
-        return ready.to(memory_format=torch.channels_last)
-    return ready
+    copied = copy.deepcopy(module).to(device=torch.device(device), dtype=dtype).eval()
+    if any(isinstance(layer, nn.Conv3d) for layer in copied.modules()):
+        return copied.to(memory_format=torch.channels_last_3d)
+    if any(isinstance(layer, nn.Conv2d) for layer in copied.modules()):
+        return copied.to(memory_format=torch.channels_last)
+    return copied
 
 
-def _captured(
+def _capture_shape(
     module: Callable[..., Any],
     inputs: list[Tensor],
     dtype: torch.dtype | None,
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
 ) -> tuple[list[Tensor], list[Tensor], Callable[[], None]]:
-    held = _held(inputs, dtype, device)
-    found, replay = capture(lambda: module(*held))
-    return held, _listed(found), replay
+    graph_inputs = _copy_to_device(inputs, dtype, device)
+    graph_outputs, replay = capture(lambda: module(*graph_inputs))
+    return graph_inputs, _as_list(graph_outputs), replay
 
 
-def _held(inputs: list[Tensor], dtype: torch.dtype | None, device: str) -> list[Tensor]:
-    """Copies of the inputs on the device, in the network's type."""
+def _copy_to_device(inputs: list[Tensor], dtype: torch.dtype | None, device: str) -> list[Tensor]:
+    """Copies the inputs to the device, floating-point inputs in the network's type."""
     import torch
 
     place = torch.device(device)
     return [value.to(device=place, dtype=dtype if value.is_floating_point() else None, copy=True) for value in inputs]
 
 
-def _listed(found: Any) -> list[Tensor]:
+def _as_list(outputs: Any) -> list[Tensor]:
     import torch
 
-    return [found] if isinstance(found, torch.Tensor) else list(found)
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 
 def capture(call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Captures ``call`` in a CUDA graph; returns what it gave, which each replay fills anew, and the replay."""
+    """Captures ``call`` in a CUDA graph. Returns its outputs, which each replay overwrites, and the replay function."""
     import torch
 
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):  # cuDNN chooses its algorithms before, which cannot be captured
+    side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
+        for _ in range(3):  # warm up: cuDNN chooses its algorithms, which cannot be captured
             call()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may decode and upload meanwhile, which would break a capture of all threads' calls.
+    # Other threads may decode and upload at the same time, which would break a capture of the calls of all threads.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        found = call()
-    return found, graph.replay
+        outputs = call()
+    return outputs, graph.replay

@@ -1,9 +1,9 @@
-"""An image of one channel that a network in bf16 sees in full: its first convolution rounds neither it nor the weights.
+"""Keeps a one-channel image exact in a bf16 network: the first convolution rounds neither the image nor its weights.
 
-bf16 has eight bits. Rounding a CT image to them, and the first layer's weights, makes more than half of the error of
-the nodules' network in bf16. Each is the sum of two numbers of eight bits and a rest that does not matter, and a
-convolution of one channel is bound by memory: three at once, of the products that matter, take up to a tenth of the
-whole network's time more.
+bf16 has eight significant bits. Rounding a CT image and the first layer's weights to bf16 causes more than half of the
+bf16 error of the nodule network. Image and weights are therefore split into two bf16 numbers each, whose remainder is
+negligible, and one convolution of three channels adds up the three products that matter. A convolution of one channel
+is memory-bound, so that this adds at most a tenth to the whole network's time.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-_STEPS = np.float32(256)
-"""Into so many steps 0..1 is parted; values beyond are rounded as they were."""
+_LEVELS = np.float32(256)
+"""The number of levels into which the range 0..1 is split; values outside it are rounded as before."""
 
 
 def with_exact_image(model: Any) -> Any:
-    """The OpenVINO model, in which each convolution of an input of one channel is three that add up to it in bf16.
+    """Replaces each convolution of a one-channel input by an equal sum of three products in bf16; returns the model.
 
-    OpenVINO computes what elementwise operations make of an input in fp32, and rounds their results alone (2026.4).
+    OpenVINO computes the elementwise operations on an input in fp32 and rounds only their results (2026.4).
     """
     from openvino import opset13
 
@@ -30,11 +30,11 @@ def with_exact_image(model: Any) -> Any:
             weights = layer.input_value(1).get_node() if layer.get_type_name() == "Convolution" else None
             if weights is None or weights.get_type_name() != "Constant" or weights.get_output_shape(0)[1] != 1:
                 continue
-            upper = opset13.multiply(opset13.floor(opset13.multiply(image, _STEPS)), 1 / _STEPS)
+            upper = opset13.multiply(opset13.floor(opset13.multiply(image, _LEVELS)), 1 / _LEVELS)
             lower = opset13.subtract(image, upper)
             target.replace_source_output(opset13.concat([upper, lower, upper], 1).output(0))
             exact = np.asarray(weights.get_data(), np.float32)
-            rounded = _rounded(exact)
+            rounded = _round_to_bf16(exact)
             parts = np.concatenate([rounded, rounded, exact - rounded], axis=1)
             layer.input(1).replace_source_output(opset13.constant(parts).output(0))
             changed = True
@@ -43,8 +43,8 @@ def with_exact_image(model: Any) -> Any:
     return model
 
 
-def _rounded(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The values in fp32 with the upper eight bits of theirs."""
+def _round_to_bf16(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rounds the values to bf16 and returns them in fp32."""
     import torch
 
     return torch.tensor(values).bfloat16().float().numpy()

@@ -1,6 +1,6 @@
-"""What torch's compiler makes: ahead of time into ``aotinductor.pt2``, or when a program is loaded.
+"""Programs of torch's compiler: compiled ahead of time into ``aotinductor.pt2``, or when a program is loaded.
 
-Both need a C++ compiler on a CPU: they are there where they are asked for, and never needed.
+Both need a C++ compiler on a CPU. They are used on request, and never required.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.deploy.programs.cuda_graph import capture, graphed
+from shared.deploy.programs.cuda_graph import capture, graph_compute
 from shared.deploy.programs.machine import vector_instructions
 from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
 from shared.deploy.programs.torch_eager import autocast_dtype
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 _COMPILERS = ("g++", "clang++", "c++")
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch would call, or None."""
+def find_compiler() -> str | None:
+    """The path of the C++ compiler that torch would call, or None."""
     named = os.environ.get("CXX")
     return next((found for name in (named, *_COMPILERS) if name and (found := shutil.which(name))), None)
 
 
-def without_compiler(device: str) -> str | None:
-    """Why torch cannot compile for the device, None where it can."""
-    return "there is no C++ compiler (g++ or clang++)" if device == "cpu" and compiler() is None else None
+def missing_compiler(device: str) -> str | None:
+    """The reason why torch cannot compile for the device, or None if it can."""
+    return "there is no C++ compiler (g++ or clang++)" if device == "cpu" and find_compiler() is None else None
 
 
 class AotInductor:
-    """fp32, from torch.export. The file holds a shared object for this kind of machine."""
+    """fp32, compiled from torch.export. The file holds a shared object for this kind of CPU."""
 
     name = "aotinductor"
     reads_onnx = False
@@ -55,12 +55,12 @@ class AotInductor:
         return None if device == "cpu" else "it is made for the CPU"
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Exports and compiles the network; raises ``ProgramError`` where there is no compiler."""
+        """Exports and compiles the network. Raises ``ProgramError`` if there is no compiler."""
         import torch
 
         from shared.deploy.onnx_network import dynamic_shapes
 
-        if (reason := without_compiler("cpu")) is not None:
+        if (reason := missing_compiler("cpu")) is not None:
             raise ProgramError(f"aotinductor cannot be made: {reason}")
         module = dense.module.cpu().eval()
         example = tuple(value.cpu() for value in dense.inputs.values())
@@ -69,7 +69,7 @@ class AotInductor:
             torch._inductor.aoti_compile_and_package(
                 exported,
                 package_path=str(folder / "aotinductor.pt2"),
-                inductor_configs={"aot_inductor.metadata": _described(dense)},
+                inductor_configs={"aot_inductor.metadata": _package_metadata(dense)},
             )
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
@@ -77,35 +77,34 @@ class AotInductor:
         from torch._C import _aoti
 
         assert source.file is not None
-        loader: Any = _aoti.AOTIModelPackageLoader  # whose stub leaves the function out
-        again = "make it again: trivium programs --make aotinductor"
+        loader: Any = _aoti.AOTIModelPackageLoader  # its type stub lacks load_metadata_from_package
+        remedy = "make it again: trivium programs --make aotinductor"
         try:
-            # Loading executes what the compiler wrote, so what that needs is read before.
-            told = loader.load_metadata_from_package(str(source.file), "model")
-            if not {"inputs", "outputs", "instructions"} <= told.keys():
-                raise ProgramError(f"{source.file.name} names neither its inputs nor the CPU that it is for; {again}")
-            if missing := sorted(set(told["instructions"].split()) - vector_instructions()):
-                raise ProgramError(f"{source.file.name} needs {', '.join(missing)}, which this CPU lacks; {again}")
+            # Loading executes compiled code, so the instructions that it needs are checked first.
+            metadata = loader.load_metadata_from_package(str(source.file), "model")
+            if not {"inputs", "outputs", "instructions"} <= metadata.keys():
+                raise ProgramError(f"{source.file.name} names neither its inputs nor the CPU that it is for; {remedy}")
+            if missing := sorted(set(metadata["instructions"].split()) - vector_instructions()):
+                raise ProgramError(f"{source.file.name} needs {', '.join(missing)}, which this CPU lacks; {remedy}")
             package = torch._inductor.aoti_load_package(str(source.file))
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ProgramError(f"torch {torch.__version__} cannot load {source.file.name}: {reason}") from error
-        names, outputs = told["inputs"].split("\n"), told["outputs"].split("\n")
+        input_names, output_names = metadata["inputs"].split("\n"), metadata["outputs"].split("\n")
 
         def compute(inputs: Tensors) -> dict[str, Tensor]:
             with torch.inference_mode():
-                found = package(*(inputs[name] for name in names))
-            return dict(zip(outputs, [found] if isinstance(found, torch.Tensor) else found, strict=True))
+                results = package(*(inputs[name] for name in input_names))
+            return dict(zip(output_names, [results] if isinstance(results, torch.Tensor) else results, strict=True))
 
         return compute
 
 
-def _described(dense: DenseNetwork) -> dict[str, str]:
-    """What a package says of itself.
+def _package_metadata(dense: DenseNetwork) -> dict[str, str]:
+    """The metadata of a package: its input names in order, its output names, and this CPU's vector instructions.
 
-    The names of its inputs in the order in which it takes them, those of its outputs, and the vector instructions of
-    this CPU: torch compiles with ``-march=native``, so that any of them may be in the package. ``AOTI_CPU_ISA``, which
-    torch adds, has those alone that it chose for its own loops.
+    torch compiles with ``-march=native``, so the package may contain any of these instructions. ``AOTI_CPU_ISA``, which
+    torch adds, names only those that it chose for its own loops.
     """
     return {
         "inputs": "\n".join(dense.inputs),
@@ -114,23 +113,23 @@ def _described(dense: DenseNetwork) -> dict[str, str]:
     }
 
 
-def compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
-    """torch.compile as the program is loaded: the first call of each shape takes as long as a compiler does.
+def load_compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
+    """Returns a computation by torch.compile. The first call of each input shape takes the time of a compilation.
 
-    On a GPU each shape is compiled for itself and captured in a graph.
+    On a GPU each shape is compiled separately and captured in a CUDA graph.
     """
     import torch
 
     place = torch.device(device)
     if place.type == "cuda":
-        return graphed(dense, autocast_dtype(format), device, capture, partial(torch.compile, dynamic=False))
+        return graph_compute(dense, autocast_dtype(format), device, capture, partial(torch.compile, dynamic=False))
     module = torch.compile(dense.module.to(place).eval(), dynamic=True)
-    names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
+    input_names, output_names, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
         with torch.no_grad(), autocast(dtype, place):
-            found = module(*(inputs[name] for name in names))
-        found = [found] if isinstance(found, torch.Tensor) else found
-        return {name: value.float() for name, value in zip(outputs, found, strict=True)}
+            results = module(*(inputs[name] for name in input_names))
+        results = [results] if isinstance(results, torch.Tensor) else results
+        return {name: value.float() for name, value in zip(output_names, results, strict=True)}
 
     return compute

@@ -1,4 +1,4 @@
-"""Makes programs of a network: writes each, compares it with eager torch and times it, on the same inputs."""
+"""Compiles a network to programs: writes each, compares it with eager torch and times it, all on the same inputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry
-from shared.deploy.programs.machine import machine
+from shared.deploy.programs.machine import describe_machine
 from shared.deploy.programs.program import (
-    LARGEST_ERROR,
+    MAX_RELATIVE_ERROR,
     Placement,
     Program,
     ProgramError,
@@ -20,10 +20,10 @@ from shared.deploy.programs.program import (
     is_batched,
     relative_error,
 )
-from shared.deploy.programs.store import folder_of, keep, weights_digest
+from shared.deploy.programs.store import add_to_cache, cache_folder, weights_digest
 from shared.deploy.programs.table import find_program
-from shared.deploy.programs.timing import measure
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.timing import measure_latency
+from shared.deploy.programs.torch_eager import load_eager
 from shared.threads import compute_threads
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Inputs of a network, the last as large as the usual ones, and what they are."""
+    """Example inputs of a network and their description. The last input has the usual size."""
 
     inputs: Sequence[Tensors]
     description: str
 
 
 def random_examples(dense: DenseNetwork) -> Examples:
-    """The network's own example alone, where nothing of its domain is at hand."""
+    """The network's own example input of random numbers, for when no input of its domain is available."""
     return Examples((dict(dense.inputs),), "the network's own example, random numbers")
 
 
@@ -49,17 +49,18 @@ def make_programs(
     folder: Path,
     weights: str,
     examples: Examples,
-    say: Callable[[str], object] = lambda line: None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, ProgramEntry]:
-    """Writes the programs called ``names`` into ``folder`` and says of each what was measured.
+    """Writes the programs ``names`` into ``folder``; returns their manifest entries by name.
 
-    ``weights`` is the digest of the weights that ``dense`` has. Raises ``ProgramError`` for one that cannot be made
-    here, and ``ArithmeticError`` for one whose outputs are others than torch's.
+    ``weights`` is the digest of the weights of ``dense``. ``report`` gets a line on each program. Raises
+    ``ProgramError`` for a program that cannot be made on this machine, and ``ArithmeticError`` for a program whose
+    outputs differ from torch's by more than ``MAX_RELATIVE_ERROR``.
     """
     place = Placement("cpu", compute_threads())
-    reference = eager(dense)
+    reference = load_eager(dense)
     expected = [reference(inputs) for inputs in examples.inputs]
-    made = {}
+    entries = {}
     for name in names:
         runtime, format = find_program(name)
         if (reason := runtime.why_not(format, place.device)) is not None:
@@ -71,44 +72,47 @@ def make_programs(
             runtime.write(dense, folder, format)
         compute = runtime.load(Source(folder / file, lambda: dense), format, place)
         program = Program(name=name, compute=compute, batched=is_batched(dense))
-        error = compare(program, examples.inputs, expected)
-        if not error <= LARGEST_ERROR[format]:
+        error = largest_error(program, examples.inputs, expected)
+        if not error <= MAX_RELATIVE_ERROR[format]:
             raise ArithmeticError(f"the program {name} differs from torch by {error:.2e} of its largest output")
-        taken = measure({name: program}, examples.inputs[-1])[name]
-        made[name] = ProgramEntry(
+        latency_ms = measure_latency({name: program}, examples.inputs[-1])[name]
+        entries[name] = ProgramEntry(
             file=file,
             weights=weights,
             version=runtime.version(),
             error=float(f"{error:.3g}"),
-            latency_ms=float(f"{taken:.4g}"),
+            latency_ms=float(f"{latency_ms:.4g}"),
             inputs=examples.description,
-            machine=machine(place.device, place.threads),
+            machine=describe_machine(place.device, place.threads),
         )
-        say(f"{name}: {taken:.3g} ms a call, differs from torch by {error:.1e} ({examples.description})")
-    return made
+        report(f"{name}: {latency_ms:.3g} ms a call, differs from torch by {error:.1e} ({examples.description})")
+    return entries
 
 
-def keep_onnx(artifact: Artifact, dense: DenseNetwork) -> Path:
-    """Makes the ONNX of an artifact's network and keeps it in the cache; returns where it lies.
+def cache_onnx(artifact: Artifact, dense: DenseNetwork) -> Path:
+    """Exports an artifact's network as ONNX into the cache; returns the path of the file.
 
-    Raises ``ArithmeticError`` where it differs from torch, and what the exporter raises for a network it cannot trace.
+    Raises ``ArithmeticError`` if it differs from torch, and the exporter's own errors if it cannot trace the network.
     """
-    with tempfile.TemporaryDirectory(prefix="trivium-onnx-") as aside:
-        entries = make_programs(dense, ["onnx"], Path(aside), weights_digest(artifact), random_examples(dense))
-        keep(artifact, Path(aside), entries)
-    return folder_of(artifact) / NETWORK
+    with tempfile.TemporaryDirectory(prefix="trivium-onnx-") as folder:
+        entries = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
+        add_to_cache(artifact, Path(folder), entries)
+    return cache_folder(artifact) / NETWORK
 
 
-def compare(program: Program, inputs: Sequence[Tensors], expected: Sequence[Tensors]) -> float:
-    """The largest relative error of a program on the inputs; on each whole, by single rows, and on no row."""
+def largest_error(program: Program, inputs: Sequence[Tensors], expected: Sequence[Tensors]) -> float:
+    """The largest relative error of a program on the inputs: on each whole batch and on its first row alone.
+
+    Raises ``ArithmeticError`` if the outputs for an empty batch have other shapes than torch's.
+    """
     worst = 0.0
-    for given, wanted in zip(inputs, expected, strict=True):
-        worst = max(worst, relative_error(wanted, program(given)))
+    for example, expected_outputs in zip(inputs, expected, strict=True):
+        worst = max(worst, relative_error(expected_outputs, program(example)))
         if program.batched:
-            first = {name: value[:1] for name, value in given.items()}
-            row = {name: value[:1] for name, value in wanted.items()}
-            worst = max(worst, relative_error(row, program(first), wanted))
-            none = program({name: value[:0] for name, value in given.items()})
-            if any(none[name].shape != (0, *value.shape[1:]) for name, value in wanted.items()):
-                raise ArithmeticError(f"the program {program.name} gives other shapes for no rows than torch does")
+            first_row = {name: value[:1] for name, value in example.items()}
+            expected_row = {name: value[:1] for name, value in expected_outputs.items()}
+            worst = max(worst, relative_error(expected_row, program(first_row), expected_outputs))
+            empty = program({name: value[:0] for name, value in example.items()})
+            if any(empty[name].shape != (0, *value.shape[1:]) for name, value in expected_outputs.items()):
+                raise ArithmeticError(f"the program {program.name} returns other shapes than torch for an empty batch")
     return worst

@@ -1,4 +1,4 @@
-"""What computes an artifact's ``model.onnx`` where nothing of its application is at hand, only its tensors."""
+"""Programs that run an artifact's ``model.onnx`` on raw tensors, without its application."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.of_artifact import onnx_file
 from shared.deploy.programs.program import ArrayCompute, Arrays, Placement, ProgramError, Source
-from shared.deploy.programs.store import folder_of
+from shared.deploy.programs.store import cache_folder
 from shared.deploy.programs.table import find_program
 
 log = logging.getLogger("trivium.programs")
@@ -18,9 +18,10 @@ log = logging.getLogger("trivium.programs")
 
 @dataclass(frozen=True, slots=True)
 class OnnxProgram:
-    """A computation on arrays, and why it was chosen; ``at_once`` is how many rows a call has, any number where None.
+    """A computation on NumPy arrays, and why it was chosen.
 
-    OpenVINO prepares a network anew for another number of rows, which takes longer than to compute it.
+    ``at_once`` is the batch size of a call; None allows any. OpenVINO prepares the network again for each new batch
+    size, which takes longer than computing it.
     """
 
     name: str
@@ -30,26 +31,27 @@ class OnnxProgram:
 
 
 def asked_onnx_program(artifact: Artifact, name: str, threads: int) -> OnnxProgram | None:
-    """The program called ``name``, where that is one of OpenVINO's that read ``model.onnx``; else None.
+    """The program ``name`` if it is an OpenVINO program that reads ``model.onnx`` and can be used here; else None.
 
-    Nothing but ONNX Runtime is taken without being asked for: who sends tensors expects the network's own outputs.
+    A program other than ONNX Runtime's is used only on request: clients that send tensors expect the network's own
+    outputs.
     """
     runtime, format = find_program(name)
     if runtime.name != "openvino" or format == "int8":
         return None
     place = Placement("cpu", threads)
-    if (why_not := runtime.why_not(format, place.device)) is None:
-        source = Source(onnx_file(artifact), _no_modules, compiled=folder_of(artifact) / "compiled")
+    if (reason := runtime.why_not(format, place.device)) is None:
+        source = Source(onnx_file(artifact), _no_network, compiled=cache_folder(artifact) / "compiled")
         try:
             compute = runtime.load(source, format, place)
         except ProgramError as error:
-            why_not = str(error)
+            reason = str(error)
         else:
             assert isinstance(compute, ArrayCompute)
-            return OnnxProgram(name, compute.arrays, at_once=1, reason="it was asked for")
-    log.warning("%s, which was asked for, cannot be used for %s: %s", name, artifact.manifest.name, why_not)
+            return OnnxProgram(name, compute.arrays, at_once=1, reason="it was requested")
+    log.warning("the requested program %s cannot be used for %s: %s", name, artifact.manifest.name, reason)
     return None
 
 
-def _no_modules() -> Any:
-    raise ProgramError("there is a file alone")
+def _no_network() -> Any:
+    raise ProgramError("only the ONNX file is available, not the torch network")

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the artifact's ``model.onnx``, which other runtimes read too."""
+"""ONNX Runtime, which reads the artifact's ``model.onnx``; other runtimes read that file too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider",
 
 
 class OnnxRuntime:
-    """fp32 from ``model.onnx``; INT8 from ``onnx-int8.onnx``, which onnxruntime's own quantiser wrote."""
+    """fp32 from ``model.onnx``; INT8 from ``onnx-int8.onnx``, written by onnxruntime's quantiser."""
 
     name = "onnx"
     reads_onnx = True
@@ -36,12 +36,12 @@ class OnnxRuntime:
 
         if find_spec("onnxruntime") is None:
             return "onnxruntime is not installed; install trivium[export]"
-        if device != "cpu" and "CUDAExecutionProvider" not in _available():
-            return "this onnxruntime computes on the CPU alone"
+        if device != "cpu" and "CUDAExecutionProvider" not in _available_providers():
+            return "the installed onnxruntime has no CUDA support"
         return None
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Writes ``model.onnx`` after comparing it with torch; raises ``ArithmeticError`` where they differ."""
+        """Writes ``model.onnx`` and compares it with torch. Raises ``ArithmeticError`` if they differ."""
         from shared.deploy.onnx_network import write_onnx
 
         if format != "fp32":
@@ -54,27 +54,27 @@ class OnnxRuntime:
 
 
 def open_session(path: Path, place: Placement) -> Any:
-    """An inference session on ``place``. Raises ``ProgramError`` for a file that this version cannot read."""
+    """Opens an inference session on ``place``. Raises ``ProgramError`` for a file that this version cannot read."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = place.threads
     options.inter_op_num_threads = 1
-    # It would keep a plan of its memory for each size of input, and hold as much; inputs are of many sizes.
+    # A memory pattern is kept, with its memory, for each input size, and inputs have many sizes.
     options.enable_mem_pattern = False
-    # Threads that spin while they wait would take the time of other programs in the process.
+    # Threads that spin while waiting would take CPU time from other programs in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    providers = [name for name in _PROVIDERS[place.device] if name in _available()]
+    providers = [name for name in _PROVIDERS[place.device] if name in _available_providers()]
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # a class of its own for each reason, all of them derived from Exception
+    except Exception as error:  # onnxruntime has many error classes, with no common base but Exception
         reason = str(error).strip().partition("\n")[0]
         raise ProgramError(f"onnxruntime {ort.__version__} cannot read {path.name}: {reason}") from error
 
 
 def onnx_compute(session: Any) -> Compute:
-    """Computes with a session."""
+    """Returns a computation by an inference session."""
     outputs = [tensor.name for tensor in session.get_outputs()]
 
     def compute(inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -83,8 +83,8 @@ def onnx_compute(session: Any) -> Compute:
     return ArrayCompute(compute)
 
 
-def _available() -> list[str]:
+def _available_providers() -> list[str]:
     import onnxruntime as ort
 
-    found: list[str] = ort.get_available_providers()
-    return found
+    providers: list[str] = ort.get_available_providers()
+    return providers

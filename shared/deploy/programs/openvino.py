@@ -1,4 +1,4 @@
-"""OpenVINO on Intel's and AMD's CPUs: from ``model.onnx``, or from its own format where a network is quantised."""
+"""OpenVINO on Intel and AMD CPUs, which reads ``model.onnx``, or its own format for quantised networks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def open_core() -> Any:
-    """OpenVINO's core, one for as long as the process lives.
+    """OpenVINO's core: one instance for the life of the process.
 
-    Its plug-in for CPUs gives the thread that loads it another stack for signal handlers, and frees that stack with
-    the last model. Where another thread lets go of that one, the next signal that Python handles, Ctrl-C say, ends the
-    process by a segmentation fault (openvino 2026.4).
+    The CPU plug-in gives the thread that loads it another stack for signal handlers, and frees that stack together with
+    the last model. If another thread frees that model, the next signal that Python handles, such as Ctrl-C, ends the
+    process with a segmentation fault (openvino 2026.4).
     """
     import openvino
 
@@ -35,9 +35,9 @@ def open_core() -> Any:
 
 
 class OpenVino:
-    """fp32, bf16 where the CPU computes in it, and INT8, which ``trivium quantize`` makes with NNCF.
+    """fp32, bf16 if the CPU supports it, and INT8, made by ``trivium quantize`` with NNCF.
 
-    The layers of an INT8 network that are not quantised are computed in bf16 where the CPU gains from it, else in fp32.
+    Layers of an INT8 network that are not quantised run in bf16 if that is faster on the CPU, else in fp32.
     """
 
     name = "openvino"
@@ -56,7 +56,7 @@ class OpenVino:
         from importlib.util import find_spec
 
         if device != "cpu":
-            return "it is for the CPU"
+            return "it runs only on the CPU"
         if find_spec("openvino") is None:
             return "openvino is not installed; install trivium[openvino]"
         if format == "bf16" and not cpu_has_bf16():
@@ -64,7 +64,7 @@ class OpenVino:
         return None
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Writes ``openvino.xml`` and ``.bin`` from the folder's ``model.onnx``, which is written where it is not."""
+        """Writes ``openvino.xml`` and ``.bin`` from the folder's ``model.onnx``, which is written first if missing."""
         import openvino
 
         from shared.deploy.onnx_network import write_onnx
@@ -79,27 +79,27 @@ class OpenVino:
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
         assert source.file is not None
         compute = openvino_compute(compile_model(source.file, format, place, source.compiled, source.rows))
-        return compute if source.rows is None else ArrayCompute(in_parts_of(source.rows, compute.arrays))
+        return compute if source.rows is None else ArrayCompute(in_fixed_batches(source.rows, compute.arrays))
 
 
 def compile_model(
-    path: Path, format: Format, place: Placement, kept: Path | None = None, rows: int | None = None
+    path: Path, format: Format, place: Placement, cache_dir: Path | None = None, rows: int | None = None
 ) -> Any:
-    """The compiled model in a file. Raises ``ProgramError`` for one that this version cannot read or compile.
+    """Compiles the model in a file. Raises ``ProgramError`` for a file that this version cannot read or compile.
 
-    It is read from the folder ``kept`` where it was compiled before, and is kept there, in a folder of its own for each
-    content: OpenVINO tells files apart by their path, size and time in whole seconds. With ``rows`` it is for batches
-    of so many rows alone.
+    The compiled model is cached in ``cache_dir``, in a subfolder named by the digest of the file: OpenVINO itself
+    distinguishes files only by path, size and time in whole seconds. With ``rows``, the model takes only batches of
+    that size.
     """
     import openvino
 
     settings = _settings(format, place)
-    if kept is not None:
+    if cache_dir is not None:
         try:
-            kept = kept / content_digest(path)[:16]
-            kept.mkdir(parents=True, exist_ok=True)
-            settings["CACHE_DIR"] = str(kept)
-        except OSError:  # a home that cannot be written to: the model is compiled each time
+            cache_dir = cache_dir / content_digest(path)[:16]
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            settings["CACHE_DIR"] = str(cache_dir)
+        except OSError:  # the cache cannot be written: the model is compiled each time
             pass
     try:
         if rows is None and format != "bf16":
@@ -116,24 +116,24 @@ def compile_model(
         raise ProgramError(f"openvino {openvino.get_version()} cannot use {path.name}: {reason}") from error
 
 
-def compiled_in_memory(model: Any, format: Format, place: Placement) -> Any:
-    """A model that has not been written to a file, compiled; quantised layers are computed in INT8 in any format."""
+def compile_in_memory(model: Any, format: Format, place: Placement) -> Any:
+    """Compiles a model that is not in a file. Quantised layers run in INT8 whatever the format."""
     return open_core().compile_model(model, "CPU", _settings(format, place))
 
 
 def _settings(format: Format, place: Placement) -> dict[str, Any]:
-    # What of an INT8 network is not quantised is computed in bf16 where the processor is faster at it.
-    half = format == "bf16" or (format == "int8" and cpu_gains_from_bf16())
+    # Layers of an INT8 network that are not quantised run in bf16 if the CPU is faster with it.
+    use_bf16 = format == "bf16" or (format == "int8" and cpu_gains_from_bf16())
     return {
         "INFERENCE_NUM_THREADS": place.threads,
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # the other runtimes of the process and other workers use the same cores
-        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+        "ENABLE_CPU_PINNING": False,  # other runtimes in the process and other workers use the same cores
+        "INFERENCE_PRECISION_HINT": "bf16" if use_bf16 else "f32",
     }
 
 
 def content_digest(path: Path) -> str:
-    """The SHA-256 of a model's file, with that of the weights beside it where it is OpenVINO's own."""
+    """The SHA-256 of a model file and, for OpenVINO's format, of the weights file next to it."""
     digest = hashlib.sha256()
     for file in (path, path.with_suffix(".bin")):
         if file.is_file():
@@ -141,39 +141,39 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def in_parts_of(
-    rows: int, compute: Callable[[Arrays], dict[str, NDArray[Any]]]
+def in_fixed_batches(
+    batch_size: int, compute: Callable[[Arrays], dict[str, NDArray[Any]]]
 ) -> Callable[[Arrays], dict[str, NDArray[Any]]]:
-    """Computes any number of rows so many at a time, the last of them filled up with zeros.
+    """Returns a computation that splits any number of rows into batches of ``batch_size``, padding the last with zeros.
 
-    A model of one size is up to a third faster than one of any, and compiling both would take twice the time.
+    A model of one batch size is up to a third faster than one of any size, and compiling both would take twice as long.
     """
 
-    def by_rows(inputs: Arrays) -> dict[str, NDArray[Any]]:
-        count, parts = len(next(iter(inputs.values()))), []
-        for start in range(0, count, rows):
-            part = {name: value[start : start + rows] for name, value in inputs.items()}
-            there = min(rows, count - start)
-            if there < rows:
-                part = {
-                    name: np.concatenate([value, np.zeros((rows - there, *value.shape[1:]), value.dtype)])
-                    for name, value in part.items()
+    def compute_in_batches(inputs: Arrays) -> dict[str, NDArray[Any]]:
+        count, results = len(next(iter(inputs.values()))), []
+        for start in range(0, count, batch_size):
+            batch = {name: value[start : start + batch_size] for name, value in inputs.items()}
+            num_rows = min(batch_size, count - start)
+            if num_rows < batch_size:
+                batch = {
+                    name: np.concatenate([value, np.zeros((batch_size - num_rows, *value.shape[1:]), value.dtype)])
+                    for name, value in batch.items()
                 }
-            parts.append({name: value[:there] for name, value in compute(part).items()})
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+            results.append({name: value[:num_rows] for name, value in compute(batch).items()})
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
-    return by_rows
+    return compute_in_batches
 
 
 def openvino_compute(compiled: Any) -> ArrayCompute:
-    """Computes with a compiled model, without copying the inputs."""
+    """Returns a computation by a compiled model, which does not copy the inputs."""
     outputs = [sorted(port.get_names())[0] for port in compiled.outputs]
     request = compiled.create_infer_request()
 
     def compute(inputs: Arrays) -> dict[str, NDArray[Any]]:
-        found = request.infer(dict(inputs), share_inputs=True)
-        return {name: found[index].copy() for index, name in enumerate(outputs)}
+        results = request.infer(dict(inputs), share_inputs=True)
+        return {name: results[index].copy() for index, name in enumerate(outputs)}
 
     return ArrayCompute(compute)

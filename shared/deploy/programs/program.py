@@ -1,6 +1,6 @@
-"""What a program is: inputs by name in, outputs by name out, whatever computes them and in whatever number format.
+"""Programs: map inputs by name to outputs by name, whatever runtime computes them and in whatever number format.
 
-A runtime writes programs into an artifact and loads them from it (``Runtime``); ``table`` lists the runtimes.
+A ``Runtime`` writes programs into an artifact and loads them from it; ``table`` lists the runtimes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shared.app import DenseNetwork
 
 Format: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
-"""In which numbers a program computes; its inputs and outputs are the network's own in every format."""
+"""The number format that a program computes in; its inputs and outputs have the network's own types in every format."""
 Tensors: TypeAlias = "Mapping[str, Tensor]"
 Compute: TypeAlias = "Callable[[Tensors], dict[str, Tensor]]"
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
@@ -32,30 +32,30 @@ Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 @dataclass(frozen=True, slots=True)
 class ArrayCompute:
-    """A computation on NumPy arrays, which torch's tensors on the CPU are taken for without a copy."""
+    """A computation on NumPy arrays. CPU tensors are passed to it as arrays without a copy."""
 
     arrays: Callable[[Arrays], dict[str, NDArray[Any]]]
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         import torch
 
-        place = next(iter(inputs.values())).device
-        found = self.arrays({name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()})
-        return {name: torch.from_numpy(value).to(place) for name, value in found.items()}
+        device = next(iter(inputs.values())).device
+        outputs = self.arrays({name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()})
+        return {name: torch.from_numpy(value).to(device) for name, value in outputs.items()}
 
 
 class ProgramError(Exception):
-    """A program that cannot be used here, and why: another version's file, a missing package or instruction."""
+    """A program cannot be used on this machine: a file of another version, a missing package or CPU instruction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a program is loaded from.
+    """What a runtime loads a program from.
 
-    ``file`` is what its runtime wrote, None for a runtime that writes nothing; ``build`` makes the network with its
-    weights, which may take seconds and is called by those runtimes alone that compute with torch's own modules.
-    ``compiled`` is a folder, which may be missing, where a runtime keeps what it compiles for this machine. ``rows`` is
-    the number that most calls have, for which alone a runtime may compile the network.
+    ``file`` was written by the runtime; it is None for a runtime that writes no file. ``build`` builds the network with
+    its weights, which may take seconds; only runtimes that compute with torch's modules call it. ``compiled`` is the
+    cache folder, which may not exist yet, for what a runtime compiles for this machine. ``rows`` is the usual number of
+    rows of a call; a runtime may compile the network for that number only.
     """
 
     file: Path | None
@@ -66,18 +66,19 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and with how much a program computes: ``cpu`` or ``cuda``, and threads on the CPU."""
+    """The device that a program runs on, ``cpu`` or ``cuda``, and the number of CPU threads."""
 
     device: str = "cpu"
     threads: int = 1
 
 
 class Runtime(Protocol):
-    """Compiles dense networks, each in the formats that it has.
+    """Compiles dense networks in the number formats ``formats``.
 
-    ``file`` is the name of what ``write`` writes into a folder, or None where a program is made from the weights each
-    time; ``reads_onnx`` where ``model.onnx`` does for it in every format but INT8. ``why_not`` says why a format
-    cannot be had on a device, None where it can; it imports nothing heavy. ``load`` raises ``ProgramError``.
+    ``file`` returns the name of the file that ``write`` writes into a folder, or None if the runtime loads programs
+    from the weights. ``reads_onnx`` is True if the runtime can read ``model.onnx`` instead, in every format but INT8.
+    ``why_not`` returns the reason why a format is not available on a device, or None if it is; it imports nothing
+    heavy. ``load`` raises ``ProgramError`` if the program cannot be used.
     """
 
     @property
@@ -105,11 +106,12 @@ class Program:
     """A network ready to compute on ``device``.
 
     ``batched`` networks have one batch axis, 0, in every input and output. More than ``max_batch`` rows are computed
-    in parts; for no rows one of zeros is, since kernels are not made for empty tensors. ``reason`` says why this
-    program and no other was chosen, ``remarks`` which could not be used. ``version`` is that of the artifact whose
-    network it is; None where there is none, as of a run's checkpoint. ``opener`` is of one that is loaded when it
-    is first called, and gives all of this; until then the name is empty. ``reader`` gives it too where that takes
-    reading a file alone, and None elsewhere: see ``read_ahead``.
+    in several batches; an empty batch is computed as one row of zeros, because kernels may not support empty tensors.
+    ``reason`` says why this program was chosen, ``remarks`` which programs could not be used. ``version`` is the
+    version of the network's artifact, or None for a run's checkpoint.
+
+    A program with an ``opener`` is loaded by it on the first call; until then its name is empty. ``reader`` loads it
+    ahead of the first call if that only reads a file, else returns None: see ``preload``.
     """
 
     name: str
@@ -122,59 +124,59 @@ class Program:
     version: int | None = None
     opener: Callable[[], Program] | None = None
     reader: Callable[[], Program | None] | None = None
-    _ahead: Program | None = field(default=None, init=False, repr=False, compare=False)
+    _preloaded: Program | None = field(default=None, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
-        """The outputs by name, on the inputs' device. Raises ``ValueError`` for inputs of different numbers of rows."""
+        """Returns the outputs by name, on the inputs' device. Raises ``ValueError`` if inputs differ in their rows."""
         import torch
 
         self.open()
-        return self._in_parts(self.compute, inputs, lambda one: one.new_zeros((1, *one.shape[1:])), torch.cat)
+        return self._in_batches(self.compute, inputs, lambda value: value.new_zeros((1, *value.shape[1:])), torch.cat)
 
     def arrays(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """As a call, with NumPy arrays: a runtime that reads a file computes on them without importing torch."""
+        """As ``__call__``, with NumPy arrays: a runtime that reads a file computes on them without importing torch."""
         self.open()
         if isinstance(self.compute, ArrayCompute):
-            return self._in_parts(
-                self.compute.arrays, inputs, lambda one: np.zeros((1, *one.shape[1:]), one.dtype), np.concatenate
+            return self._in_batches(
+                self.compute.arrays, inputs, lambda value: np.zeros((1, *value.shape[1:]), value.dtype), np.concatenate
             )
         import torch
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        found = self({name: value.to(self.device) for name, value in tensors.items()})
-        return {name: value.cpu().numpy() for name, value in found.items()}
+        outputs = self({name: value.to(self.device) for name, value in tensors.items()})
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-    def read_ahead(self) -> None:
-        """Loads a program that is to be loaded when it is first called, in another thread than the one that calls it.
+    def preload(self) -> None:
+        """Loads the program before its first call, from another thread.
 
-        The name stays empty until that call. After an error the call opens the program itself, as if this had not been.
+        The name stays empty until that call. If this fails, the first call loads the program as usual.
         """
         with self._lock:
-            if self.reader is not None and self._ahead is None:
-                self._ahead = self.reader()
+            if self.reader is not None and self._preloaded is None:
+                self._preloaded = self.reader()
 
     def open(self) -> None:
-        """Loads a program that is to be loaded when it is first called; it is chosen, where it was not, by timing."""
+        """Loads a program with an ``opener``, if it is not loaded yet; this may time programs to choose the fastest."""
         if self.opener is None:
             return
         with self._lock:
             if self.opener is None:
                 return
-            opened = self._ahead or self.opener()
-            self.name, self.reason, self.remarks = opened.name, opened.reason, opened.remarks
-            self.compute, self.device = opened.compute, opened.device
-            self.batched, self.max_batch = opened.batched, opened.max_batch
-            self.opener = self.reader = self._ahead = None
-        if "torch" in sys.modules:  # each thread has its own number of them
+            loaded = self._preloaded or self.opener()
+            self.name, self.reason, self.remarks = loaded.name, loaded.reason, loaded.remarks
+            self.compute, self.device = loaded.compute, loaded.device
+            self.batched, self.max_batch = loaded.batched, loaded.max_batch
+            self.opener = self.reader = self._preloaded = None
+        if "torch" in sys.modules:  # torch keeps the number of compute threads per calling thread
             set_compute_threads()
 
-    def _in_parts(
+    def _in_batches(
         self,
         compute: Callable[[Mapping[str, Any]], dict[str, Any]],
         inputs: Mapping[str, Any],
-        row_of_zeros: Callable[[Any], Any],
-        join: Callable[[list[Any]], Any],
+        zero_row: Callable[[Any], Any],
+        concatenate: Callable[[list[Any]], Any],
     ) -> dict[str, Any]:
         if not self.batched:
             return compute(inputs)
@@ -183,15 +185,15 @@ class Program:
             raise ValueError(f"the inputs have different numbers of rows: {sizes}")
         rows = next(iter(sizes.values()))
         if rows == 0:
-            one = {name: row_of_zeros(value) for name, value in inputs.items()}
-            return {name: value[:0] for name, value in compute(one).items()}
+            zero_rows = {name: zero_row(value) for name, value in inputs.items()}
+            return {name: value[:0] for name, value in compute(zero_rows).items()}
         if self.max_batch is None or rows <= self.max_batch:
             return compute(inputs)
-        parts = [
+        results = [
             compute({name: value[start : start + self.max_batch] for name, value in inputs.items()})
             for start in range(0, rows, self.max_batch)
         ]
-        return {name: join([part[name] for part in parts]) for name in parts[0]}
+        return {name: concatenate([result[name] for result in results]) for name in results[0]}
 
 
 def is_batched(dense: DenseNetwork) -> bool:
@@ -202,15 +204,15 @@ def is_batched(dense: DenseNetwork) -> bool:
     return len(labels) == 1 and None not in labels
 
 
-LARGEST_ERROR: Mapping[Format, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02, "int8": 0.5}
-"""How far a program may be from torch in fp32, by ``relative_error``; what INT8 may do the domain's score says."""
+MAX_RELATIVE_ERROR: Mapping[Format, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02, "int8": 0.5}
+"""The maximum ``relative_error`` of a program against torch in fp32. INT8 is judged by the domain's score instead."""
 
 
 def relative_error(expected: Tensors, found: Tensors, all_rows: Tensors | None = None) -> float:
-    """The largest difference of an output from ``expected``, in parts of that output's largest value.
+    """The largest difference between ``expected`` and ``found``, relative to the output's largest absolute value.
 
-    Where ``expected`` are some rows of ``all_rows``, the largest value is taken of all of them. Infinite where a
-    difference is no number, and where shapes differ.
+    If ``expected`` holds some rows of ``all_rows``, the largest value is taken over all rows. Returns infinity if a
+    difference is NaN or shapes differ.
     """
     worst = 0.0
     for name, value in expected.items():
@@ -224,9 +226,10 @@ def relative_error(expected: Tensors, found: Tensors, all_rows: Tensors | None =
 
 
 def rms_error(expected: Tensors, found: Tensors) -> float:
-    """The root mean square of an output's differences from ``expected`` in parts of its own, of the worst output.
+    """The root mean square difference, relative to the root mean square of ``expected``, of the worst output.
 
-    The measure of rounding: single values of a map of millions may be far off in bf16. Infinite as ``relative_error``.
+    It measures rounding: in bf16, single values of a map of millions may be far off. Returns infinity in the same cases
+    as ``relative_error``.
     """
     worst = 0.0
     for name, value in expected.items():

@@ -1,7 +1,7 @@
-"""Programs that were made on this machine for an artifact, in the user's cache; and those that the artifact holds.
+"""The programs of an artifact: those in the artifact itself, and those made on this machine, in the user's cache.
 
-What can be made of an artifact's weights in seconds is not shipped: no program but INT8, which takes minutes, and an
-ONNX that is as small as to be read before torch is imported.
+Programs that can be made from an artifact's weights in seconds are not shipped. Only INT8 programs, which take minutes,
+and an ONNX file small enough to be loaded before torch is imported, are.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from shared.atomic_files import file_lock, write_whole
 from shared.deploy.artifact import MANIFEST, NETWORK, WEIGHTS, Artifact, ProgramEntry, describe_file
 from shared.errors import InvalidInputError
 
-_LAYOUT = 2
-"""Of the networks that the applications export, and of how a program is chosen: what was made before is made anew."""
+_CACHE_VERSION = 2
+"""Increase it when exported networks or the choice of programs change: older programs are then made again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class ProgramIndex:
     """The content of ``programs.json``: programs by name, and the digests of their files."""
 
     programs: dict[str, ProgramEntry] = field(default_factory=dict)
@@ -34,8 +34,8 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A program's file, and what is said of it."""
+class StoredProgram:
+    """A program's file and its entry."""
 
     path: Path
     entry: ProgramEntry
@@ -46,87 +46,93 @@ def weights_digest(artifact: Artifact) -> str:
     return str(artifact.manifest.files.get(WEIGHTS, {}).get("sha256", ""))
 
 
-def folder_of(artifact: Artifact) -> Path:
-    """Where programs made for the artifact are kept: ``trivium/programs`` in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "programs"
-    return home / f"{artifact.manifest.name}-{_LAYOUT}-{weights_digest(artifact)[:16]}"
+def cache_folder(artifact: Artifact) -> Path:
+    """The folder for programs made for the artifact, below ``trivium/programs`` in the user's cache folder."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "programs"
+    return root / f"{artifact.manifest.name}-{_CACHE_VERSION}-{weights_digest(artifact)[:16]}"
 
 
-def programs_folder(artifact: Artifact) -> Path:
-    """``folder_of`` an artifact, made where it is missing; refuses a place that cannot be written to."""
-    home = folder_of(artifact)
+def create_cache_folder(artifact: Artifact) -> Path:
+    """Returns ``cache_folder`` and creates it if needed. Raises ``InvalidInputError`` if it cannot be created."""
+    folder = cache_folder(artifact)
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"{home} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
-    return home
+        raise InvalidInputError(
+            f"{folder} cannot be created: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
+        ) from error
+    return folder
 
 
-def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...]]:
-    """The programs of an artifact whose files are there and unaltered, by name, and remarks on those that are not.
+def find_programs(artifact: Artifact) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
+    """Returns the usable programs of an artifact by name, and remarks on missing or altered ones.
 
-    An ONNX of which no entry says from which weights it was made is not among them: it may be that of others.
-    One made on this machine takes the place of the artifact's own of its name, but where its score alone was refused.
+    An ONNX file without an entry is not used: it may have been made from other weights. A program made on this machine
+    replaces the artifact's program of the same name, unless it was rejected for its score and the artifact's was
+    accepted.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, StoredProgram] = {}
     remarks = []
     weights = weights_digest(artifact)
-    home = folder_of(artifact)
-    made, remark = _read(home)
+    cache = cache_folder(artifact)
+    index, remark = _read_index(cache)
     remarks += [remark] if remark else []
-    held = ((artifact.path, artifact.manifest.programs, artifact.manifest.files), (home, made.programs, made.files))
-    for folder, programs, files in held:
+    sources = (
+        (artifact.path, artifact.manifest.programs, artifact.manifest.files),
+        (cache, index.programs, index.files),
+    )
+    for folder, programs, files in sources:
         for name, entry in programs.items():
             if entry.weights != weights:
-                remarks.append(f"{name} in {folder} was made from other weights than the artifact's")
-            elif entry.file not in files or (folder == home and not _unaltered(folder, entry.file, files)):
+                remarks.append(f"{name} in {folder} was made from weights other than the artifact's")
+            elif entry.file not in files or (folder == cache and not _matches_digests(folder, entry.file, files)):
                 remarks.append(f"{name} in {folder} is missing or was altered; make it again: trivium programs")
-            elif not (name in found and is_accepted(found[name].entry) and is_refused(entry)):
-                found[name] = Found(folder / entry.file, entry)
+            elif not (name in found and is_accepted(found[name].entry) and is_rejected(entry)):
+                found[name] = StoredProgram(folder / entry.file, entry)
     if NETWORK in artifact.manifest.files and not {"onnx"} & {*artifact.manifest.programs, *found}:
         remarks.append(
             f"{NETWORK} in {artifact.path} is not used: {MANIFEST} does not say from which weights it was made; "
-            f"`trivium programs {artifact.manifest.app} --artifact {artifact.path} --make onnx` makes one, and "
-            "`trivium export` an artifact that says it"
+            f"`trivium programs {artifact.manifest.app} --artifact {artifact.path} --make onnx` makes a new one, and "
+            "`trivium export` makes an artifact that records its weights"
         )
     return found, tuple(remarks)
 
 
 def is_accepted(entry: ProgramEntry) -> bool:
-    """Whether the domain's score of a quantised program was good enough."""
+    """Whether a quantised program was accepted by its domain score."""
     return bool(entry.scores.get("accepted"))
 
 
-def is_refused(entry: ProgramEntry) -> bool:
-    """Whether a quantised program lost too much of the domain's score."""
+def is_rejected(entry: ProgramEntry) -> bool:
+    """Whether a quantised program was rejected because its domain score fell too far."""
     return entry.scores.get("accepted") is False
 
 
-def keep(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:
-    """Moves the files in ``folder`` and what is said of them into the artifact's place in the cache."""
-    home = programs_folder(artifact)
-    with file_lock(home / ".lock"):
-        before, _ = _read(home)
+def add_to_cache(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:
+    """Moves the files in ``folder`` into the artifact's cache folder, and adds the entries to its index."""
+    cache = create_cache_folder(artifact)
+    with file_lock(cache / ".lock"):
+        old_index, _ = _read_index(cache)
         files = {file.name: describe_file(file) for file in sorted(folder.iterdir())}
         for file in list(folder.iterdir()):
-            aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=home))
-            shutil.move(file, aside / file.name)
-            (aside / file.name).replace(home / file.name)
-            aside.rmdir()
-        now = Made(programs={**before.programs, **programs}, files={**before.files, **files})
-        write_whole(home / "programs.json", json.dumps(asdict(now), indent=2) + "\n")
+            staging = Path(tempfile.mkdtemp(prefix=".aside-", dir=cache))
+            shutil.move(file, staging / file.name)
+            (staging / file.name).replace(cache / file.name)
+            staging.rmdir()
+        new_index = ProgramIndex(programs={**old_index.programs, **programs}, files={**old_index.files, **files})
+        write_whole(cache / "programs.json", json.dumps(asdict(new_index), indent=2) + "\n")
 
 
-def _read(home: Path) -> tuple[Made, str | None]:
+def _read_index(cache: Path) -> tuple[ProgramIndex, str | None]:
     try:
-        return TypeAdapter(Made).validate_json((home / "programs.json").read_bytes()), None
+        return TypeAdapter(ProgramIndex).validate_json((cache / "programs.json").read_bytes()), None
     except FileNotFoundError:
-        return Made(), None
+        return ProgramIndex(), None
     except (OSError, ValidationError):
-        return Made(), f"{home / 'programs.json'} cannot be read; make the programs again: trivium programs"
+        return ProgramIndex(), f"{cache / 'programs.json'} cannot be read; make the programs again: trivium programs"
 
 
-def _unaltered(folder: Path, file: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a program's file, and that of its weights where it has one beside it, are as their digests say."""
+def _matches_digests(folder: Path, file: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a program's file, and its weights file if it has one, match their digests."""
     names = [name for name in files if Path(name).stem == Path(file).stem] or [file]
     return all((folder / name).is_file() and describe_file(folder / name) == files.get(name) for name in names)

@@ -1,4 +1,4 @@
-"""How long programs take, in turns."""
+"""Measures the latency of programs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from shared.deploy.programs.program import Program, Tensors
 _SECONDS, _MIN_RUNS, _MAX_RUNS = 0.25, 2, 20
 
 
-def measure(
+def measure_latency(
     programs: Mapping[str, Program], example: Tensors, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """The least milliseconds of a call of each, taken in turns for about a second in all.
+    """The minimum latency of a call of each program, in milliseconds. The programs are called in turns.
 
-    ``clock`` tells seconds: ``time.process_time`` has those of the processor, which others on the machine disturb less.
+    ``clock`` returns seconds; ``time.process_time`` measures CPU time, which other load on the machine disturbs less.
     """
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(_MAX_RUNS):
         for name, program in programs.items():
             if turn >= _MIN_RUNS and sum(times[name]) > _SECONDS:
                 continue
-            began = clock()
+            start = clock()
             program(example)
             if program.device != "cpu":
                 import torch
 
                 torch.cuda.synchronize()
-            times[name].append(clock() - began)
-    return {name: 1e3 * min(taken) for name, taken in times.items()}
+            times[name].append(clock() - start)
+    return {name: 1e3 * min(seconds) for name, seconds in times.items()}

@@ -1,4 +1,4 @@
-"""torch, as the network's own modules compute: what every other program is compared with."""
+"""Eager torch: runs the network's own modules. All other programs are compared with it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _FORMATS: tuple[Format, ...] = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchModules:
-    """A runtime that computes with the network's own modules: the weights are all that it needs, so it writes no file.
+    """A runtime that computes with the network's own modules. It needs only the weights, so it writes no file.
 
-    ``fp16`` is for GPUs. ``start`` makes the computation; ``unavailable`` says why there is none on a device.
+    ``fp16`` is for GPUs only. ``start`` returns the computation; ``unavailable`` returns the reason why a device has
+    none, or None.
     """
 
     name: str
@@ -42,37 +43,37 @@ class TorchModules:
         return None
 
     def why_not(self, format: Format, device: str) -> str | None:
-        return "fp16 is for GPUs" if (format, device) == ("fp16", "cpu") else self.unavailable(device)
+        return "fp16 runs only on GPUs" if (format, device) == ("fp16", "cpu") else self.unavailable(device)
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Nothing: the weights are there already."""
+        """Does nothing: the weights are in the artifact."""
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
         return self.start(source.build(), format, place.device)
 
 
-def eager(dense: DenseNetwork, format: Format = "fp32", device: str = "cpu") -> Compute:
-    """Computes with ``dense.module``, which is moved to ``device``. Outputs are in fp32 whatever the format."""
+def load_eager(dense: DenseNetwork, format: Format = "fp32", device: str = "cpu") -> Compute:
+    """Returns a computation by ``dense.module``, moved to ``device``. Outputs are in fp32 whatever the format."""
     import torch
 
-    place = torch.device(device)
-    module = dense.module.to(place).eval()
-    names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
+    torch_device = torch.device(device)
+    module = dense.module.to(torch_device).eval()
+    input_names, output_names, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
-        with torch.inference_mode(), autocast(dtype, place):
-            found = module(*(inputs[name] for name in names))
-        found = [found] if isinstance(found, torch.Tensor) else found
+        with torch.inference_mode(), autocast(dtype, torch_device):
+            results = module(*(inputs[name] for name in input_names))
+        results = [results] if isinstance(results, torch.Tensor) else results
         return {
             name: value.float() if value.is_floating_point() else value
-            for name, value in zip(outputs, found, strict=True)
+            for name, value in zip(output_names, results, strict=True)
         }
 
     return compute
 
 
 def autocast_dtype(format: Format) -> torch.dtype | None:
-    """The type that autocast computes in; None for fp32."""
+    """The dtype for autocast; None for fp32."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(format)

@@ -1,4 +1,4 @@
-"""TorchScript: the network traced on its example, for users whose C++ or Java loads ``torchscript.pt``."""
+"""TorchScript: the network traced on its example input, for C++ or Java programs that load ``torchscript.pt``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchScript:
-    """fp32. torch 2.14 calls it deprecated, in favour of torch.export; what loads it is not."""
+    """fp32. torch 2.14 deprecates making TorchScript, in favour of torch.export, but not loading it."""
 
     name = "torchscript"
     reads_onnx = False
@@ -33,11 +33,11 @@ class TorchScript:
         return None
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Traces and freezes the network; the names of its outputs go into the file as well."""
+        """Traces and freezes the network, and stores the names of its inputs and outputs in the same file."""
         import torch
 
         jit, module = _jit(), dense.module.cpu().eval()
-        with torch.no_grad(), _deprecated():
+        with torch.no_grad(), _ignore_deprecation():
             traced = jit.trace(module, tuple(value.cpu() for value in dense.inputs.values()), check_trace=False)
             frozen = jit.freeze(traced)
             names = {"inputs.txt": "\n".join(dense.inputs), "outputs.txt": "\n".join(dense.outputs)}
@@ -49,34 +49,34 @@ class TorchScript:
         assert source.file is not None
         names: dict[str, str | bytes] = {"inputs.txt": "", "outputs.txt": ""}
         try:
-            with _deprecated():
+            with _ignore_deprecation():
                 module = _jit().load(str(source.file), map_location=place.device, _extra_files=names)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ProgramError(f"torch {torch.__version__} cannot read {source.file.name}: {reason}") from error
-        inputs, outputs = (_text(names[name]).split("\n") for name in ("inputs.txt", "outputs.txt"))
+        input_names, output_names = (_decode(names[name]).split("\n") for name in ("inputs.txt", "outputs.txt"))
 
-        def compute(given: Tensors) -> dict[str, Tensor]:
+        def compute(tensors: Tensors) -> dict[str, Tensor]:
             with torch.inference_mode():
-                found = module(*(given[name] for name in inputs))
-            return dict(zip(outputs, [found] if isinstance(found, torch.Tensor) else found, strict=True))
+                results = module(*(tensors[name] for name in input_names))
+            return dict(zip(output_names, [results] if isinstance(results, torch.Tensor) else results, strict=True))
 
         return compute
 
 
 def _jit() -> Any:
-    """``torch.jit``, which has no types."""
+    """``torch.jit`` as ``Any``: it has no type annotations."""
     import torch
 
     return torch.jit
 
 
-def _text(held: str | bytes) -> str:
-    return held.decode() if isinstance(held, bytes) else held
+def _decode(content: str | bytes) -> str:
+    return content.decode() if isinstance(content, bytes) else content
 
 
-class _deprecated(warnings.catch_warnings):  # noqa: N801 - used as a function, in a with statement
-    """Silences what torch says of TorchScript's future, and of shapes that tracing reads as numbers."""
+class _ignore_deprecation(warnings.catch_warnings):  # noqa: N801 - used as a function, in a with statement
+    """Ignores torch's deprecation warnings for TorchScript, and tracer warnings on shapes that become constants."""
 
     def __enter__(self) -> None:
         super().__enter__()

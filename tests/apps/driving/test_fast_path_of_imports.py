@@ -80,7 +80,7 @@ def test_a_file_that_was_cut_short_is_refused_in_a_sentence(kept, tmp_path, caps
     file.write_bytes(file.read_bytes()[:kept])
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
     told = capsys.readouterr().err
-    assert "a.pth cannot be read: it is cut short; copy or save it again" in told and len(told) < 200
+    assert "a.pth cannot be read: it is truncated; copy or save it again" in told and len(told) < 200
 
 
 def test_large_images_are_not_computed_to_compare(tmp_path):

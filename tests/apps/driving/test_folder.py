@@ -271,7 +271,7 @@ def test_key_frames_of_a_sample_json_give_the_same_as_in_one_call(ask, predictor
 
 def test_programs_are_loaded_before_the_first_frame_is_read(split, tmp_path, monkeypatch):
     """Programs are chosen by timing, which reading or correcting a frame at the same time would distort."""
-    opened = open_predictor(find("driving"), on_use=True).predictor
+    opened = open_predictor(find("driving"), lazy=True).predictor
     needed, loaded = [opened.programs[name] for name in ("pointpillars", "lidar_rcnn")], []
     assert all(program.opener is not None for program in needed)
     read = kitti.read_frame

@@ -26,7 +26,7 @@ from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Camera
 from shared.deploy.programs.program import Program
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.torch_eager import load_eager
 from tests import fake_cuda as fakes
 from tests.fake_cuda import fake_cuda
 
@@ -101,7 +101,7 @@ def test_pointpillars_of_a_program_s_weights_alone(dynamic):
     recipe = RECIPES["tiny"]()
     recipe = replace(recipe, model=replace(recipe.model, points_per_pillar=4000, pillars=(4000, 4000), dynamic=dynamic))
     detector = lively(recipe.model.build(recipe.input))
-    program = Program(name="torch", compute=eager(dense(recipe, detector)))
+    program = Program(name="torch", compute=load_eager(dense(recipe, detector)))
     sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
     points = torch.from_numpy(recipe.input.crop(sweep))
     points[:, 3] = torch.rand(len(points))
@@ -138,7 +138,7 @@ def test_fcos3d_of_a_program(scale):
     torch.manual_seed(0)
     recipe = RECIPES["fcos3d_tiny"]()
     detector = lively(recipe.model.build(recipe.input))
-    program = Program(name="torch", compute=eager(dense(recipe, detector)))
+    program = Program(name="torch", compute=load_eager(dense(recipe, detector)))
     images = torch.randint(0, 255, (2, 3, 94, 310), dtype=torch.uint8)
     intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
     with torch.inference_mode():
@@ -236,7 +236,7 @@ def test_a_chain_of_boxes_longer_than_the_rounds_is_said_to_be_uncertain():
 def test_fcos3d_decoded_on_a_device_gives_the_same_boxes():
     torch.manual_seed(0)
     recipe = RECIPES["fcos3d_tiny"]()
-    program = Program(name="torch", compute=eager(dense(recipe, lively(recipe.model.build(recipe.input)))))
+    program = Program(name="torch", compute=load_eager(dense(recipe, lively(recipe.model.build(recipe.input)))))
     images = torch.randint(0, 255, (1, 3, 94, 310), dtype=torch.uint8)
     intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
     maps = program({"image": recipe.model.colours(list(images))})

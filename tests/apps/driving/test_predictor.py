@@ -61,7 +61,7 @@ def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, syntheti
     assert [list(one) for one in versions] == [["pointpillars"], ["fcos3d"], ["pointpillars"]]
     assert all(version >= 1 for one in versions for version in one.values())
     reasons = [one.pop("program_reasons") for one in alone]
-    assert reasons == [dict.fromkeys(one, "it was asked for") for one in programs]
+    assert reasons == [dict.fromkeys(one, "it was requested") for one in programs]
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])

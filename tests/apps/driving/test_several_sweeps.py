@@ -115,7 +115,7 @@ def test_a_single_sweep_or_thread_uses_only_the_callers_thread(
 
 
 def test_only_the_first_sweep_loads_the_programs(sweeps, four_threads, monkeypatch):
-    predictor = open_predictor(app, on_use=True, program="torch").predictor
+    predictor = open_predictor(app, lazy=True, program="torch").predictor
     refined, seen = SecondStage.refined, []
 
     def noted(self, found, points):

@@ -94,7 +94,7 @@ def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(tra
     artifact = open_artifact(trained / "models" / "tft-anomaly" / "1")
     recorded = recipe_of(app, artifact.recipe()).data
     found = calibration_inputs(app, artifact, data=recorded)
-    assert found.description.endswith("cases to learn from (2 series of 800 rows from load.csv)")
+    assert found.description.endswith("training cases (2 series of 800 rows from load.csv)")
     assert found.inputs[0].keys() == {"reals", "categories", "target_scale"}
     with pytest.raises(
         InvalidInputError, match=r"name the table that it was trained on: --data table --data\.path FILE"

@@ -1,4 +1,4 @@
-"""What an artifact must have before it is used."""
+"""The checks of an artifact before it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an artifact whose manifest has digests of the files named."""
+    """Writes an artifact whose manifest has digests of the named files."""
 
     def write(*described: str) -> Path:
         save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, tmp_path / "weights.safetensors")
@@ -37,9 +37,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 def test_only_files_with_a_digest_are_read(make: Callable[..., Path]) -> None:
     artifact = open_artifact(make("model.onnx"))
     assert artifact.network.read_bytes() == b"a network"
-    with pytest.raises(InvalidInputError, match=r"states no digest of weights\.safetensors"):
+    with pytest.raises(InvalidInputError, match=r"has no digest of weights\.safetensors"):
         artifact.weights()
-    with pytest.raises(InvalidInputError, match=r"states no digest of recipe\.yaml"):
+    with pytest.raises(InvalidInputError, match=r"has no digest of recipe\.yaml"):
         artifact.recipe()
     whole = open_artifact(make("model.onnx", "weights.safetensors", "recipe.yaml"))
     assert whole.recipe()["name"] == "line" and set(whole.weights()) == {"weight", "bias"}
@@ -47,12 +47,12 @@ def test_only_files_with_a_digest_are_read(make: Callable[..., Path]) -> None:
 
 def test_a_manifest_without_digests_is_refused(make: Callable[..., Path]) -> None:
     path = make()
-    with pytest.raises(InvalidInputError, match="states no digests"):
+    with pytest.raises(InvalidInputError, match="has no digests"):
         open_artifact(path)
     document = json.loads((path / "manifest.json").read_text())
     del document["files"]
     (path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(InvalidInputError, match="states no digests"):
+    with pytest.raises(InvalidInputError, match="has no digests"):
         open_artifact(path)
 
 
@@ -63,11 +63,11 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(make: Callable[..., Pa
     document = json.loads((path / "manifest.json").read_text())
     document["files"][name] = document["files"]["model.onnx"]
     (path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(InvalidInputError, match="is no file of the artifact"):
+    with pytest.raises(InvalidInputError, match="is not a file in the artifact"):
         open_artifact(path)
 
 
-def test_weights_load_into_their_model_and_into_no_other(make: Callable[..., Path]) -> None:
+def test_weights_load_only_into_their_own_model(make: Callable[..., Path]) -> None:
     artifact = open_artifact(make("weights.safetensors"))
     model = load_weights(torch.nn.Linear(2, 1), artifact, "cpu")
     assert not model.training and model(torch.ones(1, 2)).item() == 2
@@ -96,7 +96,7 @@ def test_weights_that_are_damaged_or_not_finite_are_refused(
 
 
 @pytest.mark.parametrize("recipe", ["7", "{}", "{model: 7}", "{model: null}", "{model: [1]}", "{model: {}, input: 7}"])
-def test_a_recipe_without_settings_of_a_model_is_refused(make: Callable[..., Path], recipe: str) -> None:
+def test_a_recipe_without_model_settings_is_refused(make: Callable[..., Path], recipe: str) -> None:
     path = make("recipe.yaml")
     (path / "recipe.yaml").write_text(f"app: line\nname: line\nrecipe: {recipe}\n")
     manifest = json.loads((path / "manifest.json").read_text())
@@ -107,7 +107,7 @@ def test_a_recipe_without_settings_of_a_model_is_refused(make: Callable[..., Pat
 
 
 @pytest.mark.parametrize("hidden", ["-1", "1000000000000000"])
-def test_an_artifact_whose_network_cannot_be_built_says_so(
+def test_a_network_that_cannot_be_built_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
     import trivium
@@ -121,27 +121,27 @@ def test_an_artifact_whose_network_cannot_be_built_says_so(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["recipe.yaml"] = describe_file(path / "recipe.yaml")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InvalidInputError, match="no network that can be built") as refused:
+    with pytest.raises(InvalidInputError, match="a network that cannot be built") as refused:
         trivium.load("finance", artifact=path)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_in_the_place_of_a_manifest_is_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_manifest_that_is_not_a_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "manifest.json")
     with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
         open_artifact(tmp_path)
 
 
-@pytest.mark.parametrize("asked", [None, "torch"])
-def test_an_artifact_with_weights_of_another_network_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None
+@pytest.mark.parametrize("requested", [None, "torch"])
+def test_weights_of_another_network_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: str | None
 ) -> None:
     import trivium
 
     monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
-    if asked:
-        monkeypatch.setenv("TRIVIUM_PROGRAM", asked)
+    if requested:
+        monkeypatch.setenv("TRIVIUM_PROGRAM", requested)
 
     shipped = next((Path(finance.__file__).parent / "weights").glob("*/*/manifest.json")).parent
     path = Path(shutil.copytree(shipped, tmp_path / "1"))

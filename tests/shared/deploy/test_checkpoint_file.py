@@ -1,4 +1,4 @@
-"""Public checkpoints are read as tensors and plain values, and nothing in them is executed."""
+"""Public checkpoints are read as tensors and plain values, without executing code."""
 
 import collections
 import os
@@ -19,7 +19,7 @@ WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.steps": torch.te
 
 
 class HistoryBuffer:
-    """Like mmengine's: an object with numpy arrays and bound functions in its state."""
+    """Like mmengine's class: an object with numpy arrays and functions in its state."""
 
     def __init__(self):
         self._log_history = np.arange(3.0)
@@ -50,8 +50,8 @@ def test_weights_are_found_where_trainers_keep_them(tmp_path, new_layout, key):
 
 
 @pytest.mark.parametrize("new_layout", [True, False])
-def test_metadata_of_unknown_classes_does_not_keep_the_weights_from_being_read(tmp_path, new_layout):
-    """mmengine's own layout; both of torch's, because mmdet3d publishes in the older one."""
+def test_weights_are_read_despite_metadata_of_unknown_classes(tmp_path, new_layout):
+    """In mmengine's layout, with both of torch's file formats: mmdet3d publishes checkpoints in the older one."""
     content = {
         "meta": {"epoch": 80, "experiment_name": "a", "seed": np.int64(4), "when": np.arange(2)},
         "state_dict": collections.OrderedDict(WEIGHTS),
@@ -92,7 +92,7 @@ def test_parameters_and_views_keep_their_values(tmp_path):
         (__import__, ("this",)),
     ],
 )
-def test_what_a_hostile_file_wants_called_is_not_called(tmp_path, new_layout, function, arguments):
+def test_functions_named_in_a_hostile_file_are_not_called(tmp_path, new_layout, function, arguments):
     marker = tmp_path / "ran"
     content = {"state_dict": WEIGHTS, "meta": Hostile(function, *(a.format(marker=str(marker)) for a in arguments))}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new_layout)
@@ -102,14 +102,14 @@ def test_what_a_hostile_file_wants_called_is_not_called(tmp_path, new_layout, fu
     assert isinstance(read_checkpoint(tmp_path / "a.pth")["meta"], Stub)
 
 
-def test_a_hostile_file_cannot_alter_what_later_files_are_read_with(tmp_path):
-    """BUILD with a pair of dictionaries sets attributes: on a shared function its defaults would be gone for good."""
+def test_a_hostile_file_cannot_alter_the_reader_of_later_files(tmp_path):
+    """The opcode BUILD with two dictionaries sets attributes: it could replace the defaults of a shared function."""
     rebuild = torch._utils._rebuild_tensor_v2
     before = rebuild.__defaults__
     opcodes = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}U\x0c__defaults__)s\x86b."
     head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     (tmp_path / "a.pth").write_bytes(b"".join(head) + opcodes + pickle.dumps([], 2))
-    with pytest.raises(InvalidInputError, match="holds no weights"):
+    with pytest.raises(InvalidInputError, match="has no state dict"):
         read_state_dict(tmp_path / "a.pth")
     assert torch._utils._rebuild_tensor_v2 is rebuild and rebuild.__defaults__ == before
 
@@ -119,7 +119,7 @@ def test_safetensors_are_read(tmp_path):
     assert_weights(read_state_dict(tmp_path / "a.safetensors"))
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     path = tmp_path / "a.pth"
     with pytest.raises(InvalidInputError, match="there is no file"):
         read_state_dict(path)
@@ -128,7 +128,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read"):
             read_state_dict(path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(InvalidInputError, match="holds no weights by name"):
+    with pytest.raises(InvalidInputError, match="has no state dict"):
         read_state_dict(path)
     torch.save(WEIGHTS, path)
     path.write_bytes(path.read_bytes()[:-300])
@@ -140,7 +140,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("new_layout", [True, False])
-def test_a_file_that_ends_early_is_said_to_be_cut_short_wherever_it_was(tmp_path, new_layout):
+def test_a_truncated_file_is_reported_as_truncated_wherever_it_ends(tmp_path, new_layout):
     path = tmp_path / "a.pth"
     content = {"state_dict": {f"{number}.weight": torch.rand(30, 30) for number in range(4)}}
     torch.save(content, path, _use_new_zipfile_serialization=new_layout)
@@ -148,11 +148,11 @@ def test_a_file_that_ends_early_is_said_to_be_cut_short_wherever_it_was(tmp_path
     header = (1, 3, 15, 21) if new_layout else ()
     for kept in (*header, *range(1500, len(whole), 700), len(whole) - 1):
         path.write_bytes(whole[:kept])
-        with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read: it is cut short; copy or save it again$"):
+        with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read: it is truncated; copy or save it again$"):
             read_checkpoint(path)
 
 
-def test_programs_and_the_oldest_layout_are_refused(tmp_path):
+def test_torchscript_and_the_oldest_layout_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.pth", "w") as archive:
         archive.add(__file__, "storages")
     with pytest.raises(InvalidInputError, match=r"before 0\.1\.10"):

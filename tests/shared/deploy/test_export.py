@@ -63,7 +63,7 @@ def run(tmp_path_factory) -> Path:
     return path
 
 
-def test_an_artifact_holds_what_serving_needs(app, run, tmp_path):
+def test_an_artifact_has_all_files_for_serving(app, run, tmp_path):
     artifact = export(run, app, tmp_path / "models")
     assert artifact.path == tmp_path / "models" / "line" / "1"
     assert {p.name for p in artifact.path.iterdir()} == {
@@ -91,7 +91,7 @@ def test_the_onnx_file_names_no_folder_of_the_machine_that_wrote_it(app, run, tm
     assert str(Path(torch.__file__).parent).encode() not in written and b"stack_trace" not in written
 
 
-def test_versions_count_up_and_config_is_tritons(app, run, tmp_path):
+def test_versions_are_numbered_and_the_config_is_for_triton(app, run, tmp_path):
     export(run, app, tmp_path)
     export(run, app, tmp_path)
     assert Registry(tmp_path).newest("line").path == tmp_path / "line" / "2"
@@ -119,7 +119,7 @@ def test_a_run_whose_best_checkpoint_is_gone_is_refused(app, run, tmp_path):
         (newest / "digests.json").write_text(json.dumps(digests))
     else:
         shutil.rmtree(copy / "checkpoints" / f"step-{best:08d}")
-    with pytest.raises(InvalidInputError, match=r"the best checkpoint .* is missing or torn"):
+    with pytest.raises(InvalidInputError, match=r"the best checkpoint .* is missing or damaged"):
         export(copy, app, tmp_path / "models")
 
 
@@ -132,7 +132,7 @@ def test_an_altered_artifact_is_refused(app, run, tmp_path, name):
         open_artifact(artifact.path)
 
 
-def test_a_network_that_onnx_computes_otherwise_is_not_exported(app, run, tmp_path):
+def test_a_network_with_other_outputs_in_onnx_is_not_exported(app, run, tmp_path):
     class Fickle(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,14 +156,14 @@ def test_a_run_without_a_checkpoint_is_refused(app, run, tmp_path):
         export(tmp_path / "empty", app, tmp_path / "models")
 
 
-def test_what_is_no_artifact_is_refused(tmp_path):
+def test_a_folder_that_is_not_an_artifact_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
         open_artifact(tmp_path)
     with pytest.raises(InvalidInputError, match="no version"):
         Registry(tmp_path).newest("line")
 
 
-def test_an_export_writes_nothing_into_the_log_of_who_exports(tmp_path: Path) -> None:
+def test_an_export_writes_nothing_to_the_caller_s_log(tmp_path: Path) -> None:
     code = (
         "import logging, sys, torch\n"
         "from pathlib import Path\n"
@@ -179,7 +179,7 @@ def test_an_export_writes_nothing_into_the_log_of_who_exports(tmp_path: Path) ->
     assert "INFO" not in done.stderr
 
 
-def test_an_artifact_without_its_onnx_has_it_made_once(app, run, tmp_path, monkeypatch):
+def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("shared.deploy.programs.of_artifact.find", lambda name: app)
     whole = export(run, app, tmp_path / "models")
@@ -204,7 +204,7 @@ def test_an_artifact_without_its_onnx_has_it_made_once(app, run, tmp_path, monke
         onnx_file(without)
 
 
-def test_a_program_of_openvino_s_is_written_as_triton_s_backend_reads_it(app, run, tmp_path, monkeypatch):
+def test_an_openvino_program_is_written_for_triton_s_backend(app, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     of_onnx = export(run, app, tmp_path / "models")
@@ -223,6 +223,6 @@ def test_a_program_of_openvino_s_is_written_as_triton_s_backend_reads_it(app, ru
     assert 'key: "HINT_BF16"' in (home / "config.pbtxt").read_text()
     with pytest.raises(InvalidInputError, match="no program openvino-int8; `trivium quantize"):
         write_openvino_model(of_onnx, tmp_path / "other", "openvino-int8")
-    with pytest.raises(InvalidInputError, match="onnx is no program of OpenVINO's"):
+    with pytest.raises(InvalidInputError, match="onnx is not an OpenVINO program"):
         write_openvino_model(of_onnx, tmp_path / "other", "onnx")
     assert not (tmp_path / "other").exists()

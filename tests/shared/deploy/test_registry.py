@@ -1,4 +1,4 @@
-"""Which artifacts a registry gives out."""
+"""The artifacts that a registry serves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.shared.serve.echo import Echo, make_app, write_artifact
 
 
 @pytest.mark.parametrize("copy", ["echo/7", "other/2"])
-def test_a_version_that_was_copied_elsewhere_is_left_out_and_the_log_says_so(
+def test_a_version_in_a_wrong_folder_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, copy: str
 ) -> None:
     for version in (1, 2):
@@ -35,7 +35,7 @@ def test_a_version_that_was_copied_elsewhere_is_left_out_and_the_log_says_so(
     assert f"{tmp_path / copy} holds echo version 2 by its manifest.json" in sentences[0]
 
 
-def test_a_model_of_which_only_a_copy_is_there_has_no_version(tmp_path: Path) -> None:
+def test_a_model_with_only_a_misplaced_version_has_no_version(tmp_path: Path) -> None:
     write_artifact(tmp_path, 1)
     (tmp_path / "echo" / "1").rename(tmp_path / "echo" / "9")
     with pytest.raises(InvalidInputError, match="no version of echo"):
@@ -43,9 +43,7 @@ def test_a_model_of_which_only_a_copy_is_there_has_no_version(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("manifest", ["pipe", '{"name": ' + "[" * 100_000, '{"name": "echo", "version": "two"}'])
-def test_a_version_with_a_manifest_that_is_none_is_refused_in_a_line_and_does_not_stop_the_server(
-    tmp_path: Path, manifest: str
-) -> None:
+def test_a_version_with_an_invalid_manifest_does_not_stop_the_server(tmp_path: Path, manifest: str) -> None:
     write_artifact(tmp_path / "registry", 1)
     broken = tmp_path / "registry" / "echo" / "2"
     broken.mkdir()

@@ -1,4 +1,4 @@
-"""What a manifest says of how long its weights were trained."""
+"""The training record of the weights in a manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from shared.app import App
 from shared.cli.reproduce import training_history
-from shared.deploy.export import began_from, export
+from shared.deploy.export import export, training_origin
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from tests.shared.deploy.test_export import app  # noqa: F401
@@ -26,7 +26,7 @@ def train(path: Path, initial: Path | None) -> Path:
     return path
 
 
-def test_a_manifest_names_every_training_that_its_weights_began_from(app: App, tmp_path: Path) -> None:  # noqa: F811
+def test_a_manifest_records_all_earlier_trainings_of_its_weights(app: App, tmp_path: Path) -> None:  # noqa: F811
     first = train(tmp_path / "first", None)
     second = train(tmp_path / "second", first)
     artifact = export(second, app, tmp_path / "models", network=False)
@@ -46,22 +46,22 @@ def test_a_manifest_names_every_training_that_its_weights_began_from(app: App, t
     )
 
 
-def test_of_a_file_and_of_what_is_gone_the_name_is_known(tmp_path: Path) -> None:
+def test_only_the_name_is_known_of_a_file_or_a_missing_source(tmp_path: Path) -> None:
     (tmp_path / "published.pth").touch()
-    assert began_from(None) is None
+    assert training_origin(None) is None
     for name in ("published.pth", "gone"):
-        assert began_from(tmp_path / name) == {"file": name}
+        assert training_origin(tmp_path / name) == {"file": name}
     torn = tmp_path / "torn"
     torn.mkdir()
     (torn / "manifest.json").write_text("{")
-    assert began_from(torn) == {"file": "torn"}
+    assert training_origin(torn) == {"file": "torn"}
     stated = {"steps": 100, "seconds": 7200, "device": "cuda", "began_from": {"file": "published.pth"}}
     assert training_history(stated) == "100 steps in 2.0 h (cuda), after weights of published.pth"
 
 
-def test_a_run_that_says_it_began_from_itself_ends(tmp_path: Path) -> None:
+def test_a_run_initialised_from_itself_does_not_loop(tmp_path: Path) -> None:
     run = train(tmp_path / "run", None)
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("init: null", f"init: {run}"))
-    found = began_from(run)
+    found = training_origin(run)
     assert found is not None and found["began_from"] == {"file": "run"}

@@ -1,4 +1,4 @@
-"""Every configuration is one by Triton's own schema, and says what the program needs."""
+"""Every configuration matches Triton's own schema and has the settings that its program needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MASK = TensorSpec(name="mask", datatype="BOOL", shape=(4, 4))
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    """The messages that Triton's authors generate from ``model_config.proto``; the client's own imports stay out."""
+    """The messages generated from Triton's ``model_config.proto``, imported without the rest of tritonclient."""
     home = importlib.util.find_spec("tritonclient")
     assert home is not None and home.submodule_search_locations
     file = Path(next(iter(home.submodule_search_locations))) / "grpc" / "model_config_pb2.py"
@@ -39,7 +39,7 @@ def manifest(*specs: TensorSpec) -> Manifest:
 
 @pytest.mark.parametrize("program", list(BACKENDS))
 @pytest.mark.parametrize("given", [IMAGE, ANY_SIZE])
-def test_a_configuration_is_triton_s(schema: Any, program: str, given: TensorSpec) -> None:
+def test_a_configuration_matches_triton_s_schema(schema: Any, program: str, given: TensorSpec) -> None:
     config = text_format.Parse(triton_config(manifest(given, SCORE), program), schema.ModelConfig())
     assert (config.name, config.max_batch_size) == ("net", 8)
     assert (config.backend, config.default_model_filename) == BACKENDS[program]
@@ -72,7 +72,7 @@ def test_a_program_that_triton_cannot_run_is_refused() -> None:
         triton_config(manifest(IMAGE, SCORE), "aotinductor")
 
 
-def test_the_page_says_which_of_the_shipped_models_triton_can_serve_as_they_are() -> None:
+def test_the_page_lists_the_shipped_models_that_triton_can_serve_unchanged() -> None:
     page = " ".join((ROOT / "docs" / "integrators.md").read_text(encoding="utf-8").split())
     whole, lacking = page.partition("`apps/<app>/weights` has the same layout; ")[2].split(" are whole, while ", 1)
     lacking = lacking.partition(" lack the ")[0]

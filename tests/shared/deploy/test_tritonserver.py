@@ -1,4 +1,4 @@
-"""A real tritonserver serves what ``write_python_model`` writes, and answers as ``trivium serve`` does.
+"""A real tritonserver serves the output of ``write_python_model``, and answers as ``trivium serve`` does.
 
 PyPI's nvidia-pytriton carries tritonserver with its Python backend, for a Python 3.11 of its own (docs/integrators.md
 has the command). The test is skipped where TRIVIUM_TRITON_VENV does not name that environment.

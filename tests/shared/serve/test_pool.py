@@ -25,7 +25,7 @@ class Scripted:
 
     def __init__(self, most: int = 2, load_s: float = 60.0) -> None:
         self.max_requests, self.load_s = most, load_s
-        self.programs = {"net": "onnx: it was asked for"}
+        self.programs = {"net": "onnx: it was requested"}
         self.batches: list[list[int]] = []
         self.starts = self.stops = 0
         self.closed, self.gone = False, False
@@ -148,7 +148,7 @@ def test_a_worker_that_ends_loses_only_its_own_requests_and_is_replaced() -> Non
             await tasks[0]
         assert lost.value.status == 503 and lost.value.retry_after_s == 5
         assert first.starts == 2 and pool.states()[0]["restarts"] == 1 and pool.usable
-        assert pool.states()[0]["programs"] == {"net": "onnx: it was asked for"}
+        assert pool.states()[0]["programs"] == {"net": "onnx: it was requested"}
         second.reply()
         second.reply()
         assert [await value(task) for task in tasks[1:]] == [-2, -3]

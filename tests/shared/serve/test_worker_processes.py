@@ -206,7 +206,7 @@ def test_a_network_computes_with_the_requested_program(serve: Callable[..., Test
         ]
     }
     answers = []
-    for asked, named in (("openvino", "openvino: it was asked for"), ("torchscript", "onnx: its outputs are the")):
+    for asked, named in (("openvino", "openvino: it was requested"), ("torchscript", "onnx: its outputs are the")):
         client = serve(program=asked, store=tmp_path / asked)
         answers.append(client.post(INFER, json=given).json()["outputs"])
         (worker,) = client.get("/healthz").json()["networks"]["echo version 1"]

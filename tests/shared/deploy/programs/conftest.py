@@ -1,4 +1,4 @@
-"""Programs of a small network, and an artifact that has its ONNX."""
+"""Programs of a small network, and an artifact with its ONNX file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.shared.deploy.programs.edges import WRITTEN, Edges, network
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs that can be written on every machine."""
+    """The programs that can be written on any machine."""
     made = tmp_path_factory.mktemp("programs")
     dense = network()
     entries = make_programs(dense, WRITTEN, made, "a digest", random_examples(dense))
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def artifact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """An artifact with an ONNX of its own weights, in a cache of its own; nothing is asked for."""
+    """An artifact with an ONNX file of its weights, and a separate cache; no program is requested."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
     home = tmp_path / "edges" / "1"

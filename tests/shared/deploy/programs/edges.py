@@ -13,11 +13,11 @@ from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
 
 WRITTEN = ["onnx", "openvino", "torchscript"]
-"""The programs that can be written on every machine."""
+"""The programs that can be written on any machine."""
 
 
 class Edges(nn.Module):
-    """An image (B, 1, H, W) of any even size to a map as large and a mean a sample."""
+    """Maps an image (B, 1, H, W) of any even size to a map of the same size and a mean for each sample."""
 
     def __init__(self) -> None:
         super().__init__()

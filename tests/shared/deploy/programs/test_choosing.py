@@ -1,4 +1,4 @@
-"""Which of the programs that were measured is taken."""
+"""The choice among measured programs."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ import torch
 from shared.app import DenseNetwork
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs import choosing
-from shared.deploy.programs.choosing import asked_program, programs_on_use
+from shared.deploy.programs.choosing import asked_program, lazy_programs
 from shared.deploy.programs.onnx_runtime import OnnxRuntime
 from shared.deploy.programs.openvino import OpenVino
 from shared.deploy.programs.program import ArrayCompute, Compute, relative_error
-from shared.deploy.programs.store import folder_of
+from shared.deploy.programs.store import cache_folder
 from tests.shared.deploy.programs.edges import opened
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_what_imports_a_library_must_be_well_ahead_of_what_is_read_from_a_file() -> None:
+def test_a_program_that_imports_a_library_must_be_much_faster_than_a_file() -> None:
     loading = {"torch-bf16": 4.0, "openvino-bf16": 0.3, "onnx": 0.1}
     for torch_ms, best in ((10.3, "openvino-bf16"), (11.8, "openvino-bf16"), (9.0, "torch-bf16")):
         milliseconds = {"torch-bf16": torch_ms, "openvino-bf16": 11.9, "onnx": 27.8}
-        assert choosing._best(milliseconds, loading) == best
+        assert choosing._choose_best(milliseconds, loading) == best
     # Among files the quicker to load is taken where they are nearly as fast alone.
-    assert choosing._best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 11.0}, loading) == "onnx"
-    assert choosing._best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 12.5}, loading) == "openvino-bf16"
-    assert choosing._why("openvino-bf16", {"torch-bf16": 10.0, "openvino-bf16": 12.0}).startswith("20% slower than")
+    assert choosing._choose_best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 11.0}, loading) == "onnx"
+    assert choosing._choose_best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 12.5}, loading) == "openvino-bf16"
+    assert choosing._reason("openvino-bf16", {"torch-bf16": 10.0, "openvino-bf16": 12.0}).startswith("20% slower than")
 
 
-def test_ahead_of_a_call_a_program_is_read_from_its_file_alone(artifact: Artifact) -> None:
+def test_only_a_program_from_a_file_is_preloaded(artifact: Artifact) -> None:
     def never() -> DenseNetwork:
         raise AssertionError("neither is anything measured nor a module of torch made")
 
-    with programs_on_use():
+    with lazy_programs():
         program = opened(artifact, build=never)
         assert program.reader is not None and program.reader() is None
         opened(artifact)({"image": torch.rand(1, 1, 32, 32), "gain": torch.ones(1)})
-        (file,) = folder_of(artifact).glob("choice-*.json")
+        (file,) = cache_folder(artifact).glob("choice-*.json")
         file.write_text(json.dumps({**json.loads(file.read_text()), "program": "torch"}))
         assert program.reader() is None
         file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
-        program.read_ahead()
+        program.preload()
         assert program.name == ""
         (artifact.path / "model.onnx").unlink()
         assert len(program({"image": torch.rand(2, 1, 8, 12), "gain": torch.ones(2)})["mean"]) == 2
         assert program.name == "onnx" and "fastest here" in program.reason
-    with programs_on_use(), asked_program("onnx"):
+    with lazy_programs(), asked_program("onnx"):
         assert opened(artifact).reader is None
 
 
-def test_a_program_that_computes_something_else_is_passed_over_however_fast(
+def test_a_program_with_wrong_outputs_is_rejected_however_fast(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(value: float) -> Compute:
@@ -65,22 +65,23 @@ def test_a_program_that_computes_something_else_is_passed_over_however_fast(
     program = opened(artifact)
     assert program.name.startswith("torch")
     said = "\n".join(program.remarks)
-    assert "openvino is passed over: its outputs differ from torch's by 1 of the largest, where 0.001 is" in said
-    assert "onnx is passed over: its outputs differ from torch's by inf" in said
+    difference = "differ from torch's by 1 of the largest, more than the maximum of 0.001"
+    assert f"openvino is rejected: its outputs {difference}" in said
+    assert "onnx is rejected: its outputs differ from torch's by inf" in said
     assert "openvino" not in program.reason and "onnx" not in program.reason
 
 
-def test_what_bf16_rounds_is_taken_and_what_it_spoils_is_not() -> None:
+def test_rounding_by_bf16_is_accepted_and_larger_errors_are_not() -> None:
     exact = torch.randn((1, 2, 32, 32), generator=torch.Generator().manual_seed(0))
     peak = exact.clone()
     peak[0, 0, 0, 0] += 1.0
     outputs = {"torch": {"a": exact}, "torch-bf16": {"a": peak}, "openvino-bf16": {"a": 1.5 * exact}}
-    wrong = choosing._wrong(outputs)
+    wrong = choosing._inaccurate(outputs)
     assert list(wrong) == ["openvino-bf16"]
-    assert "differ from torch's by 0.5 of the root mean square, where 0.25 is allowed" in wrong["openvino-bf16"]
+    assert "differ from torch's by 0.5 of the root mean square, more than the maximum of 0.25" in wrong["openvino-bf16"]
 
 
-def test_where_torch_cannot_compute_programs_are_compared_with_one_another(
+def test_if_torch_cannot_compute_programs_are_compared_with_each_other(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking() -> object:
@@ -97,7 +98,7 @@ def _twice(compute: Compute) -> Compute:
     return lambda inputs: {name: 2 * value for name, value in compute(inputs).items()}
 
 
-def test_a_difference_that_is_no_number_is_an_infinite_error() -> None:
+def test_a_nan_difference_is_an_infinite_error() -> None:
     one, nan = {"a": torch.ones(2), "b": torch.ones(2)}, torch.tensor([1.0, float("nan")])
     assert relative_error(one, {"a": nan, "b": torch.ones(2)}) == float("inf")
     assert relative_error(one, {"a": torch.ones(1), "b": torch.ones(2)}) == float("inf")

@@ -1,4 +1,4 @@
-"""Graphs that are captured on a GPU for each shape, with what stands in for one where there is none."""
+"""CUDA graphs, captured for each shape; without a GPU the capture is replaced."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.deploy.programs.cuda_graph import capture, graphed
-from shared.deploy.programs.inductor import compiled
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.cuda_graph import capture, graph_compute
+from shared.deploy.programs.inductor import load_compiled
+from shared.deploy.programs.torch_eager import load_eager
 from tests.fake_cuda import fake_cuda
 from tests.shared.deploy.programs.edges import network
 
 
-def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_what_is_new() -> None:
-    """Without a GPU the capture is a call that is repeated into the tensors of the first; the rest is the same."""
+def test_a_graph_is_captured_for_a_repeated_shape_and_replayed_on_new_inputs() -> None:
+    """Without a GPU, a replay repeats the call and copies into the first outputs; everything else is the same."""
     captures = []
 
     def capture(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
@@ -31,7 +31,7 @@ def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_wha
 
         return found, replay
 
-    compute, expected = graphed(network(), None, "cpu", capture), eager(network())
+    compute, expected = graph_compute(network(), None, "cpu", capture), load_eager(network())
     answers = []
     for number, width in enumerate((8, 16, 8, 24, 16, 8, 16)):
         generator = torch.Generator().manual_seed(number)
@@ -43,14 +43,14 @@ def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_wha
             torch.testing.assert_close(found[name], wanted[name])
 
 
-def test_more_shapes_in_turns_than_there_are_graphs_are_not_captured_again_and_again() -> None:
+def test_alternating_between_more_shapes_than_graphs_does_not_recapture() -> None:
     captures: list[int] = []
 
     def calling(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         captures.append(1)
         return call(), lambda: None
 
-    compute, expected = graphed(network(), None, "cpu", calling), eager(network())
+    compute, expected = graph_compute(network(), None, "cpu", calling), load_eager(network())
     gain = torch.tensor([1.0, 2.0])
     for _ in range(4):
         for width in range(8, 8 * 12, 8):
@@ -62,8 +62,8 @@ def test_more_shapes_in_turns_than_there_are_graphs_are_not_captured_again_and_a
     assert len(captures) == 9
 
 
-def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a compiler that changes nothing, and a capture that calls again: the rest is as on a GPU."""
+def test_on_a_gpu_each_shape_is_compiled_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses a compiler that changes nothing and a capture that repeats the call; everything else is as on a GPU."""
     settings: list[dict[str, bool]] = []
     captures: list[int] = []
 
@@ -78,9 +78,9 @@ def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: py
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr("shared.deploy.programs.inductor.capture", calling)
     inputs = network().inputs
-    expected = eager(network())(inputs)
+    expected = load_eager(network())(inputs)
     with fake_cuda():
-        compute = compiled(network(), "fp32", "cuda")
+        compute = load_compiled(network(), "fp32", "cuda")
         found = [compute({name: value.to("cuda") for name, value in inputs.items()}) for _ in range(3)]
         assert all(value.is_cuda for value in found[-1].values())
         answers = [{name: value.cpu() for name, value in one.items()} for one in found]
@@ -89,8 +89,8 @@ def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: py
         torch.testing.assert_close(answer, expected)
 
 
-def test_a_graph_is_captured_whatever_other_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default CUDA ends a capture with an error where any thread allocates or uploads meanwhile, as readers do."""
+def test_a_capture_ignores_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, a CUDA capture fails if another thread allocates or uploads during it, as readers do."""
     settings: list[dict[str, str]] = []
 
     class Stands(nullcontext[None]):
@@ -111,7 +111,7 @@ def test_a_graph_is_captured_whatever_other_threads_do(monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_on_a_gpu_a_graph_is_captured_beside_another_thread_s_uploads() -> None:
+def test_on_a_gpu_a_graph_is_captured_during_uploads_of_another_thread() -> None:
     stop = threading.Event()
 
     def upload() -> None:
@@ -122,7 +122,7 @@ def test_on_a_gpu_a_graph_is_captured_beside_another_thread_s_uploads() -> None:
     other = threading.Thread(target=upload)
     other.start()
     try:
-        compute, expected = graphed(network(), None, "cuda", capture), eager(network(), device="cuda")
+        compute, expected = graph_compute(network(), None, "cuda", capture), load_eager(network(), device="cuda")
         for width in (8, 8, 16, 16, 8):
             inputs = {"image": torch.rand(2, 1, 8, width).cuda(), "gain": torch.tensor([1.0, 2.0]).cuda()}
             torch.testing.assert_close(compute(inputs), expected(inputs))

@@ -1,4 +1,4 @@
-"""A network in bf16 sees an image of one channel as it is, not by eight bits."""
+"""A bf16 network gets a one-channel image without rounding to eight bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANNELS = 16
 
 
 def network(channels: int) -> Any:
-    """A layer of any weights, and one whose weights bf16 holds exactly."""
+    """One layer with arbitrary weights, and one whose weights are exact in bf16."""
     from openvino import opset13 as op
 
     random = np.random.default_rng(0)
@@ -40,14 +40,14 @@ def computed(model: Any, precision: str, image: np.ndarray) -> np.ndarray:
     return np.array(compiled([image])[0])
 
 
-def test_in_fp32_it_computes_the_same() -> None:
+def test_fp32_outputs_are_unchanged() -> None:
     image = np.random.default_rng(1).random((1, 1, 12, 12, 12), np.float32)
     exact = computed(network(1), "f32", image)
     np.testing.assert_allclose(computed(with_exact_image(network(1)), "f32", image), exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU does not compute in bf16")
-def test_in_bf16_half_the_error_is_gone(tmp_path: Path) -> None:
+def test_the_bf16_error_is_halved(tmp_path: Path) -> None:
     image = 0.5 + np.random.default_rng(1).random((1, 1, 24, 24, 24), np.float32) / 2
     exact, plain = (computed(network(1), precision, image) for precision in ("f32", "bf16"))
     file = tmp_path / "network.xml"
@@ -58,6 +58,6 @@ def test_in_bf16_half_the_error_is_gone(tmp_path: Path) -> None:
     assert "bf16" in OpenVino.formats
 
 
-def test_images_of_several_channels_are_left_as_they_are() -> None:
+def test_images_of_several_channels_are_unchanged() -> None:
     kinds = [node.get_type_name() for node in with_exact_image(network(3)).get_ops()]
     assert kinds == [node.get_type_name() for node in network(3).get_ops()] and "Floor" not in kinds

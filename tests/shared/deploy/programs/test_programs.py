@@ -1,4 +1,4 @@
-"""Every program gives what torch gives: on whole batches, on none, on more rows than fit, and one by one."""
+"""Every program has torch's outputs: on whole batches, empty batches, more rows than the maximum, and single rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from shared.deploy.artifact import (
     open_artifact,
     write_manifest,
 )
-from shared.deploy.programs.choices import choices, forget_choices, read_choice
+from shared.deploy.programs.choices import clear_choices, read_choice, valid_choices
 from shared.deploy.programs.choosing import asked_program
-from shared.deploy.programs.inductor import compiler
+from shared.deploy.programs.inductor import find_compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
-from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
+from shared.deploy.programs.store import add_to_cache, cache_folder, find_programs, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program, program_names
-from shared.deploy.programs.torch_eager import eager
+from shared.deploy.programs.torch_eager import load_eager
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 from tests.shared.deploy.programs.edges import WRITTEN, Edges, network, opened
@@ -47,7 +47,7 @@ def load(name: str, folder: Path, **settings: object) -> Program:
 
 
 @pytest.mark.parametrize("name", ["torch", *WRITTEN])
-def test_a_program_gives_what_torch_gives(folder: Path, name: str) -> None:
+def test_a_program_has_the_outputs_of_torch(folder: Path, name: str) -> None:
     program = load(name, folder, max_batch=2)
     for rows, size in ((1, (8, 12)), (2, (6, 4)), (5, (10, 8))):
         inputs = {"image": torch.randn(rows, 1, *size), "gain": torch.rand(rows)}
@@ -62,14 +62,14 @@ def test_a_program_gives_what_torch_gives(folder: Path, name: str) -> None:
         program({"image": torch.zeros(2, 1, 8, 12), "gain": torch.zeros(3)})
 
 
-def test_openvino_compiled_for_as_many_rows_as_most_calls_have_gives_the_same(folder: Path) -> None:
+def test_openvino_with_a_fixed_batch_size_has_the_same_outputs(folder: Path) -> None:
     compute = find_program("openvino")[0].load(Source(folder / "openvino.xml", network, rows=4), "fp32", Placement())
     for rows in (4, 1, 4, 7):
         inputs = {"image": torch.rand(rows, 1, 6, 10), "gain": torch.rand(rows)}
-        assert relative_error(eager(network())(inputs), compute(inputs)) < 1e-4
+        assert relative_error(load_eager(network())(inputs), compute(inputs)) < 1e-4
 
 
-def test_a_call_leaves_earlier_outputs_as_they_were(folder: Path) -> None:
+def test_a_call_does_not_change_earlier_outputs(folder: Path) -> None:
     for name in ["torch", *WRITTEN]:
         program = load(name, folder)
         first = program({"image": torch.ones(1, 1, 8, 12), "gain": torch.ones(1)})
@@ -79,7 +79,7 @@ def test_a_call_leaves_earlier_outputs_as_they_were(folder: Path) -> None:
 
 
 class Weighted(nn.Module):
-    """Two inputs (B, 2) that may not be exchanged."""
+    """A network of two inputs (B, 2) that must not be swapped."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return first - 2 * second
@@ -87,8 +87,8 @@ class Weighted(nn.Module):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEntry]:
-    """A program that torch's compiler made, in a folder, and what is said of it."""
-    if compiler() is None:
+    """A program made by torch's compiler, in a folder, and its entry."""
+    if find_compiler() is None:
         pytest.skip("there is no C++ compiler")
     from torch._inductor import config
 
@@ -100,7 +100,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEnt
         return made, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))["aotinductor"]
 
 
-def test_what_torch_s_compiler_makes_takes_its_inputs_by_name(
+def test_a_compiled_program_takes_its_inputs_by_name(
     compiled: tuple[Path, ProgramEntry],
 ) -> None:
     folder, entry = compiled
@@ -117,7 +117,7 @@ def test_a_package_for_another_cpu_is_refused_before_it_is_loaded(
     folder, entry = compiled
     aside = artifact.path.parent / "aside"
     shutil.copytree(folder, aside)
-    keep(artifact, aside, {"aotinductor": replace(entry, weights=weights_digest(artifact))})
+    add_to_cache(artifact, aside, {"aotinductor": replace(entry, weights=weights_digest(artifact))})
 
     def loaded(path: str) -> None:
         raise AssertionError("what it holds would end the process")
@@ -127,23 +127,23 @@ def test_a_package_for_another_cpu_is_refused_before_it_is_loaded(
     with asked_program("aotinductor"):
         program = opened(artifact)
     assert program.name != "aotinductor"
-    asked, *others = program.remarks
+    requested, *others = program.remarks
     assert (
-        "aotinductor.pt2 needs " in asked
-        and "which this CPU lacks" in asked
-        and "trivium programs --make aotinductor" in asked
+        "aotinductor.pt2 needs " in requested
+        and "which this CPU lacks" in requested
+        and "trivium programs --make aotinductor" in requested
     )
     assert any("aotinductor cannot be used: aotinductor.pt2 needs " in remark for remark in others)
 
 
-def test_without_a_compiler_its_programs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.deploy.programs.inductor.compiler", lambda: None)
+def test_programs_that_need_a_missing_compiler_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.deploy.programs.inductor.find_compiler", lambda: None)
     with pytest.raises(ProgramError, match="no C\\+\\+ compiler"):
         make_programs(network(), ["aotinductor"], tmp_path, "", random_examples(network()))
     assert "compiler" in str(RUNTIMES["compile"].why_not("fp32", "cpu"))
 
 
-def test_a_network_that_a_runtime_computes_otherwise_is_not_made(tmp_path: Path) -> None:
+def test_a_program_with_other_outputs_is_not_made(tmp_path: Path) -> None:
     class Fickle(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * 2 if torch.jit.is_tracing() else x * 3
@@ -153,7 +153,7 @@ def test_a_network_that_a_runtime_computes_otherwise_is_not_made(tmp_path: Path)
         make_programs(dense, ["torchscript"], tmp_path, "", random_examples(dense))
 
 
-def test_programs_are_called_by_runtime_and_format() -> None:
+def test_programs_are_named_by_runtime_and_format() -> None:
     names = program_names()
     assert {"torch", "torch-bf16", "onnx", "openvino-int8", "cudagraph-fp16"} <= set(names)
     assert all(find_program(name) for name in names)
@@ -171,19 +171,19 @@ def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: 
     def never() -> DenseNetwork:
         raise AssertionError("nothing is measured again, and an ONNX needs no modules of torch")
 
-    (file,) = folder_of(artifact).glob("choice-*.json")
+    (file,) = cache_folder(artifact).glob("choice-*.json")
     # As one that was made among other programs, or by another version of a runtime.
     file.with_name("choice-0123456789abcdef.json").write_bytes(file.read_bytes())
-    assert choices(artifact) == [choice], "what holds no more is not told of"
+    assert valid_choices(artifact) == [choice], "what holds no more is not told of"
     file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
     assert opened(artifact, build=never).name == "onnx"
-    forget_choices(artifact)
+    clear_choices(artifact)
     assert read_choice(artifact, Placement("cpu", compute_threads())) is None
 
 
-def test_a_program_that_is_asked_for_is_taken(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_program_is_used(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     with asked_program("openvino"):
-        assert opened(artifact).name == "openvino" and opened(artifact).reason == "it was asked for"
+        assert opened(artifact).name == "openvino" and opened(artifact).reason == "it was requested"
     monkeypatch.setenv("TRIVIUM_PROGRAM", "onnx")
     assert opened(artifact).name == "onnx"
     with pytest.raises(InvalidInputError, match="no program 'tvm'"), asked_program("tvm"):
@@ -203,7 +203,7 @@ def test_torch_computes_with_as_many_threads_as_every_other_runtime(
         torch.set_num_threads(before)
 
 
-def test_a_signal_is_handled_after_another_thread_let_go_of_openvino(folder: Path) -> None:
+def test_a_signal_is_handled_after_another_thread_freed_an_openvino_model(folder: Path) -> None:
     code = (
         "import gc, signal, sys, threading; from pathlib import Path\n"
         "from shared.deploy.programs.openvino import compile_model\n"
@@ -218,11 +218,11 @@ def test_a_signal_is_handled_after_another_thread_let_go_of_openvino(folder: Pat
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
-def test_openvino_keeps_what_it_compiled_and_compiles_other_content_anew(artifact: Artifact, folder: Path) -> None:
+def test_openvino_caches_compiled_models_by_content(artifact: Artifact, folder: Path) -> None:
     given = {"image": torch.rand(2, 1, 6, 4), "gain": torch.ones(2)}
     with asked_program("openvino"):
         first = opened(artifact)(given)
-        kept = folder_of(artifact) / "compiled"
+        kept = cache_folder(artifact) / "compiled"
         assert list(kept.rglob("*.blob"))
         assert relative_error(first, opened(artifact)(given)) == 0
         for blob in kept.rglob("*.blob"):
@@ -236,17 +236,17 @@ def test_openvino_keeps_what_it_compiled_and_compiles_other_content_anew(artifac
         os.utime(changed, ns=(there.stat().st_atime_ns, there.stat().st_mtime_ns))  # a copy within the same second
         assert changed.stat().st_size == there.stat().st_size
         changed.replace(there)
-        assert relative_error(eager(other)(given), opened(artifact)(given)) < 1e-4
+        assert relative_error(load_eager(other)(given), opened(artifact)(given)) < 1e-4
 
 
-def test_what_cannot_be_loaded_is_passed_over_with_a_remark(artifact: Artifact) -> None:
+def test_a_program_that_cannot_be_loaded_is_skipped_with_a_remark(artifact: Artifact) -> None:
     with asked_program("torchscript"):
         program = opened(artifact)
     assert program.name != "torchscript"
-    assert "torchscript, which was asked for, cannot be used: there is no torchscript.pt" in program.remarks[0]
+    assert "the requested program torchscript cannot be used: there is no torchscript.pt" in program.remarks[0]
 
 
-def test_a_file_of_another_version_is_named_and_the_next_is_used(artifact: Artifact) -> None:
+def test_a_file_of_another_version_is_reported_and_the_next_program_is_used(artifact: Artifact) -> None:
     (artifact.path / "model.onnx").write_bytes(b"not a network of this version")
     program = opened(artifact)
     assert program.name == "torch"
@@ -259,10 +259,10 @@ def test_a_program_of_other_weights_is_not_used(artifact: Artifact, tmp_path: Pa
     aside.mkdir()
     (aside / "torchscript.pt").write_bytes((folder / "torchscript.pt").read_bytes())
     entries = make_programs(network(), ["torchscript"], aside, "other weights", random_examples(network()))
-    keep(artifact, aside, entries)
+    add_to_cache(artifact, aside, entries)
     with asked_program("torchscript"):
         program = opened(artifact)
-    assert program.name != "torchscript" and "made from other weights" in program.remarks[0]
+    assert program.name != "torchscript" and "made from weights other than" in program.remarks[0]
 
 
 def test_an_artifact_s_own_program_of_other_weights_is_not_used(
@@ -278,25 +278,25 @@ def test_an_artifact_s_own_program_of_other_weights_is_not_used(
         with asked_program("torchscript"):
             program = opened(Artifact(artifact.path, replace(artifact.manifest, programs=programs, files=files)))
         assert (program.name == "torchscript") is expected
-        assert expected or "made from other weights" in program.remarks[0]
+        assert expected or "made from weights other than" in program.remarks[0]
 
 
-def test_a_made_program_that_was_altered_is_not_used(artifact: Artifact, tmp_path: Path) -> None:
+def test_an_altered_program_in_the_cache_is_not_used(artifact: Artifact, tmp_path: Path) -> None:
     aside = tmp_path / "aside"
     aside.mkdir()
     digest = weights_digest(artifact)
-    keep(artifact, aside, make_programs(network(), ["torchscript"], aside, digest, random_examples(network())))
+    add_to_cache(artifact, aside, make_programs(network(), ["torchscript"], aside, digest, random_examples(network())))
     with asked_program("torchscript"):
         assert opened(artifact).name == "torchscript"
-        file = folder_of(artifact) / "torchscript.pt"
+        file = cache_folder(artifact) / "torchscript.pt"
         file.write_bytes(file.read_bytes() + b" ")
         program = opened(artifact)
     assert program.name != "torchscript" and "missing or was altered" in program.remarks[0]
 
 
-@pytest.mark.parametrize("asked", [None, "onnx"])
-def test_an_onnx_of_unknown_weights_is_replaced_by_one_of_the_artifact_s(artifact: Artifact, asked: str | None) -> None:
-    """Other weights lie beside the ONNX, with the right digests, and the manifest has no entry for it."""
+@pytest.mark.parametrize("requested", [None, "onnx"])
+def test_an_onnx_file_of_unknown_weights_is_replaced(artifact: Artifact, requested: str | None) -> None:
+    """The ONNX file is next to other weights with the right digests, and the manifest has no entry for it."""
     other = network()
     with torch.no_grad():
         other.module.second.bias += 5
@@ -305,30 +305,30 @@ def test_an_onnx_of_unknown_weights_is_replaced_by_one_of_the_artifact_s(artifac
     write_manifest(artifact.path, replace(artifact.manifest, programs={}, files=files))
     changed = open_artifact(artifact.path)
     inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
-    with asked_program(asked):
+    with asked_program(requested):
         first, second = opened(changed, build=lambda: other), opened(changed, build=lambda: other)
     for program in (first, second):
-        assert asked in (None, program.name)
-        assert relative_error(eager(other)(inputs), program(inputs)) < 0.02
+        assert requested in (None, program.name)
+        assert relative_error(load_eager(other)(inputs), program(inputs)) < 0.02
     (remark,) = first.remarks
     assert "does not say from which weights it was made" in remark and "--make onnx" in remark
     assert not second.remarks
-    assert found_programs(changed)[0]["onnx"].path.parent == folder_of(changed)
+    assert find_programs(changed)[0]["onnx"].path.parent == cache_folder(changed)
 
 
-def test_an_onnx_with_fixed_sizes_is_replaced_by_one_that_is_made_once(artifact: Artifact) -> None:
+def test_an_onnx_file_with_fixed_sizes_is_replaced_once(artifact: Artifact) -> None:
     image = replace(artifact.manifest.inputs[0], shape=(-1, 1, 8, 12))
     fixed = Artifact(artifact.path, replace(artifact.manifest, inputs=(image, artifact.manifest.inputs[1])))
     inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
     with asked_program("onnx"):
         program = opened(fixed)
         assert program.name == "onnx" and not program.remarks
-        assert relative_error(eager(network())(inputs), program(inputs)) < 1e-4
-        made = (folder_of(fixed) / "model.onnx").stat().st_mtime_ns
-        assert opened(fixed).name == "onnx" and (folder_of(fixed) / "model.onnx").stat().st_mtime_ns == made
+        assert relative_error(load_eager(network())(inputs), program(inputs)) < 1e-4
+        made = (cache_folder(fixed) / "model.onnx").stat().st_mtime_ns
+        assert opened(fixed).name == "onnx" and (cache_folder(fixed) / "model.onnx").stat().st_mtime_ns == made
 
 
-def test_where_no_onnx_can_be_made_torch_computes_with_a_remark(artifact: Artifact) -> None:
+def test_if_no_onnx_can_be_made_torch_is_used_with_a_remark(artifact: Artifact) -> None:
     class Branches(Edges):
         def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(image if image.sum() > 0 else -image, gain)
@@ -336,11 +336,11 @@ def test_where_no_onnx_can_be_made_torch_computes_with_a_remark(artifact: Artifa
     files = {WEIGHTS: artifact.manifest.files[WEIGHTS]}
     bare = Artifact(artifact.path, replace(artifact.manifest, programs={}, files=files))
     program = opened(bare, build=lambda: replace(network(), module=Branches().eval()))
-    assert program.name.startswith("torch") and program.remarks[0].startswith("no ONNX could be made: ")
+    assert program.name.startswith("torch") and program.remarks[0].startswith("no ONNX file could be made: ")
 
 
-def test_a_cpu_without_the_instructions_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cpu_instructions_are_reported(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.deploy.programs.openvino.cpu_has_bf16", lambda: False)
     with asked_program("openvino-bf16"):
         program = opened(artifact)
-    assert "openvino-bf16, which was asked for, cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]
+    assert "the requested program openvino-bf16 cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]

@@ -1,4 +1,4 @@
-"""Quantisation: calibrated on what the network sees, judged by the domain's score, refused where that falls."""
+"""Quantisation: calibrated on the network's inputs, accepted or rejected by the domain's score."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from shared.deploy.predictor import Decoded, Request, Response
 from shared.deploy.programs import openvino
 from shared.deploy.programs.choosing import Network, asked_program, open_program
 from shared.deploy.programs.program import Placement, Program
-from shared.deploy.programs.store import Found, found_programs
+from shared.deploy.programs.store import StoredProgram, find_programs
 from shared.deploy.quantize import quantize
 from shared.errors import InvalidInputError
 
 
 class Blur(nn.Module):
-    """An image (B, 1, 8, 8) to one as large."""
+    """Maps an image (B, 1, 8, 8) to an image of the same size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def dense() -> DenseNetwork:
 
 
 class BlurPredictor:
-    """Blurs as many random images as a file says."""
+    """Blurs as many random images as the number in a file."""
 
     def __init__(self, artifact: Artifact, brightness: float = 1.0) -> None:
         example = {"image": brightness * torch.rand(1, 1, 8, 8)}
@@ -70,7 +70,7 @@ class BlurCodec:
 
 
 def make_app(after: float) -> App:
-    """An application whose score with torch is 0.8, and ``after`` in INT8."""
+    """An application with the score 0.8 with torch, and ``after`` in INT8."""
 
     def score(predictor: Any, data: Any, limit: int | None) -> tuple[DomainScore, ...]:
         value = 0.8 if predictor.programs["blur"].name == "torch" else after
@@ -123,10 +123,10 @@ def given(folder: Path, text: str) -> list[Path]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantised_program_is_judged_and_kept_or_refused(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_quantised_program_is_accepted_or_rejected_by_its_score(artifact: Artifact, tmp_path: Path) -> None:
     data: Any = None
     lines: list[str] = []
-    entry = quantize(make_app(0.799), artifact, data, files=given(tmp_path, "12"), say=lines.append)
+    entry = quantize(make_app(0.799), artifact, data, files=given(tmp_path, "12"), report=lines.append)
     assert entry.scores["accepted"] is True and entry.scores["before"][0]["value"] == 0.8
     assert entry.scores["after"][0]["count"] == "3 nodules" and "12 inputs of images.txt" in entry.inputs
     assert 0 < entry.error < 0.3 and any("CPM: 0.8 before, 0.799 after" in line for line in lines)
@@ -141,19 +141,19 @@ def test_a_quantised_program_is_judged_and_kept_or_refused(artifact: Artifact, t
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("brightness", "times"), [(1.0, 0), (1000.0, 1)])
-def test_it_is_said_where_predictors_pass_over_what_was_accepted(
+def test_it_is_reported_if_predictors_reject_an_accepted_program(
     artifact: Artifact, tmp_path: Path, brightness: float, times: int
 ) -> None:
     data: Any = None
     lines: list[str] = []
     app = replace(make_app(0.8), predictor=lambda artifacts, device: BlurPredictor(artifacts[0], brightness))
-    assert quantize(app, artifact, data, files=given(tmp_path, "12"), say=lines.append).scores["accepted"] is True
-    said = [line for line in lines if line.startswith("openvino-int8 is passed over: its outputs differ from torch's")]
-    assert len(said) == times and all("only where --program openvino-int8 asks for it" in line for line in said)
+    assert quantize(app, artifact, data, files=given(tmp_path, "12"), report=lines.append).scores["accepted"] is True
+    said = [line for line in lines if line.startswith("openvino-int8 is rejected: its outputs differ from torch's")]
+    assert len(said) == times and all("only with --program openvino-int8" in line for line in said)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_program_that_is_refused_is_there_by_name_with_a_remark_alone(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_rejected_program_is_used_only_by_name_and_with_a_remark(artifact: Artifact, tmp_path: Path) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1% of a score in INT8"):
         quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
@@ -161,7 +161,8 @@ def test_a_program_that_is_refused_is_there_by_name_with_a_remark_alone(artifact
     with asked_program("openvino-int8"):
         program = BlurPredictor(artifact).programs["blur"]
     assert program.name == "openvino-int8"
-    assert "openvino-int8, which was asked for, was refused for its score: CPM 0.8 before, 0.7 after" in program.remarks
+    scores = "CPM 0.8 before, 0.7 after"
+    assert f"the requested program openvino-int8 was rejected for its score: {scores}" in program.remarks
     forced = quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"), force=True)
     assert forced.scores["accepted"] is True and forced.scores["forced"] is True
     with asked_program("openvino-int8"):
@@ -170,7 +171,7 @@ def test_a_program_that_is_refused_is_there_by_name_with_a_remark_alone(artifact
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("into_artifact", [False, True])
-def test_what_was_accepted_stays_where_another_try_is_refused(
+def test_an_accepted_program_stays_if_another_attempt_is_rejected(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into_artifact: bool
 ) -> None:
     data: Any = None
@@ -178,25 +179,28 @@ def test_what_was_accepted_stays_where_another_try_is_refused(
     if into_artifact:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     held = open_artifact(artifact.path)
-    file = found_programs(held)[0]["openvino-int8"].path
+    file = find_programs(held)[0]["openvino-int8"].path
     before = describe_file(file), describe_file(file.with_suffix(".bin"))
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
         quantize(make_app(0.7), held, data, files=given(tmp_path, "16"))
-    found = found_programs(held)[0]["openvino-int8"]
-    assert found == Found(file, entry) and before == (describe_file(file), describe_file(file.with_suffix(".bin")))
+    found = find_programs(held)[0]["openvino-int8"]
+    assert found == StoredProgram(file, entry) and before == (
+        describe_file(file),
+        describe_file(file.with_suffix(".bin")),
+    )
     with asked_program("openvino-int8"):
         program = BlurPredictor(held).programs["blur"]
     assert program.name == "openvino-int8" and not program.remarks
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_refused_program_of_the_cache_gives_way_to_the_artifact_s_accepted_one(
+def test_an_accepted_program_of_the_artifact_precedes_a_rejected_one_in_the_cache(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
         quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
-    refused = found_programs(artifact)[0]["openvino-int8"]
+    refused = find_programs(artifact)[0]["openvino-int8"]
     assert refused.entry is not None
     accepted = replace(refused.entry, scores={"accepted": True})
     files = dict(artifact.manifest.files)
@@ -204,7 +208,7 @@ def test_a_refused_program_of_the_cache_gives_way_to_the_artifact_s_accepted_one
         shutil.copy(made, artifact.path / made.name)
         files[made.name] = describe_file(made)
     held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}, files=files))
-    assert found_programs(held)[0]["openvino-int8"] == Found(artifact.path / refused.path.name, accepted)
+    assert find_programs(held)[0]["openvino-int8"] == StoredProgram(artifact.path / refused.path.name, accepted)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -224,8 +228,8 @@ def test_a_quantised_program_becomes_part_of_the_artifact(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("3", "the network sees 3 inputs in images.txt; calibration needs at least 8"),
-        ("99", "all that the network sees as image in images.txt is 1"),
+        ("3", "the network gets only 3 inputs from images.txt; calibration needs at least 8"),
+        ("99", "the network's input image is 1 everywhere in images.txt"),
         ("a letter", "images.txt is no number of images"),
     ],
 )
@@ -244,12 +248,12 @@ def test_a_network_that_openvino_cannot_compute_is_refused(
         raise RuntimeError("LSTMSequence node expects Constant for port 4")
 
     data: Any = None
-    monkeypatch.setattr(openvino, "compiled_in_memory", compiled)
+    monkeypatch.setattr(openvino, "compile_in_memory", compiled)
     with pytest.raises(InvalidInputError, match=r"this network in INT8; .* with --int8 dynamic"):
         quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"))
 
 
-def test_a_network_of_which_no_onnx_is_made_is_refused_before_it_is_calibrated(
+def test_a_network_without_onnx_is_refused_before_calibration(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(app: App, artifact: Artifact) -> DenseNetwork:
@@ -262,7 +266,7 @@ def test_a_network_of_which_no_onnx_is_made_is_refused_before_it_is_calibrated(
 
 
 class Remembering(nn.Module):
-    """An image (B, 1, 8, 8), line after line, to one as large."""
+    """Maps an image (B, 1, 8, 8) to one of the same size, line by line, with a recurrent layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,24 +278,24 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_with_recurrent_layers_is_refused_before_anything_is_calibrated(
+def test_a_network_with_recurrent_layers_is_refused_before_calibration(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantizing, "dense_network", lambda app, artifact: replace(dense(), module=Remembering()))
     data: Any = None
     lines: list[str] = []
     with pytest.raises(InvalidInputError, match=r"recurrent layers \(LSTMSequence\), .* with --int8 dynamic"):
-        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), say=lines.append)
+        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), report=lines.append)
     assert not lines
 
 
-def test_an_application_without_a_score_quantises_nothing(artifact: Artifact) -> None:
+def test_an_application_without_a_score_cannot_quantise(artifact: Artifact) -> None:
     data: Any = None
-    with pytest.raises(InvalidInputError, match="no score by which"):
+    with pytest.raises(InvalidInputError, match="no score to compare"):
         quantize(replace(make_app(0.8), score=None), artifact, data)
 
 
-def test_calibration_takes_what_the_recipe_learns_from_unless_files_are_named(
+def test_calibration_uses_training_cases_unless_files_are_given(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrating, "recipe_of", lambda app, recipe: SimpleNamespace(input=0.5))
@@ -306,17 +310,17 @@ def test_calibration_takes_what_the_recipe_learns_from_unless_files_are_named(
     data: Any = Images(training=20)
     found = calibration_inputs(app, artifact, data=data)
     assert asked == [(data, 0.5, 64)]
-    assert found.description == "64 inputs of 16 cases to learn from (images of nothing)"
+    assert found.description == "64 inputs of 16 training cases (images of nothing)"
     assert [float(one["image"].mean()) for one in found.inputs[:3]] == pytest.approx([0.5, 0.6, 0.7])
     named = calibration_inputs(app, artifact, given(tmp_path, "12"), data=data)
     assert len(asked) == 1 and named.description == "12 inputs of images.txt"
     few: Any = Images(training=1)
-    with pytest.raises(InvalidInputError, match=r"sees 4 inputs in 1 cases to learn from .* needs at least 8"):
+    with pytest.raises(InvalidInputError, match=r"gets only 4 inputs from 1 training cases .* needs at least 8"):
         calibration_inputs(app, artifact, data=few)
 
 
-def test_of_a_case_that_calls_the_network_often_calls_are_drawn_from_its_beginning_to_its_end() -> None:
-    kept = calibrating.Recorded(most=4)
+def test_recorded_calls_are_sampled_from_the_whole_case() -> None:
+    kept = calibrating.InputRecorder(max_per_case=4)
     for case in range(20):
         for call in range(100):
             kept.add({"image": torch.tensor([[100.0 * case + call]])})
@@ -328,8 +332,8 @@ def test_of_a_case_that_calls_the_network_often_calls_are_drawn_from_its_beginni
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_an_artifact_is_served_with_takes_part_in_its_scores(artifact: Artifact, tmp_path: Path) -> None:
-    """Alone it would lose a tenth of its score, together nothing; the other keeps its own program."""
+def test_artifacts_served_together_are_scored_together(artifact: Artifact, tmp_path: Path) -> None:
+    """Alone, it would lose a tenth of its score; together, nothing. The other artifact keeps its own program."""
     other_home = tmp_path / "second" / "1"
     shutil.copytree(artifact.path, other_home)
     write_manifest(other_home, replace(artifact.manifest, name="second"))
@@ -363,7 +367,7 @@ def test_what_an_artifact_is_served_with_takes_part_in_its_scores(artifact: Arti
 
 
 @pytest.mark.parametrize(("gains", "precision"), [(True, "bf16"), (False, "f32")])
-def test_what_is_not_quantised_is_computed_in_bf16_where_the_processor_gains_from_it(
+def test_unquantised_layers_run_in_bf16_if_the_cpu_is_faster_with_it(
     gains: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "cpu_gains_from_bf16", lambda: gains)

@@ -1,4 +1,4 @@
-"""Which layers a quantised network owes its error to: found at the outputs, and left in floating point."""
+"""The layers that cause most of a quantised network's output error are found and left in floating point."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from shared.app import DenseNetwork
 from shared.deploy import sensitivity
-from shared.deploy.int8_network import SMOOTHING, in_floating_point, layers, quantised, read_network
+from shared.deploy.int8_network import SMOOTHING_ALPHA, layer_names, quantise, read_network, with_floating_point_layer
 from shared.deploy.onnx_network import write_onnx
-from shared.deploy.programs.openvino import compiled_in_memory, openvino_compute
+from shared.deploy.programs.openvino import compile_in_memory, openvino_compute
 from shared.deploy.programs.program import Placement
-from shared.deploy.sensitivity import Budget, Judge, candidates, output_error
+from shared.deploy.sensitivity import Evaluator, SearchBudget, find_candidates, output_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Glaring(nn.Module):
-    """An image (B, 1, 16, 16) to logits; a pixel above 1 becomes a thousand times as bright before the third layer.
+    """Maps an image (B, 1, 16, 16) to logits; pixels above 1 become a thousand times as bright before the third layer.
 
-    So that layer's input has a range in which all that is told apart in other pixels is one of 256 steps. In the
-    fourth layer the brightness is limited again.
+    The range of that layer's input is then so wide that all other pixels fall into one of 256 levels. Before the fourth
+    layer the brightness is clamped again.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def run(model: Any) -> Any:
-    return openvino_compute(compiled_in_memory(model, "fp32", Placement("cpu", 1))).arrays
+    return openvino_compute(compile_in_memory(model, "fp32", Placement("cpu", 1))).arrays
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +73,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return read_network(path)
 
 
-def test_a_layer_that_ruins_the_output_is_found_and_left_in_floating_point(model: Any) -> None:
-    aside = rows(4, seed=1)
-    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
-    said: list[str] = []
-    found = next(candidates(model, rows(12, seed=0), judge, budgets=(Budget(1e6, 0.05),), say=said.append))
-    all_layers = layers(model)
+def test_a_layer_that_ruins_the_output_is_left_in_floating_point(model: Any) -> None:
+    holdout = rows(4, seed=1)
+    evaluator = Evaluator(holdout, [run(model)(row) for row in holdout], ("logits",), run)
+    lines: list[str] = []
+    found = next(
+        find_candidates(model, rows(12, seed=0), evaluator, budgets=(SearchBudget(1e6, 0.05),), report=lines.append)
+    )
+    all_layers = layer_names(model)
     assert len(all_layers) == 4 and all_layers[2] in found.floating
     assert all_layers[3] not in found.floating, "what comes after the brightness is limited does no harm"
-    whole = judge.judged(quantised(model, rows(12, seed=0), smoothing=found.smoothing), found.smoothing, ())
-    assert found.error < 0.2 * whole.error and found.error < 0.1
-    assert any(f"with {all_layers[2]} in floating point: error of the outputs" in line for line in said)
+    fully_quantised = evaluator.evaluate(
+        quantise(model, rows(12, seed=0), smoothing=found.smoothing), found.smoothing, ()
+    )
+    assert found.error < 0.2 * fully_quantised.error and found.error < 0.1
+    assert any(f"with {all_layers[2]} in floating point: error of the outputs" in line for line in lines)
     types = {
         node.get_friendly_name(): node.input_value(0).get_node().get_type_name()
         for node in found.model.get_ordered_ops()
@@ -94,44 +98,44 @@ def test_a_layer_that_ruins_the_output_is_found_and_left_in_floating_point(model
     )
 
 
-def test_where_biases_cannot_be_corrected_they_are_taken_as_they_are(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_biases_that_cannot_be_corrected_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any, correct_biases: bool = True, **options: Any) -> Any:
         if correct_biases:
             raise KeyError("node_conv3d_12")
-        return quantised(*args, correct_biases=False, **options)
+        return quantise(*args, correct_biases=False, **options)
 
-    monkeypatch.setattr(sensitivity, "quantised", failing)
-    aside, said = rows(4, seed=1), []
-    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
-    found = next(candidates(model, rows(12, seed=0), judge, budgets=(Budget(1e6, 0.05),), say=said.append))
+    monkeypatch.setattr(sensitivity, "quantise", failing)
+    holdout, lines = rows(4, seed=1), []
+    evaluator = Evaluator(holdout, [run(model)(row) for row in holdout], ("logits",), run)
+    found = next(
+        find_candidates(model, rows(12, seed=0), evaluator, budgets=(SearchBudget(1e6, 0.05),), report=lines.append)
+    )
     assert found.floating and found.error < 0.1
-    assert any("NNCF cannot correct the biases" in line for line in said)
+    assert any("NNCF cannot correct the biases" in line for line in lines)
 
 
-def test_no_layer_is_left_for_which_the_time_does_not_reach(model: Any) -> None:
-    aside = rows(4, seed=1)
-    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
-    found = list(candidates(model, rows(12, seed=0), judge, budgets=(Budget(-1.0, 0.05),)))
-    assert len(found) == 1 and found[0].floating == () and found[0].described == "nothing"
+def test_no_layer_is_left_in_floating_point_beyond_the_time_budget(model: Any) -> None:
+    holdout = rows(4, seed=1)
+    evaluator = Evaluator(holdout, [run(model)(row) for row in holdout], ("logits",), run)
+    found = list(find_candidates(model, rows(12, seed=0), evaluator, budgets=(SearchBudget(-1.0, 0.05),)))
+    assert len(found) == 1 and found[0].floating == () and found[0].floating_layers == "nothing"
 
 
-def test_one_layer_is_undone_in_a_copy(model: Any) -> None:
-    made = quantised(model, rows(8, seed=0), smoothing=SMOOTHING, correct_biases=False)
+def test_the_quantisation_of_a_layer_is_undone_in_a_copy(model: Any) -> None:
+    quantised = quantise(model, rows(8, seed=0), smoothing=SMOOTHING_ALPHA, correct_biases=False)
     expected = [run(model)(row) for row in rows(2, seed=1)]
 
     def error(one: Any) -> float:
         return output_error(expected, [run(one)(row) for row in rows(2, seed=1)], ("logits",))
 
-    before = error(made)
-    ruined = layers(model)[2]
-    assert error(in_floating_point(made, ruined)) < 0.5 * before
-    assert error(made) == before
+    before = error(quantised)
+    ruined = layer_names(model)[2]
+    assert error(with_floating_point_layer(quantised, ruined)) < 0.5 * before
+    assert error(quantised) == before
 
 
 class Unequal(nn.Module):
-    """An image (B, 1, 16, 16) to logits through channels of which one is 300 times as large as the others."""
+    """Maps an image (B, 1, 16, 16) to logits through channels, one of which is 300 times as large as the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +153,7 @@ class Unequal(nn.Module):
 
 
 class Joined(Unequal):
-    """The same from the channels of two layers side by side, one of them a deconvolution, as in a neck."""
+    """The same with the concatenated channels of two layers, one of them a deconvolution, as in a neck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +174,7 @@ class Joined(Unequal):
 
 
 @pytest.mark.parametrize("kind", [Unequal, Joined])
-def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(kind: type[nn.Module], tmp_path: Path) -> None:
+def test_smoothing_of_unequal_channels_is_folded_into_layers(kind: type[nn.Module], tmp_path: Path) -> None:
     network = kind().eval()
     write_onnx(
         DenseNetwork(module=network, inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
@@ -180,17 +184,17 @@ def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(kind: type[nn
     images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
     expected = [run(model)(image) for image in images]
     errors = {}
-    for smoothing in (None, SMOOTHING):
-        made = quantised(model, images, smoothing=smoothing)
-        errors[smoothing] = output_error(expected, [run(made)(image) for image in images], ("logits",))
-    smoothed = [one for one in made.get_ordered_ops() if "smooth_quant" in one.get_friendly_name()]
+    for smoothing in (None, SMOOTHING_ALPHA):
+        quantised = quantise(model, images, smoothing=smoothing)
+        errors[smoothing] = output_error(expected, [run(quantised)(image) for image in images], ("logits",))
+    smoothed = [one for one in quantised.get_ordered_ops() if "smooth_quant" in one.get_friendly_name()]
     behind = [one.input_value(0).get_node().get_type_name() for one in smoothed if one.get_type_name() == "Multiply"]
     assert not {"Relu", "Concat"} & {*behind}, "the factors have gone into the layers before"
-    assert errors[SMOOTHING] < 0.5 * errors[None]
+    assert errors[SMOOTHING_ALPHA] < 0.5 * errors[None]
 
 
 class Shared(Unequal):
-    """Two images through one layer, as levels of a pyramid go through one head; each has its own layer behind it."""
+    """Two images through one shared layer, like the levels of a pyramid through one head, then separate layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class Shared(Unequal):
         return logits
 
 
-def test_weights_that_two_layers_share_take_on_no_factor_of_one(tmp_path: Path) -> None:
+def test_weights_shared_by_two_layers_are_not_scaled_for_one(tmp_path: Path) -> None:
     write_onnx(
         DenseNetwork(module=Shared().eval(), inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
         tmp_path / "model.onnx",
@@ -211,11 +215,11 @@ def test_weights_that_two_layers_share_take_on_no_factor_of_one(tmp_path: Path) 
     model = read_network(tmp_path / "model.onnx")
     images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
     expected = [run(model)(image) for image in images]
-    made = quantised(model, images, smoothing=SMOOTHING)
-    assert output_error(expected, [run(made)(image) for image in images], ("logits",)) < 0.1
+    quantised = quantise(model, images, smoothing=SMOOTHING_ALPHA)
+    assert output_error(expected, [run(quantised)(image) for image in images], ("logits",)) < 0.1
 
 
-def test_the_error_counts_where_scores_are_high() -> None:
+def test_the_error_is_weighted_by_scores() -> None:
     logits = np.full((1, 2, 8, 8), -12.0, np.float32)
     logits[0, :, 2, 2] = 3.0
     boxes = np.random.default_rng(0).normal(size=(1, 6, 8, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a prediction imports: no library that only trains, and of an application's models those that an input needs."""
+"""A prediction imports no training library, and loads only those of an application's models that an input needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from shared.app import find
 from shared.deploy.opening import open_predictor
 from shared.deploy.predictor import Request, answer
 
-opened = open_predictor(find({app!r}), program="onnx", on_use=True)
+opened = open_predictor(find({app!r}), program="onnx", lazy=True)
 response = answer(opened.predictor, Request(files=(Path({file!r}),)), opened.codec)
 assert response.result["programs"] == {programs}, response.result["programs"]
-assert response.result["program_reasons"] == dict.fromkeys({programs}, "it was asked for")
+assert response.result["program_reasons"] == dict.fromkeys({programs}, "it was requested")
 imported = {unwanted} & set(sys.modules)
 imported |= {{name for name in sys.modules if name.startswith({rooms})}}
 assert not imported, imported
@@ -43,7 +43,7 @@ def test_a_forecast_imports_no_torch(tmp_path: Path) -> None:
     _run(SCRIPT.format(app="finance", file=str(file), programs=programs, unwanted=unwanted, rooms=rooms))
 
 
-def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
+def test_a_sweep_loads_only_the_lidar_model(tmp_path: Path) -> None:
     file, random = tmp_path / "sweep.bin", np.random.default_rng(0)
     points = random.uniform((0, -20, -1.8, 0), (60, 20, -1.6, 1), (4000, 4))
     points.astype("<f4").tofile(file)
@@ -59,9 +59,9 @@ def test_the_medical_predictor_and_codec_import_no_training_library() -> None:
 
 
 @pytest.mark.parametrize(("app", "unwanted"), [("medical", {"scipy"}), ("driving", {"cv2", "scipy"})])
-def test_a_network_is_loaded_without_what_only_its_input_needs(app: str, unwanted: set[str]) -> None:
+def test_a_network_is_loaded_without_libraries_that_only_its_input_needs(app: str, unwanted: set[str]) -> None:
     _run(
         "import sys\nfrom shared.app import find\nfrom shared.deploy.opening import open_predictor\n"
-        f"opened = open_predictor(find({app!r}), on_use=True)\n"
+        f"opened = open_predictor(find({app!r}), lazy=True)\n"
         f"imported = {unwanted} & set(sys.modules)\nassert not imported, imported"
     )

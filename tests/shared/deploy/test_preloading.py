@@ -1,4 +1,4 @@
-"""Models are loaded while the input is read; who is refused waits for none, and errors are those of the call."""
+"""Models are loaded while the input is read. A refused request does not wait for them; errors come from the call."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import numpy as np
 import pytest
 
 from shared.deploy.predictor import Decoded, Request, Response, answer
+from shared.deploy.preloading import is_preloading
 from shared.deploy.programs.program import ArrayCompute, Program, ProgramError
-from shared.deploy.reading_ahead import is_reading_ahead
 from shared.errors import InvalidInputError
 
-LONG_S = 20
+TIMEOUT_S = 20
 
 
 def doubling(name: str = "doubling") -> Program:
     return Program(name=name, compute=ArrayCompute(lambda inputs: {"y": 2 * inputs["x"]}))
 
 
-def on_use(opener: Callable[[], Program], reader: Callable[[], Program]) -> Program:
+def lazy_program(opener: Callable[[], Program], reader: Callable[[], Program]) -> Program:
     return Program(name="", compute=ArrayCompute(lambda _: {}), opener=opener, reader=reader)
 
 
 class Line:
-    """Doubles numbers by the first of its programs; its codec reads as ``read`` does."""
+    """A predictor and codec: doubles numbers with the first of its programs; ``read`` returns the input."""
 
     def __init__(self, programs: dict[str, Program], read: Callable[[], float]) -> None:
         self.programs, self.read = programs, read
@@ -51,7 +51,7 @@ class Line:
         return {name: value for name, value in result.items() if name != "program_reasons"}
 
 
-def never() -> Program:
+def fail_if_called() -> Program:
     raise AssertionError("it was read already")
 
 
@@ -62,7 +62,7 @@ def test_the_model_is_loaded_while_the_input_is_read() -> None:
         read.set()
         return doubling()
 
-    line = Line({"line": on_use(never, reader)}, read=lambda: 3.0 if read.wait(LONG_S) else 0.0)
+    line = Line({"line": lazy_program(fail_if_called, reader)}, read=lambda: 3.0 if read.wait(TIMEOUT_S) else 0.0)
     assert line.answer() == {"value": 6.0, "programs": {"line": "doubling"}}
     assert line.answer()["value"] == 6.0
 
@@ -71,7 +71,7 @@ def test_an_input_that_is_refused_does_not_wait_for_the_model() -> None:
     refused = Event()
 
     def reader() -> Program:
-        assert refused.wait(LONG_S)
+        assert refused.wait(TIMEOUT_S)
         return doubling()
 
     def read() -> float:
@@ -79,17 +79,17 @@ def test_an_input_that_is_refused_does_not_wait_for_the_model() -> None:
 
     began = time.monotonic()
     with pytest.raises(InvalidInputError, match="this is no number"):
-        Line({"line": on_use(never, reader)}, read=read).answer()
-    assert is_reading_ahead() and time.monotonic() - began < LONG_S / 2
+        Line({"line": lazy_program(fail_if_called, reader)}, read=read).answer()
+    assert is_preloading() and time.monotonic() - began < TIMEOUT_S / 2
     refused.set()
 
 
-def test_a_command_that_refuses_its_input_ends_although_a_model_is_being_loaded(tmp_path: Path) -> None:
+def test_a_command_that_refuses_its_input_exits_while_a_model_is_loading(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from shared.cli import main\n"
         "from shared.deploy.programs.program import Program\n"
-        f"Program.read_ahead = lambda self: time.sleep({10 * LONG_S})\n"
+        f"Program.preload = lambda self: time.sleep({10 * TIMEOUT_S})\n"
         "raise SystemExit(main())\n"
     )
     file = tmp_path / "table.csv"
@@ -106,22 +106,22 @@ def test_a_command_that_refuses_its_input_ends_although_a_model_is_being_loaded(
         "--out",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=9 * LONG_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=9 * TIMEOUT_S)
     assert done.returncode == 2 and done.stderr.startswith("trivium: table.csv"), done.stderr
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_fails_ahead_is_opened_by_the_call_whose_error_is_told() -> None:
+def test_after_a_failed_preload_the_call_loads_the_program_or_raises() -> None:
     def broken() -> Program:
         raise ProgramError("this file is torn")
 
-    line = Line({"line": on_use(doubling, broken)}, read=lambda: 1.0)
+    line = Line({"line": lazy_program(doubling, broken)}, read=lambda: 1.0)
     assert line.answer() == {"value": 2.0, "programs": {"line": "doubling"}}
     with pytest.raises(ProgramError, match="this file is torn"):
-        Line({"line": on_use(broken, broken)}, read=lambda: 1.0).answer()
+        Line({"line": lazy_program(broken, broken)}, read=lambda: 1.0).answer()
 
 
-def test_of_several_models_the_likely_ones_are_loaded_and_the_used_ones_named() -> None:
+def test_likely_models_are_preloaded_and_only_used_models_are_named() -> None:
     read: list[str] = []
     all_read = Event()
 
@@ -132,10 +132,10 @@ def test_of_several_models_the_likely_ones_are_loaded_and_the_used_ones_named() 
                 all_read.set()
             return doubling(name)
 
-        return on_use(lambda: doubling(name), reader)
+        return lazy_program(lambda: doubling(name), reader)
 
     programs = {name: ahead(name) for name in ("first", "second", "third")}
-    line = Line(programs, read=lambda: 1.0 if all_read.wait(LONG_S) else 0.0)
+    line = Line(programs, read=lambda: 1.0 if all_read.wait(TIMEOUT_S) else 0.0)
     codec = SimpleNamespace(decode=line.decode, encode=line.encode, likely_models=lambda _: ["second", "unknown"])
     result = answer(line, Request(files=()), codec).result
     assert read == ["second"] and result["value"] == 2.0 and result["programs"] == {"first": "first"}
