@@ -1,1 +1,1 @@
-"""One script a claim: the peer's own way and ours in one process, on the same weights and input."""
+"""One script for each claim: runs the peer and ours in one process, on the same weights and input."""

@@ -1,4 +1,4 @@
-"""Runs every benchmark, or those named: ``python -m benchmarks [name ...]``. Fails where one of them is not ok."""
+"""Runs all benchmarks, or the named ones: ``python -m benchmarks [name ...]``. Exits with 1 if one is not ok."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-NO_SCRIPTS = ("__init__", "__main__", "report", "serve_peers", "train_peers")
-SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_SCRIPTS)
+FOLDER = Path(__file__).parent
+NOT_BENCHMARKS = ("__init__", "__main__", "report", "serve_peers", "train_peers")
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_BENCHMARKS)
 
 
 def main(names: list[str]) -> int:
-    """Runs the scripts one after the other, each in a process of its own, and prints their last lines together."""
+    """Runs the scripts one after the other, each in its own process, and prints a summary line of each at the end."""
     if unknown := sorted(set(names) - set(SCRIPTS)):
-        print(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(SCRIPTS)}", file=sys.stderr)
+        print(f"there is no benchmark {', '.join(unknown)}; the benchmarks are {', '.join(SCRIPTS)}", file=sys.stderr)
         return 2
-    lines = []
+    summaries = []
     for name in names or SCRIPTS:
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True)
-        print(done.stdout, flush=True)
-        last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "{}"
-        result = json.loads(last) if last.startswith("{") else {}
-        lines.append(
-            {"name": name, "ratio": result.get("ratio"), "ok": done.returncode == 0 and result.get("ok") is True}
+        process = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True)
+        print(process.stdout, flush=True)
+        last_line = process.stdout.strip().splitlines()[-1] if process.stdout.strip() else "{}"
+        result = json.loads(last_line) if last_line.startswith("{") else {}
+        summaries.append(
+            {"name": name, "ratio": result.get("ratio"), "ok": process.returncode == 0 and result.get("ok") is True}
         )
-    for line in lines:
-        print(json.dumps(line))
-    return 0 if all(line["ok"] for line in lines) else 1
+    for summary in summaries:
+        print(json.dumps(summary))
+    return 0 if all(summary["ok"] for summary in summaries) else 1
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A small training of each application with compressed gradients against the uncompressed one.
+"""A small training of each application with compressed gradients, against the same training without compression.
 
-Two hosts (network namespaces) of one process each train every application's ``tiny`` recipe on its synthetic data, a
-few epochs, from the same weights on the same batches. What is compared is the validation loss at the end. PowerSGD
-has rank 1, for these matrices are small, from the third step on.
+Two hosts (network namespaces) of one process each train every application's ``tiny`` recipe on its synthetic data for a
+few epochs, from the same weights and on the same batches. The final validation losses are compared. PowerSGD has rank
+1, because these matrices are small, and starts at the third step.
 
-The bar: at most 10 % above the uncompressed loss. These are short trainings of tiny networks: they show that gradients
-arrive, not what compression does to a long training.
+The bar: at most 10 % above the uncompressed loss. These are short trainings of tiny networks: they show that compressed
+gradients work, not how compression affects a long training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMPRESSIONS = ("none", "fp16", "bf16", "powersgd")
 
 
 def train(app: str, compression: str, folder: str) -> float:
-    """What a process does: trains the recipe and returns the last validation loss."""
+    """Runs in each process: trains the recipe and returns the last validation loss."""
     import warnings
 
     from shared.app import find

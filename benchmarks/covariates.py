@@ -1,17 +1,17 @@
-"""Covariates of a user's own table: the forecast and the events that are found, with them and without.
+"""Covariates of a user's own table: the forecasts and the detected events with covariates and without.
 
-The table is synthetic, and made here: two years of the hourly load of two regions, which follows the hour, the weekday,
-the temperature (heating and cooling) and holidays, whose days have a word in a column. Labelled are stretches of 6 to
-12 hours in which the load is what it would be in weather 10 degrees warmer or colder, or on a holiday that is none, or
-on an ordinary day where there is a holiday: they stand out given the covariates alone, and some, at night, hardly.
+The table is synthetic: two years of the hourly electric load of two regions, which depends on the hour, the weekday,
+the temperature (heating and cooling) and holidays, which are named in a column. The labelled anomalies are stretches of
+6 to 12 hours in which the load is as if it were 10 degrees warmer or colder, as on a holiday on an ordinary day, or as
+on an ordinary day on a holiday. They stand out only given the covariates, and some of them, at night, hardly do.
 
-Trained are, on the same rows, with the same settings and as many epochs: the network that `trivium train finance --data
-table` trains on values and times, and the one of `--data.known temperature,holiday`. Both are exported, and so
-calibrated on the table. Scored is the last fifth of each series, which does not train and holds the labelled stretches:
-the mean quantile loss, as `trivium evaluate` has it, and how many stretches are hit at equal numbers of false events,
-with a threshold for each that gives so many.
+Two networks are trained on the same rows, with the same settings and number of epochs: the one that `trivium train
+finance --data table` trains on values and times, and the one with `--data.known temperature,holiday`. Both are
+exported, and thus calibrated on the table. They are scored on the last fifth of each series, which is not trained on
+and contains the labelled stretches: by the mean quantile loss as in `trivium evaluate`, and by the number of stretches
+hit at equal numbers of false events, with thresholds that give these numbers.
 
-The bar: without covariates at least 1.15 times the quantile loss, and fewer stretches hit.
+The bar: without covariates the quantile loss is at least 1.15 times as high, and fewer stretches are hit.
 
     python -m benchmarks.covariates [--quick]
 """
@@ -44,12 +44,12 @@ from shared.engine.run import Run
 
 BAR = 1.15
 FALSE_EVENTS = (2, 5, 10)
-_EVERY = 24 * 9
-"""A labelled stretch begins about every nine days of the last fifth."""
+_HOURS_BETWEEN_ANOMALIES = 24 * 9
+"""In the last fifth of a series, an anomaly begins about every nine days."""
 
 
 def main() -> None:
-    """Trains both and reports."""
+    """Trains both networks and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="one year")
     quick = parser.parse_args().quick
@@ -58,8 +58,8 @@ def main() -> None:
         path = Path(folder) / "load.csv"
         load_table(days).to_csv(path, index=False)
         table = Table(path=str(path), time="time", value="load", series="region", labels="label", stride=4)
-        without = _measured(table, Path(folder) / "without", epochs)
-        known = _measured(replace(table, known=("temperature", "holiday")), Path(folder) / "known", epochs)
+        without = _train_and_score(table, Path(folder) / "without", epochs)
+        known = _train_and_score(replace(table, known=("temperature", "holiday")), Path(folder) / "known", epochs)
     figures = {f"without covariates, {name}": value for name, value in without.items()}
     figures |= {f"with covariates, {name}": value for name, value in known.items()}
     ratio = without["quantile loss"] / known["quantile loss"]
@@ -68,8 +68,8 @@ def main() -> None:
     report("covariates", figures, ratio=ratio, ok=ratio >= BAR and better, note=note)
 
 
-def _measured(table: Table, folder: Path, epochs: int) -> dict[str, float]:
-    """Trains on a table and scores the last fifth of its series."""
+def _train_and_score(table: Table, folder: Path, epochs: int) -> dict[str, float]:
+    """Trains on a table and scores the last fifth of each series."""
     base = small()
     limits = replace(base.limits, epochs=epochs, minutes=None)
     recipe: Any = replace(base, data=table, limits=limits, schedule=replace(base.schedule, period=epochs))
@@ -79,17 +79,17 @@ def _measured(table: Table, folder: Path, epochs: int) -> dict[str, float]:
     losses, scored = [], []
     for item in table.cases():
         (detection,) = predictor.predict([item.series])
-        first = first_validation_row(len(item.series), table.validation_share)
-        losses.append(forecast_quality(detection, first).loss)
-        later = np.where(np.arange(len(item.series)) < first, 0.0, detection.scores)
-        scored.append((later, window_rows(item.series.times_ns, item.windows)))
-    found = {"quantile loss": float(np.mean(losses)), "steps": float(result.steps)}
+        first_scored_row = first_validation_row(len(item.series), table.validation_share)
+        losses.append(forecast_quality(detection, first_scored_row).loss)
+        scored_part = np.where(np.arange(len(item.series)) < first_scored_row, 0.0, detection.scores)
+        scored.append((scored_part, window_rows(item.series.times_ns, item.windows)))
+    figures = {"quantile loss": float(np.mean(losses)), "steps": float(result.steps)}
     for number in FALSE_EVENTS:
         fixed, rate = predictor.calibration.control(fixed=1.0), predictor.calibration.events_per_1000_rows
         start = budget_start(scored, fixed, rate, allowed=number * len(scored))
         counted = count_detections(reported_scores(scored, replace(fixed, start=start), rate), REPORTED)
-        found[f"of {counted.windows} stretches hit at {number} false events a series"] = float(counted.hit)
-    return found
+        figures[f"of {counted.windows} stretches hit at {number} false events a series"] = float(counted.hit)
+    return figures
 
 
 def load_table(days: int, seed: int = 0) -> pd.DataFrame:
@@ -115,15 +115,17 @@ def load_table(days: int, seed: int = 0) -> pd.DataFrame:
         weekday = times.dayofweek.to_numpy()
         load = base * (_load(hours, weekday, temperature, word) + noise)
         label = np.zeros(len(hours), int)
-        for number, about in enumerate(range(len(hours) - len(hours) // 5, len(hours) - _EVERY, _EVERY)):
+        for number, about in enumerate(
+            range(len(hours) - len(hours) // 5, len(hours) - _HOURS_BETWEEN_ANOMALIES, _HOURS_BETWEEN_ANOMALIES)
+        ):
             start = about + int(generator.integers(0, 96))
             rows = np.arange(start, start + int(generator.integers(6, 13)))
-            other, words = temperature[rows], word[rows]
+            temperatures, words = temperature[rows], word[rows]
             if number % 2 == 0:
                 words = np.full(len(rows), "" if word[start] else "public holiday", dtype=object)
             else:
-                other = other + np.where(other < 12, 10.0, -10.0)
-            load[rows] = base * (_load(hours[rows], weekday[rows], other, words) + noise[rows])
+                temperatures = temperatures + np.where(temperatures < 12, 10.0, -10.0)
+            load[rows] = base * (_load(hours[rows], weekday[rows], temperatures, words) + noise[rows])
             label[rows] = 1
         parts.append(
             pd.DataFrame(
@@ -141,7 +143,7 @@ def load_table(days: int, seed: int = 0) -> pd.DataFrame:
 
 
 def _load(hours: np.ndarray, weekday: np.ndarray, temperature: np.ndarray, word: np.ndarray) -> np.ndarray:
-    """The load over its base."""
+    """The load relative to the region's base load."""
     hour = hours % 24
     free = (weekday == 6) | (word == "public holiday")
     half = (weekday == 5) | (word == "bridge day")

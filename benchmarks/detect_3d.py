@@ -1,16 +1,16 @@
 """3D detection: mmdet3d's own test step against ours, on the same weights and inputs, in one process.
 
 The peer is what mmdet3d's inferencers and test loop call for each frame: ``pseudo_collate`` and ``test_step``. Both
-sides begin with arrays in memory and end with boxes. FCOS3D looks at the six cameras of a vehicle, PointPillars at one
-synthetic sweep; ours computes with the program that is chosen here, and in fp32 by torch's modules it must find the
-same boxes. Of a program that rounds, what AP R40 loses is shown, on the recipe's validation data. mmcv's compiled
-operators are not in this environment; both sides use the same stand-in for them. Judged by CPU-seconds, in turns. What
-our second stage takes after PointPillars is printed beside them: mmdet3d has none.
+sides start with arrays in memory and end with boxes. FCOS3D gets the images of six cameras, PointPillars one synthetic
+sweep. Ours uses the program chosen on this machine; in fp32 with torch modules it must find the same boxes. For a
+program that rounds, the loss of AP R40 on the recipe's validation data is shown. mmcv's compiled operators are not
+available in this environment; both sides use the same replacement. CPU-seconds are compared, in turns. The time of our
+second stage after PointPillars is also printed: mmdet3d has no second stage.
 
-``--large`` is another measurement: FCOS3D with ResNeXt-101 32x4d at 1024 x 2048, random weights, one image through the
-network by each program; INT8 is made with that image for calibration, and shows speed alone.
+``--large`` measures something else: FCOS3D with ResNeXt-101 32x4d at 1024 x 2048, with random weights, on one image
+with each program. INT8 is calibrated on that image, and only shows the speed.
 
-The bars: at least 2.5 times as fast as mmdet3d, end to end, with the same boxes in fp32; AP within 0.5 points in bf16
+The bars: at least 2.5 times as fast as mmdet3d end to end, with the same boxes in fp32; AP within 0.5 points in bf16
 and 1 point in INT8; the large network in at most 8 CPU-seconds in bf16.
 
     python -m benchmarks.detect_3d [--cases N] [--large]
@@ -58,57 +58,57 @@ from shared.threads import set_compute_threads
 
 REPEATS = 15
 BAR, LARGE_BAR = 2.5, 8.0
-LARGE = 1024, 2048
-LOSS_BARS = {"bf16": 0.5, "int8": 1.0}
-"""Points of AP."""
+LARGE_SIZE = 1024, 2048
+AP_LOSS_BARS = {"bf16": 0.5, "int8": 1.0}
+"""The maximum loss in points of AP."""
 CAMERAS = 6
-TOLERANCE = 2e-3
+MAX_DIFFERENCE = 2e-3
 Found = tuple[Tensor, Tensor, Tensor]
 
 
 def main() -> None:
-    """Times both, compares what they found, and reports."""
+    """Times both, compares their boxes, and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100, help="frames on which AP is compared")
     parser.add_argument("--large", action="store_true", help="FCOS3D with ResNeXt-101 at 1024 x 2048 instead")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     set_compute_threads()
-    if chosen.large:
+    if arguments.large:
         large()
         return
     figures: dict[str, float] = {}
-    equal, kept, notes = True, True, []
+    equal, within_loss, notes = True, True, []
     for name, prepare in (("fcos3d", cameras), ("pointpillars", sweep)):
-        detector, opened, exact, weights = network(name)
+        detector, opened, reference, weights = network(name)
         peer, ours = prepare(detector, opened)
-        expected, found = peer(), prepare(detector, exact)[1]()
+        expected, found = peer(), prepare(detector, reference)[1]()
         equal &= all(same(one, other) for one, other in zip(expected, found, strict=True))
         times = interleaved(peer, ours)
         figures |= {f"{name} mmdet3d, CPU ms": 1e3 * times[0], f"{name} trivium, CPU ms": 1e3 * times[1]}
         figures[f"{name} ratio"] = times[0] / times[1]
         notes.append(f"{name}: {weights}, {sum(len(scores) for _, scores, _ in expected)} boxes")
         assert opened.program is not None
-        if (bar := LOSS_BARS.get(opened.program.name.rpartition("-")[2])) is not None:
+        if (bar := AP_LOSS_BARS.get(opened.program.name.rpartition("-")[2])) is not None:
             before, after = (
-                average_precision(name, program, chosen.cases) for program in ("torch", opened.program.name)
+                average_precision(name, program, arguments.cases) for program in ("torch", opened.program.name)
             )
             figures[f"{name} AP lost (points)"] = before.value - after.value
-            kept &= before.value - after.value <= bar
+            within_loss &= before.value - after.value <= bar
             notes.append(f"{before.name} {before.value:.2f} in fp32 and {after.value:.2f} on {before.count}")
     figures["second stage after pointpillars, CPU ms"] = 1e3 * second_stage()
     ratio = min(figures["fcos3d ratio"], figures["pointpillars ratio"])
     note = (
-        f"{'; '.join(notes)}; equal in fp32 to {TOLERANCE}: {equal}. Ratio is the smaller of the two; medians of "
+        f"{'; '.join(notes)}; equal in fp32 to {MAX_DIFFERENCE}: {equal}. Ratio is the smaller of the two; medians of "
         f"{REPEATS}, {torch.get_num_threads()} threads. The bar is {BAR:g} times."
     )
     figures["load of the machine"] = os.getloadavg()[0]
-    report("detect_3d", figures, ratio=ratio, ok=equal and kept and ratio >= BAR, note=note)
+    report("detect_3d", figures, ratio=ratio, ok=equal and within_loss and ratio >= BAR, note=note)
 
 
 def average_precision(name: str, program: str, cases: int) -> DomainScore:
-    """AP R40 of a shipped network by a program, on the validation data of its recipe."""
+    """AP R40 of a shipped network with a program, on the validation data of its recipe."""
     artifact = Registry(app.weights).newest(name)
     assert app.score is not None
     with asked_program(program):
@@ -117,25 +117,25 @@ def average_precision(name: str, program: str, cases: int) -> DomainScore:
 
 
 def network(name: str) -> tuple[nn.Module, Detector, Detector, str]:
-    """The shipped detector of mmdet3d, ours of the same weights by the chosen program and by torch, what they are."""
+    """mmdet3d's detector with the shipped weights, ours with the chosen program and with torch, and a description."""
     artifact = Registry(app.weights).newest(name)
     recipe = recipe_of(app, artifact.recipe())
     detector = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
     ours = open_detector(artifact, "cpu")
     with asked_program("torch"):
-        exact = open_detector(artifact, "cpu")
+        reference = open_detector(artifact, "cpu")
     program = ours.program
     assert program is not None
-    told = f"shipped weights, version {artifact.manifest.version}, by {program.name} ({program.reason})"
-    return detector, ours, exact, told
+    description = f"shipped weights, version {artifact.manifest.version}, by {program.name} ({program.reason})"
+    return detector, ours, reference, description
 
 
 def large() -> None:
-    """Times one image of 1024 x 2048 through FCOS3D with ResNeXt-101 32x4d by each program, and reports."""
+    """Times FCOS3D with ResNeXt-101 32x4d on one image of 1024 x 2048 with each program, and reports."""
     import nncf
     import openvino
 
-    height, width = LARGE
+    height, width = LARGE_SIZE
     detector = FCOS3D(backbone="resnext101_32x4d").build(CameraInput()).eval()
     library = DenseNetwork(module=ImageToHeads(detector), inputs={}, outputs=OUTPUTS)
     image = {"image": example_image(height, width)}
@@ -159,7 +159,7 @@ def large() -> None:
             "openvino-bf16": openvino_compute(compile_model(onnx, "bf16", place)),
             "openvino-int8": openvino_compute(compile_model(int8, "int8", place)),
         }
-        programs = {name: Program(name=name, compute=one) for name, one in compute.items()}
+        programs = {name: Program(name=name, compute=function) for name, function in compute.items()}
         milliseconds = measure_latency(programs, image, time.process_time)
     figures = {f"{name} (CPU-seconds)": value / 1e3 for name, value in milliseconds.items()}
     figures["load of the machine"] = os.getloadavg()[0]
@@ -173,7 +173,7 @@ def large() -> None:
 
 
 def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
-    """Six synthetic images: one after the other through ``test_step``, and together through ours, with its program."""
+    """Runs six synthetic images one by one through ``test_step``, and as one batch through ours."""
     from mmengine.dataset import pseudo_collate
 
     frames = [
@@ -186,8 +186,8 @@ def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Fo
 
     def peer() -> list[Found]:
         results = []
-        for number, image in enumerate(images):
-            data = structures.camera_data([image], intrinsics[number : number + 1])
+        for index, image in enumerate(images):
+            data = structures.camera_data([image], intrinsics[index : index + 1])
             item: dict[str, Any] = {"inputs": {"img": image}, "data_samples": data["data_samples"][0]}
             with torch.no_grad():
                 results.append(
@@ -204,9 +204,9 @@ def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Fo
 
 
 def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
-    """One synthetic sweep through ``test_step``, and through ours, with its program.
+    """Runs one synthetic sweep through ``test_step`` and through ours.
 
-    Here ours is shown the points that mmdet3d takes of a pillar, no more, so that both find the same.
+    Here ours uses as many points per pillar as mmdet3d, so that both find the same boxes.
     """
     from mmengine.dataset import pseudo_collate
 
@@ -233,38 +233,38 @@ def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Foun
 
 
 def second_stage() -> float:
-    """Median CPU-seconds in which the shipped second stage corrects the boxes of one synthetic sweep."""
+    """The median CPU-seconds of the shipped second stage for the boxes of one synthetic sweep."""
     artifact = Registry(app.weights).newest("pointpillars")
     detector = app.predictor([artifact, *app.served_with(artifact)], "cpu").detectors["pointpillars"]
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
-    found = replace(detector, second_stage=None).detect(frame)
+    boxes = replace(detector, second_stage=None).detect(frame)
     second = detector.second_stage
-    return statistics.median(timed(lambda: second.refined(found, frame.points_lidar_m)) for _ in range(REPEATS))
+    return statistics.median(timed(lambda: second.refined(boxes, frame.points_lidar_m)) for _ in range(REPEATS))
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """CPU-seconds of a call."""
-    began = time.process_time()
+    """The CPU-seconds of a call."""
+    start = time.process_time()
     call()
-    return time.process_time() - began
+    return time.process_time() - start
 
 
 def interleaved(peer: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, float]:
-    """Median CPU-seconds of each, taken in turns so that what else the machine does weighs on both."""
+    """The median CPU-seconds of each, measured in turns so that other load on the machine affects both."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):
-        for call, taken in ((peer, times[0]), (ours, times[1])):
-            taken.append(timed(call))
+        for call, seconds in ((peer, times[0]), (ours, times[1])):
+            seconds.append(timed(call))
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def same(one: Found, other: Found) -> bool:
-    """Whether each box of one has its equal in the other, and they are as many."""
-    if len(one[1]) != len(other[1]):
+def same(expected: Found, found: Found) -> bool:
+    """Whether both have the same number of boxes, and each expected box has an equal."""
+    if len(expected[1]) != len(found[1]):
         return False
-    for box, score, label in zip(*one, strict=True):
-        away = (other[0] - box).abs().amax(dim=1) + (other[1] - score).abs() + 10.0 * (other[2] != label)
-        if away.min() > TOLERANCE:
+    for box, score, label in zip(*expected, strict=True):
+        distance = (found[0] - box).abs().amax(dim=1) + (found[1] - score).abs() + 10.0 * (found[2] != label)
+        if distance.min() > MAX_DIFFERENCE:
             return False
     return True
 

@@ -1,13 +1,13 @@
-"""Forecasting whole series: pytorch-forecasting's own ``predict`` against ours, in windows a CPU-second.
+"""Forecasting whole series: pytorch-forecasting's own ``predict`` against ours, in windows per CPU-second.
 
-The peer is the library as its tutorial has it: a ``TimeSeriesDataSet`` of every window, ``to_dataloader``, ``predict``
-in its quantile mode, with its own ``TemporalFusionTransformer``. Ours is what a judgement of a series calls:
-``forecast`` with the program that this machine computes with. Both see the same rows and covariates in windows of 64
-rows and 8 ahead: the peer one for every row, ours one for every 4, as a judgement has them. The networks have the same
-settings; the peer's weights are random, since it normalises by rules of its own. That the fast path computes what the
-library does is what ``train_forecaster`` shows. Judged by CPU-seconds, in turns, on one thread.
+The peer is the library as in its tutorial: a ``TimeSeriesDataSet`` of every window, ``to_dataloader``, and ``predict``
+in quantile mode, with its own ``TemporalFusionTransformer``. Ours is the function that anomaly detection calls,
+``forecast``, with the program that this machine uses. Both get the same rows and covariates, in windows of 64 rows with
+8 rows ahead: the peer one window for every row, ours one for every 4 rows, as in anomaly detection. The networks have
+the same settings; the peer's weights are random, because it normalises by its own rules. ``train_forecaster`` shows
+that the fast path computes the same as the library. CPU-seconds are compared, in turns, on one thread.
 
-The bar: at least 10 times as many windows a CPU-second as the library. What a whole series costs each is shown besides.
+The bar: at least 10 times as many windows per CPU-second as the library. The cost of a whole series is also shown.
 
     python -m benchmarks.forecast [--quick]
 """
@@ -60,7 +60,7 @@ def main() -> None:
     for _ in range(turns):
         times[0].append(_cpu_seconds(peer))
         times[1].append(_cpu_seconds(lambda: forecast(model, [series], stride=STRIDE)))
-    rates = [count / statistics.median(taken) for count, taken in zip(windows, times, strict=True)]
+    rates = [count / statistics.median(seconds) for count, seconds in zip(windows, times, strict=True)]
     ratio = rates[1] / rates[0]
     program = next(iter(predictor.programs.values()))
     figures = {
@@ -99,9 +99,9 @@ def _peer(dataset: Any) -> Callable[[], Any]:
 
 
 def _cpu_seconds(call: Callable[[], Any]) -> float:
-    began = time.process_time()
+    start = time.process_time()
     call()
-    return time.process_time() - began
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

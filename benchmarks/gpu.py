@@ -1,15 +1,17 @@
-"""The networks on a GPU, each by eager torch in fp32 and by the programs that are for GPUs, in milliseconds a call.
+"""The networks on a GPU, with eager torch in fp32 and with the programs for GPUs, in milliseconds per call.
 
-FCOS3D with ResNeXt-101 32x4d on an image of 1024 x 2048, MONAI's LUNA16 network on a lungs' box of 384 x 256 x 256
-voxels in four tiles, the forecaster on 2,048 windows; random weights, for speed alone. fp16 runs with channels last,
-captured in a graph of its one shape, compiled for it or not. What is around a network is timed too: an image's upload
-and resizing on the device, and the decoding of PointPillars and of FCOS3D, with suppression there. And all of it: JPEG
-files of 1024 x 2048 to boxes in frames a second, one by one and overlapped as ``trivium predict driving FOLDER --each``
-does, which must give the same boxes; and a CT of 512 x 512 x 256 from its DICOM files to findings, p95 of the seconds.
-The goals, 120 frames a second and 0.2 s, are printed beside them and do not decide.
-A program may differ from fp32 by little more than eager torch does in its format.
+The networks are FCOS3D with ResNeXt-101 32x4d on an image of 1024 x 2048, MONAI's LUNA16 network on a box around the
+lungs of 384 x 256 x 256 voxels in four tiles, and the forecaster on 2,048 windows. The weights are random: only speed
+is measured. fp16 runs with channels last in a CUDA graph of the one input shape, with torch.compile and without. The
+steps around the networks are timed too: uploading and resizing an image on the device, and the decoding of PointPillars
+and FCOS3D including suppression. So are whole predictions: JPEG files of 1024 x 2048 to boxes in frames per second, one
+by one and overlapped as in ``trivium predict driving FOLDER --each``, which must give the same boxes; and a CT of 512 x
+512 x 256 from its DICOM files to findings, as the p95 of the seconds. The goals of 120 frames per second and 0.2 s are
+printed, but do not decide whether the benchmark passes. A program may differ from fp32 by little more than eager torch
+in the same format does.
 
-Without a GPU the same code runs on the CPU in bf16 at small sizes: it shows that it runs, and nothing of a GPU's speed.
+Without a GPU the same code runs on the CPU in bf16 at small sizes. That shows that the code runs, not how fast a GPU
+is.
 
     python -m benchmarks.gpu
 """
@@ -62,64 +64,68 @@ PROGRAMS = {
     "cpu": ("torch", "torch-bf16"),
 }
 FRAMES_BAR = 35.0
-"""FCOS3D ResNeXt-101, frames a second, network alone: the project's claim."""
+"""Frames per second of FCOS3D ResNeXt-101, the network alone, as the project claims."""
 REPEATS = 10
-FRAMES = {"cuda": 240, "cpu": 12}
-SCANS = {"cuda": 20, "cpu": 1}
-BOXES = 50
-"""Of a frame, at most; a busy street has no more."""
+NUM_FRAMES = {"cuda": 240, "cpu": 12}
+NUM_SCANS = {"cuda": 20, "cpu": 1}
+MAX_BOXES = 50
+"""The maximum number of boxes in a frame, as on a busy street."""
 FRAMES_GOAL, SCAN_GOAL = 120.0, 0.2
 
 
 def main() -> None:
-    """Measures what this machine has and reports."""
+    """Measures on this machine's device and reports."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures: dict[str, float] = {}
-    notes, agree = [], True
-    taken: dict[str, list[tuple[float, Compute]]] = {}
+    notes, outputs_agree = [], True
+    timings: dict[str, list[tuple[float, Compute]]] = {}
     for name, network, inputs in networks(small=device == "cpu"):
-        given = {key: value.to(device) for key, value in inputs.items()}
+        device_inputs = {key: value.to(device) for key, value in inputs.items()}
         expected: dict[str, Tensor] = {}
         rounding: dict[str, float] = {}
         for program in PROGRAMS[device]:
             try:
                 compute = load(program, network, device)
-                found = compute(given)
-                milliseconds = timed(lambda: compute(given), device)  # noqa: B023 - called at once
+                outputs = compute(device_inputs)
+                milliseconds = timed(lambda: compute(device_inputs), device)  # noqa: B023 - called at once
             except (ProgramError, RuntimeError) as error:
                 notes.append(f"{name} by {program}: {str(error).strip().partition(chr(10))[0]}")
-                agree = False
+                outputs_agree = False
                 continue
             figures[f"{name}, {program} (ms)"] = milliseconds
-            expected = expected or found
-            error = relative_error(expected, found)
+            expected = expected or outputs
+            error = relative_error(expected, outputs)
             figures[f"{name}, {program}: differs from fp32 by"] = error
             rounding.setdefault(program.partition("-")[2], error)
-            agree &= error <= 2 * rounding[program.partition("-")[2]] + 1e-3
-            taken.setdefault(name, []).append((milliseconds, compute))
+            outputs_agree &= error <= 2 * rounding[program.partition("-")[2]] + 1e-3
+            timings.setdefault(name, []).append((milliseconds, compute))
     figures["PointPillars decoding and suppression (ms)"] = decoding(device)
-    figures |= around_the_camera(device)
-    cameras, scans = taken["FCOS3D ResNeXt-101"], taken["MONAI LUNA16"]
-    best, fastest = min(cameras, key=lambda one: one[0])
-    of_files, same = camera_files(fastest, device)
-    figures |= of_files | ct_files(min(scans, key=lambda one: one[0])[1], device)
-    agree &= same
+    figures |= camera_steps(device)
+    camera_timings, scan_timings = timings["FCOS3D ResNeXt-101"], timings["MONAI LUNA16"]
+    fastest_ms, fastest_compute = min(camera_timings, key=lambda timing: timing[0])
+    file_figures, same_boxes = camera_files(fastest_compute, device)
+    figures |= file_figures | ct_files(min(scan_timings, key=lambda timing: timing[0])[1], device)
+    outputs_agree &= same_boxes
     if device == "cpu":
         notes.append("there is no GPU: small sizes on the CPU, which say nothing of a GPU's speed")
-    notes.append(f"overlapped frames have the boxes of one by one: {'yes' if same else 'NO'}")
+    notes.append(f"overlapped frames have the boxes of one by one: {'yes' if same_boxes else 'NO'}")
     notes.append(f"the goals are {FRAMES_GOAL:g} frames a second from JPEG files, and {SCAN_GOAL:g} s from DICOM's")
     note = "; ".join([f"on {device}, medians of {REPEATS}", *notes])
-    frames = 1e3 / best
+    frames = 1e3 / fastest_ms
     figures["FCOS3D ResNeXt-101, frames a second"] = frames
     report(
-        "gpu", figures, ratio=cameras[0][0] / best, ok=agree and (device == "cpu" or frames >= FRAMES_BAR), note=note
+        "gpu",
+        figures,
+        ratio=camera_timings[0][0] / fastest_ms,
+        ok=outputs_agree and (device == "cpu" or frames >= FRAMES_BAR),
+        note=note,
     )
 
 
 def networks(*, small: bool) -> list[tuple[str, DenseNetwork, Mapping[str, Tensor]]]:
-    """Name, network and inputs of each, on the CPU."""
+    """The name, the network and the inputs of each network, on the CPU."""
     height, width = (64, 128) if small else (1024, 2048)
     camera = dense_camera(FCOS3D(backbone="resnext101_32x4d").build(CameraInput()).eval())
     chest = dense_network(full().build(ChestInput()).eval())
@@ -134,7 +140,7 @@ def networks(*, small: bool) -> list[tuple[str, DenseNetwork, Mapping[str, Tenso
 
 
 def load(program: str, network: DenseNetwork, device: str) -> Compute:
-    """The network by a program that is made from its modules. Raises ``ProgramError``."""
+    """Loads a program of the network's torch modules. Raises ``ProgramError`` if it cannot be used."""
     runtime, format = find_program(program)
     if (reason := runtime.why_not(format, device)) is not None:
         raise ProgramError(reason)
@@ -142,22 +148,22 @@ def load(program: str, network: DenseNetwork, device: str) -> Compute:
 
 
 def timed(call: Callable[[], Any], device: str) -> float:
-    """The median of a call's milliseconds, until the device has computed it."""
-    taken = []
+    """The median milliseconds of a call, until the device has finished."""
+    milliseconds = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
-        taken.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(taken[1:])
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(milliseconds[1:])
 
 
 def decoding(device: str) -> float:
-    """Milliseconds from PointPillars' maps to boxes, on maps in which a hundred anchors are above the least score."""
-    seen = DRIVING["small"]().input
-    rows, columns, kinds = 124, 108, len(seen.classes)
-    decoder = AnchorDecoder(anchors(seen, rows, columns).to(device), kinds)
+    """Milliseconds from PointPillars' maps to boxes, on maps with a hundred anchors above the minimum score."""
+    input_spec = DRIVING["small"]().input
+    rows, columns, kinds = 124, 108, len(input_spec.classes)
+    decoder = AnchorDecoder(anchors(input_spec, rows, columns).to(device), kinds)
     generator = torch.Generator().manual_seed(0)
     scores, boxes, directions = (
         torch.randn(1, number * 2 * kinds, rows, columns, generator=generator).to(device) for number in (kinds, 7, 2)
@@ -165,10 +171,10 @@ def decoding(device: str) -> float:
     return timed(lambda: decoder(scores - 2, boxes * 0.1, directions), device)
 
 
-def around_the_camera(device: str) -> dict[str, float]:
-    """Milliseconds of an image's upload, resizing and normalisation, and from FCOS3D's maps of it to boxes.
+def camera_steps(device: str) -> dict[str, float]:
+    """Milliseconds of an image's upload, resizing and normalisation, and of decoding FCOS3D's maps to boxes.
 
-    Some hundred candidates are above the least score.
+    Some hundred candidates are above the minimum score.
     """
     height, width = (128, 256) if device == "cpu" else (1024, 2048)
     focal_px = 0.6 * width
@@ -178,7 +184,7 @@ def around_the_camera(device: str) -> dict[str, float]:
     camera = Camera(image_HWC=pixels.numpy(), intrinsics=intrinsics.numpy(), lidar_to_camera=torch.eye(4).numpy())
     colours, decoder = Normalisation(), CameraDecoder()
 
-    def prepared() -> Tensor:
+    def prepare_image() -> Tensor:
         return colours([image_at_focal_length(camera, focal_px, device)[0]])
 
     maps = {}
@@ -190,7 +196,7 @@ def around_the_camera(device: str) -> dict[str, float]:
                 values = values - 5
             maps[f"{name}_{stride}"] = (values.abs() * 5 if name == "boxes" else values).to(device)
     return {
-        "image to the device, resized and normalised (ms)": timed(prepared, device),
+        "image to the device, resized and normalised (ms)": timed(prepare_image, device),
         "FCOS3D decoding and suppression (ms)": timed(
             lambda: [part.cpu() for part in decoder(maps, 0, intrinsics, (1 / 1.5, 1 / 1.5))], device
         ),
@@ -198,22 +204,22 @@ def around_the_camera(device: str) -> dict[str, float]:
 
 
 def camera_files(network: Compute, device: str) -> tuple[dict[str, float], bool]:
-    """Frames a second from JPEG files to boxes, one by one and overlapped; whether both gave the same boxes."""
+    """Frames per second from JPEG files to boxes, one by one and overlapped, and whether both found the same boxes."""
     height, width = (64, 128) if device == "cpu" else (1024, 2048)
-    seen = CameraInput(image=(height, width), focal_px=0.6 * width)
+    input_spec = CameraInput(image=(height, width), focal_px=0.6 * width)
 
-    def sure(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The maps with higher scores: random weights find nothing."""
+    def raise_scores(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raises the scores in the maps: random weights would find nothing."""
         return {name: value + 4 if name.startswith("scores") else value for name, value in network(inputs).items()}
 
-    program = Program(name="fastest", compute=sure, device=device)
-    decoder = CameraDecoder(suppression=replace(CAMERA, boxes=BOXES))
-    detector = CameraDetector(program, seen, device, decode=decoder)
+    program = Program(name="fastest", compute=raise_scores, device=device)
+    decoder = CameraDecoder(suppression=replace(CAMERA, boxes=MAX_BOXES))
+    detector = CameraDetector(program, input_spec, device, decode=decoder)
     predictor = DrivingPredictor(detectors={"fcos3d": detector}, least_scores={}, device=device)
     options = Options(score=0.05)
     with tempfile.TemporaryDirectory(prefix="trivium-frames-") as folder:
         root = Path(folder)
-        ids = write_frames(root, FRAMES[device], seen)
+        ids = write_frames(root, NUM_FRAMES[device], input_spec)
 
         def read(frame_id: str) -> Any:
             return predictor.prepare(kitti.read_frame(root, frame_id, labelled=False, device=device), options)
@@ -221,28 +227,28 @@ def camera_files(network: Compute, device: str) -> tuple[dict[str, float], bool]
         def finish(computed: Any) -> Any:
             return predictor.finish(computed, options)
 
-        ways: dict[str, Callable[[Sequence[str]], list[Any]]] = {
-            "one by one": lambda some: [finish(predictor.compute(read(one))) for one in some],
-            "overlapped": lambda some: [
-                answer.result() for _, answer in overlapped(some, read, predictor.compute, finish, device=device)
+        methods: dict[str, Callable[[Sequence[str]], list[Any]]] = {
+            "one by one": lambda frame_ids: [finish(predictor.compute(read(one))) for one in frame_ids],
+            "overlapped": lambda frame_ids: [
+                answer.result() for _, answer in overlapped(frame_ids, read, predictor.compute, finish, device=device)
             ],
         }
-        found, figures = [], {}
-        for name, way in ways.items():
-            way(ids[:4])
-            began = time.perf_counter()
-            found.append(way(ids))
-            figures[f"FCOS3D ResNeXt-101, JPEG to boxes, {name} (frames/s)"] = len(ids) / (time.perf_counter() - began)
-    pairs = [(one.boxes, other.boxes) for one, other in zip(*found, strict=True)]
+        results, figures = [], {}
+        for name, run in methods.items():
+            run(ids[:4])
+            start = time.perf_counter()
+            results.append(run(ids))
+            figures[f"FCOS3D ResNeXt-101, JPEG to boxes, {name} (frames/s)"] = len(ids) / (time.perf_counter() - start)
+    pairs = [(one.boxes, other.boxes) for one, other in zip(*results, strict=True)]
     figures["boxes a frame"] = float(np.mean([len(one) for one, _ in pairs]))
     return figures, bool(pairs) and all(
         len(a) > 0 and a.names == b.names and np.allclose(a.array, b.array, atol=1e-3) for a, b in pairs
     )
 
 
-def write_frames(root: Path, count: int, seen: CameraInput) -> list[str]:
-    """Frames of a camera in KITTI's layout: JPEG images of the input's size and focal length, with calibrations."""
-    (height, width), focal_px = seen.image, seen.training_focal_px
+def write_frames(root: Path, count: int, input_spec: CameraInput) -> list[str]:
+    """Writes camera frames in KITTI's layout: JPEG images of the input's size and focal length, with calibrations."""
+    (height, width), focal_px = input_spec.image, input_spec.training_focal_px
     for part in ("image_2", "calib"):
         (root / part).mkdir()
     camera = f"{focal_px} 0 {width / 2} 0 0 {focal_px} {height / 2} 0 0 0 1 0"
@@ -256,28 +262,30 @@ def write_frames(root: Path, count: int, seen: CameraInput) -> list[str]:
 
 
 def ct_files(network: Compute, device: str) -> dict[str, float]:
-    """Seconds from the DICOM files of a phantom to findings, with MONAI's LUNA16 network of random weights alone."""
+    """Seconds from the DICOM files of a phantom to findings, with MONAI's LUNA16 network with random weights."""
 
-    def sure(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The maps with higher scores: every anchor is a candidate, more than a trained network has."""
+    def raise_scores(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raises the scores in the maps: every anchor is a candidate, which is more than a trained network has."""
         return {name: value + 1 if name.startswith("logits") else value for name, value in network(inputs).items()}
 
-    seen = ChestInput() if device == "cuda" else ChestInput(spacing_mm=(5.0, 5.0, 5.0))
-    program = Program(name="fastest", compute=sure, device=device)
-    predictor = NodulePredictor(decoder=BoxDecoder.of_settings(full()), input=seen, device=device, program=program)
+    input_spec = ChestInput() if device == "cuda" else ChestInput(spacing_mm=(5.0, 5.0, 5.0))
+    program = Program(name="fastest", compute=raise_scores, device=device)
+    predictor = NodulePredictor(
+        decoder=BoxDecoder.of_settings(full()), input=input_spec, device=device, program=program
+    )
     scan, _ = phantom(np.random.default_rng(5), spacing_mm=(1.4, 1.4, 5.0), nodules=4, diameters_mm=(10, 20))
-    if device == "cuda":  # as many voxels as a scan has, of a phantom that is made in seconds
+    if device == "cuda":  # upsample a small phantom, made in seconds, to the voxels of a scan
         fine = scan.voxels_zyx.repeat(4, 0).repeat(2, 1).repeat(2, 2)
         scan = replace(scan, voxels_zyx=fine, spacing_mm=(0.7, 0.7, 1.25))
     seconds = []
     with tempfile.TemporaryDirectory(prefix="trivium-scan-") as folder:
         file = dicom_zip(scan, Path(folder))
-        for _ in range(SCANS[device] + 1):
-            began = time.perf_counter()
-            (found,) = predictor.predict([read_volume([file])], FindingOptions(min_score=0.0))
-            seconds.append(time.perf_counter() - began)
+        for _ in range(NUM_SCANS[device] + 1):
+            start = time.perf_counter()
+            (findings,) = predictor.predict([read_volume([file])], FindingOptions(min_score=0.0))
+            seconds.append(time.perf_counter() - start)
     shape = " x ".join(str(size) for size in scan.voxels_zyx.shape[::-1])
-    name = f"MONAI LUNA16, DICOM of {shape} to {len(found.nodules)} findings, p95 (s)"
+    name = f"MONAI LUNA16, DICOM of {shape} to {len(findings.nodules)} findings, p95 (s)"
     return {name: float(np.quantile(seconds[1:], 0.95))}
 
 

@@ -1,10 +1,10 @@
-"""From nothing to a network's first outputs: what loading costs in CPU-seconds and in memory.
+"""From process start to a network's first outputs: the cost of loading in CPU-seconds and memory.
 
-The peer builds the shipped networks with the classes of the library that they are of (MONAI, mmdet3d,
-pytorch-forecasting), loads the weights into them, and calls them. Ours loads the predictor, with the network as a
-program that ONNX Runtime reads from a file, and calls that. Each in a process of its own, in turns, one thread;
-imports count, and memory is the largest that the process held. An ONNX file that the artifact lacks, or has for one
-size of input alone, is made beforehand, as ``trivium programs --make onnx`` makes it.
+The peer builds the shipped networks with the classes of their libraries (MONAI, mmdet3d, pytorch-forecasting), loads
+the weights, and calls the networks. Ours loads the predictor, whose network is a program that ONNX Runtime reads from a
+file, and calls it. Each runs in its own process, in turns, with one thread. Imports are included, and memory is the
+peak of the process. If the artifact has no ONNX file, or one for a fixed input size, the file is made beforehand, as
+``trivium programs --make onnx`` does.
 
 The bars, for each network: at least 60 % fewer CPU-seconds, and at least 40 % less memory.
 
@@ -29,7 +29,7 @@ from shared.deploy.registry import shipped
 
 SECONDS_BAR, MEMORY_BAR = 0.60, 0.40
 NETWORKS = (("finance", "tft-anomaly"), ("driving", "pointpillars"), ("driving", "fcos3d"), ("medical", "lung_nodules"))
-_BOTH = """
+_SCRIPT = """
 import json, time, warnings
 from pathlib import Path
 import numpy as np
@@ -40,12 +40,12 @@ app = find({app!r})
 artifact = next(one for one in shipped(app) if one.manifest.name == {model!r})
 sizes = {{spec.name: [1, *(64 if n == -1 else n for n in spec.shape[1:])] for spec in artifact.manifest.inputs}}
 inputs = {{name: np.zeros(shape, np.float32) for name, shape in sizes.items()}}
-{own}
-# Linux counts what the parent held into a child's ru_maxrss.
+{code}
+# On Linux, a child's ru_maxrss includes the memory of its parent.
 (memory,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(json.dumps([time.process_time(), int(memory) * 1024 / 1e6]))
 """
-PEER = """
+LOAD_PEER = """
 import torch
 from shared.deploy.programs.of_artifact import dense_network
 torch.set_num_threads(1)
@@ -53,7 +53,7 @@ dense = dense_network(app, artifact)
 with torch.inference_mode():
     dense.module(*(torch.from_numpy(inputs[name]) for name in dense.inputs))
 """
-OURS = """
+LOAD_OURS = """
 from shared.deploy.predictor import programs_of
 program = programs_of(app.predictor([artifact], "cpu"))[artifact.manifest.name]
 assert program.name == "onnx", program.remarks
@@ -74,12 +74,12 @@ def main() -> None:
             artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
             if not quick:
                 _make_onnx(app, artifact)
-            taken: dict[str, list[tuple[float, float]]] = {"peer": [], "ours": []}
+            samples: dict[str, list[tuple[float, float]]] = {"peer": [], "ours": []}
             for _ in range(1 if quick else 3):
-                for name, own in (("peer", PEER), ("ours", OURS)):
-                    taken[name].append(_measured(app, model, own))
-            seconds = [statistics.median(one for one, _ in taken[name]) for name in ("peer", "ours")]
-            memory = [statistics.median(one for _, one in taken[name]) for name in ("peer", "ours")]
+                for name, code in (("peer", LOAD_PEER), ("ours", LOAD_OURS)):
+                    samples[name].append(_run_process(app, model, code))
+            seconds = [statistics.median(one for one, _ in samples[name]) for name in ("peer", "ours")]
+            memory = [statistics.median(one for _, one in samples[name]) for name in ("peer", "ours")]
             figures |= {
                 f"{model}, the library's classes, CPU-seconds": seconds[0],
                 f"{model}, ours, CPU-seconds": seconds[1],
@@ -94,25 +94,25 @@ def main() -> None:
 
 
 def _make_onnx(app: str, artifact: Artifact) -> None:
-    """Makes the ONNX of an artifact in the cache."""
+    """Exports the ONNX file of an artifact into the cache."""
     from shared.deploy.programs.making import make_programs, random_examples
     from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.store import add_to_cache, weights_digest
 
     dense = dense_network(find(app), artifact)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
-        made = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
-        add_to_cache(artifact, Path(folder), made)
+        entries = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
+        add_to_cache(artifact, Path(folder), entries)
 
 
-def _measured(app: str, model: str, own: str) -> tuple[float, float]:
-    """CPU-seconds and MB of a process."""
-    script = _BOTH.format(app=app, model=model, own=own)
+def _run_process(app: str, model: str, code: str) -> tuple[float, float]:
+    """Runs a process; returns its CPU-seconds and its peak memory in MB."""
+    script = _SCRIPT.format(app=app, model=model, code=code)
     environment = os.environ | {"TRIVIUM_PROGRAM": "onnx", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=600
     )
-    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    seconds, memory = json.loads(process.stdout.splitlines()[-1])
     return float(seconds), float(memory)
 
 

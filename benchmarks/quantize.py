@@ -1,13 +1,13 @@
-"""The shipped networks in every program that can be had here: CPU time, ratio to the library's own, domain's score.
+"""The shipped networks in every program available here: CPU time, speed relative to the library's own, domain score.
 
-The peer of each is its library's network as it is trained, eager in fp32: MONAI's RetinaNet, mmdet3d's detectors,
-pytorch-forecasting's TFT. Programs that are missing are made, INT8 by ``trivium quantize``: calibrated on what the
-recipe learnt from (the forecaster's weights alone are quantised, which takes no calibration), the worst layers left in
-floating point, scored on the recipe's own validation data (synthetic) together with what the artifact is served with.
-One that ships is taken as it is, with the scores of its making; ``--again`` makes it anew. All are timed in turns, in
-CPU-seconds, on the last input that the network saw of the application's samples.
+The peer of each network is its library's network as trained, eager in fp32: MONAI's RetinaNet, mmdet3d's detectors,
+pytorch-forecasting's TFT. Missing programs are made; INT8 as by ``trivium quantize``: calibrated on the recipe's
+training data, with the worst layers left in floating point (for the forecaster only the weights are quantised, without
+calibration), and scored on the recipe's validation data (synthetic) together with the artifacts that it is served with.
+A shipped INT8 program is used as it is, with its recorded scores; ``--again`` makes it again. All programs are timed in
+turns, in CPU-seconds, on the network's last input from the application's samples.
 
-The bar: INT8 at least 3 times as fast as the library's fp32 for the convolutional networks, at a loss under 1 %.
+The bar: INT8 is at least 3 times as fast as the library's fp32 for the convolutional networks, at a loss below 1 %.
 
     python -m benchmarks.quantize [--cases N] [--models NAME ...] [--again]
 """
@@ -45,8 +45,8 @@ from shared.recipes import recipe_of
 from shared.threads import set_compute_threads
 
 CONVOLUTIONAL = {"lung_nodules", "pointpillars", "fcos3d"}
-WITH_ANOTHER = {"lung_nodule_candidates", "lidar_rcnn"}
-"""What has no score of its own: it takes part in that of the detector whose marks or boxes it is given."""
+SCORED_WITH_DETECTOR = {"lung_nodule_candidates", "lidar_rcnn"}
+"""Networks without their own score: they take part in the score of the detector whose marks or boxes they get."""
 
 BAR = 3.0
 
@@ -56,65 +56,73 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--cases", type=int, default=32, help="cases of the score before and after")
     parser.add_argument("--models", nargs="*", help="the networks; all that ship by default")
-    parser.add_argument("--again", action="store_true", help="quantise what is there in INT8 anew")
+    parser.add_argument("--again", action="store_true", help="quantise again even if there is an INT8 program")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     threads = set_compute_threads()
     figures: dict[str, float] = {}
-    notes, worst, accepted = [], float("inf"), True
+    notes, smallest_ratio, accepted = [], float("inf"), True
     for name in ("medical", "driving", "finance"):
         app = find(name)
         for artifact in shipped(app):
             model = artifact.manifest.name
-            if model in WITH_ANOTHER or (arguments.models and model not in arguments.models):
+            if model in SCORED_WITH_DETECTOR or (arguments.models and model not in arguments.models):
                 continue
-            rows, note, lossless = measured(app, artifact, arguments.cases, again=arguments.again)
-            for program, milliseconds in rows.items():
+            milliseconds_by_program, note, is_within_loss = measure_programs(
+                app, artifact, arguments.cases, requantise=arguments.again
+            )
+            for program, milliseconds in milliseconds_by_program.items():
                 figures[f"{model}, {program} (CPU ms)"] = milliseconds
-                figures[f"{model}, {program}: times the library's speed"] = rows["library"] / milliseconds
+                figures[f"{model}, {program}: times the library's speed"] = (
+                    milliseconds_by_program["library"] / milliseconds
+                )
             notes.append(f"{model}: {note}")
             if model in CONVOLUTIONAL:
-                int8 = [value for program, value in rows.items() if program.endswith("int8")]
-                worst = min(worst, rows["library"] / min(int8)) if int8 else 0.0
-                accepted &= lossless
+                int8 = [value for program, value in milliseconds_by_program.items() if program.endswith("int8")]
+                smallest_ratio = min(smallest_ratio, milliseconds_by_program["library"] / min(int8)) if int8 else 0.0
+                accepted &= is_within_loss
     figures |= {"threads": float(threads), "load of the machine": os.getloadavg()[0]}
-    ratio = worst if worst < float("inf") else 0.0
+    ratio = smallest_ratio if smallest_ratio < float("inf") else 0.0
     note = "; ".join(notes) + f". Ratio is the least of INT8 over the convolutional networks; the bar is {BAR:g}"
     report("quantize", figures, ratio=ratio, ok=accepted and ratio >= BAR, note=note)
 
 
-def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[dict[str, float], str, bool]:
-    """Milliseconds by program, ``library`` first; what is said of the scores; whether INT8 loses less than 1 %."""
+def measure_programs(
+    app: App, artifact: Artifact, cases: int, *, requantise: bool
+) -> tuple[dict[str, float], str, bool]:
+    """Milliseconds by program, ``library`` first; a description of the scores; whether INT8 loses less than 1 %."""
     dense = dense_network(app, artifact)
     examples = calibration_inputs(app, artifact, [])
     for name in ("onnx", "openvino"):
         if name not in find_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
             with tempfile.TemporaryDirectory() as folder:
-                made = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
-                add_to_cache(artifact, Path(folder), made)
+                entries = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
+                add_to_cache(artifact, Path(folder), entries)
     int8: Method = "dynamic" if app.name == "finance" else "static"
-    lossless, said = True, ""
-    there = find_programs(artifact)[0].get(PROGRAMS[int8])
+    is_within_loss, description = True, ""
+    stored = find_programs(artifact)[0].get(PROGRAMS[int8])
     try:
-        if again or there is None or not is_accepted(there.entry):
+        if requantise or stored is None or not is_accepted(stored.entry):
             data = recipe_of(app, artifact.recipe()).data
             entry = quantize(app, artifact, data, method=int8, cases=cases)
         else:
-            entry = there.entry
-        lossless = not entry.scores.get("forced", False)
+            entry = stored.entry
+        is_within_loss = not entry.scores.get("forced", False)
         before, after = entry.scores["before"], entry.scores["after"]
-        said = ", ".join(
-            f"{one['name']} {one['value']:.4g} before and {other['value']:.4g} after INT8 on {one['count']}"
-            for one, other in zip(before, after, strict=True)
+        description = ", ".join(
+            f"{old['name']} {old['value']:.4g} before and {new['value']:.4g} after INT8 on {old['count']}"
+            for old, new in zip(before, after, strict=True)
         )
-        said += f", calibrated on {entry.inputs}, in floating point: {entry.scores['kept in floating point']}"
-    except InvalidInputError as refusal:
-        lossless, said = False, str(refusal)
+        description += f", calibrated on {entry.inputs}, in floating point: {entry.scores['kept in floating point']}"
+    except InvalidInputError as error:
+        is_within_loss, description = False, str(error)
     names = ["torch", "onnx", "openvino", PROGRAMS[int8]]
     if cpu_has_bf16():
         names += ["torch-bf16", "openvino-bf16"]
     programs = {
-        "library": Program(name="library", compute=load_eager(library(app, artifact, dense)), batched=is_batched(dense))
+        "library": Program(
+            name="library", compute=load_eager(library_network(app, artifact, dense)), batched=is_batched(dense)
+        )
     }
     place = Placement("cpu", set_compute_threads())
     files = find_programs(artifact)[0]
@@ -126,18 +134,18 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
         try:
             compute = runtime.load(Source(None if file is None else file.path, lambda: dense), format, place)
         except ProgramError as error:
-            said += f"; {error}"
+            description += f"; {error}"
             continue
         programs[name] = Program(name=name, compute=compute, batched=is_batched(dense))
     return (
         measure_latency(programs, examples.inputs[-1], time.process_time),
-        f"{said} (timed on {examples.description})",
-        lossless,
+        f"{description} (timed on {examples.description})",
+        is_within_loss,
     )
 
 
-def library(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:
-    """The same network of the library's own modules, nothing folded."""
+def library_network(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:
+    """The same network of the library's own modules, without folded layers."""
     recipe = recipe_of(app, artifact.recipe())
     with asked_program("torch"):
         model: Any = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
@@ -159,10 +167,10 @@ def library(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:
 
         from apps.finance.models.tft import Forecaster
 
-        plain = replace(recipe.model, fast=False).build(recipe.input)  # type: ignore[type-var]
-        plain.load_state_dict(artifact.weights())
-        assert isinstance(plain, Forecaster)
-        module = plain
+        slow_network = replace(recipe.model, fast=False).build(recipe.input)  # type: ignore[type-var]
+        slow_network.load_state_dict(artifact.weights())
+        assert isinstance(slow_network, Forecaster)
+        module = slow_network
     return DenseNetwork(module=module.eval(), inputs=dense.inputs, outputs=dense.outputs, dynamic=dense.dynamic)
 
 

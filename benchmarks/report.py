@@ -1,4 +1,4 @@
-"""How a benchmark reports: a table for people, and last one line of JSON for programs."""
+"""Prints the results of a benchmark: a table for people, and a last line of JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def hardware() -> str:
-    """The processor, the number of usable cores, the GPU where there is one, and torch's version."""
+    """The processor, the number of usable cores, the GPU if there is one, and torch's version."""
     import torch
 
     name = platform.processor() or platform.machine()
@@ -28,13 +28,13 @@ def hardware() -> str:
 
 
 def report(name: str, figures: dict[str, float], *, ratio: float, ok: bool, note: str = "") -> None:
-    """Prints what was measured.
+    """Prints the measurements.
 
-    ``ratio`` is how many times better ours is than the peer; ``ok`` is whether both computed the same and the bar
-    that the benchmark states was met. The last line is JSON with name, figures, ratio, hardware, ok and note.
+    ``ratio`` is how many times better ours is than the peer. ``ok`` is True if both computed the same and the bars of
+    the benchmark were met. The last line is JSON with name, figures, ratio, hardware, ok and note.
     """
-    machine = hardware()
-    table = Table(title=f"{name}  ({machine})", title_justify="left")
+    hardware_name = hardware()
+    table = Table(title=f"{name}  ({hardware_name})", title_justify="left")
     table.add_column("measured")
     table.add_column("value", justify="right")
     for key, value in figures.items():
@@ -44,5 +44,5 @@ def report(name: str, figures: dict[str, float], *, ratio: float, ok: bool, note
     console.print(table)
     if note:
         console.print(note)
-    line = {"name": name, "figures": figures, "ratio": ratio, "hardware": machine, "ok": ok, "note": note}
-    print(json.dumps(line), flush=True)
+    summary = {"name": name, "figures": figures, "ratio": ratio, "hardware": hardware_name, "ok": ok, "note": note}
+    print(json.dumps(summary), flush=True)

@@ -1,8 +1,9 @@
 """KITTI's average precision of 3,769 frames: mmdet3d's own evaluation against ours, on the CPU.
 
-Both score the same labels and results, which are synthetic: some six objects and twelve detections a frame. mmdet3d
-measures turned overlaps on a GPU alone, so both are compared by the overlap in the image, with orientation (2D, AOS);
-ours is timed for all four measures too. numba compiles mmdet3d's functions on a few frames before the clock runs.
+Both score the same synthetic labels and results, with about six objects and twelve detections per frame. mmdet3d
+computes the overlap of rotated boxes only on a GPU, so the two are compared by the overlap in the image, with
+orientation (2D, AOS); ours is also timed for all four metrics. numba compiles mmdet3d's functions on a few frames
+before timing starts.
 
     python -m benchmarks.score_kitti [--quick]
 """
@@ -37,38 +38,38 @@ def main() -> None:
     frames = FRAMES // 10 if parser.parse_args().quick else FRAMES
     random = np.random.default_rng(0)
     rows = [synthetic_frame(random) for _ in range(frames)]
-    truth, found = (_objects([frame[side] for frame in rows]) for side in (0, 1))
-    began = time.perf_counter()
-    ours = average_precision(truth, found, measures=("2d",))
-    image_s = time.perf_counter() - began
-    began = time.perf_counter()
-    average_precision(truth, found)
-    all_s = time.perf_counter() - began
+    labels, detections = (_objects([frame[side] for frame in rows]) for side in (0, 1))
+    start = time.perf_counter()
+    ours = average_precision(labels, detections, measures=("2d",))
+    our_2d_s = time.perf_counter() - start
+    start = time.perf_counter()
+    average_precision(labels, detections)
+    our_all_s = time.perf_counter() - start
     evaluation = mmdet3d_evaluation()
-    least = np.array([[list(OVERLAPS.values())] * 3])
-    mine, theirs = ([_annotations(frame[side]) for frame in rows] for side in (0, 1))
-    evaluation.do_eval(mine[:5], theirs[:5], [0, 1, 2], least, ["bbox", "aos"])
-    began = time.perf_counter()
-    figures = evaluation.do_eval(mine, theirs, [0, 1, 2], least, ["bbox", "aos"])
-    peer_s = time.perf_counter() - began
+    min_overlaps = np.array([[list(OVERLAPS.values())] * 3])
+    label_annotations, result_annotations = ([_annotations(frame[side]) for frame in rows] for side in (0, 1))
+    evaluation.do_eval(label_annotations[:5], result_annotations[:5], [0, 1, 2], min_overlaps, ["bbox", "aos"])
+    start = time.perf_counter()
+    figures = evaluation.do_eval(label_annotations, result_annotations, [0, 1, 2], min_overlaps, ["bbox", "aos"])
+    peer_s = time.perf_counter() - start
     difference = max(
-        abs(float(figures[place][index, level, 0]) - ours[f"{name}/{measure}/{difficulty}"])
+        abs(float(figures[column][index, level, 0]) - ours[f"{name}/{measure}/{difficulty}"])
         for index, name in enumerate(OVERLAPS)
         for level, difficulty in enumerate(DIFFICULTIES)
-        for measure, place in (("2d", 4), ("aos", 7))
+        for measure, column in (("2d", 4), ("aos", 7))
     )
     report(
         "score_kitti",
         {
             "frames": frames,
-            "objects": len(truth),
-            "detections": len(found),
+            "objects": len(labels),
+            "detections": len(detections),
             "mmdet3d, 2D and AOS s": peer_s,
-            "ours, 2D and AOS s": image_s,
-            "ours, 2D, AOS, BEV and 3D s": all_s,
+            "ours, 2D and AOS s": our_2d_s,
+            "ours, 2D, AOS, BEV and 3D s": our_all_s,
             "largest difference of an AP in percent": difference,
         },
-        ratio=peer_s / image_s,
+        ratio=peer_s / our_2d_s,
         ok=difference < 1e-6,
         note="synthetic labels and results, in memory; numba compiled beforehand",
     )
@@ -78,34 +79,34 @@ Row = tuple[str, list[float]]
 
 
 def synthetic_frame(random: np.random.Generator) -> tuple[list[Row], list[Row]]:
-    """The labels and the results of a frame, as the name and KITTI's columns 2 to 16."""
-    truth, found = [], []
+    """The labels and the results of a frame; each row is a name and KITTI's columns 2 to 16."""
+    labels, detections = [], []
     for _ in range(random.integers(1, 12)):
         name = str(random.choice(list(SIZES), p=(0.6, 0.2, 0.1, 0.1)))
-        depth, turn = random.uniform(5, 60), random.uniform(-3, 3)
-        across = random.uniform(-0.5, 0.5) * depth
-        hidden = (random.choice([0, 0, 0, 0.2, 0.4]), random.choice([0, 0, 1, 2]))
-        truth.append((name, _columns(np.array(SIZES[name]), across, depth, turn, hidden, 0.0)))
+        depth, yaw = random.uniform(5, 60), random.uniform(-3, 3)
+        x = random.uniform(-0.5, 0.5) * depth
+        visibility = (random.choice([0, 0, 0, 0.2, 0.4]), random.choice([0, 0, 1, 2]))
+        labels.append((name, _columns(np.array(SIZES[name]), x, depth, yaw, visibility, 0.0)))
         for _ in range(random.choice([0, 1, 1, 1, 2])):
             size = np.array(SIZES[name]) * random.normal(1, 0.04, 3)
-            moved = (across + random.normal(0, 0.1), depth + random.normal(0, 0.15), turn + random.normal(0, 0.1))
-            found.append((name.replace("Van", "Car"), _columns(size, *moved, (-1, -1), float(random.beta(4, 2)))))
+            pose = (x + random.normal(0, 0.1), depth + random.normal(0, 0.15), yaw + random.normal(0, 0.1))
+            detections.append((name.replace("Van", "Car"), _columns(size, *pose, (-1, -1), float(random.beta(4, 2)))))
     for _ in range(random.integers(0, 12)):
         name, depth = str(random.choice(list(SIZES)[:3])), random.uniform(5, 60)
-        place = (random.uniform(-0.5, 0.5) * depth, depth, random.uniform(-3, 3))
-        found.append((name, _columns(np.array(SIZES[name]), *place, (-1, -1), float(random.beta(1, 4)))))
-    return truth, found
+        pose = (random.uniform(-0.5, 0.5) * depth, depth, random.uniform(-3, 3))
+        detections.append((name, _columns(np.array(SIZES[name]), *pose, (-1, -1), float(random.beta(1, 4)))))
+    return labels, detections
 
 
 def _columns(
-    size: np.ndarray, across: float, depth: float, turn: float, hidden: tuple[float, float], score: float
+    size: np.ndarray, x: float, depth: float, yaw: float, visibility: tuple[float, float], score: float
 ) -> list[float]:
     height, width, length = size.tolist()
-    u, v = CENTRE_PX[0] + FOCAL_PX * across / depth, CENTRE_PX[1] + FOCAL_PX * 1.65 / depth
-    half, tall = FOCAL_PX * (width + length) / 4 / depth, FOCAL_PX * height / depth
-    box = [u - half, v - tall, u + half, v]
-    alpha = turn - float(np.arctan2(across, depth))
-    return [*hidden, alpha, *box, height, width, length, across, 1.65, depth, turn, score]
+    u, v = CENTRE_PX[0] + FOCAL_PX * x / depth, CENTRE_PX[1] + FOCAL_PX * 1.65 / depth
+    half_width, image_height = FOCAL_PX * (width + length) / 4 / depth, FOCAL_PX * height / depth
+    box = [u - half_width, v - image_height, u + half_width, v]
+    alpha = yaw - float(np.arctan2(x, depth))
+    return [*visibility, alpha, *box, height, width, length, x, 1.65, depth, yaw, score]
 
 
 def _objects(frames: list[list[Row]]) -> KittiObjects:
@@ -115,7 +116,7 @@ def _objects(frames: list[list[Row]]) -> KittiObjects:
 
 
 def _annotations(rows: list[Row]) -> dict[str, np.ndarray]:
-    """A frame as mmdet3d keeps it."""
+    """The annotations of a frame in mmdet3d's format."""
     values = np.array([row for _, row in rows]).reshape(-1, 15)
     return {
         "name": np.array([name for name, _ in rows], np.str_),
@@ -131,7 +132,7 @@ def _annotations(rows: list[Row]) -> dict[str, np.ndarray]:
 
 
 def mmdet3d_evaluation() -> Any:
-    """mmdet3d's module by its file: importing its package would need a GPU's compiler."""
+    """Imports mmdet3d's module from its file: importing its package would need a CUDA compiler."""
     spec = importlib.util.find_spec("mmdet3d")
     if spec is None or spec.origin is None:
         raise SystemExit("mmdet3d is not installed: pip install 'trivium[driving]'")

@@ -1,9 +1,9 @@
-"""1,000 bootstrap samples of a LUNA16 submission over 888 scans: each curve drawn anew, against ours.
+"""1,000 bootstrap samples of a LUNA16 submission over 888 scans: a new curve for each sample, against ours.
 
-The peer is the challenge's procedure, written out here from its description: the candidates of the drawn scans are
-joined, scikit-learn's ``roc_curve`` is taken of them, and the curve is read at the seven rates. Ours weights the scans
-of one sorted list. Both see the same draws, so that their figures must agree. The submission is synthetic (its marks
-are drawn around LUNA16's real annotations), with some 35 marks a scan.
+The peer is the challenge's procedure, implemented here from its description: the candidates of the drawn scans are
+joined, and scikit-learn's ``roc_curve`` of them is evaluated at the seven rates. Ours weights the scans in one sorted
+list. Both use the same draws, so that their figures must agree. The submission is synthetic (its marks are drawn around
+LUNA16's real annotations), with about 35 marks per scan.
 
     python -m benchmarks.score_submission [--quick]
 """
@@ -37,20 +37,20 @@ def main() -> None:
         raise SystemExit("LUNA16's annotations are not here: set TRIVIUM_DATA to the folder that holds the samples")
     truths = read_truths(folder / "annotations.csv", folder / "annotations_excluded.csv")
     scans = read_scans(folder / "seriesuids.csv")
-    began = time.perf_counter()
+    start = time.perf_counter()
     matches = match(synthetic_marks(truths, scans), truths, scans=len(scans))
-    matching = time.perf_counter() - began
+    matching = time.perf_counter() - start
     figures = [partial(sensitivity_at, false_positives_per_scan=rate) for rate in OPERATING_POINTS]
-    began = time.perf_counter()
+    start = time.perf_counter()
     ours = bootstrap_of(matches, figures=figures, random=np.random.default_rng(1), samples=SAMPLES)
-    ours_s = time.perf_counter() - began
+    ours_s = time.perf_counter() - start
     samples = SAMPLES // 20 if arguments.quick else SAMPLES
-    began = time.perf_counter()
-    theirs = peer(matches, np.random.default_rng(1), samples)
-    peer_s = (time.perf_counter() - began) * SAMPLES / samples
+    start = time.perf_counter()
+    peer_sensitivities = peer(matches, np.random.default_rng(1), samples)
+    peer_s = (time.perf_counter() - start) * SAMPLES / samples
     if arguments.quick:
         ours = bootstrap_of(matches, figures=figures, random=np.random.default_rng(1), samples=samples)
-    difference = float(np.abs(theirs.mean(axis=0) - [interval.mean for interval in ours]).max())
+    difference = float(np.abs(peer_sensitivities.mean(axis=0) - [interval.mean for interval in ours]).max())
     report(
         "score_submission",
         {
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def peer(matches: Matches, random: np.random.Generator, samples: int) -> np.ndarray:
-    """(samples, 7) sensitivities, each sample's curve made from its own joined candidates."""
+    """(samples, 7) sensitivities, from a separate curve of the joined candidates of each sample."""
     scans = len(matches.nodules_S)
     candidates = [
         np.stack(
@@ -85,17 +85,17 @@ def peer(matches: Matches, random: np.random.Generator, samples: int) -> np.ndar
         for scan in range(scans)
     ]
     values = np.empty((samples, len(OPERATING_POINTS)))
-    for n in range(samples):
-        drawn = random.integers(scans, size=scans)
-        labels, scores = np.concatenate([candidates[scan] for scan in drawn], axis=1)
-        detected, nodules = labels.sum(), matches.nodules_S[drawn].sum()
+    for sample in range(samples):
+        drawn_scans = random.integers(scans, size=scans)
+        labels, scores = np.concatenate([candidates[scan] for scan in drawn_scans], axis=1)
+        detected, nodules = labels.sum(), matches.nodules_S[drawn_scans].sum()
         fpr, tpr, _ = roc_curve(labels, scores)
-        values[n] = np.interp(OPERATING_POINTS, fpr * (len(labels) - detected) / scans, tpr * detected / nodules)
+        values[sample] = np.interp(OPERATING_POINTS, fpr * (len(labels) - detected) / scans, tpr * detected / nodules)
     return values
 
 
 def synthetic_marks(truths: list, scans: list[str]) -> list[Mark]:
-    """Marks on most nodules and some excluded findings, and up to 70 false ones on a scan."""
+    """Marks on most nodules and some excluded findings, and up to 70 false marks on each scan."""
     random = np.random.default_rng(0)
     marks = []
     for truth in truths:

@@ -1,4 +1,4 @@
-"""The servers that ``benchmarks.serve`` compares ours with, as programs: a network by ONNX Runtime, a port."""
+"""The scripts of the servers that ``benchmarks.serve`` compares ours with; arguments are an ONNX file and a port."""
 
 from __future__ import annotations
 

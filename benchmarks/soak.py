@@ -1,19 +1,19 @@
-"""The server at 80 % of saturation and more for a while: whether anything fails, and whether its memory grows.
+"""The server at 80 % of saturation or more for a while: whether requests fail, and whether its memory grows.
 
-wrk sends the forecaster's requests over 16 connections, each of which pauses so long after an answer that 84 % of what
-the server can answer come, so that 80 % do where it is missed a little. What it can answer changes with what else the
-machine does: it is measured before each minute and after the last, and a minute is held against the mean of the two
-beside it. The resident sets of the server and its workers are added up every two seconds; after the first fifth, for
-warming up, the time is cut into twelve parts, and the growth from each to the next is judged. From the repository's
-root:
+wrk sends the forecaster's requests over 16 connections. Each connection pauses after an answer so that requests arrive
+at 84 % of the saturation rate, which leaves a margin above 80 %. The saturation rate changes with other load on the
+machine, so it is measured before each minute and after the last, and each minute is compared with the mean of its two
+neighbouring measurements. The resident memory of the server and its workers is sampled every two seconds. After a
+warm-up of the first fifth, the time is divided into twelve parts, and the growth from part to part is tested. From the
+repository's root:
 
     python -m benchmarks.soak [--seconds 60]
 
-Under an even load ten minutes find 5 MB an hour nearly always (tests/test_soak.py); the seconds of saturation between
-the minutes make the error wider, up to that. One minute says that the script runs.
+Under a steady load, ten minutes nearly always detect a growth of 5 MB an hour (tests/test_soak.py); the seconds of
+saturation between the minutes widen the error up to that. One minute only shows that the script runs.
 
-Bars: no answer but 200; at least 80 % of saturation held; the slope of the memory is not above nought by more than its
-error (95 %, Student's t).
+Bars: every answer is 200; at least 80 % of saturation is held; the slope of the memory does not exceed zero by more
+than its error (95 %, Student's t).
 """
 
 from __future__ import annotations
@@ -38,39 +38,39 @@ from benchmarks.serve import NETWORKS, OURS, Server, bodies, load
 from shared.app import find
 from shared.deploy.registry import shipped
 
-SHARE, MIN_SHARE, CONNECTIONS, PARTS = 0.84, 0.8, 16, 12
-_EVERY_S, _PIECE_S, _TRIALS = 2.0, 60.0, 3
+TARGET_SHARE, MIN_SHARE, CONNECTIONS, PARTS = 0.84, 0.8, 16, 12
+_SAMPLE_INTERVAL_S, _PIECE_SECONDS, _TRIALS = 2.0, 60.0, 3
 
 
 def resident_bytes(server: int) -> int:
-    """The resident sets of a process and of those that it started, from /proc (proc(5))."""
+    """The resident memory of a process and its children in bytes, from /proc (proc(5))."""
     total, page = 0, os.sysconf("SC_PAGE_SIZE")
-    for place in Path("/proc").glob("[0-9]*"):
+    for process_folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if server in (int(place.name), parent):
-                total += int((place / "statm").read_text().split()[1]) * page
+            parent = int((process_folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if server in (int(process_folder.name), parent):
+                total += int((process_folder / "statm").read_text().split()[1]) * page
         except (OSError, IndexError, ValueError):
-            continue  # it has ended
+            continue  # the process has ended
     return total
 
 
 def slope(times: list[float], values: list[float]) -> tuple[float, float]:
     """The mean growth from part to part, and half of its 95 % interval by Student's t with ``PARTS`` - 2 degrees.
 
-    A resident set stays where it is, and now and then moves by some pages: a sample depends on the one before, and a
-    line fitted to them takes a single step for a slope. In simulations of a random walk without a trend that happened
-    in 3 of 10 runs, with Newey and West's error too, and in 1 of 20 with the growth from part to part, which is nearly
-    independent. For noise about a level its scatter is too wide, never too narrow.
+    Resident memory is constant most of the time and changes in steps of some pages. Samples are therefore correlated,
+    and a fitted line takes a single step for a slope: in simulations of a random walk without a trend, in 3 of 10 runs,
+    also with Newey and West's error. With the growth from part to part, whose values are nearly independent, it
+    happened in 1 of 20 runs. For noise about a constant level the interval is too wide, never too narrow.
     """
-    at = [float(np.mean(part)) for part in np.array_split(times, PARTS)]
-    growth = np.diff([float(np.mean(part)) for part in np.array_split(values, PARTS)]) / np.mean(np.diff(at))
+    part_times = [float(np.mean(part)) for part in np.array_split(times, PARTS)]
+    growth = np.diff([float(np.mean(part)) for part in np.array_split(values, PARTS)]) / np.mean(np.diff(part_times))
     return float(growth.mean()), float(stats.sem(growth) * stats.t.ppf(0.975, PARTS - 2))
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What pieces of load came to: seconds each, answers a second in each, and at saturation before and after each."""
+class LoadResult:
+    """The result of a load in pieces: seconds of each, answers per second in each, and saturation rates around each."""
 
     seconds: float
     rates: list[float]
@@ -78,7 +78,8 @@ class Held:
 
     @property
     def saturation(self) -> float:
-        """The mean over the pieces, of each the mean of the two beside it."""
+        """The mean over the pieces of the saturation rate, which is the mean of the rates before and after the
+        piece."""
         return float(np.mean([np.mean(pair) for pair in pairwise(self.saturations)]))
 
     @property
@@ -86,33 +87,35 @@ class Held:
         return float(np.mean(self.rates)) / self.saturation
 
 
-def hold(pieces: int, seconds: float, trial: float, ask: Callable[[float, int], float]) -> Held:
-    """Holds ``SHARE`` of saturation for ``pieces`` of ``seconds`` each.
+def hold_load(pieces: int, seconds: float, trial: float, measure_rate: Callable[[float, int], float]) -> LoadResult:
+    """Loads the server at ``TARGET_SHARE`` of saturation for ``pieces`` of ``seconds`` each.
 
-    ``ask(seconds, pause_ms)`` loads the server and returns the answers a second. A connection asks 1 / (answer + pause)
-    times a second, and how long an answer takes depends on the others: so the first pause is tried a few times, and
-    each further one is computed from the piece before, as much faster or slower as the server has become.
+    ``measure_rate(seconds, pause_ms)`` loads the server and returns the answers per second. A connection sends 1 /
+    (answer time + pause) requests per second, and the answer time depends on the load. So the first pause is found in a
+    few trials, and each further pause is computed from the previous piece, corrected for the change of the saturation
+    rate.
     """
-    saturations, rates = [ask(trial, 0)], []
+    saturations, rates = [measure_rate(trial, 0)], []
     answer_ms, pause_ms = 0.0, 0
     for _ in range(_TRIALS):
-        pause_ms = pause_for(SHARE * saturations[0], answer_ms)
-        answer_ms = 1e3 * CONNECTIONS / ask(trial, pause_ms) - pause_ms
+        pause_ms = pause_for(TARGET_SHARE * saturations[0], answer_ms)
+        answer_ms = 1e3 * CONNECTIONS / measure_rate(trial, pause_ms) - pause_ms
     for _ in range(pieces):
-        pause_ms = pause_for(SHARE * saturations[-1], answer_ms)
-        rates.append(ask(seconds, pause_ms))
-        saturations.append(ask(trial, 0))
+        pause_ms = pause_for(TARGET_SHARE * saturations[-1], answer_ms)
+        rates.append(measure_rate(seconds, pause_ms))
+        saturations.append(measure_rate(trial, 0))
         answer_ms = (1e3 * CONNECTIONS / rates[-1] - pause_ms) * saturations[-2] / saturations[-1]
-    return Held(seconds, rates, saturations)
+    return LoadResult(seconds, rates, saturations)
 
 
 def pause_for(rate: float, answer_ms: float) -> int:
-    """The milliseconds between an answer and the next request of a connection with which ``rate`` a second come."""
+    """The pause in milliseconds between an answer and the next request of a connection that gives ``rate`` per
+    second."""
     return max(1, round(1e3 * CONNECTIONS / rate - answer_ms))
 
 
 def main() -> int:
-    """Measures, prints, and says whether the bars were met."""
+    """Measures and reports; returns 0 if the bars were met."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60)
     seconds: float = parser.parse_args().seconds
@@ -120,65 +123,67 @@ def main() -> int:
         print(json.dumps({"name": "soak", "ok": False, "note": "wrk is not installed: apt-get install wrk"}))
         return 1
     app, model, _ = NETWORKS["forecaster"]
-    artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
+    artifact = next(measured for measured in shipped(find(app)) if measured.manifest.name == model)
     generator = np.random.default_rng(0)
     rows = {t.name: generator.standard_normal((1, *t.shape[1:])).astype(np.float32) for t in artifact.manifest.inputs}
     body, headers, _ = bodies(list(artifact.manifest.inputs), rows, False)
     with tempfile.TemporaryDirectory(prefix="trivium-bench-") as folder:
-        place = Path(folder, "body")
-        place.write_bytes(body)
-        others = ",".join(map(str, sorted(os.sched_getaffinity(0) - {0}))) or "0"
+        body_file = Path(folder, "body")
+        body_file.write_bytes(body)
+        server_cores = ",".join(map(str, sorted(os.sched_getaffinity(0) - {0}))) or "0"
         server = Server(
-            "ours", OURS, [str(Path(folder, "store")), "8704", app], 8704, f"/v2/models/{model}/infer", others
+            "ours", OURS, [str(Path(folder, "store")), "8704", app], 8704, f"/v2/models/{model}/infer", server_cores
         )
         times: list[float] = []
         memory: list[float] = []
-        ended = threading.Event()
+        stopped = threading.Event()
 
-        def watch(began: float) -> None:
-            while not ended.wait(_EVERY_S):
-                times.append(time.monotonic() - began)
+        def sample_memory(start: float) -> None:
+            while not stopped.wait(_SAMPLE_INTERVAL_S):
+                times.append(time.monotonic() - start)
                 memory.append(resident_bytes(server.process.pid))
 
-        found: list[dict[str, float]] = []
+        measurements: list[dict[str, float]] = []
 
-        def ask(seconds: float, pause_ms: int) -> float:
-            found.append(load(server, CONNECTIONS, seconds, place, headers, pause_ms=pause_ms))
-            return found[-1]["rate"]
+        def measure_rate(seconds: float, pause_ms: int) -> float:
+            measurements.append(load(server, CONNECTIONS, seconds, body_file, headers, pause_ms=pause_ms))
+            return measurements[-1]["rate"]
 
-        pieces = max(1, round(seconds / _PIECE_S))
+        pieces = max(1, round(seconds / _PIECE_SECONDS))
         try:
             server.ask(body, headers)
-            watching = threading.Thread(target=watch, args=(time.monotonic(),))
-            watching.start()
-            held = hold(pieces, seconds / pieces, min(5.0, seconds / 4), ask)
-            ended.set()
-            watching.join()
+            sampler = threading.Thread(target=sample_memory, args=(time.monotonic(),))
+            sampler.start()
+            result = hold_load(pieces, seconds / pieces, min(5.0, seconds / 4), measure_rate)
+            stopped.set()
+            sampler.join()
         finally:
-            ended.set()
+            stopped.set()
             server.close()
-    warm = [number for number, moment in enumerate(times) if moment > times[-1] / 5]
-    grows, error = slope([times[n] for n in warm], [memory[n] for n in warm])
-    failed = sum(one["refused"] + one["other"] for one in found)
+    after_warm_up = [number for number, moment in enumerate(times) if moment > times[-1] / 5]
+    growth, error = slope([times[n] for n in after_warm_up], [memory[n] for n in after_warm_up])
+    num_failed = sum(measured["refused"] + measured["other"] for measured in measurements)
     figures = {
         "seconds": seconds,
-        "saturation, 1/s": held.saturation,
-        "saturation, least, 1/s": min(held.saturations),
-        "saturation, most, 1/s": max(held.saturations),
-        "held, 1/s": float(np.mean(held.rates)),
-        "held, share of saturation": held.share,
-        "held, p99 ms, worst minute": max(one["p99_ms"] for one in found[-2 * pieces :: 2]),
-        "not answered with 200": failed,
+        "saturation, 1/s": result.saturation,
+        "saturation, least, 1/s": min(result.saturations),
+        "saturation, most, 1/s": max(result.saturations),
+        "held, 1/s": float(np.mean(result.rates)),
+        "held, share of saturation": result.share,
+        "held, p99 ms, worst minute": max(measured["p99_ms"] for measured in measurements[-2 * pieces :: 2]),
+        "not answered with 200": num_failed,
         "memory at the end, MB": memory[-1] / 1e6,
-        "memory's slope, MB an hour": grows * 3600 / 1e6,
+        "memory's slope, MB an hour": growth * 3600 / 1e6,
         "its error (95 %, Student's t, 10 degrees of freedom), MB an hour": error * 3600 / 1e6,
     }
-    missed = ["some were not answered with 200"] if failed else []
-    missed += [] if held.share >= MIN_SHARE else [f"{held.share:.0%} of saturation were held (bar {MIN_SHARE:.0%})"]
-    missed += ["the memory grows by more than its error (95 %)"] if grows > error else []
-    note = "; ".join(missed) or "all bars met"
-    report("soak", figures, ratio=held.share, ok=not missed, note=note)
-    return 0 if not missed else 1
+    missed_bars = ["some were not answered with 200"] if num_failed else []
+    missed_bars += (
+        [] if result.share >= MIN_SHARE else [f"{result.share:.0%} of saturation were held (bar {MIN_SHARE:.0%})"]
+    )
+    missed_bars += ["the memory grows by more than its error (95 %)"] if growth > error else []
+    note = "; ".join(missed_bars) or "all bars met"
+    report("soak", figures, ratio=result.share, ok=not missed_bars, note=note)
+    return 0 if not missed_bars else 1
 
 
 if __name__ == "__main__":

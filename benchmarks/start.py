@@ -1,9 +1,9 @@
-"""How long ``trivium predict`` takes to start: what its first prediction costs beyond another one.
+"""The start-up time of ``trivium predict``: the cost of its first prediction minus that of a second one.
 
-Each application predicts on a sample twice in a process of its own, through the command itself; the first time also
-imports the libraries and loads the model. CPU-seconds, the interpreter's own start counted, the median of ``--turns``
-processes. Programs are chosen and compiled before, as they are after the first prediction on a machine. Importing
-torch, which finance does without, is shown beside.
+Each application predicts on a sample twice in its own process, through the command itself; the first prediction also
+imports the libraries and loads the model. Reported are CPU-seconds including the start of the interpreter, as the
+median of ``--turns`` processes. Programs are chosen and compiled beforehand, as they are after the first prediction on
+a machine. The time to import torch, which finance does not need, is also shown.
 
 The bar: at most 2.5 CPU-seconds in each application.
 
@@ -47,16 +47,16 @@ def main() -> None:
     figures: dict[str, float] = {}
     starts, notes = [], []
     for name, app in installed().items():
-        sample = next(one for one in app.samples() if one.synthetic)
+        sample = next(sample_values for sample_values in app.samples() if sample_values.synthetic)
         with tempfile.TemporaryDirectory(prefix="trivium-start-") as folder:
             files = [str(file) for file in sample.files(Path(folder))]
             command = ["predict", name, *files, "--out", str(Path(folder) / "out")]
-            told = [json.loads(_run(_TWICE, *command)) for _ in range(turns + 1)][1:]
-        first, second = (statistics.median(one[n] for one in told) for n in (0, 1))
+            samples = [json.loads(_run(_TWICE, *command)) for _ in range(turns + 1)][1:]
+        first, second = (statistics.median(sample_values[n] for sample_values in samples) for n in (0, 1))
         starts.append(first - second)
         figures |= {f"{name}, first prediction (CPU s)": first, f"{name}, another one (CPU s)": second}
         figures[f"{name}, start (CPU s)"] = first - second
-        notes.append(f"{name} {'imports' if told[0][2] else 'does not import'} torch")
+        notes.append(f"{name} {'imports' if samples[0][2] else 'does not import'} torch")
     torch = statistics.median(float(_run(_TORCH)) for _ in range(turns))
     figures |= {"import torch alone (CPU s)": torch, "load of the machine": os.getloadavg()[0]}
     note = (
@@ -66,10 +66,10 @@ def main() -> None:
 
 
 def _run(code: str, *arguments: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True, check=True
     )
-    return done.stdout.strip().splitlines()[-1]
+    return process.stdout.strip().splitlines()[-1]
 
 
 if __name__ == "__main__":

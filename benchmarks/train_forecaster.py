@@ -1,10 +1,10 @@
 """Training the same TFT on the same windows: pytorch-forecasting's loader and Lightning against ours.
 
-Both sides train a ``TemporalFusionTransformer`` of pytorch-forecasting with the same settings for the same number of
-steps of the same batch size, in one process. The peer is the library as its tutorial has it: ``TimeSeriesDataSet``,
-its own data loader, ``lightning.Trainer``. Ours is the engine's loop with the finance application's windows and fast
-path. First it is checked that the fast path computes what the unmodified network computes from the same weights. Both
-sides run on the same number of threads: that of OMP_NUM_THREADS, or of ``--threads``.
+Both sides train pytorch-forecasting's ``TemporalFusionTransformer`` with the same settings, number of steps and batch
+size, in one process. The peer is the library as in its tutorial: ``TimeSeriesDataSet``, its own data loader,
+``lightning.Trainer``. Ours is the engine's loop with the finance application's windows and fast path. First it is
+checked that the fast path computes the same outputs as the unmodified network from the same weights. Both sides use the
+same number of threads: that of OMP_NUM_THREADS, or of ``--threads``.
 
     python -m benchmarks.train_forecaster [--quick] [--threads N]
 """
@@ -49,7 +49,9 @@ def main() -> None:
     """Runs the comparison and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a minute or two on two cores")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="the number of threads of both sides"
+    )
     arguments = parser.parse_args()
     quick = arguments.quick
     torch.set_num_threads(arguments.threads)
@@ -64,7 +66,7 @@ def main() -> None:
     ours = Windows(tables, context=64, horizon=8)
     our_rate = _our_rate(ours, batch, batches=100 if quick else 400)
     peer_step = _peer_step(peer, batch, steps, device)
-    torch.set_num_threads(arguments.threads)  # whatever the peer made of them
+    torch.set_num_threads(arguments.threads)  # the peer may have changed the number
     our_step = _our_step(series, rows, batch, steps, device)
     ratio = peer_step / our_step
     figures = {
@@ -132,24 +134,24 @@ def _peer_dataset(tables: list[Any]) -> Any:
 def _peer_rate(dataset: Any, batch: int, *, batches: int) -> float:
     loader = iter(dataset.to_dataloader(train=True, batch_size=batch, num_workers=0))
     next(loader)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(batches):
         next(loader)
-    return batches * batch / (time.perf_counter() - began)
+    return batches * batch / (time.perf_counter() - start)
 
 
 def _our_rate(dataset: Windows, batch: int, *, batches: int) -> float:
     order = Permutation(seed=0, length=len(dataset), batch=batch)
     steps = Loader(dataset, order, device=torch.device("cpu")).steps(0, batches + 1)
     next(steps)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in steps:
         pass
-    return batches * batch / (time.perf_counter() - began)
+    return batches * batch / (time.perf_counter() - start)
 
 
 def _peer_step(dataset: Any, batch: int, steps: int, device: str) -> float:
-    """Seconds a step of Lightning's trainer."""
+    """Seconds per step of Lightning's trainer."""
     import lightning.pytorch as pl
     from pytorch_forecasting import TemporalFusionTransformer
     from pytorch_forecasting.metrics import QuantileLoss
@@ -164,13 +166,13 @@ def _peer_step(dataset: Any, batch: int, steps: int, device: str) -> float:
         loss=QuantileLoss(list(QUANTILES)),
         optimizer="adamw",
     )
-    marks: list[float] = []
+    step_ends: list[float] = []
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, *args: Any, **keywords: Any) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
-            marks.append(time.perf_counter())
+            step_ends.append(time.perf_counter())
 
     trainer = pl.Trainer(
         max_steps=steps,
@@ -184,11 +186,11 @@ def _peer_step(dataset: Any, batch: int, steps: int, device: str) -> float:
         callbacks=[Clock()],
     )
     trainer.fit(model, dataset.to_dataloader(train=True, batch_size=batch, num_workers=0))
-    return _usual(marks)
+    return _median_interval(step_ends)
 
 
 def _our_step(series: int, rows: int, batch: int, steps: int, device: str) -> float:
-    """Seconds a step of the engine, from the times in its log; it reads the loss on every step, as the peer waits."""
+    """Seconds per step of the engine, from the times in its log. It reads the loss at every step, like the peer."""
     recipe: FinanceRecipe = replace(
         tiny(),
         model=SETTINGS,
@@ -200,12 +202,12 @@ def _our_step(series: int, rows: int, batch: int, steps: int, device: str) -> fl
         run = Run(Path(folder) / "run", "finance", "benchmark")
         fit(recipe, run, device=device, quiet=True)
         lines = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
-    return _usual([line["time"] / 1e9 for line in lines if line["event"] == "train"])
+    return _median_interval([line["time"] / 1e9 for line in lines if line["event"] == "train"])
 
 
-def _usual(marks: list[float]) -> float:
-    """The median time between marks, the first third left out."""
-    return float(np.median(np.diff(marks[len(marks) // 3 :])))
+def _median_interval(step_ends: list[float]) -> float:
+    """The median time between the ends of steps, without the first third."""
+    return float(np.median(np.diff(step_ends[len(step_ends) // 3 :])))
 
 
 if __name__ == "__main__":

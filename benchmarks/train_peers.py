@@ -1,9 +1,10 @@
-"""How MONAI and mmdetection3d train by themselves: their data sets, transforms, detectors and loops, for comparison.
+"""The peers of ``train_detectors``: MONAI's and mmdetection3d's own data sets, transforms, detectors and training
+loops.
 
 The medical side follows MONAI's tutorial for LUNA16 (Project-MONAI/tutorials, ``detection/luna16_training.py``): its
-transforms, its scripted network, one scan a step with as many patches as the batch has, and its plain loop, which reads
+transforms, its scripted network, one scan per step with as many patches as the batch, and its plain loop, which reads
 the loss and writes it for TensorBoard at every step. The driving side is mmengine's ``Runner`` with mmdet3d's own
-configuration of PointPillars for KITTI. Both note each step by the clock and by the processor's time.
+PointPillars configuration for KITTI. Both record wall time and CPU time of each step.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MIN_POINTS = 5
 
 
 class Times(NamedTuple):
-    """Seconds by the clock, and of the processor."""
+    """Wall time and CPU time in seconds."""
 
     wall: float
     cpu: float
@@ -50,15 +51,16 @@ class Times(NamedTuple):
 
 @dataclass
 class Steps:
-    """When each step began, and when its batch was there."""
+    """The times at which each step started, and at which its batch was loaded."""
 
-    began: list[Times] = field(default_factory=list)
+    starts: list[Times] = field(default_factory=list)
     loaded: list[Times] = field(default_factory=list)
 
     def medians(self) -> tuple[Times, Times]:
-        """Of whole steps, and of their data; without the first two, and the last, which has no end."""
-        whole = [end.since(start) for start, end in zip(self.began, self.began[1:], strict=False)][2:]
-        data = [end.since(start) for start, end in zip(self.began, self.loaded, strict=False)][2:-1]
+        """The median times of whole steps and of their data, without the first two steps and the unfinished last
+        one."""
+        whole = [end.since(start) for start, end in zip(self.starts, self.starts[1:], strict=False)][2:]
+        data = [end.since(start) for start, end in zip(self.starts, self.loaded, strict=False)][2:-1]
         return _median(whole), _median(data)
 
 
@@ -68,18 +70,18 @@ def _median(times: Sequence[Times]) -> Times:
 
 
 def monai_transforms(input: ChestInput, patches: int, *, tutorial: bool) -> tuple[Any, Any]:
-    """What is the same for a scan every time, and what is random, of ``patches`` patches.
+    """The deterministic and the random transforms of a scan, which give ``patches`` patches.
 
-    The random part is all that the tutorial has, or what ours does too: crops of which half are around a nodule, flips,
-    turns by a right angle, and changes of brightness in our strength.
+    With ``tutorial``, the random transforms are all those of the tutorial; otherwise those that ours has too: crops,
+    half of them around a nodule, flips, rotations by multiples of 90 degrees, and our changes of brightness.
     """
     from monai import transforms as plain
     from monai.apps.detection.transforms import dictionary as boxes
 
     low, high = input.window_hu
-    here = {"image_keys": ["image"], "box_keys": ["box"], "box_ref_image_keys": ["image"]}
-    of_boxes = {"box_keys": ["box"], "label_keys": ["label"]}
-    same = [
+    image_and_box = {"image_keys": ["image"], "box_keys": ["box"], "box_ref_image_keys": ["image"]}
+    box_and_label = {"box_keys": ["box"], "label_keys": ["label"]}
+    deterministic = [
         plain.LoadImaged(keys=["image"], image_only=False, meta_key_postfix="meta_dict"),
         plain.EnsureChannelFirstd(keys=["image"]),
         plain.EnsureTyped(keys=["image", "box"], dtype=torch.float32),
@@ -93,23 +95,25 @@ def monai_transforms(input: ChestInput, patches: int, *, tutorial: bool) -> tupl
             box_keys=["box"], box_ref_image_keys="image", image_meta_key_postfix="meta_dict", affine_lps_to_ras=False
         ),
     ]
-    zoom = boxes.RandZoomBoxd(**here, prob=0.2, min_zoom=0.7, max_zoom=1.4, padding_mode="constant", keep_size=True)
-    third = np.pi / 6
-    turn = [
+    zoom = boxes.RandZoomBoxd(
+        **image_and_box, prob=0.2, min_zoom=0.7, max_zoom=1.4, padding_mode="constant", keep_size=True
+    )
+    max_angle = np.pi / 6
+    rotation = [
         boxes.BoxToMaskd(
-            **of_boxes, box_mask_keys=["mask"], box_ref_image_keys="image", min_fg_label=0, ellipse_mask=True
+            **box_and_label, box_mask_keys=["mask"], box_ref_image_keys="image", min_fg_label=0, ellipse_mask=True
         ),
         plain.RandRotated(
             keys=["image", "mask"],
             mode=["nearest", "nearest"],
             prob=0.2,
-            range_x=third,
-            range_y=third,
-            range_z=third,
+            range_x=max_angle,
+            range_y=max_angle,
+            range_z=max_angle,
             keep_size=True,
             padding_mode="zeros",
         ),
-        boxes.MaskToBoxd(**of_boxes, box_mask_keys=["mask"], min_fg_label=0),
+        boxes.MaskToBoxd(**box_and_label, box_mask_keys=["mask"], min_fg_label=0),
         plain.DeleteItemsd(keys=["mask"]),
     ]
     sigma = (0.5, 1.0)
@@ -137,17 +141,17 @@ def monai_transforms(input: ChestInput, patches: int, *, tutorial: bool) -> tupl
         ),
         *([zoom] if tutorial else []),
         boxes.ClipBoxToImaged(box_keys="box", label_keys=["label"], box_ref_image_keys="image", remove_empty=True),
-        *(boxes.RandFlipBoxd(**here, prob=0.5, spatial_axis=axis) for axis in range(3)),
-        boxes.RandRotateBox90d(**here, prob=0.75, max_k=3, spatial_axes=(0, 1)),
-        *([*turn, *noise] if tutorial else brightness),
+        *(boxes.RandFlipBoxd(**image_and_box, prob=0.5, spatial_axis=axis) for axis in range(3)),
+        boxes.RandRotateBox90d(**image_and_box, prob=0.75, max_k=3, spatial_axes=(0, 1)),
+        *([*rotation, *noise] if tutorial else brightness),
         plain.EnsureTyped(keys=["image", "box"], dtype=torch.float32),
         plain.EnsureTyped(keys=["label"], dtype=torch.long),
     ]
-    return same, random
+    return deterministic, random
 
 
 def monai_detector(settings: RetinaNet3D, weights: Mapping[str, Tensor]) -> Any:
-    """The detector that the tutorial builds, in the sizes of ``settings``, with the weights of its network."""
+    """Builds the tutorial's detector in the sizes of ``settings``, with the given weights of its network."""
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
     from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
 
@@ -168,35 +172,39 @@ def monai_detector(settings: RetinaNet3D, weights: Mapping[str, Tensor]) -> Any:
     return detector.train()
 
 
-def monai_loader(scans: Sequence[Mapping[str, Any]], same: Any, random: Any, *, cached: bool) -> Any:
-    """The tutorial's loader; ``cached``: of a ``CacheDataset``, which keeps every scan in memory as it is prepared."""
+def monai_loader(scans: Sequence[Mapping[str, Any]], deterministic: Any, random: Any, *, cached: bool) -> Any:
+    """The tutorial's loader. With ``cached`` it uses a ``CacheDataset``, which keeps every prepared scan in memory."""
     from monai.data import CacheDataset, DataLoader, Dataset
     from monai.data.utils import no_collation
     from monai.transforms import Compose
 
-    steps = Compose([*same, *random])
-    made = CacheDataset(data=scans, transform=steps, progress=False) if cached else Dataset(data=scans, transform=steps)
-    return DataLoader(made, batch_size=1, shuffle=True, num_workers=0, collate_fn=no_collation)
+    transforms = Compose([*deterministic, *random])
+    dataset = (
+        CacheDataset(data=scans, transform=transforms, progress=False)
+        if cached
+        else Dataset(data=scans, transform=transforms)
+    )
+    return DataLoader(dataset, batch_size=1, shuffle=True, num_workers=0, collate_fn=no_collation)
 
 
 def train_monai(detector: Any, loader: Any, optimizer: AdamW, steps: int, folder: Path) -> Steps:
-    """The tutorial's loop."""
+    """Runs the tutorial's training loop."""
     from torch.utils.tensorboard import SummaryWriter
 
-    settings = torch.optim.AdamW(
+    torch_optimizer = torch.optim.AdamW(
         detector.network.parameters(),
         lr=optimizer.learning_rate,
         betas=optimizer.betas,
         weight_decay=optimizer.weight_decay,
     )
     writer = SummaryWriter(str(folder))
-    noted = Steps()
-    while len(noted.began) < steps:
+    steps_of_run = Steps()
+    while len(steps_of_run.starts) < steps:
         batches = iter(loader)
         for _ in range(len(loader)):
-            noted.began.append(Times.now())
+            steps_of_run.starts.append(Times.now())
             batch = next(batches)
-            noted.loaded.append(Times.now())
+            steps_of_run.loaded.append(Times.now())
             patches = [patch for scan in batch for patch in scan]
             for parameter in detector.network.parameters():
                 parameter.grad = None
@@ -206,31 +214,31 @@ def train_monai(detector: Any, loader: Any, optimizer: AdamW, steps: int, folder
             )
             loss = losses[detector.cls_key] + losses[detector.box_reg_key]
             loss.backward()
-            settings.step()
+            torch_optimizer.step()
             losses[detector.cls_key].item(), losses[detector.box_reg_key].item()
-            writer.add_scalar("train_loss", loss.item(), len(noted.began))
+            writer.add_scalar("train_loss", loss.item(), len(steps_of_run.starts))
     writer.close()
-    return noted
+    return steps_of_run
 
 
 def import_mmdet3d() -> None:
-    """mmdet3d's data sets and transforms. pyquaternion, which nuScenes' boxes alone need, is not installed."""
+    """Imports mmdet3d's data sets and transforms, without pyquaternion, which only nuScenes' boxes need."""
     load()
-    absent = types.ModuleType("pyquaternion")
-    absent.Quaternion = None  # type: ignore[attr-defined]
-    sys.modules.setdefault("pyquaternion", absent)
-    # mmengine's Runner looks for the compiled module by its specification, which the stand-in has not.
+    stub = types.ModuleType("pyquaternion")
+    stub.Quaternion = None  # type: ignore[attr-defined]
+    sys.modules.setdefault("pyquaternion", stub)
+    # mmengine's Runner looks up the compiled module by its spec, which our replacement lacks.
     sys.modules["mmcv._ext"].__spec__ = ModuleSpec("mmcv._ext", None)
     import mmdet3d.datasets  # noqa: F401
 
 
 def write_kitti_infos(root: Path, frames: KittiFrames) -> None:
-    """What mmdet3d's ``create_data.py`` makes of KITTI's files: infos, reduced sweeps, and the objects' own points.
+    """Writes the files of mmdet3d's ``create_data.py`` for KITTI: infos, reduced sweeps, and the points of each object.
 
-    Objects are the three classes of the configuration; those to be pasted are read from a file each.
+    Objects are of the three classes of the configuration; each object for pasting has its own file.
     """
-    reduced, bank = root / "training" / "velodyne_reduced", root / "kitti_gt_database"
-    for folder in (reduced, bank):
+    reduced, object_folder = root / "training" / "velodyne_reduced", root / "kitti_gt_database"
+    for folder in (reduced, object_folder):
         folder.mkdir(parents=True, exist_ok=True)
     infos, objects = [], {name: [] for name in KITTI_NAMES.values()}
     labels = {name: number for number, name in enumerate(KITTI_NAMES.values())}
@@ -239,16 +247,20 @@ def write_kitti_infos(root: Path, frames: KittiFrames) -> None:
         camera = next(iter(frame.cameras.values()))
         assert frame.truth is not None and frame.points_lidar_m is not None
         frame.points_lidar_m.tofile(reduced / f"{frame_id}.bin")
-        truth = frame.truth.take(np.array([name in KITTI_NAMES for name in frame.truth.names], bool))
-        location, turn = to_rectified(truth, camera)
+        labels_of_frame = frame.truth.take(np.array([name in KITTI_NAMES for name in frame.truth.names], bool))
+        location, rotation_y = to_rectified(labels_of_frame, camera)
         instances = [
             {
                 "bbox": [0.0, 0.0, 50.0, 50.0],
                 "bbox_label": labels[KITTI_NAMES[name]],
-                "bbox_3d": [*map(float, location[n]), *map(float, truth.size_m[n, [0, 2, 1]]), float(turn[n])],
+                "bbox_3d": [
+                    *map(float, location[index_of_object]),
+                    *map(float, labels_of_frame.size_m[index_of_object, [0, 2, 1]]),
+                    float(rotation_y[index_of_object]),
+                ],
                 "bbox_label_3d": labels[KITTI_NAMES[name]],
             }
-            for n, name in enumerate(truth.names)
+            for index_of_object, name in enumerate(labels_of_frame.names)
         ]
         lidar_to_camera = camera.lidar_to_camera.astype(np.float64)
         lidar_to_camera[:3, 3] -= camera.reference_offset_m
@@ -260,26 +272,26 @@ def write_kitti_infos(root: Path, frames: KittiFrames) -> None:
                 "instances": instances,
             }
         )
-        for n, inside in enumerate(truth.inside(frame.points_lidar_m)):
-            if inside.sum() < 1:
+        for index_of_object, is_inside in enumerate(labels_of_frame.inside(frame.points_lidar_m)):
+            if is_inside.sum() < 1:
                 continue
-            box = truth.array[n].copy()
+            box = labels_of_frame.array[index_of_object].copy()
             box[2] -= box[5] / 2
-            points = frame.points_lidar_m[inside].copy()
+            points = frame.points_lidar_m[is_inside].copy()
             points[:, :3] -= box[:3]
-            name = KITTI_NAMES[truth.names[n]]
-            file = bank / f"{frame_id}_{name}_{n}.bin"
+            name = KITTI_NAMES[labels_of_frame.names[index_of_object]]
+            file = object_folder / f"{frame_id}_{name}_{index_of_object}.bin"
             points.tofile(file)
             objects[name].append(
                 {
                     "name": name,
                     "path": file.relative_to(root).as_posix(),
                     "image_idx": index,
-                    "gt_idx": n,
+                    "gt_idx": index_of_object,
                     "box3d_lidar": box,
-                    "num_points_in_gt": int(inside.sum()),
+                    "num_points_in_gt": int(is_inside.sum()),
                     "difficulty": 0,
-                    "group_id": n,
+                    "group_id": index_of_object,
                 }
             )
     metainfo = {"categories": labels, "dataset": "kitti", "info_version": "1.1"}
@@ -288,7 +300,7 @@ def write_kitti_infos(root: Path, frames: KittiFrames) -> None:
 
 
 def mmdet3d_config(root: Path, model: Mapping[str, Any], batch: int, optimizer: AdamW, clip_norm: float) -> Any:
-    """mmdet3d's configuration with this model and batch, for one epoch on these files, in one process."""
+    """mmdet3d's configuration with this model and batch size, for one epoch on these files in one process."""
     import importlib.resources
 
     from mmengine.config import Config
@@ -301,7 +313,7 @@ def mmdet3d_config(root: Path, model: Mapping[str, Any], batch: int, optimizer: 
     data.update(data_root=str(root), ann_file="kitti_infos_train.pkl")
     for step in data.pipeline:
         if step["type"] == "ObjectSample":
-            step["use_ground_plane"] = False  # planes are files of mmdet3d's own, beside KITTI's
+            step["use_ground_plane"] = False  # ground planes are additional files of mmdet3d
             step["db_sampler"].update(data_root=str(root), info_path=str(root / "kitti_dbinfos_train.pkl"))
     config.train_dataloader.update(batch_size=batch, num_workers=0, persistent_workers=False)
     config.optim_wrapper.optimizer.update(
@@ -312,7 +324,7 @@ def mmdet3d_config(root: Path, model: Mapping[str, Any], batch: int, optimizer: 
     for name in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
         config[name] = None
     config.visualizer = {"type": "Visualizer", "vis_backends": []}
-    # It draws predictions, of which training has none, and is all that would need open3d.
+    # This hook draws predictions, which training does not make, and is the only part that needs open3d.
     config.default_hooks.pop("visualization")
     config.randomness = {"seed": 0}
     config.log_level = "ERROR"
@@ -320,11 +332,11 @@ def mmdet3d_config(root: Path, model: Mapping[str, Any], batch: int, optimizer: 
 
 
 def train_mmdet3d(config: Any, weights: Mapping[str, Tensor], folder: Path) -> Steps:
-    """One epoch of mmengine's ``Runner``, from these weights."""
+    """Trains one epoch with mmengine's ``Runner`` from these weights; returns the times of its steps."""
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
-    noted = Steps()
+    steps_of_run = Steps()
 
     class Clock(Hook):  # type: ignore[misc]
         priority = "LOWEST"
@@ -333,31 +345,31 @@ def train_mmdet3d(config: Any, weights: Mapping[str, Tensor], folder: Path) -> S
             runner.model.load_state_dict(dict(weights))
 
         def before_train_epoch(self, runner: Any) -> None:
-            noted.began.append(Times.now())
+            steps_of_run.starts.append(Times.now())
 
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-            noted.loaded.append(Times.now())
+            steps_of_run.loaded.append(Times.now())
 
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-            noted.began.append(Times.now())
+            steps_of_run.starts.append(Times.now())
 
     config.work_dir = str(folder)
     runner = Runner.from_cfg(config)
     runner.register_hook(Clock())
     runner.train()
-    return noted
+    return steps_of_run
 
 
 def mmdet3d_batch(config: Any) -> tuple[nn.Module, Any]:
-    """The detector of the configuration and its first batch, without what is random."""
+    """The detector of the configuration and its first batch, without random transforms."""
     from mmdet3d.registry import DATASETS, MODELS
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DefaultScope
 
     settings = config.copy()
     data = settings.train_dataloader.dataset.dataset.copy()
-    random = ("ObjectSample", "RandomFlip3D", "GlobalRotScaleTrans", "PointShuffle")
-    data.pipeline = [step for step in data.pipeline if step["type"] not in random]
+    random_transforms = ("ObjectSample", "RandomFlip3D", "GlobalRotScaleTrans", "PointShuffle")
+    data.pipeline = [step for step in data.pipeline if step["type"] not in random_transforms]
     with DefaultScope.overwrite_default_scope("mmdet3d"):
         dataset = DATASETS.build(data)
-        return MODELS.build(settings.model), pseudo_collate([dataset[n] for n in range(2)])
+        return MODELS.build(settings.model), pseudo_collate([dataset[index] for index in range(2)])

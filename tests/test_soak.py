@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.soak import CONNECTIONS, SHARE, hold, slope
+from benchmarks.soak import CONNECTIONS, TARGET_SHARE, hold_load, slope
 
 PER_HOUR, TIMES = 1e6 / 3600, np.arange(240) * 2.0
 """Megabytes an hour in bytes a second; ten minutes without the first fifth, every two seconds."""
@@ -63,8 +63,8 @@ def test_the_share_is_held_where_the_machine_becomes_slower_or_faster(later: flo
         asked.append(seconds)
         return saturation * 1000 / max(1000, (2 + pause_ms) * saturation / CONNECTIONS)
 
-    held = hold(10, 60.0, 5.0, ask)
+    held = hold_load(10, 60.0, 5.0, ask)
     assert len(held.rates) == 10 and sum(one == 60.0 for one in asked) == 10
     # One minute was held at the former speed; all others at the present one.
-    assert held.rates[-1] / held.saturations[-1] == pytest.approx(SHARE, abs=0.05)
-    assert held.share == pytest.approx(SHARE, abs=0.08)
+    assert held.rates[-1] / held.saturations[-1] == pytest.approx(TARGET_SHARE, abs=0.05)
+    assert held.share == pytest.approx(TARGET_SHARE, abs=0.08)
