@@ -1,4 +1,4 @@
-"""The commands in README and docs: each is one that the command line takes, with settings that are there."""
+"""The command line accepts the commands in README and docs, with their settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/R
 
 
 def documented() -> list[tuple[str, str]]:
-    """Page and command of each line in a code block that begins with ``trivium``."""
+    """The page and the command of each line in a code block that starts with ``trivium``."""
     found = []
     for page in sorted(PAGES):
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
@@ -32,7 +32,7 @@ def documented() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "command"), documented())
-def test_a_documented_command_is_one_that_the_command_line_takes(page, command):
+def test_the_command_line_accepts_documented_commands(page, command):
     words = [re.sub(r"^(N|NAME)$", "1", word) for word in command.split(" ")]
     parsed, rest = tyro.cli(commands.Command, prog="trivium", args=words, return_unknown_args=True)
     settings = [word for word in rest if word != "--"]
@@ -67,7 +67,7 @@ def test_pages_name_commands():
 
 
 def test_the_two_readmes_have_the_same_figures():
-    """The tables row by row: the numbers, in whichever order a language puts them."""
+    """The numbers of each table row, in any order: languages order them differently."""
     rows = []
     for name in ("README.md", "README.zh-CN.md"):
         text = (ROOT / name).read_text(encoding="utf-8")

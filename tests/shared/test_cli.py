@@ -31,7 +31,7 @@ COMMANDS = (
 
 
 def imported(arguments: list[str]) -> tuple[set[str], float]:
-    """The modules that a command line loads, and the seconds of a processor that it takes."""
+    """The modules that a command loads, and the CPU-seconds that it takes."""
     code = (
         "import sys; from shared import cli\n"
         "try: cli.main(sys.argv[1:])\n"
@@ -44,7 +44,7 @@ def imported(arguments: list[str]) -> tuple[set[str], float]:
 
 
 def processor_seconds() -> float:
-    """What the processes that were started here, and have ended, have taken."""
+    """The CPU-seconds of the child processes that have ended."""
     taken = resource.getrusage(resource.RUSAGE_CHILDREN)
     return taken.ru_utime + taken.ru_stime
 
@@ -88,7 +88,7 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
         (["doctor", "--loudly"], "unknown argument --loudly"),
     ],
 )
-def test_what_is_refused_exits_with_two_and_says_why(arguments, sentence, capsys, tmp_path, monkeypatch):
+def test_invalid_input_exits_with_two_and_a_reason(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
@@ -101,7 +101,7 @@ def test_a_command_that_does_not_exist_exits_with_two(capsys):
     assert stop.value.code == 2
 
 
-def test_doctor_finds_what_is_locked(capsys):
+def test_doctor_finds_the_locked_packages(capsys):
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     for name in ("Python", "torch", "monai", "mmdet3d", "medical weights", "driving weights", "finance weights"):
@@ -129,7 +129,7 @@ def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
     assert recipe["optimizer"]["learning_rate"] == 3e-4 and recipe["limits"]["batch"] == 16
 
 
-def test_another_optimizer_and_schedule_are_named_with_their_settings_and_go_on(tmp_path):
+def test_another_optimizer_and_schedule_are_chosen_and_resumed(tmp_path):
     chosen = ["--optimizer", "sgd", "--optimizer.momentum", "0.8", "--schedule", "steps", "--schedule.milestones", "1"]
     train = ["train", "finance", "--recipe", "tiny", "--device", "cpu", *chosen]
     assert cli.main([*train, "--out", str(tmp_path / "whole")]) == 0
@@ -144,7 +144,7 @@ def test_another_optimizer_and_schedule_are_named_with_their_settings_and_go_on(
     assert whole.read_bytes() == parts.read_bytes()
 
 
-def test_what_a_result_says_is_shown_although_nothing_was_found():
+def test_remarks_of_a_result_without_findings_are_shown():
     from dataclasses import replace
 
     from shared.app import find
@@ -174,7 +174,7 @@ def test_further_tables_are_printed_below_the_first_and_its_notes(capsys):
 
 
 @pytest.mark.parametrize("out", ["{file}", "{file}/below"])
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(out, tmp_path, capsys):
+def test_an_unwritable_output_is_refused_before_anything_is_computed(out, tmp_path, capsys):
     (tmp_path / "file").touch()
     arguments = ["predict", "finance", str(tmp_path / "file"), "--out", out.format(file=tmp_path / "file")]
     assert cli.main(arguments) == 2

@@ -1,4 +1,4 @@
-"""What a training says that fails for want of disk or memory, and what is read of a run while it trains."""
+"""The messages of trainings that run out of disk or memory, and reading a run during training."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(*words: str) -> int:
     ],
     ids=["of the tensors' file", "of another file"],
 )
-def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_later(error, app, capsys, monkeypatch):
+def test_a_full_disk_is_reported_and_the_run_resumes_later(error, app, capsys, monkeypatch):
     def full(tensors: object, file: Path) -> None:
         file.write_bytes(b"half")
         raise error
@@ -51,37 +51,41 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_later(error, app,
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save_file", full)
         assert train() == 1
-    told = capsys.readouterr().err
-    assert "trivium: no space is left on the disk" in told and "run the same command again" in told
+    error_output = capsys.readouterr().err
+    assert "trivium: no space is left on the disk" in error_output and "run the same command again" in error_output
     assert list(Path("run/checkpoints").iterdir()) == []
     assert train() == 0
 
 
-def too_much(*_: object) -> None:
+def raise_out_of_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB.")
 
 
 def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(line.Regression, "evaluate", too_much)
+        patched.setattr(line.Regression, "evaluate", raise_out_of_memory)
         assert train() == 1
-    told = capsys.readouterr().err
-    assert "CUDA out of memory. Use a smaller micro-batch with --limits.micro-batch N (it was at most 4)" in told
-    assert "--limits.evaluation-batch N if it was validating" in told
+    error_output = capsys.readouterr().err
+    assert (
+        "CUDA out of memory. Use a smaller micro-batch with --limits.micro-batch N (it was at most 4)" in error_output
+    )
+    assert "--limits.evaluation-batch N if it was validating" in error_output
     assert train("--limits.micro-batch", "2") == 0
 
 
-def test_a_sample_that_does_not_fit_alone_is_told_so(app, capsys, monkeypatch):
-    monkeypatch.setattr(line.Regression, "loss", too_much)
+def test_a_single_sample_that_does_not_fit_is_reported(app, capsys, monkeypatch):
+    monkeypatch.setattr(line.Regression, "loss", raise_out_of_memory)
     assert train() == 1
-    said = capsys.readouterr()
-    sizes = [row.split("micro-batches of ")[1].split(";")[0] for row in said.out.splitlines() if "out of memory" in row]
+    output = capsys.readouterr()
+    sizes = [
+        row.split("micro-batches of ")[1].split(";")[0] for row in output.out.splitlines() if "out of memory" in row
+    ]
     assert sizes == ["2", "1"]
-    assert "CUDA out of memory. A single sample does not fit into the memory; use a smaller network" in said.err
+    assert "CUDA out of memory. A single sample does not fit into the memory; use a smaller network" in output.err
 
 
 @pytest.mark.parametrize("read", ["export", "weights"])
-def test_a_checkpoint_that_the_training_removes_meanwhile_is_read_as_the_next_best(read, app, monkeypatch):
+def test_if_a_training_removes_the_best_checkpoint_the_next_best_is_read(read, app, monkeypatch):
     assert train() == 0
     removed = []
     load = checkpoints.load_file

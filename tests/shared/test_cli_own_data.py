@@ -1,4 +1,4 @@
-"""The command line on a person's own data, weights and files, with a fourth application."""
+"""The command line on a user's own data, weights and files, with a fourth application."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    """Installs the application; changes of it are given as arguments."""
+    """Installs the application; arguments change its fields."""
 
     def install(**changes):
         made = make_app(tmp_path / "line", **changes)
@@ -45,7 +45,7 @@ def train(*words: str) -> int:
     return cli.main(["train", "line", "--recipe", "tiny", "--out", "run", "--device", "cpu", *words])
 
 
-def test_a_data_set_takes_the_place_of_the_recipes_and_says_what_it_holds(app, capsys):
+def test_a_data_set_replaces_the_recipe_s_and_prints_its_facts(app, capsys):
     assert train("--data", "folder", "--data.root", "points", "--data.count", "20", "--limits.steps", "2") == 0
     said = capsys.readouterr().out
     assert "points: 20" in said and "folder: points" in said and "2 steps" in said
@@ -54,7 +54,7 @@ def test_a_data_set_takes_the_place_of_the_recipes_and_says_what_it_holds(app, c
     assert recipe["limits"]["steps"] == 2
 
 
-def test_what_a_data_set_needs_must_be_given(app, capsys):
+def test_required_settings_of_a_data_set_must_be_given(app, capsys):
     with pytest.raises(SystemExit) as stop:
         train("--data", "folder")
     assert stop.value.code == 2 and "--data.root" in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_what_a_data_set_needs_must_be_given(app, capsys):
 
 
 @pytest.mark.parametrize("command", [["train"], ["evaluate"], ["calibrate"]])
-def test_an_unknown_data_set_is_refused_with_the_names(app, command, capsys):
+def test_an_unknown_data_set_is_refused_with_the_known_names(app, command, capsys):
     assert cli.main([*command, "line", "--data", "stars", *(["--recipe", "tiny"] * (command == ["train"]))]) == 2
     assert "line has no data set 'stars'; it has points, folder" in capsys.readouterr().err
 
@@ -93,7 +93,7 @@ def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
         (["--data", "folder", "--data.root", "there", "--data.counts", "3"], "--data.counts; there is --data.count;"),
     ],
 )
-def test_a_setting_that_is_not_there_is_refused_with_the_one_that_was_meant(words, hint, app, capsys):
+def test_an_unknown_setting_is_refused_with_a_suggestion(words, hint, app, capsys):
     assert train(*words) == 2
     told = capsys.readouterr().err
     assert hint in told and not Path("run").exists()
@@ -133,7 +133,7 @@ def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint,
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
 
 
-def test_what_a_registry_holds_is_calibrated_where_no_artifact_is_named(app, checkpoint, capsys):
+def test_by_default_the_registry_s_artifact_is_calibrated(app, checkpoint, capsys):
     import_line = ["import", "line", "file", str(checkpoint), "--registry"]
     for registry in ("line/weights", "line/weights", "own"):
         assert cli.main([*import_line, registry]) == 0
@@ -146,7 +146,7 @@ def test_what_a_registry_holds_is_calibrated_where_no_artifact_is_named(app, che
     assert open_artifact(Path("empty/line/3")).manifest.training["calibrated_from"] == 2
 
 
-def test_with_a_second_stage_the_operating_point_of_both_is_set_and_stands_with_it(app, checkpoint):
+def test_a_second_stage_holds_the_operating_point_of_both(app, checkpoint):
     for _ in range(2):
         assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
     given = []
@@ -184,13 +184,13 @@ def test_a_network_that_cannot_be_exported_is_imported_without_onnx(app, checkpo
     assert not Path("models/line/config.pbtxt").exists()
 
 
-def test_an_imported_model_is_not_scored_on_data_that_nobody_named(app, checkpoint, capsys):
+def test_an_imported_model_needs_a_data_set_to_be_scored_on(app, checkpoint, capsys):
     assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
     assert cli.main(["evaluate", "line", "--artifact", "models/line/1", "--device", "cpu"]) == 2
     assert "--data NAME" in capsys.readouterr().err
 
 
-def test_without_a_protocol_of_its_own_a_data_set_is_scored_as_training_does(app, checkpoint, capsys):
+def test_without_a_protocol_a_data_set_is_scored_as_in_training(app, checkpoint, capsys):
     app(evaluate=None)
     assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
     words = ["evaluate", "line", "--artifact", "models/line/1", "--device", "cpu"]

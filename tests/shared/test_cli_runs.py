@@ -1,4 +1,4 @@
-"""``trivium runs``: runs side by side, from what their directories hold."""
+"""``trivium runs``: compares runs from the files in their directories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 
 def described(capsys, *folders):
-    """The runs by name, and the comparisons, as --json has them."""
+    """The runs by name and the comparisons, from --json."""
     capsys.readouterr()
     assert cli.main(["runs", *map(str, folders), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -61,7 +61,7 @@ def test_runs_are_compared_by_score_loss_and_the_settings_that_differ(here, caps
     assert "  limits.steps 25 (runs/deeper/other), - (runs/one)\n" in told
 
 
-def test_runs_that_share_a_value_are_named_beside_it(here, capsys):
+def test_runs_are_listed_with_their_value(here, capsys):
     for name, rate in {"a": 1e-3, "b": 3e-4, "c": 1e-3, "d": 3e-4}.items():
         line.run(at_rate(rate, steps=5), here / "runs" / name)
     assert cli.main(["runs"]) == 0
@@ -117,7 +117,7 @@ def test_a_damaged_run_does_not_hide_the_others(here, capsys, file, content):
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "events.jsonl", "result.json", "state.json"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_file_of_a_run_that_is_none_is_not_read(here, capsys, file, kind):
+def test_a_path_in_a_run_that_is_not_a_regular_file_is_not_read(here, capsys, file, kind):
     line.train(here / "runs" / "bad", steps=5)
     for path in list((here / "runs" / "bad").rglob(file)):
         path.unlink()
@@ -126,7 +126,7 @@ def test_a_file_of_a_run_that_is_none_is_not_read(here, capsys, file, kind):
     assert (runs["bad"]["state"], runs["bad"]["why"]) == ("unreadable", f"its {file} is not a regular file")
 
 
-def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
+def test_a_partly_deleted_run_is_reported(here, capsys):
     line.train(here / "runs" / "no-checkpoints", steps=5)
     shutil.rmtree(here / "runs" / "no-checkpoints" / "checkpoints")
     line.train(here / "runs" / "no-events", steps=5)
@@ -146,7 +146,7 @@ def test_links_to_runs_on_another_disk_are_followed_once(here, capsys):
     assert list(described(capsys)[0]) == ["linked"]
 
 
-def test_the_best_score_is_the_runs_own_and_not_one_that_a_stop_brought(here, capsys):
+def test_the_best_score_ignores_the_validation_at_an_early_stop(here, capsys):
     from tests.shared.engine.test_loop import falling_apart
 
     task = falling_apart({10: 1.0, 20: 2.0, 25: 0.5, 30: 3.0})
@@ -181,7 +181,7 @@ def test_a_run_that_trains_is_running(here, capsys):
     assert described(capsys, "run")[0]["run"]["state"] == "ended"
 
 
-def test_an_interrupted_and_a_killed_run_are_told_from_one_that_ended(here, capsys):
+def test_interrupted_and_killed_runs_are_distinguished_from_completed_ones(here, capsys):
     from tests.shared.engine.test_interruption import interrupted_at
 
     with pytest.raises(KeyboardInterrupt):
@@ -222,7 +222,7 @@ def test_a_run_that_failed_says_why(here, capsys):
     assert (runs["refused"]["state"], runs["refused"]["why"]) == ("interrupted", "before its first step")
 
 
-def test_an_error_is_told_although_the_disk_is_full(here, monkeypatch):
+def test_an_error_is_reported_although_the_disk_is_full(here, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -231,7 +231,7 @@ def test_an_error_is_told_although_the_disk_is_full(here, monkeypatch):
         raise ArithmeticError("the one that counts")
 
 
-def test_a_run_that_cannot_be_read_leaves_the_others(here, capsys):
+def test_an_unreadable_run_does_not_hide_the_others(here, capsys):
     line.train(here / "good", steps=5)
     for name, text in {"torn": "app: [", "other": "app: line\nname: x\nrecipe: {}\n"}.items():
         (here / name / "checkpoints").mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_a_run_that_cannot_be_read_leaves_the_others(here, capsys):
     ("folders", "sentence"),
     [((), "there is no directory runs; name runs"), (("empty",), "there is no run in empty; trivium train APP --out")],
 )
-def test_where_there_is_no_run_a_sentence_says_so(here, capsys, folders, sentence):
+def test_a_folder_without_runs_is_reported(here, capsys, folders, sentence):
     (here / "empty").mkdir()
     assert cli.main(["runs", *folders]) == 2
     assert sentence in capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_it_loads_nothing_heavy(here):
     assert "runs/one" in done.stdout and not set(done.stderr.split()) & {"torch", "numpy", "tensorboard"}
 
 
-def test_the_end_of_a_long_file_of_events_is_read_alone(here):
+def test_only_the_end_of_a_long_event_file_is_read(here):
     with (here / "events.jsonl").open("w") as file:
         for step in range(5000):
             file.write(json.dumps({"event": "train", "step": step, "loss": 1.0}) + "\n")
@@ -270,7 +270,7 @@ def test_the_end_of_a_long_file_of_events_is_read_alone(here):
     assert read_last_events(here / "nowhere.jsonl") == []
 
 
-def test_a_lock_is_looked_at_without_being_taken(here):
+def test_a_lock_is_checked_without_being_acquired(here):
     assert not is_locked(here / "lock") and not (here / "lock").exists()
     with file_lock(here / "lock"):
         assert is_locked(here / "lock")
