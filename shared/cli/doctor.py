@@ -40,7 +40,7 @@ def _cache_check() -> list[Check]:
 def _server_check() -> list[Check]:
     """Where a server's models would run: in worker processes or in the server's own process."""
     try:
-        from shared.serve.runtime.models import half_of_memory, processes_wanted
+        from shared.serve.runtime.models import half_of_memory, uses_worker_processes
         from shared.serve.settings import read_settings
         from shared.serve.worker.messages import SUPPORTED
 
@@ -49,7 +49,7 @@ def _server_check() -> list[Check]:
         return [Check("server", True, f"not installed ({error.name}); trivium[serve] brings it")]
     except InvalidInputError as refusal:
         return [Check("server", False, "settings", str(refusal))]
-    if not processes_wanted(settings):
+    if not uses_worker_processes(settings):
         why = "TRIVIUM_WORKERS is 0" if SUPPORTED else "this system has no memfd and SOCK_SEQPACKET"
         remedy = "" if SUPPORTED else "a crash of a model ends the server; run the server on Linux"
         return [Check("server", True, f"models compute in its own process: {why}", remedy)]

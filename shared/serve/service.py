@@ -24,7 +24,14 @@ from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.runtime.clock import AgeLimit
 from shared.serve.runtime.job_runner import JobRunner
-from shared.serve.runtime.limits import Busy, DurationEstimate, RequestLimit, deadline_error, loaded, timeout_at
+from shared.serve.runtime.limits import (
+    Busy,
+    DurationEstimate,
+    RequestLimit,
+    deadline_error,
+    timeout_at,
+    wait_until_loaded,
+)
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
 from shared.serve.runtime.places import Place
@@ -158,7 +165,7 @@ class Service:
         """
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
-        model = await loaded(self.model, deadline)
+        model = await wait_until_loaded(self.model, deadline)
         if model.workers.closed and self.model.value is not None:
             model = self.model.value  # the model was replaced while this request waited for it
         with model.metrics.failures(), self._limit.computing(origin.group):
@@ -198,7 +205,7 @@ class Service:
         """
         for loading in (self.model, self.job_model):
             if (old := await loading.replace()) is not None:
-                closing = asyncio.create_task(old.workers.end())
+                closing = asyncio.create_task(old.workers.drain_and_close())
                 self._closing_pools.add(closing)
                 closing.add_done_callback(self._closing_pools.discard)
 
@@ -293,7 +300,7 @@ class Service:
         deadline = time.monotonic() + self.settings.deadline_s
         with self.admit(group):
             loaded_model = self.model.value or self.job_model.value  # either can generate files: avoid a load
-            model = await loaded(self.model, deadline) if loaded_model is None else loaded_model
+            model = await wait_until_loaded(self.model, deadline) if loaded_model is None else loaded_model
             paths = {source: str(path) for source, path in sources.items() if isinstance(path, Path)}
             inline = {source: content for source, content in sources.items() if not isinstance(content, Path)}
             head = {"make": name, "paths": paths, "inline": list(inline)}
@@ -314,19 +321,17 @@ class Service:
 
     def expire(self) -> None:
         """Deletes the cases and jobs that exceed the retention limits in the settings."""
-        days, settings = self._age_limit.days(), self.settings
+        app, days, settings = self.app.name, self._age_limit.days(), self.settings
         try:
-            deleted = self.store.expire(
-                self.app.name, days=days, number=settings.keep_cases, most_bytes=settings.keep_bytes
-            )
+            deleted = self.store.expire(app, days=days, number=settings.keep_cases, most_bytes=settings.keep_bytes)
             if days is not None:
-                self.jobs.expire(self.app.name, days)
+                self.jobs.expire(app, days)
         except Exception:
-            log.exception("cases of %s that are too old could not be deleted", self.app.name)
+            log.exception("cases of %s that are too old could not be deleted", app)
         else:
             if deleted:
                 limits = "TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES"
-                log.info("deleted %d cases of %s (%s)", deleted, self.app.name, limits)
+                log.info("deleted %d cases of %s (%s)", deleted, app, limits)
 
     def close(self) -> None:
         """Refuses the waiting requests and ends the workers, without waiting for either."""
@@ -369,9 +374,7 @@ class Service:
         return [model.workers for model in (self.model.value, self.job_model.value) if model is not None]
 
     async def _load(self, for_jobs: bool = False) -> Model:
-        settings = self.settings
-        if for_jobs:
-            settings = settings.with_one_worker()
+        settings = self.settings.with_one_worker() if for_jobs else self.settings
         artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         # Jobs have their own metrics: they take hours, which would distort the latency and queue length of requests.
@@ -381,7 +384,7 @@ class Service:
             self.app.title,
             application_workers(self.app, [artifact.path for artifact in artifacts], settings, background=for_jobs),
             capacity=self.settings.request_limit,
-            longest_batch_s=settings.max_batch_s,
+            max_batch_s=settings.max_batch_s,
             metrics=metrics,
         )
         await pool.start()

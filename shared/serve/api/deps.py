@@ -15,7 +15,7 @@ from shared.serve.api.uploads import Upload, receive
 from shared.serve.known_keys import GroupDep, require_operator
 from shared.serve.metrics import Metrics
 from shared.serve.middleware.own_hosts import LOOPBACK_NAMES
-from shared.serve.runtime.connection import within_upload_limits
+from shared.serve.runtime.connection import receive_body
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
@@ -155,7 +155,7 @@ async def _receive(request: Request, service: Service, folder: Path, place: Plac
     settings = service.settings
     with full_disk_named("the upload cannot be stored"):
         return await receive(
-            within_upload_limits(request, settings, place),
+            receive_body(request, settings, place),
             request.headers,
             folder,
             max_bytes=settings.max_upload_bytes,

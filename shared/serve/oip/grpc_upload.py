@@ -19,7 +19,7 @@ class Upload:
 
     def __init__(self, requests: AsyncIterator[Any], host: str, port: int, settings: Settings) -> None:
         self._requests, self._address, self._settings = requests, (host, port), settings
-        self._gave_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._window_start, self._bytes_before = time.monotonic(), 0
 
     async def receive(self, place: Place) -> Any:
@@ -36,16 +36,16 @@ class Upload:
         try:
             while not message.done():
                 window_s = max(0.0, min(connection.RATE_WINDOW_S, ends - time.monotonic()))
-                waited = {message, self._gave_way}
+                waited = {message, self._given_up}
                 await asyncio.wait(waited, timeout=window_s, return_when=asyncio.FIRST_COMPLETED)
-                if self._gave_way.done():
+                if self._given_up.done():
                     raise connection.stalled_request_error()
                 if message.done():
                     break
                 if time.monotonic() >= ends:
                     raise InvalidInputError(f"the message did not arrive within {seconds:g} seconds", status=408)
                 if self._is_slower_than(settings.min_upload_rate * window_s):
-                    raise connection.too_slow_a_rate(settings.min_upload_rate)
+                    raise connection.slow_upload_error(settings.min_upload_rate)
                 self._window_start, self._bytes_before = time.monotonic(), received_bytes(*self._address) or 0
             return message.result()
         except StopAsyncIteration:
@@ -54,7 +54,7 @@ class Upload:
             place.upload = None
             message.cancel()
 
-    def give_way(self) -> bool:
+    def give_up_if_stalled(self) -> bool:
         """Gives up this upload if it is stalled; returns whether it did.
 
         It is stalled if at least two seconds of the current window have passed and its rate is below the minimum.
@@ -62,7 +62,7 @@ class Upload:
         window_s = time.monotonic() - self._window_start
         if window_s < connection.STALLED_S or not self._is_slower_than(self._settings.min_upload_rate * window_s):
             return False
-        self._gave_way.set_result(None)
+        self._given_up.set_result(None)
         return True
 
     def _is_slower_than(self, size: float) -> bool:

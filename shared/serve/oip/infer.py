@@ -20,11 +20,11 @@ from shared.serve.known_keys import group_of
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import file_content, header, header_parameter, request_body
-from shared.serve.runtime.connection import receive_into, while_connected, within_upload_limits
-from shared.serve.runtime.models import processes_wanted
+from shared.serve.runtime.connection import receive_body, receive_body_into, while_connected
+from shared.serve.runtime.models import uses_worker_processes
 from shared.serve.runtime.places import Place
 from shared.serve.worker.codec import BadTensor
-from shared.serve.worker.messages import MAX_INLINE, Blob, SharedBytes
+from shared.serve.worker.messages import MAX_INLINE_BYTES, Blob, SharedBytes
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -194,7 +194,7 @@ async def _receive_body(
             request, int(content_length), json_length or 0, networks, network, place, stack
         )
     body = bytearray()
-    async for received in within_upload_limits(request, settings, place):
+    async for received in receive_body(request, settings, place):
         for chunk in [received] if decompress is None else decompress(received):
             if len(body) + len(chunk) > max_bytes:
                 raise too_large
@@ -214,22 +214,22 @@ async def _receive_sized_body(
 ) -> bytearray | SharedBytes:
     """Receives a body of known size, which HTTP enforces; a large one into memory that a worker process can read."""
     settings = networks.settings
-    if size < MAX_INLINE or not processes_wanted(settings):
+    if size < MAX_INLINE_BYTES or not uses_worker_processes(settings):
         body = bytearray()
-        async for chunk in within_upload_limits(request, settings, place):
+        async for chunk in receive_body(request, settings, place):
             body += chunk
         return body
     turn, remaining = stack.enter_context(network.turns.join(place.group)), size
     with network.limit.held_back(place.group):
         await network.turns.wait(turn)
     shared = networks.shared_memory.take(size, json_length, network.room(size))
-    async with aclosing(receive_into(request, shared.body, settings, place)) as received_sizes:
+    async with aclosing(receive_body_into(request, shared.body, settings, place)) as received_sizes:
         async for received in received_sizes:
             remaining -= received
             if remaining > 0:
                 with network.limit.held_back(place.group):
                     await network.turns.wait(turn)
-    turn.whole = True
+    turn.is_complete = True
     if remaining:
         raise BadTensor(f"the body is {remaining} bytes shorter than the Content-Length")
     return shared

@@ -13,7 +13,7 @@ from shared.deploy.artifact import Manifest, manifest_bytes, open_artifact
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics
-from shared.serve.runtime.limits import MemoryLimit, RequestLimit, loaded
+from shared.serve.runtime.limits import MemoryLimit, RequestLimit, wait_until_loaded
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
@@ -74,7 +74,7 @@ class NetworkModel:
         """
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
-        workers = await loaded(self.model, deadline)
+        workers = await wait_until_loaded(self.model, deadline)
         with self.limit.computing(group):
             request_head = {"header_length": header_length, "arrived": arrived}
             request = (
@@ -114,24 +114,24 @@ class NetworkModel:
 
     async def _end(self, reason: str) -> None:
         if (workers := await self.model.unload(reason)) is not None:
-            await workers.end()
+            await workers.drain_and_close()
 
     async def reload(self) -> None:
         """Replaces loaded workers by new ones; the old ones first answer the requests they have."""
         if (old := await self.model.replace()) is not None:
-            await old.end()
+            await old.drain_and_close()
 
     async def _load(self) -> WorkerPool:
         await self._loading.run(open_artifact, self._path)
         workers = WorkerPool(
-            self.model.what,
+            self.model.title,
             network_workers(self._path, self._settings),
             capacity=self._settings.request_limit,
-            longest_batch_s=self._settings.max_batch_s,
+            max_batch_s=self._settings.max_batch_s,
             metrics=self.metrics,
         )
         await workers.start()
-        self.turns.most = max(_CONCURRENT_UPLOADS, 2 * workers.most + 2)
+        self.turns.max_uploads = max(_CONCURRENT_UPLOADS, 2 * workers.max_requests + 2)
         return workers
 
 
@@ -163,12 +163,12 @@ class Networks:
 
     async def load(self, name: str) -> None:
         """Reads new versions of a model and loads those not loaded; refuses (404) a model not in the registry."""
-        await self.take_up(name)
+        await self.read_new_versions(name)
         for network in self._versions(name).values():
             if not network.retired:
                 await network.model.load()
 
-    async def take_up(self, name: str) -> None:
+    async def read_new_versions(self, name: str) -> None:
         """Reads versions of a model that are new in the registry, without loading them."""
         await self._loading.run(self._read_versions, name)
 

@@ -68,7 +68,7 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
-async def within_upload_limits(request: Request, settings: Settings, place: Place) -> AsyncIterator[bytes]:
+async def receive_body(request: Request, settings: Settings, place: Place) -> AsyncIterator[bytes]:
     """Yields the chunks of a request's body.
 
     Raises ``InvalidInputError`` (408) if the body stalls, arrives too slowly, or takes too long in total, and
@@ -93,16 +93,18 @@ async def within_upload_limits(request: Request, settings: Settings, place: Plac
             return
 
 
-async def receive_into(request: Request, buffer: memoryview, settings: Settings, place: Place) -> AsyncGenerator[int]:
+async def receive_body_into(
+    request: Request, buffer: memoryview, settings: Settings, place: Place
+) -> AsyncGenerator[int]:
     """Writes a request's body to ``buffer``, which has the body's size, and yields the number of bytes of each part.
 
-    The limits and errors are those of ``within_upload_limits``. If the server supports it, the bytes go from the
+    The limits and errors are those of ``receive_body``. If the server supports it, the bytes go from the
     connection to the buffer without a copy.
     """
     receiver = receive_rest(request, buffer)
     if receiver is None:
         offset = 0
-        async for chunk in within_upload_limits(request, settings, place):
+        async for chunk in receive_body(request, settings, place):
             buffer[offset : offset + len(chunk)] = chunk
             offset += len(chunk)
             yield len(chunk)
@@ -153,7 +155,7 @@ class _UploadTimer:
         finally:
             self._place.upload = None
 
-    def give_way(self) -> bool:
+    def give_up_if_stalled(self) -> bool:
         """Gives the upload up if it is below the minimum rate in the current window; returns whether it did.
 
         The window must have lasted for at least two seconds.
@@ -183,11 +185,11 @@ class _UploadTimer:
             )
         if self._window_s >= RATE_WINDOW_S:
             if self._received < settings.min_upload_rate * self._window_s:
-                raise too_slow_a_rate(settings.min_upload_rate)
+                raise slow_upload_error(settings.min_upload_rate)
             self._window_s, self._received = 0.0, 0
 
 
-def too_slow_a_rate(min_rate: float) -> InvalidInputError:
+def slow_upload_error(min_rate: float) -> InvalidInputError:
     """The error (408) for an upload below the minimum rate, in bytes per second."""
     return _timeout_error(f"the request arrived at less than {min_rate:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)")
 

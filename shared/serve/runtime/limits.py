@@ -235,7 +235,7 @@ async def timeout_at(deadline: float, make_error: Callable[[], InvalidInputError
         raise
 
 
-async def loaded(model: LoadOnce[Loaded], deadline: float) -> Loaded:
+async def wait_until_loaded(model: LoadOnce[Loaded], deadline: float) -> Loaded:
     """The model, once it is loaded. Raises ``Busy`` if that takes until after the deadline."""
-    async with timeout_at(deadline, lambda: Busy(model.what, "not been loaded yet")):
+    async with timeout_at(deadline, lambda: Busy(model.title, "not been loaded yet")):
         return await model.get()

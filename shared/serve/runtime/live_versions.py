@@ -138,7 +138,7 @@ class LiveVersions:
         """Finds new versions in the registry, and replaces the model's workers."""
         async with self._change_lock:
             before = self._live_version(model, self._versions(model))
-            await self._networks.take_up(model)
+            await self._networks.read_new_versions(model)
             if (user := self._users.get(model)) is not None:
                 await user.reload()
             await self._networks.reload(model)
@@ -177,7 +177,7 @@ class LiveVersions:
         """Loads a version wherever its model is used, and makes it live."""
         path = self._registry.versions(model)[version]
         await run_in_threadpool(self._registry.open, path)  # checks that its files are complete
-        await self._networks.take_up(model)
+        await self._networks.read_new_versions(model)
         with self._while_loading(model, version):
             await self._networks.load_version(model, version)
             if (user := self._users.get(model)) is not None:
@@ -243,7 +243,7 @@ class LiveVersions:
 class NetworkVersions(Protocol):
     """The dense networks of the models, by version."""
 
-    async def take_up(self, name: str) -> None:
+    async def read_new_versions(self, name: str) -> None:
         """Finds new versions in the registry."""
         ...
 

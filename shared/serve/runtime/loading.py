@@ -16,19 +16,19 @@ class LoadOnce(Generic[Loaded]):
 
     ``load`` returns the value; ``check`` tests on a thread whether it could be loaded; both raise ``InvalidInputError``
     if it cannot. ``close`` ends the value, and ``usable`` says whether it can do its work now. After a failed load the
-    next caller tries again. ``what`` is its name in messages.
+    next caller tries again. ``title`` is its name in messages.
     """
 
     def __init__(
         self,
-        what: str,
+        title: str,
         *,
         load: Callable[[], Awaitable[Loaded]],
         check: Callable[[], object],
         close: Callable[[Loaded], None],
         usable: Callable[[Loaded], bool] = lambda _: True,
     ) -> None:
-        self.what = what
+        self.title = title
         self.failure: str | None = None
         """Why the last load failed; None once a load succeeded."""
         self.unloaded: str | None = None

@@ -31,8 +31,8 @@ def application_workers(
     """
     spec = replace(_worker_spec(artifacts, settings), background=background)
     entry_point_value = entry_point(app)
-    if entry_point_value is None or not processes_wanted(settings):
-        if processes_wanted(settings):
+    if entry_point_value is None or not uses_worker_processes(settings):
+        if uses_worker_processes(settings):
             log.warning("%s is not an installed application, so it runs in the server's own process", app.name)
         return [WorkerThread(lambda: make_handler(spec, app), app.title)]
     return _processes(replace(spec, app=entry_point_value), settings)
@@ -41,12 +41,12 @@ def application_workers(
 def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
     """Workers for the dense network of an artifact."""
     spec = _worker_spec([artifact], settings)
-    if processes_wanted(settings):
+    if uses_worker_processes(settings):
         return _processes(spec, settings)
     return [WorkerThread(lambda: make_handler(spec), artifact.parent.name)]
 
 
-def processes_wanted(settings: Settings) -> bool:
+def uses_worker_processes(settings: Settings) -> bool:
     """Whether models compute in worker processes."""
     return bool(settings.worker_devices) and SUPPORTED
 

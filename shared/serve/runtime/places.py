@@ -9,7 +9,7 @@ from typing import Protocol
 class Upload(Protocol):
     """A request body that is being received."""
 
-    def give_way(self) -> bool:
+    def give_up_if_stalled(self) -> bool:
         """Gives the upload up if it is stalled, with an error to its client; returns whether it did."""
         ...
 
@@ -25,4 +25,4 @@ class Place:
 
 def reclaim_stalled_place(places: Iterable[Place]) -> Place | None:
     """Gives up the first stalled upload, and returns its place; None if no upload is stalled."""
-    return next((place for place in places if place.upload is not None and place.upload.give_way()), None)
+    return next((place for place in places if place.upload is not None and place.upload.give_up_if_stalled()), None)

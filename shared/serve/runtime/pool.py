@@ -78,7 +78,7 @@ class WorkerPool:
 
     Groups of keys take turns, and within a group the oldest request goes first; at most ``capacity`` requests of each
     group may wait. The pool never waits for a batch to fill: it dispatches one as soon as a worker is idle. A batch has
-    no more requests than take ``longest_batch_s`` together by recent measurements.
+    no more requests than take ``max_batch_s`` together by recent measurements.
 
     A waiting request that can no longer be answered in time is refused (503), because its worker would have to be ended
     in the middle of it. A request that computes past its deadline is answered with 504 and its worker is ended; the
@@ -93,9 +93,9 @@ class WorkerPool:
         *,
         capacity: int,
         metrics: ModelMetrics,
-        longest_batch_s: float = math.inf,
+        max_batch_s: float = math.inf,
     ) -> None:
-        self._max_batch_s, self._compute_s_each = longest_batch_s, 0.0
+        self._max_batch_s, self._compute_s_each = max_batch_s, 0.0
         self._batch_time, self._request_time = DurationEstimate(), DurationEstimate()
         self._title, self._capacity, self._metrics = title, capacity, metrics
         self._slots = [_Slot(worker) for worker in workers]
@@ -156,7 +156,7 @@ class WorkerPool:
         if unanswered := {entry.answer for entry in entries if not entry.answer.done()}:
             await asyncio.wait(unanswered)
 
-    async def end(self) -> None:
+    async def drain_and_close(self) -> None:
         """Closes the pool once every request is answered, or at once if cancelled."""
         try:
             await self.drain()
@@ -197,7 +197,7 @@ class WorkerPool:
         return self._closed
 
     @property
-    def most(self) -> int:
+    def max_requests(self) -> int:
         """How many requests all workers together can compute at once."""
         return sum(slot.worker.max_requests for slot in self._slots)
 

@@ -49,14 +49,14 @@ class Readiness:
             if model.unloaded is not None:
                 continue
             if model.value is not None and not model.usable:
-                return f"{model.what}: its workers are being replaced"
+                return f"{model.title}: its workers are being replaced"
             if model.value is None and model.failure is not None:
-                return f"{model.what} cannot answer: {model.failure}"
+                return f"{model.title} cannot answer: {model.failure}"
             if model.value is None and self._warm:
-                return f"{model.what} is being loaded"
+                return f"{model.title} is being loaded"
         if not all(self._is_known(index) for index in range(len(self._models))):
             await self._check_thread.run(self._check_unknown_models)
-        unusable = [model.what for index, model in enumerate(self._models) if not self._is_usable(index)]
+        unusable = [model.title for index, model in enumerate(self._models) if not self._is_usable(index)]
         return f"{unusable[0]} cannot be loaded; see the log for the reason" if unusable else None
 
     def _is_usable(self, index: int) -> bool:
@@ -75,12 +75,12 @@ class Readiness:
 
     async def _load_all(self) -> None:
         for model in [model for model in self._models if model.unloaded is None]:
-            with _log_failure(model.what):
+            with _log_failure(model.title):
                 await model.get()
 
 
 def _can_be_loaded(model: LoadOnce[Any]) -> bool:
-    with _log_failure(model.what):
+    with _log_failure(model.title):
         model.check()
         return True
     return False

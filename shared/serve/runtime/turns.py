@@ -22,20 +22,20 @@ class Turn:
         self.group = group
         self.last_received = time.monotonic()
         self.resume: asyncio.Event | None = None
-        self.whole = False
+        self.is_complete = False
         """Whether the whole body has arrived. It then counts until it leaves."""
 
 
 class Turns:
-    """Lets at most ``most`` uploads proceed at a time, the oldest of each group first.
+    """Lets at most ``max_uploads`` uploads proceed at a time, the oldest of each group first.
 
     An upload counts while it is read and while it waits to be computed. If all uploads were read concurrently, all of
     them would complete at the same late time and hold memory until then. Besides, data that is read long before it is
     computed is no longer in the processor's caches. An upload that stalls for a moment does not block others.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_uploads: int) -> None:
+        self.max_uploads = max_uploads
         self._uploads: dict[Turn, None] = {}
         self._finished_count, self._last_finished = 0, dict[str | None, int]()
         self._timer: asyncio.TimerHandle | None = None
@@ -71,11 +71,11 @@ class Turns:
         """
         now, ranked, rank_in_group = time.monotonic(), list[tuple[int, int, Turn]](), Counter[str | None]()
         for turn in self._uploads:
-            if turn.whole or turn.resume is not None or now - turn.last_received < _STALLED_S:
+            if turn.is_complete or turn.resume is not None or now - turn.last_received < _STALLED_S:
                 ranked.append((rank_in_group[turn.group], self._last_finished.get(turn.group, 0), turn))
                 rank_in_group[turn.group] += 1
         ranked.sort(key=lambda entry: entry[:2])
-        return [turn for *_, turn in ranked[: self.most]]
+        return [turn for *_, turn in ranked[: self.max_uploads]]
 
     def _resume_allowed(self) -> None:
         for turn in self._allowed():

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Blob = bytes | bytearray | memoryview
-MAX_INLINE = 60_000
+MAX_INLINE_BYTES = 60_000
 MAX_SHARED_BODIES = 250
 """The maximum number of ``SharedBytes`` of one message: a packet carries at most 253 descriptors (SCM_MAX_FD)."""
 _MAX_PACKET = 1 << 16
@@ -87,7 +87,7 @@ def write_to_room(parts: Sequence[Blob], room: memoryview | None) -> list[tuple[
     Returns the offset and size of each part, or None if nothing was written.
     """
     sizes = [len(part) for part in parts]
-    if room is None or not MAX_INLINE <= sum(sizes) <= len(room):
+    if room is None or not MAX_INLINE_BYTES <= sum(sizes) <= len(room):
         return None
     spans, offset = [], 0
     for part, size in zip(parts, sizes, strict=True):
@@ -108,7 +108,7 @@ def send(connection: socket.socket, message: Message) -> None:
     parts = [memoryview(part).cast("B") for part in (head, *message.blobs)]
     table = struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts))
     shared = [body.descriptor for body in message.shared]
-    if len(table) + sum(map(len, parts)) < MAX_INLINE:
+    if len(table) + sum(map(len, parts)) < MAX_INLINE_BYTES:
         packet: list[Blob] = [b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])]
         if shared:
             socket.send_fds(connection, packet, shared)

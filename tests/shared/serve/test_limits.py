@@ -122,7 +122,7 @@ class Stalled:
 
     given_up = False
 
-    def give_way(self) -> bool:
+    def give_up_if_stalled(self) -> bool:
         self.given_up = True
         return True
 

@@ -207,7 +207,7 @@ class Timed:
 async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int], float, Timed]:
     """Returns the number of answers by status, the longest wait, and the worker. Storing an answer takes 0.2 s."""
     worker, limit = Timed(), RequestLimit("it", 40, deadline_s=2)
-    workers = WorkerPool("it", [worker], capacity=40, metrics=Metrics().of("it", "1"), longest_batch_s=0.25)
+    workers = WorkerPool("it", [worker], capacity=40, metrics=Metrics().of("it", "1"), max_batch_s=0.25)
     await workers.start()
     found: Counter[int] = Counter()
     longest = 0.0

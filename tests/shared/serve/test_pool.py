@@ -112,7 +112,7 @@ def test_a_batch_is_limited_by_its_expected_duration() -> None:
         assert worker.batches == [[0], [1, 2], [3, 4, 5], [6, 7]]
         assert [await value(task) for task in tasks] == [-n for n in range(8)]
 
-    play(script, Scripted(most=8), longest_batch_s=0.25)
+    play(script, Scripted(most=8), max_batch_s=0.25)
 
 
 def test_any_idle_worker_takes_the_oldest_request() -> None:

@@ -62,7 +62,7 @@ def test_a_complete_upload_counts_until_it_is_computed(monkeypatch: pytest.Monke
     async def read() -> list[str]:
         turns, told = Turns(1), list[str]()
         with turns.join() as first:
-            first.whole = True
+            first.is_complete = True
             other = asyncio.create_task(upload(turns, "other", range(2), told))
             await asyncio.sleep(0.05)
             told.append("computed")
