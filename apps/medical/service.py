@@ -123,7 +123,7 @@ def router(service: Service) -> APIRouter:
     from fastapi.concurrency import run_in_threadpool
 
     from apps.medical.schemas import MedicalComparison
-    from shared.serve.api.cases import MADE
+    from shared.serve.api.cases import GENERATED_FILE_RESPONSES
     from shared.serve.known_keys import get_group
     from shared.serve.openapi import content, file_content
     from shared.store.cases import RESULT
@@ -134,7 +134,7 @@ def router(service: Service) -> APIRouter:
     days_query = Query(default=None, description="days between the two scans, for the doubling time")
     group_dependency = Depends(get_group)
 
-    @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison, responses=MADE)
+    @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison, responses=GENERATED_FILE_RESPONSES)
     async def comparison(
         case_id: str,
         prior: str = prior_query,

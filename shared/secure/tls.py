@@ -49,14 +49,14 @@ def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None
     return Certificate(chain, key)
 
 
-class Renewals:
+class CertificateReloader:
     """Detects that the files of a certificate were replaced while the server runs, as happens before it expires."""
 
     def __init__(self, certificate: Certificate) -> None:
         self._certificate = certificate
         self._last_stamps = self._stamps()
 
-    def take_up(self, use: Callable[[Certificate], None]) -> None:
+    def reload_if_changed(self, use: Callable[[Certificate], None]) -> None:
         """Calls ``use`` if the files have changed since the last call. A pair that cannot be used is logged once."""
         stamps = self._stamps()
         if stamps == self._last_stamps:

@@ -15,12 +15,12 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{1
 _SAFE_IDENTIFIER = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
 
-def usable_identifier(identifier: str) -> str:
+def request_identifier(identifier: str) -> str:
     """The identifier that a request was sent with if it is safe to log, else a new one."""
     return identifier if _SAFE_IDENTIFIER.match(identifier) else secrets.token_hex(8)
 
 
-def log_line(
+def log_access(
     identifier: str,
     client: str,
     method: str,

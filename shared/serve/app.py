@@ -29,13 +29,13 @@ from shared.secure.tls import read_certificate
 from shared.serve.admin import admin_router
 from shared.serve.api import app_routes, domain_operation_ids, status
 from shared.serve.api import models as models_api
-from shared.serve.api.schemas import REFUSED, PredictForm
+from shared.serve.api.schemas import INVALID_INPUT_RESPONSE, PredictForm
 from shared.serve.errors import answer_errors
 from shared.serve.known_keys import KnownKeys
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
 from shared.serve.middleware.draining import Drain
-from shared.serve.middleware.per_client import ClientPlaces
+from shared.serve.middleware.per_client import ClientLimit
 from shared.serve.oip import repository
 from shared.serve.oip import routes as oip
 from shared.serve.oip.infer import add_infer_routes
@@ -148,8 +148,8 @@ def create_app(
     server.state.store = store
     server.state.keys = KnownKeys(Keys(store.engine)) if settings.require_key else None
     server.state.drain = Drain()
-    server.state.client_places = ClientPlaces(settings.max_per_client)
-    server.state.event_streams = ClientPlaces(
+    server.state.client_limit = ClientLimit(settings.max_per_client)
+    server.state.event_streams = ClientLimit(
         settings.max_per_client,
         max_total=_MAX_EVENT_STREAMS,
         max_of_group=_MAX_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
@@ -163,7 +163,7 @@ def create_app(
         deadline_s=settings.deadline_s,
         json_routes=json_routes,
         max_json_bytes=settings.max_json_bytes,
-        places=server.state.client_places,
+        client_limit=server.state.client_limit,
         metrics=metrics,
         keys=server.state.keys,
         root=settings.root,
@@ -268,7 +268,11 @@ def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
             prefix = f"/api/{app.name}"
             names = domain_operation_ids(app.name, domain)
             server.include_router(
-                domain, prefix=prefix, tags=[app.name], responses=REFUSED, generate_unique_id_function=names
+                domain,
+                prefix=prefix,
+                tags=[app.name],
+                responses=INVALID_INPUT_RESPONSE,
+                generate_unique_id_function=names,
             )
             for route in domain.routes:
                 field = route.body_field if isinstance(route, APIRoute) else None

@@ -78,11 +78,11 @@ class Metrics:
         """The metrics of one model. From now on they are exported, with the value 0 until something is counted."""
         return ModelMetrics(self, model, version)
 
-    def requested(self, route: str, method: str, status: int, seconds: float) -> None:
+    def observe_http_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Records an HTTP request; ``route`` is the path's pattern, to keep the number of label values small."""
         self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
 
-    def measured(
+    def set_gauges(
         self,
         memory: Mapping[str, int],
         restarts: Mapping[str, int],
@@ -198,7 +198,7 @@ class ModelMetrics:
         self._queue_us.inc(round(waited_s * 1e6))
         self._infer_us.inc(round(computed_s * 1e6))
 
-    def answered(self, *, request_s: float, input_s: float, output_s: float) -> None:
+    def observe_answer(self, *, request_s: float, input_s: float, output_s: float) -> None:
         """Records an answer and the time that it took."""
         self.success.inc()
         self._request_us.inc(round(request_s * 1e6))

@@ -33,13 +33,13 @@ class OfferedSamples:
             log.warning("%s: %s", self.app.name, refusal)
             return None
 
-    def at_hand(self) -> Sequence[Sample]:
+    def available(self) -> Sequence[Sample]:
         """The samples that the default model can read now."""
         return self.app.samples() if self.input_needed() is None else ()
 
     def get(self, name: str) -> Sample:
         """The sample called ``name``. Raises ``InvalidInputError`` if it is unknown or the model cannot read it."""
-        samples = {sample.name: sample for sample in self.at_hand()}
+        samples = {sample.name: sample for sample in self.available()}
         if name not in samples:
             raise InvalidInputError(
                 f"{self.app.name} has no sample {name!r}; available: {', '.join(samples) or 'none'}"

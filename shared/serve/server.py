@@ -21,12 +21,12 @@ import uvicorn
 
 from shared.app import App
 from shared.errors import InvalidInputError
-from shared.secure.tls import Certificate, Renewals, read_certificate
+from shared.secure.tls import Certificate, CertificateReloader, read_certificate
 from shared.serve.app import create_app
 from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
+from shared.serve.middleware.accepted_hosts import accepted_hosts
 from shared.serve.middleware.draining import Drain
-from shared.serve.middleware.own_hosts import accepted_hosts
 from shared.serve.runtime.listener import Listener
 from shared.serve.runtime.protocol import header_deadline_protocol
 from shared.serve.service import Service
@@ -91,7 +91,7 @@ def _serve(settings: Settings, demo: bool) -> None:
             announce=lambda: report_startup(address, apps, settings, application.state.keys, demo=demo),
             drain=application.state.drain,
             drain_s=settings.drain_s,
-            renewals=None if certificate is None else Renewals(certificate),
+            certificate_reloader=None if certificate is None else CertificateReloader(certificate),
         )
         server.run(sockets=[listener])
 
@@ -171,10 +171,11 @@ class _Server(uvicorn.Server):
         announce: Callable[[], None],
         drain: Drain,
         drain_s: float,
-        renewals: Renewals | None = None,
+        certificate_reloader: CertificateReloader | None = None,
     ) -> None:
         super().__init__(config)
-        self._announce, self._drain, self._drain_s, self._renewals = announce, drain, drain_s, renewals
+        self._announce, self._drain, self._drain_s = announce, drain, drain_s
+        self._certificate_reloader = certificate_reloader
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening, and announces it."""
@@ -191,8 +192,8 @@ class _Server(uvicorn.Server):
         """
         if counter and counter % _GC_INTERVAL_TICKS == 0:
             gc.collect()
-        if self._renewals is not None and counter % _CERTIFICATE_CHECK_TICKS == 0:
-            self._renewals.take_up(self._load_certificate)
+        if self._certificate_reloader is not None and counter % _CERTIFICATE_CHECK_TICKS == 0:
+            self._certificate_reloader.reload_if_changed(self._load_certificate)
         return await super().on_tick(counter)
 
     def _load_certificate(self, certificate: Certificate) -> None:
@@ -201,11 +202,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers the accepted requests, then closes."""
-        self._drain.begun = True
+        self._drain.is_draining = True
         end = time.monotonic() + self._drain_s
-        if self._drain.inside:
-            log.info("answering %d open requests before shutting down", self._drain.inside)
-        while self._drain.inside and time.monotonic() < end and len(self._captured_signals) < 2:
+        if self._drain.running:
+            log.info("answering %d open requests before shutting down", self._drain.running)
+        while self._drain.running and time.monotonic() < end and len(self._captured_signals) < 2:
             await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
         await super().shutdown(sockets)
 

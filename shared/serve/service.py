@@ -264,7 +264,7 @@ class Service:
             case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head
         self._storing_time.add(done - computed)
-        model.metrics.answered(
+        model.metrics.observe_answer(
             request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
         )
         return Answer(case, bytes(reply.blobs[0]))
@@ -308,7 +308,7 @@ class Service:
         return bytes(reply.blobs[0])
 
     @contextmanager
-    def incoming(self) -> Iterator[Path]:
+    def upload_folder(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
         home = self.settings.store / INCOMING
         with full_disk_named("the upload cannot be taken"):

@@ -10,8 +10,8 @@ from fastapi.routing import APIRoute
 from fastapi.utils import generate_unique_id
 
 from shared.serve.api import cases, jobs, predict, reviews
-from shared.serve.api.deps import use
-from shared.serve.api.schemas import REFUSED
+from shared.serve.api.deps import with_service
+from shared.serve.api.schemas import INVALID_INPUT_RESPONSE
 from shared.serve.service import Service
 
 _ROUTERS = (predict.router, cases.router, reviews.router, jobs.router)
@@ -23,8 +23,8 @@ def app_routes(service: Service) -> APIRouter:
     router = APIRouter(
         prefix=f"/api/{name}",
         tags=[name],
-        dependencies=[Depends(use(service))],
-        responses=REFUSED,
+        dependencies=[Depends(with_service(service))],
+        responses=INVALID_INPUT_RESPONSE,
         generate_unique_id_function=lambda route: f"{name}_{route.name}",
     )
     for subrouter in _ROUTERS:

@@ -50,7 +50,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {200: _WHOLE | _PNG, 206: _PART | _P
 _CONTENT = {"content": {**_BYTES["content"], **_ANY["content"]}}
 _FILE: dict[int | str, dict[str, Any]] = {200: _WHOLE | _CONTENT, 206: _PART | _CONTENT, **_RANGES}
 """The file may have any media type; client generators use the first one listed."""
-MADE: dict[int | str, dict[str, Any]] = {
+GENERATED_FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     **_NOT_FOUND,
     503: {"model": Problem, "description": "The file is not generated yet, and there is no capacity; see Retry-After"},
     504: {"model": Problem, "description": "The file could not be generated before the deadline"},
@@ -92,7 +92,10 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
 
 @router.head("/{case_id}/picture.png", include_in_schema=False)
 @router.get(
-    "/{case_id}/picture.png", response_class=FileResponse, responses=MADE | _PICTURE, openapi_extra=_RANGE_HEADERS
+    "/{case_id}/picture.png",
+    response_class=FileResponse,
+    responses=GENERATED_FILE_RESPONSES | _PICTURE,
+    openapi_extra=_RANGE_HEADERS,
 )
 async def picture(service: ServiceDep, case: CaseDep, group: GroupDep) -> Response:
     """The picture of a case. Some applications generate it on the first request."""
@@ -101,7 +104,10 @@ async def picture(service: ServiceDep, case: CaseDep, group: GroupDep) -> Respon
 
 @router.head("/{case_id}/files/{file}", include_in_schema=False)
 @router.get(
-    "/{case_id}/files/{file}", response_class=FileResponse, responses=MADE | _FILE, openapi_extra=_RANGE_HEADERS
+    "/{case_id}/files/{file}",
+    response_class=FileResponse,
+    responses=GENERATED_FILE_RESPONSES | _FILE,
+    openapi_extra=_RANGE_HEADERS,
 )
 async def file(service: ServiceDep, case: CaseDep, file: str, group: GroupDep) -> Response:
     """A file of a case. Some applications generate it on the first request."""

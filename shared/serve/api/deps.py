@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.known_keys import GroupDep, require_operator
 from shared.serve.metrics import Metrics
-from shared.serve.middleware.own_hosts import LOOPBACK_NAMES
+from shared.serve.middleware.accepted_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import receive_body
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
@@ -24,7 +24,7 @@ from shared.store.records import Case, Origin
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
-def use(service: Service) -> Callable[[Request], Awaitable[None]]:
+def with_service(service: Service) -> Callable[[Request], Awaitable[None]]:
     """A dependency for a router, which makes ``ServiceDep`` return this service in all its routes."""
 
     async def set_service(request: Request) -> None:
@@ -109,7 +109,7 @@ PlaceDep = Annotated[Place, Depends(admit, scope="function")]
 
 async def get_folder(service: ServiceDep, _: PlaceDep) -> AsyncIterator[Path]:
     """A temporary folder for the files of an admitted request."""
-    async with contextmanager_in_threadpool(service.incoming()) as folder:
+    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
         yield folder
 
 
@@ -136,7 +136,7 @@ JobPlaceDep = Annotated[Place, Depends(admit_job, scope="function")]
 
 async def get_job_folder(service: ServiceDep, _: JobPlaceDep) -> AsyncIterator[Path]:
     """A folder for the files of a job that is being submitted; removed afterwards unless the job took it over."""
-    async with contextmanager_in_threadpool(service.incoming()) as folder:
+    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
         yield folder
 
 

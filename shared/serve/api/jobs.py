@@ -139,7 +139,7 @@ async def job_events(request: Request, service: ServiceDep, job: JobDep) -> Stre
     drain: Drain = request.app.state.drain
 
     async def events() -> AsyncIterator[str]:
-        async for current in service.runner.follow(job, lambda: drain.begun):
+        async for current in service.runner.follow(job, lambda: drain.is_draining):
             if current is None:
                 yield ": keep-alive\n\n"
             else:

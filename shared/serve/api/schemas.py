@@ -252,7 +252,7 @@ class Problem(BaseModel):
     detail: str
 
 
-REFUSED: dict[int | str, dict[str, Any]] = {
+INVALID_INPUT_RESPONSE: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The input cannot be used; the sentence says why"}
 }
 """Responses that every route of an application may return."""

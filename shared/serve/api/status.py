@@ -44,7 +44,7 @@ async def metrics(request: Request, counters: MetricsDep, services: ServicesDep)
         states = pool.states()
         memory[name] += sum(state["memory_bytes"] or 0 for state in states)
         restarts[name] += sum(state["restarts"] for state in states)
-    counters.measured(memory, restarts, jobs, free_bytes)
+    counters.set_gauges(memory, restarts, jobs, free_bytes)
     return Response(counters.exposition(), media_type=CONTENT_TYPE)
 
 

@@ -9,13 +9,13 @@ from fastapi import FastAPI
 
 from shared.serve.known_keys import KnownKeys
 from shared.serve.metrics import Metrics
+from shared.serve.middleware.accepted_hosts import AcceptedHosts
 from shared.serve.middleware.access_log import AccessLog
 from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.key_required import KeyRequired
-from shared.serve.middleware.own_hosts import AcceptedHosts
-from shared.serve.middleware.per_client import ClientPlaces, PerClient
+from shared.serve.middleware.per_client import ClientLimit, PerClient
 from shared.serve.middleware.root_path import RootPath
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.small_bodies import SmallBodies
@@ -31,7 +31,7 @@ def add_middleware(
     deadline_s: float,
     json_routes: Sequence[re.Pattern[str]],
     max_json_bytes: int,
-    places: ClientPlaces,
+    client_limit: ClientLimit,
     metrics: Metrics,
     keys: KnownKeys | None,
     root: str,
@@ -53,7 +53,7 @@ def add_middleware(
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(EarlyRefusal, checks=checks, deadline_s=deadline_s)
-    server.add_middleware(PerClient, places=places)
+    server.add_middleware(PerClient, limit=client_limit)
     if keys is not None:
         server.add_middleware(KeyRequired, keys=keys)
     server.add_middleware(SecurityHeaders)

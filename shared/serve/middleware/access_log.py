@@ -7,7 +7,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.serve.access_line import log_line, usable_identifier
+from shared.serve.access_line import log_access, request_identifier
 from shared.serve.metrics import Metrics
 
 _HEADER = "X-Request-Id"
@@ -31,7 +31,7 @@ class AccessLog:
             return
         began, status = time.monotonic(), 0
         headers = Headers(scope=scope)
-        identifier, traceparent = usable_identifier(headers.get(_HEADER, "")), headers.get("traceparent", "")
+        identifier, traceparent = request_identifier(headers.get(_HEADER, "")), headers.get("traceparent", "")
         scope["state"] = {**scope.get("state", {}), "request_id": identifier}
 
         async def send_with_identifier(message: Message) -> None:
@@ -48,8 +48,8 @@ class AccessLog:
             client = (scope.get("client") or ("",))[0]
             key = scope["state"].get("key")
             key_name = "" if key is None else key.name
-            self._metrics.requested(_route_pattern(scope), scope["method"], status, duration_s)
-            log_line(identifier, client, scope["method"], scope["path"], status, duration_s, traceparent, key_name)
+            self._metrics.observe_http_request(_route_pattern(scope), scope["method"], status, duration_s)
+            log_access(identifier, client, scope["method"], scope["path"], status, duration_s, traceparent, key_name)
 
 
 def _route_pattern(scope: Scope) -> str:

@@ -17,9 +17,9 @@ class Drain:
     """
 
     def __init__(self) -> None:
-        self.begun = False
+        self.is_draining = False
         """True once the server is shutting down."""
-        self.inside = 0
+        self.running = 0
 
 
 class Draining:
@@ -32,13 +32,13 @@ class Draining:
         """Serves one request."""
         if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
             await self._app(scope, receive, send)
-        elif self._drain.begun:
+        elif self._drain.is_draining:
             refusal = json_error(scope["path"], "the server is being shut down; try again in a few seconds", 503)
             refusal.headers.update({"Retry-After": str(_RETRY_AFTER_S), "Connection": "close"})
             await refusal(scope, receive, send)
         else:
-            self._drain.inside += 1
+            self._drain.running += 1
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._drain.inside -= 1
+                self._drain.running -= 1

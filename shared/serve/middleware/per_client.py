@@ -22,7 +22,7 @@ class TooMany(InvalidInputError):
     retry_after_s = _RETRY_AFTER_S
 
 
-class ClientPlaces:
+class ClientLimit:
     """Limits the concurrent requests of one address to ``max_requests``, over HTTP and gRPC together; None is no limit.
 
     ``max_total`` limits those of all addresses together, and ``max_of_group`` those of one group of keys.
@@ -70,8 +70,8 @@ def _group_text(group: str | None) -> str:
 class PerClient:
     """Refuses (429, ``Retry-After``) new work of an address that is at its limit; answers requests that only read."""
 
-    def __init__(self, app: ASGIApp, places: ClientPlaces) -> None:
-        self._app, self._places = app, places
+    def __init__(self, app: ASGIApp, limit: ClientLimit) -> None:
+        self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -80,7 +80,7 @@ class PerClient:
             await self._app(scope, receive, send)
             return
         try:
-            with self._places.take(str(client[0])):
+            with self._limit.take(str(client[0])):
                 await self._app(scope, receive, send)
         except TooMany as refusal:
             answer = json_error(scope["path"], str(refusal), refusal.status)

@@ -18,11 +18,11 @@ from pydantic import BaseModel
 
 from shared.errors import InvalidInputError
 from shared.secure.access import Key
-from shared.secure.tls import Certificate, Renewals
-from shared.serve.access_line import log_line, usable_identifier
+from shared.secure.tls import Certificate, CertificateReloader
+from shared.serve.access_line import log_access, request_identifier
 from shared.serve.known_keys import KnownKeys, check_no_group, check_operator
 from shared.serve.middleware.draining import Drain
-from shared.serve.middleware.per_client import ClientPlaces
+from shared.serve.middleware.per_client import ClientLimit
 from shared.serve.oip import grpc_tensors, repository, routes
 from shared.serve.oip.grpc_messages import PACKAGE, message
 from shared.serve.oip.grpc_upload import Upload
@@ -63,7 +63,7 @@ Method = Callable[[Any, str | None], Awaitable[Any]]
 class GrpcService:
     """The methods of ``GRPCInferenceService``. Others (shared memory, tracing) return UNIMPLEMENTED.
 
-    ``state`` is the state of the FastAPI application: networks, readiness, drain, store, metrics and client places.
+    ``state`` is the state of the FastAPI application: networks, readiness, drain, store, metrics and client limit.
     """
 
     def __init__(self, state: Any, version: str) -> None:
@@ -71,7 +71,7 @@ class GrpcService:
         self._networks: Networks = state.networks
         self._drain: Drain = state.drain
         self._keys: KnownKeys | None = state.keys
-        self._places: ClientPlaces = state.client_places
+        self._client_limit: ClientLimit = state.client_limit
         self._upload_limit = RequestLimit("the server", self._networks.settings.request_limit)
 
     async def start(self, host: str, port: int, certificate: Certificate | None = None) -> tuple[Any, int]:
@@ -136,12 +136,12 @@ class GrpcService:
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
     def _guarded(self, name: str, method: Method, *, needs_place: bool) -> Method:
-        """Adds what the middleware does over REST to a method: keys, drain, client places, request ids, log, errors."""
+        """Adds what the middleware does over REST to a method: keys, drain, client limit, request ids, log, errors."""
 
         async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
             metadata = dict(context.invocation_metadata())
             request_id, traceparent = (
-                usable_identifier(metadata.get("x-request-id", "")),
+                request_identifier(metadata.get("x-request-id", "")),
                 metadata.get("traceparent", ""),
             )
             await context.send_initial_metadata((("x-request-id", request_id),))
@@ -178,8 +178,8 @@ class GrpcService:
         self, name: str, context: Any, request_id: str, traceparent: str, started: float, status: int, key: Key | None
     ) -> None:
         seconds, path = time.monotonic() - started, f"/{_SERVICE}/{name}"
-        self._state.metrics.requested(path, "POST", status, seconds)
-        log_line(
+        self._state.metrics.observe_http_request(path, "POST", status, seconds)
+        log_access(
             request_id, _client(context), "POST", path, status, seconds, traceparent, "" if key is None else key.name
         )
 
@@ -193,14 +193,14 @@ class GrpcService:
             return await Upload(requests, *_address(peer), self._networks.settings).receive(place)
 
     async def _run_with_place(self, method: Method, request: Any, context: Any, key: Key | None) -> Any:
-        if self._drain.begun:
+        if self._drain.is_draining:
             raise InvalidInputError("the server is being shut down; try again in a few seconds", status=503)
-        with self._places.take(_client(context)):
-            self._drain.inside += 1
+        with self._client_limit.take(_client(context)):
+            self._drain.running += 1
             try:
                 return await method(request, _group(key))
             finally:
-                self._drain.inside -= 1
+                self._drain.running -= 1
 
     async def _server_live(self, request: Any, group: str | None) -> Any:
         return message("ServerLiveResponse")(live=True)
@@ -271,7 +271,7 @@ class GrpcService:
         is revoked. The log has a line for each request, and one for the error that ends the stream.
         """
         metadata = dict(context.invocation_metadata())
-        request_id, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
+        request_id, traceparent = request_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
         await context.send_initial_metadata((("x-request-id", request_id),))
         key: Key | None = None
 
@@ -327,14 +327,14 @@ def _max_connections() -> int:
 
 def _credentials(certificate: Certificate) -> Any:
     """TLS credentials that use the certificate that is in its files when a client connects."""
-    renewals = Renewals(certificate)
+    reloader = CertificateReloader(certificate)
     current: list[Any] = []
 
     def read(pair: Certificate) -> None:
         current[:] = [grpc.ssl_server_certificate_configuration([(pair.key.read_bytes(), pair.chain.read_bytes())])]
 
     def newest() -> Any:
-        renewals.take_up(read)
+        reloader.reload_if_changed(read)
         return current[0]
 
     read(certificate)

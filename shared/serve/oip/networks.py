@@ -82,7 +82,9 @@ class NetworkModel:
             )
             reply = await workers.answer(request, deadline, group=group)
         head = reply.head
-        self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
+        self.metrics.observe_answer(
+            request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"]
+        )
         if not isinstance(body, SharedBytes):
             return reply.blobs, head["binary"]
         parts = [*reply.blobs, *(body.room[at : at + size] for at, size in head["spans"])]

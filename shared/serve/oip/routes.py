@@ -43,7 +43,7 @@ async def server_readiness(state: Any) -> ServerReady:
     readiness: Readiness = state.readiness
     drain: Drain = state.drain
     store: CaseStore = state.store
-    if drain.begun:
+    if drain.is_draining:
         return ServerReady(ready=False, reason="the server is being shut down")
     fault = await run_in_threadpool(store.fault) or await readiness.fault()
     return ServerReady(ready=fault is None, reason=fault)

@@ -7,7 +7,7 @@ import json
 import socket
 from http import HTTPStatus
 
-from shared.serve.access_line import log_line, usable_identifier
+from shared.serve.access_line import log_access, request_identifier
 from shared.serve.runtime.large_bodies import LargeBodyProtocol
 
 MAX_HEADER_BYTES = 1 << 16
@@ -55,7 +55,7 @@ def header_deadline_protocol(seconds: float, idle: dict[int, socket.socket] | No
         def _refuse(self, status: HTTPStatus, sentence: str) -> None:
             """Answers an invalid request in the same format as other errors, logs it, and closes the connection."""
             self._stop_header_timer()
-            identifier, body = usable_identifier(""), json.dumps({"detail": sentence})
+            identifier, body = request_identifier(""), json.dumps({"detail": sentence})
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
@@ -68,7 +68,7 @@ def header_deadline_protocol(seconds: float, idle: dict[int, socket.socket] | No
             ]
             self.transport.write("\r\n".join([*lines, "", body]).encode())
             self.transport.close()
-            log_line(identifier, self.client[0] if self.client else "", "", "", status, 0.0)
+            log_access(identifier, self.client[0] if self.client else "", "", "", status, 0.0)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_header_timer()

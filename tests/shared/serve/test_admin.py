@@ -110,7 +110,7 @@ def test_latency_quantiles_equal_those_of_prometheus() -> None:
     metrics = Metrics().of("m", "1")
     assert metrics.latency_quantile_s(0.5) is None
     for seconds in (0.02, 0.02, 0.02, 0.08, 50_000):
-        metrics.answered(request_s=seconds, input_s=0, output_s=0)
+        metrics.observe_answer(request_s=seconds, input_s=0, output_s=0)
     assert metrics.latency_quantile_s(0.5) == pytest.approx(0.01 + 0.015 * 2.5 / 3)
     assert metrics.latency_quantile_s(0.8) == pytest.approx(0.1)
     assert metrics.latency_quantile_s(0.99) == 21600, "above the last bound, that bound"

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.serve.app import create_app
-from shared.serve.middleware.own_hosts import accepted_hosts
+from shared.serve.middleware.accepted_hosts import accepted_hosts
 from shared.serve.settings import Settings
 
 Serve = Callable[..., TestClient]

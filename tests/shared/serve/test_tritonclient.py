@@ -249,14 +249,14 @@ def test_typed_values_an_identifier_and_a_deadline(running: Running) -> None:
 
 
 def test_a_stopping_server_refuses_new_requests(running: Running) -> None:
-    running.state.drain.begun = True
+    running.state.drain.is_draining = True
     try:
         assert not running.grpc.is_server_ready() and running.grpc.is_server_live()
         with pytest.raises(InferenceServerException, match="shut down") as refused:
             running.grpc.infer("echo", inputs(tritonclient.grpc))
         assert refused.value.status() == "StatusCode.UNAVAILABLE"
     finally:
-        running.state.drain.begun = False
+        running.state.drain.is_draining = False
 
 
 def test_every_message_equals_the_published_one() -> None:
