@@ -36,11 +36,14 @@ def run(command: Backup | Restore | Purge) -> int:
 
 
 def _purge(command: Purge) -> None:
-    from shared.store.disk import full_disk_named
+    from shared.store.disk import raising_disk_full
     from shared.store.jobs import JobStore
 
     days = _age_in_days(command.older_than)
-    with full_disk_named("not all old cases and jobs could be deleted"), closing(open_store(must_exist=True)) as store:
+    with (
+        raising_disk_full("not all old cases and jobs could be deleted"),
+        closing(open_store(must_exist=True)) as store,
+    ):
         jobs = JobStore(store.engine, store.folder, server="purge")
         known_apps = {*store.apps(), *jobs.apps()}
         for app in sorted(known_apps) if command.app is None else [command.app]:
@@ -60,7 +63,7 @@ def open_store(must_exist: bool, folder: Path | None = None) -> CaseStore:
 
     settings = read_settings(store=folder)
     setting = "TRIVIUM_STORE" if folder is None else "--store"
-    return CaseStore(settings.store, settings.store_url, beside=must_exist, setting=setting)
+    return CaseStore(settings.store, settings.store_url, shared_with_server=must_exist, setting=setting)
 
 
 def _age_in_days(age: str) -> float:

@@ -46,7 +46,7 @@ def admin_router(pages: Pages) -> APIRouter:
                 lambda: [row for service in services.values() for row in _group_rows(service)]
             ),
             disk=await run_in_threadpool(_disk_usage, services),
-            fault=await run_in_threadpool(request.app.state.store.fault),
+            fault=await run_in_threadpool(request.app.state.store.find_fault),
         )
 
     return router

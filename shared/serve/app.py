@@ -51,7 +51,7 @@ from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
 from shared.store.database import empty_journal
-from shared.store.jobs import JobStore, remove_files_left
+from shared.store.jobs import JobStore, remove_abandoned_files
 from shared.store.keys import Keys
 from shared.store.promotions import Promotions
 
@@ -87,7 +87,7 @@ def create_app(
     live = LiveState(Promotions(store.engine))
     registry = _open_registry(settings, apps_by_name.values(), live)
     remove_leftover_uploads(settings.store, exclusive=not store.shared)
-    remove_files_left(store.engine, settings.store, alone=not store.shared)
+    remove_abandoned_files(store.engine, settings.store, alone=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in apps_by_name.items()}
     networks = Networks(registry, settings, metrics, live.serving)
     model_users = {model: service for service in services.values() for model in service.app.models}

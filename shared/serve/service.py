@@ -41,7 +41,7 @@ from shared.serve.samples import OfferedSamples
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import Message
 from shared.store.cases import CaseStore
-from shared.store.disk import full_disk_named
+from shared.store.disk import raising_disk_full
 from shared.store.inputs import describe_inputs
 from shared.store.jobs import Job, JobStore
 from shared.store.records import Case, Origin, Outputs
@@ -106,7 +106,7 @@ class Service:
             check=lambda: registry.serving(app),
             close=lambda model: model.workers.close(),
         )
-        self.jobs = JobStore(store.engine, store.folder, server=INCOMING, told=settings.webhook_url is not None)
+        self.jobs = JobStore(store.engine, store.folder, server=INCOMING, has_webhook=settings.webhook_url is not None)
         self.runner = JobRunner(app.name, self.jobs, self.run_job, exclusive=not store.shared)
 
     @property
@@ -311,7 +311,7 @@ class Service:
     def upload_folder(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
         home = self.settings.store / INCOMING
-        with full_disk_named("the upload cannot be taken"):
+        with raising_disk_full("the upload cannot be taken"):
             home.mkdir(mode=0o700, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
         try:
@@ -323,7 +323,7 @@ class Service:
         """Deletes the cases and jobs that exceed the retention limits in the settings."""
         app, days, settings = self.app.name, self._age_limit.days(), self.settings
         try:
-            deleted = self.store.expire(app, days=days, number=settings.keep_cases, most_bytes=settings.keep_bytes)
+            deleted = self.store.expire(app, days=days, number=settings.keep_cases, max_bytes=settings.keep_bytes)
             if days is not None:
                 self.jobs.expire(app, days)
         except Exception:
@@ -363,7 +363,7 @@ class Service:
                 lasting=head["lasting"],
                 inputs=inputs,
             ),
-            most_bytes=self.settings.keep_bytes,
+            max_bytes=self.settings.keep_bytes,
         )
         if self.settings.keep_cases is not None or self.settings.keep_bytes is not None:
             self.expire()

@@ -19,7 +19,7 @@ from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
 from shared.store import later_files
 from shared.store.database import connect, is_database_gone, sqlite_url
-from shared.store.disk import DiskFull, disk_fault, full_disk_named, has_space, is_disk_full
+from shared.store.disk import DiskFull, disk_fault, has_space, is_disk_full, raising_disk_full
 from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
 from shared.store.paging import newest_first
@@ -41,26 +41,26 @@ class CaseStore:
     """Cases in a database (SQLite in ``folder``, unless ``url`` names another), with their files in ``folder/cases``.
 
     On SQLite, only one server at a time can use a folder, and a second is refused; on another database, several servers
-    may share the folder and the database. ``beside`` opens an existing store for maintenance, even while a server uses
-    it. ``setting`` is the name of the setting that named the folder, for error messages. All files are readable only by
-    the account of the process, because cases may be those of patients.
+    may share the folder and the database. ``shared_with_server`` opens an existing store for maintenance, even while a
+    server uses it. ``setting`` is the name of the setting that named the folder, for error messages. All files are
+    readable only by the account of the process, because cases may be those of patients.
     """
 
     def __init__(
-        self, folder: Path, url: str | None = None, *, beside: bool = False, setting: str = "TRIVIUM_STORE"
+        self, folder: Path, url: str | None = None, *, shared_with_server: bool = False, setting: str = "TRIVIUM_STORE"
     ) -> None:
         self.folder = folder
         self.shared = url is not None
         self.unkept = UnkeptCases()
         self._cases = folder / "cases"
-        if beside and not is_store(folder, url):
+        if shared_with_server and not is_store(folder, url):
             raise InvalidInputError(f"there is no store in {folder}; set {setting} to the folder of the server's store")
         with ExitStack() as stack:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._cases.mkdir(mode=0o700, exist_ok=True)
                 _make_private(self._cases, 0o700)
-                if not self.shared and not beside:
+                if not self.shared and not shared_with_server:
                     stack.enter_context(file_lock(folder / LOCK, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
@@ -81,7 +81,7 @@ class CaseStore:
             self.engine = connect(url or sqlite_url(folder / DATABASE), alternative)
             self.reviews = ReviewStore(self.engine)
             self._lock = stack.pop_all()
-        if not beside:
+        if not shared_with_server:
             self._remove_partial_cases()
 
     def add(
@@ -93,12 +93,12 @@ class CaseStore:
         options: Mapping[str, str],
         artifact: tuple[str, int],
         outputs: Outputs,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
         group: str | None = None,
     ) -> Case:
         """Keeps a case. Its folder is written completely before its row is added to the database.
 
-        If the disk is full, or the case alone takes more than ``most_bytes``, it is kept without its inputs. If there
+        If the disk is full, or the case alone takes more than ``max_bytes``, it is kept without its inputs. If there
         is no room even then, it is held in memory for a while instead, and its ``remark`` says why.
         """
         input_files = tuple(inputs)
@@ -117,30 +117,30 @@ class CaseStore:
             group=group,
         )
         if outputs.inputs:
-            if self._write_with_inputs(case, outputs, most_bytes):
+            if self._write_with_inputs(case, outputs, max_bytes):
                 return case
             outputs = replace(outputs, inputs={})
             case = case.model_copy(update={"bytes": outputs.bytes})
-        if most_bytes is not None and case.bytes > most_bytes:
+        if max_bytes is not None and case.bytes > max_bytes:
             scope = "together" if group is None else "of its group together"
-            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases {scope} may take {most_bytes / 1e6:.1f} MB"
+            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases {scope} may take {max_bytes / 1e6:.1f} MB"
             return self._hold(case, outputs, f"{_NOT_KEPT}: {sizes} (TRIVIUM_KEEP_BYTES)")
         try:
-            with full_disk_named(_NOT_KEPT):
+            with raising_disk_full(_NOT_KEPT):
                 self._write(case, outputs)
         except DiskFull as full:
             return self._hold(case, outputs, str(full))
         return case
 
-    def _write_with_inputs(self, case: Case, outputs: Outputs, most_bytes: int | None) -> bool:
+    def _write_with_inputs(self, case: Case, outputs: Outputs, max_bytes: int | None) -> bool:
         """Keeps a case with its inputs. If there is no room for them, it logs a warning and returns False."""
-        if most_bytes is not None and case.bytes > most_bytes:
+        if max_bytes is not None and case.bytes > max_bytes:
             reason = f"the case would take {case.bytes / 1e6:.1f} MB (TRIVIUM_KEEP_BYTES)"
         elif not has_space(self.folder, case.bytes):
             reason = "the disk of the store would be full"
         else:
             try:
-                with full_disk_named("there was no space for all of it"):
+                with raising_disk_full("there was no space for all of it"):
                     self._write(case, outputs)
                 return True
             except DiskFull as full:
@@ -157,7 +157,7 @@ class CaseStore:
             return None
         kept = case.model_copy(update={"remark": None})
         try:
-            with full_disk_named(_NOT_KEPT):
+            with raising_disk_full(_NOT_KEPT):
                 self._write(kept, outputs)
         except DiskFull:
             return case
@@ -220,30 +220,30 @@ class CaseStore:
         return {group: (int(number), int(size)) for group, number, size in rows}
 
     def expire(
-        self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None
+        self, app: str, *, days: float | None = None, number: int | None = None, max_bytes: int | None = None
     ) -> int:
-        """Deletes an application's cases older than ``days``, and the oldest ones above ``number`` or ``most_bytes``.
+        """Deletes an application's cases older than ``days``, and the oldest ones above ``number`` or ``max_bytes``.
 
         The limits apply to each group separately, and to the cases without a group, so no group's cases displace those
-        of another. A case that alone takes more than ``most_bytes`` is deleted and displaces no other. Returns the
+        of another. A case that alone takes more than ``max_bytes`` is deleted and displaces no other. Returns the
         number of deleted cases.
         """
-        max_number, max_bytes = (_UNLIMITED if limit is None else limit for limit in (number, most_bytes))
+        number_limit, bytes_limit = (_UNLIMITED if limit is None else limit for limit in (number, max_bytes))
         since_ns = 0 if days is None else time.time_ns() - round(days * _DAY_NS)
         newest = CaseRow.created_ns.desc(), CaseRow.id.desc()
-        fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= max_bytes)
+        fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= bytes_limit)
         rank = func.row_number().over(partition_by=CaseRow.group, order_by=newest).label("rank")
         taken = fitting.over(partition_by=CaseRow.group, order_by=newest, rows=(None, 0)).label("taken")
         kept = select(CaseRow.id, CaseRow.created_ns, CaseRow.bytes, rank, taken).where(CaseRow.app == app).subquery()
-        too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > max_number
-        too_large = or_(kept.c.bytes > max_bytes, kept.c.taken > max_bytes)
+        too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > number_limit
+        too_large = or_(kept.c.bytes > bytes_limit, kept.c.taken > bytes_limit)
         with Session(self.engine) as session:
             expired = list(session.scalars(select(kept.c.id).where(or_(too_old, too_many, too_large))))
         for case_id in expired:
             self._remove(case_id)
         return len(expired)
 
-    def fault(self) -> str | None:
+    def find_fault(self) -> str | None:
         """The reason why no case can be kept now, as a sentence; None if it can. Writes a small temporary file."""
         try:
             with self.engine.connect():

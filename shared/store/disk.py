@@ -35,7 +35,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def full_disk_named(problem: str) -> Iterator[None]:
+def raising_disk_full(problem: str) -> Iterator[None]:
     """Turns errors of a full disk inside the context into ``DiskFull``; ``problem`` says what could not be done."""
     try:
         yield

@@ -100,7 +100,7 @@ class NewJob:
         return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
 
 
-def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
+def remove_abandoned_files(engine: Engine, folder: Path, *, alone: bool) -> None:
     """Removes files that a killed server left of jobs that have ended or were never added to the database.
 
     Unless this server is ``alone`` on the store, it removes only files older than an hour.
@@ -117,12 +117,12 @@ def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
 class JobStore:
     """Jobs in the store's database, with the files of unanswered jobs in ``folder/jobs``.
 
-    ``server`` is the name of this server when it claims jobs. With ``told``, the webhook is notified of every job that
-    ends.
+    ``server`` is the name of this server when it claims jobs. With ``has_webhook``, the webhook is notified of every
+    job that ends.
     """
 
-    def __init__(self, engine: Engine, folder: Path, server: str, *, told: bool = False) -> None:
-        self._engine, self._jobs, self._server, self._has_webhook = engine, folder / "jobs", server, told
+    def __init__(self, engine: Engine, folder: Path, server: str, *, has_webhook: bool = False) -> None:
+        self._engine, self._jobs, self._server, self._has_webhook = engine, folder / "jobs", server, has_webhook
         self._heartbeats: dict[str, dict[tuple[str, int], float]] = {}
         """For each application: (job id, time of its heartbeat) of running jobs, and when this server first saw it, by
         the monotonic clock."""
@@ -258,11 +258,11 @@ class JobStore:
         """
         self._change(job.id, self._claimed_here, state="queued", server=None, stage="", attempts=job.attempts - 1)
 
-    def beat(self, job: Job, stage: str | None = None) -> bool:
+    def send_heartbeat(self, job: Job, stage: str | None = None) -> bool:
         """Records that this server still runs the job, and its stage; returns False if it no longer holds the job."""
         return self._change(job.id, self._claimed_here, **({} if stage is None else {"stage": stage}))
 
-    def done(self, job: Job, case_id: str) -> bool:
+    def mark_done(self, job: Job, case_id: str) -> bool:
         """Marks the job as answered by a case; returns False if the job is no longer claimed by this server."""
         return self._finish(job.id, state="done", case_id=case_id, only_if=self._claimed_here)
 
@@ -276,11 +276,11 @@ class JobStore:
         """Cancels an unanswered job; returns False if the job has already ended."""
         return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(("queued", "running")))
 
-    def claim_to_tell(self, min_interval_s: float, max_age_s: float) -> tuple[Job, bool] | None:
+    def claim_notification(self, min_interval_s: float, max_age_s: float) -> tuple[Job, bool] | None:
         """An ended job of which the webhook should be notified now, and whether this is the last attempt; or None.
 
-        Unless ``was_told`` is called, the job is returned again after as much time as has passed since it ended, but at
-        least ``min_interval_s``; for the last time when it ended ``max_age_s`` ago.
+        Unless ``mark_notified`` is called, the job is returned again after as much time as has passed since it ended,
+        but at least ``min_interval_s``; for the last time when it ended ``max_age_s`` ago.
         """
         now = time.time_ns()
         # A job whose end is in the future ended before the clock was set back.
@@ -298,7 +298,7 @@ class JobStore:
             result = session.execute(update(JobRow).where(*unclaimed).values(tell_ns=retry_ns, changed_ns=ended))
         return (job, last) if result.rowcount else None  # type: ignore[attr-defined]
 
-    def was_told(self, job: Job) -> None:
+    def mark_notified(self, job: Job) -> None:
         """Records that the webhook was notified of the job."""
         with Session(self._engine) as session, session.begin():
             session.execute(update(JobRow).where(JobRow.id == job.id).values(tell_ns=None))

@@ -27,7 +27,7 @@ class Promotions:
             rows = session.scalars(_active().order_by(PromotionRow.promoted_ns)).all()
         return {row.model: row.version for row in rows}
 
-    def before(self, model: str) -> int | None:
+    def previous(self, model: str) -> int | None:
         """The version that a rollback of the model makes live again; None if there is none or it is retired."""
         with Session(self._engine) as session:
             newest = session.scalars(_active(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
 from shared.review import Review
-from shared.store.disk import full_disk_named
+from shared.store.disk import raising_disk_full
 from shared.store.tables import CaseRow, ReviewRow
 from shared.utc_time import iso_utc
 
@@ -52,7 +52,7 @@ class ReviewStore:
         """
         row = _to_row(case_id, review)
         try:
-            with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
+            with raising_disk_full(_NOT_KEPT), Session(self._engine) as session, session.begin():
                 current = session.get(ReviewRow, (case_id, row.reviewer))
                 if (None if current is None else _to_review(current).reviewed) != earlier:
                     raise _changed_meanwhile()
@@ -77,7 +77,7 @@ class ReviewStore:
             raise _changed_meanwhile() from None
 
     def _merge(self, row: ReviewRow) -> None:
-        with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
+        with raising_disk_full(_NOT_KEPT), Session(self._engine) as session, session.begin():
             session.merge(row)
 
     def _check_case_exists(self, case_id: str) -> None:

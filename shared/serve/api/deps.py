@@ -18,7 +18,7 @@ from shared.serve.middleware.accepted_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import receive_body
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
-from shared.store.disk import full_disk_named
+from shared.store.disk import raising_disk_full
 from shared.store.records import Case, Origin
 
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
@@ -153,7 +153,7 @@ JobUploadDep = Annotated[Upload, Depends(get_job_upload)]
 
 async def _receive(request: Request, service: Service, folder: Path, place: Place) -> Upload:
     settings = service.settings
-    with full_disk_named("the upload cannot be stored"):
+    with raising_disk_full("the upload cannot be stored"):
         return await receive(
             receive_body(request, settings, place),
             request.headers,

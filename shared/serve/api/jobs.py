@@ -18,7 +18,7 @@ from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.draining import Drain
 from shared.serve.openapi import content, header, request_body
 from shared.serve.service import Service
-from shared.store.disk import full_disk_named
+from shared.store.disk import raising_disk_full
 from shared.store.jobs import Job, NewJob
 from shared.store.records import Origin
 
@@ -100,7 +100,7 @@ def _add(
     service.check_model(options.get("model"))
     if job.sample is not None:
         service.samples.get(job.sample)
-    with full_disk_named("the job cannot be stored"):
+    with raising_disk_full("the job cannot be stored"):
         return service.jobs.add(job, folder, identifier)
 
 

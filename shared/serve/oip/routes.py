@@ -45,7 +45,7 @@ async def server_readiness(state: Any) -> ServerReady:
     store: CaseStore = state.store
     if drain.is_draining:
         return ServerReady(ready=False, reason="the server is being shut down")
-    fault = await run_in_threadpool(store.fault) or await readiness.fault()
+    fault = await run_in_threadpool(store.find_fault) or await readiness.fault()
     return ServerReady(ready=fault is None, reason=fault)
 
 

@@ -148,7 +148,7 @@ class JobRunner:
 
     async def _store_outcome(self, job: Job, computation: asyncio.Task[str]) -> None:
         try:
-            await self._write_with_retries(self._jobs.done, job, computation.result())
+            await self._write_with_retries(self._jobs.mark_done, job, computation.result())
         except asyncio.CancelledError:
             if not computation.cancelled():
                 raise  # the server is shutting down
@@ -192,7 +192,7 @@ class JobRunner:
                 async with asyncio.timeout(_HEARTBEAT_INTERVAL_S):
                     stage = await stages.get()
             try:
-                is_claimed = await run_in_threadpool(self._jobs.beat, job, stage)
+                is_claimed = await run_in_threadpool(self._jobs.send_heartbeat, job, stage)
             except Exception as error:
                 if not _is_temporary(error):
                     log.exception("the stage of the job %s cannot be stored", job.id)

@@ -102,7 +102,7 @@ class LiveVersions:
         """
         async with self._change_lock:
             versions, promotions = self._versions(model), self._live.promotions
-            version = await run_in_threadpool(promotions.before, model)
+            version = await run_in_threadpool(promotions.previous, model)
             if version is not None:
                 await self._switch(model, version)
                 await run_in_threadpool(promotions.roll_back, model)

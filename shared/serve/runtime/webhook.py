@@ -115,7 +115,7 @@ class Webhook:
 
     def _deliver_one(self, jobs: JobStore) -> bool:
         """Sends the next due notification; returns False if there is none."""
-        claimed = jobs.claim_to_tell(_MIN_RETRY_S, _MAX_RETRY_S)
+        claimed = jobs.claim_notification(_MIN_RETRY_S, _MAX_RETRY_S)
         if claimed is None:
             return False
         job, is_last_attempt = claimed
@@ -123,7 +123,7 @@ class Webhook:
         opener = urllib.request.build_opener(_NoRedirects, bounded_handler)
         try:
             with opener.open(self._request(job), timeout=_TIMEOUT_S):
-                jobs.was_told(job)
+                jobs.mark_notified(job)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to an invalid address
             outcome = "giving up" if is_last_attempt else "trying again later"
             level, reason = logging.ERROR if is_last_attempt else logging.WARNING, in_one_line(str(error))

@@ -170,14 +170,14 @@ def test_a_job_continues_once_there_is_space(
 ) -> None:
     monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     failures = [OperationalError("UPDATE", {}, Exception("database or disk is full")) for _ in range(3)]
-    done = JobStore.done
+    done = JobStore.mark_done
 
     def done_later(*given: Any) -> bool:
         if failures:
             raise failures.pop()
         return done(*given)
 
-    monkeypatch.setattr(JobStore, "done", done_later)
+    monkeypatch.setattr(JobStore, "mark_done", done_later)
     job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
     until(lambda: echo_client.get(job["url"]).json()["state"] not in ("queued", "running"))
     told = echo_client.get(job["url"]).json()

@@ -308,7 +308,7 @@ def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
 ) -> None:
     monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     calls: list[int] = []
-    monkeypatch.setattr(JobStore, "done", database_is_gone(JobStore.done, 3, calls))
+    monkeypatch.setattr(JobStore, "mark_done", database_is_gone(JobStore.mark_done, 3, calls))
     told = events(echo_client, add(echo_client, 4))[-1]
     assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed again for that"
     monkeypatch.setattr(CaseStore, "add", database_is_gone(CaseStore.add, 1, []))
@@ -322,11 +322,11 @@ def test_heartbeats_continue_after_the_database_was_unreachable(
 ) -> None:
     monkeypatch.setattr(job_runner, "_HEARTBEAT_INTERVAL_S", 0.01)
     calls: list[int] = []
-    monkeypatch.setattr(JobStore, "beat", database_is_gone(JobStore.beat, 3, calls))
+    monkeypatch.setattr(JobStore, "send_heartbeat", database_is_gone(JobStore.send_heartbeat, 3, calls))
     echo.gate.clear()
     job = add(echo_client, 1)
     until(lambda: len(calls) > 5)
-    with closing(CaseStore(settings.store, beside=True)) as beside:
+    with closing(CaseStore(settings.store, shared_with_server=True)) as beside:
         other = JobStore(beside.engine, settings.store, server="another")
         found = other.get("echo", job["job"])
         assert found is not None and found.state == "running" and other.cancel(found)

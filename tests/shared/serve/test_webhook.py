@@ -137,7 +137,7 @@ def tell_one_job(receive: Callable[[socket.socket], None]) -> None:
     """Sends the notification of one job to a server that handles the connection with ``receive``."""
 
     class Jobs:
-        def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
+        def claim_notification(self, *_: float) -> tuple[Any, bool]:
             return SimpleNamespace(id="1", app="echo", state="done", group=None), False
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -107,7 +107,7 @@ def test_a_job_that_ends_during_the_backup_is_included_with_its_case(
         def end_job_and_open(path: str, mode: str) -> IO[bytes]:
             file = opened(path, mode)
             if job.id in path and (claimed := jobs.claim("echo", 0, 3)) is not None:
-                jobs.done(claimed, keep(serving).id)
+                jobs.mark_done(claimed, keep(serving).id)
             return file
 
         monkeypatch.setattr(tarfile, "bltn_open", end_job_and_open)

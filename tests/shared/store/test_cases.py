@@ -330,7 +330,7 @@ def test_the_oldest_cases_are_deleted_above_the_limit_on_bytes(store: CaseStore)
     kept = [keep(store, picture=bytes(1000)) for _ in range(4)]
     assert store.used_bytes("echo") == sum(case.bytes for case in kept) > 4000
     keep(store, app="other", picture=bytes(9000))
-    assert store.expire("echo", most_bytes=2 * kept[0].bytes) == 2
+    assert store.expire("echo", max_bytes=2 * kept[0].bytes) == 2
     assert [case.id for case in store.recent("echo")] == [kept[3].id, kept[2].id]
     assert store.used_bytes("other") > 9000
 
@@ -375,5 +375,5 @@ def test_a_case_that_alone_is_too_large_does_not_displace_others(store: CaseStor
     small = keep(store, picture=bytes(1000))
     large = keep(store, picture=bytes(5000))
     newest = keep(store, picture=bytes(1000))
-    assert store.expire("echo", most_bytes=3 * small.bytes) == 1
+    assert store.expire("echo", max_bytes=3 * small.bytes) == 1
     assert [case.id for case in store.recent("echo")] == [newest.id, small.id] and store.get("echo", large.id) is None

@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def servers(tmp_path: Path, clock: Clock) -> Iterator[tuple[JobStore, JobStore]]:
     """The job stores of two servers on one store."""
     with closing(CaseStore(tmp_path / "store")) as store:
-        yield tuple(JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))  # type: ignore[misc]
+        yield tuple(JobStore(store.engine, store.folder, name, has_webhook=True) for name in ("one", "two"))  # type: ignore[misc]
 
 
 def add(jobs: JobStore, folder: Path) -> Job:
@@ -63,7 +63,7 @@ def test_a_running_job_is_not_claimed_when_the_clock_is_set_forward(
     assert two.claim("echo", 60, 3) is None
     for _ in range(10):
         clock.passes(30)
-        assert one.beat(job) and two.claim("echo", 60, 3) is None
+        assert one.send_heartbeat(job) and two.claim("echo", 60, 3) is None
 
 
 @pytest.mark.parametrize("step_s", [0.0, -HOUR_S, HOUR_S])
@@ -79,7 +79,7 @@ def test_a_job_is_lost_a_minute_after_the_last_heartbeat_whatever_the_clock_says
     assert two.claim("echo", 60, 3) is None
     clock.passes(2)
     claimed = two.claim("echo", 60, 3)
-    assert claimed is not None and (claimed.id, claimed.attempts) == (job.id, 2) and not one.beat(job)
+    assert claimed is not None and (claimed.id, claimed.attempts) == (job.id, 2) and not one.send_heartbeat(job)
 
 
 def test_a_server_alone_on_the_store_resumes_its_job_at_once_after_a_start_with_an_old_clock(
@@ -97,11 +97,11 @@ def test_the_webhook_is_retried_soon_after_the_clock_was_set_back(
 ) -> None:
     one, _ = servers
     job = add(one, tmp_path)
-    assert one.claim("echo", 60, 3) is not None and one.done(job, "c" * 32)
-    assert one.claim_to_tell(15, 86_400) is not None and one.claim_to_tell(15, 86_400) is None
+    assert one.claim("echo", 60, 3) is not None and one.mark_done(job, "c" * 32)
+    assert one.claim_notification(15, 86_400) is not None and one.claim_notification(15, 86_400) is None
     clock.wall_s -= 3 * HOUR_S
-    told = one.claim_to_tell(15, 86_400)
+    told = one.claim_notification(15, 86_400)
     assert told is not None and told[0].id == job.id and not told[1]
-    assert one.claim_to_tell(15, 86_400) is None, "the next attempt is after fifteen seconds, not at every poll"
+    assert one.claim_notification(15, 86_400) is None, "the next attempt is after fifteen seconds, not at every poll"
     clock.passes(16)
-    assert one.claim_to_tell(15, 86_400) is not None
+    assert one.claim_notification(15, 86_400) is not None

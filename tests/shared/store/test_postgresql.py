@@ -58,9 +58,9 @@ def test_each_group_has_its_own_number_of_cases_and_bytes(server: str, tmp_path:
     with closing(CaseStore(tmp_path / "store", server)) as store:
         cases = {group: [keep(store, app="bounded", group=group) for _ in range(4)] for group in (None, "desk", "hall")}
         assert store.expire("bounded", number=3) == 3
-        assert store.expire("bounded", most_bytes=2 * cases[None][0].bytes) == 3
+        assert store.expire("bounded", max_bytes=2 * cases[None][0].bytes) == 3
         large = keep(store, app="bounded", group="desk", picture=b"p" * 10_000)
-        assert store.expire("bounded", most_bytes=2 * cases[None][0].bytes) == 1
+        assert store.expire("bounded", max_bytes=2 * cases[None][0].bytes) == 1
         assert store.get("bounded", large.id) is None
         for group, kept in cases.items():
             found = {case.id for case in kept if store.get("bounded", case.id)}
@@ -109,7 +109,7 @@ def test_two_servers_share_a_folder_and_a_database(server: str, tmp_path: Path) 
 
 def test_two_servers_add_a_job_and_notify_its_end_only_once(postgresql: PostgreSQL, tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path / "store", postgresql.database())) as store:
-        one, two = (JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))
+        one, two = (JobStore(store.engine, store.folder, name, has_webhook=True) for name in ("one", "two"))
         jobs = []
         for jobs_of_server in (one, two):  # the folder of a sample is empty, so the second rename replaces it
             (tmp_path / "upload").mkdir()
@@ -117,9 +117,9 @@ def test_two_servers_add_a_job_and_notify_its_end_only_once(postgresql: PostgreS
             jobs.append(jobs_of_server.add(job, tmp_path / "upload", "5" * 32))
         assert jobs[0].id == jobs[1].id == "5" * 32 and two.folder(jobs[0]).is_dir()
         assert one.claim("echo", 60, 3) == one.get("echo", "5" * 32) and two.claim("echo", 60, 3) is None
-        assert one.done(jobs[0], "c" * 32)
-        told, last = two.claim_to_tell(60, 3600)
-        assert (told.id, told.state, last) == ("5" * 32, "done", False) and one.claim_to_tell(60, 3600) is None
+        assert one.mark_done(jobs[0], "c" * 32)
+        told, last = two.claim_notification(60, 3600)
+        assert (told.id, told.state, last) == ("5" * 32, "done", False) and one.claim_notification(60, 3600) is None
 
 
 def test_a_backup_goes_from_sqlite_to_postgresql(server: str, tmp_path: Path) -> None:
