@@ -10,19 +10,20 @@ from http.client import HTTPConnection, HTTPSConnection
 
 
 class BoundedConnection(HTTPConnection):
-    """A connection that is shut down ``longest_s`` seconds after it connects; its reader then gets an end or an error.
+    """A connection that is shut down ``max_total_s`` seconds after it connects.
 
-    Call ``end`` after reading the answer: ``http.client`` may call ``close`` before that.
+    Its reader then gets an end or an error. Call ``end`` after reading the answer: ``http.client`` may call ``close``
+    before that.
     """
 
-    longest_s = 600.0
+    max_total_s = 600.0
     _timer_and_socket: tuple[threading.Timer, socket.socket] | None = None
 
     def connect(self) -> None:
         """Connects. With TLS, the time limit includes the handshake."""
         super().connect()
         duplicate = self.sock.dup()  # wrapping in TLS detaches the socket itself
-        self._timer_and_socket = threading.Timer(self.longest_s, _shut_down, [duplicate]), duplicate
+        self._timer_and_socket = threading.Timer(self.max_total_s, _shut_down, [duplicate]), duplicate
         self._timer_and_socket[0].daemon = True
         self._timer_and_socket[0].start()
 
@@ -41,17 +42,17 @@ class BoundedTLSConnection(HTTPSConnection, BoundedConnection):
 
 
 def bounded_connection(
-    host: str, port: int | None, *, timeout_s: float, longest_s: float, tls: ssl.SSLContext | None
+    host: str, port: int | None, *, timeout_s: float, max_total_s: float, tls: ssl.SSLContext | None
 ) -> BoundedConnection:
     """A connection, over TLS if a context is given.
 
-    It ends when nothing arrives for ``timeout_s`` seconds, and at the latest after ``longest_s`` seconds.
+    It ends when nothing arrives for ``timeout_s`` seconds, and at the latest after ``max_total_s`` seconds.
     """
     if tls is None:
         connection = BoundedConnection(host, port, timeout=timeout_s)
     else:
         connection = BoundedTLSConnection(host, port, timeout=timeout_s, context=tls)
-    connection.longest_s = longest_s
+    connection.max_total_s = max_total_s
     return connection
 
 

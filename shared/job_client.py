@@ -32,7 +32,7 @@ _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 """Error codes of X509_verify_cert for a certificate from an authority that is not trusted."""
 
 
-class ServerAway(Exception):
+class ServerUnavailable(Exception):
     """The server cannot be reached, or does not accept this client. The request can be retried later."""
 
 
@@ -60,7 +60,7 @@ class JobClient:
     """The jobs of the application ``app`` on the server at the URL ``server``, which may be behind a proxy.
 
     ``credentials`` are headers that authenticate the client to the server and to the proxy. Once ``stop`` is set,
-    uploads are aborted with ``ServerAway``. Methods raise ``ServerAway``, ``JobFailed`` or ``JobGone``.
+    uploads are aborted with ``ServerUnavailable``. Methods raise ``ServerUnavailable``, ``JobFailed`` or ``JobGone``.
     """
 
     def __init__(self, server: str, app: str, credentials: Mapping[str, str] | None = None) -> None:
@@ -77,11 +77,11 @@ class JobClient:
         self._headers = dict(credentials or {})
 
     def check(self) -> None:
-        """Checks that the server has the application. Raises ``ServerAway`` if it does not, or does not answer."""
+        """Checks that the server answers and has the application. Raises ``ServerUnavailable`` if not."""
         try:
             self._request("GET", f"/api/{self.app}/jobs?limit=1")
         except JobGone as error:
-            raise ServerAway(
+            raise ServerUnavailable(
                 f"the server at {self.server} has no application {self.app}; is that address Trivium's?"
             ) from error
 
@@ -119,7 +119,7 @@ class JobClient:
                 with path.open("rb") as file:
                     while chunk := file.read(_CHUNK):
                         if self.stop.is_set():
-                            raise ServerAway("the gateway is stopping")
+                            raise ServerUnavailable("the gateway is stopping")
                         yield chunk
                 yield b"\r\n"
         yield end
@@ -127,7 +127,7 @@ class JobClient:
     def _request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
     ) -> bytes:
-        """The body of a successful response. Raises ``ServerAway``, ``JobFailed`` or ``JobGone`` for any other."""
+        """The body of a successful response; raises ``ServerUnavailable``, ``JobFailed`` or ``JobGone`` otherwise."""
         connection = self._connect()
         try:
             # A server that knows its root path has already put it before the addresses in its answers.
@@ -143,7 +143,9 @@ class JobClient:
             response = connection.getresponse()
             content = response.read(_MAX_ANSWER_BYTES + 1)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk with a negative length
-            raise ServerAway(f"the server at {self.server} does not answer ({connection_problem(error)})") from error
+            raise ServerUnavailable(
+                f"the server at {self.server} does not answer ({connection_problem(error)})"
+            ) from error
         finally:
             connection.end()
         if 200 <= response.status < 300 and len(content) <= _MAX_ANSWER_BYTES:
@@ -157,15 +159,17 @@ class JobClient:
             # The answer of a proxy, which says nothing about the case: 413 may be the proxy's own limit on a body.
             location = in_one_line(response.getheader("Location", ""))
             hint = f"; set --server to the address it redirects to, {location}" if location else _WRONG_ADDRESS_HINT
-            return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, hint)}")
+            return ServerUnavailable(f"the server at {self.server} answers {status}{hints.get(status, hint)}")
         if status in (404, 410) and method == "GET":
             return JobGone("the server no longer has it")
         if status in _SERVER_FAILED or (status in _INPUT_REFUSED and method == "POST"):
             return JobFailed(detail, status)
-        return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, '')}")
+        return ServerUnavailable(f"the server at {self.server} answers {status}{hints.get(status, '')}")
 
     def _connect(self) -> BoundedConnection:
-        return bounded_connection(self._host, self._port, timeout_s=_TIMEOUT_S, longest_s=_MAX_REQUEST_S, tls=self._tls)
+        return bounded_connection(
+            self._host, self._port, timeout_s=_TIMEOUT_S, max_total_s=_MAX_REQUEST_S, tls=self._tls
+        )
 
 
 def credentials() -> dict[str, str]:
@@ -220,7 +224,7 @@ def _json(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise ServerAway("the answer is not from a Trivium server")
+        raise ServerUnavailable("the answer is not from a Trivium server")
     return document
 
 

@@ -14,7 +14,7 @@ _listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", def
 
 
 @contextmanager
-def listening(listener: Callable[[str], None]) -> Iterator[None]:
+def progress_listener(listener: Callable[[str], None]) -> Iterator[None]:
     """Calls ``listener`` with each stage that is reported inside, a short text such as ``tiles 12 of 80``."""
     token = _listener.set(listener)
     try:
@@ -24,13 +24,13 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def within(stage: str) -> Iterator[None]:
+def stage_prefix(stage: str) -> Iterator[None]:
     """Prefixes each stage that is reported inside with ``stage``: ``series 3 of 8, part 1 of 4``."""
     listener = _listener.get()
     if listener is None:
         yield
         return
-    with listening(lambda part: listener(f"{stage}, {part}")):
+    with progress_listener(lambda part: listener(f"{stage}, {part}")):
         yield
 
 

@@ -56,7 +56,7 @@ class ReviewedCase:
     input: Callable[[str], bytes | None]
 
     @property
-    def says_nothing(self) -> bool:
+    def is_empty_review(self) -> bool:
         """Whether the review neither judges a finding nor adds one."""
         return not (self.review.verdicts or self.review.missed)
 

@@ -25,7 +25,7 @@ from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
 from shared.errors import InvalidInputError
-from shared.progress import report_each, within
+from shared.progress import report_each, stage_prefix
 
 if TYPE_CHECKING:
     from apps.finance.models.library_tft import LibraryForecaster
@@ -101,7 +101,7 @@ class FinancePredictor:
         with self.threads():
             detections = []
             for number, series in enumerate(report_each(batch, "series"), start=1):
-                with within(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
+                with stage_prefix(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
                     detections.append(self._detect(series, options or Options()))
             return detections
 

@@ -13,7 +13,7 @@ import pytest
 
 from shared import cli, job_client
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient, JobFailed, JobGone, ServerAway, credentials
+from shared.job_client import JobClient, JobFailed, JobGone, ServerUnavailable, credentials
 
 KEY = "trv_8qP4GWBRQVgbmtsJC5uRfyoRomeg3oRqzclNvtcsI-U"
 PROXY, TRIVIUM = b"<html>nginx</html>", b'{"detail": "no"}'
@@ -52,7 +52,7 @@ def test_an_error_of_a_proxy_is_not_a_failure_of_the_case(tmp_path: Path, status
     (tmp_path / "a.dcm").write_bytes(b"1")
     with answering(status, PROXY) as address:
         for ask in (lambda one: one.submit([tmp_path / "a.dcm"], {}), lambda one: one.job("/api/echo/jobs/1")):
-            with pytest.raises(ServerAway, match=f"{status}.*Trivium"):
+            with pytest.raises(ServerUnavailable, match=f"{status}.*Trivium"):
                 ask(JobClient(address, "echo"))
 
 
@@ -68,14 +68,14 @@ def test_an_error_of_the_server_is_a_failure_of_the_case(tmp_path: Path) -> None
 def test_a_redirect_shows_the_address_to_use() -> None:
     with (
         answering(301, PROXY, {"Location": "https://hospital.example/trivium/"}) as address,
-        pytest.raises(ServerAway, match=r"--server .*https://hospital\.example/trivium/"),
+        pytest.raises(ServerUnavailable, match=r"--server .*https://hospital\.example/trivium/"),
     ):
         JobClient(address, "echo").check()
 
 
 @pytest.mark.parametrize(("key", "words"), [(None, "set TRIVIUM_KEY"), (KEY, "was revoked")])
 def test_a_missing_key_and_a_revoked_key_get_different_hints(key: str | None, words: str) -> None:
-    with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
+    with answering(401, TRIVIUM) as address, pytest.raises(ServerUnavailable, match=words):
         JobClient(address, "echo", {} if key is None else {"Authorization": f"Bearer {key}"}).check()
 
 
@@ -96,7 +96,7 @@ def test_a_server_that_answers_too_slowly_is_given_up(monkeypatch: pytest.Monkey
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
-        with pytest.raises(ServerAway, match="does not answer"):
+        with pytest.raises(ServerUnavailable, match="does not answer"):
             JobClient(f"http://127.0.0.1:{listening.getsockname()[1]}", "echo").check()
         thread.join(30)
     assert left.is_set()

@@ -14,7 +14,7 @@ from typing import Any
 from apps.medical.adapters.dicom_spool import SeriesSnapshot, Spool, short_name
 from apps.medical.types import PATIENT_KEYWORDS
 from shared.backoff import Backoff
-from shared.job_client import JobClient, JobFailed, JobGone, ServerAway
+from shared.job_client import JobClient, JobFailed, JobGone, ServerUnavailable
 
 log = logging.getLogger("trivium.gateway")
 
@@ -60,7 +60,7 @@ class SeriesSubmitter:
     def _check(self) -> None:
         try:
             self._jobs.check()
-        except (ServerAway, JobFailed) as error:
+        except (ServerUnavailable, JobFailed) as error:
             log.warning("%s; series will wait until this is fixed", error)
 
     def _submit_next(self, series: str) -> None:
@@ -79,7 +79,7 @@ class SeriesSubmitter:
         name = short_name(snapshot.series)
         try:
             self._submit(snapshot, others)
-        except ServerAway as error:
+        except ServerUnavailable as error:
             if not self._stop.is_set():
                 pause_s = self._backoff.failed(snapshot.series)
                 log.warning("series %s waits: %s; next try in %.0f s", name, error, pause_s)
@@ -126,7 +126,7 @@ class SeriesSubmitter:
         state = self._jobs.job(job)
         while state["state"] in ("queued", "running"):
             if self._stop.wait(_JOB_POLL_INTERVAL_S):
-                raise ServerAway("the gateway is stopping")
+                raise ServerUnavailable("the gateway is stopping")
             if not self._spool.is_unchanged(snapshot, others):
                 self._jobs.cancel(job)
                 self._restart(snapshot)

@@ -93,7 +93,7 @@ class WebArchive:
         assert parts.hostname is not None
         tls = (self.tls or ssl.create_default_context()) if parts.scheme == "https" else None
         connection = bounded_connection(
-            parts.hostname, parts.port, timeout_s=_IDLE_TIMEOUT_S, longest_s=_TOTAL_TIMEOUT_S, tls=tls
+            parts.hostname, parts.port, timeout_s=_IDLE_TIMEOUT_S, max_total_s=_TOTAL_TIMEOUT_S, tls=tls
         )
         credentials = {} if self.authorization is None else {"Authorization": self.authorization}
         try:

@@ -72,7 +72,7 @@ class ReportSender:
                     self._spool.remove_report(path)
                     log.info("series %s: its %s is in the archive", name, kind)
                     self._forget(path)
-                    self._backoff.end_pauses(but=self._refusals)
+                    self._backoff.forget_all_except(self._refusals)
                     continue
                 if isinstance(refusal, ClassNotSupported):
                     self._spool.remove_report(path)

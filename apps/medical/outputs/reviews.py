@@ -47,7 +47,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
         uid = _series_uid(case)
         if latest[uid] is not case:
             continue
-        if case.says_nothing and case.result["findings"]:
+        if case.is_empty_review and case.result["findings"]:
             without_verdict += 1
             continue
         for name, row in _marks(case):

@@ -72,7 +72,7 @@ class _BoundedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
     def _connect(self, kind: type[BoundedConnection], *args: Any, **kwargs: Any) -> BoundedConnection:
         connection = kind(*args, **kwargs)
-        connection.longest_s = _TIMEOUT_S
+        connection.max_total_s = _TIMEOUT_S
         self._connections.append(connection)
         return connection
 

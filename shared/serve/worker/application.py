@@ -23,7 +23,7 @@ from shared.deploy.predictor import (
     with_programs,
 )
 from shared.errors import InvalidInputError
-from shared.progress import listening
+from shared.progress import progress_listener
 from shared.serve.worker.handler import Stage, failure_reply
 from shared.serve.worker.messages import Blob, Message
 
@@ -70,7 +70,7 @@ class ApplicationHandler:
             self._generate_file(request) if "make" in request.head else self._decode(request) for request in requests
         ]
         stage("computing")
-        with listening(stage):
+        with progress_listener(stage):
             for batch in self._batches([state for state in states if state.reply is None]):
                 self._predict(batch)
         stage("writing")

@@ -15,7 +15,7 @@ from apps.driving.inference.second_stage import SecondStage
 from apps.driving.predictor import Options
 from shared.deploy.opening import open_predictor
 from shared.errors import InvalidInputError
-from shared.progress import listening
+from shared.progress import progress_listener
 from shared.threads import set_compute_threads
 
 LIMIT_S = 60
@@ -73,7 +73,7 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_thre
     monkeypatch.setattr(LidarDetector, "compute", noted)
     monkeypatch.setattr(SecondStage, "refined", beside_the_next)
     said = []
-    with listening(said.append):
+    with progress_listener(said.append):
         together = shipped.predict(sweeps, Options(score=0.1))
     assert threads == [2] * 10 and torch.get_num_threads() == 4
     assert said[0] == "frame 1 of 5" and len(alone[0].boxes)

@@ -26,7 +26,7 @@ from apps.finance.service import FinanceCodec
 from apps.finance.types import Anomaly, Detection, Forecast, Series, iso_utc
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
-from shared.progress import listening
+from shared.progress import progress_listener
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
@@ -198,7 +198,7 @@ def test_progress_names_the_series_being_forecast(predictor, tmp_path, monkeypat
     monkeypatch.setattr("apps.finance.inference.forecasting.CPU_BATCH", 16)
     inputs = decode(predictor, Request(files=(several(tmp_path),))).inputs[:2]
     stages: list[str] = []
-    with listening(stages.append):
+    with progress_listener(stages.append):
         predictor.predict(inputs)
     assert stages[0] == "series 1 of 2" and {stage[:13] for stage in stages} <= {"series 1 of 2", "series 2 of 2"}
     assert any(stage.startswith("series 2 of 2, forecasting, part 1 of ") for stage in stages)

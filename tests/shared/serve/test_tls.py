@@ -17,7 +17,7 @@ import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient, ServerAway
+from shared.job_client import JobClient, ServerUnavailable
 from shared.secure.tls import read_certificate
 from shared.serve.oip.grpc_messages import PACKAGE, message
 
@@ -146,7 +146,7 @@ def test_the_commands_trust_the_authority_in_the_environment(
 ) -> None:
     asked = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
     assert cli.main(asked) == 2 and "SSL_CERT_FILE" in capsys.readouterr().err
-    with pytest.raises(ServerAway, match="SSL_CERT_FILE"):
+    with pytest.raises(ServerUnavailable, match="SSL_CERT_FILE"):
         JobClient(asked[-1], "finance").check()
     monkeypatch.setenv("SSL_CERT_FILE", str(home / "tls.crt"))
     assert cli.main(asked) == 0
