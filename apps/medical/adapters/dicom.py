@@ -49,6 +49,7 @@ _MAX_CACHED_BYTES = 256 << 20
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _ALLOWED_BYTES, _MAX_EXPANSION, _CHUNK_BYTES = 16 << 20, 200, 1 << 20
+"""Limits for deflated datasets, see ``_limit_expansion``."""
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 """The tag of PixelData (7FE0,0010), little-endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -98,7 +99,7 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
             )
         if others:
             raise InvalidInputError(
-                f"{name} holds {first_few(others)} beside DICOM images; remove all files that are not of the CT series"
+                f"{name} holds {first_few(others)} beside DICOM images; remove files that are not of the CT series"
             )
         slices = _without_duplicates(slices)
         if series is None:
@@ -188,7 +189,7 @@ def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slic
 
 
 def _modalities(objects: Sequence[Member]) -> Counter[str]:
-    """The number of DICOM objects by Modality; "DICOM" stands for a Modality that is not a code of 2 to 16 letters."""
+    """The number of DICOM objects by Modality; "DICOM" stands for a Modality other than 2 to 16 capital letters."""
     from pydicom import dcmread
 
     kinds: Counter[str] = Counter()

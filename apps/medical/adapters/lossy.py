@@ -22,8 +22,8 @@ _POSSIBLY_LOSSY = {
 def lossy_compression(slices: Sequence[Slice]) -> dict[str, str]:
     """The attributes of lossy compression of an image derived from these, by keyword; empty if none was lossy.
 
-    The ratio is the largest stated one. The method is the first image's with one: the last that it states, else that of
-    its transfer syntax.
+    The ratio is the largest that an image states. The method comes from the first lossy image that has one: the last
+    method that it states, or else that of its transfer syntax.
     """
     lossy = _lossy(slices)
     if not lossy:

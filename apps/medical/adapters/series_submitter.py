@@ -29,8 +29,8 @@ class SeriesSubmitter:
     refuses is deleted, and the log says why; one that fails ``MAX_TRIES`` times is moved to the spool's ``aside/``.
 
     If ``kernels`` is not None (it may be empty), only the best series of a study is submitted, as chosen by
-    ``best_reconstruction``, and the others are deleted once it succeeds; if it is refused or fails, the next best is
-    submitted. If more images of the study arrive meanwhile, the choice is made again.
+    ``best_reconstruction``, and the others are deleted once it succeeds; if it is deleted or moved to ``aside/``, the
+    next best is submitted. If more images of the study arrive meanwhile, the choice is made again.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class SeriesSubmitter:
         from apps.medical.adapters.series import best_reconstruction
 
         study = self._spool.study_snapshots(series)
-        best = best_reconstruction([read_headers(member.files) for member in study], self._kernels) if study[1:] else 0
-        self._try(study[best], [member for member in study if member is not study[best]])
+        best = best_reconstruction([read_headers(taken.files) for taken in study], self._kernels) if study[1:] else 0
+        self._try(study[best], [taken for taken in study if taken is not study[best]])
 
     def _try(self, snapshot: SeriesSnapshot, others: Sequence[SeriesSnapshot] | None = None) -> None:
         name = short_name(snapshot.series)
@@ -156,7 +156,9 @@ class SeriesSubmitter:
 
     def _restart(self, snapshot: SeriesSnapshot) -> None:
         subject = "it" if self._kernels is None else "its study"
-        log.info("series %s: more images of %s arrived, so it starts again", short_name(snapshot.series), subject)
+        log.info(
+            "series %s: more images of %s arrived, so the analysis starts again", short_name(snapshot.series), subject
+        )
         self._spool.set_job(snapshot, None)
 
 

@@ -89,7 +89,8 @@ def test_invalid_numbers_are_refused(scan, tmp_path, stated, instead):
         ({"ImagePositionPatient": lambda k: [0, 1.5 * (k == 2), k * 2.5]}, "sideways .* 1.5 mm between I1 and I2"),
         ({"ImagePositionPatient": [0, 0, 0]}, "two images have the same position"),
         ({"Rows": 0}, "pixels cannot be read"),
-        ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, which is too large for a CT"),
+        ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, which cannot be a CT"),
+        ({"Rows": ""}, "states 5 images of None by [0-9]+ pixels, which cannot be a CT"),
         ({"PixelData": b"\0\0" * 20}, "pixels cannot be read"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB"),
         ({"RescaleSlope": 0}, "rescale slope"),
@@ -192,7 +193,7 @@ def test_corrupted_bytes_give_a_refusal_or_a_volume_and_no_other_error(scan, tmp
         ({"LossyImageCompression": "01", "RescaleSlope": 3}, "rescale slope multiplies the errors by 3"),
     ],
 )
-def test_lossy_compression_is_remarked_on(scan, tmp_path, tags, words):
+def test_lossy_compression_gives_a_remark(scan, tmp_path, tags, words):
     volume = read_volume([pack(tmp_path, members(scan, **tags))])
     assert re.search(words, " ".join(volume.remarks))
 
