@@ -136,7 +136,7 @@ class NodulePredictor:
             program=program,
             model=artifact.manifest.name,
             second_stage=None if second is None else open_second_stage(second, device),
-            digests={model.manifest.name: weights_digest(model) for model in (artifact, second) if model is not None},
+            digests={part.manifest.name: weights_digest(part) for part in (artifact, second) if part is not None},
         )
 
     def predict(self, batch: Sequence[CTVolume], options: Options | None = None) -> list[Findings]:
@@ -218,7 +218,8 @@ def _find_detector(second: Artifact) -> Artifact:
     detector = newest_partner(MODELS[0], lambda candidate: belongs_to(second, candidate), roots)
     if detector is None:
         raise InvalidInputError(
-            f"the detector that {second.path} was trained for is not in the same registry: name the detector's artifact"
+            f"the detector that {second.path} was trained for is neither in the same registry nor shipped: name its "
+            "artifact"
         )
     return detector
 

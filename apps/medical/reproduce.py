@@ -29,7 +29,7 @@ FOLLOWED_MM, LUNA16_SLICES_MM = 6.0, 2.5
 """Lung-RADS v2022 follows up solid nodules from this size on; LUNA16 has no scans with thicker slices."""
 
 PEER = "MONAI, LUNA16, 10 folds"
-BARS = (92.0, 0.88)
+TARGETS = (92.0, 0.88)
 """Minimum sensitivity (%) at one false positive per scan, and minimum CPM.
 
 The model may also miss at most half as many nodules as its previous version.
@@ -86,7 +86,7 @@ def _headline(scores: ScanScores, operating_score: float, device: str) -> list[l
             "96.7 % (claim)",
             f"95.7 % ({PEER})",
             f"{100 * sensitivity_at(curve, 1.0):.1f} % on {scores.scans} synthetic phantoms, {len(scores.truths)} "
-            f"nodules (95 % CI {100 * at_one.low:.0f} to {100 * at_one.high:.0f}; target {BARS[0]:g})",
+            f"nodules (95 % CI {100 * at_one.low:.0f} to {100 * at_one.high:.0f}; target {TARGETS[0]:g} %)",
         ],
         [
             f"At the operating score, {operating_score:.3f}",
@@ -99,7 +99,7 @@ def _headline(scores: ScanScores, operating_score: float, device: str) -> list[l
             "-",
             f"0.936 ({PEER})",
             f"{cpm(curve):.3f} on the same synthetic phantoms (95 % CI {cpm_interval.low:.2f} to "
-            f"{cpm_interval.high:.2f}; target {BARS[1]:g})",
+            f"{cpm_interval.high:.2f}; target {TARGETS[1]:g})",
         ],
         [
             "Error of the mean diameter",
@@ -185,7 +185,8 @@ def _previous_model(previous: ScanScores, version: int, current: ScanScores) -> 
         "-",
         f"{100 * sensitivity_at(curve, 1.0):.1f} % at 1 false positive per scan (95 % CI {100 * at_one.low:.0f} to "
         f"{100 * at_one.high:.0f}), CPM {cpm(curve):.3f} (95 % CI {cpm_interval.low:.2f} to {cpm_interval.high:.2f}); "
-        f"the current model misses {100 * current_misses / max(previous_misses, 1e-9):.0f} % as many (target 50)",
+        f"the current model misses {100 * current_misses / max(previous_misses, 1e-9):.0f} % as many (target: at most "
+        "50)",
     ]
 
 

@@ -46,7 +46,7 @@ _ORGANIZATION = r"^[^\\\x00-\x1f\x7f]*[^\s\\\x00-\x1f\x7f][^\\\x00-\x1f\x7f]*$"
 """A non-blank DICOM long string (LO, PS3.5 6.2)."""
 NO_REPORT = (
     "the case has no DICOM report: its input was not a DICOM series, or the study, series or images lack unique "
-    "identifiers or a standard SOP class, or an earlier version stored the case; in that last case analyse the CT again"
+    "identifiers or a standard SOP class, or the case was stored by an earlier version (then analyse the CT again)"
 )
 
 
@@ -230,12 +230,12 @@ def _add_reviewed(
     sources = Depends(read)
     headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
 
-    async def reviewed(found: dict[str, Any] = sources, group: str | None = group_dependency) -> Response:
-        return Response(await service.make(name, found, group), media_type=media_type, headers=headers)
+    async def reviewed(contents: dict[str, Any] = sources, group: str | None = group_dependency) -> Response:
+        return Response(await service.make(name, contents, group), media_type=media_type, headers=headers)
 
-    async def checked(found: dict[str, Any] = sources) -> Response:
+    async def checked(contents: dict[str, Any] = sources) -> Response:
         """Refuses what GET refuses, without making the file: the form asks whenever it opens a reviewed case."""
-        await run_in_threadpool(_reviewed_source, found)
+        await run_in_threadpool(_reviewed_source, contents)
         response = Response(media_type=media_type, headers=headers)
         del response.headers["Content-Length"]  # not known before the file is made (RFC 9110, 9.3.2)
         return response

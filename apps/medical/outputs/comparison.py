@@ -30,11 +30,11 @@ SOURCES = ("result.json", SLAB)
 MIN_CORRELATION, MIN_VESSEL_CORRELATION = 0.9, 0.7
 """Below these the images around the lungs, or the vessels in them, count as different.
 
-For copies of one scan, warped, cropped or resampled, both correlations were at least 0.96; with 6 mm slices and noise
-of 60 HU the vessel correlation was at least 0.81. With an effusion or a filled lung drawn in they were 0.82 to 0.99 and
-at least 0.94, so the vessels alone distinguish patients, if there are enough of them. For two phantoms they were 0.91
-to 0.96 and 0.23 to 0.58, for a phantom and a real scan 0.75 to 0.85 and 0.22 to 0.42, and for a real scan and its
-mirror image 0.90 and 0.32.
+For artificially warped, cropped or resampled copies of one scan, both correlations were at least 0.96; with 6 mm slices
+and noise of 60 HU the vessel correlation was at least 0.81. With an effusion or a filled lung drawn in they were 0.82
+to 0.99 and at least 0.94, so the vessels alone distinguish patients, if there are enough of them. For two phantoms they
+were 0.91 to 0.96 and 0.23 to 0.58, for a phantom and a real scan 0.75 to 0.85 and 0.22 to 0.42, and for a real scan and
+its mirror image 0.90 and 0.32.
 """
 
 MAX_SLICE_SPACING_RATIO = 1.5
@@ -44,9 +44,9 @@ MAX_DAYS = 36_525.0
 
 
 def compare_folders(folder: Path, earlier: Path, days: float | None) -> tuple[MedicalComparison, Table]:
-    """Compares two output folders of ``trivium predict``, that of the later scan in ``folder``. Also returns the table.
+    """Compares two output folders of ``trivium predict``: ``folder`` of the later scan, ``earlier`` of the earlier one.
 
-    Raises ``InvalidInputError``.
+    Returns the content of ``comparison.json`` and its table. Raises ``InvalidInputError``.
     """
     comparison = compare(_read(folder), _read(earlier), days=days)
     return comparison, comparison_table(comparison)
@@ -66,7 +66,7 @@ def _read(folder: Path) -> tuple[bytes, bytes]:
 def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: float | None = None) -> MedicalComparison:
     """The changes of the findings between two scans, ``days`` apart. ``now`` and ``before`` hold their ``SOURCES``.
 
-    Raises ``InvalidInputError`` if no lung was found in one of the scans.
+    Raises ``InvalidInputError`` if no lung was found in one of the scans, or ``days`` is not in (0, 36,525].
     """
     if days is not None and not 0 < days <= MAX_DAYS:
         raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, at most a century")

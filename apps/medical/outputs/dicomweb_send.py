@@ -88,7 +88,7 @@ class WebArchive:
         return ArchiveUnavailable(f"{self} responds with status {status}{_HINTS.get(status, '')}")
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, bytes]:
-        """Sends a request. Returns status and content of the response. Raises ``ArchiveUnavailable`` without one."""
+        """Sends a request. Returns status and content of the response. Raises ``ArchiveUnavailable``."""
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         tls = (self.tls or ssl.create_default_context()) if parts.scheme == "https" else None

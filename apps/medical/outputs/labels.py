@@ -54,7 +54,7 @@ def pieces(content: dict[str, Any]) -> dict[int, Piece]:
 
 
 def label_map(source: bytes) -> bytes:
-    """The label map as a compressed NIfTI-1 file of uint8. Where findings overlap, the higher-ranked one wins."""
+    """The label map as a compressed NIfTI-1 file of uint8. Where findings overlap, the highest score wins."""
     content = json.loads(source)
     header = nifti_header(
         np.uint8, content["size_ijk"], content["spacing_mm"], content["origin_lps_mm"], np.array(content["direction"])

@@ -232,9 +232,10 @@ def _predecessor(content: Mapping[str, Any]) -> Dataset:
 
 
 def person_name(reviewer: str | None) -> str:
-    """A reviewer's name as a DICOM person name (PN); text that is not one becomes a family name.
+    """A reviewer's name as a DICOM person name (PN) of at most 64 characters.
 
-    A family name alone ends with ^, which shows that the name has a single component. It has at most 64 characters.
+    A name that is not in the form of a PN becomes a family name. A family name without other components is cut to 63
+    characters and ends with ^, which marks it as a single component.
     """
     name = (reviewer or _UNNAMED).replace("\\", "/")
     groups = name.split("=")

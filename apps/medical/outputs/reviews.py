@@ -37,7 +37,8 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     """Writes the tables, and the scans into ``subset0`` to ``subset9``.
 
     A scan is written whole if the store has it; else the viewer's volume is written, if it has the scan's resolution.
-    All series of a study go into one subset; studies are assigned to the subsets in turn. Returns the remarks.
+    All series of a study go into one subset; studies are assigned to the subsets in turn, in the order of their first
+    cases. Returns the remarks.
     """
     rows: dict[str, list[Sequence[object]]] = {name: [columns] for name, columns in _COLUMNS.items()}
     subsets: dict[str, int] = {}

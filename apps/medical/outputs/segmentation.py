@@ -95,7 +95,7 @@ def segmentation(report: bytes, source: bytes) -> bytes:
         )
     images, order = _images(content, grid)
     # highdicom needs an array of all voxels for each segment, which may be gigabytes. So it gets source images of 1 x 1
-    # pixel, each of which says whether a segment has voxels on that slice, and the real pixels are set afterwards.
+    # pixel, and an array that only says on which slices a segment has voxels; the real pixels are set afterwards.
     is_present = np.zeros((len(order), 1, 1, len(by_rank)), np.uint8)
     for segment, piece in enumerate(by_rank.values()):
         first = piece.low_ijk[2]

@@ -22,8 +22,8 @@ MARGIN_MM = 12.0
 def slab(volume: CTVolume, findings: Findings) -> CTVolume:
     """The scan cropped to the lungs' box with a margin; HU are clipped to -1024..1020 and quantised in steps of 4.
 
-    No display window makes these steps visible. Above ``MAX_VOXELS`` pairs of rows and columns, then pairs of slices,
-    are averaged until the volume is small enough.
+    No display window makes these steps visible. Above ``MAX_VOXELS``, averages of blocks of 2 x 2 pixels, then
+    of 2 slices, then again of 2 x 2 pixels and so on replace them until the volume is small enough.
     """
     low, high = np.zeros(3, int), np.array(volume.size_ijk)
     if findings.lung_box_lps_mm is not None:

@@ -79,7 +79,7 @@ def test_an_invalid_failure_reason_is_a_refusal_with_the_http_status(file, reaso
     assert str(sent(answer, file)).endswith("refuses it (status 200)")
 
 
-def test_a_deeply_nested_response_counts_as_no_json(file):
+def test_a_deeply_nested_response_counts_as_not_json(file):
     assert sent(ok(b"[" * 100_000), file) is None
 
 
@@ -164,7 +164,7 @@ def test_an_endless_response_to_a_report_ends_the_association(file, monkeypatch)
 
 
 def test_unexpected_errors_of_an_archive_are_retried_after_a_pause(tmp_path, caplog):
-    """Not five times a second without end."""
+    """Without a pause the sender would try five times a second without end."""
 
     class Broken:
         tries = 0

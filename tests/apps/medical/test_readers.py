@@ -160,7 +160,7 @@ def test_slices_in_reverse_order_give_the_same_volume(scan, tmp_path):
     assert np.array_equal(volume.voxels_zyx[0], scan.voxels_zyx[5])
 
 
-def test_other_data_than_a_ct_series_is_refused(scan, tmp_path):
+def test_data_other_than_a_ct_series_is_refused(scan, tmp_path):
     refused(pack(tmp_path, series(scan, Modality=None)), "Modality", "IM")
     refused(pack(tmp_path, series(scan, Modality="MR")), "MR", "not CT")
     refused(pack(tmp_path, {"a.txt": b"nothing"}), "no DICOM image")

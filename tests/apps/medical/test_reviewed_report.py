@@ -221,7 +221,7 @@ def test_the_reviewer_is_chosen_by_name_or_else_the_newest_review(client: TestCl
     )
 
 
-def test_added_nodules_give_a_report_without_any_finding(client: TestClient, tmp_path: Path) -> None:
+def test_added_nodules_give_a_report_even_if_nothing_was_found(client: TestClient, tmp_path: Path) -> None:
     case = hand_in(client, pack(tmp_path, series(chest())), score="0.95")
     assert REPORT not in client.get(case).json()["files"]
     assert refused(client, case, 404) == "the case has no review"
