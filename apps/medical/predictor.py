@@ -1,4 +1,4 @@
-"""The predictor: takes chest CTs and returns findings. It does no file access."""
+"""The predictor: takes chest CTs and returns findings. Predicting reads and writes no files."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
             return association
 
     class Server(ThreadedAssociationServer):
-        """Limits connections to twice the number of associations, and those from one address to half that number.
+        """Allows twice as many connections as associations, and from one address half as many as associations.
 
         A connection within these limits but beyond the number of associations is rejected by an A-ASSOCIATE-RJ; beyond
         these limits it is closed at once.

@@ -66,7 +66,7 @@ class DicomGateway:
     associations: Annotated[int, arg(metavar="N")] = 20
     """The maximum number of simultaneous associations; half as many from one address."""
     tls_cert: Annotated[Path | None, arg(metavar="FILE")] = None
-    """The gateway's certificate (PEM). With it, --tls-key and --tls-ca, both directions use TLS only."""
+    """The gateway's certificate (PEM). It requires --tls-key and --tls-ca; then both directions use TLS only."""
     tls_key: Annotated[Path | None, arg(metavar="FILE")] = None
     """The certificate's private key (PEM, without a password)."""
     tls_ca: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -98,7 +98,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
 
 
 def _require_one_orientation(file: Path, header: bytes, direction: Float64) -> None:
-    """Raises ``InvalidInputError`` if a MetaImage's AnatomicalOrientation contradicts its matrix; ITK ignores it.
+    """Raises ``InvalidInputError`` if AnatomicalOrientation, which ITK ignores, contradicts a MetaImage's matrix.
 
     Some writers use the letters of the sides that axes end at instead of those that they start from; if there is a
     matrix, both conventions are accepted.
