@@ -88,7 +88,7 @@ def stack(name: str, slices: Sequence[Slice]) -> Stack:
         or rows * columns * len(slices) > MAX_VOXELS
     ):
         raise InvalidInputError(
-            f"{name} states {len(slices)} images of {rows} by {columns} pixels, which cannot be a CT",
+            f"{name} states {len(slices)} images of {rows} by {columns} pixels, which cannot be a CT; export it again",
             status=413,
         )
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
