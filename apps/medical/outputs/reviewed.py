@@ -149,8 +149,8 @@ def _added_finding(volume: Mapping[str, Any], nodule: Mapping[str, Any]) -> dict
     centre = index_ijk[:2] + 0.5
     radii = nodule["diameter_mm"] / 2 / spacing[:2]
     if abs(radii[1] / radii[0] - 1) < _SQUARE_TOLERANCE:
-        radius = radii[0] if centre[0] + radii[0] <= columns else -radii[0]
-        shape, points = "CIRCLE", [centre, centre + [radius, 0]]
+        signed_radius = radii[0] if centre[0] + radii[0] <= columns else -radii[0]
+        shape, points = "CIRCLE", [centre, centre + [signed_radius, 0]]
     else:
         half_axes = np.diag(radii)[np.argsort(-radii)]
         shape, points = "ELLIPSE", [point for half in half_axes for point in (centre - half, centre + half)]
