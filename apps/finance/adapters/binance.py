@@ -20,7 +20,7 @@ _LAYOUTS = {
         [r"\d+", _NUMBER, _NUMBER, _NUMBER, _TIME, _FLAG, _FLAG],
     ),
 }
-"""The names that Binance gives the columns in files with a header; times are ms since 1970, since 2025 us."""
+"""The names that Binance gives the columns in files with a header; times are ms since 1970, in files since 2025 us."""
 
 
 def binance_columns(lines: Sequence[str]) -> tuple[str, list[str]] | None:

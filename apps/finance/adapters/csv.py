@@ -89,7 +89,7 @@ def _decode(content: bytes, name: str) -> str:
 
 def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str], list[str]]:
     """Returns the separator, the unique column names, the number of lines before the rows, notes, and the names of
-    securities above the columns, if there are several.
+    the securities above the columns, one for each column; an empty list if there are none.
 
     The separator is the one with which most of the first lines have the same number of cells. The header is the first
     line that names a time column, else the first of that width. Further header lines make repeated column names unique.

@@ -22,9 +22,10 @@ refused."""
 
 
 def read_parquet(path: Path, options: TableOptions) -> Contents:
-    """All series in a Parquet file; if it is too large, only the columns that the options name.
+    """All series in a Parquet file. From a file that is too large, only the columns that the options name are read.
 
-    Raises InvalidInputError if it is still too large, or if the options do not name time, value and series.
+    Raises InvalidInputError if these are still too large, or if the options do not name time, value and series of such
+    a file, and if the file is not readable.
     """
     try:
         metadata = pyarrow.parquet.read_metadata(path)

@@ -44,7 +44,7 @@ _TIME_FIRST = r"(?i)^(\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AP]M)?)[ ,]+(\d{1,2}
 _AMBIGUOUS = r"(?:^|[^\d/.:-])\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\d\d)?(?![\d:])"
 """A date, anywhere in the text, whose month may be first or second."""
 _COMPACT = r"^(\d{4})(\d\d)(\d\d)(?: +|[;-])(\d\d):?(\d\d):?(\d\d)$"
-"""20240131 09:30:00, 20240131;093000 and 20240131-14:30:00, as Interactive Brokers writes them."""
+"""20240131  09:30:00, 20240131;093000 and 20240131-14:30:00, as Interactive Brokers writes them."""
 _REGION = r"\d +([A-Z][A-Za-z]+/[A-Z][\w/+-]+)$"
 """A time followed by its zone, such as 20240131 09:30:00 US/Eastern."""
 _ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
@@ -318,7 +318,7 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
                 is_wrong, f"{why} 2024-01-31 09:30:00 or 20240131, or give the option unit (excel, days, ...)"
             )
     unit_ns = _UNIT_NS[unit]
-    since_1970 = numbers - 25_569 if unit == "excel" else numbers  # from 1970 on
+    since_1970 = numbers - 25_569 if unit == "excel" else numbers  # Excel counts days from the end of 1899
     seconds = since_1970 * (unit_ns / SECOND_NS)
     column.refuse((seconds < _EARLIEST) | (seconds > _LATEST), _OUT_OF_RANGE)
     whole_units = np.floor(since_1970).astype(np.int64)

@@ -250,8 +250,8 @@ def _run_query(table: Table) -> dict[str, Contents]:
 def _merge_covariates(
     parts: Sequence[Series], kept: np.ndarray, values: dict[str, Floats]
 ) -> tuple[dict[str, Floats], dict[str, Words]]:
-    """The merged columns of the parts of a series. A column that holds words in any part becomes a column of words,
-    unless the other parts have no entry in it."""
+    """The merged columns of the parts of a series. A text column that has an entry in any part becomes a text column;
+    one without any entry counts as missing numbers."""
     words: dict[str, Words] = {}
     for name in dict.fromkeys(name for part in parts for name in part.words):
         columns = [number_column(part, name) for part in parts]

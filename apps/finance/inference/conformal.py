@@ -70,8 +70,8 @@ class Control:
 
     While an event lasts, its score is held and decays towards the current score with a time constant of ``hold_rows``
     rows. A row that exceeds the held score by ``margin`` is reported again; the event is over when the held score is
-    below the threshold. If the event has gone on for more than 48 rows, or the last 12 scores are below the threshold,
-    a row begins a new event if its increase over the largest of those 12 scores reaches the threshold. Scores are root
+    below the threshold. If the last report is more than 48 rows ago, or the last 12 scores are below the threshold, a
+    row begins a new event if its increase over the largest of those 12 scores reaches the threshold. Scores are root
     mean squares, so the increase is the root of the difference of their squares. So a bad print after another, or a
     shift in the wake of a stronger one, is a separate event even while the held score of the first is high, and a long
     disturbance is one event.
@@ -88,8 +88,8 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """The control's state after a row: ``level`` is the threshold after the last event, at which time ``due`` (events
-    due times the step) applied; ``held`` is the held score; ``quiet`` the number of rows since the last report."""
+    """The control's state after a row: ``level`` is the threshold that the last event left, ``due`` the events due by
+    then times the step, ``held`` the held score, ``quiet`` the number of rows since the last report."""
 
     level: float
     due: float

@@ -32,7 +32,7 @@ _TIE_SHARE = 0.8
 _DIP_ROWS = 4
 """The score may fall below the release level for this many rows without ending an event."""
 _PAUSE_ROWS = 48
-"""An event ends if nothing is this unusual for this many rows, the longest window over which a detector averages."""
+"""An event ends if no detector is that unusual for this many rows, the longest window over which one averages."""
 
 
 def active_rows(channels: Mapping[str, Floats], min_improbability: float = _MIN_IMPROBABILITY) -> Mask:

@@ -16,7 +16,7 @@ _GAP_INTERVALS, _PAUSE_INTERVALS = 5.0, 2.0
 """In typical intervals: the minimum length of a gap, and of a step that is recorded as a pause."""
 _MIN_ROWS = 64
 _WEEKEND_NS, _SATURDAY = 4 * DAY_NS, 5
-_DAYS_A_PAUSE = 8
+_DAYS_PER_PAUSE = 8
 """Pauses that occur at least once in this many days are part of the series' rhythm."""
 _ROWS_AFTER_GAP, _MAX_EVENT_ROWS = 3, 48
 _MAX_PAUSES = 4096
@@ -110,7 +110,7 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
                 at_same_time = any(pause[1] >= step / 2 and _same_time(pause[0], int(times[index])) for pause in starts)
                 needed = 0.0 if at_same_time else float(_YOUNG_PAUSES)
             else:
-                needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
+                needed = max(2.0, history / DAY_NS / _DAYS_PER_PAUSE)
             is_too_early = history < DAY_NS and (is_open or 8 * step > history)
             end_ns = int(times[index]) + (_WEEKEND_NS if is_open else step)
             is_weekend = step <= _WEEKEND_NS and _has_saturday(int(times[index]), end_ns) and index < first_saturday

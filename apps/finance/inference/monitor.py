@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MIN_HISTORY = 65
 """A budget by the day starts from the interval of the first 64 steps."""
 _RECENT_ROWS = 192
-"""An event is reported at most this many rows after its beginning; one that follows a gap is reported late."""
+"""Events are reported at most this many rows after they begin. One just after a gap is reported late, if it lasts."""
 _MIN_TIME_NS = 10**16
 """Smaller numbers are probably not nanoseconds."""
 _MAX_STEP_NS = 366 * DAY_NS
@@ -171,7 +171,7 @@ class Monitor:
             self.scores = self.thresholds = np.empty(0)
             return old, ()
         extended = append_rows(old.series, times_ns, values)
-        offset = len(extended) - first - number  # the first row of ``held`` with carried results
+        offset = len(extended) - first - number  # the first row of ``extended`` with carried results
         raw = last_rows(extended, offset)
         actions = corporate_actions(raw)
         factor = np.concatenate([old.factor, np.full(number, old.factor[-1] if len(old.factor) else 1.0)])

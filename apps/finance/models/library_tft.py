@@ -184,7 +184,7 @@ class LibraryWindows:
             elif name in (f"{settings.target}_center", f"{settings.target}_scale"):
                 scale_value = scale[:, 0 if name.endswith("_center") else 1]
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
-                if settings.trained_here:  # bounded growth, because a price may have moved far since training
+                if settings.trained_here:  # asinh, because a price may have moved far since training
                     mean, deviation = self.target_scale
                     reals[:, :, index] = torch.asinh((scale_value - mean) / deviation)[:, None]
                 else:

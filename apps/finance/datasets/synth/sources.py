@@ -56,7 +56,7 @@ def ad_price(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def temperature(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A temperature: slow weather over days around a level, a daily pattern, little noise."""
+    """A temperature: a level, weather that wanders over days, a daily pattern in half of the series, little noise."""
     length = len(times_ns)
     weather = autoregressive(generator, length, 1 - 10 ** generator.uniform(-3.3, -2)) * generator.uniform(1, 6)
     course = generator.choice([0.0, 1.0]) * generator.uniform(1, 6) * daily(generator, times_ns)
@@ -81,12 +81,12 @@ def minute_bars(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def daily_close(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """Closes of a share: drifting returns with clustered volatility that rises when prices fall."""
+    """Closes of a share: drifting, heavy-tailed returns with clustered volatility, so that ordinary jumps occur."""
     length = len(times_ns)
     shocks = generator.standard_t(generator.uniform(3.5, 7), length)
     shocks = shocks / max(float(shocks.std()), 1e-9) * volatility(generator, length)
-    falls = np.exp(-0.4 * autoregressive(generator, length, 0.99))
-    returns = generator.uniform(0.006, 0.03) * shocks * falls + generator.normal(3e-4, 3e-4)
+    slow_volatility = np.exp(-0.4 * autoregressive(generator, length, 0.99))
+    returns = generator.uniform(0.006, 0.03) * shocks * slow_volatility + generator.normal(3e-4, 3e-4)
     values: Floats = 10 ** generator.uniform(0.3, 3) * np.exp(np.cumsum(returns))
     return values
 
