@@ -105,8 +105,10 @@ def reproduce(quick: bool) -> Table:
         return reported_scores(scored, calibration.control(budget), budget)
 
     def best_budget(profile: Profile) -> str:
-        detections = max((score_corpus(scores_at(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
-        return f"{detections[0]:.1f} (budget {detections[1]:.2f})"
+        best, budget = max(
+            (score_corpus(scores_at(candidate), profile, REPORTED).normalised, candidate) for candidate in SEARCHED
+        )
+        return f"{best:.1f} (budget {budget:.2f})"
 
     present = set(benchmark.names())
     own_scores = scores_at(rate)
@@ -164,7 +166,7 @@ def _forecast_rows(network: Forecaster) -> list[_TableRow]:
         peer = Fracast()
         for name in ("price", "minute_bars", "daily_close", "server"):
             own = relative_loss(network, name, levels=LEVELS)
-            theirs = relative_loss(network, name, levels=LEVELS, forecaster=peer)
+            theirs = relative_loss(network, name, levels=LEVELS, peer=peer)
             measure = f"Synthetic series, {name.replace('_', ' ')}: the same at 10, 50 and 90 %"
             rows.append((measure, f"Fracast {theirs:.2f}", f"{own:.2f}"))
     return rows
@@ -305,7 +307,7 @@ def _ablation_rows(
 
 
 def _trial_rows(trial: Trial) -> list[tuple[str, str, str]]:
-    series_names = {"series": "of all kinds", "market": "markets", "price": "prices"}[trial.name]
+    series_names = {"series": "series of all kinds", "market": "markets", "price": "prices"}[trial.name]
     rows = [
         (
             f"Synthetic {series_names}: false events a 1,000 rows",

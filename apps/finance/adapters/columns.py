@@ -143,9 +143,9 @@ def series_column(frame: pl.DataFrame, numeric: Iterable[str], times: Times, nam
         entries = frame.select(pl.col(columns).cast(pl.String).fill_null(""))
         if pl.concat([table, entries.rename(lambda column: f" {column}")], how="horizontal").n_unique() == table.height:
             shown = entries.unique(maintain_order=True).head(3).rows()
-            problem = f"{' and '.join(map(repr, columns))} ({', '.join(repr(' '.join(row)) for row in shown)})"
+            differing = f"{' and '.join(map(repr, columns))} ({', '.join(repr(' '.join(row)) for row in shown)})"
             remedy = "if it names the series, give it as the option 'series', else use a file with one kind of row"
-            raise InvalidInputError(f"{name}: rows with the same time differ in column {problem}; {remedy}")
+            raise InvalidInputError(f"{name}: rows with the same time differ in column {differing}; {remedy}")
     return label
 
 

@@ -51,9 +51,9 @@ def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calib
     for item, parts in scored:
         length = len(item.series)
         is_reported = np.zeros((len(parts), length), bool)
-        for row, part in enumerate(parts):
+        for index, part in enumerate(parts):
             expected = calibration.budget().expected(part)
-            is_reported[row] = report(score(part, calibration), expected, calibration.control()).scores > 0
+            is_reported[index] = report(score(part, calibration), expected, calibration.control()).scores > 0
         is_reported[:, : probation(length)] = False
         rows += len(parts) * (length - probation(length))
         inside = np.zeros(length, bool)

@@ -18,7 +18,7 @@ from shared.app import Table
 _STREAM = 1 << 27
 _SERIES, _ROWS = 6, 10_000
 _TOLERANCE = 0.2
-_PER_1000_ROWS, _PER_DAY, _DAILY_CLOSES_PER_DAY = 0.6, 0.5, 0.002
+_PER_1000_ROWS, _PER_DAY, _PER_DAY_FOR_DAILY_CLOSES = 0.6, 0.5, 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ def budget_tables(calibration: Calibration) -> tuple[Table, Table]:
             rows=[_row(outcome) for outcome in by_rows],
         ),
         Table(
-            title=f"Events given over those asked for: {_PER_DAY:g} a day, of daily closes {_DAILY_CLOSES_PER_DAY:g}",
+            title=f"Events given over those asked for: {_PER_DAY:g} a day, for daily closes "
+            f"{_PER_DAY_FOR_DAILY_CLOSES:g}",
             columns=columns,
             rows=[_row(outcome) for outcome in by_day],
             notes=notes,
@@ -69,7 +70,7 @@ def run_budget_trial(
     calibration: Calibration, kind: str, *, series: int = _SERIES, rows: int = _ROWS
 ) -> tuple[BudgetOutcome, BudgetOutcome]:
     """The outcome for ``series`` series of a kind, with a budget by 1,000 rows and with one by the day."""
-    per_day = _DAILY_CLOSES_PER_DAY if kind == "daily closes" else _PER_DAY
+    per_day = _PER_DAY_FOR_DAILY_CLOSES if kind == "daily closes" else _PER_DAY
     budgets = Budget(per_1000_rows=_PER_1000_ROWS), Budget(per_day=per_day)
     requested, received = np.zeros(2), np.zeros(2, np.int64)
     for item in _items(kind, series, rows):

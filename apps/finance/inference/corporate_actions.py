@@ -25,7 +25,7 @@ _RATIO_TOLERANCE = 0.005
 _MIN_ADJUSTMENT = 0.0015
 _MAX_ACTION_SHARE = 0.05
 _PAST_ROWS, _MIN_PAST = 60, 20
-_MAX_TYPICAL_CHANGES, _MAX_TOLERANCE = 4.0, 0.08
+_TYPICAL_CHANGES, _MAX_TOLERANCE = 4.0, 0.08
 _MAX_VOLUME_RATIO = 2.5
 
 
@@ -93,18 +93,18 @@ def _from_adjusted_close(close: Floats, adjusted: Floats) -> tuple[CorporateActi
     change_indices = np.flatnonzero(np.abs(steps) > noise)
     if len(change_indices) > max(_MAX_ACTION_SHARE * len(rows), 2):
         return ()  # exporters' adjusted closes change less often
-    typical = np.abs(np.diff(np.log(adjusted[rows])))
+    changes = np.abs(np.diff(np.log(adjusted[rows])))
     actions = []
     for index in change_indices.tolist():
         factor = float(np.exp(-steps[index]))
-        past = typical[max(0, index - _PAST_ROWS) : index]
+        past = changes[max(0, index - _PAST_ROWS) : index]
         price_before = float(close[rows[index]])
         split = _small_ratio(1 / factor) if not 1 / _MIN_SPLIT < factor < _MIN_SPLIT else None
         if split is not None:
             note, listed = _split_name(split), True
         elif factor < 1:
             note = f"dividend of {price_before * (1 - factor):.4g} ({100 * (1 - factor):.2g} %)"
-            listed = len(past) >= _MIN_PAST and -np.log(factor) > _MAX_TYPICAL_CHANGES * float(np.mean(past))
+            listed = len(past) >= _MIN_PAST and -np.log(factor) > _TYPICAL_CHANGES * float(np.mean(past))
         else:
             note, listed = f"adjusted by {factor:.4g}", True
         actions.append(CorporateAction(int(rows[index + 1]), factor, note, bool(listed)))
@@ -125,7 +125,7 @@ def _from_volume(series: Series, volume: Floats) -> tuple[CorporateAction, ...]:
         volumes = volumes[np.isfinite(volumes) & (volumes > 0)]
         if min(len(past), len(volumes)) < _MIN_PAST or not traded[index + 1] > 0:
             continue
-        tolerance = min(_MAX_TYPICAL_CHANGES * float(np.mean(past)), _MAX_TOLERANCE)
+        tolerance = min(_TYPICAL_CHANGES * float(np.mean(past)), _MAX_TOLERANCE)
         candidates = [
             ratio for common in _COMMON_RATIOS for ratio in ((common,) if common < 2 else (common, 1 / common))
         ]

@@ -21,25 +21,25 @@ from apps.finance.models.tft import Forecaster
 from apps.finance.types import QUANTILES, Floats, Series
 
 _STREAM = 1 << 22
-_SERIES, _FORECASTER_SERIES, _ROWS, _STRIDE = 8, 2, 2000, 24
+_SERIES, _PEER_SERIES, _ROWS, _STRIDE = 8, 2, 2000, 24
 Quantiles: TypeAlias = Callable[[Floats, NDArray[np.int64], int], Floats]
 """From values (N,), first rows (B,) and the number of rows ahead to quantiles (B, rows, Q)."""
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
 def relative_loss(
-    model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
+    model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, peer: Quantiles | None = None
 ) -> float:
     """The model's quantile loss over the baseline's, on 8 series of ``shape`` without anomalies; their geometric mean.
 
-    If ``forecaster`` is given, its loss over the baseline's, on 2 of the series; its quantiles have the levels
+    If ``peer`` is given, its loss over the baseline's, on 2 of the series; its quantiles have the levels
     ``levels``.
     """
     ratios = []
-    for index in range(_SERIES if levels == QUANTILES else _FORECASTER_SERIES):
+    for index in range(_SERIES if levels == QUANTILES else _PEER_SERIES):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + index))))
         series = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
-        own, baseline = losses(model, series, levels, forecaster)
+        own, baseline = losses(model, series, levels, peer)
         if baseline > 0:
             ratios.append(np.log(max(own, 1e-12) / baseline))
     return float(np.exp(np.mean(ratios)))
@@ -47,10 +47,10 @@ def relative_loss(
 
 @torch.inference_mode()
 def losses(
-    model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, forecaster: Quantiles | None = None
+    model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, peer: Quantiles | None = None
 ) -> tuple[float, float]:
     """The mean quantile losses over ``levels`` on windows of ``series``, in its units: of the model, or of
-    ``forecaster`` if given, and of the baseline."""
+    ``peer`` if given, and of the baseline."""
     context, horizon = model.context, model.horizon
     windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
     windows.starts = windows.starts[windows.starts >= context]
@@ -67,7 +67,5 @@ def losses(
     persistence = context_values[:, -1, None, None] + deviation[:, None, None] * lead_scale[:, None] * np.asarray(
         NORMAL_SCORES
     )
-    predicted = (
-        forecast[..., level_indices] if forecaster is None else forecaster(series.target, windows.starts, horizon)
-    )
+    predicted = forecast[..., level_indices] if peer is None else peer(series.target, windows.starts, horizon)
     return quantile_loss(actual, predicted, levels), quantile_loss(actual, persistence[..., level_indices], levels)

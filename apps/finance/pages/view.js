@@ -24,12 +24,12 @@ function firstRow(times, time) {
 
 /**
  * The rows to draw for the view from `min` to `max`: from `rows` those in view and a view's width on either side, from
- * `thinned` the rest. If these are more than 20,000 rows, one of every `every` rows is drawn, that with the highest score.
+ * `thinned` the rest. If the former are more than `maxRows`, one of every `every` rows is drawn, that with the highest score.
  */
-export function inView(thinned, rows, min, max, most = MAX_ROWS) {
+export function inView(thinned, rows, min, max, maxRows = MAX_ROWS) {
   const from = firstRow(rows.times, min - (max - min));
   const to = firstRow(rows.times, max + (max - min));
-  const every = Math.max(1, Math.ceil((to - from) / most));
+  const every = Math.max(1, Math.ceil((to - from) / maxRows));
   const kept = [];
   for (let start = from; start < to; start += every) {
     let best = start;

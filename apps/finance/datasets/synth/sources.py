@@ -59,9 +59,9 @@ def temperature(generator: np.random.Generator, times_ns: Times) -> Floats:
     """A temperature: a level, weather that wanders over days, a daily pattern in half of the series, little noise."""
     length = len(times_ns)
     weather = autoregressive(generator, length, 1 - 10 ** generator.uniform(-3.3, -2)) * generator.uniform(1, 6)
-    course = generator.choice([0.0, 1.0]) * generator.uniform(1, 6) * daily(generator, times_ns)
+    pattern = generator.choice([0.0, 1.0]) * generator.uniform(1, 6) * daily(generator, times_ns)
     noise = 10 ** generator.uniform(-1.5, 0) * autoregressive(generator, length, generator.uniform(0, 0.9))
-    values: Floats = generator.uniform(10, 90) + weather + course + noise
+    values: Floats = generator.uniform(10, 90) + weather + pattern + noise
     return values
 
 
