@@ -296,7 +296,7 @@ def _scored_column(
     if wanted is None and options.value_if_present and columns.matching_label(options.value_if_present, [*values]):
         wanted = options.value_if_present
     quotes = [columns.first_matching_label(names, values) for names in (columns.BIDS, columns.ASKS)]
-    description = "one of the file's"
+    description = "one of several columns of numbers"
     price = columns.first_matching_label(columns.PRICES, labels) or columns.label_with_word(columns.PRICE_WORDS, labels)
     label = price if wanted is None else columns.matching_label(wanted, [*values, *faults])
     if label is None and wanted is not None:

@@ -270,9 +270,8 @@ def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Serie
     orders = [order for order, holds in possible.items() if holds and (unit == order or unit not in _ORDERS)]
     if len(orders) != 1:
         remedy = "write dates as 2024-01-31, or give the option unit=day-first or unit=month-first"
-        raise InvalidInputError(
-            f"{column.location}: the order of {slashed[0]!r} and {slashed[-1]!r} is ambiguous; {remedy}"
-        )
+        dates = f"{slashed[0]!r} and {slashed[-1]!r}"
+        raise InvalidInputError(f"{column.location}: the order of day and month is ambiguous in {dates}; {remedy}")
     return text.str.replace(_SLASHED, _ORDERS[orders[0]]).str.strip_chars()
 
 

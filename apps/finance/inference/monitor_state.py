@@ -60,7 +60,7 @@ class _Facts:
     told: frozenset[tuple[str, int]]
 
 
-_FACTS = tuple(one.name for one in fields(_Facts))
+_FACTS = tuple(entry.name for entry in fields(_Facts))
 _SHARED_FIELDS = ("rate", "before", "due", "control_state", "pauses", "gaps", "told")
 """The fields that ``SeriesState`` has by the same name."""
 
@@ -179,7 +179,9 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
                 raise ValueError
             document = json.loads(archive["facts"].tobytes())
             if document["format"] != _FORMAT:
-                raise InvalidInputError(f"{path} has another version; start a monitor from the history instead")
+                raise InvalidInputError(
+                    f"{path} has the format of another version; start a monitor from the history instead"
+                )
             facts = TypeAdapter(_Facts).validate_python({name: document.pop(name) for name in _FACTS})
             columns = {name: archive[f"column{number}"] for number, name in enumerate(facts.columns)}
             carried = {name: archive[f"carried{number}"] for number, name in enumerate(facts.carried)}

@@ -111,7 +111,7 @@ def read_scores(path: Path, known: Sequence[str]) -> Iterator[tuple[str, SeriesS
     elif path.is_file():
         files = [path]
     else:
-        raise InvalidInputError(f"{path}: no such file or folder")
+        raise InvalidInputError(f"{path} does not exist; give a file, or a detector's folder of NAB's results")
     file_by_name: dict[str, str] = {}
     for file in files:
         file_name = file.relative_to(path).as_posix() if path.is_dir() else file.name

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 50_000
 SCORE = (
-    "weighted root mean square of -log10 of the detectors' tail probabilities for a row, over 5, or 0.12 of "
-    "low_volatility's: it ranks rows and is not a probability; the forecast gives the band, and contributes to the "
-    "score only if the network takes covariates"
+    "weighted root mean square of -log10 of the detectors' tail probabilities for a row, over 5, and at least "
+    "0.12 times that of low_volatility; it ranks rows and is not a probability; the forecast gives the band, and "
+    "contributes to the score only if the network takes covariates"
 )
 
 

@@ -96,7 +96,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     if undecided:
         remarks.append(f"Left out, series not fully reviewed: {undecided}. Accept or reject each of their events.")
     if joint:
-        remarks.append(f"Left out, all columns together: of {joint} cases. Each column is a separate series.")
+        remarks.append(f"Left out, the joint score of all columns: {joint} cases. Each column is a separate series.")
     if written:
         options = f"--data.path {out / 'series'} --data.labels {_LABEL}"
         if scored != {_VALUE} and len(scored) == 1:

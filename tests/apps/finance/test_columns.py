@@ -74,7 +74,8 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     ]
     series = read_series(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
     assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
-    assert series.notes[0] == ("column 'Close/Last' was scored, one of the file's; the option 'value' selects another")
+    scored = "column 'Close/Last' was scored, one of several columns of numbers; the option 'value' selects another"
+    assert series.notes[0] == scored
     assert any("sorted" in note for note in series.notes)
 
 

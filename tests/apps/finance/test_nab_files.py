@@ -125,7 +125,7 @@ def test_names_and_labels_that_do_not_fit_are_refused(benchmark):
     write(benchmark / "two" / "x_B.csv", {}), write(benchmark / "two" / "y_B.csv", {})
     with pytest.raises(InvalidInputError, match=r"both have scores of realTweets/B.csv"):
         scored(benchmark, benchmark / "two")
-    with pytest.raises(InvalidInputError, match="no such file"):
+    with pytest.raises(InvalidInputError, match=r"none\.csv does not exist; give a file"):
         scored(benchmark, benchmark / "none.csv")
     with pytest.raises(InvalidInputError, match="--labels JSON"):
         app.score_files({"scores": file})
