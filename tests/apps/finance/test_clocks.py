@@ -76,7 +76,7 @@ def test_a_time_in_the_skipped_hour_of_spring_is_refused(tmp_path, times):
         read(tmp_path, times, BERLIN)
 
 
-def test_a_date_at_whose_midnight_the_clock_is_put_forward_stays_a_date(tmp_path):
+def test_a_date_whose_midnight_is_skipped_stays_a_date(tmp_path):
     contents = read(tmp_path, [f"2018-11-{day:02d}" for day in range(1, 8)], TableOptions(zone="America/Sao_Paulo"))
     times = [iso_utc(int(time)) for time in contents.series[0].times_ns]
     assert times[2:5] == ["2018-11-03T03:00:00Z", "2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z"]
@@ -107,13 +107,13 @@ def test_the_zone_in_the_header_is_that_of_the_times_unless_the_option_names_ano
     assert not any("according to its name" in note for note in contents.notes)
 
 
-def test_a_time_of_day_in_a_column_of_its_own_says_the_zone_too(tmp_path):
+def test_a_separate_time_of_day_column_may_name_the_zone(tmp_path):
     rows = [f"2024-07-01,09:0{minute},{minute}" for minute in range(3)]
     (tmp_path / "a.csv").write_text("\n".join(["Date,Time (UTC+8),value", *rows]) + "\n")
     assert iso_utc(int(read_contents(tmp_path / "a.csv").series[0].times_ns[0])) == "2024-07-01T01:00:00Z"
 
 
-def test_an_abbreviation_in_the_header_is_refused_until_the_zone_is_named_but_for_dates(tmp_path):
+def test_a_zone_abbreviation_in_the_header_is_refused_except_for_dates(tmp_path):
     times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
     with pytest.raises(InvalidInputError, match=r"'Time \(EST\)' is in EST according to its name, .*the option 'zone'"):
         read(tmp_path, times, label="Time (EST)")

@@ -178,7 +178,7 @@ def test_the_tickers_of_parquet(tmp_path):
     assert read_series(tmp_path / "b.parquet").target.tolist() == list(range(30))
 
 
-def test_one_ticker_is_no_value_and_one_series(tmp_path):
+def test_a_column_with_one_ticker_is_neither_the_value_nor_the_series_names(tmp_path):
     series = read_series(
         written(tmp_path, "日期,股票代码,成交额", [f"{day},600519,{row % 7}" for row, day in enumerate(DAYS)])
     )
@@ -207,7 +207,7 @@ def test_a_number_column_named_like_an_identifier_is_a_value(tmp_path):
     assert len(read_series(written(tmp_path, "date,account,close", rows))) == 30
 
 
-def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
+def test_several_amounts_per_day_are_refused_if_most_would_be_lost(tmp_path):
     rows = [f"{day},{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
     with pytest.raises(InvalidInputError, match="the 90 rows cover only 30 days; sum or average them"):
         read_series(written(tmp_path, "date,amount", rows))

@@ -201,7 +201,7 @@ def test_a_value_unusual_only_given_its_covariates_is_found_by_its_forecast(tmp_
     assert values[row] < series.target[:row].max() and not found[False]
 
 
-def test_the_column_of_series_is_that_of_the_training_where_the_file_has_it(predictor, tmp_path):
+def test_the_series_column_of_the_training_is_used_if_the_file_has_it(predictor, tmp_path):
     one = frame("b").assign(region="b")
     result = answered(predictor, written(tmp_path, one), series="")
     assert [part["name"] for part in result["parts"]] == ["b"]
@@ -265,7 +265,7 @@ def test_words_and_series_unseen_in_training_are_unknown_and_noted(predictor, tm
         ),
     ],
 )
-def test_a_file_that_lacks_a_covariate_is_refused_and_says_which(predictor, tmp_path, change, options, sentence):
+def test_a_file_without_a_covariate_is_refused_with_the_columns_name(predictor, tmp_path, change, options, sentence):
     made = frame("a").drop(columns=[name for name, value in change.items() if value is None])
     made = made.assign(**{name: value for name, value in change.items() if value is not None})
     with pytest.raises(InvalidInputError, match=sentence):

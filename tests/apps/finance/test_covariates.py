@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-def test_scalers_and_words_are_those_of_the_rows_that_train(tmp_path):
+def test_scalers_and_words_are_those_of_the_training_rows(tmp_path):
     whole = frame()
     later = whole.groupby("region").cumcount() >= TRAINING
     changed = whole.copy()
@@ -56,7 +56,7 @@ def test_covariate_names_may_be_separated_by_commas_or_spaces():
         Table(path="x.csv", known=("wind",), observed=("wind",))
 
 
-def test_groups_are_embedded_where_there_are_several_and_can_be_switched(tmp_path):
+def test_groups_are_embedded_by_default_only_with_covariates_and_several_series(tmp_path):
     path = written(tmp_path, frame())
     assert "series" not in library(table(path, groups=False)).categories
     alone = library(table(path, known=(), observed=(), groups=True))
@@ -183,7 +183,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", list(SPELLINGS))
-def test_booleans_are_the_same_however_a_file_writes_them(tmp_path, spelling):
+def test_booleans_are_equal_in_any_notation(tmp_path, spelling):
     promotion = np.arange(2 * ROWS) // 24 % 3 == 0
     made = frame().assign(promotion=promotion)
     made.to_parquet(tmp_path / "load.parquet", index=False)
@@ -198,7 +198,7 @@ def test_booleans_are_the_same_however_a_file_writes_them(tmp_path, spelling):
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
 
 
-def test_booleans_are_numbers_where_the_network_was_trained_on_0_and_1(tmp_path):
+def test_booleans_are_numbers_if_the_network_was_trained_on_0_and_1(tmp_path):
     promotion = np.arange(2 * ROWS) // 24 % 3 == 0
     data = table(written(tmp_path, frame().assign(promotion=promotion.astype(int))), known=("promotion",), observed=())
     model = forecaster(data)

@@ -147,7 +147,7 @@ def test_a_password_from_the_environment_may_hold_any_character(monkeypatch):
     assert (url.password, url.host, url.database) == ("p@ss/w:rd?", "host", "prices")
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "a.csv"
     frame().write_csv(path)
     before = named(path=str(path)).fingerprint()

@@ -51,7 +51,7 @@ def test_a_disturbance_is_reported_once_and_a_stronger_one_again():
     assert not report(values * 0, np.zeros(1000), Control(start=0.4)).scores.any()
 
 
-def test_a_state_holds_an_event_open_for_a_while_and_no_longer():
+def test_a_new_level_keeps_an_event_open_for_48_rows():
     channels = {name: np.zeros(900) for name in DETECTORS}
     channels["level"][200:800] = 8
     channels["jump"][[200, 500]] = 8

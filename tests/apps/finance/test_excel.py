@@ -60,7 +60,7 @@ def test_a_number_of_days_in_another_unit_stays_what_the_user_says(tmp_path):
 
 
 @needs_fastexcel
-def test_merged_names_stand_over_their_fields_and_securities_side_by_side_are_series(tmp_path):
+def test_merged_security_names_name_columns_or_series_side_by_side(tmp_path):
     merged = [[None, "SPX Index", None, "NDX Index", None], ["Dates", *["PX_LAST", "PX_VOLUME"] * 2]]
     merged += [[Day(FIRST + n), 1.0 + n, 5.0, 2.0 + n, "#N/A N/A" if n % 2 else 6.0] for n in range(40)]
     write_workbook(tmp_path / "a.xlsx", {"A": merged})

@@ -310,7 +310,7 @@ def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates
     )
 
 
-def test_a_wrong_date_of_the_second_security_is_named_by_its_line(tmp_path):
+def test_a_wrong_date_of_the_second_security_is_refused_with_its_line_number(tmp_path):
     rows = [f"{day},{n},{day.replace('-01-', '-02-')},{n}" for n, day in enumerate(DAYS[:20])]
     rows[7] = "2024-01-08,7,soon,7"
     (tmp_path / "a.csv").write_text("\n".join(["A,,B,", "Date,PX_LAST,Date,PX_LAST", *rows]) + "\n")
@@ -319,7 +319,7 @@ def test_a_wrong_date_of_the_second_security_is_named_by_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("above", [",SPX Index,,NDX Index,", ",SPX Index,SPX Index,NDX Index,NDX Index"])
-def test_fields_below_the_name_of_their_security_are_called_by_both(tmp_path, above):
+def test_columns_below_a_security_name_are_named_after_both(tmp_path, above):
     rows = [f"{day},{n},5,{100 + n},#N/A N/A" for n, day in enumerate(DAYS)]
     (tmp_path / "a.csv").write_text("\n".join([above, "Dates,PX_LAST,PX_VOLUME,PX_LAST,PX_VOLUME", *rows]) + "\n")
     series = read_series(tmp_path / "a.csv")

@@ -40,7 +40,7 @@ def made(seed: int = 3, length: int = 1500) -> Series:
     return basket(np.random.Generator(np.random.Philox(seed)), length=length).series
 
 
-def test_a_row_is_scored_by_it_and_earlier_ones_and_a_single_column_not_at_all():
+def test_joint_scores_are_causal_and_need_several_columns():
     series = made()
     whole = scored(series)
     for rows in (200, 700, 1499):
@@ -65,7 +65,7 @@ def test_the_joint_score_finds_faults_that_no_single_column_shows():
     assert together.false_events <= alone.false_events + 0.2
 
 
-def test_the_column_that_left_the_others_is_named():
+def test_the_decoupled_column_is_named():
     named = 0
     for seed in range(8):
         item = basket(np.random.Generator(np.random.Philox(seed)))

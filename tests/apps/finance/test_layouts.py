@@ -89,7 +89,7 @@ def test_a_terminals_chinese_export(tmp_path):
 
 @pytest.mark.parametrize("line", [0, 4, 8])
 @pytest.mark.parametrize("date", ["2024-01-{:02d}", '"Jan {}, 2024"'])
-def test_a_row_that_is_short_is_refused_by_its_line(tmp_path, line, date):
+def test_a_short_row_is_refused_with_its_line_number(tmp_path, line, date):
     rows = [f"{date.format(day)},{day},{day + 2},{day + 1}" for day in range(1, 11)]
     rows[line] = rows[line].rsplit(",", 1)[0]
     sentence = f"line {line + 2} has 3 cells but the header has 4; keep the separators of missing values"
@@ -226,7 +226,7 @@ def test_a_file_of_one_series_has_the_files_name(tmp_path):
     assert [one.name for one in read_contents(path).series] == ["one.csv"]
 
 
-def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
+def test_the_incomplete_last_line_of_a_cut_file_is_left_out_with_a_note(tmp_path):
     whole = "date,close,volume\n" + "".join(f"2024-01-{day:02d},{day}00.5,7\n" for day in range(1, 10))
     series = read(tmp_path, whole + "2024-01-10,1")
     assert series.target[-1] == 900.5

@@ -290,7 +290,7 @@ def test_invalid_and_compressed_states_are_refused(tmp_path):
             untrained().monitor(path)
 
 
-def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_torn(tmp_path):
+def test_a_state_is_refused_if_the_model_or_the_options_differ_or_it_is_damaged(tmp_path):
     path = tmp_path / "s.npz"
     monitor = untrained().monitor(quiet(100), Options(events_per_day=0.5))
     monitor.save(path)
@@ -338,7 +338,7 @@ def test_the_example_follows_instruments_through_a_restart(tmp_path):
     assert {path.name for path in (tmp_path / "monitors").iterdir()} == {"ACME.npz", "B.npz"}
 
 
-def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, tmp_path):
+def test_the_example_over_http_reports_each_event_once_and_keeps_no_case(server, tmp_path):
     code = examples()[1].replace("http://127.0.0.1:8000", server)
     series = quiet(400)
     write_csv(tmp_path / "prices.csv", series)

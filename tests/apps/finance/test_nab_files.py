@@ -189,7 +189,7 @@ def test_the_threshold_and_the_score_are_those_of_nab_s_sweep(seed, profile):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
-def test_a_rising_function_of_the_scores_changes_no_score(seed):
+def test_an_increasing_function_of_the_scores_does_not_change_the_result(seed):
     random = np.random.default_rng(seed)
     scores = random.integers(0, 30, 120) / 30
     first, second = (

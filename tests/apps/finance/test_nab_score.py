@@ -31,7 +31,7 @@ def scored(length: int, detections: dict[int, float], *windows: tuple[int, int])
     return Scored(scores=scores, windows=np.asarray(windows, np.int64).reshape(-1, 2))
 
 
-def test_sigmoid_at_the_places_that_the_definition_names():
+def test_sigmoid_at_the_positions_in_the_definition():
     found = scaled_sigmoid(np.array([-1.0, -0.5, 0.0, 1.0, 2.999, 3.0, 10.0]))
     expected = [2 / (1 + math.exp(-5)) - 1, 2 / (1 + math.exp(-2.5)) - 1, 0, 2 / (1 + math.exp(5)) - 1]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-12)

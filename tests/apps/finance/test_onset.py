@@ -45,7 +45,7 @@ def test_the_event_of_a_drift_states_since_when_the_level_has_moved(slope):
     assert np.median(np.abs(off)) <= 25 <= np.median(late)
 
 
-def test_the_onset_is_in_the_fields_of_an_event_and_in_its_words():
+def test_the_onset_is_in_the_fields_and_the_note_of_an_event():
     event = first_event(drifting(0.02, 0))
     entry = event_entry(event)
     assert entry["since"] == iso_utc(event.since_ns) < entry["start"]
@@ -62,7 +62,7 @@ def test_the_onset_does_not_depend_on_later_rows():
 
 
 @pytest.mark.parametrize("height", [8, 20])
-def test_a_sudden_step_has_begun_where_it_is_noticed(height):
+def test_a_sudden_step_has_no_earlier_onset(height):
     values = drifting(0.0, 5)
     values[BEGINS:] += height
     event = first_event(values)
@@ -70,7 +70,7 @@ def test_a_sudden_step_has_begun_where_it_is_noticed(height):
     assert "since" not in event_entry(event)
 
 
-def test_a_series_that_wanders_or_is_young_has_no_former_median():
+def test_a_steady_drift_and_a_short_history_have_no_onset():
     line = np.arange(2000.0)
     assert onset(line, 1500) is None and onset(line, 100) is None
     assert onset(np.full(2000, np.nan), 1500) is None

@@ -55,7 +55,7 @@ def test_zone_and_unit_say_how_times_are_written(tmp_path, cells, options, times
     assert all(wanted in time for wanted, time in zip(times, found, strict=True)), found
 
 
-def test_the_hour_that_comes_twice_in_autumn_is_told_by_the_order_of_rows(tmp_path):
+def test_the_order_of_rows_resolves_the_repeated_hour_of_autumn(tmp_path):
     clock = ["01:00", "01:30", "01:00", "01:30", "02:00"]
     rows = [f"2024-11-03 {time},{row}" for row, time in enumerate(clock)]
     path = written(tmp_path, "\n".join(["time,value", *rows]) + "\n")

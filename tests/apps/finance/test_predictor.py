@@ -146,7 +146,7 @@ def test_constant_and_gappy_series_are_scored_without_an_event(predictor, tmp_pa
     assert response.result["events"] == []
 
 
-def test_recipes_survive_the_way_to_json_and_back():
+def test_recipes_survive_the_round_trip_through_json():
     for make in RECIPES.values():
         recipe = make()
         assert from_mapping(recipe, to_mapping(recipe)) == recipe
@@ -201,7 +201,7 @@ def test_real_samples_and_the_benchmarks_files(data_root):
 
 
 @pytest.mark.realdata
-def test_the_profiles_are_the_benchmarks_own(data_root):
+def test_the_profiles_equal_those_of_the_benchmark(data_root):
     stated = json.loads((data_root / "finance/nab/config/profiles.json").read_text())
     for profile in PROFILES:
         costs = stated[profile.name]["CostMatrix"]

@@ -39,7 +39,7 @@ def events_at(detector: FinancePredictor, values: np.ndarray, row: int) -> list[
     return [event.channel for event in found.anomalies if abs(event.start_ns // (5 * MINUTE_NS) - row) <= 2]
 
 
-def test_a_shift_of_noise_is_called_a_level_and_a_print_a_value_beyond_all_before(detector):
+def test_a_shift_in_noise_is_a_level_and_a_bad_print_a_jump_or_beyond_range(detector):
     called = []
     for seed in range(6):
         shifted, printed = in_noise(seed), in_noise(seed)
@@ -59,7 +59,7 @@ def test_the_second_of_two_bad_prints_is_an_event(detector, after):
     assert found >= 5
 
 
-def test_the_four_faults_of_a_market_are_found_named_and_last_as_they_do(detector):
+def test_the_four_faults_of_a_market_are_found_with_their_names_and_durations(detector):
     truth = market(np.random.Generator(np.random.Philox(20)))
     (found,) = detector.predict([truth.series])
     bounds = [

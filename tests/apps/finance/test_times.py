@@ -185,7 +185,7 @@ QUARTERS = [f"{hour:02d}:{minute:02d}" for hour in (0, 1, 1, 2) for minute in (0
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("tickers", [("A",), ("A", "B")])
-def test_no_row_of_the_hour_that_comes_twice_is_lost_where_the_zone_is_named(tmp_path, tickers, newest_first):
+def test_no_row_of_a_repeated_hour_is_lost_if_the_zone_is_named(tmp_path, tickers, newest_first):
     rows = [f"2024-11-03 {time},{name},{row}" for row, time in enumerate(QUARTERS) for name in tickers]
     rows = ["time,ticker,value", *(reversed(rows) if newest_first else rows)]
     contents = rows_of(tmp_path, rows, TableOptions(zone="America/New_York"))
@@ -206,7 +206,7 @@ def test_repeated_hours_of_two_autumns_are_resolved_for_irregular_rows(tmp_path)
 
 
 @pytest.mark.parametrize("clock", [QUARTERS, ["00:00", "01:00", "01:00", "02:00", "03:00", "04:00"]])
-def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, clock):
+def test_a_clock_set_back_is_refused_without_the_option_zone(tmp_path, clock):
     rows = ["time,value", *(f"2024-11-03 {time},{row}" for row, time in enumerate(clock))]
     with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:00' is about an hour back.*the option 'zone'"):
         rows_of(tmp_path, rows)
@@ -215,7 +215,7 @@ def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, c
     assert "had the same time as another" in rows_of(tmp_path, rows, TableOptions(zone="UTC")).notes[-1]
 
 
-def test_ticks_of_a_clock_that_is_put_back_on_any_night_are_refused_until_its_zone_is_named(tmp_path):
+def test_ticks_of_a_clock_set_back_on_any_night_are_refused_without_the_option_zone(tmp_path):
     """Irregular rows in New York; 5-minute rows in Sao Paulo, which set clocks back on Saturday at midnight."""
     ticks = ["00:58:10", "01:20:05", "01:59:31", "01:00:12", "01:31:40", "02:10:00"]
     new_york = [f"2024-11-03 {time}" for time in ticks]
@@ -241,7 +241,7 @@ def test_rows_out_of_order_are_sorted_and_no_zone_is_asked_for(tmp_path, times):
     assert any("have been sorted" in note for note in contents.notes)
 
 
-def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
+def test_the_abbreviation_of_the_named_zone_resolves_the_repeated_hour(tmp_path):
     rows = ["time,value", "2024-11-03 01:30 EDT,1", "2024-11-03 01:30 EST,2", "11/3/2024 02:30 AM EST,3"]
     (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York", unit="month-first")).series
     assert [iso_utc(int(time))[11:16] for time in series.times_ns] == ["05:30", "06:30", "07:30"]
@@ -257,7 +257,7 @@ def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
     "written",
     ["%a %d/%m/%Y", "%A, %d/%m/%Y", "%a %d.%m.%Y", "%a %d-%m-%Y", "%I:%M:%S %p %d/%m/%Y", "%H:%M %d/%m/%Y"],
 )
-def test_one_order_of_day_and_month_holds_for_a_column_whatever_stands_before_the_date(written):
+def test_one_order_of_day_and_month_holds_for_a_column_whatever_precedes_the_date(written):
     days = [datetime(2024, 6, 3) + timedelta(days=n) for n in range(80)]
     texts = pl.Series("date", [day.strftime(written) for day in days])
     read = read_times(texts, TableOptions(unit="day-first")).times_ns
@@ -281,12 +281,12 @@ def test_a_date_whose_month_may_be_either_is_not_guessed_cell_by_cell(text):
         "2024-07-10 09:00+02",
     ],
 )
-def test_a_time_with_its_distance_from_utc_is_not_moved_by_the_zone(text):
+def test_a_time_with_an_offset_from_utc_ignores_the_option_zone(text):
     assert not read_times(pl.Series("date", [text]), TableOptions(zone="Europe/Berlin")).lacks_zone.any()
     assert read_times(pl.Series("date", ["2024-07-10 09:00"]), TableOptions(zone="Europe/Berlin")).lacks_zone.all()
 
 
-def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_stands_first(tmp_path):
+def test_the_later_of_two_rows_with_the_same_time_is_kept_even_if_the_newest_comes_first(tmp_path):
     rows = [f"2024-01-01T00:{minute:02d}:00Z,{value}" for minute in range(30) for value in (100 + minute, 200 + minute)]
     kept = {}
     for name, order in (("asc", rows), ("desc", rows[::-1])):
@@ -297,7 +297,7 @@ def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_
 
 @pytest.mark.parametrize("options", [DEFAULT_OPTIONS, TableOptions(unit="ms"), TableOptions(decimal=",")])
 @pytest.mark.parametrize("cell", ["1.7066{}E+12", "1,7066{}E+12", "1.7E+{}", "1.70669{}E+09"])
-def test_times_that_a_spreadsheet_has_rounded_are_refused_with_how_to_save_them_whole(cell, options):
+def test_times_rounded_by_a_spreadsheet_are_refused_with_the_remedy(cell, options):
     cells = pl.Series("time", [cell.format(row // 4) for row in range(12, 40)])
     with pytest.raises(
         InvalidInputError, match=r"line 2: '1.*' is rounded.*format the column as a number.*save it again"
