@@ -135,11 +135,11 @@ def new_classes(path: Path, input: InputSpec, *, by_name: bool = False) -> str |
         return None
     if by_name:
         changes = {
-            "keeps": [name for name in run_names if name in trained_names],
-            "learns from scratch": [name for name in run_names if name not in trained_names],
-            "drops": [name for name in trained_names if name not in run_names],
+            "keeps {}": [name for name in run_names if name in trained_names],
+            "learns {} from scratch": [name for name in run_names if name not in trained_names],
+            "drops {}": [name for name in trained_names if name not in run_names],
         }
-        summary = "; ".join(f"{verb} {', '.join(members)}" for verb, members in changes.items() if members)
+        summary = "; ".join(phrase.format(", ".join(names)) for phrase, names in changes.items() if names)
         return f"it was trained on the classes {', '.join(trained_names)}: this run {summary}"
     if len(trained_names) != len(run_names):
         remedy = (

@@ -154,9 +154,9 @@ class Rows(NamedTuple):
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (("tram", "car", "pedestrian", "cyclist"), "keeps car, pedestrian, cyclist; learns from scratch tram"),
+        (("tram", "car", "pedestrian", "cyclist"), "keeps car, pedestrian, cyclist; learns tram from scratch"),
         (("car", "pedestrian"), "keeps car, pedestrian; drops cyclist"),
-        (("car", "tram", "pedestrian"), "keeps car, pedestrian; learns from scratch tram; drops cyclist"),
+        (("car", "tram", "pedestrian"), "keeps car, pedestrian; learns tram from scratch; drops cyclist"),
     ],
     ids=["more", "fewer", "others"],
 )
