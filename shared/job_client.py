@@ -19,10 +19,10 @@ from shared.bounded_connection import BoundedConnection, bounded_connection
 from shared.errors import InvalidInputError
 from shared.secure.access import API_KEY_HEADER, PREFIX
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _MAX_ANSWER_BYTES = 256 << 20
 _TIMEOUT_S, _MAX_REQUEST_S = 60.0, 3600.0
-"""The timeout while nothing arrives, and the limit on a authorization request, including its upload."""
+"""The timeout while nothing arrives, and the time limit of a whole request, including its upload."""
 _INPUT_REFUSED = (413, 422)
 _SERVER_FAILED = (400, 500, 504)
 _WRONG_ADDRESS_HINT = "; is that address Trivium's?"
@@ -37,7 +37,7 @@ class ServerUnavailable(Exception):
 
 
 class JobFailed(Exception):
-    """The server cannot answer this case. ``status`` is 413 or 422 if the input is at fault, else the server is.
+    """The server cannot answer this case. With the ``status`` 413 or 422 the input is at fault, else the server.
 
     The message is the server's and names files as they were uploaded.
     """
@@ -117,7 +117,7 @@ class JobClient:
             yield head
             if path is not None:
                 with path.open("rb") as file:
-                    while chunk := file.read(_CHUNK):
+                    while chunk := file.read(_CHUNK_BYTES):
                         if self.stop.is_set():
                             raise ServerUnavailable("the gateway is stopping")
                         yield chunk
@@ -139,7 +139,7 @@ class JobClient:
                 for chunk in body or ():
                     connection.send(chunk)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # the server answered before it read the authorization body
+                pass  # the server answered before it had read the whole body
             response = connection.getresponse()
             content = response.read(_MAX_ANSWER_BYTES + 1)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk with a negative length
