@@ -59,11 +59,11 @@ class SGD:
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 
-        from shared.comms.sharded_state import is_spread
+        from shared.comms.sharded_state import is_sharded
 
         groups = parameter_groups(model, self.weight_decay)
         # torch 2.14 has no fused SGD for tensors sharded over processes.
-        fused = _can_fuse(model) and not any(map(is_spread, model.parameters()))
+        fused = _can_fuse(model) and not any(map(is_sharded, model.parameters()))
         return torch.optim.SGD(
             groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=fused
         )

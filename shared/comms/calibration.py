@@ -135,9 +135,10 @@ def validate(calibration: Calibration, mbit_s: float) -> list[Point]:
     for hosts, per_host in SHAPES:
         cluster = calibration.cluster(hosts, per_host)
         with shaped_network(hosts, mbit_s) as nodes:
-            for (route, sent, size), seconds in succeed(Job(nodes, per_host, time_routes).results(300))[0].items():
-                predicted = route_seconds(route, size, cluster, sent_fraction=sent, pipelined=True)
-                what = f"{route}{' bf16' if sent < 1 else ''}, {size / 1e6:g} MB"
+            measured = succeed(Job(nodes, per_host, time_routes).results(300))[0]
+            for (route, sent_fraction, size), seconds in measured.items():
+                predicted = route_seconds(route, size, cluster, sent_fraction=sent_fraction, pipelined=True)
+                what = f"{route}{' bf16' if sent_fraction < 1 else ''}, {size / 1e6:g} MB"
                 points.append(Point(hosts, per_host, what, predicted, seconds))
             if (hosts, per_host) == (2, 2):
                 points += _compare_steps(cluster, succeed(Job(nodes, per_host, time_steps).results(300)))
@@ -158,13 +159,13 @@ def time_routes() -> dict[tuple[Route, float, int], float]:
         seconds: dict[tuple[Route, float, int], list[float]] = {}
         for size in SIZES_BYTES:
             for _ in range(3):
-                for (route, sent), all_reduce in variants.items():
+                for (route, sent_fraction), all_reduce in variants.items():
                     tensor = torch.ones(size // 4)
                     group.barrier()
                     start_time = time.perf_counter()
                     all_reduce(tensor)
                     group.barrier()
-                    seconds.setdefault((route, sent, size), []).append(time.perf_counter() - start_time)
+                    seconds.setdefault((route, sent_fraction, size), []).append(time.perf_counter() - start_time)
         return {key: statistics.median(times) for key, times in seconds.items()}
 
 

@@ -44,7 +44,7 @@ def join(
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
+        raise InvalidInputError("torch finds no usable GPU on this machine; omit --device, or use --device cpu")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)

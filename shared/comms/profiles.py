@@ -41,7 +41,7 @@ class Profile:
         """Operations of a forward pass of one sample; a multiplication and an addition count as two."""
         return sum(layer.flops for layer in self.layers)
 
-    def kept_by_powersgd(self, rank: int, min_gain: float = 2.0) -> float:
+    def powersgd_sent_fraction(self, rank: int, min_gain: float = 2.0) -> float:
         """The fraction of the gradient's bytes that PowerSGD sends (``shared/comms/compression.py``)."""
         sent = 0
         for layer in self.layers:
@@ -121,10 +121,10 @@ PROFILES = {"resnet50": resnet50, "bert-base": bert_base, "bert-large": bert_lar
 
 
 def read_profile(name: str) -> Profile:
-    """The profile with the name ``name``, or of the parameters in a safetensors file, of which only the header is read.
+    """The profile with this name, or a profile of the parameters in the safetensors file (or folder) ``name``.
 
-    A file has no information about computation: every parameter counts as two operations. Raises ``InvalidInputError``
-    if there is neither.
+    Only the header of the file is read. It says nothing about computation: every parameter counts as two operations.
+    Raises ``InvalidInputError`` if there is no such profile or file, or if the file is damaged or has no parameters.
     """
     if name in PROFILES:
         return PROFILES[name]()

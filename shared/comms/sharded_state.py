@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def is_spread(value: Any) -> bool:
+def is_sharded(value: Any) -> bool:
     """Whether the value is a sharded tensor, of which this process holds one shard."""
     # If nothing was sharded, the module of DTensor need not be imported.
     module = sys.modules.get("torch.distributed.tensor")
@@ -23,7 +23,7 @@ def is_spread(value: Any) -> bool:
 
 def local_tensor(tensor: Any) -> Any:
     """This process's shard of a sharded tensor; any other value unchanged."""
-    return tensor.to_local() if is_spread(tensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gather_tensors(value: Any, *, keep: bool) -> Any:
@@ -32,7 +32,7 @@ def gather_tensors(value: Any, *, keep: bool) -> Any:
     Every process must call it with the same structure. Tensors are gathered one by one, so that a process without
     ``keep`` never holds more than one full tensor.
     """
-    if is_spread(value):
+    if is_sharded(value):
         full = value.full_tensor().cpu()
         return full if keep else None
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def gather_tensors(value: Any, *, keep: bool) -> Any:
 
 def shard_like(value: Any, own: Any) -> Any:
     """``value`` with its tensors sharded like the tensors at the same position in ``own``."""
-    if is_spread(own):
+    if is_sharded(own):
         return _shard(value, own)
     if isinstance(value, Mapping) and isinstance(own, Mapping):
         return {name: shard_like(part, own.get(name)) for name, part in value.items()}
@@ -59,7 +59,7 @@ def shard_optimizer_state(value: Mapping[str, Any], optimizer: Optimizer) -> dic
         parameter = parameters[int(number)]
         state[number] = {
             name: _shard(part, parameter)
-            if is_spread(parameter) and isinstance(part, Tensor) and part.shape == parameter.shape
+            if is_sharded(parameter) and isinstance(part, Tensor) and part.shape == parameter.shape
             else part
             for name, part in parameter_state.items()
         }

@@ -155,7 +155,7 @@ def _compression(workload: Workload, compression: Compression) -> tuple[float, f
         return 2 / workload.gradient_bytes, 3 * size / workload.device.memory_s
     rank = workload.powersgd_rank
     # M is read three times and written twice; thin matrix products are memory-bound on every device.
-    return workload.profile.kept_by_powersgd(rank), max(
+    return workload.profile.powersgd_sent_fraction(rank), max(
         5 * size / workload.device.memory_s, workload.profile.powersgd_flops(rank) / workload.device.flops_s
     )
 

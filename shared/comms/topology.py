@@ -87,7 +87,8 @@ def ring_crossings(order: Sequence[str], tree: Tree) -> list[Crossings]:
     """For each level below the root, how often the ring in ``order`` leaves the switches of that level.
 
     A ring all-reduce of S bytes over P processes sends ``2 (P - 1) / P S`` bytes over every hop, so the uplink of a
-    switch carries this amount each time the ring leaves it. The minimum is one for a switch with some of the hosts.
+    switch carries this amount each time the ring leaves it. For a switch with some but not
+    all of the hosts the minimum is one.
     """
     crossings: list[Crossings] = []
     level, switches = 1, [child for child in tree.children if child.children]

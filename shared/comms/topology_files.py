@@ -34,7 +34,8 @@ KUBERNETES_LABELS = (
 def read_topology(path: Path) -> Tree:
     """The tree in a file: Slurm's ``topology.conf``, ``kubectl get nodes -o json``, NCCL's XML, or a CSV of latencies.
 
-    The format is detected from the content. Raises ``InvalidInputError`` if the file cannot be read.
+    The format is detected from the content; only a CSV needs its suffix. Raises ``InvalidInputError`` if the file
+    cannot be read or has another format.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from shared.atomic_files import publish
 from shared.comms.group import Group
-from shared.comms.sharded_state import gather_tensors, is_spread, shard_like, shard_optimizer_state
+from shared.comms.sharded_state import gather_tensors, is_sharded, shard_like, shard_optimizer_state
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
@@ -241,7 +241,7 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            comparable = isinstance(value, Tensor) and value.shape == parameter.shape and not is_spread(value)
+            comparable = isinstance(value, Tensor) and value.shape == parameter.shape and not is_sharded(value)
             if comparable and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
