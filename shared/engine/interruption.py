@@ -17,7 +17,7 @@ _REPEAT_WINDOW_S = 1.0
 
 
 class InterruptHandler:
-    """While active, records the first SIGTERM, SIGUSR1 or Ctrl-C in ``signal``; a later one has its default effect.
+    """While active, records the first SIGTERM, SIGUSR1 or Ctrl-C in ``signal``; later ones go to the previous handler.
 
     A signal within one second of the first counts as a repetition, because a terminal and ``torchrun`` both forward a
     Ctrl-C. Python handles signals only in the main thread; in another thread this class does nothing.

@@ -20,7 +20,7 @@ Factors = Mapping[str, Tensor]
 def count_factors(
     count: Callable[[Batch], Mapping[str, Tensor | float]], parts: Sequence[Part], group: Group
 ) -> list[Factors]:
-    """The factors of each micro-batch: the task's count in it over the count in the global batch, times the processes.
+    """The factors of each micro-batch: its count over that of the global batch, times the number of processes.
 
     They are known before the forward passes. Over all micro-batches of all processes they sum to the number of
     processes, because gradients are averaged over processes.

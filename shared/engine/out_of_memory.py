@@ -85,8 +85,8 @@ def _split_step(training: Training, number: int, micro_batch: int) -> Step:
 def resume_micro_batch(training: Training) -> str | None:
     """Restores the reduced micro-batch of the interrupted run and returns a message, or None if there is none.
 
-    It is restored only on the same device type with the same ``limits.micro_batch``; otherwise the run starts with the
-    requested size again.
+    It is restored only on a device of the same name (the GPU's model, or ``cpu``) with the same ``limits.micro_batch``;
+    otherwise the run starts with the requested size again.
     """
     progress, limits = training.progress, training.recipe.limits
     current = (training.group.name, limits.micro_batch)

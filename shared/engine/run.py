@@ -51,7 +51,8 @@ class Run:
     def claimed(self) -> Iterator[None]:
         """Creates the directory and locks it, so that only one training uses it at a time.
 
-        Raises ``InvalidInputError`` if the directory holds files of something else or another process trains in it.
+        Raises ``InvalidInputError`` if the directory has files but is not a run, if a file is where a directory is
+        needed, or if another process trains in it.
         """
         if not self.recipe_file.exists() and self.path.is_dir():
             other_files = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
@@ -61,7 +62,7 @@ class Run:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InvalidInputError(
-                f"{self.path} is a file or lies below one, not a directory; name another directory with --out"
+                f"no run can be created in {self.path}: a file is where a directory is needed; name another with --out"
             ) from error
         with ExitStack() as stack:
             try:

@@ -178,13 +178,18 @@ class Comparison:
 def compare(runs: Iterable[RunSummary]) -> list[Comparison]:
     """The differing settings of comparable runs; runs of other applications or networks differ in almost all."""
     comparable: dict[tuple[str, str], list[RunSummary]] = {}
-    for run in runs:
-        if run.settings:
-            comparable.setdefault((run.app, str(run.settings.get("model", ""))), []).append(run)
+    for summary in runs:
+        if summary.settings:
+            comparable.setdefault((summary.app, str(summary.settings.get("model", ""))), []).append(summary)
     return [
-        Comparison(app, model, [run.run for run in members], _differing_settings([run.settings for run in members]))
-        for (app, model), members in comparable.items()
-        if len(members) > 1
+        Comparison(
+            app,
+            model,
+            [summary.run for summary in summaries],
+            _differing_settings([summary.settings for summary in summaries]),
+        )
+        for (app, model), summaries in comparable.items()
+        if len(summaries) > 1
     ]
 
 
