@@ -7,7 +7,7 @@ from collections.abc import Container
 
 
 class Backoff:
-    """Pauses by key: ``first_s`` seconds after the first failure, doubled after each further, up to ``max_pause_s``."""
+    """Pauses by key: ``first_s`` seconds after the first failure, then doubled each time, up to ``max_pause_s``."""
 
     def __init__(self, first_s: float, max_pause_s: float) -> None:
         self._first_s, self._max_pause_s = first_s, max_pause_s

@@ -6,8 +6,8 @@ from __future__ import annotations
 class InvalidInputError(Exception):
     """An input that cannot be used. The message names the input, what is wrong with it and what to do.
 
-    Adapters, services, predictors and the command line raise it. A command then exits with code 2, and the server
-    answers with the HTTP status ``status``.
+    It is raised where input enters: in adapters, services, predictors, the checks before a training, and the command
+    line. A command then exits with code 2, and the server answers with the HTTP status ``status``.
     """
 
     def __init__(self, message: str, *, status: int = 422) -> None:

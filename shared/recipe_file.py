@@ -22,7 +22,7 @@ from shared.recipe import Recipe
 
 Settings = TypeVar("Settings")
 
-_SCHEDULING_SETTINGS = (
+_RESUMABLE_LIMITS = (
     "epochs",
     "steps",
     "minutes",
@@ -36,6 +36,7 @@ _SCHEDULING_SETTINGS = (
     "keep",
     "loader_threads",
 )
+"""The fields of ``Limits`` that may change when a run is resumed; the digest omits them."""
 HOW_COMPUTED = ("strategy", "compile")
 """Settings that change how a run computes but not what; a run can be resumed with other values of them."""
 _MAX_ALIASES = 100
@@ -55,12 +56,13 @@ def component_classes(recipe: Recipe) -> dict[str, str]:
 def digest(recipe: Recipe) -> str:
     """SHA-256 of the settings that determine the weights.
 
-    It omits the length of the run, when and in which batches it validates, the micro-batch, the strategy and whether
-    the model is compiled. It includes the class names of the components, because equal settings of two classes build
-    different components, but not their modules, so that a class can be moved.
+    It omits everything that may change when a run is resumed: its length, when and in which batches it validates, what
+    it logs and saves, the micro-batch, the loader threads, the strategy and compilation. It includes the class names of
+    the components, because equal settings of two classes build different components, but not their modules, so that a
+    class can be moved.
     """
     mapping = to_mapping(recipe)
-    for name in _SCHEDULING_SETTINGS:
+    for name in _RESUMABLE_LIMITS:
         mapping["limits"].pop(name)
     for name in HOW_COMPUTED:
         mapping.pop(name)
@@ -179,7 +181,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any], path: str
         value, wanted = found.get(name), expected.get(name)
         if isinstance(value, Mapping) and isinstance(wanted, Mapping):
             yield from differences(value, wanted, f"{path}{name}.")
-        elif value != wanted and not (path == "limits." and name in _SCHEDULING_SETTINGS):
+        elif value != wanted and not (path == "limits." and name in _RESUMABLE_LIMITS):
             yield f"{path}{name} is {_brief(value)}, not {_brief(wanted)}"
 
 

@@ -144,7 +144,7 @@ class FSDP(Joining):
 
     The parameters of a layer are gathered on a process only while the layer computes. One process: no wrapper.
 
-    shard           number of neighbouring processes over which a copy of the model is sharded; by default all. Fewer
+    shard           number of adjacent processes over which a copy of the model is sharded; by default all. Fewer
                     (such as those of a host) is HSDP: each group of them has a copy, and gradients are summed across
                     groups
     unit_mb         layers in lists and sequences with at least this many MB (2**20 bytes) of parameters are gathered
