@@ -19,26 +19,28 @@ from shared.recipe import Recipe
 from tests.shared.engine import line
 
 
-def said(path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe | None = None, **limits: object) -> list[str]:
+def log_lines(
+    path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe | None = None, **limits: object
+) -> list[str]:
     """Trains in ``path`` and returns the log lines without the run's title."""
     fit(recipe or line.recipe(**limits), Run(path, "line", "tiny"), device="cpu")
     return [row.removeprefix("line tiny: ") for row in capsys.readouterr().out.splitlines()]
 
 
 def test_a_resumed_run_logs_its_checkpoint(tmp_path, capsys):
-    assert not any("going on" in row for row in said(tmp_path, capsys, steps=15))
-    assert "resumed from step-00000015, of 30 steps" in said(tmp_path, capsys)
+    assert not any("resumed from" in row for row in log_lines(tmp_path, capsys, steps=15))
+    assert "resumed from step-00000015, of 30 steps" in log_lines(tmp_path, capsys)
 
 
 def test_a_run_whose_checkpoints_were_deleted_logs_that_it_starts_again(tmp_path, capsys):
-    assert not any("has no checkpoint" in line for line in said(tmp_path / "run", capsys, steps=10))
+    assert not any("has no checkpoint" in line for line in log_lines(tmp_path / "run", capsys, steps=10))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    told = f"{tmp_path / 'run'} has no checkpoint: it starts again at its first step"
-    assert any(told in line for line in said(tmp_path / "run", capsys, steps=10))
+    expected = f"{tmp_path / 'run'} has no checkpoint: it starts again at its first step"
+    assert any(expected in line for line in log_lines(tmp_path / "run", capsys, steps=10))
 
 
 def test_a_logging_step_shows_epoch_speed_and_remaining_time(tmp_path, capsys):
-    rows = said(tmp_path, capsys)
+    rows = log_lines(tmp_path, capsys)
     form = r"step 15/30, epoch 2/3: loss \S+, learning rate \S+, \S+ steps/s, \d+:\d\d:\d\d left"
     assert [row for row in rows if re.fullmatch(form, row)]
 
@@ -67,16 +69,16 @@ def test_the_speed_is_that_of_the_resumed_process(capsys):
     ],
 )
 def test_an_ended_run_logs_the_reason_and_how_to_continue(limits, words, tmp_path, capsys):
-    assert said(tmp_path, capsys, **limits)[-1] == words
-    again = said(tmp_path, capsys, **limits)
+    assert log_lines(tmp_path, capsys, **limits)[-1] == words
+    again = log_lines(tmp_path, capsys, **limits)
     assert again[-1] == words and not any(row.startswith("step") for row in again)
 
 
 def test_different_settings_are_refused_with_the_two_remedies(tmp_path):
     line.train(tmp_path / "run", steps=5)
     other = replace(line.recipe(), optimizer=AdamW(learning_rate=0.5))
-    ways = r"\(--recipe .*run/recipe.yaml\), or name a new run, which --init .*run starts from its weights"
-    with pytest.raises(InvalidInputError, match=ways):
+    remedies = r"\(--recipe .*run/recipe.yaml\), or name a new run, which --init .*run starts from its weights"
+    with pytest.raises(InvalidInputError, match=remedies):
         line.run(other, tmp_path / "run")
 
 
@@ -89,7 +91,9 @@ def test_different_settings_are_refused_with_the_two_remedies(tmp_path):
     ],
 )
 def test_a_long_warm_up_is_logged(steps, words, tmp_path, capsys):
-    rows = [row for row in said(tmp_path, capsys, line.recipe(steps=steps)) if row.startswith("schedule.warmup_steps")]
+    rows = [
+        row for row in log_lines(tmp_path, capsys, line.recipe(steps=steps)) if row.startswith("schedule.warmup_steps")
+    ]
     assert rows == [] if words is None else rows[0].startswith(f"schedule.warmup_steps is 3 {words}")
 
 
