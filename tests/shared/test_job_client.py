@@ -105,7 +105,7 @@ def test_a_server_that_answers_too_slowly_is_given_up(monkeypatch: pytest.Monkey
 def test_the_command_versions_refuses_an_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(404, PROXY) as address:
         assert cli.main(["versions", "--server", address]) == 2
-    assert "404" in (said := capsys.readouterr().err) and "--server" in said
+    assert "404" in (errors := capsys.readouterr().err) and "--server" in errors
 
 
 @pytest.mark.parametrize("written", [KEY, f"{KEY}\n", f" {KEY}\r\n"])

@@ -17,8 +17,8 @@ def test_long_work_prints_its_progress_soon_and_then_every_minute(
     clock = iter(range(0, 5000, 40))
     monkeypatch.setattr(subject.time, "monotonic", lambda: float(next(clock)))
     assert list(progress_bar(range(4), 4, "packing")) == [0, 1, 2, 3]
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.splitlines() == ["packing: 1 of 4, 2 min left", "packing: 3 of 4, 1 min left"]
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == ["packing: 1 of 4, 2 min left", "packing: 3 of 4, 1 min left"]
     assert list(progress_bar(range(2), None, "searching scans")) == [0, 1]
     assert capsys.readouterr().err == "searching scans: 1\n"

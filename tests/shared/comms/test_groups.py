@@ -24,7 +24,7 @@ from tests.shared.processes import run
 @pytest.mark.parametrize("how", ["kills", "stops", "sleeps", "raises"])
 def test_the_remaining_processes_name_the_lost_one(hosts, how):
     job = Job(hosts, 2, workers.lose, how, 2)
-    said = {rank: job.result(rank, 30) for rank in (0, 1, 3)}
+    messages = {rank: job.result(rank, 30) for rank in (0, 1, 3)}
     job.end()
     expected = {
         "kills": "no longer responds",
@@ -33,10 +33,10 @@ def test_the_remaining_processes_name_the_lost_one(hosts, how):
         "raises": "failed at step 3: ValueError: no such sample",
     }
     for rank in (0, 1, 3):
-        assert isinstance(said[rank], str), said[rank]
-        assert said[rank].startswith(f"rank 2 (on node1, process {job.processes[2].pid}) {expected[how]}")
+        assert isinstance(messages[rank], str), messages[rank]
+        assert messages[rank].startswith(f"rank 2 (on node1, process {job.processes[2].pid}) {expected[how]}")
         if how != "raises":
-            assert "waits in all_reduce (all) since" in said[rank]
+            assert "waits in all_reduce (all) since" in messages[rank]
 
 
 def test_routes_sum_like_the_backend_and_ranks_of_a_host_are_adjacent(hosts):
@@ -56,11 +56,11 @@ def test_routes_sum_like_the_backend_in_every_possible_mesh(processes, shards):
 
 def test_processes_that_wait_for_each_other_in_different_collectives_are_named(hosts):
     job = Job(hosts, 2, workers.lose, "differs", 2)
-    said = job.result(0, 60)
+    message = job.result(0, 60)
     job.end()
-    assert isinstance(said, str), said
-    assert "waits in a different collective" in said
-    assert "in all_reduce (inside) since" in said and "in all_reduce (all) since" in said
+    assert isinstance(message, str), message
+    assert "waits in a different collective" in message
+    assert "in all_reduce (inside) since" in message and "in all_reduce (all) since" in message
 
 
 UNLIKE = {
@@ -79,10 +79,10 @@ def refusals(hosts, tmp_path_factory):
 
 @pytest.mark.parametrize(("how", "words"), UNLIKE.items())
 def test_differences_between_processes_are_refused_on_each_and_named(refusals, how, words):
-    (said,) = {told[how] for told in refusals}
-    assert words in said
+    (message,) = {by_kind[how] for by_kind in refusals}
+    assert words in message
     if how != "mesh":
-        assert "rank 2 (on node1, process " in said or "process 2 was started" in said
+        assert "rank 2 (on node1, process " in message or "process 2 was started" in message
 
 
 def test_a_host_with_another_number_of_processes_is_named():
@@ -92,8 +92,8 @@ def test_a_host_with_another_number_of_processes_is_named():
 
 
 def test_a_process_that_never_joins_is_named():
-    for rank, said in enumerate(run(workers.meet_without, 2, processes=3)):
-        assert rank == 2 or said.startswith("of the 3 processes of the job, launcher rank 2 did not join")
+    for rank, message in enumerate(run(workers.meet_without, 2, processes=3)):
+        assert rank == 2 or message.startswith("of the 3 processes of the job, launcher rank 2 did not join")
 
 
 def test_processes_may_join_groups_one_after_the_other():

@@ -73,8 +73,8 @@ def train(runs: list[tuple[str, Recipe]]) -> int:
     return len(runs)
 
 
-SPREAD = FSDP(unit_mb=1e-5)
-HYBRID = replace(SPREAD, shard=2)
+SHARDED = FSDP(unit_mb=1e-5)
+HYBRID = replace(SHARDED, shard=2)
 # Adam divides a gradient by its magnitude, which hides a wrong norm and amplifies rounding of sums close to zero.
 PLAIN, ADAMW = SGD(learning_rate=0.05), AdamW(learning_rate=0.02)
 
@@ -83,9 +83,9 @@ PLAIN, ADAMW = SGD(learning_rate=0.05), AdamW(learning_rate=0.02)
 def runs(tmp_path_factory):
     """Runs of two processes, one after the other: SGD to compare values, AdamW for its state."""
     folder = tmp_path_factory.mktemp("runs")
-    plan = [("ddp", recipe(DDP(), 12, PLAIN)), ("fsdp", recipe(SPREAD, 12, PLAIN))]
-    plan += [("whole", recipe(SPREAD, 12)), ("parts", recipe(SPREAD, 7)), ("parts", recipe(SPREAD, 12))]
-    plan += [("moved", recipe(DDP(), 7)), ("moved", recipe(SPREAD, 12))]
+    plan = [("ddp", recipe(DDP(), 12, PLAIN)), ("fsdp", recipe(SHARDED, 12, PLAIN))]
+    plan += [("whole", recipe(SHARDED, 12)), ("parts", recipe(SHARDED, 7)), ("parts", recipe(SHARDED, 12))]
+    plan += [("moved", recipe(DDP(), 7)), ("moved", recipe(SHARDED, 12))]
     run(train, [(str(folder / name), settings) for name, settings in plan])
     return folder
 
@@ -114,14 +114,14 @@ def test_an_interrupted_sharded_run_is_the_same_run(runs):
 
 def test_one_process_resumes_a_run_sharded_over_two(runs, tmp_path):
     shutil.copytree(runs / "parts", tmp_path / "run")
-    result = line.run(recipe(SPREAD, 17), tmp_path / "run")
+    result = line.run(recipe(SHARDED, 17), tmp_path / "run")
     assert result.steps == 17 and result.history[-1]["loss"] < result.history[0]["loss"]
 
 
 def test_an_artifact_of_a_sharded_run_equals_that_of_ddp(runs, tmp_path):
     app = replace(
         line_app.make_app(tmp_path),
-        recipes=lambda: {"line": lambda: recipe(SPREAD, 12, PLAIN)},
+        recipes=lambda: {"line": lambda: recipe(SHARDED, 12, PLAIN)},
         dense=lambda recipe, model: DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",)),
     )
     one, other = (export(runs / name, app, tmp_path / name, network=False) for name in ("ddp", "fsdp"))
@@ -132,7 +132,7 @@ def test_an_artifact_of_a_sharded_run_equals_that_of_ddp(runs, tmp_path):
 
 def same_by_any_number(steps: int) -> Recipe:
     """A run without batch normalisation and dropout, which depend on how a batch is divided."""
-    return replace(recipe(SPREAD, steps, PLAIN), model=line.Network(dropout=0.0))
+    return replace(recipe(SHARDED, steps, PLAIN), model=line.Network(dropout=0.0))
 
 
 REFUSED = {
@@ -148,12 +148,12 @@ def hybrid(path: str) -> list[str]:
     train([(f"{path}/ddp", recipe(DDP(), 4, PLAIN)), (f"{path}/hybrid", recipe(HYBRID, 4, PLAIN))])
     train([(f"{path}/bf16", recipe(replace(HYBRID, compression="bf16"), 4, PLAIN))])
     train([(f"{path}/four", same_by_any_number(12)), (f"{path}/moved", same_by_any_number(7))])
-    said = []
+    messages = []
     for words, strategy in REFUSED.items():
         with pytest.raises(InvalidInputError) as refused:
             line.run(replace(recipe(strategy, 4), compile="--compile" in words), Path(path) / "refused")
-        said.append(str(refused.value))
-    return said
+        messages.append(str(refused.value))
+    return messages
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +174,8 @@ def test_two_copies_sharded_over_two_processes_each_train_like_ddp(four_processe
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=list(REFUSED))
 def test_impossible_settings_are_refused_on_every_process(four_processes, number):
-    for said in four_processes[1]:
-        assert list(REFUSED)[number] in said[number]
+    for messages in four_processes[1]:
+        assert list(REFUSED)[number] in messages[number]
 
 
 def test_two_processes_resume_a_run_sharded_over_four(four_processes):
@@ -217,7 +217,7 @@ class LeavesOut(line.Regression):
 
 
 def leave_out(path: str) -> None:
-    for name, strategy in (("ddp", DDP()), ("fsdp", SPREAD)):
+    for name, strategy in (("ddp", DDP()), ("fsdp", SHARDED)):
         settings = replace(recipe(strategy, 4, PLAIN), model=ForkedNetwork(), task=line.task_settings(LeavesOut))
         line.run(settings, Path(path) / name)
 
@@ -245,17 +245,17 @@ def lose_one(path: Path) -> str:
     """The message of a process when another one is lost."""
     torch.set_num_threads(1)
     with pytest.raises(LostProcessError) as lost:
-        line.run(replace(recipe(SPREAD, 12), task=line.task_settings(Killed)), path)
+        line.run(replace(recipe(SHARDED, 12), task=line.task_settings(Killed)), path)
     return str(lost.value)
 
 
 def test_a_lost_process_is_named_with_the_collective_of_a_sharded_layer(tmp_path):
     job = Job([HERE], 2, lose_one, tmp_path / "run", preload=PRELOAD)
-    said = job.result(0, 60)
+    message = job.result(0, 60)
     job.end()
-    assert isinstance(said, str), said
-    assert said.startswith("rank 1 (") and "no longer responds" in said
-    assert "rank 0 waits in all_gather (inside) since" in said
+    assert isinstance(message, str), message
+    assert message.startswith("rank 1 (") and "no longer responds" in message
+    assert "rank 0 waits in all_gather (inside) since" in message
 
 
 def test_layers_that_share_a_parameter_are_gathered_together():

@@ -187,17 +187,17 @@ def meet_without(absent: int) -> str:
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(*place, is_master=rank == absent, wait_for_workers=False, timeout=timedelta(seconds=60))
-    said = ""
+    message = ""
     if rank != absent:
         try:
             with join("cpu", timeouts=replace(QUICK, start_s=5)):
-                said = "met"
+                message = "met"
         except InvalidInputError as error:
-            said = str(error)
+            message = str(error)
     store.set(f"left {rank}", "")
     if rank == absent:  # the one that holds the store leaves last
         store.wait([f"left {other}" for other in range(world)])
-    return said
+    return message
 
 
 class LostOnce(line.Regression):

@@ -45,7 +45,7 @@ def noise_of(generator):
 
 
 @pytest.mark.parametrize(
-    ("alter", "said"),
+    ("alter", "message"),
     [
         (noise_of(lambda: torch.rand(1)), "Altered draws from the global generator of torch"),
         (noise_of(lambda: float(np.random.rand())), "Altered draws from the global generator of numpy"),
@@ -57,8 +57,8 @@ def noise_of(generator):
     ],
     ids=["torch", "numpy", "random", "its own"],
 )
-def test_a_data_set_with_irreproducible_batches_is_refused_by_name(tmp_path, alter, said):
-    with pytest.raises(InvalidInputError, match=said):
+def test_a_data_set_with_irreproducible_batches_is_refused_by_name(tmp_path, alter, message):
+    with pytest.raises(InvalidInputError, match=message):
         line.run(with_points(alter), tmp_path)
     assert no_step_was_made(tmp_path)
 
@@ -183,9 +183,9 @@ def test_a_loss_that_is_not_finite_is_reported_with_step_samples_and_term(tmp_pa
     with pytest.raises(DivergenceError) as raised:
         train(tmp_path, Broken, log_every=log_every, checkpoint_every=100)
     samples = ", ".join(map(str, Permutation(seed=0, length=40, batch=4).indices(6).tolist()))
-    said = str(raised.value)
-    assert re.match(r"at step 7 the loss is nan \(square \d[^,]*, nothing nan\) and the gradient norm \d", said)
-    assert f"for the samples {samples};" in said
+    message = str(raised.value)
+    assert re.match(r"at step 7 the loss is nan \(square \d[^,]*, nothing nan\) and the gradient norm \d", message)
+    assert f"for the samples {samples};" in message
     # The previous checkpoint is intact, and the run resumes from it.
     assert train(tmp_path, log_every=log_every, checkpoint_every=100).steps == 30
 
@@ -237,5 +237,5 @@ def train_at_another_rate(path):
 
 
 def test_processes_that_were_started_differently_do_not_train(tmp_path):
-    for said in run(train_at_another_rate, tmp_path / "run"):
-        assert "process 1 was started differently from process 0: optimizer.learning_rate is 0.5, not" in said
+    for message in run(train_at_another_rate, tmp_path / "run"):
+        assert "process 1 was started differently from process 0: optimizer.learning_rate is 0.5, not" in message

@@ -33,8 +33,8 @@ def test_a_fused_optimizer_skips_the_step_without_the_host(guard, settings):
     assert not step(2, 1.0, norm=float("inf"))
     assert step(3, 1.0)
     # The first fault is reported, even if it is read later.
-    number, said = guard.first_fault()
-    assert number == 1 and said == "the loss is nan (a 2, b nan) and the gradient norm 1.0"
+    number, description = guard.first_fault()
+    assert number == 1 and description == "the loss is nan (a 2, b nan) and the gradient norm 1.0"
 
 
 def test_an_optimizer_without_a_fused_kernel_waits_for_the_flag(guard):

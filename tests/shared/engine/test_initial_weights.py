@@ -69,7 +69,7 @@ def test_files_without_weights_for_the_model_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "torn.safetensors").write_bytes(b"123456789012")
     (tmp_path / "text.pt").write_text("hello")
-    for path, said in {
+    for path, message in {
         tmp_path / "nowhere.pt": "does not exist",
         tmp_path / "folder": "neither an artifact .* nor a run",
         tmp_path / "torn.safetensors": "not a complete safetensors file",
@@ -78,7 +78,7 @@ def test_files_without_weights_for_the_model_are_refused(tmp_path):
         write(tmp_path / "list.pt", [torch.ones(1)]): "no named tensors",
         write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "more than weights and is not",
     }.items():
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             load_initial_weights(network(), path)
 
 
@@ -127,17 +127,19 @@ def test_no_class_starts_from_the_weights_of_another_class_in_common(tmp_path, s
         init.parent.mkdir()
         save_file(weights(tmp_path / "first", 2), init)
         shutil.copy(tmp_path / "first" / "recipe.yaml", init.parent)
-    said = r"trained on the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
-    with pytest.raises(InvalidInputError, match=said):
+    message = r"trained on the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
+    with pytest.raises(InvalidInputError, match=message):
         begun("other", ("car", "pedestrian", "truck"), init)
     assert "weights of other classes: truck in place of cyclist" in begun("new", ("pedestrian", "truck", "car"), init)
     same = begun("same", ("pedestrian", "cyclist", "car"), init)
     assert "it was trained" not in same and "of other classes" not in same
     # A head with a different number of classes takes nothing from the trained one, whatever the names.
-    said = "it was trained on the classes pedestrian, cyclist, car, and this run has {}: the number of classes differs"
-    assert said.format("car, pedestrian") in begun("fewer", ("car", "pedestrian"), init)
+    message = (
+        "it was trained on the classes pedestrian, cyclist, car, and this run has {}: the number of classes differs"
+    )
+    assert message.format("car, pedestrian") in begun("fewer", ("car", "pedestrian"), init)
     more = begun("more", ("pedestrian", "cyclist", "car", "tram"), init)
-    assert said.format("pedestrian, cyclist, car, tram") in more
+    assert message.format("pedestrian, cyclist, car, tram") in more
     assert "from scratch; --data.classes pedestrian cyclist car keeps them" in more
 
 
@@ -152,7 +154,7 @@ class Rows(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"),
+    ("classes", "changes"),
     [
         (("tram", "car", "pedestrian", "cyclist"), "keeps car, pedestrian, cyclist; learns tram from scratch"),
         (("car", "pedestrian"), "keeps car, pedestrian; drops cyclist"),
@@ -160,7 +162,7 @@ class Rows(NamedTuple):
     ],
     ids=["more", "fewer", "others"],
 )
-def test_classes_are_matched_by_name_if_the_model_states_its_class_axes(tmp_path, classes, said):
+def test_classes_are_matched_by_name_if_the_model_states_its_class_axes(tmp_path, classes, changes):
     line.run(replace(line.recipe(steps=1), input=Classes(classes=("pedestrian", "cyclist", "car"))), tmp_path / "run")
     old, new = network(outputs=4).state_dict(), network(outputs=len(classes) + 1)
     before = {name: value.clone() for name, value in new.state_dict().items()}
@@ -171,7 +173,7 @@ def test_classes_are_matched_by_name_if_the_model_states_its_class_axes(tmp_path
     input = Classes(classes=classes)
     found = load_initial_weights(new, init, shared_classes(init, Rows(), input))
     assert found.by_class == ("2.weight", "2.bias") and not found.missing + found.other_shape
-    assert new_classes(init, input, by_name=True).endswith(f"this run {said}")
+    assert new_classes(init, input, by_name=True).endswith(f"this run {changes}")
     for name in found.by_class:
         for row, kind in enumerate([*classes, 0]):
             known = ["pedestrian", "cyclist", "car", 0]

@@ -28,8 +28,10 @@ def test_a_large_network_is_reported_while_it_is_built_and_a_small_one_is_not(
     assert "the network is large" not in capsys.readouterr().out
     monkeypatch.setattr(network_size, "LARGE_BYTES", 10)
     fit(recipe(), Run(tmp_path / "large", "line", "line"), device="cpu")
-    said = capsys.readouterr().out
-    assert said.index("the network is large") < said.index("the same again for the gradients") < said.index("step ")
+    output = capsys.readouterr().out
+    assert (
+        output.index("the network is large") < output.index("the same again for the gradients") < output.index("step ")
+    )
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

@@ -101,8 +101,8 @@ def test_the_steps_before_are_those_of_the_larger_micro_batch(tmp_path):
 def test_the_run_logs_the_smaller_micro_batch_and_resumes_with_it(tmp_path, capsys):
     small, _ = on_a_small_device(line.Regression, 2, until_call=3)
     fit(line.recipe(small, steps=7), Run(tmp_path / "run", "line", "tiny"), device="cpu")
-    told = "line tiny: out of memory at step 1: retrying it, and running all later steps, in micro-batches of 2"
-    assert told in capsys.readouterr().out
+    expected = "line tiny: out of memory at step 1: retrying it, and running all later steps, in micro-batches of 2"
+    assert expected in capsys.readouterr().out
     (noted,) = [one for one in read_events(tmp_path / "run" / "events.jsonl") if one["event"] == "out_of_memory"]
     assert (noted["step"], noted["micro_batch"]) == (0, 2)
     # It no longer runs out of memory, and only the restored size makes the parts small.
@@ -159,7 +159,7 @@ def test_an_uncounted_mean_is_refused_rather_than_averaged_wrongly(tmp_path):
         train(tmp_path, small)
 
 
-@pytest.mark.parametrize("handover_s", [0.0, 1e9], ids=["made ahead in threads", "made where they are needed"])
+@pytest.mark.parametrize("handover_s", [0.0, 1e9], ids=["loaded ahead in threads", "loaded in the training thread"])
 def test_steps_that_were_loaded_ahead_are_loaded_again(handover_s):
     order = Permutation(seed=0, length=40, batch=8)
     loader = Loader(line.Points(40), order, device=torch.device("cpu"), handover_s=handover_s)

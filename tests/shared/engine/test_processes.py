@@ -114,5 +114,5 @@ def refused(path: Path) -> str:
 
 def test_every_process_raises_what_the_leader_refuses(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for said in run(refused, tmp_path):
-        assert "holds files but is not a run" in said
+    for message in run(refused, tmp_path):
+        assert "holds files but is not a run" in message
