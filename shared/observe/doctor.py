@@ -38,7 +38,9 @@ def _python() -> Iterator[Check]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         enough = gigabytes > 7
-        yield Check("memory", enough, f"{gigabytes:.0f} GiB", "" if enough else "8 GiB are needed to serve all three")
+        yield Check(
+            "memory", enough, f"{gigabytes:.0f} GiB", "" if enough else "serving all three applications needs 8 GiB"
+        )
 
 
 def _packages() -> Iterator[Check]:
