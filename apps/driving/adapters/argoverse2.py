@@ -59,7 +59,7 @@ def read_frame(
 
 
 def _frame(log: Path, timestamp_ns: int, *, points: bool, images: bool, labelled: bool) -> Frame:
-    origin = _mounts(log)[LIDAR][:3, 3]
+    origin = _sensors_to_vehicle(log)[LIDAR][:3, 3]
     sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
     cameras = _cameras(log, timestamp_ns, origin) if images else {}
     for name, camera in cameras.items():
@@ -124,7 +124,7 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
         # Boxes and points are relative to the LiDAR's origin, which is at ``origin`` in the vehicle frame.
         to_vehicle = np.eye(4)
         to_vehicle[:3, 3] = origin
-        lidar_to_camera = np.linalg.inv(_mounts(log)[folder.name]) @ to_vehicle
+        lidar_to_camera = np.linalg.inv(_sensors_to_vehicle(log)[folder.name]) @ to_vehicle
         check_lidar_to_camera(lidar_to_camera, f"{folder.name} of {log.name}")
         cameras[folder.name] = Camera(
             image_HWC=read_image(images[0]),
@@ -134,7 +134,7 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
     return cameras
 
 
-def _mounts(log: Path) -> dict[str, NDArray[np.float64]]:
+def _sensors_to_vehicle(log: Path) -> dict[str, NDArray[np.float64]]:
     """(4, 4) from each sensor's frame to the vehicle frame."""
     file = log / "calibration" / "egovehicle_SE3_sensor.feather"
     names = ("sensor_name", "qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")

@@ -17,7 +17,7 @@ MAX_SIDE_M, MAX_DISTANCE_M = 100.0, 2000.0
 
 
 def box_numbers(values: ArrayLike, source: str) -> NDArray[Any]:
-    """The values as float64. Raises ``InvalidInputError`` if one is not finite or above a million.
+    """The values as float64. Raises ``InvalidInputError`` if one is not finite, or its absolute value above a million.
 
     Raises ``ValueError`` or ``TypeError`` if they are not numbers.
     """
@@ -32,7 +32,7 @@ def check_units(name: str, size_m: Sequence[float], centre_m: Sequence[float], s
     if max(size_m) > MAX_SIDE_M:
         sides = " x ".join(f"{side:g}" for side in size_m)
         raise InvalidInputError(
-            f"{source}: a {name} of {sides} metres; labels must be in metres; is this millimetres or centimetres?"
+            f"{source}: a {name} of {sides} metres; labels must be in metres; are these millimetres or centimetres?"
         )
     if max(map(abs, centre_m)) > MAX_DISTANCE_M:
         place = ", ".join(f"{value:g}" for value in centre_m)

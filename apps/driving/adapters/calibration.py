@@ -43,19 +43,23 @@ def read_calibration(path: Path) -> Calibration:
     rows = _rows(path)
     projection = _matrix(path, rows, _PROJECTION_ROWS, (3, 4))
     if "Tr" in rows:
-        rectify, mount = np.eye(3), _matrix(path, rows, ("Tr",), (3, 4))
+        rectification, velo_to_cam = np.eye(3), _matrix(path, rows, ("Tr",), (3, 4))
     elif "P_rect_02" in rows:
-        rectify, beside = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3)), path.with_name(RAW_EXTRINSICS_FILES[0])
+        rectification = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3))
+        beside = path.with_name(RAW_EXTRINSICS_FILES[0])
         if not beside.is_file():
             raise InvalidInputError(f"{path.name} is a raw-data calibration; put {beside.name} beside it")
         extrinsics = _rows(beside)
-        mount = np.hstack([_matrix(beside, extrinsics, ("R",), (3, 3)), _matrix(beside, extrinsics, ("T",), (3, 1))])
+        velo_to_cam = np.hstack(
+            [_matrix(beside, extrinsics, ("R",), (3, 3)), _matrix(beside, extrinsics, ("T",), (3, 1))]
+        )
     else:
-        rectify, mount = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3)), _matrix(path, rows, _EXTRINSICS_ROWS, (3, 4))
+        rectification = _matrix(path, rows, _RECTIFICATION_ROWS, (3, 3))
+        velo_to_cam = _matrix(path, rows, _EXTRINSICS_ROWS, (3, 4))
     intrinsics = projection[:, :3]
     if abs(np.linalg.det(intrinsics)) < 1e-6 or intrinsics[0, 0] <= 0:
         raise InvalidInputError(f"{path.name}: P2 is not a camera projection (focal length {intrinsics[0, 0]:g})")
-    for name, rotation in (("R0_rect", rectify), ("Tr_velo_to_cam", mount[:, :3])):
+    for name, rotation in (("R0_rect", rectification), ("Tr_velo_to_cam", velo_to_cam[:, :3])):
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
             raise InvalidInputError(f"{path.name}: the first three columns of {name} are not a rotation")
         if np.linalg.det(rotation) < 0:
@@ -64,8 +68,8 @@ def read_calibration(path: Path) -> Calibration:
             )
     offset = np.linalg.solve(intrinsics, projection[:, 3])
     transform = np.eye(4)
-    transform[:3, :3] = rectify @ mount[:, :3]
-    transform[:3, 3] = rectify @ mount[:, 3] + offset
+    transform[:3, :3] = rectification @ velo_to_cam[:, :3]
+    transform[:3, 3] = rectification @ velo_to_cam[:, 3] + offset
     check_lidar_to_camera(transform, f"{path.name}: Tr_velo_to_cam")
     return Calibration(
         intrinsics=intrinsics.astype(np.float32),

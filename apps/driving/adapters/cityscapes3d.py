@@ -145,12 +145,12 @@ def _calibrated(pixels: NDArray[np.uint8], values: dict[str, Any], to_sensor: ND
     """``values`` has fx, fy, u0, v0; ``to_sensor`` (4, 4) transforms the vehicle frame to one at the camera (x
     forward).
     """
-    mount = _TO_OPTICAL_AXES @ to_sensor
-    check_lidar_to_camera(mount, f"the camera pose in {name}")
+    lidar_to_camera = _TO_OPTICAL_AXES @ to_sensor
+    check_lidar_to_camera(lidar_to_camera, f"the camera pose in {name}")
     intrinsics = np.array([[values["fx"], 0, values["u0"]], [0, values["fy"], values["v0"]], [0, 0, 1]], np.float32)
     if not np.isfinite(intrinsics).all() or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
         raise InvalidInputError(f"{name} is not a valid calibration: fx and fy must be positive, all values finite")
-    return Camera(image_HWC=pixels, intrinsics=intrinsics, lidar_to_camera=mount.astype(np.float32))
+    return Camera(image_HWC=pixels, intrinsics=intrinsics, lidar_to_camera=lidar_to_camera.astype(np.float32))
 
 
 def _pose(extrinsic: dict[str, Any], name: str) -> NDArray[np.float64]:

@@ -26,8 +26,8 @@ class DeviceImage(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
 def decode_on_device(content: bytes, opened: Image.Image, device: str) -> DeviceImage | None:
     """The pixels of a JPEG file whose header Pillow has ``opened``; None if Pillow must decode it.
 
-    Pillow decodes on a CPU; other formats; CMYK, and RGB stored without conversion; truncated files, because it reports
-    what is missing; and everything that nvJPEG refuses; and all files if it is not available.
+    Pillow decodes everything if ``device`` is a CPU or nvJPEG is not available; otherwise other formats, CMYK, RGB that
+    was not converted to YCbCr, truncated files (it reports what is missing), and files that nvJPEG refuses.
     """
     import torch
 

@@ -56,7 +56,8 @@ def read(path: Path) -> list[Frame]:
 
 
 def read_files(paths: Sequence[Path]) -> list[Frame]:
-    """The frames in a folder, a zip, or single files, which are grouped into frames by name, or if they are few."""
+    """The frames in a folder, a zip, or single files. Single files are grouped by name; if there is at most one of each
+    kind, they are one frame."""
     if not paths:
         raise InvalidInputError(
             "no file was given; give a KITTI folder, a zip of one, or a sweep (.bin, .pcd, .npy), optionally with its "
@@ -296,8 +297,8 @@ def _read_single_files(paths: Sequence[Path]) -> list[Frame]:
             f"{paths[0].name}: the files include neither a LiDAR sweep (.bin, .pcd, .npy, a ROS bag) nor an image"
         )
     if all(len(found) <= 1 for found in roles.values()):
-        # With one file of each kind, the files belong together whatever their names, except if they carry frame
-        # numbers.
+        # With one file of each kind, the files belong together whatever their names, unless these contain the numbers
+        # of different frames.
         _check_same_frame([path for found in roles.values() for path in found.values()])
         return [
             _frame(stems[0], _frame_files({role: next(iter(found.values()), None) for role, found in roles.items()}))

@@ -213,11 +213,12 @@ def read_described(
 
 def _to_global(sample: dict[str, Any]) -> NDArray[np.float64] | None:
     """The pose (4, 4) of ``Frame``'s LiDAR frame in the global frame; None if the description has no valid pose."""
-    ego, mount = sample.get("ego2global"), (sample.get("lidar_points") or {}).get("lidar2ego")
-    if ego is None or mount is None:
+    ego_to_global, lidar_to_ego = sample.get("ego2global"), (sample.get("lidar_points") or {}).get("lidar2ego")
+    if ego_to_global is None or lidar_to_ego is None:
         return None
     try:
-        pose: NDArray[np.float64] = np.array(ego, np.float64).reshape(4, 4) @ np.array(mount, np.float64).reshape(4, 4)
+        matrices = [np.array(matrix, np.float64).reshape(4, 4) for matrix in (ego_to_global, lidar_to_ego)]
+        pose: NDArray[np.float64] = matrices[0] @ matrices[1]
         check_rigid(pose, "ego2global")
     except (ValueError, TypeError, InvalidInputError):
         return None

@@ -1,8 +1,8 @@
 """nuScenes' own tables (``v1.0-*/*.json``; Caesar et al. 2020), joined into one description for each key frame.
 
 A description has OpenMMLab's info layout, which ``adapters.nuscenes`` reads: paths relative to the data set's root,
-mounts as matrices, boxes in the frame of the top LiDAR. The schema is in docs/schema_nuscenes.md
-of nuscenes-devkit.
+sensor poses as matrices, boxes in the frame of the top LiDAR. The schema is in docs/schema_nuscenes.md of
+nuscenes-devkit.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def _description(
     lidar = _to_global(recordings_by_channel[LIDAR], tables)
     images = {}
     for channel, row in sorted(recordings_by_channel.items()):
-        mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
-        if mount.get("camera_intrinsic"):
+        sensor = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+        if sensor.get("camera_intrinsic"):
             images[channel] = {
                 "img_path": row["filename"],
-                "cam2img": mount["camera_intrinsic"],
+                "cam2img": sensor["camera_intrinsic"],
                 "lidar2cam": (np.linalg.inv(_to_global(row, tables)) @ lidar).tolist(),
             }
     from_global = np.linalg.inv(lidar)
@@ -110,10 +110,10 @@ def _description(
     return {
         "token": sample["token"],
         "timestamp": sample["timestamp"] / 1e6,
-        "ego2global": _pose(recordings_by_channel[LIDAR], tables).tolist(),
+        "ego2global": _ego_to_global(recordings_by_channel[LIDAR], tables).tolist(),
         "lidar_points": {
             "lidar_path": recordings_by_channel[LIDAR]["filename"],
-            "lidar2ego": _mount(recordings_by_channel[LIDAR], tables).tolist(),
+            "lidar2ego": _sensor_to_ego(recordings_by_channel[LIDAR], tables).tolist(),
         },
         "lidar_sweeps": list(_sweeps_before(recordings_by_channel[LIDAR], lidar, tables)),
         "images": images,
@@ -138,17 +138,17 @@ def _sweeps_before(
 
 def _to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
     """The pose (4, 4) of the sensor in the global frame at the time of this recording."""
-    return _pose(row, tables) @ _mount(row, tables)
+    return _ego_to_global(row, tables) @ _sensor_to_ego(row, tables)
 
 
-def _pose(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
+def _ego_to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
     pose = tables["ego_pose"][row["ego_pose_token"]]
     return _transform(pose["rotation"], pose["translation"])
 
 
-def _mount(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
-    mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
-    return _transform(mount["rotation"], mount["translation"])
+def _sensor_to_ego(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
+    sensor = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+    return _transform(sensor["rotation"], sensor["translation"])
 
 
 def _transform(rotation_wxyz: list[float], translation: list[float]) -> Matrix:

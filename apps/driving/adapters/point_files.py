@@ -23,7 +23,7 @@ by mmdet3d's ``load_dim``."""
 _POSITION = ("x", "y", "z")
 _COLUMNS = (*_POSITION, "intensity")
 _MAX_COLUMNS = 32
-"""An array with more columns is taken to have its points in columns instead of rows."""
+"""An array with more columns is refused; it probably has its points in columns instead of rows."""
 _INTENSITY_NAMES = ("intensity", "i", "reflectivity", "remission", "scalar_intensity")
 """Names of the intensity in PCD files and structured arrays, the most common first."""
 _MAX_INTENSITY, _MAX_DISTANCE_M = 255.0, 1000.0

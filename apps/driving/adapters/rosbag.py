@@ -31,9 +31,9 @@ _RAW_LIDAR_TYPES = re.compile(
 """Matches the types of a LiDAR's raw data: velodyne_msgs/VelodyneScan, ouster_sensor_msgs/PacketMsg."""
 _METADATA = "metadata.yaml"
 """ROS 2 writes this beside the files of a recording; it is not needed to read them."""
-_VEHICLE_FRAMES = ("base_link", "base_footprint", "ego_vehicle", "vehicle", "odom", "map", "world", "earth")
+_NON_LIDAR_FRAMES = ("base_link", "base_footprint", "ego_vehicle", "vehicle", "odom", "map", "world", "earth")
 _MAX_SWEEPS = 2_000_000
-_MAX_TOPICS_SHOWN = 8
+_MAX_NAMES_SHOWN = 8
 """The maximum number of topics or files named in a message."""
 
 
@@ -54,7 +54,7 @@ class BagSweep:
             points, remarks = sweep_of(cloud.columns, self.name)
         except InvalidInputError as refusal:
             raise InvalidInputError(f"{self.file}: {refusal}") from refusal
-        if cloud.frame_id.strip("/").lower() in _VEHICLE_FRAMES:
+        if cloud.frame_id.strip("/").lower() in _NON_LIDAR_FRAMES:
             remarks += (
                 f"The points are in the frame {cloud.frame_id.strip('/')}, which is not a LiDAR frame: the networks "
                 "expect x forward and the ground 0.9 to 2.9 m below. Record the cloud in the LiDAR's own frame.",
@@ -149,7 +149,7 @@ def _files_of_recording(paths: Sequence[Path]) -> list[Path]:
     recordings = {(folder, _PART_NUMBER.sub("", stem)) for folder, stem in stems}
     parts = {(folder, _PART_NUMBER.sub(r"_\4", stem)) for folder, stem in stems}
     if len(recordings) > 1 or len(parts) < len(files):
-        names = ", ".join(sorted(file.name for file in files)[:_MAX_TOPICS_SHOWN])
+        names = ", ".join(sorted(file.name for file in files)[:_MAX_NAMES_SHOWN])
         raise InvalidInputError(f"there are several ROS bags ({names}); give one at a time")
     return sorted(files, key=lambda file: (len(file.name), file.name))  # drive_9 before drive_10
 
@@ -170,11 +170,9 @@ def _format_topics(counts: Mapping[str, int], kinds: Mapping[str, str] | None = 
     """The topics with their types, if given, and their numbers of messages."""
     listed = [
         f"{_printable(topic)} ({_printable(kinds[topic]) + ', ' if kinds else ''}{count} messages)"
-        for topic, count in islice(counts.items(), _MAX_TOPICS_SHOWN)
+        for topic, count in islice(counts.items(), _MAX_NAMES_SHOWN)
     ]
-    return ", ".join(listed) + (
-        f" and {len(counts) - _MAX_TOPICS_SHOWN} more" if len(counts) > _MAX_TOPICS_SHOWN else ""
-    )
+    return ", ".join(listed) + (f" and {len(counts) - _MAX_NAMES_SHOWN} more" if len(counts) > _MAX_NAMES_SHOWN else "")
 
 
 def _printable(name: str) -> str:

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 29
 """The maximum size of a decompressed chunk or message."""
-_UNLIMITED_BYTES, _MAX_EXPANSION = 1 << 24, 200
-"""Data larger than the first may decompress to at most this many times its size; real clouds reach 2 to 10."""
+_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION = 1 << 24, 200
+"""Any data may decompress to the first; more is allowed up to this many times its compressed size. Real clouds reach 2
+to 10."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGICS = (b"#ROSBAG V", b"\x89MCAP0\r\n", b"SQLite format 3\0")
 _REPAIR_HINTS = {
@@ -129,15 +130,15 @@ def _decompressed(file: Path) -> Iterator[Path]:
         yield file
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy, max_bytes = Path(folder) / file.stem, max(_UNLIMITED_BYTES, _MAX_EXPANSION * file.stat().st_size)
-        free_bytes = shutil.disk_usage(folder).free // 2
+        copy, max_bytes = Path(folder) / file.stem, max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * file.stat().st_size)
+        max_disk_bytes = shutil.disk_usage(folder).free // 2
         with zstd.open(file, "rb") as packed, copy.open("wb") as unpacked:
             while piece := packed.read(1 << 20):
                 if unpacked.write(piece) and unpacked.tell() > max_bytes:
                     raise InvalidInputError(f"it would decompress to more than {_MAX_EXPANSION} times its size")
-                if unpacked.tell() > free_bytes:
+                if unpacked.tell() > max_disk_bytes:
                     raise InvalidInputError(
-                        f"it would decompress to more than {free_bytes >> 20} MiB, half of the free space in "
+                        f"it would decompress to more than {max_disk_bytes >> 20} MiB, half of the free space in "
                         f"{tempfile.gettempdir()}; decompress it elsewhere (zstd -d), and give the decompressed file",
                         status=413,
                     )
@@ -145,8 +146,8 @@ def _decompressed(file: Path) -> Iterator[Path]:
 
 
 def _decompress(content: bytes, decompressor: Any, size: int | None = None) -> bytes:
-    """``content`` decompressed. Raises ``InvalidInputError`` if it is truncated or its ``size`` is wrong."""
-    max_bytes = min(_MAX_BYTES, max(_UNLIMITED_BYTES, _MAX_EXPANSION * len(content)))
+    """``content`` decompressed. Raises ``InvalidInputError`` if it is truncated, too large or not of ``size``."""
+    max_bytes = min(_MAX_BYTES, max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * len(content)))
     if size is not None and size > max_bytes:
         raise InvalidInputError(
             f"a chunk of {len(content)} bytes states a decompressed size of {size}; at most {max_bytes} are accepted"

@@ -131,7 +131,7 @@ def test_an_invalid_label_is_refused_with_its_line(root):
         ("1 2 3 4 2 1.5 north Car", r"line 1: could not convert string to float: 'north'"),
         ("1 2 nan 4 2 1.5 0 Car", "numbers that are not finite"),
         ("1 2 3 4200 1800 1500 0 Car", "line 1: a Car of 4200 x 1800 x 1500 metres; labels must be in metres"),
-        ("1 2 3 60 60 175 0 Person", "a Person of 60 x 60 x 175 metres; .* is this millimetres or centimetres"),
+        ("1 2 3 60 60 175 0 Person", "a Person of 60 x 60 x 175 metres; .* are these millimetres or centimetres"),
         ("15000 2000 -500 4.2 1.8 1.5 0 Car", r"a Car at \(15000, 2000, -500\) metres; labels must be in metres from"),
     ):
         file.write_text(text)
