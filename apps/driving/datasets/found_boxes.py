@@ -40,7 +40,7 @@ PARTS = ("points", "counts", "boxes", "scores", "labels", "objects", "overlaps")
 MAX_PACKED_POINTS = 256
 """The number of points kept per box, drawn at random; a network gets at most as many."""
 BACKGROUND_IOU, BACKGROUND_SCORE, BACKGROUND_DROP_RATE = 0.05, 0.12, 0.6
-"""Of the boxes with a BEV IoU and a score below the first two, this fraction is dropped."""
+"""Of the boxes whose BEV IoU is below the first and whose score is below the second, the third fraction is dropped."""
 MIN_MATCH_IOU = 0.2
 """A box whose BEV IoU with an object exceeds this is trained to become the object's box."""
 ZERO_SCORE_IOU, FULL_SCORE_IOU = 0.1, 0.6
@@ -237,7 +237,8 @@ def found_in_pack(
     second_stage: SecondStage | None = None,
     most: int | None = None,
 ) -> Iterator[SweepDetections]:
-    """The boxes that the detector, with or without a second stage, finds in all or ``most`` sweeps of a pack."""
+    """The boxes that the detector, with or without a second stage, finds in the sweeps of a pack, or in ``most`` evenly
+    chosen ones."""
     from apps.driving.inference.artifacts import open_detector
     from apps.driving.inference.detect import LidarDetector
 

@@ -120,7 +120,7 @@ class FrameData(ABC):
         names = {kind.name for kind in input.classes}
         others = Counter({name: len(table) for name, table in tables["train"].items() if name not in names})
         if others:
-            facts["not learnt"] = ", ".join(f"{name} {count}" for name, count in others.most_common())
+            facts["not trained"] = ", ".join(f"{name} {count}" for name, count in others.most_common())
         scenes = [set(packs[split].scenes) for split in ("train", "validation")]
         facts["scenes"] = f"{len(scenes[0])} for training, {len(scenes[1])} for validation"
         if isinstance(input, BoxInput):
@@ -160,8 +160,8 @@ class FrameData(ABC):
         """All objects of a pack by the class they are trained as, the most frequent class first."""
         table = np.concatenate([pack.table(index) for index in range(len(pack))])
         merge = dict(self.merge)
-        learnt = np.array([merge.get(name, name) for name in pack.names])[table[:, CLASS].astype(np.int64)]
-        return {name: table[learnt == name] for name, _ in Counter(learnt.tolist()).most_common()}
+        trained_as = np.array([merge.get(name, name) for name in pack.names])[table[:, CLASS].astype(np.int64)]
+        return {name: table[trained_as == name] for name, _ in Counter(trained_as.tolist()).most_common()}
 
 
 def training_frames(data: FrameData, input: Input, most: int) -> Iterator[Frame]:

@@ -43,13 +43,13 @@ class Images:
         return batch
 
     def _sample(self, index: int, key: Key | None) -> dict[str, Any]:
-        image, intrinsics, mount, table = self.pack.image(index)
+        image, intrinsics, lidar_to_camera, table = self.pack.image(index)
         labels = self.numbers[table[:, CLASS].astype(np.int64)]
         # An object without LiDAR returns is hidden. Without a LiDAR the number of returns is unknown, which is -1.
         usable = (labels >= 0) & (table[:, RETURNS] != 0)
         usable &= (table[:, OCCLUSION] < 2) & (table[:, TRUNCATION] < 0.5)
         table, labels = table[usable], labels[usable]
-        boxes, boxes_2d = to_camera_boxes(table[:, :7], mount), table[:, BOX_2D].copy()
+        boxes, boxes_2d = to_camera_boxes(table[:, :7], lidar_to_camera), table[:, BOX_2D].copy()
         generator = None if key is None else key.generator(index)
         if generator is not None:
             image = zoom_and_tilt(image, intrinsics, boxes, boxes_2d, self.sampling, generator)

@@ -167,7 +167,8 @@ class DescribedFrames:
         return hashlib.sha256(f"{self.index.name} {self.numbers}".encode()).hexdigest()
 
     def _find(self, name: str) -> Path:
-        """The path of a file. Tables give paths; infos give bare names of files beside them or in samples."""
+        """The path of a file. Tables name files by their path below the root; infos give bare names of files beside the
+        infos, or in samples or sweeps."""
         file = Path(name).name
         sensor = file.split("__")[1] if "__" in name else ""
         folders = (self.root / "samples" / sensor, self.root / "sweeps" / sensor)

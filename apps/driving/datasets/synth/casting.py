@@ -50,7 +50,7 @@ class Quadric:
 class Solid:
     """One object: its parts, the corners (8, 3) of its bounding box, and the instance number that its hits carry.
 
-    If ``counted``, the rays that it would receive without occlusion are recorded too.
+    If ``counted``, the rays that would hit it without occlusion are recorded too.
     """
 
     parts: Sequence[Polytope | Quadric]

@@ -92,7 +92,7 @@ _REAR = {
     "carrier": (0.01, 0.14),
     "pickup": (0.33, 0.06),
 }
-"""The distance from the rear to the cabin (fraction of the length), and the rear slope of the roof (of the height)."""
+"""The distance from the rear to the cabin as a fraction of the length, and from there to the roof, of the height."""
 
 
 def _car(size: tuple[float, float, float], paint: int, generator: np.random.Generator) -> Shape:

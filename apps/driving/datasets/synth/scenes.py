@@ -30,9 +30,8 @@ def scene(
 ) -> Frame:
     """A scene: points (N, 4), camera, and ground truth with the number of returns from each object.
 
-    The truth has every car, van, truck, pedestrian and cyclist in the LiDAR's field of view with at least one return or
-    one visible pixel. ``kind`` is one of ``layout.KINDS``, or None to draw one. The same generator state gives the same
-    scene.
+    The ground truth has every car, van, truck, pedestrian and cyclist with at least one LiDAR return or one visible
+    pixel. ``kind`` is one of ``layout.KINDS``, or None to draw one. The same generator state gives the same scene.
     """
     kind = kind or str(generator.choice(KINDS, p=KIND_SHARES))
     ground = _ground(kind, sensors, generator)
@@ -138,8 +137,8 @@ def returns(
     glass[glass] = _inside(direction[glass] * deeper[glass, None], instance[glass], placed)
     distance = np.where(glass, deeper, distance)
     distance = distance + sensors.range_noise_m * generator.normal(0, 1, len(distance)).astype(np.float32)
-    # The sensor compensates for distance and for most of the angle; an eighth of the intensities is scaled down to
-    # 0..1.
+    # The sensor compensates for distance and for most of the angle. An eighth of the intensities is multiplied by a
+    # random factor from 0 to 1.
     intensity = reflectivity * (0.7 + 0.3 * np.sqrt(cosine))
     intensity *= np.minimum(generator.random(len(distance), np.float32) * 8, 1)
     intensity = np.clip(np.round(intensity, 2), 0, 0.99)
