@@ -1,8 +1,8 @@
 """Compares real with synthetic sweeps: ``python -m apps.driving.datasets.sweep_statistics VELODYNE_DIR``.
 
 Prints the mean, minimum and maximum over the sweeps of statistics that distinguish the two: returns by range, their
-heights, and pillars of 0.32 m: their number, their points, how far the points reach up, and the roughness of flat ones.
-Uses the front half of the sweep, like the networks.
+heights, and pillars of 0.32 m: their number, how far their points reach up, and the roughness of flat ones. Uses the
+front half of the sweep, like the networks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def statistics(points_N4: Floats) -> dict[str, float]:
         near, pillars = (range_m >= low) & (range_m < high), (distance >= low) & (distance < high)
         flat = pillars & (extent < 0.3) & (number >= 3)
         name = f"{low} to {high} m: "
-        found |= {f"{name}{statistic}": float(value) for statistic, value in _heights(near, z).items()}
+        found |= {f"{name}{statistic}": float(value) for statistic, value in _returns_and_heights(near, z).items()}
         found[f"{name}pillars"] = float(pillars.sum())
         for height in (0.3, 1.0, 2.0):
             found[f"{name}% of pillars over {height} m high"] = 100 * _mean(extent[pillars] > height)
@@ -52,7 +52,7 @@ def statistics(points_N4: Floats) -> dict[str, float]:
     return found
 
 
-def _heights(near: np.ndarray, z: np.ndarray) -> dict[str, float]:
+def _returns_and_heights(near: np.ndarray, z: np.ndarray) -> dict[str, float]:
     low, median, high = np.quantile(z[near], (0.1, 0.5, 0.9)) if near.any() else (np.nan,) * 3
     return {"returns": near.sum(), "height, 10 %": low, "height, 50 %": median, "height, 90 %": high}
 

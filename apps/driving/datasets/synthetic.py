@@ -41,7 +41,7 @@ class Synthetic(FrameData):
     protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
 
     def frames(self, split: Split, input: Input | None = None) -> SyntheticFrames:
-        """Images at its focal length for a camera network, sweeps for a LiDAR network; both without an input."""
+        """For a camera network, images at its focal length; for a LiDAR network, sweeps; without an input, both."""
         return SyntheticFrames(
             count=self.scenes if split == "train" else self.validation_scenes,
             seed=self.seed,

@@ -81,7 +81,7 @@ class Street:
         """Places ``shape`` at (s, v), rotated by ``turn`` relative to the road. Returns False if it would overlap.
 
         Surrounding objects may overlap each other, as hedges do. Shapes with a footprint are soft: only their footprint
-        keeps its distance from vehicles, so their leaves may touch them.
+        keeps its distance from road users, so their leaves may touch these.
         """
         heading, lateral = self.ground.heading, v + self.ground.offset
         x = float(np.cos(heading) * s - np.sin(heading) * lateral)
