@@ -44,9 +44,9 @@ def _merge_remarks(listed: Sequence[DrivingFrame]) -> list[str]:
         for remark in line.get("remarks", ()):
             kind = re.sub(r"\d+(?:\.\d+)*", "", remark.replace(line["name"], ""))
             by_kind.setdefault(kind, []).append(f"{line['name']}: {remark}")
-    others = {1: "", 2: " One more frame has this remark."}
+    others = {1: "", 2: " One more frame has such a remark."}
     return [
-        same_kind[0] + others.get(len(same_kind), f" {len(same_kind) - 1} more frames have this remark.")
+        same_kind[0] + others.get(len(same_kind), f" {len(same_kind) - 1} more frames have such a remark.")
         for same_kind in by_kind.values()
     ]
 

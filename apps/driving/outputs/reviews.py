@@ -108,8 +108,8 @@ def _written(out: Path, sweeps: int, whole: int, thinned: int, images: int) -> l
         )
     if sweeps:
         remarks.append(
-            f"Sweeps written: {sweeps}, of these in full {whole}, as thinned for the viewer {sweeps - whole}. "
-            f"trivium train driving --data custom --data.root {out}"
+            f"Sweeps written: {sweeps}, of these from complete frames {whole}, from the viewer's files {sweeps - whole}"
+            f". trivium train driving --data custom --data.root {out}"
         )
     if images:
         remarks.append(

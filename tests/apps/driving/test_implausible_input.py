@@ -84,8 +84,8 @@ def test_remarks_of_the_same_kind_appear_once():
     made += [line("000003", "14 of the 20 points of 000003.bin were dropped."), line("000004", "It is dark.")]
     found = result(*zip(*made, strict=True))
     assert found["remarks"] == [
-        "000002: 3 of the 10 points of 000002.bin were dropped. One more frame has this remark.",
-        "000002: It is dark. One more frame has this remark.",
+        "000002: 3 of the 10 points of 000002.bin were dropped. One more frame has such a remark.",
+        "000002: It is dark. One more frame has such a remark.",
     ]
     assert found["frames"][3]["remarks"] == ["It is dark."]
 

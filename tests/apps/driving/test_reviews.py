@@ -212,7 +212,7 @@ def test_inputs_kept_in_full_are_exported_in_full(
         assert said.status_code == 200, said.text
     assert export(keeping, out) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "Sweeps written: 1, of these in full 1, as thinned for the viewer 0." in told
+    assert "Sweeps written: 1, of these from complete frames 1, from the viewer's files 0." in told
     assert "Images written, in full: 2." in told and "60,000" not in told
     (name,) = frame_ids(out)
     assert np.array_equal(read_frame(out, name).points_lidar_m, points)
