@@ -108,14 +108,14 @@ export function openCloud(space, points, state, choose) {
     scene.remove(boxes);
   }
 
-  function update(state) {
+  function update(current) {
     clear();
     boxes = new THREE.Group();
-    state.frame.boxes.forEach((box, index) => {
-      const chosen = index === state.chosen;
+    current.frame.boxes.forEach((box, index) => {
+      const chosen = index === current.chosen;
       boxes.add(wireframe(box, chosen ? "#ffffff" : colourOf(box.class)), fill(box, index, chosen));
     });
-    if (state.truth) for (const box of state.frame.truth) boxes.add(wireframe(box, "#ffffff", 0.45));
+    if (current.truth) for (const box of current.frame.truth) boxes.add(wireframe(box, "#ffffff", 0.45));
     scene.add(boxes);
     draw();
   }

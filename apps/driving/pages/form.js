@@ -6,7 +6,7 @@ import { frameSwitcher } from "./frames.js";
 import { frameReview } from "./review.js";
 import { colourOf, dragPlan, drawImage, drawPlan, initialPlan, movePlan, pickImage, pickPlan, pointPlan } from "./views.js";
 
-const integers = new Intl.NumberFormat("en");
+const numberFormat = new Intl.NumberFormat("en");
 let cloud = null;
 let shownReview = null;   // the review of the frame that is shown
 let requested = null;   // the frame requested last; a frame that finishes loading after another was requested is not shown
@@ -117,7 +117,7 @@ async function show(answer, frame, stage, choices) {
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
-      figure(plan, "From above; the vehicle looks up, rings every 20 m. Drag to move, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
+      figure(plan, "From above; up is forward, rings every 20 m. Drag to pan, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
       element("div", { class: "objects" }, list.node, review?.node ?? null)),
     ...(points ? [space] : []),
   );
@@ -215,7 +215,7 @@ function objectTable(state, choose, review) {
   };
   const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading", ...(review ? ["Right?"] : [])];
   const { points, points_drawn: drawn } = state.frame;
-  const note = points === null ? "" : drawn < points ? `${integers.format(drawn)} of ${integers.format(points)} LiDAR points are drawn.` : `${integers.format(points)} LiDAR points.`;
+  const note = points === null ? "" : drawn < points ? `${numberFormat.format(drawn)} of ${numberFormat.format(points)} LiDAR points are drawn.` : `${numberFormat.format(points)} LiDAR points.`;
   const status = element("p", { class: "small", role: "status" }, "");
   const body = element("tbody", {});
   const frame = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
