@@ -1,7 +1,7 @@
 """The named recipes: PointPillars on LiDAR sweeps and FCOS3D on camera images, from tiny to full.
 
-All train on synthetic scenes made on the fly. ``medium`` and ``fcos3d_small`` produced the shipped weights; ``large``
-and ``fcos3d_large`` are sized for about ten minutes on one GPU, and have not been measured on one.
+All train on synthetic scenes made on the fly. The shipped weights started with ``medium`` and ``fcos3d_small``.
+``large`` and ``fcos3d_large`` are sized for about ten minutes on one GPU, and have not been measured on one.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def synthetic_rows(detector: Detector, frames: Sequence[Frame]) -> Iterator[tupl
         right, matched = count_right_headings(frames, found, kind)
         if matched:
             yield (
-                f"{kind}s turned the right way, synthetic",
+                f"{kind}s with the right heading, synthetic",
                 f"{100 * right / matched:.0f} % of {matched} with 20 returns",
             )
 

@@ -21,9 +21,9 @@ _MAX_FRAMES_DRAWN = 8
 
 
 class DrivingCodec:
-    """Reads frames from a request: KITTI folders, sweeps and images, nuScenes key frames, ROS bags, and zips of them.
+    """Reads frames from a request, in any format of ``adapters/registry.py`` or a zip of it, and writes the response.
 
-    Options: ``model`` (pointpillars or fcos3d), ``score`` (one threshold for all classes), and ``topic`` of a ROS bag.
+    Options: ``model`` (such as pointpillars), ``score`` (one threshold for all classes), and ``topic`` of a ROS bag.
     """
 
     def __init__(self, predictor: DrivingPredictor) -> None:

@@ -21,7 +21,7 @@ from apps.driving.reproduce import (
 from apps.driving.types import Boxes3D, Frame, LidarInput
 
 
-class Told:
+class TruthDetector:
     """Returns the ground truth of a frame, changed as a test requires."""
 
     sensor, input = "lidar", LidarInput()
@@ -48,15 +48,15 @@ def turned(boxes):
 
 
 def test_bar_verdicts_match_the_scores(frames):
-    rows = dict(synthetic_rows(Told(), frames))
-    expected = evaluate(frames, [in_image(frame, Told().detect(frame)) for frame in frames])
+    rows = dict(synthetic_rows(TruthDetector(), frames))
+    expected = evaluate(frames, [in_image(frame, TruthDetector().detect(frame)) for frame in frames])
     value, objects = expected["car/bev/moderate"], int(expected["car/objects/moderate"])
     verdict = "met" if value >= 70 else f"missed by {70 - value:.1f}"
     assert objects >= 2 and rows["car, AP R40 BEV, synthetic"] == f"{value:.1f} ({objects} objects; bar 70 {verdict})"
-    assert rows["cars turned the right way, synthetic"].startswith("100 % of")
-    about = dict(synthetic_rows(Told(turned), frames))
-    assert about["cars turned the right way, synthetic"].startswith("0 % of")
-    right, ridden = count_right_headings(frames, [Told().detect(frame) for frame in frames], "cyclist")
+    assert rows["cars with the right heading, synthetic"].startswith("100 % of")
+    about = dict(synthetic_rows(TruthDetector(turned), frames))
+    assert about["cars with the right heading, synthetic"].startswith("0 % of")
+    right, ridden = count_right_headings(frames, [TruthDetector().detect(frame) for frame in frames], "cyclist")
     assert right == ridden > 0
     assert bar_verdict(70.0, 70.0) == "; bar 70 met" and bar_verdict(66.6, 70.0) == "; bar 70 missed by 3.4"
 
@@ -80,7 +80,7 @@ def test_real_frames_count_the_scored_classes_and_the_own_vehicle(frames):
     cars = sum(
         name == "car" and count >= 5 for name, count in zip(one[0].truth.names, one[0].truth.point_counts, strict=True)
     )
-    rows = dict(real_rows("nuScenes", Told(with_own_vehicle), {}, one))
+    rows = dict(real_rows("nuScenes", TruthDetector(with_own_vehicle), {}, one))
     assert f"BEV IoU 0.7: {cars} of {cars}, 1 false" in rows["car, nuScenes, frames: 1"]
     assert rows["car, nuScenes, frames: 1"].endswith("bar (62 % within 2 m, at most 3 false): met")
     assert rows["boxes on the own vehicle, nuScenes"] == "1"
@@ -88,9 +88,9 @@ def test_real_frames_count_the_scored_classes_and_the_own_vehicle(frames):
     easier = with_scored_classes(one[0])
     left = sum(name == "car" for name in easier.truth.names)
     assert 0 < left < sum(name == "car" for name in one[0].truth.names)
-    kitti = dict(real_rows("KITTI", Told(), {}, [easier]))
+    kitti = dict(real_rows("KITTI", TruthDetector(), {}, [easier]))
     assert kitti["car, KITTI, frames: 1"].endswith("at most 5 false): met") == (left >= 2)
-    away = dict(real_rows("KITTI", Told(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
+    away = dict(real_rows("KITTI", TruthDetector(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
     assert away["car, KITTI, frames: 1"].endswith("at most 5 false): missed")
     assert kitti["boxes on the own vehicle, KITTI"] == "0" and ", 0 false" in kitti["car, KITTI, frames: 1"]
 
@@ -126,4 +126,4 @@ def test_objects_outside_a_networks_range_are_counted(frames, all_round, place, 
         and count_beyond_range(detector, [frame], "cyclist") == 0
     )
     few = replace(frame, truth=replace(truth, point_counts=np.array([4])))
-    assert count_beyond_range(detector, [few], "car") == 0 and count_beyond_range(Told(), [frame], "car") == 0
+    assert count_beyond_range(detector, [few], "car") == 0 and count_beyond_range(TruthDetector(), [frame], "car") == 0
