@@ -40,7 +40,7 @@ SAMPLE = {
             "lidar_sweeps": [
                 {"timestamp": 1.4e9, "lidar_points": {"lidar_path": "sweep.bin", "lidar2sensor": np.eye(4).tolist()}}
             ],
-            # From nuScenes' LiDAR (y ahead) to a camera that looks ahead.
+            # From nuScenes' LiDAR (y forward) to a camera that faces forward.
             "images": {
                 "CAM_FRONT": {
                     "img_path": "front.jpg",

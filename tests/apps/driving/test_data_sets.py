@@ -155,7 +155,7 @@ def test_pasting_depends_only_on_the_key_and_avoids_collisions(kitti_root):
 
 
 def test_a_position_is_free_if_no_rectangle_overlaps():
-    standing = np.array([[0, 0, 0, 4, 2, 1, 0]], np.float32)
+    existing = np.array([[0, 0, 0, 4, 2, 1, 0]], np.float32)
     candidates = np.array(
         [
             [3, 1.5, 0, 4, 2, 1, 0],  # its corner is in the existing one
@@ -165,8 +165,8 @@ def test_a_position_is_free_if_no_rectangle_overlaps():
         ],
         np.float32,
     )
-    assert without_collisions(candidates, standing).tolist() == [False, True, False, True]
-    assert without_collisions(candidates[:1], standing[:0]).tolist() == [True]
+    assert without_collisions(candidates, existing).tolist() == [False, True, False, True]
+    assert without_collisions(candidates[:1], existing[:0]).tolist() == [True]
 
 
 @pytest.mark.realdata

@@ -56,6 +56,6 @@ def test_a_custom_range_is_refused_because_it_would_be_ignored():
         with pytest.raises(InvalidInputError, match=rf"input\.{name} does not apply to a second stage.*omit {option}"):
             fit_to_detector(BoxInput(**own))
     once = fit_to_detector(BoxInput())
-    assert fit_to_detector(once) == once, "a run that goes on"
+    assert fit_to_detector(once) == once, "a resumed run"
     another = dataclasses.replace(once, own_vehicle_m=(2.5, 1.1), weights="1" * 64)
     assert fit_to_detector(another) == once, "a recipe that was made for another detector"
