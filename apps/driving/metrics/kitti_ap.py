@@ -66,7 +66,8 @@ def average_precision(
     overlaps: Mapping[str, float] = OVERLAPS,
     measures: Sequence[str] = MEASURES,
 ) -> dict[str, float]:
-    """As ``evaluate``, for objects in columns; ``overlaps`` maps each class to evaluate to its minimum IoU.
+    """As ``evaluate``, for objects in columns; ``overlaps`` maps each class to evaluate to the IoU that a match must
+    exceed.
 
     ``aos`` is computed with ``2d``; it is absent if a detection of the class has no observation angle.
     """
@@ -144,7 +145,7 @@ def _similarity(objects: KittiObjects, detections: KittiObjects, rows: Integers,
 def _states(
     objects: KittiObjects, detections: KittiObjects, name: str, difficulty: Difficulty
 ) -> tuple[Integers, Integers]:
-    """The states of the objects (T,) and of the detections (D,): 0 evaluated, 1 ignored, -1 of another class."""
+    """The states of the objects (T,) and of the detections (D,): 0 evaluated, 1 ignored, -1 never matched."""
     height = objects.box_2d_N4[:, 3] - objects.box_2d_N4[:, 1]
     hard = (
         ~(height > difficulty.height_px)

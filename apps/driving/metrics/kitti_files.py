@@ -75,7 +75,7 @@ class _Rows:
         self._scored = scored
         self.tracking: bool | None = None
         self.frames: list[tuple[int, int]] = []
-        self._listed_names: list[str] = []
+        self._class_names: list[str] = []
         self._values: list[list[float]] = []
 
     def read(self, path: Path, unit: int) -> None:
@@ -92,13 +92,13 @@ class _Rows:
                 self.tracking = words[0].lstrip("-").isdigit()
             frame, name, values = self._parsed(path, number, words, self.tracking)
             self.frames.append((unit, frame))
-            self._listed_names.append(name)
+            self._class_names.append(name)
             self._values.append(values)
 
     def objects(self, number: Mapping[tuple[int, int], int]) -> KittiObjects:
         """All rows in columns; ``number`` maps each frame to its index."""
         values: Doubles = np.array(self._values, np.float64).reshape(-1, 15)
-        return KittiObjects.of_rows([number[frame] for frame in self.frames], self._listed_names, values)
+        return KittiObjects.of_rows([number[frame] for frame in self.frames], self._class_names, values)
 
     def _parsed(self, path: Path, number: int, words: Sequence[str], tracking: bool) -> tuple[int, str, list[float]]:
         first_column = 2 if tracking else 0

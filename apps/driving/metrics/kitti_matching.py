@@ -24,8 +24,9 @@ class Candidates:
     """K pairs of an object and a detection that overlap enough, sorted by object; neither has the state -1.
 
     ``rows`` and ``columns`` (K,) are their indices among T objects and D detections; ``similarity`` (K,) is their
-    orientation similarity. States: 0 evaluated, 1 ignored, -1 of another class. A detection in an ignored region
-    (``in_region_D``) is not a false positive. ``frame_T`` is the frame of each object.
+    orientation similarity. States: 0 evaluated, 1 ignored (counts neither for nor against the detector), -1 never
+    matched. A detection in an ignored region (``in_region_D``) is not a false positive. ``frame_T`` is the frame of
+    each object.
     """
 
     rows: Integers
@@ -153,13 +154,13 @@ def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> lis
         better = ~had_match | has_larger_overlap | is_earlier_of_equal
         current, previous, had_match = current[better], previous[better], had_match[better]
         is_evaluated = candidates.state_T[rows[current]] == 0
-        is_false_positive = (~candidates.in_region_D).astype(np.float64)
+        false_positive_if_unmatched = (~candidates.in_region_D).astype(np.float64)
         steps.append(
             _CountSteps(
                 scores=candidates.scores_D[columns[current]],
                 true_positives=(is_evaluated & ~had_match).astype(np.float64),
-                false_positives=np.where(had_match, is_false_positive[columns[previous]], 0.0)
-                - is_false_positive[columns[current]],
+                false_positives=np.where(had_match, false_positive_if_unmatched[columns[previous]], 0.0)
+                - false_positive_if_unmatched[columns[current]],
                 similarity=is_evaluated * (similarity[current] - np.where(had_match, similarity[previous], 0.0)),
             )
         )
