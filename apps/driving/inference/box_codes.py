@@ -30,7 +30,7 @@ def box_features(
     score = np.clip(scores_N, MIN_SCORE_MARGIN, 1 - MIN_SCORE_MARGIN)
     distance = np.hypot(boxes_N7[:, 0], boxes_N7[:, 1])
     angle = boxes_N7[:, 6] - np.arctan2(boxes_N7[:, 1], boxes_N7[:, 0])
-    facts = [
+    features = [
         np.log(score / (1 - score)),
         np.log1p(counts_N) - 3,
         distance / 30 - 1,
@@ -42,7 +42,7 @@ def box_features(
         np.cos(2 * angle),
         np.sin(2 * angle),
     ]
-    return np.concatenate([np.stack(facts, axis=1), np.eye(classes)[labels_N]], axis=1).astype(np.float32)
+    return np.concatenate([np.stack(features, axis=1), np.eye(classes)[labels_N]], axis=1).astype(np.float32)
 
 
 def mirrored_inputs(points_NK3: Floats, features: Floats) -> tuple[Floats, Floats]:

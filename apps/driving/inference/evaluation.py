@@ -44,8 +44,8 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
                 isinstance(detector, LidarDetector) and len(frame.earlier_sweeps) < detector.earlier_sweeps
             )
         if frames:
-            score = kitti_rows if data.protocol == "kitti" else centre_rows
-            model_rows, model_notes = score(name, detector, frames, detections, dict(data.merge))
+            make_rows = kitti_rows if data.protocol == "kitti" else centre_rows
+            model_rows, model_notes = make_rows(name, detector, frames, detections, dict(data.merge))
             rows += model_rows
             if lacking_sweeps:
                 model_notes = [
@@ -134,7 +134,7 @@ def kitti_rows(
         for measure, title in _TITLES.items():
             values = (scores.get(f"{name}/{measure}/{level}") for level in kitti_ap.DIFFICULTIES)
             rows.append((model, name, title, *("-" if value is None else f"{value:.2f}" for value in values)))
-    note = ["A class with n < 41 objects reaches at most (n - 1) / 40, even if all are found."]
+    note = ["A class with n < 41 objects reaches at most 100 (n - 1) / 40, even if all are found."]
     return rows, note if any(int(row[3]) < kitti_ap.MAX_THRESHOLDS for row in rows if row[2] == "objects") else []
 
 
@@ -193,7 +193,7 @@ def in_any_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
 
 
 def _is_visible(camera: Camera, boxes: Boxes3D) -> NDArray[np.bool_]:
-    """(N,) whether less than 90 % of a box is cut off by the image's borders."""
+    """(N,) whether a box projects into the image, with less than 90 % of its rectangle cut off by the borders."""
     size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
     box_2d, truncation = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
     visible: NDArray[np.bool_] = ~np.isnan(box_2d).any(axis=1) & (truncation < 0.9)

@@ -55,7 +55,9 @@ def predict_folder(
     """
     if rosbag.bag_files([folder]):
         source = _frames_in_bag(folder, options.topic)
-    elif versions := sorted(table.parent for at in ("", "v1.0-*/") for table in folder.glob(f"{at}sample_data.json")):
+    elif versions := sorted(
+        table.parent for prefix in ("", "v1.0-*/") for table in folder.glob(f"{prefix}sample_data.json")
+    ):
         source = _frames_in_nuscenes(versions, images=predictor.asks_camera(options.model))
     elif (info := folder if folder.name == _SAMPLE_JSON else folder / _SAMPLE_JSON).is_file():
         source = _frames_in_sample_json(info, images=predictor.asks_camera(options.model))
@@ -66,7 +68,7 @@ def predict_folder(
     else:
         source = _frames_in_folder(folder, predictor.device)
     if options.topic and source.topic is None:
-        raise InvalidInputError(f"the option topic is only for ROS bags, and {folder.name} is none; leave it out")
+        raise InvalidInputError(f"the option topic is only for ROS bags, and {folder.name} is not one; omit it")
     settings = {
         "weights": predictor.digests,
         "model": options.model,

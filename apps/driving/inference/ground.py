@@ -48,9 +48,9 @@ def set_on_ground(boxes_N7: Floats, points_N3: Floats) -> Floats:
     return placed
 
 
-def _quantile(values: Floats, share: float) -> float:
+def _quantile(values: Floats, quantile: float) -> float:
     """``np.quantile`` without its checks, which take longer than the computation on a few hundred values."""
-    position = share * (len(values) - 1)
+    position = quantile * (len(values) - 1)
     first = int(position)
     low, high = np.partition(values, (first, first + 1))[first : first + 2].tolist()
     return float(low + (high - low) * (position - first))
