@@ -164,7 +164,8 @@ def _sorted_classes(input: LidarInput | CameraInput) -> tuple[ObjectClass, ...]:
 
 
 def without_downloads(settings: Any) -> Any:
-    """A copy of a model's settings without those that download weights (``init_cfg`` of type ``Pretrained``)."""
+    """A copy of a model's settings without those that download weights: ``load_from``, ``pretrained``, and ``init_cfg``
+    of type ``Pretrained``."""
     if isinstance(settings, Mapping):
         return {
             key: without_downloads(value)

@@ -46,8 +46,8 @@ CAMERA = Suppression(candidates=1000, min_score=0.05, iou_threshold=0.8, boxes=2
 
 @dataclass(frozen=True, slots=True)
 class AnchorDecoder:
-    """Decodes the head of PointPillars. ``anchors_N7`` are relative to the centre of the bottom face, ordered by row,
-    column and class."""
+    """Decodes the head of PointPillars. ``anchors_N7`` (centre of the bottom face, sizes, yaw) are ordered by row,
+    column, class and yaw."""
 
     anchors_N7: Tensor
     classes: int

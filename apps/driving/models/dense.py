@@ -23,7 +23,8 @@ from shared.recipe import Recipe
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     """The dense network of a model that the recipe built, with example inputs.
 
-    Raises ``NotImplementedError`` for a model that cannot be exported: all imported models but KITTI's PointPillars.
+    Raises ``NotImplementedError`` for a model that cannot be exported: an FCOS3D with deformable convolution, and all
+    imported models but KITTI's PointPillars.
     """
     if isinstance(recipe.model, lidar_rcnn.LidarRCNN) and isinstance(recipe.input, BoxInput):
         return dense_boxes(model, recipe.input)

@@ -1,7 +1,7 @@
 """mmdet3d's detectors for points, cameras and boxes in the conventions of ``Frame``.
 
 The preprocessing of mmdet3d's test pipelines (columns of a point, axes of nuScenes' LiDAR, colour order, SMOKE's affine
-resize) is done here, as the steps of the configuration define it.
+resize) is done here, with the settings of the configuration's own steps.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.models.own_camera import OwnCamera
-from apps.driving.models.own_settings import metres_setting, part_settings
+from apps.driving.models.own_settings import numbers_setting, part_settings
 from apps.driving.types import CameraInput
 from shared.recipe import Axis
 
@@ -112,7 +112,7 @@ class FCOS3D:
         """The normalisation of images, as in ``settings``."""
         if self.own is not None:
             preprocessor = part_settings(self.own.model, "data_preprocessor")
-            mean, std = (metres_setting({"colours": preprocessor[name]}, "colours", 3) for name in ("mean", "std"))
+            mean, std = (numbers_setting(preprocessor, name, 3, "grey levels") for name in ("mean", "std"))
             return Normalisation(
                 mean=(mean[0], mean[1], mean[2]),
                 std=(std[0], std[1], std[2]),
@@ -171,7 +171,9 @@ class ImageToHeads(nn.Module):
         return tuple(map_ for level in zip(scores, boxes, directions, centerness, strict=True) for map_ in level)
 
 
-OUTPUTS = tuple(f"{what}_{stride}" for stride in STRIDES for what in ("scores", "boxes", "directions", "centerness"))
+OUTPUTS = tuple(
+    f"{output}_{stride}" for stride in STRIDES for output in ("scores", "boxes", "directions", "centerness")
+)
 
 
 def example_image(height: int, width: int, batch: int = 1) -> Tensor:

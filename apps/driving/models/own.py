@@ -13,7 +13,7 @@ from apps.driving.models.own_settings import (
     as_text,
     check_classes,
     checked_settings,
-    metres_setting,
+    numbers_setting,
     part_settings,
 )
 from apps.driving.types import LidarInput, ObjectClass
@@ -61,12 +61,12 @@ class OwnConfiguration:
     @property
     def range_m(self) -> tuple[float, ...]:
         """Minima, then maxima of x, y, z in metres, in the network's axes."""
-        return metres_setting(self.voxel_layer, "point_cloud_range", 6)
+        return numbers_setting(self.voxel_layer, "point_cloud_range", 6)
 
     @property
     def grid(self) -> tuple[int, int]:
         """The numbers of rows (y) and columns (x) of pillars, in the network's axes."""
-        low, high, sides = self.range_m[:3], self.range_m[3:], metres_setting(self.voxel_layer, "voxel_size", 3)
+        low, high, sides = self.range_m[:3], self.range_m[3:], numbers_setting(self.voxel_layer, "voxel_size", 3)
         if not all(0 < side <= end - start for side, start, end in zip(sides, low, high, strict=True)):
             raise InvalidInputError(f"voxels of {as_text(sides)} m do not fill the range {as_text(self.range_m)} m")
         counts = [round((end - start) / side) for side, start, end in zip(sides, low, high, strict=True)]
@@ -108,8 +108,8 @@ class OwnConfiguration:
         anchors = self.part("bbox_head")["anchor_generator"]
         classes = []
         for number, name in enumerate(self.classes):
-            length, width, height = metres_setting({"sizes": anchors["sizes"][number]}, "sizes", 3)
-            bottom = metres_setting({"ranges": anchors["ranges"][number % len(anchors["ranges"])]}, "ranges", 6)[2]
+            length, width, height = numbers_setting({"sizes": anchors["sizes"][number]}, "sizes", 3)
+            bottom = numbers_setting({"ranges": anchors["ranges"][number % len(anchors["ranges"])]}, "ranges", 6)[2]
             reach = 0.5 if length <= MAX_SHORT_LENGTH_M else 1.0
             classes.append(ObjectClass(name=name, size_m=(length, width, height), bottom_m=bottom, reach_m=reach))
         return tuple(classes)

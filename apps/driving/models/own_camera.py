@@ -11,7 +11,7 @@ from apps.driving.models.own_settings import (
     MAX_SHORT_LENGTH_M,
     check_classes,
     checked_settings,
-    metres_setting,
+    numbers_setting,
     part_settings,
 )
 from apps.driving.types import CameraInput, ObjectClass
@@ -119,7 +119,7 @@ class OwnCamera:
             return None
         if not isinstance(base_dims, list):
             raise InvalidInputError(f"base_dims is {base_dims}; expected length, height and width of each class")
-        sizes = [metres_setting({"base_dims": size}, "base_dims", 3) for size in base_dims]
+        sizes = [numbers_setting({"base_dims": size}, "base_dims", 3) for size in base_dims]
         if not all(min(size) > 0 for size in sizes):
             raise InvalidInputError(f"base_dims is {base_dims}; expected lengths, heights and widths above 0")
         return sizes

@@ -112,9 +112,9 @@ def _assumption_notes(
         yield "the configuration lists no LoadPointsFromFile: points are taken as x, y, z and intensity"
     unsupported = sorted({type_name(step) for step in steps} - set(_SUPPORTED_STEPS))
     if unsupported:
-        yield f"points need no {', '.join(unsupported)}: the test pipeline has these steps, and they are not done here"
+        yield f"the points can do without {', '.join(unsupported)} of the test pipeline, which does not run here"
     if not own.has_anchor_sizes():
-        yield "objects have a car's size (used only for training): the head has no anchor for each class"
+        yield "objects have a car's size (used only for training): the head has no anchor size for each class"
 
 
 def _columns(step: Mapping[str, Any] | None, default: list[int]) -> tuple[int, ...]:

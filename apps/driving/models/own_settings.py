@@ -45,22 +45,26 @@ _SPARSE_ENCODERS = ("SparseEncoder", "SparseEncoderSASSD", "SparseUNet")
 _OMITTED_KEYS = ("train_cfg", "init_cfg", "pretrained", "load_from")
 """Settings of training, and of initial weights: the checkpoint's weights replace them all."""
 _MAX_VALUE = 4096
+"""The maximum of other integers, such as channels, and of distances in metres."""
 _COUNT_KEYS = (
     *("max_voxels", "max_num_points", "nms_pre", "max_num", "max_per_img", "pre_max_size", "post_max_size"),
     *("max_objs", "min_bbox_size"),
 )
 """Settings that count points, pillars or boxes, and may be larger than those that count channels and layers."""
 _MAX_COUNT = 1_000_000
-_UNBOUNDED = 1_000_000_000
-"""The maximum of a float; configurations also write it for "no upper limit" in ``regress_ranges``."""
+_MAX_FLOAT = 1_000_000_000
+"""The maximum of a float, and of an integer in ``regress_ranges``, in which 1e8 stands for "no upper limit"."""
 _POSITIVE_KEYS = ("strides", "dilations", "channels", "pad_size_divisor")
 _MAX_PAD_DIVISOR = 256
 _MAX_LENGTH = 256
+"""Maximum length of a list or a string."""
 MAX_SHORT_LENGTH_M = 2.5
-"""Detections of classes up to this long match within half a metre, as those of KITTI's short classes."""
+"""Maximum length in metres of a short class: its detections match objects within half a metre, as KITTI's pedestrians
+and cyclists do; those of longer classes within a metre."""
 _MAX_PARAMETERS = 200_000_000
 _MAX_TEMPORARY_PARAMETERS = 50_000_000
-"""How many more parameters a network may create while it is built than it has: RegNet first creates a ResNet-50's."""
+"""How many parameters a network may create beyond the checkpoint's while it is built: RegNet first creates a
+ResNet-50's."""
 
 
 def checked_settings(model: Mapping[str, Any], detectors: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def _checked_value(value: Any, path: str, key: str) -> Any:
             raise InvalidInputError(f"{path} has {len(value)} values; at most {_MAX_LENGTH} are allowed")
         return [_checked_value(part, path, key) for part in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        max_value = _max_value(path, key) if isinstance(value, int) else _UNBOUNDED
+        max_value = _max_value(path, key) if isinstance(value, int) else _MAX_FLOAT
         if abs(value) > max_value and value not in (math.inf, -math.inf):
             number = f"{value:.3g}" if abs(value) <= sys.float_info.max else "a number of hundreds of digits"
             raise InvalidInputError(f"{path} is {number}; at most {max_value} is allowed")
@@ -120,7 +124,7 @@ def _max_value(path: str, key: str) -> int:
     if key in _COUNT_KEYS:
         return _MAX_COUNT
     if key == "regress_ranges":
-        return _UNBOUNDED
+        return _MAX_FLOAT
     if key == "pad_size_divisor":
         return _MAX_PAD_DIVISOR
     return 16 if key.endswith(("strides", "dilations")) and path != "model.bbox_head.strides" else _MAX_VALUE
@@ -161,14 +165,17 @@ def part_settings(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def metres_setting(settings: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
-    """The ``count`` numbers of the setting ``name``, in metres; raises InvalidInputError for other or large values."""
+def numbers_setting(settings: Mapping[str, Any], name: str, count: int, unit: str = "metres") -> tuple[float, ...]:
+    """The ``count`` numbers of the setting ``name``; raises InvalidInputError for other values, and from 4096 up.
+
+    ``unit`` is the numbers' unit for the error message.
+    """
     numbers = settings.get(name)
     if isinstance(numbers, Sequence) and len(numbers) == count and all(isinstance(v, int | float) for v in numbers):
         values = tuple(map(float, numbers))
         if all(abs(value) < _MAX_VALUE for value in values):
             return values
-    raise InvalidInputError(f"{name} is {numbers}; expected {count} numbers in metres")
+    raise InvalidInputError(f"{name} is {numbers}; expected {count} numbers in {unit}")
 
 
 def as_text(values: Sequence[float]) -> str:

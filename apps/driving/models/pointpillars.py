@@ -61,7 +61,8 @@ class PointPillars:
     most_boxes: int = 50
 
     def grid(self, input: LidarInput) -> tuple[int, int]:
-        """Rows (y) and columns (x) of the pseudo-image; raises InvalidInputError if they do not fill the range."""
+        """Rows (y) and columns (x) of the pseudo-image; raises InvalidInputError unless the range is a multiple of
+        eight pillars."""
         x0, y0, _, x1, y1, _ = input.range_m
         rows, columns = round((y1 - y0) / self.pillar_m), round((x1 - x0) / self.pillar_m)
         for axis, count, extent in (("y", rows, y1 - y0), ("x", columns, x1 - x0)):

@@ -140,6 +140,16 @@ def test_one_that_sees_colours_as_they_are_is_refused(imported):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
+def test_a_mean_colour_that_is_not_a_number_is_refused(imported):
+    settings = open_artifact(imported[1]).recipe()["recipe"]
+    settings["model"]["own_camera"]["model"]["data_preprocessor"]["mean"] = [103.5, "116", 123.7]
+    recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+    with pytest.raises(
+        InvalidInputError, match=r"mean is \[103\.5, '116', 123\.7\]; expected 3 numbers in grey levels"
+    ):
+        _ = recipe.model.colours
+
+
 def test_one_with_deformable_convolution_is_left_to_torch(imported, tmp_path, monkeypatch):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     settings["model"]["own_camera"]["model"]["bbox_head"]["dcn_on_last_conv"] = True

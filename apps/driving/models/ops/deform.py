@@ -43,7 +43,7 @@ def modulated_deform_conv_forward(
     output.copy_(
         torchvision.ops.deform_conv2d(
             _at_least_float32(input),
-            _finite_offsets(offset),
+            _nan_to_outside(offset),
             _at_least_float32(weight),
             _at_least_float32(bias) if with_bias else None,
             stride=(stride_h, stride_w),
@@ -85,7 +85,7 @@ def modulated_deform_conv_backward(
         _at_least_float32(grad_output),
         _at_least_float32(input),
         _at_least_float32(weight),
-        _finite_offsets(offset),
+        _nan_to_outside(offset),
         _at_least_float32(mask),
         _at_least_float32(bias if with_bias else input.new_zeros(weight.shape[0])),
         stride_h,
@@ -129,7 +129,7 @@ def deform_conv_forward(
     output.copy_(
         torchvision.ops.deform_conv2d(
             _at_least_float32(input),
-            _finite_offsets(offset),
+            _nan_to_outside(offset),
             _at_least_float32(weight),
             stride=(dH, dW),
             padding=(padH, padW),
@@ -200,7 +200,7 @@ def _unmodulated_gradients(
         _at_least_float32(grad_output),
         _at_least_float32(input),
         _at_least_float32(weight),
-        _finite_offsets(offset),
+        _nan_to_outside(offset),
     )
     no_mask_and_bias = tensors[1].new_zeros(len(input), 1), tensors[1].new_zeros(len(weight))
     gradients: Sequence[Tensor] = torch.ops.torchvision._deform_conv2d_backward(
@@ -209,7 +209,7 @@ def _unmodulated_gradients(
     return gradients
 
 
-def _finite_offsets(offset: Tensor) -> Tensor:
+def _nan_to_outside(offset: Tensor) -> Tensor:
     return _at_least_float32(offset).nan_to_num(nan=_OUTSIDE_OFFSET_PX, posinf=math.inf, neginf=-math.inf)
 
 
