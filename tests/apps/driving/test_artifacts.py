@@ -28,7 +28,7 @@ def artifact(path, name, recipe_name):
     ("recipe_name", "of_model", "of_data"),
     [("tiny", ("range_m",), ("intensity",)), ("fcos3d_tiny", ("image", "focal_px"), ())],
 )
-def test_settings_of_the_former_layout_are_read_where_they_stand_now(recipe_name, of_model, of_data):
+def test_settings_of_the_former_layout_are_moved_to_the_current_one(recipe_name, of_model, of_data):
     settings = to_mapping(RECIPES[recipe_name]())
     before = {**settings, "model": dict(settings["model"]), "data": dict(settings["data"])}
     kept = before.pop("input")
@@ -40,7 +40,7 @@ def test_settings_of_the_former_layout_are_read_where_they_stand_now(recipe_name
     assert current_layout(settings) == settings
 
 
-def test_a_detector_sees_what_the_artifact_says(tmp_path):
+def test_a_detector_has_the_input_of_the_artifact(tmp_path):
     lidar = open_detector(artifact(tmp_path / "l", "pointpillars", "tiny"), "cpu")
     camera = open_detector(artifact(tmp_path / "c", "fcos3d", "fcos3d_tiny"), "cpu")
     assert isinstance(lidar.input, LidarInput) and lidar.input == RECIPES["tiny"]().input
@@ -49,7 +49,7 @@ def test_a_detector_sees_what_the_artifact_says(tmp_path):
         open_detector(artifact(tmp_path / "y", "yolo", "tiny"), "cpu")
 
 
-def test_a_range_that_pillars_do_not_fill_is_refused_with_one_that_they_do():
+def test_a_range_that_pillars_do_not_fill_is_refused_with_a_valid_one():
     recipe = RECIPES["small"]()
     with pytest.raises(InvalidInputError, match=r"covers 70 m in x; .* multiple of 2.56 m, such as 69.12"):
         recipe.model.build(LidarInput(range_m=(0.0, -39.68, -3.0, 70.0, 39.68, 1.0)))

@@ -105,7 +105,7 @@ def test_a_family_takes_a_checkpoint_and_computes_what_mmdet3d_does(family, tmp_
 
 
 @pytest.mark.parametrize("config", [KITTI, CENTERPOINT, "pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d", SMOKE])
-def test_what_a_network_finds_are_boxes_with_scores_and_labels(config):
+def test_detections_are_boxes_with_scores_and_labels(config):
     model = MMDet3DModel(config=config)
     network = network_of(model, trained(config))
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_every_configuration_that_mmdet3d_ships_runs_or_is_refused_with_its_reas
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "pointpillars", "", "my_config.py", "os"])
-def test_what_mmdet3d_does_not_ship_is_refused(name):
+def test_a_configuration_that_mmdet3d_does_not_ship_is_refused(name):
     with pytest.raises(InvalidInputError, match=r"ships no configuration.*give the shipped one that it derives from"):
         MMDet3DModel(config=name)
 
@@ -178,7 +178,7 @@ def test_second_lacks_the_operator_that_its_refusal_names():
         MMDet3DModel(config="second_hv_secfpn_8xb6-80e_kitti-3d-3class")
 
 
-def test_the_input_is_what_the_configuration_says():
+def test_the_input_is_that_of_the_configuration():
     lidar = MMDet3DModel(config=CENTERPOINT).input()
     assert lidar.range_m == (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
     assert [kind.name for kind in lidar.classes][:2] == ["car", "truck"] and len(lidar.classes) == 10
@@ -187,7 +187,7 @@ def test_the_input_is_what_the_configuration_says():
     assert camera.focal_px is None and [kind.name for kind in camera.classes] == ["pedestrian", "cyclist", "car"]
 
 
-def test_another_input_than_the_configuration_says_is_refused():
+def test_another_input_than_the_configurations_is_refused():
     from dataclasses import replace
 
     model = MMDet3DModel(config=CENTERPOINT)
@@ -198,7 +198,7 @@ def test_another_input_than_the_configuration_says_is_refused():
         MMDet3DModel(config=CENTERPOINT, name="mmdet3d_camera")
 
 
-def test_building_fetches_nothing(monkeypatch):
+def test_building_downloads_nothing(monkeypatch):
     import urllib.request
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("a download"))
@@ -216,7 +216,7 @@ def test_names_with_a_prefix_and_copies_of_averaged_weights():
     assert found.misshaped == ("a.weight ((3,), not (2,))",) and found.ignored == ("c",)
 
 
-def test_weights_of_another_configuration_are_refused_with_what_does_not_fit(tmp_path):
+def test_weights_of_another_configuration_are_refused_with_the_mismatches(tmp_path):
     published("pointpillars_hv_secfpn_8xb6-160e_kitti-3d-car", tmp_path / "a.pth", dataset_meta={})
     with pytest.raises(InvalidInputError, match=r"a\.pth do not match .* have another shape: bbox_head\.conv_cls"):
         IMPORTERS["mmdet3d"].load([KITTI, str(tmp_path / "a.pth")], None)
@@ -256,7 +256,7 @@ def test_points_reach_nuscenes_networks_as_mmdet3d_reads_them_from_the_file(data
 
 
 @pytest.mark.realdata
-def test_boxes_of_nuscenes_networks_are_turned_as_the_annotations_are(data_root):
+def test_boxes_of_nuscenes_networks_are_rotated_as_the_annotations_are(data_root):
     import json
 
     from apps.driving.adapters.nuscenes import read

@@ -77,7 +77,7 @@ def test_gradients_and_autocast_are_left_to_mmcv(modulated):
         assert torch.allclose(fast(image), layer(image), rtol=0.02, atol=0.02)
 
 
-def test_what_is_folded_is_folded_again_and_pickled():
+def test_folded_layers_can_be_folded_again_and_pickled():
     layer, fast = packed(True, 1, 1, 1, 1)
     both = nn.Sequential(layer, nn.GroupNorm(2, 6))
     again = pickle.loads(pickle.dumps(fold_batch_norms(fold_batch_norms(both))))
@@ -88,7 +88,7 @@ def test_what_is_folded_is_folded_again_and_pickled():
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 5, 6), (0, 8, 1, 1)])
-def test_no_images_are_normalised_to_none(shape):
+def test_an_empty_batch_stays_empty(shape):
     with torch.inference_mode():
         assert fold_batch_norms(nn.Sequential(nn.GroupNorm(2, 8)))(torch.zeros(shape)).shape == shape
 

@@ -30,7 +30,7 @@ def of_great_means(detector):
 
 
 @pytest.mark.parametrize("kind", ["pointpillars", "fcos3d"])
-def test_where_the_fast_path_differs_mmdet3ds_own_modules_predict(kind, tmp_path, capsys):
+def test_mmdet3ds_own_modules_predict_if_the_fast_path_differs(kind, tmp_path, capsys):
     config = own_config() if kind == "pointpillars" else own_camera_config(kind)
     detector = of_great_means(trained(config))
     file = save(tmp_path / "a.pth", detector, config.pretty_text)
@@ -63,7 +63,7 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
     assert "a.pth outputs values that are not finite" in told and "an earlier epoch" in told
 
 
-def test_so_are_those_of_deformable_convolutions_whose_offsets_are_no_numbers(tmp_path, capsys):
+def test_deformable_convolutions_with_nan_offsets_are_refused(tmp_path, capsys):
     config = own_camera_config("fcos3d")
     config.model.bbox_head.dcn_on_last_conv = True
     detector = trained(config)
@@ -75,7 +75,7 @@ def test_so_are_those_of_deformable_convolutions_whose_offsets_are_no_numbers(tm
 
 
 @pytest.mark.parametrize("kept", [0, -100])
-def test_a_file_that_was_cut_short_is_refused_in_a_sentence(kept, tmp_path, capsys):
+def test_a_truncated_file_is_refused_with_one_sentence(kept, tmp_path, capsys):
     file = save(tmp_path / "a.pth", nn.Linear(1000, 1000), "")
     file.write_bytes(file.read_bytes()[:kept])
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
@@ -83,7 +83,7 @@ def test_a_file_that_was_cut_short_is_refused_in_a_sentence(kept, tmp_path, caps
     assert "a.pth cannot be read: it is truncated; copy or save it again" in told and len(told) < 200
 
 
-def test_large_images_are_not_computed_to_compare(tmp_path):
+def test_large_images_are_not_computed_for_the_comparison(tmp_path):
     config = own_camera_config("smoke")
     step = {"type": "AffineResize", "img_scale": (3840, 2160), "down_ratio": 4}
     config.test_dataloader.dataset.pipeline[1] = step

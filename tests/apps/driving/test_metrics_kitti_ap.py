@@ -54,7 +54,7 @@ def test_few_objects_lose_the_first_recall_position():
     assert result["car/3d/easy"] == pytest.approx(100 * 8 / 40)
 
 
-def test_a_false_alarm_above_all_costs_one_claim_at_every_threshold():
+def test_a_false_positive_with_the_highest_score_counts_at_every_threshold():
     truth = cars(PLACES)
     found = cars([*PLACES, (5.0, 12.0)], scores=[*np.linspace(0.9, 0.1, 41), 0.99])
     precision = [k / (k + 1) for k in range(1, 42)]
@@ -70,7 +70,7 @@ def test_half_of_the_objects_found_is_half_of_the_score():
     assert evaluate([frame(truth)], [found])["car/bev/easy"] == pytest.approx(100 * 19 / 40)
 
 
-def test_difficulty_filters_make_objects_neutral():
+def test_objects_harder_than_the_difficulty_are_ignored():
     hidden = [0] * 39 + [1, 2]
     cut = [0.0] * 38 + [0.2, 0.0, 0.0]
     truth = cars(PLACES, occlusion=hidden, truncation=cut)
@@ -78,7 +78,7 @@ def test_difficulty_filters_make_objects_neutral():
     assert result["car/objects/easy"] == 38
     assert result["car/objects/moderate"] == 40
     assert result["car/objects/hard"] == 41
-    # Detections of what is too hard are no false alarms.
+    # Detections of objects that are too hard are not false positives.
     assert result["car/3d/easy"] == pytest.approx(100 * 37 / 40)
 
 
@@ -89,7 +89,7 @@ def test_small_boxes_count_only_where_they_are_not_too_low():
     assert result["car/objects/moderate"] == 41
 
 
-def test_vans_and_sitting_people_are_neutral():
+def test_vans_and_sitting_people_are_ignored():
     names = ["car"] * 41 + ["van"]
     places = [*PLACES, (6.0, 9.0)]
     truth = cars(places, names=names)
@@ -108,18 +108,18 @@ def test_a_sitting_person_is_neither_hit_nor_missed():
     result = evaluate([frame(truth)], [cars(places, names=walking, scores=scores)])
     assert result["pedestrian/objects/easy"] == 41
     assert result["pedestrian/3d/easy"] == pytest.approx(100)
-    # It takes one detection; a second one on it is a false alarm, above all the others: k hits of k + 1 claims.
+    # It takes one detection; a second one on it, with the highest score, is a false positive: k of k + 1 are matches.
     twice = cars([*places, places[-1]], names=[*walking, "pedestrian"], scores=[*scores, 0.95])
     precision = [k / (k + 1) for k in range(1, 42)]
     assert evaluate([frame(truth)], [twice])["pedestrian/3d/easy"] == pytest.approx(
         100 * sum(np.maximum.accumulate(precision[::-1])[::-1][1:]) / 40
     )
-    # Nobody is found as somebody of a neighbouring class.
+    # No object is detected as one of a neighbouring class.
     found = cars(places, names=["person_sitting"] * 42, scores=scores)
     assert evaluate([frame(truth)], [found])["pedestrian/3d/easy"] == 0
 
 
-def test_a_detection_that_is_too_low_is_no_claim_and_a_hit_only_where_there_is_no_other():
+def test_a_too_small_detection_is_no_false_positive_and_matches_only_without_another():
     # 41 cars of 60 px. One more detection beside all of them: 39 px are too low to be a claim at easy, 40 px are not.
     truth = cars(PLACES)
     precision = [k / (k + 1) for k in range(1, 42)]
@@ -130,13 +130,13 @@ def test_a_detection_that_is_too_low_is_no_claim_and_a_hit_only_where_there_is_n
         assert evaluate([frame(truth)], [found])["car/3d/easy"] == pytest.approx(expected)
 
 
-def test_a_label_must_be_higher_than_the_least_height():
+def test_a_label_must_be_higher_than_the_minimum_height():
     low = cars(PLACES, height_px=40)
     assert evaluate([frame(low)], [Boxes3D.empty()])["car/objects/easy"] == 0
     assert evaluate([frame(low)], [Boxes3D.empty()])["car/objects/moderate"] == 41
 
 
-def test_a_region_not_cared_for_must_cover_more_than_the_least_overlap_of_a_detection():
+def test_a_dontcare_region_must_cover_more_than_the_minimum_overlap_of_a_detection():
     truth = cars(PLACES)
     found = cars([*PLACES, (6.0, 9.0)], scores=[*np.linspace(0.8, 0.1, 41), 0.9])
     precision = [k / (k + 1) for k in range(1, 42)]
@@ -149,13 +149,13 @@ def test_a_region_not_cared_for_must_cover_more_than_the_least_overlap_of_a_dete
         assert result["car/2d/easy"] == pytest.approx(expected)
 
 
-def test_what_is_cut_off_or_hidden_at_the_limits_of_a_difficulty_counts():
+def test_objects_at_a_difficultys_truncation_and_occlusion_limits_count():
     truth = cars(PLACES[:6], truncation=[0.15, 0.16, 0.30, 0.31, 0.50, 0.51])
     counts = evaluate([frame(truth)], [Boxes3D.empty()])
     assert [counts[f"car/objects/{level}"] for level in ("easy", "moderate", "hard")] == [1, 3, 5]
 
 
-def test_regions_not_cared_for_excuse_in_the_image_alone():
+def test_dontcare_regions_apply_only_in_2d():
     truth = cars(PLACES)
     found = cars([*PLACES, (6.0, 9.0)], scores=[*np.linspace(0.8, 0.1, 41), 0.9])
     region = {"image_2": found.box_2d[-1:] + np.array([[-2, -2, 2, 2]], np.float32)}
@@ -182,7 +182,7 @@ def test_turned_round_halves_nothing_but_the_orientation():
     assert result["car/aos/easy"] == pytest.approx(0, abs=1e-6)
 
 
-def test_two_detections_of_one_car_are_one_hit_and_one_false_alarm():
+def test_two_detections_of_one_car_are_one_match_and_one_false_positive():
     truth = cars(PLACES)
     twice = cars([*PLACES, PLACES[0]], scores=[*np.linspace(0.9, 0.1, 41), 0.05])
     assert evaluate([frame(truth)], [twice])["car/3d/easy"] == pytest.approx(100)

@@ -40,7 +40,7 @@ def test_the_highest_score_is_matched_first_and_each_object_once():
     assert totals.recall == pytest.approx(1 / 2)
 
 
-def test_a_centre_distance_forgives_size_but_not_place():
+def test_centre_distance_ignores_size_but_not_position():
     truth = frame(boxes([(10, 0)]))
     found = replace(boxes([(11.5, 0)], scores=[0.9]), size_m=np.array([[1, 1, 1]], np.float32))
     assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
@@ -48,7 +48,7 @@ def test_a_centre_distance_forgives_size_but_not_place():
     assert count([truth], [found], "car", criterion="iou", threshold=0.5).true_positives == 0
 
 
-def test_a_distance_of_centres_may_grow_with_the_distance_of_the_object():
+def test_the_centre_distance_limit_may_grow_with_the_objects_distance():
     truth = frame(boxes([(10, 0), (40, 30)]))
     found = boxes([(11.5, 0), (44, 31)], scores=[0.9, 0.8])
     assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(
@@ -58,7 +58,7 @@ def test_a_distance_of_centres_may_grow_with_the_distance_of_the_object():
     assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
 
 
-def test_neutral_classes_sparse_objects_and_ignored_regions_excuse():
+def test_detections_on_ignored_classes_sparse_objects_and_regions_are_no_false_positives():
     truth = boxes([(10, 0), (20, 0), (30, 0)], names=["car", "van", "car"])
     truth = replace(truth, point_counts=np.array([100, 100, 2]))
     found = boxes([(10, 0), (20, 0), (30, 0)], scores=[0.9, 0.9, 0.9])
@@ -72,7 +72,7 @@ def test_neutral_classes_sparse_objects_and_ignored_regions_excuse():
     assert count([frame(truth, ignore_boxes_2d=everywhere)], [stray], "car").false_positives == 0
 
 
-def test_scores_below_the_threshold_play_no_part():
+def test_scores_below_the_threshold_are_ignored():
     truth = frame(boxes([(10, 0)]))
     found = boxes([(10, 0), (30, 0)], scores=[0.6, 0.3])
     assert count([truth], [found], "car", score=0.5) == Counts(true_positives=1, false_negatives=0, false_positives=0)

@@ -102,7 +102,7 @@ def test_a_detection_takes_the_nearest_object_that_is_free():
     assert evaluate(boxes([NEAR]), boxes([{**NEAR, "at": (3, 1), "score": 1.0}]))["car/ap/2"] == 0
 
 
-def test_errors_of_what_was_hit():
+def test_errors_of_matched_detections():
     truth = [{**NEAR, "yaw": 0.1, "velocity": (1, 0), "attribute": "vehicle.moving"}]
     found = [{**NEAR, "at": (1.6, 1.8), "size": (4, 2, 3), "yaw": 0.4 + 2 * np.pi, "velocity": (1, 2), "score": 0.5}]
     result = evaluate(boxes(truth), boxes(found))
@@ -116,7 +116,7 @@ def test_errors_of_what_was_hit():
     assert [missed[f"car/{error}"] for error in ERRORS] == [1.0] * 5
 
 
-def test_what_is_far_away_or_has_no_return_plays_no_part():
+def test_distant_objects_and_those_without_returns_are_ignored():
     truth = [NEAR, {**FAR, "distance": 50.0}, {**FAR, "points": 0}]
     result = evaluate(boxes(truth), boxes([{**NEAR, "score": 1.0}, {**FAR, "distance": 50.0, "score": 2.0}]))
     assert (result["car/objects"], result["car/detections"]) == (1, 1)
@@ -236,7 +236,7 @@ def test_a_plain_implementation_gives_the_same_figures(seed):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_false_alarms_never_raise_the_average_precision(seed):
+def test_false_positives_never_raise_the_average_precision(seed):
     draw = np.random.default_rng(seed)
     truth = [{"sample": n % 3, "at": tuple(draw.uniform(0, 40, 2))} for n in range(20)]
     found = [

@@ -13,7 +13,7 @@ rectangles = st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.1, 8), st
 )
 
 
-def test_half_and_turned_overlaps_by_hand():
+def test_half_and_rotated_overlaps_by_hand():
     square = np.array([[0.0, 0, 2, 2, 0]])
     assert bev_iou(square, [[1.0, 0, 2, 2, 0]]) == pytest.approx(1 / 3)
     assert bev_iou(square, [[5.0, 0, 2, 2, 0]]) == 0
@@ -32,11 +32,11 @@ def test_identical_boxes_overlap_fully(yaw, place):
     assert bev_iou(box[:, [0, 1, 3, 4, 6]], turned[:, [0, 1, 3, 4, 6]]) == pytest.approx(1, abs=1e-9)
 
 
-def test_touching_boxes_have_nothing_in_common():
+def test_touching_boxes_do_not_overlap():
     assert bev_iou([[0.0, 0, 2, 2, 0]], [[2.0, 0, 2, 2, 0]]) == pytest.approx(0, abs=1e-12)
 
 
-def test_height_counts_in_space():
+def test_height_counts_in_3d():
     low, high = np.array([[0.0, 0, 0, 2, 2, 2, 0]]), np.array([[0.0, 0, 1, 2, 2, 2, 0]])
     assert box_iou(low, high) == pytest.approx(1 / 3)
     assert box_iou(low, high + [0, 0, 5, 0, 0, 0, 0]) == 0
@@ -64,7 +64,7 @@ def test_symmetric_bounded_and_blind_to_common_motion(first, second, turn):
     assert bev_iou(moved[0][None], moved[1][None]) == pytest.approx(there, abs=1e-7)
 
 
-def test_many_pairs_are_the_pairs_one_by_one():
+def test_many_pairs_give_the_same_as_single_pairs():
     draw = np.random.default_rng(0)
     first = np.column_stack([draw.uniform(-5, 5, (7, 2)), draw.uniform(1, 5, (7, 2)), draw.uniform(-4, 4, 7)])
     second = np.column_stack([draw.uniform(-5, 5, (9, 2)), draw.uniform(1, 5, (9, 2)), draw.uniform(-4, 4, 9)])

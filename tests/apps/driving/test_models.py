@@ -86,7 +86,7 @@ def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
 
 
 @pytest.mark.parametrize("name", ["large", "fcos3d_large", "small", "fcos3d_small"])
-def test_weights_that_ship_stay_under_16_megabytes(name):
+def test_shipped_weights_stay_under_16_megabytes(name):
     recipe = RECIPES[name]()
     detector = recipe.model.build(recipe.input)
     assert sum(value.numel() * value.element_size() for value in detector.state_dict().values()) < 16e6
@@ -110,7 +110,7 @@ def test_dense_networks_give_what_the_detectors_heads_see():
     assert [tuple(m.shape[:2]) for m in maps[:4]] == [(2, 3), (2, 7), (2, 2), (2, 1)]
 
 
-def test_camera_boxes_go_there_and_back():
+def test_camera_boxes_survive_the_round_trip():
     generator = np.random.default_rng(0)
     boxes = generator.normal(size=(50, 7)).astype(np.float32) * [30, 10, 1, 1, 1, 1, 1]
     boxes[:, 3:6] = np.abs(boxes[:, 3:6]) + 0.5

@@ -144,7 +144,7 @@ def test_deformable_convolution_in_half_precision_is_that_of_float32(dtype):
         assert torch.equal(value, expected.to(dtype))
 
 
-def test_the_shape_of_the_grid_is_not_asked_of_the_device():
+def test_the_shape_of_the_grid_is_not_read_from_the_device():
     """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
     points = torch.empty(5, 4, device="meta")
     size, extent = torch.tensor([0.16, 0.16, 4]), torch.tensor([0, -39.68, -3, 69.12, 39.68, 1])
@@ -219,7 +219,7 @@ def test_rotated_suppression_in_the_thousands_takes_seconds_at_most(spread):
 
 
 @pytest.mark.parametrize("most", [1, 7, 130, 2500])
-def test_rotated_suppression_ends_with_the_best_that_are_asked_for(most):
+def test_rotated_suppression_stops_at_the_maximum_number_of_boxes(most):
     generator = torch.Generator().manual_seed(0)
     found = torch.rand(1000, 5, generator=generator) * torch.tensor([60, 60, 5, 5, 6.28])
     scores, none = torch.rand(1000, generator=generator), torch.empty(0)
@@ -229,7 +229,7 @@ def test_rotated_suppression_ends_with_the_best_that_are_asked_for(most):
 
 
 @pytest.mark.parametrize("side", [4.0, 0.16, 0.002], ids=["hundreds of cells", "a million", "billions"])
-def test_points_stand_voxel_by_voxel_in_the_order_in_which_they_came(side):
+def test_points_are_sorted_by_voxel_and_keep_their_order(side):
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(20_000, 4, generator=generator).round(decimals=3) * torch.tensor([160.0, 160.0, 3.0, 1.0])
     grouped = voxels.group_pillars(points, torch.tensor([side, side, 4.0]), torch.tensor([0.0, 0, 0, 160, 160, 4]))

@@ -71,7 +71,7 @@ def test_deformable_convolution_in_bf16_is_that_of_float32_rounded(deform_conv2d
     assert torch.equal(deform_conv2d(image, offset, weight, *CASES[0]), wide.bfloat16())
 
 
-def test_a_sample_at_no_number_is_outside_of_the_image_in_outputs_and_gradients(deform_conv2d):
+def test_a_sample_at_a_nan_offset_is_outside_of_the_image_in_outputs_and_gradients(deform_conv2d):
     image, offset, weight = tensors(*CASES[0])
     offset[0, 2::9] = math.nan
     outside = offset.nan_to_num(nan=1e6)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
-def test_the_focal_loss_that_a_gpu_asks_for_is_the_one_that_mmdet_computes_itself(gamma):
+def test_the_focal_loss_on_a_gpu_equals_mmdets_own(gamma):
     install()
     from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss, sigmoid_focal_loss
 

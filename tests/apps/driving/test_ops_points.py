@@ -83,7 +83,7 @@ def test_dynamic_scatter_of_no_points_and_of_points_without_a_cell(ops):
         assert not inside.grad.any()
 
 
-def test_cells_too_far_apart_for_one_number_are_told_apart(ops):
+def test_cells_too_far_apart_for_one_key_are_distinguished(ops):
     cells = torch.tensor(
         [[2**31 - 5, 0, 7], [3, 2**31 - 9, 2**31 - 5], [2**31 - 5, 0, 7], [0, 0, 0]], dtype=torch.int32
     )

@@ -152,7 +152,7 @@ def rendered(focal_px):
 
 
 @pytest.mark.parametrize("kind", ["fcos3d", "pgd"])
-def test_classes_of_nearly_equal_scores_are_no_difference_of_the_fast_path(tmp_path, kind):
+def test_nearly_equal_class_scores_do_not_fail_the_comparison(tmp_path, kind):
     """The coder takes the size of the best class of each pixel, and of two alike either may be that."""
     config = own_camera_config(kind)
     detector = trained(config, raised=RAISED[kind])
@@ -236,14 +236,14 @@ STEP = "test_dataloader.dataset.pipeline.1"
         ("pgd", "model.bbox_head.depth_branch", (), "mmdet3d cannot build"),
     ],
 )  # fmt: skip
-def test_what_does_not_run_here_is_refused_in_a_sentence(tmp_path, kind, path, value, said):
+def test_what_is_not_supported_is_refused_with_one_sentence(tmp_path, kind, path, value, said):
     file = save(tmp_path / "a.pth", untrained(kind), changed(kind, path, value).pretty_text)
     with pytest.raises(InvalidInputError, match=said) as told:
         importing(file)
     assert len(str(told.value)) < 1000 and "\n" not in str(told.value)
 
 
-def test_another_than_fcos3d_of_seven_numbers_is_not_trained_further_here(made):
+def test_only_fcos3d_with_seven_box_values_is_trained_further(made):
     kind, _, artifact = made
     differs = {
         "fcos3d": r"bbox_head\.strides is \[4, 8, 16, 32\], not \[8,",

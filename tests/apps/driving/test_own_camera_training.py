@@ -51,7 +51,7 @@ def imported(tmp_path_factory):
     return detector, folder / "mmdet3d_camera" / "1"
 
 
-def test_what_is_trained_begins_as_what_was_imported(imported, tmp_path):
+def test_training_starts_from_the_imported_network(imported, tmp_path):
     """On images in red, green, blue, as recipes have them, what mmdet3d's test finds in the image's file."""
     detector, artifact = imported
     recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), open_artifact(artifact).recipe()["recipe"])
@@ -70,7 +70,7 @@ def test_what_is_trained_begins_as_what_was_imported(imported, tmp_path):
     assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
 
 
-def test_the_focal_length_that_was_said_on_import_is_that_of_the_training(imported, tmp_path):
+def test_the_focal_length_given_on_import_is_used_in_training(imported, tmp_path):
     file = imported[1].parents[1] / "epoch_80.pth"
     assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", "focal=633"]) == 0
     settings = open_artifact(tmp_path / "mmdet3d_camera" / "1").recipe()["recipe"]
@@ -78,13 +78,13 @@ def test_the_focal_length_that_was_said_on_import_is_that_of_the_training(import
 
 
 @pytest.mark.parametrize("said", ["0", "inf", "nan", "far"])
-def test_a_focal_length_that_is_none_is_refused(imported, said, tmp_path, capsys):
+def test_an_invalid_focal_length_is_refused(imported, said, tmp_path, capsys):
     file = imported[1].parents[1] / "epoch_80.pth"
     assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", f"focal={said}"]) == 2
     assert f"--option focal={said}; expected pixels, such as 633" in capsys.readouterr().err
 
 
-def test_a_focal_length_of_a_lidar_is_refused(tmp_path, capsys):
+def test_a_focal_length_for_a_lidar_network_is_refused(tmp_path, capsys):
     own = own_config()
     file = save(tmp_path / "a.pth", trained(own), own.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", "focal=633"]) == 2
@@ -122,7 +122,7 @@ def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, 
         ({"pred_attrs": True}, "pred_attrs is True, not False"),
     ],
 )
-def test_velocities_and_attributes_which_no_recipe_has_truth_of_are_refused(imported, head, said):
+def test_velocities_and_attributes_are_refused_for_further_training(imported, head, said):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     own = settings["model"]["own_camera"]["model"]
     changed = own | {"bbox_head": own["bbox_head"] | head}
@@ -132,7 +132,7 @@ def test_velocities_and_attributes_which_no_recipe_has_truth_of_are_refused(impo
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
-def test_one_that_sees_colours_as_they_are_is_refused(imported):
+def test_a_network_without_colour_normalisation_is_refused(imported):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     colours = {"type": "Det3DDataPreprocessor", "pad_size_divisor": 32}
     settings["model"]["own_camera"]["model"]["data_preprocessor"] = colours
@@ -150,7 +150,7 @@ def test_a_mean_colour_that_is_not_a_number_is_refused(imported):
         _ = recipe.model.colours
 
 
-def test_one_with_deformable_convolution_is_left_to_torch(imported, tmp_path, monkeypatch):
+def test_an_fcos3d_with_deformable_convolution_is_computed_by_torch(imported, tmp_path, monkeypatch):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     settings["model"]["own_camera"]["model"]["bbox_head"]["dcn_on_last_conv"] = True
     recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
@@ -167,7 +167,7 @@ def test_one_with_deformable_convolution_is_left_to_torch(imported, tmp_path, mo
     assert program.name.startswith("torch") and program.remarks == ()
 
 
-def test_a_recipe_for_sweeps_is_refused(imported):
+def test_a_lidar_recipe_is_refused_for_a_camera_network(imported):
     with pytest.raises(
         InvalidInputError, match="is a camera network; train it with a camera recipe: --recipe fcos3d_full"
     ):

@@ -112,7 +112,7 @@ def test_it_predicts_is_scored_and_calibrated_from_the_command_line(artifact, da
     assert least.keys() == set(NAMES)
 
 
-def test_training_goes_on_with_the_same_network(artifact, data, tmp_path, capsys):
+def test_training_continues_with_the_same_network(artifact, data, tmp_path, capsys):
     words = ["train", "driving", "--recipe", "full", "--init", str(artifact.path), "--data", "custom"]
     words += ["--data.root", str(data), "--data.classes", *NAMES[:1], "--limits.epochs", "1", "--limits.steps", "1"]
     assert main([*words, "--limits.batch", "2", "--out", str(tmp_path / "run")]) == 0
@@ -191,7 +191,7 @@ def test_an_encoder_left_at_another_grid_computes_as_mmdet3d_does(tmp_path):
     assert imported.source["parity"]["largest_relative_difference"] < 1e-4
 
 
-def test_intensities_up_to_255_are_known_by_the_mean_that_the_encoder_kept(tmp_path):
+def test_intensities_up_to_255_are_recognised_by_the_encoders_running_mean(tmp_path):
     """Its first layer sees points of intensities 0 to 255 while it trains, as in a file that was not scaled."""
     config = own_config()
     detector = trained(config).train()
@@ -218,7 +218,7 @@ def test_intensities_up_to_255_are_known_by_the_mean_that_the_encoder_kept(tmp_p
         ("x-left-y-backward", lambda x, y: (y, -x)),
     ],
 )
-def test_axes_and_intensity_that_are_said_are_those_of_the_artifact(checkpoint, detector, tmp_path, axes, turned):
+def test_axes_and_intensity_options_are_kept_in_the_artifact(checkpoint, detector, tmp_path, axes, turned):
     """What mmdet3d finds in points in its own axes is found in ours, turned back."""
     words = ["import", "driving", str(checkpoint), "--registry", str(tmp_path)]
     assert main([*words, "--option", f"axes={axes}", "intensity=255"]) == 0
@@ -244,7 +244,7 @@ def test_axes_and_intensity_that_are_said_are_those_of_the_artifact(checkpoint, 
     assert centres == pytest.approx(boxes[best, :2].numpy(), abs=1e-2)
 
 
-def test_what_is_said_is_refused_where_it_is_not_understood_or_not_needed(checkpoint, tmp_path, capsys):
+def test_invalid_or_unneeded_options_are_refused(checkpoint, tmp_path, capsys):
     shipped_name = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
     for words, said in (
         ((str(checkpoint), "axes=forward"), "--option axes=forward; expected x-forward-y-left, x-right-y-forward"),

@@ -30,7 +30,7 @@ def test_a_resolved_text_is_read_as_literals():
 @pytest.mark.parametrize(
     "name", ["pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d", "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d"]
 )
-def test_what_mmengine_dumps_is_read_as_mmengine_has_it(name):
+def test_a_dump_is_read_as_mmengine_reads_it(name):
     def plain(value):
         if isinstance(value, dict):
             return {str(key): plain(part) for key, part in value.items()}
@@ -78,7 +78,7 @@ def test_what_mmengine_dumps_is_read_as_mmengine_has_it(name):
     ],
     ids=range(32),
 )
-def test_what_is_no_literal_is_refused_in_a_sentence_and_executes_nothing(text):
+def test_anything_but_literals_is_refused_and_not_executed(text):
     with pytest.raises(
         InvalidInputError, match=r"the configuration in a\.pth (is|has|cannot be)|is not a literal"
     ) as told:
@@ -151,7 +151,7 @@ def changed(path, value):
         ("test_dataloader.dataset.pipeline", [{"type": "LoadPointsFromFile", "use_dim": "xyz"}], "use_dim of the test"),
     ],
 )
-def test_what_does_not_run_here_is_refused_in_a_sentence(detector, tmp_path, path, value, said):
+def test_what_is_not_supported_is_refused_with_one_sentence(detector, tmp_path, path, value, said):
     file = save(tmp_path / "a.pth", detector, changed(path, value).pretty_text)
     with pytest.raises(InvalidInputError, match=said) as told:
         IMPORTERS["mmdet3d"].load([str(file)], None)
@@ -168,7 +168,7 @@ def test_a_file_that_derives_from_others_is_refused_for_that(detector, tmp_path,
         IMPORTERS["mmdet3d"].load([str(tmp_path / "mine.py"), str(file)], None)
 
 
-def test_the_layout_that_mmcvs_runners_wrote_is_refused_for_that(detector, tmp_path):
+def test_the_layout_of_mmcvs_runners_is_refused(detector, tmp_path):
     """A checkpoint of mmdet3d before 1.1, and the configuration in its work_dirs."""
     text = "model = dict(type='VoxelNet', voxel_layer=dict())\ndata = dict(samples_per_gpu=6)\n"
     (tmp_path / "mine.py").write_text(text)
@@ -179,7 +179,7 @@ def test_the_layout_that_mmcvs_runners_wrote_is_refused_for_that(detector, tmp_p
             IMPORTERS["mmdet3d"].load([str(tmp_path / word) for word in words], None)
 
 
-def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tmp_path):
+def test_the_head_must_have_as_many_classes_as_the_checkpoint(detector, tmp_path):
     file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=("Car", "Truck"))
     with pytest.raises(InvalidInputError, match=r"its head has 4 classes; the classes of its data are car, truck$"):
         IMPORTERS["mmdet3d"].load([str(file)], None)
@@ -188,7 +188,7 @@ def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tm
         IMPORTERS["mmdet3d"].load([str(file)], None)
 
 
-def test_weights_that_are_named_to_be_fetched_are_not(detector, tmp_path, monkeypatch):
+def test_pretrained_weights_are_not_downloaded(detector, tmp_path, monkeypatch):
     import urllib.request
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("a download"))
@@ -199,14 +199,14 @@ def test_weights_that_are_named_to_be_fetched_are_not(detector, tmp_path, monkey
     assert "example.org" not in str(imported.recipe) and "mypackage" not in str(imported.recipe)
 
 
-def test_the_command_says_how_many_words_it_takes(capsys):
+def test_the_command_says_how_many_arguments_it_takes(capsys):
     assert main(["import", "driving", "mmdet3d"]) == 2
     assert "mmdet3d takes 1 to 2 arguments: trivium import driving mmdet3d [CONFIG] CHECKPOINT.pth" in (
         capsys.readouterr().err
     )
 
 
-def test_the_mean_of_the_intensity_is_not_known_of_other_layers():
+def test_the_mean_intensity_is_unknown_for_other_layers():
     assert mean_intensity({}) is None
     weights = {
         "voxel_encoder.pfn_layers.0.linear.weight": torch.zeros(8, 10),

@@ -64,7 +64,7 @@ def test_labels_are_found_in_the_benchmarks_own_folders(folders, tmp_path):
     assert score(training, results) == score(training.parent, results) == score(labels, results)
 
 
-def test_what_is_not_found_and_what_is_moved_costs(folders):
+def test_missed_and_shifted_objects_lower_the_score(folders):
     labels, results = folders
     for file in sorted(results.iterdir())[:10]:
         file.write_text("")
@@ -105,7 +105,7 @@ def test_results_without_2d_boxes_and_in_several_folders(folders):
     }  # fmt: skip
 
 
-def test_results_without_boxes_in_space_or_without_an_angle_are_scored_in_the_image(folders):
+def test_results_without_3d_boxes_or_without_an_angle_are_scored_in_2d(folders):
     labels, results = folders
     for column, value in ((3, "-10"), *((n, "-1") for n in (8, 9, 10)), *((n, "-1000") for n in (11, 12, 13))):
         changed(results, column, value)
@@ -114,7 +114,7 @@ def test_results_without_boxes_in_space_or_without_an_angle_are_scored_in_the_im
     assert "no 3D boxes" in notes
 
 
-def test_orientation_is_judged_by_the_observation_angle(folders):
+def test_orientation_is_scored_by_the_observation_angle(folders):
     labels, results = folders
     for file in results.iterdir():
         lines = [line.split() for line in file.read_text().splitlines()]
@@ -142,7 +142,7 @@ def sequences(folders, tmp_path):
     return made
 
 
-def test_tracking_files_score_as_the_frames_that_they_hold(folders, sequences):
+def test_tracking_files_score_like_their_frames(folders, sequences):
     for file in folders[1].iterdir():
         file.write_text(file.read_text().replace(" 1.7 ", " 2.0 ", 1))
     for file in sequences[1].iterdir():
@@ -157,7 +157,7 @@ def test_tracking_files_score_as_the_frames_that_they_hold(folders, sequences):
     assert float(found["3D 0.7"][0]) < 99
 
 
-def test_detections_in_frames_without_labels_are_false_alarms(sequences):
+def test_detections_in_frames_without_labels_are_false_positives(sequences):
     labels, results = sequences
     before, _ = score(labels, results)
     lines = (results / "0000.txt").read_text().splitlines()
@@ -169,7 +169,7 @@ def test_detections_in_frames_without_labels_are_false_alarms(sequences):
     assert float(after["3D 0.7"][0]) < float(before["3D 0.7"][0])
 
 
-def test_a_sitting_person_of_the_tracking_benchmark_is_neutral(tmp_path):
+def test_a_sitting_person_of_the_tracking_benchmark_is_ignored(tmp_path):
     person = "0 0 300 100 340 200 1.7 0.6 0.8 0 1.7 {z} 0"
     labels, results = tmp_path / "label_02", tmp_path / "tracks"
     labels.mkdir(), results.mkdir()

@@ -89,7 +89,7 @@ def test_a_perfect_detector_of_the_class_that_is_there(tables):
     assert f"NDS {(0.5 + 0.2 + 1 / 9 + 0.25) / 10:.4f}." in notes
 
 
-def test_velocities_places_and_turns_are_read_as_the_devkit_does(tables):
+def test_velocities_positions_and_rotations_are_read_as_the_devkit_does(tables):
     found = {"s1": [detection("s1", (10, 1.5), 0.9, rotation=[2 * part for part in turned(0.7)], velocity=[4.0, 3.0])]}
     files = read_submission(submission(tables, found), tables)
     assert files.truth.velocity_N2[files.truth.names_N == "car"][0].tolist() == pytest.approx([4.0, 0.0])
@@ -103,7 +103,7 @@ def test_velocities_places_and_turns_are_read_as_the_devkit_does(tables):
     assert "1 of 2 samples" in " ".join(table.notes)
 
 
-def test_a_detection_in_a_rack_is_no_false_alarm(tables):
+def test_a_detection_in_a_bicycle_rack_is_not_a_false_positive(tables):
     more = {**PERFECT, "s1": [*PERFECT["s1"], detection("s1", (5, 6), 0.9, name="bicycle")]}
     files = read_submission(submission(tables, more), tables)
     assert files.in_racks == 2 and len(files.detections) == 2
@@ -116,7 +116,7 @@ def test_without_velocities_there_is_no_nds(tables):
     assert "No NDS" in table.notes[0]
 
 
-def test_what_is_not_in_the_layout_is_refused(tables):
+def test_files_in_another_layout_are_refused(tables):
     def refused(results, message, labels=tables):
         with pytest.raises(InvalidInputError, match=message):
             app.score_files({"labels": labels, "results": submission(tables, results)})

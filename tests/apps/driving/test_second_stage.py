@@ -56,7 +56,7 @@ def some_boxes(number: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([place, size, draw.uniform(-np.pi, np.pi, (number, 1))], axis=1).astype(np.float32)
 
 
-def test_a_box_is_shown_the_points_in_it_and_about_it_in_its_own_frame():
+def test_points_in_and_around_a_box_are_in_its_frame():
     draw = np.random.default_rng(1)
     boxes = some_boxes(40)
     points = draw.uniform((-40, -40, -4, 0), (70, 40, 3, 1), (60_000, 4)).astype(np.float32)
@@ -73,7 +73,7 @@ def test_a_box_is_shown_the_points_in_it_and_about_it_in_its_own_frame():
     assert [len(one) for one in points_about(boxes, points[:0], INPUT)] == [0] * len(boxes)
 
 
-def test_what_is_shown_does_not_depend_on_the_order_of_the_points():
+def test_sampled_points_do_not_depend_on_the_order_of_the_sweep():
     draw = np.random.default_rng(2)
     points = draw.uniform(-1, 1, (100, 3)).astype(np.float32)
     chosen = sample_points(points, 8)
@@ -125,7 +125,7 @@ def test_the_published_box_is_the_corrected_one():
     assert len(SecondStage(Given(), INPUT).refined(found, points[:0])) == 0
 
 
-def test_boxes_that_no_object_has_are_left_out():
+def test_implausible_boxes_are_dropped():
     rows = [[5, 0, 0, 4, 2, 1.5, 0], [5, 0, 0, 1e6, 2, 1.5, 0], [np.nan, 0, 0, 4, 2, 1.5, 0], [1e7, 0, 0, 4, 2, 1.5, 0]]
     points = np.array([[5, 0, 0, 0], [1e7, 0, 0, 0]], np.float32)
     better = SecondStage(Given(), INPUT).refined(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
@@ -143,7 +143,7 @@ def test_boxes_that_no_object_has_are_left_out():
         assert decode_boxes(some_boxes(1), low)[1].tolist() == [0.0]
 
 
-def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is():
+def test_box_features_do_not_depend_on_the_bearing():
     box = np.array([[10, 0, -1, 4, 2, 1.5, 0.3], [0, 10, -1, 4, 2, 1.5, 0.3 + np.pi / 2]], np.float32)
     facts = box_features(box, np.array([0.9, 0.9]), np.array([2, 2]), np.array([7, 7]), 3)
     assert facts[0] == pytest.approx(facts[1], abs=1e-5)
@@ -151,7 +151,7 @@ def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is
     assert np.isfinite(box_features(box, np.array([0.0, 1.0]), np.array([0, 1]), np.array([1, 1]), 3)).all()
 
 
-def test_a_box_is_meant_for_the_object_of_its_class_that_it_overlaps_most():
+def test_a_box_is_assigned_to_the_object_of_its_class_with_the_largest_overlap():
     boxes = np.array([[0, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 4, 2, 1.5, 0], [40, 0, 0, 4, 2, 1.5, 0]], np.float32)
     objects = np.array([[1, 0, 0.5, 4, 2, 1.5, 0], [3, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 8, 2.5, 3, 0]], np.float32)
     wanted, overlaps, told = match_objects(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
@@ -259,7 +259,7 @@ def test_what_can_be_seen_is_learnt():
     assert BoxScores().summary() == {"loss": 0.0, "ap": 0.0, "centre_m": 0.0, "centre_before_m": 0.0}
 
 
-def test_settings_that_cannot_be_are_refused(tmp_path):
+def test_impossible_settings_are_refused(tmp_path):
     for wrong in ({"points": 0}, {"points": 1}, {"points": 257}, {"around_m": float("nan")}, {"above_m": -1.0}):
         with pytest.raises(InvalidInputError, match=r"expected 2 to 256 points, and margins of 0 to 100 m"):
             BoxInput(**wrong)
@@ -302,7 +302,7 @@ def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
     return open_artifact(folder)
 
 
-def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone(tmp_path):
+def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
     detector = shipped(app)[0]
     digest = detector.manifest.files["weights.safetensors"]["sha256"]
     its = second_stage(tmp_path / "its" / SECOND_STAGE / "1", detector, digest)

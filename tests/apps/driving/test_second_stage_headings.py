@@ -1,5 +1,4 @@
-"""Which way a corrected box faces does not hang on how the detector had turned it, where it is looked at from both
-ends."""
+"""The heading of a refined box does not depend on the detector's heading, for classes that get a mirrored pass."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ INPUT = BoxInput(points=8)
 
 
 class Trusting(torch.nn.Module):
-    """Moves nothing, knows that the heavy end is the back, and believes the detector more than that."""
+    """Moves no box; takes the end with more points for the back, but trusts the detector's heading more than that."""
 
     def forward(self, points: torch.Tensor, size: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(points), 9)
@@ -39,17 +38,17 @@ def heading(yaw: float, back: float, name: str = "cyclist", score: float = 0.9) 
 
 @pytest.mark.parametrize("yaw", [0.0, np.pi])
 @pytest.mark.parametrize("back", [-1.0, 1.0])
-def test_a_cyclist_faces_the_same_way_however_the_detector_had_turned_it(yaw, back):
+def test_a_cyclists_heading_does_not_depend_on_the_detectors_heading(yaw, back):
     assert heading(yaw, back) == pytest.approx(-back, abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "score"), [("car", 0.9), ("pedestrian", 0.9), ("cyclist", 0.05)])
-def test_others_and_unlikely_boxes_are_looked_at_once(name, score):
+def test_other_classes_and_low_scores_get_one_pass(name, score):
     assert heading(0.0, 1.0, name, score) == pytest.approx(1.0)
     assert heading(np.pi, -1.0, name, score) == pytest.approx(-1.0)
 
 
-def test_what_is_known_from_the_other_end_is_that_of_the_box_in_a_mirror():
+def test_mirrored_inputs_are_those_of_the_mirrored_box():
     draw = np.random.default_rng(0)
     boxes = np.concatenate(
         [draw.uniform(-30, 30, (20, 3)), draw.uniform(0.5, 4, (20, 3)), draw.uniform(-3, 3, (20, 1))], 1
@@ -57,7 +56,7 @@ def test_what_is_known_from_the_other_end_is_that_of_the_box_in_a_mirror():
     scores, labels, counts = draw.uniform(0.1, 0.9, 20), draw.integers(0, 3, 20), draw.integers(1, 90, 20)
     points = draw.normal(size=(20, 8, 3)).astype(np.float32)
     mirrored = boxes.copy()
-    # Front and back exchanged and seen in a mirror that holds the ray to it.
+    # Front and back exchanged, then mirrored across the ray to the box.
     mirrored[:, 6] = 2 * np.arctan2(boxes[:, 1], boxes[:, 0]) - boxes[:, 6] + np.pi
     seen, known = mirrored_inputs(points, box_features(boxes, scores, labels, counts, 3))
     assert known == pytest.approx(box_features(mirrored, scores, labels, counts, 3), abs=1e-4)

@@ -37,7 +37,7 @@ def fields(camera):
     return {name: getattr(camera, name) for name in camera.__dataclass_fields__}
 
 
-def test_the_boxes_are_those_of_frame_by_frame(predictor, camera_frames):
+def test_the_boxes_equal_those_of_frame_by_frame_processing(predictor, camera_frames):
     options = Options(score=0.05)
     expected = predictor.predict(camera_frames, options)
     answers = overlapped(
@@ -53,7 +53,7 @@ def test_the_boxes_are_those_of_frame_by_frame(predictor, camera_frames):
         assert (one.boxes.array == other.boxes.array).all() and (one.boxes.scores == other.boxes.scores).all()
 
 
-def test_reading_the_network_and_the_boxes_go_on_at_once():
+def test_reading_network_and_decoding_run_concurrently():
     """Each waits for the other two to be at their frames: one after the other, none would ever go on."""
     begun = {(step, n): threading.Event() for step in ("read", "compute", "finish") for n in range(6)}
 
@@ -77,7 +77,7 @@ def test_reading_the_network_and_the_boxes_go_on_at_once():
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_a_bounded_number_is_under_way(readers):
+def test_a_bounded_number_of_frames_is_in_progress(readers):
     under_way, most, lock = set(), [0], threading.Lock()
 
     def read(n):
@@ -94,7 +94,7 @@ def test_a_bounded_number_is_under_way(readers):
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_an_error_is_that_of_its_frame_alone(step):
+def test_an_error_affects_only_its_frame(step):
     def failing(n):
         if n == 2:
             raise ValueError(f"frame {n} is torn")
@@ -111,7 +111,7 @@ def test_an_error_is_that_of_its_frame_alone(step):
     assert found == [0, 1, "frame 2 is torn", 3, 4]
 
 
-def test_what_was_computed_before_an_interrupt_is_given_first():
+def test_results_computed_before_an_interrupt_are_yielded_first():
     def compute(n):
         if n == 2:
             raise KeyboardInterrupt
@@ -124,7 +124,7 @@ def test_what_was_computed_before_an_interrupt_is_given_first():
     assert found == [(0, 0), (1, 1)] and threading.active_count() == before
 
 
-def test_who_stops_early_leaves_no_thread_behind():
+def test_stopping_early_leaves_no_thread_behind():
     before = threading.active_count()
     answers = overlapped(range(100), lambda n: n, lambda n: n, lambda n: n)
     next(answers)
@@ -171,7 +171,7 @@ class Streams:
         return Entered()
 
 
-def test_on_a_gpu_a_step_waits_for_that_before_it_in_its_own_stream(monkeypatch):
+def test_on_a_gpu_a_step_waits_for_the_previous_one_in_its_own_stream(monkeypatch):
     streams, used = Streams(monkeypatch), []
 
     class OnDevice(torch.Tensor):
@@ -247,7 +247,7 @@ class AtOnce:
     __enter__, __exit__ = lambda self: self, lambda self, *_: None
 
 
-def test_jpeg_folders_are_gone_through_on_the_command_line(predictor, synthetic, tmp_path):
+def test_the_command_processes_jpeg_folders(predictor, synthetic, tmp_path):
     """As ``--each`` does: one of three images is torn, which is named; the other two are answered."""
     from PIL import Image
 
