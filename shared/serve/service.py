@@ -29,8 +29,8 @@ from shared.serve.runtime.limits import (
     DurationEstimate,
     RequestLimit,
     deadline_error,
-    timeout_at,
     wait_until_loaded,
+    within_deadline,
 )
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
@@ -226,7 +226,7 @@ class Service:
             raise Busy(self.app.title, f"the maximum number of jobs{of_group} (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_AFTER_S)
 
     def check_model(self, model_name: str | None) -> None:
-        """Raises ``InvalidInputError`` for a model of the application that this server has not loaded.
+        """Raises ``InvalidInputError`` for a model of the application that this server does not predict with.
 
         The application itself checks any other value of its option ``model``.
         """
@@ -257,7 +257,7 @@ class Service:
         finish_s = self._storing_time.upper_bound_s
         reply = await model.workers.answer(message, deadline, stage, finish_s=finish_s, group=origin.group)
         computed, waited_s = time.monotonic(), reply.head["waited_s"]
-        async with timeout_at(
+        async with within_deadline(
             deadline, lambda: deadline_error(self.app.title, waited_s, deadline - arrived - waited_s)
         ):
             keep = partial(self._keep, request, origin, reply, model)
@@ -311,7 +311,7 @@ class Service:
     def upload_folder(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
         home = self.settings.store / INCOMING
-        with raising_disk_full("the upload cannot be taken"):
+        with raising_disk_full("the upload cannot be stored"):
             home.mkdir(mode=0o700, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
         try:
@@ -327,7 +327,7 @@ class Service:
             if days is not None:
                 self.jobs.expire(app, days)
         except Exception:
-            log.exception("cases of %s that are too old could not be deleted", app)
+            log.exception("cases and jobs of %s beyond the retention limits could not be deleted", app)
         else:
             if deleted:
                 limits = "TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES"

@@ -1,4 +1,4 @@
-"""The dense networks of the artifacts as models of the Open Inference Protocol, run by worker processes."""
+"""The dense networks of the artifacts as models of the Open Inference Protocol, run by workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.serve.runtime.limits import MemoryLimit, RequestLimit, wait_until_lo
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
-from shared.serve.runtime.shared_memory import SharedMemory
+from shared.serve.runtime.shared_memory import SharedMemoryPool
 from shared.serve.runtime.threads import Threads
 from shared.serve.runtime.turns import Turns
 from shared.serve.settings import Settings
@@ -157,14 +157,14 @@ class Networks:
         max_bytes = _MAX_BODIES_IN_MEMORY * settings.max_tensor_bytes
         max_group_bytes = max_bytes - settings.max_tensor_bytes if settings.require_key else max_bytes
         self.memory = MemoryLimit("the Open Inference Protocol", max_bytes, max_group_bytes)
-        self.shared_memory = SharedMemory(_SHARED_MEMORY_CACHE_BYTES)
+        self.shared_memory = SharedMemoryPool(_SHARED_MEMORY_CACHE_BYTES)
         self._loading = Threads("load-network", 1)
         self._registry, self._metrics = registry, metrics
         for name in registry.names():
             self._read_versions(name)
 
     async def load(self, name: str) -> None:
-        """Reads new versions of a model and loads those not loaded; refuses (404) a model not in the registry."""
+        """Reads new versions of a model and loads all but retired ones; refuses (404) a model not in the registry."""
         await self.read_new_versions(name)
         for network in self._versions(name).values():
             if not network.retired:

@@ -169,7 +169,10 @@ class _UploadTimer:
         return True
 
     def count(self, size: int) -> None:
-        """Adds the time since ``waiting`` began and ``size`` received bytes. Raises ``InvalidInputError`` (408)."""
+        """Adds the time since ``waiting`` began and ``size`` received bytes.
+
+        Raises ``InvalidInputError`` (408) if a limit is reached, or if the upload was given up.
+        """
         settings, waited_s = self._settings, time.monotonic() - self._began
         self._idle_s = 0.0 if size else self._idle_s + waited_s
         self._total_s += waited_s

@@ -153,7 +153,7 @@ class JobRunner:
             if not computation.cancelled():
                 raise  # the server is shutting down
         except Busy:
-            # Its worker ended, or there was no room. Both may be temporary; the next attempt counts towards the limit.
+            # Its worker ended, or there was no room. Both may be temporary; this attempt counts towards the limit.
             await self._release_counted(job)
         except InvalidInputError as refusal:
             await self._write_with_retries(self._jobs.fail, job, str(refusal), refusal.status)

@@ -162,9 +162,8 @@ class LargeBodyProtocol(HttpToolsProtocol):
     def body_complete(self) -> None:
         """Takes the connection back from the receiver, for the next request."""
         self._receiver, self._left = None, 0
-        self.parser = httptools.HttpRequestParser(
-            self
-        )  # the previous parser still waits for the body that it did not see
+        # A new parser, because the previous one still waits for the body that it did not see.
+        self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.transport.set_protocol(self)
         if not self.cycle.response_complete:

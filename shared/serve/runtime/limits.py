@@ -145,13 +145,12 @@ class RequestLimit:
     def computing(self, group: str | None = None) -> Iterator[None]:
         """Measures how long an admitted request takes once its body has arrived.
 
-        A request that fails counts only if that took longer than the predicted time of its answer.
+        A request without an answer in time (``Busy``, ``DeadlinePassed``) counts only if it took longer than predicted;
+        other failures do not count.
         """
         load = self._load_of(group)
-        began, predicted_s = (
-            time.monotonic(),
-            self._predict_s(self._requests_ahead(group, lambda group_load: group_load.computing)),
-        )
+        began = time.monotonic()
+        predicted_s = self._predict_s(self._requests_ahead(group, lambda group_load: group_load.computing))
         load.computing += 1
         try:
             yield
@@ -224,7 +223,7 @@ class MemoryLimit:
 
 
 @asynccontextmanager
-async def timeout_at(deadline: float, make_error: Callable[[], InvalidInputError]) -> AsyncIterator[None]:
+async def within_deadline(deadline: float, make_error: Callable[[], InvalidInputError]) -> AsyncIterator[None]:
     """Cancels the block at ``deadline`` (of ``time.monotonic``), and raises the error that ``make_error`` returns."""
     try:
         async with asyncio.timeout(deadline - time.monotonic()) as limit:
@@ -237,5 +236,5 @@ async def timeout_at(deadline: float, make_error: Callable[[], InvalidInputError
 
 async def wait_until_loaded(model: LoadOnce[Loaded], deadline: float) -> Loaded:
     """The model, once it is loaded. Raises ``Busy`` if that takes until after the deadline."""
-    async with timeout_at(deadline, lambda: Busy(model.title, "not been loaded yet")):
+    async with within_deadline(deadline, lambda: Busy(model.title, "not been loaded yet")):
         return await model.get()

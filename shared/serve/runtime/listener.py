@@ -12,7 +12,7 @@ class Listener(socket.socket):
     """A listening socket that tracks its ``idle`` connections by file descriptor.
 
     A connection is idle until a request header has arrived; over TLS this includes the handshake. The longest idle one
-    is closed if more than ``max_idle`` are idle, or if the process has more than 1.5 times as many files open. The
+    is closed if more than ``max_idle`` are idle, or if the process has 1.5 times as many files open. The
     connections' protocol removes them from ``idle`` and adds them again.
     """
 
@@ -36,7 +36,7 @@ class Listener(socket.socket):
         descriptor = connection.fileno()
         self.idle.pop(descriptor, None)
         self.idle[descriptor] = connection
-        # The system assigns the lowest free descriptor, so its number tells how many files are open.
+        # The system assigns the lowest free descriptor, so at least as many files are open as its number.
         if self.max_idle is not None and (
             len(self.idle) > self.max_idle or descriptor >= self.max_idle + self.max_idle // 2
         ):

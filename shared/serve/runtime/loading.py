@@ -15,8 +15,8 @@ class LoadOnce(Generic[Loaded]):
     """A value that the first caller of ``get`` loads; concurrent callers wait for the same load.
 
     ``load`` returns the value; ``check`` tests on a thread whether it could be loaded; both raise ``InvalidInputError``
-    if it cannot. ``close`` ends the value, and ``usable`` says whether it can do its work now. After a failed load the
-    next caller tries again. ``title`` is its name in messages.
+    if it cannot. ``close`` closes the value, and ``usable`` says whether it can do its work now. After a failed load
+    the next caller retries. ``title`` is its name in messages.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class LoadOnce(Generic[Loaded]):
         return await self.get()
 
     async def unload(self, reason: str) -> Loaded | None:
-        """Unloads the value until ``load`` is called, and returns it without closing it. ``get`` raises the reason."""
+        """Unloads the value until ``load`` is called, and returns it without closing it.
+
+        Until then ``get`` raises ``InvalidInputError`` (404) with the reason.
+        """
         self.unloaded = reason
         if self._loading is not None:
             await asyncio.wait({self._loading})

@@ -95,7 +95,7 @@ class WorkerPool:
         metrics: ModelMetrics,
         max_batch_s: float = math.inf,
     ) -> None:
-        self._max_batch_s, self._compute_s_each = max_batch_s, 0.0
+        self._max_batch_s, self._seconds_per_request = max_batch_s, 0.0
         self._batch_time, self._request_time = DurationEstimate(), DurationEstimate()
         self._title, self._capacity, self._metrics = title, capacity, metrics
         self._slots = [_Slot(worker) for worker in workers]
@@ -235,8 +235,10 @@ class WorkerPool:
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
         heads = [reply.head for reply in replies if "inferences" in reply.head]
         if heads:
-            each_s = max(head["infer_s"] for head in heads) / len(heads)
-            self._compute_s_each = each_s if not self._compute_s_each else (self._compute_s_each + each_s) / 2
+            request_s = max(head["infer_s"] for head in heads) / len(heads)
+            self._seconds_per_request = (
+                request_s if not self._seconds_per_request else (self._seconds_per_request + request_s) / 2
+            )
             self._metrics.observe_execution(
                 inferences=sum(head["inferences"] for head in heads),
                 executions=sum(head["executions"] for head in heads),
@@ -332,9 +334,9 @@ class WorkerPool:
 
     def _max_batch_size(self) -> int:
         """The maximum batch size that keeps a batch within its time limit, by recent measurements."""
-        if self._compute_s_each * self._capacity <= self._max_batch_s:
+        if self._seconds_per_request * self._capacity <= self._max_batch_s:
             return self._capacity
-        return max(1, int(self._max_batch_s / self._compute_s_each))
+        return max(1, int(self._max_batch_s / self._seconds_per_request))
 
     def _handle_deadline(self, entry: _Entry) -> None:
         """Refuses a request that is still waiting, or answers a computing one with an error and ends its worker."""

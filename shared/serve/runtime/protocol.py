@@ -19,8 +19,8 @@ def header_deadline_protocol(seconds: float, idle: dict[int, socket.socket] | No
     """uvicorn's protocol, extended to close a connection that has not sent a complete request header in ``seconds``.
 
     The time runs from the start of the connection, and after an answer from the first byte of the next request; until
-    that arrives, uvicorn's ``timeout_keep_alive`` applies. A header above 64 KiB is refused (431). A connection that
-    keeps sending a body endlessly after its answer is closed, too.
+    that arrives, uvicorn's ``timeout_keep_alive`` applies. A header above 64 KiB is refused (431). A connection is
+    also closed if it keeps sending a body after its answer with less than the minimum progress.
 
     ``idle`` is the mapping of a ``Listener`` with its connections that have no request.
     """

@@ -19,7 +19,7 @@ _RECHECK_INTERVAL_S = 30.0
 
 
 class Readiness:
-    """Tells whether every model can answer. If ``warm``, ``start`` loads them one after the other.
+    """Says whether every model can answer. If ``warm``, ``start`` loads them one after the other.
 
     A warm server is ready when all models are loaded. Otherwise it is ready if no load has failed and every model could
     be loaded. The result of that check is cached, a failure for half a minute, so that a probe is cheap. Models that an

@@ -7,7 +7,7 @@ from shared.serve.worker.messages import ALIGNMENT, Memory, SharedBytes
 _GRANULARITY = 1 << 20
 
 
-class SharedMemory:
+class SharedMemoryPool:
     """Allocates memory, and caches at most ``max_cached_bytes`` bytes of returned memory for later requests.
 
     Fresh memory would cost more than the work on it, because the kernel fills each page with zeros on its first use.

@@ -23,7 +23,7 @@ class Turn:
         self.last_received = time.monotonic()
         self.resume: asyncio.Event | None = None
         self.is_complete = False
-        """Whether the whole body has arrived. It then counts until it leaves."""
+        """Whether the whole body has arrived. The upload then counts until it leaves ``Turns.join``."""
 
 
 class Turns:
@@ -66,8 +66,8 @@ class Turns:
     def _allowed(self) -> list[Turn]:
         """The uploads that may proceed. Stalled ones are left out.
 
-        The oldest upload of every group comes before the second of any group. Among these, the group whose last turn
-        was the longest ago comes first.
+        The oldest upload of every group comes before the second of any group. Of uploads with the same place in their
+        groups, that of the group whose last turn was the longest ago comes first.
         """
         now, ranked, rank_in_group = time.monotonic(), list[tuple[int, int, Turn]](), Counter[str | None]()
         for turn in self._uploads:

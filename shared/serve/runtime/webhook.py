@@ -30,8 +30,11 @@ log = logging.getLogger("trivium.serve")
 _SECRET_PREFIX, _KEY_LENGTHS = "whsec_", range(24, 65)
 _POLL_INTERVAL_S = 2.0
 _TIMEOUT_S = 10.0
-_MIN_RETRY_S, _MAX_RETRY_S = 15.0, 86_400.0
-"""Minimum and maximum delay of a retry, which comes after as long as has passed since the job ended."""
+_MIN_RETRY_S, _RETRY_PERIOD_S = 15.0, 86_400.0
+"""A retry comes after as much time as has passed since the job ended, at least the minimum, so that the delay doubles.
+
+The first attempt after the retry period, which starts at the end of the job, is the last one.
+"""
 
 
 def webhook_from_settings(settings: Settings) -> Webhook | None:
@@ -49,8 +52,8 @@ def webhook_from_settings(settings: Settings) -> Webhook | None:
         key = b""
     if not secret.startswith(_SECRET_PREFIX) or len(key) not in _KEY_LENGTHS:
         raise InvalidInputError(
-            "TRIVIUM_WEBHOOK_SECRET must be whsec_ followed by 24 to 64 bytes in base64; create them with "
-            "`openssl rand -base64 32`"
+            "TRIVIUM_WEBHOOK_SECRET must be whsec_ followed by 24 to 64 bytes in base64, such as those that "
+            "`openssl rand -base64 32` prints"
         )
     return Webhook(settings.webhook_url, key, settings.root)
 
@@ -115,7 +118,7 @@ class Webhook:
 
     def _deliver_one(self, jobs: JobStore) -> bool:
         """Sends the next due notification; returns False if there is none."""
-        claimed = jobs.claim_notification(_MIN_RETRY_S, _MAX_RETRY_S)
+        claimed = jobs.claim_notification(_MIN_RETRY_S, _RETRY_PERIOD_S)
         if claimed is None:
             return False
         job, is_last_attempt = claimed

@@ -129,10 +129,8 @@ class WorkerProcess:
         elif "event" not in message.head:
             self._listener.on_replies(self, replies)
         elif message.head["event"] == "ready":
-            self.max_requests, self.load_s = (
-                min(int(message.head["max_requests"]), MAX_SHARED_BODIES),
-                float(message.head["load_s"]),
-            )
+            self.max_requests = min(int(message.head["max_requests"]), MAX_SHARED_BODIES)
+            self.load_s = float(message.head["load_s"])
             self.programs = {str(name): str(reason) for name, reason in message.head["programs"].items()}
             self._listener.on_ready(self)
         elif message.head["event"] == "stage":

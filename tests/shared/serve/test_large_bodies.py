@@ -20,7 +20,7 @@ from shared.deploy.artifact import TensorSpec
 from shared.serve.app import create_app
 from shared.serve.runtime import large_bodies
 from shared.serve.runtime.protocol import header_deadline_protocol
-from shared.serve.runtime.shared_memory import SharedMemory
+from shared.serve.runtime.shared_memory import SharedMemoryPool
 from shared.serve.settings import Settings
 from shared.serve.worker.codec import read_request
 from shared.serve.worker.network import OnnxNetwork
@@ -85,7 +85,7 @@ def test_large_bodies_are_received_one_after_another_over_one_connection(
         connection.request("GET", "/v2/health/live")
         assert connection.getresponse().read() == b'{"live":true}'
     assert len(taken) == 5 and all(one.left == 0 for one in taken)
-    memory: SharedMemory = server.state.networks.shared_memory
+    memory: SharedMemoryPool = server.state.networks.shared_memory
     # The size of the first answer was not known; the other answers are next to their requests, in the same memory.
     until(lambda: (gc.collect(), len(memory._cached))[1] == 2)
 
@@ -135,7 +135,7 @@ def test_chunked_sending_pipelining_expect_continue_and_disconnects(
 
 
 def test_memory_is_reused_once_nothing_refers_to_it() -> None:
-    memory = SharedMemory(3 << 20)
+    memory = SharedMemoryPool(3 << 20)
     first = memory.take(100_000, 7, 50_000)
     assert (first.start + 7) % 64 == 0 and len(first.body) == 100_000 and len(first.room) >= 50_000
     place = first.descriptor

@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.metrics import Metrics
 from shared.serve.runtime import limits, pool
-from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit, timeout_at
+from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit, within_deadline
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.worker import WorkerListener
 from shared.serve.settings import Settings
@@ -218,7 +218,7 @@ async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int]
         try:
             with limit.admit(), limit.computing():
                 await workers.answer(Message({}), began + 2, finish_s=0.25)
-                async with timeout_at(began + 2, lambda: DeadlinePassed("it")):
+                async with within_deadline(began + 2, lambda: DeadlinePassed("it")):
                     await asyncio.sleep(0.2)
             found[200] += 1
         except InvalidInputError as refusal:

@@ -201,7 +201,7 @@ def test_notifications_are_given_up_after_a_day(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(webhook, "_MAX_RETRY_S", 0.2)
+    monkeypatch.setattr(webhook, "_RETRY_PERIOD_S", 0.2)
     receiver.statuses = [500] * 1000
     with caplog.at_level(logging.WARNING, "trivium.serve"):
         job = serve_with(serve, receiver).post(JOBS, data={"sample": "three"}).json()["job"]
