@@ -87,7 +87,7 @@ def create_app(
     live = LiveState(Promotions(store.engine))
     registry = _open_registry(settings, apps_by_name.values(), live)
     remove_leftover_uploads(settings.store, exclusive=not store.shared)
-    remove_abandoned_files(store.engine, settings.store, alone=not store.shared)
+    remove_abandoned_files(store.engine, settings.store, exclusive=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in apps_by_name.items()}
     networks = Networks(registry, settings, metrics, live.serving)
     model_users = {model: service for service in services.values() for model in service.app.models}
@@ -227,7 +227,7 @@ async def _expire_cases(services: Collection[Service], settings: Settings) -> No
 
 
 async def _empty_journal(engine: Engine) -> None:
-    """Empties the database's journal every few seconds: deleted data, such as file names of past jobs, stays in it."""
+    """Empties the database's journal every few seconds, so that deleted data, such as file names of jobs, leaves it."""
     while True:
         try:
             await run_in_threadpool(empty_journal, engine)

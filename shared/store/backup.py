@@ -35,11 +35,12 @@ _FOLDERS = ("cases", "jobs")
 
 
 def backup(engine: Engine, folder: Path, target: Path) -> int:
-    """Writes all cases, their reviews, and all jobs, with their files, to ``target``; returns the number of cases.
+    """Writes the whole store to ``target``, except its keys; returns the number of cases.
 
-    ``target`` appears only when it is complete. The server may keep running: a case that is deleted while the backup is
-    written is skipped, and a job that ends meanwhile is written as ended, with its case. Raises ``InvalidInputError``
-    if ``target`` exists or cannot be written.
+    These are cases and jobs with their files, reviews, and promoted and retired versions. ``target`` appears only when
+    it is complete. The server may keep running: a case that is deleted while the backup is written is skipped, and a
+    job that ends meanwhile is written as ended, with its case. Raises ``InvalidInputError`` if ``target`` exists or
+    cannot be written.
     """
     if target.exists():
         raise InvalidInputError(f"{target} already exists; name a new file")

@@ -37,8 +37,8 @@ def connect(address: str, alternative: str) -> Engine:
     """An engine for the database at a URL, migrated to this version.
 
     SQLite uses its write-ahead log, so that readers and the writer do not wait for each other. The driver for
-    PostgreSQL is pg8000. Raises ``InvalidInputError`` if the database cannot be reached or belongs to another version;
-    ``alternative`` tells the user in that message how to choose another: "set TRIVIUM_STORE to another folder".
+    PostgreSQL is pg8000. Raises ``InvalidInputError`` if the database cannot be reached or belongs to another version.
+    In the latter case the message suggests the ``alternative``, such as "set TRIVIUM_STORE to another folder".
     """
     try:
         url = make_url(address)

@@ -100,16 +100,16 @@ class NewJob:
         return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
 
 
-def remove_abandoned_files(engine: Engine, folder: Path, *, alone: bool) -> None:
+def remove_abandoned_files(engine: Engine, folder: Path, *, exclusive: bool) -> None:
     """Removes files that a killed server left of jobs that have ended or were never added to the database.
 
-    Unless this server is ``alone`` on the store, it removes only files older than an hour.
+    Without ``exclusive`` use of the store, it removes only files older than an hour.
     """
     for job_folder in (folder / "jobs").glob("*"):
         with Session(engine) as session:
             row = session.get(JobRow, job_folder.name)
         with suppress(FileNotFoundError):
-            old = alone or time.time() - job_folder.stat().st_mtime > _ABANDONED_AFTER_S
+            old = exclusive or time.time() - job_folder.stat().st_mtime > _ABANDONED_AFTER_S
             if old and (row is None or row.state in FINAL):
                 shutil.rmtree(job_folder, ignore_errors=True)
 
@@ -222,12 +222,13 @@ class JobStore:
         with Session(self._engine) as session:
             return {str(state): int(number) for state, number in session.execute(query)}
 
-    def claim(self, app: str, lost_after_s: float, max_attempts: int) -> Job | None:
-        """Claims the oldest job that is queued, or whose server sent no heartbeat for ``lost_after_s``; or None.
+    def claim(self, app: str, heartbeat_timeout_s: float, max_attempts: int) -> Job | None:
+        """Claims the oldest job that is queued, or whose server sent no heartbeat for ``heartbeat_timeout_s``.
 
-        Groups take turns, so that a group does not wait for all jobs of another. A job that was already started
-        ``max_attempts`` times fails. The silence of a server is measured by this server's monotonic clock from the
-        moment it saw the last heartbeat, because the clocks of servers differ and can be changed.
+        Returns None if there is no such job. Groups take turns, so that a group does not wait for all jobs of another.
+        A job that was already started ``max_attempts`` times fails. The silence of a server is measured by this
+        server's monotonic clock from the moment it saw the last heartbeat, because the clocks of servers differ and can
+        be changed.
         """
         columns = JobRow.id, JobRow.attempts, JobRow.state, JobRow.changed_ns, JobRow.group
         unanswered = JobRow.app == app, JobRow.state.in_(("queued", "running"))
@@ -238,7 +239,7 @@ class JobStore:
         first_seen = self._heartbeats[app] = {heartbeat: known.get(heartbeat, now) for heartbeat in heartbeats}
         in_turn = sorted(candidates, key=lambda job: self._last_claims.get((app, job.group), float("-inf")))
         for job_id, attempts, state, changed_ns, group in in_turn:
-            if state == "running" and now - first_seen[job_id, changed_ns] < lost_after_s:
+            if state == "running" and now - first_seen[job_id, changed_ns] < heartbeat_timeout_s:
                 continue
             unclaimed = (JobRow.state == state) & (JobRow.changed_ns == changed_ns)
             if attempts >= max_attempts:

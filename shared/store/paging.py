@@ -31,6 +31,8 @@ def newest_first(
         return query
     last: CaseRow | JobRow | None = session.get(table, before)  # type: ignore[assignment]
     if last is None or last.app != app or group not in (None, last.group):
-        raise InvalidInputError(f"{app} has no {before!r}, so nothing before it can be listed", status=404)
+        raise InvalidInputError(
+            f"{app} has no entry {before!r}; list without it, or before the last entry of a page", status=404
+        )
     same_time = and_(table.created_ns == last.created_ns, table.id < before)
     return query.where(or_(table.created_ns < last.created_ns, same_time))

@@ -24,21 +24,21 @@ class Promotions:
     def live(self) -> dict[str, int]:
         """The live version of each model that has a promotion."""
         with Session(self._engine) as session:
-            rows = session.scalars(_active().order_by(PromotionRow.promoted_ns)).all()
+            rows = session.scalars(_not_rolled_back().order_by(PromotionRow.promoted_ns)).all()
         return {row.model: row.version for row in rows}
 
     def previous(self, model: str) -> int | None:
         """The version that a rollback of the model makes live again; None if there is none or it is retired."""
         with Session(self._engine) as session:
-            newest = session.scalars(_active(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
+            newest = session.scalars(_not_rolled_back(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
             retired = session.scalars(_retired(model)).all()
         return newest[1].version if len(newest) == 2 and newest[1].version not in retired else None
 
     def promote(self, model: str, version: int, previous: int) -> None:
-        """Makes a version live. ``previous`` is the version that was live, to which a first promotion rolls back."""
+        """Makes a version live. ``previous`` was live until now: a first promotion records it for a rollback."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(RetiredRow).where(RetiredRow.model == model, RetiredRow.version == version))
-            last = session.scalars(_active(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
+            last = session.scalars(_not_rolled_back(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
             versions = [version] if last is not None else [previous, version]
             for number, promoted in enumerate(versions):
                 if last is None or last.version != promoted:
@@ -54,7 +54,7 @@ class Promotions:
 
     def roll_back(self, model: str) -> None:
         """Undoes the last promotion of a model."""
-        newest = _active(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
+        newest = _not_rolled_back(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
         with Session(self._engine) as session, session.begin():
             if (row := session.scalars(newest).first()) is not None:
                 session.execute(update(PromotionRow).where(PromotionRow.id == row.id).values(rolled_back=True))
@@ -74,21 +74,22 @@ class Promotions:
     def stages(self, model: str, versions: Collection[int], live: Collection[int]) -> dict[int, Stage]:
         """The stage of each version.
 
-        A version is retired if it was live before, is older than the live one, or was retired by an operator.
+        A version that is not live is retired if it was live before, is older than the newest live one, or was retired
+        by an operator; otherwise it is a candidate.
         """
         with Session(self._engine) as session:
-            retired = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
-            retired |= set(session.scalars(_retired(model)))
+            promoted_or_retired = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
+            promoted_or_retired |= set(session.scalars(_retired(model)))
 
         def stage(version: int) -> Stage:
             if version in live:
                 return "live"
-            return "retired" if version in retired or version < max(live, default=0) else "candidate"
+            return "retired" if version in promoted_or_retired or version < max(live, default=0) else "candidate"
 
         return {version: stage(version) for version in versions}
 
 
-def _active(model: str | None = None) -> Select[PromotionRow]:
+def _not_rolled_back(model: str | None = None) -> Select[PromotionRow]:
     query = select(PromotionRow).where(PromotionRow.rolled_back.is_(False))
     return query if model is None else query.where(PromotionRow.model == model)
 
