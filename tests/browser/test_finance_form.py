@@ -379,7 +379,7 @@ def test_what_is_too_large_for_a_job_as_well_is_not_made_one(page: Page, site: s
     page.expected_errors.append("413")  # type: ignore[attr-defined]
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
-    sentence = "the request needs more memory than one may use here"
+    sentence = "the request needs more memory than a worker may use"
     page.route("**/api/finance/predict", lambda route: route.fulfill(status=413, json={"detail": sentence}))
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files({"name": "a.csv", "mimeType": "text/csv", "buffer": b"1"})

@@ -208,7 +208,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       setAddress(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      // Other inputs get 413 too, such as a file that states an impossible size, and a job would refuse them as well.
+      // Inputs that exceed the memory or state an impossible size also get 413; a job would refuse them as well.
       retryAsJob = error.status === 413 && !asJob && error.message.includes(`/api/${app}/jobs`);
       if (!retryAsJob) showError(error.message);
     } finally {
@@ -271,7 +271,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     choose(tooMany ? [] : found);
     input.value = "";
     showChosen();
-    showError(tooMany ? `Only one file can be analysed, but ${found.length} were dropped; drop a single file.` : "");
+    showError(tooMany ? `Only one file can be analysed at a time. ${found.length} files were dropped and none was chosen; drop a single file.` : "");
   });
 
   const query = new URLSearchParams(location.search);

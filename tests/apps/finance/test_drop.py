@@ -39,7 +39,7 @@ def test_two_dropped_files_are_refused_with_a_message(page: Page) -> None:
     page.evaluate(DROP, ["one.csv"])
     expect(chosen).to_have_text("one.csv (1 kB)")
     page.evaluate(DROP, ["one.csv", "two.csv"])
-    expect(error).to_contain_text("One file is taken here, and 2 were dropped")
+    expect(error).to_contain_text("2 files were dropped and none was chosen; drop a single file")
     expect(chosen).to_be_hidden()
     page.evaluate(DROP, ["two.csv"])
     expect(chosen).to_have_text("two.csv (1 kB)")
