@@ -20,8 +20,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
-        time = iso_utc(record.created)
-        line = {"time": time, "level": record.levelname, **self._worker, "message": record.getMessage()}
+        timestamp = iso_utc(record.created)
+        line = {"time": timestamp, "level": record.levelname, **self._worker, "message": record.getMessage()}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line)

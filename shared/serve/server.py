@@ -187,8 +187,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to shut down. Also collects garbage and loads a renewed certificate at their intervals.
 
-        Reference cycles come so slowly that without a regular collection memory grew for hours. A renewed certificate
-        applies to new connections.
+        Reference cycles accumulate so slowly that the collector's threshold is rarely reached: memory grew for hours. A
+        renewed certificate applies to new connections.
         """
         if counter and counter % _GC_INTERVAL_TICKS == 0:
             gc.collect()
@@ -214,8 +214,9 @@ class _Server(uvicorn.Server):
 def raise_open_file_limit() -> int:
     """Raises this process's limit of open files and connections to the hard limit, at most 65,536, and returns it.
 
-    Idle connections are closed if more than half of the limit is in use; a quarter is reserved for connections that
-    have just been accepted, the rest for everything else. At the limit, neither files nor the database can be opened.
+    At most half of the limit is for idle connections: above that, the longest idle ones are closed. A quarter is for
+    connections that have just been accepted, the rest for everything else. At the limit, neither files nor the database
+    can be opened.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)

@@ -34,9 +34,9 @@ class Settings(BaseSettings):
     instances        number of workers by device, as in cuda:0=2,cuda:1=2,cpu=1; overrides device and workers
     worker_memory_bytes  memory limit of a worker process (setrlimit's RLIMIT_DATA); half of the machine's memory by
                      default
-    keep_days        delete cases after this many days; never by default
-    keep_cases       maximum number of cases kept of each application, the newest; all by default
-    keep_bytes       maximum bytes of cases kept of each application, the newest; unlimited by default
+    keep_days        delete cases and ended jobs after this many days; never by default
+    keep_cases       maximum number of cases kept per application and group of keys, the newest; all by default
+    keep_bytes       maximum bytes of cases kept per application and group of keys, the newest; unlimited by default
     keep_inputs      keep the analysed input in full with its case, for `trivium reviews`
     max_upload_bytes maximum size of a request body with files; 413 above it
     max_tensor_bytes maximum size of a request body of the Open Inference Protocol, which is held in memory

@@ -37,7 +37,9 @@ async def metrics(request: Request, counters: MetricsDep, services: ServicesDep)
     """Counters and gauges in Prometheus' text format, with Triton's names."""
     networks: Networks = request.app.state.networks
     pools = [(name, pool) for name, service in services.items() for pool in service.pools()]
-    pools += [(net.manifest.name, net.model.value) for net in networks.all() if net.model.value is not None]
+    pools += [
+        (network.manifest.name, network.model.value) for network in networks.all() if network.model.value is not None
+    ]
     jobs, free_bytes = await run_in_threadpool(_jobs_and_free_bytes, request.app.state.store, services)
     memory, restarts = Counter[str](), Counter[str]()
     for name, pool in pools:

@@ -140,10 +140,8 @@ class GrpcService:
 
         async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
             metadata = dict(context.invocation_metadata())
-            request_id, traceparent = (
-                request_identifier(metadata.get("x-request-id", "")),
-                metadata.get("traceparent", ""),
-            )
+            request_id = request_identifier(metadata.get("x-request-id", ""))
+            traceparent = metadata.get("traceparent", "")
             await context.send_initial_metadata((("x-request-id", request_id),))
             started, status, key = time.monotonic(), 499, None
             try:
@@ -167,7 +165,7 @@ class GrpcService:
             except Exception:
                 status, error_id = 500, secrets.token_hex(4)
                 log.exception("error %s in %s, request %s", error_id, name, request_id)
-                detail = f"Something went wrong in the server (error {error_id}). Its log holds the details."
+                detail = f"Something went wrong in the server (error {error_id}). Its log has the details."
                 await context.abort(grpc.StatusCode.INTERNAL, detail)
             finally:
                 self._log(name, context, request_id, traceparent, started, status, key)

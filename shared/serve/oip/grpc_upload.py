@@ -25,8 +25,8 @@ class Upload:
     async def receive(self, place: Place) -> Any:
         """Receives the complete message.
 
-        The call occupies a place meanwhile. So this raises ``InvalidInputError`` (408) if it takes too long, or if the
-        connection, with all its calls, receives less than the minimum rate.
+        Raises ``InvalidInputError`` (408) if this takes too long, because the call occupies a place meanwhile, or if
+        the connection, with all its calls, receives less than the minimum rate.
         """
         settings = self._settings
         seconds = min(settings.upload_s, settings.deadline_s)

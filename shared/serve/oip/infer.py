@@ -30,7 +30,7 @@ from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 _DECOMPRESSED_CHUNK_BYTES = 1 << 16
 _MAX_SEND_BYTES = 1 << 18
-_MIN_COMPRESSED_BYTES = 1 << 14
+_MIN_BYTES_TO_COMPRESS = 1 << 14
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
     404: {"model": InferenceError, "description": "There is no such model, or it was unloaded"},
@@ -52,10 +52,10 @@ _SUCCESS: dict[int | str, dict[str, Any]] = {
 
 
 class DirectRoute(APIRoute):
-    """A route in the OpenAPI document whose endpoint gets only the request and the path parameters as text.
+    """A route that the OpenAPI document describes like any other, but that calls its endpoint directly.
 
-    FastAPI's other work for each request (search for the route in all routers, dependencies and their exit stacks,
-    response fields) takes as long as a small network.
+    The endpoint gets the request and the path parameters as text. What FastAPI does besides for each request (search
+    for the route in all routers, dependencies and their exit stacks, response fields) takes as long as a small network.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,7 +146,7 @@ class PartsResponse(Response):
 
 async def _compress(parts: Sequence[Blob], accept_encoding: str) -> tuple[Sequence[Blob], bool]:
     """Compresses the answer with gzip if the client names it and the answer is large enough; also returns whether."""
-    if sum(map(len, parts)) < _MIN_COMPRESSED_BYTES or not _accepts_gzip(accept_encoding):
+    if sum(map(len, parts)) < _MIN_BYTES_TO_COMPRESS or not _accepts_gzip(accept_encoding):
         return parts, False
     return [await run_in_threadpool(gzip.compress, b"".join(parts), compresslevel=1)], True
 

@@ -86,7 +86,7 @@ class OnnxNetwork:
         sizes = [math.prod(max(n, 1) for n in spec.shape) * np.dtype(DTYPES[spec.datatype]).itemsize for spec in inputs]
         return self._on_cpu and sum(sizes) >= _LARGE_ROW
 
-    def at_once(self, max_rows: int) -> int:
+    def rows_per_call(self, max_rows: int) -> int:
         """The number of rows that one call computes, at most ``max_rows``."""
         return max_rows if self._program.at_once is None else min(max_rows, self._program.at_once)
 
@@ -95,7 +95,7 @@ class OnnxNetwork:
 
         The limit bounds memory, which grows with the number of rows.
         """
-        max_rows = self.at_once(max_rows)
+        max_rows = self.rows_per_call(max_rows)
         if max_rows == 1 and len(batch) > 1:
             return [self.compute([inputs], max_rows)[0] for inputs in batch]
         joined = batch[0] if len(batch) == 1 else {n: np.concatenate([inputs[n] for inputs in batch]) for n in batch[0]}
@@ -204,7 +204,7 @@ class NetworkHandler:
             for state in group:  # retried one by one, so that a bad request fails alone
                 self._compute([state])
             return
-        group[0].executions = -(-sum(state.rows for state in group) // self._network.at_once(self._max_batch))
+        group[0].executions = -(-sum(state.rows for state in group) // self._network.rows_per_call(self._max_batch))
         for state, arrays in zip(group, outputs, strict=True):
             state.outputs, state.infer_s = arrays, time.monotonic() - began
 
@@ -240,8 +240,8 @@ class NetworkHandler:
 def open_network(artifact: Artifact, device: str, program_name: str | None = None) -> OnnxNetwork:
     """The network of an artifact. Raises ``InvalidInputError`` if its inputs do not match the manifest.
 
-    ``program_name`` is the name of the program to compute it with. If that program does not read ONNX, or no name
-    is given, ONNX Runtime is used.
+    ``program_name`` is the name of the program to compute it with. ONNX Runtime is used if there is no name, if that
+    program does not read ONNX, or if a GPU computes.
     """
     import onnxruntime as ort
 
