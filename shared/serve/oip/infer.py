@@ -111,7 +111,7 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
     parts, compressed = await _compress(parts, request.headers.get("accept-encoding", ""))
     if compressed:
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    # Sending may take long, so the memory of the request is kept only if the answer lies in it.
+    # Sending may take long, so the memory of the request is kept only if the answer is in it.
     held = body if isinstance(body, SharedBytes) and binary and not compressed else None
     return PartsResponse(parts, headers, "application/octet-stream" if binary else "application/json", held)
 

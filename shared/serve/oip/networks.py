@@ -69,7 +69,7 @@ class NetworkModel:
         """Runs the network on a request body; returns the parts of the response body, and whether it is binary.
 
         The first part is JSON; in a binary response, the tensors follow. ``header_length`` is the length in bytes of
-        the request's JSON part if tensors follow it. The parts may lie in the memory of the request, which must be kept
+        the request's JSON part if tensors follow it. The parts may be in the memory of the request, which must be kept
         until they are sent. Raises ``InvalidInputError``.
         """
         arrived = time.monotonic()

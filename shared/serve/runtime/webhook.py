@@ -93,7 +93,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Webhook:
-    """Posts the identifier, application, state and group of each finished job to ``url``, and nothing else about it.
+    """Posts the identifier, application, state, address and group of each finished job to ``url``, and nothing else.
 
     The body is signed with ``key``. Pending notifications are in the store, so they survive a restart of the server. If
     several servers share a store, only one of them sends each notification.
