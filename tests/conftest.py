@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for: real data, a server, a browser."""
+"""Fixtures for all tests: real data, a server, a browser."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from shared.serve.server import listen
 from shared.serve.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-_PATIENCE_MS = 30_000
-"""The longest wait on a page: what is expected has 5 s by Playwright's default, which a busy machine exceeds."""
-_FLAGS = [
+_PAGE_TIMEOUT_MS = 30_000
+"""Timeout of page operations and expectations. Playwright's default of 5 s is too short on a busy machine."""
+_CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -37,7 +37,7 @@ _FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Graphics in software, so that the viewers' WebGL 2 works without a GPU.
+    # Software rendering, so that WebGL 2 in the viewers works without a GPU.
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
 ]
@@ -45,10 +45,10 @@ _FLAGS = [
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collects the tests without the garbage collector.
+    """Collects the tests with the garbage collector off.
 
-    Imported libraries are a million objects and more that stay, and it would look through them again and again: a
-    fourth of the time.
+    The imported libraries are more than a million permanent objects. Scanning them repeatedly takes a quarter of the
+    time of collecting the tests.
     """
     gc.disable()
     try:
@@ -59,32 +59,32 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def set_what_is_loaded_apart() -> None:
-    """What earlier modules of tests have imported is not looked through by the garbage collector any more."""
+def freeze_imported_objects() -> None:
+    """Excludes objects that earlier test modules imported from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def programs_of_tests() -> Iterator[None]:
-    """Predictors compute with torch unless a test asks for another program, and measure nothing of this machine."""
+def torch_as_default_program() -> Iterator[None]:
+    """Predictors compute with torch unless a test asks for another program, so no programs are timed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIVIUM_PROGRAM", os.environ.get("TRIVIUM_PROGRAM", "torch"))
         yield
 
 
 @pytest.fixture(autouse=True)
-def log_that_pytest_reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A server or a library in this process may have changed the log in an earlier test."""
+def log_for_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Resets logging, which a server or a library in this process may have configured in an earlier test."""
     for name in ("trivium", "trivium.access"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    logging.getLogger("trivium").setLevel(logging.NOTSET)  # loggers forget which levels they found to be off, too
+    logging.getLogger("trivium").setLevel(logging.NOTSET)  # also clears the loggers' cache of disabled levels
     caplog.handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def networks_of_shipped() -> None:
-    """Every shipped network as ONNX, in the cache where the artifact has none; that takes a minute once."""
+    """Exports every shipped network that has no ONNX file in its artifact, into the cache; takes a minute once."""
     for app in installed().values():
         for artifact in shipped(app):
             onnx_file(artifact)
@@ -92,30 +92,30 @@ def networks_of_shipped() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of the real samples."""
-    named = os.environ.get("TRIVIUM_DATA")
-    if not named or not Path(named).is_dir():
-        pytest.skip("the real samples are not at hand: TRIVIUM_DATA names no folder")
-    return Path(named)
+    """The folder with the real samples; skips the test if there is none."""
+    folder = os.environ.get("TRIVIUM_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real samples: TRIVIUM_DATA is not set to an existing folder")
+    return Path(folder)
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """A client of a server of its own, with the installed applications and an empty store."""
-    with TestClient(create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", workers=0))) as found:
-        yield found
+    """A client of a new server with the installed applications and an empty store."""
+    with TestClient(create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", workers=0))) as test_client:
+        yield test_client
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with the installed applications; all tests of a session share it."""
+    """The address of a server with the installed applications, shared by all tests of a session."""
     store = tmp_path_factory.mktemp("server") / "store"
     with serving(create_app(Settings(store=store, warm=False, device="cpu"))) as address:
         yield address
 
 
 class serving:  # noqa: N801 - used as a function, in a with statement
-    """Serves an application on a free port of the loopback device, on a thread; gives its address."""
+    """Serves an application in a thread, on a free port of the loopback interface. The context is its address."""
 
     def __init__(self, application: FastAPI, **options: Any) -> None:
         self._listener = listen("127.0.0.1", 0)
@@ -140,64 +140,64 @@ class serving:  # noqa: N801 - used as a function, in a with statement
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, without a window. ``CHROMIUM`` is the one that the system has.
+    """The system's Chromium (``CHROMIUM``), headless.
 
-    One for each module: while Playwright runs, its event loop stands in the way of ``asyncio.run`` in other tests.
+    One per module, because ``asyncio.run`` in other tests fails while Playwright's event loop runs.
     """
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_FLAGS)
-        expect.set_options(timeout=_PATIENCE_MS)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_CHROMIUM_FLAGS)
+        expect.set_options(timeout=_PAGE_TIMEOUT_MS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page as ``watched_page`` gives it."""
-    with watched_page(browser) as found:
-        yield found
+    """A page that fails the test on errors; see ``watched_page``."""
+    with watched_page(browser) as opened:
+        yield opened
 
 
 @contextmanager
 def watched_page(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page, of a context with these options, that fails the test for an error in its console, an uncaught exception,
-    or a request that failed.
+    """A page in a new browser context with these options.
 
-    A request to another host than the loopback device fails it too, whether answered or not. Where a test provokes
-    an error, it says so: ``page.expected_errors.append("422")`` lets what contains the text pass.
+    The test fails if the page logs an error to its console, raises an uncaught exception, or has a request that fails
+    or leaves the loopback interface. A test that provokes errors names them: after
+    ``page.expected_errors.append("422")``, errors that contain the text are allowed.
     """
     context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-    found = context.new_page()
-    found.set_default_timeout(_PATIENCE_MS)
-    faults: list[str] = []
+    opened = context.new_page()
+    opened.set_default_timeout(_PAGE_TIMEOUT_MS)
+    errors: list[str] = []
     expected: list[str] = []
-    found.expected_errors = expected  # type: ignore[attr-defined]
+    opened.expected_errors = expected  # type: ignore[attr-defined]
 
     def on_console(message: ConsoleMessage) -> None:
         if message.type == "error":
-            faults.append(f"console: {message.text} ({message.location.get('url', '')})")
+            errors.append(f"console: {message.text} ({message.location.get('url', '')})")
 
     def on_request(request: Request) -> None:
         if request.url.startswith(("http:", "https:", "ws:", "wss:")) and "//127.0.0.1:" not in request.url:
-            faults.append(f"a request left the machine: {request.url}")
+            errors.append(f"a request left the machine: {request.url}")
 
     def on_failed(request: Request) -> None:
-        # A navigation cuts off what is still on its way.
+        # A navigation aborts requests that are still in flight.
         if request.failure != "net::ERR_ABORTED":
-            faults.append(f"failed: {request.method} {request.url}: {request.failure}")
+            errors.append(f"failed: {request.method} {request.url}: {request.failure}")
 
     def on_response(response: Response) -> None:
         if response.status >= 400:
-            faults.append(f"{response.status}: {response.request.method} {response.url}")
+            errors.append(f"{response.status}: {response.request.method} {response.url}")
 
-    found.on("console", on_console)
-    found.on("pageerror", lambda error: faults.append(f"exception: {error}"))
-    found.on("request", on_request)
-    found.on("requestfailed", on_failed)
-    found.on("response", on_response)
-    yield found
+    opened.on("console", on_console)
+    opened.on("pageerror", lambda error: errors.append(f"exception: {error}"))
+    opened.on("request", on_request)
+    opened.on("requestfailed", on_failed)
+    opened.on("response", on_response)
+    yield opened
     context.close()
-    left = [fault for fault in faults if not any(text in fault for text in expected)]
-    assert not left, "\n".join(left)
+    unexpected = [error for error in errors if not any(text in error for text in expected)]
+    assert not unexpected, "\n".join(unexpected)

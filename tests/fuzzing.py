@@ -1,4 +1,4 @@
-"""Hypothesis without chance: the same examples in each run, and no file of earlier ones."""
+"""Deterministic Hypothesis: the same examples in every run, without a database of earlier ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 
 def repeatable(examples: int) -> settings:
-    """Settings of a test that tries so many examples, however long one takes."""
+    """Settings for a test with this many examples and no time limit per example."""
     return settings(
         max_examples=examples,
         deadline=None,

@@ -1,4 +1,4 @@
-"""With the losses' weights counted first, gradients accumulated over micro-batches are those of the whole batch."""
+"""If loss weights are counted first, gradients accumulated over micro-batches equal those of the whole batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shared.engine.task import Counted, Prepared, WeightedLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ALONE = Group(0, 1, torch.device("cpu"))
-# Medical's sampler draws its negatives from the hardest of a part, and so others than from those of the whole batch.
+SINGLE_PROCESS = Group(0, 1, torch.device("cpu"))
+# The medical sampler draws its negatives from the hardest of each micro-batch, so they differ from the whole batch's.
 RECIPES = [
     ("driving", "tiny", 1e-5),
     ("driving", "fcos3d_tiny", 1e-5),
@@ -39,32 +39,32 @@ def test_counted_micro_batches_have_the_gradient_of_the_whole_batch(app: str, na
     if isinstance(task, Prepared):
         task.prepare(model)
     for module in model.modules():
-        # The statistics of a batch are those of its parts by their nature.
+        # Batch normalisation uses the statistics of each micro-batch, which always differ from the whole batch's.
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
 
     def part(indices: Any) -> Part:
         batch = data.batch(np.array(indices), None)
         if app == "finance" and 0 in indices:
-            # Of the first window the last values are missing.
+            # The last values of the first window are missing.
             batch["observed"][0, 1:] = 0
         return Part(batch, len(indices) / 4)
 
     def gradient(parts: list[Part], *, counted: bool) -> torch.Tensor:
         model.zero_grad()
         torch.manual_seed(0)
-        factors = count_factors(task.count, parts, ALONE)
-        for one, factor in zip(parts, factors, strict=True):
-            found = task.loss(model, one.batch)
+        factors = count_factors(task.count, parts, SINGLE_PROCESS)
+        for micro_batch, factor in zip(parts, factors, strict=True):
+            found = task.loss(model, micro_batch.batch)
             losses = found if isinstance(found, dict) else {"loss": found}
             for key, loss in losses.items():
                 assert isinstance(loss, WeightedLoss) and key in factor
                 if app != "medical":
-                    assert float(task.count(one.batch)[key]) == float(loss.weight)
+                    assert float(task.count(micro_batch.batch)[key]) == float(loss.weight)
             if counted:
-                loss = total(weighted_terms(found, one.weight, ALONE, factor, parts=len(parts)))
+                loss = total(weighted_terms(found, micro_batch.weight, SINGLE_PROCESS, factor, parts=len(parts)))
             else:
-                loss = torch.stack([loss.mean for loss in losses.values()]).sum() * one.weight
+                loss = torch.stack([loss.mean for loss in losses.values()]).sum() * micro_batch.weight
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -72,5 +72,5 @@ def test_counted_micro_batches_have_the_gradient_of_the_whole_batch(app: str, na
     parts = [part([0]), part([1, 2]), part([3])]
     error = ((gradient(parts, counted=True) - whole).norm() / whole.norm()).item()
     uncounted = ((gradient(parts, counted=False) - whole).norm() / whole.norm()).item()
-    print(f"{app} {name}: relative error {error:.1e} counted, {uncounted:.2f} with the mean of the parts' means")
+    print(f"{app} {name}: relative error {error:.1e} counted, {uncounted:.2f} without counting")
     assert error < tolerance and error < uncounted

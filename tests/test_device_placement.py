@@ -1,4 +1,4 @@
-"""The same code on a GPU: every network learns and predicts with all its tensors on the device that it was given."""
+"""Every network trains and predicts with all its tensors on the device that it was given, on a fake or real GPU."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ RECIPES = [("medical", "tiny"), ("driving", "tiny"), ("driving", "fcos3d_tiny"),
 
 
 def test_the_fake_gpu_refuses_to_mix_devices() -> None:
-    here = torch.ones(3)
+    on_cpu = torch.ones(3)
     with fake_cuda() as device:
-        there = torch.arange(3.0, device="cuda")
-        assert there.device == device and there.is_cuda and isinstance(there.to("cuda"), FakeCudaTensor)
-        assert type((there * 2).cpu()) is Tensor and (there * 2).cpu().tolist() == [0, 2, 4]
+        on_gpu = torch.arange(3.0, device="cuda")
+        assert on_gpu.device == device and on_gpu.is_cuda and isinstance(on_gpu.to("cuda"), FakeCudaTensor)
+        assert type((on_gpu * 2).cpu()) is Tensor and (on_gpu * 2).cpu().tolist() == [0, 2, 4]
         with pytest.raises(RuntimeError, match=r"expected all tensors to be on cuda:0, and found \(3,\) on cpu"):
-            there + here
+            on_gpu + on_cpu
         with pytest.raises((RuntimeError, TypeError)):
-            there.numpy()
-        there[[0, 2]] = 5.0
-        assert torch.where(there > 1, there, -1.0).tolist() == [5, -1, 5]
+            on_gpu.numpy()
+        on_gpu[[0, 2]] = 5.0
+        assert torch.where(on_gpu > 1, on_gpu, -1.0).tolist() == [5, -1, 5]
     assert not isinstance(torch.tensor([1.0]), FakeCudaTensor)
 
 
 @pytest.mark.parametrize("gpu", ["fake", "real"])
 @pytest.mark.parametrize(("app", "name"), RECIPES)
-def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) -> None:
+def test_a_training_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) -> None:
     if gpu == "real" and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
     recipe = find(app).recipes()[name]()
     task, data = recipe.task.build(), recipe.data.validation(recipe.input)
-    mine = np.arange(recipe.limits.batch, dtype=np.int64)
+    indices = np.arange(recipe.limits.batch, dtype=np.int64)
 
-    def learn(device: torch.device) -> tuple[float, float, dict[str, float]]:
+    def train_one_step(device: torch.device) -> tuple[float, float, dict[str, float]]:
         torch.manual_seed(0)
         model = recipe.model.build(recipe.input).to(device).train()
         optimizer = recipe.optimizer.build(model)
         torch.manual_seed(1)
-        found = task.loss(model, to_device(data.batch(mine, None), device))
+        found = task.loss(model, to_device(data.batch(indices, None), device))
         loss = combine(found, 1.0, Group(0, 1, device))
         assert loss.device == device
         loss.backward()
@@ -64,14 +64,14 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
         optimizer.step()
         scores = task.scores()
         with torch.no_grad():
-            task.evaluate(model.eval(), to_device(data.batch(mine, None), device), scores)
+            task.evaluate(model.eval(), to_device(data.batch(indices, None), device), scores)
         return loss.item(), norm.item(), scores.summary()
 
-    expected = learn(torch.device("cpu"))
+    expected = train_one_step(torch.device("cpu"))
     with fake_cuda() if gpu == "fake" else nullcontext(torch.device("cuda", 0)) as device:
-        found = learn(device)
+        found = train_one_step(device)
     if gpu == "real":
-        # Other kernels: the loss agrees, what follows from it need not in every digit.
+        # The kernels differ: the loss agrees, but gradients and scores need not agree in every digit.
         assert found[0] == pytest.approx(expected[0], rel=2e-2)
         return
     assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == pytest.approx(expected[1], rel=1e-3)
@@ -79,8 +79,8 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
 
 
 @pytest.mark.parametrize(("app", "name"), RECIPES)
-def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
-    """On a GPU training runs in bf16 unless told otherwise; here the same casts are made on the CPU."""
+def test_a_training_step_in_bf16_has_nearly_the_loss_of_one_in_fp32(app: str, name: str) -> None:
+    """Training on a GPU uses bf16 by default; this test makes the same casts on the CPU."""
     recipe = find(app).recipes()[name]()
     task, cpu = recipe.task.build(), torch.device("cpu")
     batch = recipe.data.validation(recipe.input).batch(np.arange(recipe.limits.batch, dtype=np.int64), None)
@@ -92,8 +92,8 @@ def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
         model = recipe.model.build(recipe.input).train()
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("conv_cls.bias"):
-                # FCOS3D scales sizes by those of the likeliest class: untrained, classes are as good as equal, and in
-                # bf16 others come first.
+                # FCOS3D scales sizes by those of the most likely class. In an untrained network all classes are almost
+                # equally likely, so bf16 would pick other classes than fp32.
                 parameter.data[0] += 1.0
         torch.manual_seed(1)
         with autocast(autocast_dtype(precision, cpu), cpu):
@@ -122,7 +122,7 @@ def test_a_prediction_on_the_fake_gpu_equals_one_on_the_cpu(app: str, tmp_path: 
 
 
 def files_for(app: str, folder: Path) -> list[Path]:
-    """The synthetic sample; a small chest in place of the phantom, which takes half a minute and no other ways."""
+    """The synthetic sample; for medical a small chest, as the phantom takes half a minute and runs the same code."""
     if app == "medical":
         (folder / "chest.nii.gz").write_bytes(nifti(chest()))
         return [folder / "chest.nii.gz"]
@@ -130,7 +130,7 @@ def files_for(app: str, folder: Path) -> list[Path]:
 
 
 def rounded(value: Any) -> Any:
-    """A result whose numbers may differ in the third digit: a GPU is given other batches, which round otherwise."""
+    """A result to compare to three digits: a GPU gets other batch sizes, which round differently."""
     if isinstance(value, dict):
         return {name: rounded(part) for name, part in value.items()}
     if isinstance(value, list):
