@@ -1,4 +1,4 @@
-"""Handwritten digits as an application of Trivium. Only what an application is: its parts are imported on use."""
+"""A Trivium application that reads handwritten digits. Contains only the ``App``; its parts are imported on use."""
 
 from pathlib import Path
 

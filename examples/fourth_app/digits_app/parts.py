@@ -1,4 +1,4 @@
-"""The digits that scikit-learn brings, a network that reads them, how it learns, and how it answers."""
+"""The parts of the application: scikit-learn's digits, a network, its task and recipe, the predictor and the codec."""
 
 import io
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from shared.recipe import Limits, Recipe
 
 
 class Images:  # a Dataset: images (N, 64) in [0, 1] and their digits (N)
-    def __init__(self, part: slice) -> None:
+    def __init__(self, rows: slice) -> None:
         images, digits = load_digits(return_X_y=True)
-        self.image, self.digit = torch.tensor(images[part] / 16).float(), torch.tensor(digits[part])
+        self.image, self.digit = torch.tensor(images[rows] / 16).float(), torch.tensor(digits[rows])
 
     def __len__(self) -> int:
         return len(self.image)
@@ -32,7 +32,7 @@ class Images:  # a Dataset: images (N, 64) in [0, 1] and their digits (N)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:  # a DataConfig: its fields are flags of `trivium train digits`, as --data.held-out
+class Digits:  # a DataConfig: its fields are flags of `trivium train digits`, such as --data.held-out
     held_out: int = 297
 
     def train(self, input: Any) -> Images:
@@ -42,7 +42,7 @@ class Digits:  # a DataConfig: its fields are flags of `trivium train digits`, a
         return Images(slice(-self.held_out, None))
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"description": f"scikit-learn's digits but for the last {self.held_out}", "synthetic": False}
+        return {"description": f"scikit-learn's digits without the last {self.held_out}", "synthetic": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +54,15 @@ class Network:  # a ModelConfig
 
 
 @dataclass
-class Accuracy:  # the Scores of one process; those of several are merged
-    right: int = 0
-    number: int = 0
+class Accuracy:  # the Scores of one process; the engine merges those of several processes
+    correct: int = 0
+    total: int = 0
 
     def merge(self, other: "Accuracy") -> None:
-        self.right, self.number = self.right + other.right, self.number + other.number
+        self.correct, self.total = self.correct + other.correct, self.total + other.total
 
     def summary(self) -> dict[str, float]:
-        return {"accuracy": self.right / self.number, "loss": 1 - self.right / self.number}
+        return {"accuracy": self.correct / self.total, "loss": 1 - self.correct / self.total}
 
 
 @dataclass(frozen=True)
@@ -74,26 +74,26 @@ class Classify:  # a Task, and the TaskConfig that builds it
         return nn.functional.cross_entropy(model(batch["image"]), batch["digit"])
 
     def evaluate(self, model: nn.Module, batch: Any, scores: Accuracy) -> None:
-        scores.right += int((model(batch["image"]).argmax(1) == batch["digit"]).sum())
-        scores.number += len(batch["digit"])
+        scores.correct += int((model(batch["image"]).argmax(1) == batch["digit"]).sum())
+        scores.total += len(batch["digit"])
 
     def scores(self) -> Accuracy:
         return Accuracy()
 
 
 def small() -> Recipe:
-    """Seconds on one core."""
+    """Trains in seconds on one core."""
     optimizer, limits = AdamW(learning_rate=0.01), Limits(epochs=20)
     return Recipe(model=Network(), data=Digits(), task=Classify(), optimizer=optimizer, limits=limits)
 
 
 def dense(recipe: Recipe, network: nn.Module) -> DenseNetwork:
-    """What is exported as ONNX: the whole network."""
+    """The part of the model that is exported as ONNX: all of it."""
     return DenseNetwork(module=network, inputs={"image": torch.rand(2, 64)}, outputs=("logits",))
 
 
 class DigitPredictor:  # a Predictor: images (64,) in, digits and their probabilities out
-    batching = True  # several together take little longer than one: requests that wait are predicted at once
+    batching = True  # a batch takes little longer than one image, so the server predicts waiting requests together
 
     def __init__(self, artifacts: Sequence[Artifact], device: str) -> None:
         artifact = artifacts[0]
@@ -106,7 +106,7 @@ class DigitPredictor:  # a Predictor: images (64,) in, digits and their probabil
         return [(int(row.argmax()), float(row.max())) for row in rows]
 
 
-class DigitCodec:  # a Codec: image files, light on dark, in; result.json and a picture out
+class DigitCodec:  # a Codec: image files with a light digit on a dark background in; result.json and a picture out
     def decode(self, request: Request) -> Decoded[Any]:
         try:
             images = [Image.open(path).convert("L").resize((8, 8)) for path in request.files]
