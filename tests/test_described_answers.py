@@ -1,4 +1,4 @@
-"""The OpenAPI document says of every application what its options are and what ``result.json`` holds."""
+"""The OpenAPI document describes the options and the ``result.json`` of every application."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES = {
     "finance": {"synthetic_market", "travel_time", "btc_perp"},
 }
 APPS = tuple(SAMPLES)
-SEVERAL = "date,ticker,close\n" + "".join(
+TWO_SERIES_CSV = "date,ticker,close\n" + "".join(
     f"2024-01-{1 + day:02d}T{hour:02d}:00:00,{ticker},{100 + hour}\n"
     for ticker in ("A", "B")
     for day in range(4)
@@ -39,8 +39,8 @@ SEVERAL = "date,ticker,close\n" + "".join(
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
-    with TestClient(create_app(settings, installed())) as made:
-        yield made
+    with TestClient(create_app(settings, installed())) as test_client:
+        yield test_client
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +49,27 @@ def document(client: TestClient) -> dict[str, Any]:
 
 
 def schema(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """A schema of the document by itself, in which what is not described is wrong."""
-    everything: dict[str, Any] = deepcopy(document["components"]["schemas"])
-    for one in everything.values():
-        if "properties" in one:
-            one.setdefault("additionalProperties", False)
-    return {"$ref": f"#/components/schemas/{name}", "components": {"schemas": everything}}
+    """One schema of the document, self-contained and strict: properties that it does not describe are invalid."""
+    schemas: dict[str, Any] = deepcopy(document["components"]["schemas"])
+    for described in schemas.values():
+        if "properties" in described:
+            described.setdefault("additionalProperties", False)
+    return {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
 
 
 def answers(client: TestClient, app: str) -> Iterator[dict[str, Any]]:
-    """Of real samples where they are at hand, else of a synthetic one, and of a file with several series."""
-    there = {sample.name for sample in find(app).samples()}
-    for sample in SAMPLES[app] & there or there:
+    """Answers for the real samples if available, else for the synthetic ones, and for a file with several series."""
+    available = {sample.name for sample in find(app).samples()}
+    for sample in SAMPLES[app] & available or available:
         yield client.post(f"/api/{app}/predict", data={"sample": sample}).json()
     if app == "finance":
-        file = {"files": ("two.csv", SEVERAL)}
+        file = {"files": ("two.csv", TWO_SERIES_CSV)}
         yield client.post("/api/finance/predict", files=file, data={"events_per_1000_rows": "10"}).json()
         yield client.post("/api/finance/predict", data={"sample": "synthetic_market", "columns": "all"}).json()
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_answers_are_as_they_are_described(client: TestClient, document: dict[str, Any], app: str) -> None:
+def test_answers_match_their_schemas(client: TestClient, document: dict[str, Any], app: str) -> None:
     name = f"{app.title()}CaseAnswer"
     for path, method in (("predict", "post"), ("cases/{case_id}", "get")):
         answer = document["paths"][f"/api/{app}/{path}"][method]["responses"]["200"]["content"]["application/json"]
@@ -89,23 +89,23 @@ MISSED = {
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_reviews_are_described_with_what_of_a_missed_finding_is_taken(document: dict[str, Any], app: str) -> None:
+def test_reviews_and_missed_findings_match_their_schemas(document: dict[str, Any], app: str) -> None:
     operations = document["paths"][f"/api/{app}/cases/{{case_id}}/review"]
     body = operations["put"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     answer = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
-    said = {"verdicts": {"1": "accepted"}, "missed": [MISSED[app]], "note": ""}
-    jsonschema.validate(said, schema(document, body.rsplit("/", 1)[1]))
-    read = {"case": "c", "reviewer": None, "reviews": [said | {"reviewer": "Ada", "reviewed": "2024-01-01T00:00:00Z"}]}
+    sent = {"verdicts": {"1": "accepted"}, "missed": [MISSED[app]], "note": ""}
+    jsonschema.validate(sent, schema(document, body.rsplit("/", 1)[1]))
+    read = {"case": "c", "reviewer": None, "reviews": [sent | {"reviewer": "Ada", "reviewed": "2024-01-01T00:00:00Z"}]}
     jsonschema.validate(read, schema(document, answer.rsplit("/", 1)[1]))
     read["reviews"][0]["missed"] = [{}]  # type: ignore[index]
-    for wrong, name in ((said | {"missed": [{}]}, body), (read, answer)):
+    for wrong, name in ((sent | {"missed": [{}]}, body), (read, answer)):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema(document, name.rsplit("/", 1)[1]))
 
 
 @pytest.mark.parametrize("app", APPS)
 @pytest.mark.parametrize("route", ["predict", "jobs"])
-def test_options_are_described_and_there_are_no_others(document: dict[str, Any], app: str, route: str) -> None:
+def test_exactly_the_existing_options_are_described(document: dict[str, Any], app: str, route: str) -> None:
     body = document["paths"][f"/api/{app}/{route}"]["post"]["requestBody"]["content"]["multipart/form-data"]
     form = document["components"]["schemas"][body["schema"]["$ref"].rsplit("/", 1)[1]]
     options = form["properties"].keys() - {"files", "sample"}
@@ -119,7 +119,7 @@ def test_options_are_described_and_there_are_no_others(document: dict[str, Any],
     assert set(named.split(", ")) == options
 
 
-def test_an_application_without_schemas_is_described_in_general(tmp_path: Path) -> None:
+def test_an_application_without_schemas_gets_the_generic_schema(tmp_path: Path) -> None:
     driving = replace(find("driving"), schemas=None)
     settings = Settings(store=tmp_path, device="cpu", workers=0, warm=False, hosts="testserver")
     with TestClient(create_app(settings, {"driving": driving})) as client:
@@ -135,7 +135,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
             yield path, method, operation
 
 
-def test_generators_call_operations_after_their_application(document: dict[str, Any]) -> None:
+def test_operation_ids_start_with_the_application(document: dict[str, Any]) -> None:
     assert {tag["name"]: tag["description"] for tag in document["tags"]} == {app: find(app).title for app in APPS}
     for path, _, operation in operations(document):
         app = path.split("/")[2] if path.startswith("/api/") else ""
@@ -146,7 +146,7 @@ def test_generators_call_operations_after_their_application(document: dict[str, 
     assert len(names) == len(set(names))
 
 
-def test_a_name_that_every_application_has_is_not_taken_twice(tmp_path: Path) -> None:
+def test_an_operation_id_common_to_all_applications_is_not_used_twice(tmp_path: Path) -> None:
     def router(_: Service) -> APIRouter:
         routes = APIRouter()
         routes.get("/own")(lambda: 0)
@@ -159,29 +159,31 @@ def test_a_name_that_every_application_has_is_not_taken_twice(tmp_path: Path) ->
     assert "driving_cases" in names and len(names) == len(set(names))
 
 
-def test_no_schema_is_there_that_nothing_is_made_of(document: dict[str, Any]) -> None:
+def test_every_schema_is_referenced(document: dict[str, Any]) -> None:
     text = json.dumps(document)
     assert [name for name in document["components"]["schemas"] if f'"#/components/schemas/{name}"' not in text] == []
 
 
-def test_what_may_be_left_out_has_no_default_that_says_nothing(document: dict[str, Any]) -> None:
-    # openapi-typescript has callers give a property that has a default.
+def test_optional_properties_have_no_empty_default(document: dict[str, Any]) -> None:
+    # openapi-typescript makes a property with a default required.
     for name, described in document["components"]["schemas"].items():
-        for key, one in described.get("properties", {}).items():
-            assert one.get("default", "left out"), (name, key)
-            assert "default" not in one or key not in described.get("required", ()), (name, key)
+        for key, described_property in described.get("properties", {}).items():
+            assert described_property.get("default", "left out"), (name, key)
+            assert "default" not in described_property or key not in described.get("required", ()), (name, key)
     for app in APPS:
         form = document["components"]["schemas"][f"{app.title()}PredictForm"]
-        assert form["properties"]["sample"]["type"] == "string", "a form has no null"
+        assert form["properties"]["sample"]["type"] == "string", "a form cannot send null"
         assert "required" not in form
 
 
-def test_headers_that_are_read_and_answered_are_described(client: TestClient, document: dict[str, Any]) -> None:
+def test_request_and_response_headers_are_described(client: TestClient, document: dict[str, Any]) -> None:
     case = client.post("/api/driving/predict", data={"sample": "synthetic"}).json()
     for path, address in (("picture.png", case["picture"]), ("files/{file}", case["files"]["result.json"])):
         described = document["paths"][f"/api/driving/cases/{{case_id}}/{path}"]["get"]
-        assert {"Range", "If-Range"} <= {one["name"] for one in described["parameters"] if one["in"] == "header"}
-        client.get(address)  # a picture is made and kept
+        assert {"Range", "If-Range"} <= {
+            parameter["name"] for parameter in described["parameters"] if parameter["in"] == "header"
+        }
+        client.get(address)  # the first request creates the picture and stores it
         whole = client.get(address)
         part = client.get(address, headers={"Range": "bytes=0-3", "If-Range": whole.headers["ETag"]})
         assert part.status_code == 206 and part.content == whole.content[:4]
@@ -189,34 +191,34 @@ def test_headers_that_are_read_and_answered_are_described(client: TestClient, do
         assert changed.status_code == 200 and changed.content == whole.content
         none = client.get(address, headers={"Range": "bytes=99999999-"})
         for answer in (whole, part, none):
-            named = described["responses"][str(answer.status_code)]["headers"]
-            assert named and all(name in answer.headers for name in named), answer.status_code
+            headers = described["responses"][str(answer.status_code)]["headers"]
+            assert headers and all(name in answer.headers for name in headers), answer.status_code
     job = client.post("/api/driving/jobs", data={"sample": "synthetic"})
     described = document["paths"]["/api/driving/jobs"]["post"]["responses"]["202"]
     assert list(described["headers"]) == ["Location"] and job.headers["Location"] == job.json()["url"]
-    # It ends before the test does: its thread builds networks, of numbers that tests after this one would draw.
+    # Wait for the job: its thread builds networks, which draws from the random generator of later tests.
     assert client.get(job.json()["events"]).is_success
     for path, _, operation in operations(document):
         for status in operation["responses"].keys() & {"429", "503"}:
             assert "Retry-After" in operation["responses"][status]["headers"], (path, status)
 
 
-def test_tensors_are_described_as_json_and_as_binary_data(client: TestClient, document: dict[str, Any]) -> None:
+def test_inference_is_described_with_json_and_binary_tensors(client: TestClient, document: dict[str, Any]) -> None:
     described = document["paths"]["/v2/models/{name}/infer"]["post"]
-    kinds = ["application/json", "application/octet-stream"]
-    assert list(described["requestBody"]["content"]) == list(described["responses"]["200"]["content"]) == kinds
+    content_types = ["application/json", "application/octet-stream"]
+    assert list(described["requestBody"]["content"]) == list(described["responses"]["200"]["content"]) == content_types
     (length,) = described["responses"]["200"]["headers"]
-    assert length in {one["name"] for one in described["parameters"]}
+    assert length in {entry["name"] for entry in described["parameters"]}
     metadata = client.get("/v2/models/tft-anomaly").json()
-    shapes = {one["name"]: [1 if size == -1 else size for size in one["shape"]] for one in metadata["inputs"]}
+    shapes = {entry["name"]: [1 if size == -1 else size for size in entry["shape"]] for entry in metadata["inputs"]}
     inputs = [
         {"name": name, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": 4 * math.prod(shape)}}
         for name, shape in shapes.items()
     ]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     tensors = bytes(4 * sum(math.prod(shape) for shape in shapes.values()))
-    headers = {length: str(len(head)), "Content-Type": kinds[1]}
+    headers = {length: str(len(head)), "Content-Type": content_types[1]}
     answer = client.post("/v2/models/tft-anomaly/infer", content=head + tensors, headers=headers)
-    assert answer.headers["Content-Type"] == kinds[1] and answer.status_code == 200
-    said = json.loads(answer.content[: int(answer.headers[length])])
-    jsonschema.validate(said, schema(document, "InferenceResponse"))
+    assert answer.headers["Content-Type"] == content_types[1] and answer.status_code == 200
+    header = json.loads(answer.content[: int(answer.headers[length])])
+    jsonschema.validate(header, schema(document, "InferenceResponse"))

@@ -42,13 +42,13 @@ def test_the_command_line_accepts_documented_commands(page, command):
         recipe = choose_recipe(app, parsed.recipe)[1]
         parse_recipe(recipe, data, settings, "trivium train", named_components(parsed))
     elif isinstance(parsed, commands.Quantize) and parsed.data is not None:
-        # Its application is the artifact's.
+        # The artifact names the application, but does not exist here: use the application that has the data set.
         apps = [app for app in installed().values() if parsed.data in app.data_sets()]
         parse_data(named_data_set(apps[0], parsed.data), settings, "trivium")
     elif isinstance(parsed, commands.Evaluate | commands.Calibrate | commands.Import) and parsed.data is not None:
         parse_data(named_data_set(find(parsed.app), parsed.data), settings, "trivium")
     elif isinstance(parsed, commands.Evaluate) and settings:
-        # Files of results, which the application's protocols name.
+        # The result files that the applications' protocols take.
         assert {word for word in settings if word.startswith("--")} <= {
             *("--submission", "--annotations", "--excluded", "--series"),
             *("--results", "--labels", "--frames", "--scores"),
@@ -59,7 +59,7 @@ def test_the_command_line_accepts_documented_commands(page, command):
         assert not settings
 
 
-def test_pages_name_commands():
+def test_readmes_and_docs_contain_commands():
     pages = {page for page, _ in documented()}
     assert {"README.md", "README.zh-CN.md", "docs/engineers.md", "docs/medical.md", "docs/driving.md"} <= pages
     english, chinese = ([c for page, c in documented() if page == name] for name in ("README.md", "README.zh-CN.md"))
@@ -74,5 +74,5 @@ def test_the_two_readmes_have_the_same_figures():
         table = [line for line in text.splitlines() if line.startswith("| ") and "`trivium reproduce" in line]
         rows.append([set(re.findall(r"\d+(?:\.\d+)?", line)) for line in table])
     assert len(rows[0]) == len(rows[1])
-    for one, other in zip(*rows, strict=True):
-        assert one == other
+    for english, chinese in zip(*rows, strict=True):
+        assert english == chinese

@@ -1,4 +1,4 @@
-"""Each application from its recipe to an answer: train the tiny recipe, resume, evaluate, export, predict, serve."""
+"""Each application from recipe to prediction: train the tiny recipe, resume, evaluate, export, predict, serve."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.apps.medical.chests import annotated_chests, chest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LISTS = {"medical": "findings", "driving": "boxes", "finance": "events"}
-APPS = tuple(LISTS)
-# Torch writes the forecaster's recurrent layers out by time step, so that a short context is exported sooner.
+FINDINGS_KEYS = {"medical": "findings", "driving": "boxes", "finance": "events"}
+APPS = tuple(FINDINGS_KEYS)
+# Torch's export unrolls the forecaster's recurrent layers over time, so a short context is exported faster.
 RECIPES = [
     ("medical", "tiny", ()),
     ("driving", "tiny", ()),
@@ -38,8 +38,8 @@ RECIPES = [
 
 
 @pytest.mark.parametrize(("app", "recipe", "settings"), RECIPES)
-def test_from_recipe_to_answer(app, recipe, settings, tmp_path, capsys, monkeypatch):
-    # A small chest in place of whole ones: where an exported detector is calibrated, and as the sample.
+def test_from_recipe_to_prediction(app, recipe, settings, tmp_path, capsys, monkeypatch):
+    # A small chest instead of whole phantoms, both to calibrate the exported detector and as the sample.
     monkeypatch.setattr(synthetic, "phantoms", annotated_chests)
     monkeypatch.setattr(samples, "_phantom_nifti", lambda: nifti(chest()))
     run, models = tmp_path / "run", tmp_path / "models"
@@ -62,14 +62,14 @@ def test_from_recipe_to_answer(app, recipe, settings, tmp_path, capsys, monkeypa
     files = [str(path) for path in sample.files(tmp_path)]
     out = tmp_path / "out"
     assert cli.main(["predict", app, *files, "--out", str(out), "--artifact", str(artifact.path)]) == 0
-    assert isinstance(json.loads((out / "result.json").read_text())[LISTS[app]], list)
+    assert isinstance(json.loads((out / "result.json").read_text())[FINDINGS_KEYS[app]], list)
     settings = Settings(store=tmp_path / "store", registry=models, device="cpu", warm=False, workers=0)
     with TestClient(create_app(settings, {app: find(app)})) as client:
         choice = {"model": name} if app == "driving" else {}
         case = client.post(f"/api/{app}/predict", data={"sample": sample.name, **choice}).json()
         assert case["artifact"] == {"name": name, "version": 1}
         answered, written = dict(case["result"]), json.loads((out / "result.json").read_text())
-        # The server holds the application's other models too, and says what each of them computes with.
+        # The server has loaded the application's other models too, and lists the program of each.
         assert written["program_reasons"] == {name: "it was requested"}
         for key in ("versions", "programs", "program_reasons"):
             assert answered.pop(key).items() >= written.pop(key).items()
@@ -85,19 +85,19 @@ def last_weights(run: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_a_run_that_was_interrupted_is_the_same_run(app, tmp_path):
+def test_an_interrupted_run_ends_with_the_same_weights(app, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train = ["train", app, "--recipe", "tiny", "--device", "cpu"]
     assert cli.main([*train, "--out", str(whole)]) == 0
     assert cli.main([*train, "--out", str(parts), "--limits.steps", "3"]) == 0
     assert cli.main([*train, "--out", str(parts)]) == 0
-    one, other = last_weights(whole), last_weights(parts)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
+    expected, resumed = last_weights(whole), last_weights(parts)
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
 
 
-def test_torchrun_trains_with_two_processes(tmp_path):
+def test_torchrun_trains_on_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [
         "--no-python",
@@ -116,11 +116,11 @@ def test_torchrun_trains_with_two_processes(tmp_path):
     assert done.stdout.count("ended by") == 1
 
 
-def test_shared_never_loads_lightning(tmp_path):
+def test_shared_loads_no_domain_library(tmp_path):
     code = (
         "import sys, pkgutil, importlib, shared\n"
         "for module in pkgutil.walk_packages(shared.__path__, 'shared.'):\n"
-        "    if not module.name.endswith(('.__main__', '.env')):  # which run the command and Alembic\n"
+        "    if not module.name.endswith(('.__main__', '.env')):  # importing these runs the command or Alembic\n"
         "        importlib.import_module(module.name)\n"
         "domain = {'lightning', 'pytorch_lightning', 'monai', 'mmdet3d', 'pytorch_forecasting'}\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in domain))\n"

@@ -1,4 +1,4 @@
-"""``trivium evaluate APP`` on files of results: the commands of docs/evaluate.md, on small files made here."""
+"""``trivium evaluate APP`` on result files: the commands of docs/evaluate.md, on small generated files."""
 
 import json
 
@@ -11,11 +11,11 @@ CAR = "Car 0 0 -1.5 600 150 700 250 1.5 1.6 3.9 2 1.7 20 -1.4"
 
 @pytest.fixture
 def luna16(tmp_path):
-    lead = "seriesuid,coordX,coordY,coordZ,"
+    header = "seriesuid,coordX,coordY,coordZ,"
     contents = {
-        "marks": f"{lead}probability\n1.2.3,10,20,30,0.9\n1.2.3,99,20,30,0.5\n",
-        "annotations": f"{lead}diameter_mm\n1.2.3,10,20,31,6\n",
-        "annotations_excluded": f"{lead}diameter_mm\n1.2.3,99,20,30,-1\n",
+        "marks": f"{header}probability\n1.2.3,10,20,30,0.9\n1.2.3,99,20,30,0.5\n",
+        "annotations": f"{header}diameter_mm\n1.2.3,10,20,31,6\n",
+        "annotations_excluded": f"{header}diameter_mm\n1.2.3,99,20,30,-1\n",
         "seriesuids": "1.2.3\n1.2.4\n",
     }
     for name, text in contents.items():
@@ -23,7 +23,7 @@ def luna16(tmp_path):
     return tmp_path
 
 
-def test_a_submission_to_luna16(luna16, capsys):
+def test_a_luna16_submission_is_scored(luna16, capsys):
     words = ["--submission", "marks", "--annotations", "annotations", "--excluded", "annotations_excluded"]
     words += ["--series", "seriesuids"]
     paths = [word if word.startswith("--") else str(luna16 / f"{word}.csv") for word in words]
@@ -32,7 +32,7 @@ def test_a_submission_to_luna16(luna16, capsys):
     assert "CPM" in shown and "1.0000" in shown and "marks ignored: on excluded findings" in shown
 
 
-def test_kitti_s_result_files(tmp_path, capsys):
+def test_kitti_result_files_are_scored(tmp_path, capsys):
     for folder, line in (("label_2", CAR), ("out", f"{CAR} 0.9")):
         (tmp_path / folder).mkdir()
         for number in range(3):
@@ -44,7 +44,7 @@ def test_kitti_s_result_files(tmp_path, capsys):
     assert "2 of 3 labelled frames" in shown and "3D 0.7" in shown
 
 
-def test_a_detector_s_scores_on_nab(tmp_path, capsys):
+def test_detector_scores_are_evaluated_on_nab(tmp_path, capsys):
     rows = [f"2015-01-{1 + n // 24:02d} {n % 24:02d}:00:00" for n in range(100)]
     (tmp_path / "A.csv").write_text(
         "timestamp,anomaly_score\n" + "".join(f"{time},{float(n == 50)}\n" for n, time in enumerate(rows))
@@ -55,6 +55,6 @@ def test_a_detector_s_scores_on_nab(tmp_path, capsys):
     assert capsys.readouterr().out.count("100.00") == 3
 
 
-def test_what_is_missing_is_said(tmp_path, capsys):
+def test_a_missing_option_is_reported(tmp_path, capsys):
     assert main(["evaluate", "driving", "--labels", str(tmp_path)]) == 2
     assert "--results DIR --labels DIR" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``trivium evaluate --program NAME``: the field's score of one artifact by one of its programs, and which that was."""
+"""``trivium evaluate --program NAME`` scores an artifact with one of its programs, and prints which one it used."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ SCORES = {"medical": "CPM", "driving": "AP R40", "finance": "NAB standard"}
         ("finance", "openvino", "tft-anomaly"),
     ],
 )
-def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, capsys, monkeypatch):
+def test_the_score_is_printed_with_the_name_of_the_program(app, program, model, capsys, monkeypatch):
     monkeypatch.setattr(synthetic, "phantoms", annotated_chests)
     monkeypatch.setattr("apps.medical.predictor.served_with", lambda artifact, *registries: [])
-    artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
+    artifact = next(artifact for artifact in shipped(find(app)) if artifact.manifest.name == model)
     words = ["evaluate", app, "--artifact", str(artifact.path), "--device", "cpu", "--program", program]
     assert cli.main([*words, "--data", "synthetic", *DATA[app]]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert SCORES[app] in said
-    assert f"{model} version {artifact.manifest.version} was computed with {program}: it was requested" in said
-    if model == "lidar_rcnn":  # alone it brings its detector
-        detector = next(one for one in shipped(find(app)) if one.manifest.name == "pointpillars")
-        assert f"pointpillars version {detector.manifest.version} was computed with torch: it was requested" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert SCORES[app] in printed
+    assert f"{model} version {artifact.manifest.version} was computed with {program}: it was requested" in printed
+    if model == "lidar_rcnn":  # the second stage is opened together with its detector
+        detector = next(artifact for artifact in shipped(find(app)) if artifact.manifest.name == "pointpillars")
+        assert f"pointpillars version {detector.manifest.version} was computed with torch: it was requested" in printed
 
 
-def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
+def test_a_run_is_computed_with_torch_by_default(tmp_path, capsys):
     run = str(tmp_path / "run")
     assert (
         cli.main(["train", "finance", "--recipe", "tiny", "--limits.steps", "1", "--out", run, "--device", "cpu"]) == 0
@@ -62,14 +62,14 @@ def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
         assert f"tft-anomaly was computed with torch: {reason}." in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_program_is_for_a_protocol_alone(capsys):
+def test_a_program_needs_a_data_set(capsys):
     assert cli.main(["evaluate", "finance", "--program", "onnx"]) == 2
     assert "--program needs --data NAME" in capsys.readouterr().err
 
 
-def test_a_detector_s_artifact_is_opened_with_the_second_stage_that_learnt_from_its_marks(monkeypatch):
+def test_a_detector_is_opened_with_the_second_stage_trained_on_its_marks(monkeypatch):
     app = find("medical")
-    detector = next(one for one in shipped(app) if one.manifest.name == "lung_nodules")
+    detector = next(artifact for artifact in shipped(app) if artifact.manifest.name == "lung_nodules")
     monkeypatch.chdir(detector.path.parent)
     opened = open_predictor(app, artifact=Path(detector.path.name), device="cpu", lazy=True)
-    assert {one.name for one in opened.manifests} == {"lung_nodules", "lung_nodule_candidates"}
+    assert {manifest.name for manifest in opened.manifests} == {"lung_nodules", "lung_nodule_candidates"}

@@ -1,4 +1,4 @@
-"""No module imports, at however many removes, one that imports it."""
+"""There are no circular imports, direct or indirect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grimp
 import pytest
 
 
-def test_there_are_no_circles_of_imports() -> None:
+def test_there_are_no_circular_imports() -> None:
     settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     packages = settings["tool"]["importlinter"]["root_packages"]
     graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
@@ -18,5 +18,5 @@ def test_there_are_no_circles_of_imports() -> None:
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     try:
         TopologicalSorter(imports).prepare()
-    except CycleError as found:
-        pytest.fail(f"a circle of imports: {' -> '.join(reversed(found.args[1]))}")
+    except CycleError as error:
+        pytest.fail(f"circular import: {' -> '.join(reversed(error.args[1]))}")

@@ -1,4 +1,4 @@
-"""Trivium as its users have it: a wheel, with a fourth application beside it, in a folder with names like ours."""
+"""Trivium installed from its wheel, with a fourth application, run in a folder with packages of the same names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """A folder with the wheels of Trivium and of the example, built without network and installed."""
+    """A folder into which the wheels of Trivium and of the example are installed, built without network."""
     folder = tmp_path_factory.mktemp("installed")
     ignored = shutil.ignore_patterns("__pycache__")
     for name in PACKAGES:
@@ -32,17 +32,17 @@ def site(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder / "source")
     shutil.copytree(EXAMPLE, folder / "example", ignore=ignored)
-    alone = ["--no-deps", "--no-index"]
-    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", folder / "wheels"]
+    offline = ["--no-deps", "--no-index"]
+    wheel = ["wheel", *offline, "--no-build-isolation", "--wheel-dir", folder / "wheels"]
     subprocess.run([*PIP, *wheel, folder / "source", folder / "example"], check=True)
     wheels = sorted((folder / "wheels").iterdir())
-    subprocess.run([*PIP, "install", *alone, "--no-compile", "--target", folder / "site", *wheels], check=True)
+    subprocess.run([*PIP, "install", *offline, "--no-compile", "--target", folder / "site", *wheels], check=True)
     return folder / "site"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A person's folder, with packages that are called like ours."""
+    """A user's working folder that contains packages named ``apps`` and ``shared``."""
     folder = tmp_path_factory.mktemp("home")
     for name in ("apps", "shared"):
         (folder / name).mkdir()
@@ -57,7 +57,7 @@ def environment(site: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trivium(site: Path, home: Path, environment: dict[str, str]):
-    """Runs the installed command in the person's folder."""
+    """Runs the installed command in the user's folder; returns what it prints."""
 
     def run(*words: str) -> str:
         command = [str(site / "bin" / "trivium"), *words]
@@ -70,10 +70,10 @@ def trivium(site: Path, home: Path, environment: dict[str, str]):
 
 @pytest.fixture(scope="module")
 def commands(home: Path, environment: dict[str, str]):
-    """Runs several commands of the installed package in one process, in the person's folder."""
+    """Runs several commands of the installed package in one process, in the user's folder; returns what they print."""
 
-    def run(*each: list[str]) -> str:
-        code = f"import sys; from shared.cli.main import main; sys.exit(max(map(main, {list(each)!r})))"
+    def run(*command_lines: list[str]) -> str:
+        code = f"import sys; from shared.cli.main import main; sys.exit(max(map(main, {list(command_lines)!r})))"
         command = [sys.executable, "-P", "-c", code]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -91,20 +91,20 @@ def files(folder: Path) -> set[str]:
     }
 
 
-def test_the_wheel_holds_every_file_of_the_packages(site):
+def test_the_wheel_contains_every_file_of_the_packages(site):
     assert files(site) == files(ROOT)
 
 
-def test_the_example_is_short():
+def test_the_example_has_fewer_than_120_lines():
     lines = [line for path in EXAMPLE.rglob("*.py") for line in path.read_text().splitlines() if line.strip()]
     assert len(lines) < 120
 
 
-def test_the_command_runs_among_packages_that_are_called_like_ours(trivium):
+def test_the_command_runs_in_a_folder_with_packages_of_the_same_names(trivium):
     assert "lung_nodules" in trivium("models", "medical")
 
 
-def test_python_imports_ours_among_packages_that_are_called_like_ours(site, home, environment):
+def test_python_imports_trivium_in_a_folder_with_packages_of_the_same_names(site, home, environment):
     code = (
         "import trivium; print(trivium.__file__); print(trivium.App.__module__); import shared; print(shared.__file__)"
     )
@@ -113,36 +113,36 @@ def test_python_imports_ours_among_packages_that_are_called_like_ours(site, home
     assert face.startswith(str(site)) and module == "shared.app" and package.startswith(str(site)), done.stderr
 
 
-def test_a_fourth_application_trains_is_exported_predicts_and_is_served(site, home, environment, commands):
+def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, environment, commands):
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
     for number in (0, 1):
         Image.fromarray((images[-1 - number].reshape(8, 8) * 15.9).astype("uint8")).save(home / f"digit{number}.png")
     artifact = str(home / "registry" / "digits" / "1")
-    # One process for all commands: each of its own would import torch anew, which takes longer than what it does.
-    said = commands(
+    # One process for all commands, because importing torch takes longer than each command itself.
+    printed = commands(
         ["train", "digits", "--out", "run", "--device", "cpu", "--limits.epochs", "8"],
         ["evaluate", "digits", "--run", "run", "--device", "cpu"],
         ["export", "run", "--registry", "registry"],
         ["predict", "digits", "digit0.png", "digit1.png", "--artifact", artifact, "--out", "out"],
     )
     assert json.loads((home / "run" / "result.json").read_text())["scores"]["accuracy"] > 0.85
-    assert said.count("accuracy") >= 2
+    assert printed.count("accuracy") >= 2
     found = json.loads((home / "out" / "result.json").read_text())["digits"]
-    assert [one["digit"] for one in found] == [int(digits[-1]), int(digits[-2])]
-    assert "Handwritten digits: digits: 2" in said and "probability" in said
+    assert [row["digit"] for row in found] == [int(digits[-1]), int(digits[-2])]
+    assert "Handwritten digits: digits: 2" in printed and "probability" in printed
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(site / "bin" / "trivium"), "serve", "--registry", "registry", "--port", str(port)]
-    settings = {**environment, "TRIVIUM_WARM": "false"}  # and the device by default
+    settings = {**environment, "TRIVIUM_WARM": "false"}  # TRIVIUM_DEVICE keeps its default
     with subprocess.Popen(command, cwd=home, env=settings, stderr=subprocess.PIPE, text=True) as server:
         try:
-            address, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
             while not is_up(f"{address}/v2/health/live"):
-                assert server.poll() is None and time.monotonic() < end, server.stderr and server.stderr.read()
+                assert server.poll() is None and time.monotonic() < deadline, server.stderr and server.stderr.read()
             parts = [("files", (f"digit{n}.png", (home / f"digit{n}.png").read_bytes())) for n in (0, 1)]
             answer = httpx.post(f"{address}/api/digits/predict", files=parts, timeout=60)
             assert answer.status_code == 200 and answer.json()["result"] == {"digits": found}, answer.text
@@ -151,7 +151,7 @@ def test_a_fourth_application_trains_is_exported_predicts_and_is_served(site, ho
             server.send_signal(signal.SIGINT)
             assert server.wait(timeout=30) == 0
         finally:
-            server.kill()  # or the block would wait for its end
+            server.kill()  # otherwise leaving the block would wait for the server
 
 
 def is_up(address: str) -> bool:

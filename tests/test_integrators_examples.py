@@ -1,4 +1,4 @@
-"""The examples in docs/integrators.md and docs/operating.md run as they stand, against a server."""
+"""The examples in docs/integrators.md and docs/operating.md run unchanged against a server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.conftest import serving
 
 PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("integrators.md", "operating.md")]
 SERVER = "http://127.0.0.1:8000"
-LIMIT_S = 150
+TIMEOUT_S = 150
 
 
 def examples(containing: str = SERVER.removeprefix("http://")) -> list[tuple[str, str]]:
-    """Language and text of the code blocks that hold this text, by default those that ask a server."""
+    """Language and text of the code blocks that contain this text, by default those that send requests to a server."""
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [(language, text) for language, text in blocks if containing in text]
@@ -34,26 +34,26 @@ def examples(containing: str = SERVER.removeprefix("http://")) -> list[tuple[str
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the file that the examples hand in: a synthetic market."""
+    """A folder with the file that the examples upload: a synthetic market."""
     write_csv(tmp_path / "prices.csv", market(np.random.default_rng(3), length=1000).series)
     return tmp_path
 
 
 def run(language: str, text: str, server: str, folder: Path) -> str:
-    """What an example prints; fails where it does."""
+    """Runs an example against the server; returns what it prints, and fails if the example fails."""
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
-    asked = text.replace(SERVER.removeprefix("http://"), server.removeprefix("http://"))
-    command = ["bash", "-euo", "pipefail", "-c", asked] if language == "bash" else [sys.executable, "-c", asked]
+    script = text.replace(SERVER.removeprefix("http://"), server.removeprefix("http://"))
+    command = ["bash", "-euo", "pipefail", "-c", script] if language == "bash" else [sys.executable, "-c", script]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=LIMIT_S
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def test_there_are_examples_of_both_kinds() -> None:
+def test_there_are_examples_in_bash_and_python() -> None:
     assert [language for language, _ in examples()] == ["bash", "python", "bash", "bash", "python", "bash"]
 
 
@@ -80,16 +80,16 @@ def test_a_review_with_curl(server: str, folder: Path) -> None:
     assert json.loads(run(language, text.replace("/ID/", f"/{case}/"), server, folder))["verdicts"] == {"1": "accepted"}
 
 
-def test_a_job_is_followed_to_its_end(server: str, folder: Path) -> None:
-    said = run(*examples()[3], server, folder)
-    assert re.findall(r"^event: (\w+)", said, re.MULTILINE)[-1] == "done", said
+def test_the_events_of_a_job_are_read_until_it_is_done(server: str, folder: Path) -> None:
+    printed = run(*examples()[3], server, folder)
+    assert re.findall(r"^event: (\w+)", printed, re.MULTILINE)[-1] == "done", printed
 
 
-def test_tensors_through_the_client_of_triton(server: str, folder: Path) -> None:
+def test_inference_with_tritonclient(server: str, folder: Path) -> None:
     assert run(*examples()[4], server, folder).strip() == "(4, 8, 7)"
 
 
-def test_an_int8_program_is_written_for_triton_s_openvino_backend(folder: Path) -> None:
+def test_an_int8_program_is_exported_for_the_openvino_backend_of_triton(folder: Path) -> None:
     (example,) = examples("write_openvino_model")
     assert run(*example, SERVER, folder).strip() == "triton/pointpillars"
     (version,) = (folder / "triton" / "pointpillars").glob("[0-9]*")

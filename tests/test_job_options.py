@@ -1,4 +1,4 @@
-"""Options are refused where a job is handed in, as they are where its answer is waited for."""
+"""Submitting a job refuses invalid options with the same answer as a prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.app import installed
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 
-BAD = (
+INVALID_OPTIONS = (
     ("medical", {"colour": "red"}, "no option colour"),
     ("medical", {"score": "high"}, "expected a number from 0 to 1"),
     ("medical", {"most": "1000"}, "expected a number from 1 to 100"),
@@ -31,26 +31,28 @@ BAD = (
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
-    with TestClient(create_app(settings, installed())) as made:
-        yield made
+    with TestClient(create_app(settings, installed())) as test_client:
+        yield test_client
 
 
-@pytest.mark.parametrize(("app", "fields", "words"), BAD)
-def test_a_job_with_a_bad_option_is_refused_at_once(client: TestClient, app: str, fields: dict[str, str], words: str):
-    given = {} if "sample" in fields else {"files": [("files", ("a.bin", b"1"))]}
-    answer = client.post(f"/api/{app}/jobs", data=fields, **given)
+@pytest.mark.parametrize(("app", "fields", "words"), INVALID_OPTIONS)
+def test_a_job_with_an_invalid_option_is_refused_at_once(
+    client: TestClient, app: str, fields: dict[str, str], words: str
+):
+    upload = {} if "sample" in fields else {"files": [("files", ("a.bin", b"1"))]}
+    answer = client.post(f"/api/{app}/jobs", data=fields, **upload)
     assert answer.status_code == 422 and words in answer.json()["detail"]
     assert client.get(f"/api/{app}/jobs").json()["jobs"] == []
     if "sample" not in fields:
-        assert answer.json() == client.post(f"/api/{app}/predict", data=fields, **given).json()
+        assert answer.json() == client.post(f"/api/{app}/predict", data=fields, **upload).json()
 
 
-def test_a_job_that_names_a_model_which_is_not_there_is_refused_as_a_prediction_is(client: TestClient):
-    asked = {"model": "mmdet3d_lidar", "sample": "synthetic"}
-    answer = client.post("/api/driving/jobs", data=asked)
+def test_jobs_and_predictions_refuse_a_model_that_is_not_loaded(client: TestClient):
+    fields = {"model": "mmdet3d_lidar", "sample": "synthetic"}
+    answer = client.post("/api/driving/jobs", data=fields)
     assert answer.json() == {"detail": "the model mmdet3d_lidar is not loaded; loaded: pointpillars, fcos3d"}
     assert answer.status_code == 422 and client.get("/api/driving/jobs").json()["jobs"] == []
-    assert answer.json() == client.post("/api/driving/predict", data=asked).json()
+    assert answer.json() == client.post("/api/driving/predict", data=fields).json()
 
 
 def test_options_are_read_without_torch() -> None:
