@@ -1,4 +1,4 @@
-"""An artifact outlives what trained it: the server answers, from all shipped weights, with nothing of training."""
+"""The server predicts with all shipped weights without importing any training code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(models, sorted(name for name in sys.modules if name.startswith(training)))
 
 
 @pytest.mark.usefixtures("networks_of_shipped")
-def test_the_server_answers_without_the_engine(tmp_path: Path) -> None:
+def test_the_server_predicts_without_training_code(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=450)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What says whether a server's memory grows: the error of a slope in samples that depend on each other."""
+"""The soak benchmark's test for memory growth: a slope and its error, from autocorrelated samples."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ import pytest
 
 from benchmarks.soak import CONNECTIONS, TARGET_SHARE, hold_load, slope
 
-PER_HOUR, TIMES = 1e6 / 3600, np.arange(240) * 2.0
-"""Megabytes an hour in bytes a second; ten minutes without the first fifth, every two seconds."""
+MB_PER_HOUR, TIMES_S = 1e6 / 3600, np.arange(240) * 2.0
+"""One megabyte per hour in bytes per second; one sample every two seconds, for ten minutes without the first fifth."""
 Noise = Callable[[np.random.Generator], Any]
 
 
-def level(random: np.random.Generator) -> Any:
-    return random.normal(0, 50_000, len(TIMES))
+def white_noise(random: np.random.Generator) -> Any:
+    return random.normal(0, 50_000, len(TIMES_S))
 
 
-def slow(random: np.random.Generator) -> Any:
-    """Each sample keeps nine tenths of the one before."""
-    found = random.normal(0, 20_000, len(TIMES))
+def autocorrelated_noise(random: np.random.Generator) -> Any:
+    """Each sample is nine tenths of the one before plus new noise."""
+    found = random.normal(0, 20_000, len(TIMES_S))
     for number in range(1, len(found)):
         found[number] += 0.9 * found[number - 1]
     return found
 
 
-def walk(random: np.random.Generator) -> Any:
-    return np.cumsum(random.normal(0, 10_000, len(TIMES)))
+def random_walk(random: np.random.Generator) -> Any:
+    return np.cumsum(random.normal(0, 10_000, len(TIMES_S)))
 
 
 def step(random: np.random.Generator) -> Any:
-    return random.normal(0, 4_000, len(TIMES)) + 80_000 * (np.arange(len(TIMES)) > random.integers(len(TIMES)))
+    return random.normal(0, 4_000, len(TIMES_S)) + 80_000 * (np.arange(len(TIMES_S)) > random.integers(len(TIMES_S)))
 
 
-def share_found(noise: Noise, leak: float) -> float:
-    """How often growth beyond the error is found at a leak of so many megabytes an hour."""
-    random, number = np.random.default_rng(0), 400
-    found = [slope(list(TIMES), list(4e8 + noise(random) + leak * PER_HOUR * TIMES)) for _ in range(number)]
-    return sum(grows > error for grows, error in found) / number
+def detection_rate(noise: Noise, leak: float) -> float:
+    """The share of trials in which growth exceeds its error, with a leak of ``leak`` megabytes per hour."""
+    random, trials = np.random.default_rng(0), 400
+    found = [slope(list(TIMES_S), list(4e8 + noise(random) + leak * MB_PER_HOUR * TIMES_S)) for _ in range(trials)]
+    return sum(growth > error for growth, error in found) / trials
 
 
-@pytest.mark.parametrize("noise", [level, slow, walk, step])
-def test_a_leak_of_5_megabytes_an_hour_is_found_in_ten_minutes_and_none_is_not(noise: Noise) -> None:
-    assert share_found(noise, 0) <= 0.1
-    assert share_found(noise, 5) >= 0.95
+@pytest.mark.parametrize("noise", [white_noise, autocorrelated_noise, random_walk, step])
+def test_a_leak_of_5_megabytes_per_hour_is_found_in_ten_minutes_with_few_false_alarms(noise: Noise) -> None:
+    assert detection_rate(noise, 0) <= 0.1
+    assert detection_rate(noise, 5) >= 0.95
 
 
-def test_the_slope_is_that_of_the_line() -> None:
-    grows, error = slope(list(TIMES), list(3 * TIMES + 7))
-    assert grows == pytest.approx(3) and error < 1e-9
+def test_the_slope_of_a_line_is_exact() -> None:
+    growth, error = slope(list(TIMES_S), list(3 * TIMES_S + 7))
+    assert growth == pytest.approx(3) and error < 1e-9
 
 
 @pytest.mark.parametrize("later", [1400.0, 700.0, 350.0])
-def test_the_share_is_held_where_the_machine_becomes_slower_or_faster(later: float) -> None:
+def test_the_load_is_held_when_the_machine_becomes_slower_or_faster(later: float) -> None:
     asked: list[float] = []
 
     def ask(seconds: float, pause_ms: int) -> float:
-        # The server answers in turn: a connection waits for the others, at most for as long as all take.
+        # The server answers connections in turn: each waits for the others, at most as long as all of them take.
         saturation = 700.0 if sum(asked) < 150 else later
         asked.append(seconds)
         return saturation * 1000 / max(1000, (2 + pause_ms) * saturation / CONNECTIONS)
 
     held = hold_load(10, 60.0, 5.0, ask)
-    assert len(held.rates) == 10 and sum(one == 60.0 for one in asked) == 10
-    # One minute was held at the former speed; all others at the present one.
+    assert len(held.rates) == 10 and sum(seconds == 60.0 for seconds in asked) == 10
+    # One minute was measured at the former speed, all others at the present one.
     assert held.rates[-1] / held.saturations[-1] == pytest.approx(TARGET_SHARE, abs=0.05)
     assert held.share == pytest.approx(TARGET_SHARE, abs=0.08)

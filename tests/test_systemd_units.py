@@ -1,4 +1,4 @@
-"""The units for systemd: what they set is understood by systemd, and what they start by the command line."""
+"""The systemd units: systemd accepts their settings, and the command line accepts the commands that they start."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ PROGRAM = "/opt/trivium/.venv/bin/trivium"
 
 
 def service(unit: Path) -> dict[str, str]:
-    """What the unit sets under ``[Service]``."""
-    read = configparser.ConfigParser(interpolation=None)
-    read.optionxform = str
-    read.read_string(unit.read_text(encoding="utf-8"))
-    return dict(read["Service"])
+    """The settings in the unit's section ``[Service]``."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read_string(unit.read_text(encoding="utf-8"))
+    return dict(parser["Service"])
 
 
-def test_there_is_one_for_the_server_and_one_for_the_gateway():
+def test_there_is_a_unit_for_the_server_and_one_for_the_gateway():
     assert [unit.stem for unit in UNITS] == ["trivium-gateway", "trivium-server"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_finds_no_fault(unit, tmp_path):
+def test_systemd_verifies_the_unit(unit, tmp_path):
     (tmp_path / unit.name).write_text(unit.read_text(encoding="utf-8").replace(PROGRAM, "/bin/true"), encoding="utf-8")
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert said.returncode == 0 and unit.name not in said.stdout + said.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and unit.name not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_what_is_started_is_a_command(unit):
+def test_the_unit_starts_a_valid_command(unit):
     program, *words = shlex.split(service(unit)["ExecStart"])
     assert program == PROGRAM
     if words[-1] == "$TRIVIUM_GATEWAY":
@@ -56,10 +56,10 @@ def test_what_is_started_is_a_command(unit):
         assert isinstance(parsed, commands.Serve) and rest == []
 
 
-def test_the_server_has_its_store_in_its_folder_and_the_time_to_drain():
+def test_the_server_unit_sets_its_folders_and_leaves_time_to_drain():
     (unit,) = [unit for unit in UNITS if unit.stem == "trivium-server"]
-    stated = service(unit)
-    set_there = dict(word.split("=") for word in stated["Environment"].split())
-    assert set_there["TRIVIUM_STORE"].startswith(f"/var/lib/{stated['StateDirectory']}/")
-    assert set_there["XDG_CACHE_HOME"] == f"/var/cache/{stated['CacheDirectory']}"
-    assert int(stated["TimeoutStopSec"]) >= Settings().drain_s + 5
+    settings = service(unit)
+    environment = dict(word.split("=") for word in settings["Environment"].split())
+    assert environment["TRIVIUM_STORE"].startswith(f"/var/lib/{settings['StateDirectory']}/")
+    assert environment["XDG_CACHE_HOME"] == f"/var/cache/{settings['CacheDirectory']}"
+    assert int(settings["TimeoutStopSec"]) >= Settings().drain_s + 5

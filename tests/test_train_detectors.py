@@ -1,4 +1,4 @@
-"""The benchmark of the detectors' training: what it times computes the same on both sides, from the same files."""
+"""The benchmark of detector training: the peer and ours compute the same losses and gradients from the same files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ found = benchmark.mmdet3d_parity(benchmark.driving_recipe(folder, quick=True, sw
 
 @pytest.mark.parametrize("sides", [MEDICAL, DRIVING], ids=["medical", "driving"])
 def test_the_peer_and_ours_have_the_same_losses_and_gradients(sides, tmp_path):
-    """In a process of its own: mmdet3d's data sets are imported there with a module that is not installed."""
+    """Runs in a new process, because the benchmark replaces a missing module there to import mmdet3d's data sets."""
     script = "import json, pathlib, sys, warnings\nwarnings.simplefilter('ignore')\n"
     script += "from benchmarks import train_detectors as benchmark\nfolder = pathlib.Path(sys.argv[1])\n"
     script += f"{sides}\nprint(json.dumps(found))"

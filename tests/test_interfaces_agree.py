@@ -1,4 +1,4 @@
-"""What goes in comes out the same way through the command line, the JSON route and the form."""
+"""The command line, the JSON route and the form give the same result and the same errors for the same input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 APPS = ("medical", "driving", "finance")
-LISTS = {"medical": "findings", "driving": "boxes", "finance": "events"}
+FINDINGS_KEYS = {"medical": "findings", "driving": "boxes", "finance": "events"}
 
 
 @pytest.fixture(scope="session", params=APPS)
@@ -29,21 +29,21 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def uploads(files: list[Path]) -> list[Path]:
-    """What a person would choose in a form: files, or all files of a folder."""
+    """The files to choose in a form: the given files, and all files of the given folders."""
     return [
-        found
+        file
         for path in files
-        for found in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+        for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
     ]
 
 
 @pytest.mark.browser
-def test_command_form_and_route_give_one_answer(case, server: str, page: Page, tmp_path: Path):
+def test_command_route_and_form_give_the_same_result(case, server: str, page: Page, tmp_path: Path):
     app, files = case
     chosen = uploads(files)
     assert cli.main(["predict", app, *map(str, chosen), "--out", str(tmp_path / "out")]) == 0
     by_command = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert by_command[LISTS[app]], "the shipped weights find nothing in the synthetic sample"
+    assert by_command[FINDINGS_KEYS[app]], "the shipped weights find nothing in the synthetic sample"
     assert (tmp_path / "out" / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     parts = [("files", (path.name, path.read_bytes())) for path in chosen]
@@ -64,13 +64,13 @@ def test_command_form_and_route_give_one_answer(case, server: str, page: Page, t
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_bad_input_is_refused_everywhere_with_the_same_sentence(app, server, tmp_path, capsys):
+def test_command_and_route_refuse_invalid_input_with_the_same_message(app, server, tmp_path, capsys):
     bad = tmp_path / "letter.txt"
     bad.write_text("Dear sir or madam,\n")
     assert cli.main(["predict", app, str(bad), "--out", str(tmp_path / "out")]) == 2
-    sentence = capsys.readouterr().err
-    assert "letter.txt" in sentence
+    message = capsys.readouterr().err
+    assert "letter.txt" in message
     assert not (tmp_path / "out").exists() and sorted(tmp_path.iterdir()) == [bad]
     answer = httpx.post(f"{server}/api/{app}/predict", files=[("files", ("letter.txt", bad.read_bytes()))], timeout=120)
     assert 400 <= answer.status_code < 500
-    assert sentence.strip().replace(str(bad), bad.name) == f"trivium: {answer.json()['detail']}"
+    assert message.strip().replace(str(bad), bad.name) == f"trivium: {answer.json()['detail']}"
