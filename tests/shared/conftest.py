@@ -1,4 +1,4 @@
-"""What tests of the server and of the store share."""
+"""Fixtures that the tests of the server and of the store share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fourth application over ``tests.shared.engine.line``: data sets, an importer, a protocol, files of results."""
+"""A test application over ``tests.shared.engine.line`` with data sets, an importer, a protocol and result files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.shared.engine import line
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """Points in a folder. The folder must be named."""
+    """A data set of points with a required setting, its folder."""
 
     root: Path
     count: int = 12
@@ -51,8 +51,8 @@ class LineRecipe(Recipe):
 
 def tiny() -> LineRecipe:
     """A few steps."""
-    made = line.recipe(steps=4, checkpoint_every=2)
-    return LineRecipe(optimizer=made.optimizer, schedule=made.schedule, limits=made.limits)
+    base = line.recipe(steps=4, checkpoint_every=2)
+    return LineRecipe(optimizer=base.optimizer, schedule=base.schedule, limits=base.limits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class Options:
 
 
 class LinePredictor:
-    """Takes points, gives the network's values."""
+    """Returns the network's value for each point, multiplied by ``times``."""
 
     def __init__(self, model: nn.Module, *, device: str, threshold: float) -> None:
         self.model, self.device, self.threshold = model, device, threshold
@@ -79,7 +79,7 @@ class LinePredictor:
 
 
 class LineCodec:
-    """A line of a file is a point."""
+    """Reads text files with one point per line."""
 
     def __init__(self, predictor: LinePredictor) -> None:
         self.predictor = predictor
@@ -96,7 +96,7 @@ class LineCodec:
 
 
 def load_line(arguments: Sequence[str], data: DataConfig | None) -> Imported:
-    """Reads the weights of a line from a safetensors file."""
+    """Reads the network's weights from a safetensors file."""
     model = line.Network().build()
     model.load_state_dict(load_file(arguments[0]))
     source = {"file": Path(arguments[0]).name, "data": None if data is None else data.fingerprint()["description"]}
@@ -123,7 +123,7 @@ def score_files(paths: Mapping[str, Path]) -> Table:
 
 
 def make_app(root: Path, **changes: Callable[..., Any] | None) -> App:
-    """The application; its shipped weights would lie below ``root``."""
+    """The application, with ``changes`` to its functions. Shipped weights are looked for below ``root``."""
     functions: dict[str, Any] = {
         "codec": LineCodec,
         "data_sets": lambda: {"points": line.Data, "folder": Folder},

@@ -1,4 +1,4 @@
-"""nginx before a server, as docs/operating.md has it."""
+"""nginx as a reverse proxy in front of a server, configured as in docs/operating.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# Debian puts it where only root's PATH leads.
+# Debian installs it in a folder that is only on root's PATH.
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _CONFIGURATION = """
 daemon off;
@@ -38,17 +38,17 @@ http {{
 
 
 def documented(upstream: str) -> str:
-    """What docs/operating.md has nginx do for a server at ``upstream`` under the path /trivium."""
+    """The directives in docs/operating.md for a server at ``upstream`` under the path /trivium."""
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    whole, under = (block for block in blocks if "proxy_pass" in block)
-    found: str = whole.partition("location")[0] + under
-    return found.replace("http://127.0.0.1:8000", upstream)
+    server_block, location_block = (block for block in blocks if "proxy_pass" in block)
+    directives: str = server_block.partition("location")[0] + location_block
+    return directives.replace("http://127.0.0.1:8000", upstream)
 
 
 @contextmanager
 def nginx(folder: Path, directives: str) -> Iterator[str]:
-    """The address of an nginx with these ``directives`` in its server."""
+    """Runs an nginx with these ``directives`` in its server block. The context is its address."""
     if NGINX is None:
         pytest.skip("there is no nginx on this machine")
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, which they may kill and start again."""
+"""A PostgreSQL server for tests, which they can kill and restart."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 
 def running() -> Iterator[PostgreSQL]:
-    """For a fixture: a server that runs until its tests have ended; they are skipped where it is not installed."""
+    """For a fixture: yields a server and stops it after the tests. Skips them if PostgreSQL is not installed."""
     if executable() is None:
         pytest.skip("PostgreSQL's server is not installed")
     with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        found = PostgreSQL(Path(folder))
-        found.start()
+        server = PostgreSQL(Path(folder))
+        server.start()
         try:
-            yield found
+            yield server
         finally:
-            found.stop()
+            server.stop()
 
 
 class PostgreSQL:
-    """A server on loopback, in ``folder``. PostgreSQL refuses to run as root: its package's account does."""
+    """A server on loopback with its data in ``folder``.
+
+    PostgreSQL refuses to run as root, so under root it runs as the user ``postgres`` that its package creates.
+    """
 
     def __init__(self, folder: Path) -> None:
         program = executable()
@@ -53,20 +56,20 @@ class PostgreSQL:
         self._databases = 0
 
     def start(self) -> None:
-        """Starts it, and waits until it answers. After ``kill`` its other processes must have ended before."""
+        """Starts the server and waits until it answers. After ``kill``, retries until the old processes have ended."""
         options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-        end = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while True:
             try:
                 self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", f"--options={options}", "start")
                 return
             except subprocess.CalledProcessError:
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 
     def database(self) -> str:
-        """The address of a new, empty database."""
+        """Creates an empty database and returns its address."""
         self._databases += 1
         name = f"database_{self._databases}"
         engine = create_engine(self._address("postgres").replace("://", "+pg8000://"), isolation_level="AUTOCOMMIT")
@@ -76,12 +79,12 @@ class PostgreSQL:
         return self._address(name)
 
     def kill(self) -> None:
-        """Kills its first process (SIGKILL), with which the others end."""
+        """Kills the main process with SIGKILL; the others then end by themselves."""
         process = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
         os.kill(process, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stops it at once."""
+        """Stops the server immediately."""
         self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
 
     def _address(self, database: str) -> str:
@@ -93,5 +96,5 @@ class PostgreSQL:
 
 
 def executable() -> str | None:
-    """PostgreSQL's server on this machine, or None."""
+    """The path of PostgreSQL's server program on this machine, or None."""
     return shutil.which("postgres") or (str(INSTALLED[-1]) if INSTALLED else None)

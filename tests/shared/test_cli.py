@@ -38,9 +38,9 @@ def imported(arguments: list[str]) -> tuple[set[str], float]:
         "except SystemExit: pass\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)"
     )
-    began = processor_seconds()
+    start = processor_seconds()
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return set(done.stderr.split()), processor_seconds() - began
+    return set(done.stderr.split()), processor_seconds() - start
 
 
 def processor_seconds() -> float:
@@ -49,16 +49,16 @@ def processor_seconds() -> float:
     return taken.ru_utime + taken.ru_stime
 
 
-def test_help_is_quick_and_loads_nothing_heavy():
-    took = []
+def test_help_is_fast_and_loads_no_large_library():
+    durations_s = []
     for _ in range(3):
         modules, seconds = imported(["--help"])
-        took.append(seconds)
+        durations_s.append(seconds)
         assert not modules & {"torch", "numpy", "fastapi", "monai", "mmdet3d", "pytorch_forecasting", "lightning"}
-    assert min(took) < 1.0
+    assert min(durations_s) < 1.0
 
 
-def test_finding_the_applications_loads_nothing_heavy():
+def test_finding_the_applications_loads_no_large_library():
     code = "import sys; from shared.app import installed; print(*installed()); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) >= {"medical", "driving", "finance"}
@@ -67,7 +67,7 @@ def test_finding_the_applications_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(command, capsys):
+def test_the_help_of_every_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
@@ -76,7 +76,7 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["train", "astronomy"], "there is no application 'astronomy'"),
         (["train", "finance", "--recipe", "huge"], "has no recipe 'huge'; it has"),
@@ -88,14 +88,14 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
         (["doctor", "--loudly"], "unknown argument --loudly"),
     ],
 )
-def test_invalid_input_exits_with_two_and_a_reason(arguments, sentence, capsys, tmp_path, monkeypatch):
+def test_invalid_input_exits_with_two_and_a_reason(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
-    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_that_does_not_exist_exits_with_two(capsys):
+def test_an_unknown_command_exits_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["fly"])
     assert stop.value.code == 2
@@ -108,18 +108,18 @@ def test_doctor_finds_the_locked_packages(capsys):
         assert name in text
 
 
-def test_doctor_names_a_version_that_was_copied_to_another_number(capsys, monkeypatch, tmp_path):
+def test_doctor_reports_an_artifact_version_copied_under_another_number(capsys, monkeypatch, tmp_path):
     write_artifact(tmp_path, 1)
     monkeypatch.setenv("TRIVIUM_REGISTRY", str(tmp_path))
     assert cli.main(["doctor"]) == 0
     assert "own weights" in capsys.readouterr().out
     shutil.copytree(tmp_path / "echo" / "1", tmp_path / "echo" / "2")
     assert cli.main(["doctor"]) == 1
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())  # cells are wrapped where a path is long
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())  # long paths wrap within their cells
     assert "fault" in text and "echo version 1 by its manifest.json" in text
 
 
-def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
+def test_optimizer_settings_are_options_of_train(tmp_path):
     import yaml
 
     out = tmp_path / "run"
@@ -162,7 +162,7 @@ def test_remarks_of_a_result_without_findings_are_shown():
     assert result_table(without_table, {"doubled": [1.0, 2.0]}) is None
 
 
-def test_further_tables_are_printed_below_the_first_and_its_notes(capsys):
+def test_further_tables_are_printed_after_the_first_and_its_notes(capsys):
     from shared.app import Table
     from shared.cli.printing import print_table
 

@@ -25,10 +25,10 @@ pytestmark = [
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    made = make_app(tmp_path / "line")
-    monkeypatch.setattr("shared.app.installed", lambda: {"line": made})
+    application = make_app(tmp_path / "line")
+    monkeypatch.setattr("shared.app.installed", lambda: {"line": application})
     monkeypatch.chdir(tmp_path)
-    return made
+    return application
 
 
 def train(*words: str) -> int:
@@ -41,15 +41,15 @@ def train(*words: str) -> int:
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         OSError(errno.ENOSPC, "No space left on device"),
     ],
-    ids=["of the tensors' file", "of another file"],
+    ids=["from safetensors", "from the operating system"],
 )
 def test_a_full_disk_is_reported_and_the_run_resumes_later(error, app, capsys, monkeypatch):
-    def full(tensors: object, file: Path) -> None:
+    def fail_on_full_disk(tensors: object, file: Path) -> None:
         file.write_bytes(b"half")
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
+        patched.setattr(checkpoints, "save_file", fail_on_full_disk)
         assert train() == 1
     error_output = capsys.readouterr().err
     assert "trivium: no space is left on the disk" in error_output and "run the same command again" in error_output
@@ -61,7 +61,7 @@ def raise_out_of_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB.")
 
 
-def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, monkeypatch):
+def test_out_of_gpu_memory_names_the_setting_that_helps(app, capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(line.Regression, "evaluate", raise_out_of_memory)
         assert train() == 1
@@ -90,7 +90,7 @@ def test_if_a_training_removes_the_best_checkpoint_the_next_best_is_read(read, a
     removed = []
     load = checkpoints.load_file
 
-    def gone_once(file: Path) -> dict[str, torch.Tensor]:
+    def remove_on_first_read(file: Path) -> dict[str, torch.Tensor]:
         if not removed:
             removed.append(file)
             shutil.copytree(file.parent, "kept")
@@ -101,7 +101,7 @@ def test_if_a_training_removes_the_best_checkpoint_the_next_best_is_read(read, a
                 shutil.move("kept", file.parent)
         return load(file)
 
-    monkeypatch.setattr(checkpoints, "load_file", gone_once)
+    monkeypatch.setattr(checkpoints, "load_file", remove_on_first_read)
     if read == "export":
         assert export(Path("run"), app, Path("models"), network=False).manifest.version == 1
     else:

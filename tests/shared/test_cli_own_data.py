@@ -45,10 +45,10 @@ def train(*words: str) -> int:
     return cli.main(["train", "line", "--recipe", "tiny", "--out", "run", "--device", "cpu", *words])
 
 
-def test_a_data_set_replaces_the_recipe_s_and_prints_its_facts(app, capsys):
+def test_the_data_option_replaces_the_data_set_of_the_recipe(app, capsys):
     assert train("--data", "folder", "--data.root", "points", "--data.count", "20", "--limits.steps", "2") == 0
-    said = capsys.readouterr().out
-    assert "points: 20" in said and "folder: points" in said and "2 steps" in said
+    printed = capsys.readouterr().out
+    assert "points: 20" in printed and "folder: points" in printed and "2 steps" in printed
     recipe = yaml.safe_load(Path("run/recipe.yaml").read_text())["recipe"]
     assert recipe["data"]["root"] == "points" and recipe["data"]["count"] == 20
     assert recipe["limits"]["steps"] == 2
@@ -67,7 +67,7 @@ def test_an_unknown_data_set_is_refused_with_the_known_names(app, command, capsy
     assert "line has no data set 'stars'; it has points, folder" in capsys.readouterr().err
 
 
-def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
+def test_a_run_on_a_data_set_is_resumed_evaluated_and_exported(app, capsys):
     data = ["--data", "folder", "--data.root", "points"]
     assert train(*data, "--limits.steps", "2") == 0
     assert train(*data) == 0
@@ -95,26 +95,26 @@ def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
 )
 def test_an_unknown_setting_is_refused_with_a_suggestion(words, hint, app, capsys):
     assert train(*words) == 2
-    told = capsys.readouterr().err
-    assert hint in told and not Path("run").exists()
+    error_output = capsys.readouterr().err
+    assert hint in error_output and not Path("run").exists()
     command = "trivium train line --recipe tiny" + (" --data folder" if "folder" in words else "") + " -- --help"
-    assert f"`{command}` lists all" in told
+    assert f"`{command}` lists all" in error_output
     with pytest.raises(SystemExit):
         cli.main(command.split()[1:])
     assert "--limits.epochs" in capsys.readouterr().out
 
 
-def test_a_recipe_file_trains_the_same_run(app):
+def test_a_recipe_file_reproduces_the_run(app):
     assert train("--limits.batch", "5") == 0
     words = ["train", "line", "--recipe", "run/recipe.yaml", "--out", "again", "--device", "cpu"]
     assert cli.main(words) == 0
-    one, other = (yaml.safe_load(Path(f"{run}/recipe.yaml").read_text()) for run in ("run", "again"))
-    assert one == other and one["recipe"]["limits"]["batch"] == 5
+    original, repeated = (yaml.safe_load(Path(f"{run}/recipe.yaml").read_text()) for run in ("run", "again"))
+    assert original == repeated and original["recipe"]["limits"]["batch"] == 5
     weights = [load_file(sorted(Path(run).glob("checkpoints/step-*/model*"))[-1]) for run in ("run", "again")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint, capsys):
+def test_an_imported_checkpoint_is_calibrated_and_predicts(app, checkpoint, capsys):
     assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
     artifact = open_artifact(Path("own/line/1"))
     assert artifact.manifest.source == {"importer": "file", "file": "line.safetensors", "data": None}
@@ -133,7 +133,7 @@ def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint,
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
 
 
-def test_by_default_the_registry_s_artifact_is_calibrated(app, checkpoint, capsys):
+def test_by_default_the_newest_version_in_the_registry_is_calibrated(app, checkpoint, capsys):
     import_line = ["import", "line", "file", str(checkpoint), "--registry"]
     for registry in ("line/weights", "line/weights", "own"):
         assert cli.main([*import_line, registry]) == 0
@@ -146,27 +146,30 @@ def test_by_default_the_registry_s_artifact_is_calibrated(app, checkpoint, capsy
     assert open_artifact(Path("empty/line/3")).manifest.training["calibrated_from"] == 2
 
 
-def test_a_second_stage_holds_the_operating_point_of_both(app, checkpoint):
+def test_a_detector_with_a_second_stage_is_calibrated_together_with_it(app, checkpoint):
     for _ in range(2):
         assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
-    given = []
+    calls = []
 
-    def of_both(recipe, model, first):
-        given.append((first.manifest.version, recipe.data.fingerprint()["description"]))
+    def calibrate_both(recipe, model, first):
+        calls.append((first.manifest.version, recipe.data.fingerprint()["description"]))
         return {"threshold": 0.25}
 
-    served = {1: [open_artifact(Path("own/line/2"))]}
-    app(served_with=lambda one, *registries: served.get(one.manifest.version, []), calibrate_second=of_both)
+    second_stages = {1: [open_artifact(Path("own/line/2"))]}
+    app(
+        served_with=lambda artifact, *registries: second_stages.get(artifact.manifest.version, []),
+        calibrate_second=calibrate_both,
+    )
     words = ["--registry", "own", "--data", "folder", "--data.root", "points"]
     assert cli.main(["calibrate", "line", "--artifact", "own/line/1", *words]) == 0
     written = open_artifact(Path("own/line/3")).manifest
-    assert given == [(1, "points in points")] and written.calibration == {"threshold": 0.25}
+    assert calls == [(1, "points in points")] and written.calibration == {"threshold": 0.25}
     assert written.training["calibrated_from"] == 2
     assert cli.main(["calibrate", "line", "--artifact", "own/line/2", *words]) == 0
-    assert open_artifact(Path("own/line/4")).manifest.calibration == {"threshold": 0.5} and len(given) == 1
+    assert open_artifact(Path("own/line/4")).manifest.calibration == {"threshold": 0.5} and len(calls) == 1
 
 
-def test_an_application_with_one_importer_need_not_name_it(app, checkpoint, capsys):
+def test_the_importer_need_not_be_named_if_there_is_only_one(app, checkpoint, capsys):
     assert cli.main(["import", "line", str(checkpoint), "--data", "folder", "--data.root", "mine"]) == 0
     assert open_artifact(Path("models/line/1")).manifest.source["data"] == "points in mine"
     assert cli.main(["import", "line", "file", "a", "b"]) == 2
@@ -198,7 +201,7 @@ def test_without_a_protocol_a_data_set_is_scored_as_in_training(app, checkpoint,
     assert "loss" in capsys.readouterr().out
 
 
-def test_files_of_results_are_scored_without_a_model(app, capsys):
+def test_result_files_are_scored_without_a_model(app, capsys):
     assert cli.main(["evaluate", "line", "--results", "a.csv", "--truth=b.csv"]) == 0
     assert "a.csv" in capsys.readouterr().out
     assert cli.main(["evaluate", "line", "--results", "a.csv"]) == 2
@@ -210,5 +213,5 @@ def test_files_of_results_are_scored_without_a_model(app, capsys):
 
 def test_models_lists_recipes_data_sets_and_importers(app, capsys):
     assert cli.main(["models"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "A few steps." in said and "--data.root" in said and "Reads a safetensors file." in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "A few steps." in printed and "--data.root" in printed and "Reads a safetensors file." in printed

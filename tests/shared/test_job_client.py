@@ -51,9 +51,12 @@ def answering(status: int, content: bytes, headers: dict[str, str] | None = None
 def test_an_error_of_a_proxy_is_not_a_failure_of_the_case(tmp_path: Path, status: int) -> None:
     (tmp_path / "a.dcm").write_bytes(b"1")
     with answering(status, PROXY) as address:
-        for ask in (lambda one: one.submit([tmp_path / "a.dcm"], {}), lambda one: one.job("/api/echo/jobs/1")):
+        for request in (
+            lambda client: client.submit([tmp_path / "a.dcm"], {}),
+            lambda client: client.job("/api/echo/jobs/1"),
+        ):
             with pytest.raises(ServerUnavailable, match=f"{status}.*Trivium"):
-                ask(JobClient(address, "echo"))
+                request(JobClient(address, "echo"))
 
 
 def test_an_error_of_the_server_is_a_failure_of_the_case(tmp_path: Path) -> None:

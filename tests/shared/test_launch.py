@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENDS = {
+COMMANDS = {
     "done": (["true"], 0),
     "failed": (["sh", "-c", "exit 1"], 1),
     "killed": (["sh", "-c", "kill -9 $$$$"], 137),  # torchrun reads $$ as a dollar sign
@@ -20,7 +20,7 @@ ENDS = {
 }
 
 
-def launched(*words: str) -> subprocess.Popen[str]:
+def launch(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "shared.launch", *words]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
@@ -29,17 +29,17 @@ def launched(*words: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def launches() -> dict[str, subprocess.Popen[str]]:
-    """A launch of each command in ``ENDS``, all at the same time, because each spends most of its seconds waiting."""
+    """Launches each command in ``COMMANDS``, all at the same time, because each spends most of its time waiting."""
     words = ("--standalone", "--nproc-per-node", "1", "--no-python")
-    return {name: launched(*words, *command) for name, (command, _) in ENDS.items()}
+    return {name: launch(*words, *command) for name, (command, _) in COMMANDS.items()}
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_exit_code_is_that_of_the_process_that_failed(
     launches: dict[str, subprocess.Popen[str]], name: str
 ) -> None:
     _, errors = launches[name].communicate(timeout=120)
-    assert launches[name].returncode == ENDS[name][1], errors
+    assert launches[name].returncode == COMMANDS[name][1], errors
     assert "Traceback" not in errors
 
 
@@ -50,7 +50,7 @@ def test_when_one_host_is_stopped_the_others_save_and_stop_too(tmp_path: Path) -
         place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
     train = ["trivium", "train", "finance", "--recipe", "tiny", "--device", "cpu", "--limits.patience", "1000"]
     train += ["--limits.steps", "1000", "--limits.checkpoint-every", "1000", "--out", str(tmp_path / "run")]
-    hosts = [launched(*place, "--node-rank", str(rank), "--no-python", *train) for rank in range(2)]
+    hosts = [launch(*place, "--node-rank", str(rank), "--no-python", *train) for rank in range(2)]
     try:
         assert hosts[0].stdout is not None
         assert any("step 10/1000" in line for line in hosts[0].stdout)

@@ -30,11 +30,11 @@ CPU = torch.device("cpu")
 )
 def test_auto_is_bf16_on_a_cpu_that_is_faster_in_it(monkeypatch, found, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    for cached in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
-        cached.cache_clear()
+    for cached_function in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
+        cached_function.cache_clear()
     chosen = choose_precision("auto", CPU)
-    for cached in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
-        cached.cache_clear()
+    for cached_function in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
+        cached_function.cache_clear()
     assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU supports" in chosen.reason else None)
 
 

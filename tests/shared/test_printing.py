@@ -1,4 +1,4 @@
-"""Names out of files on the terminal."""
+"""Printing names from files to the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import pytest
 from shared.app import Table
 from shared.cli.printing import print_line, print_table
 
-HOSTILE = ["[/foo]", "[bold]AAPL[/bold]", "\x1b]0;owned\x07\x1b[31mred", "[link=http://evil]y"]
+HOSTILE_NAMES = ["[/foo]", "[bold]AAPL[/bold]", "\x1b]0;owned\x07\x1b[31mred", "[link=http://evil]y"]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_name_is_shown_letter_by_letter_and_tells_the_terminal_nothing(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_markup_and_control_characters_in_a_name_have_no_effect(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_table(Table(title=name, columns=("series", name), rows=[[name, "1"]], notes=[name]))
     print_line(name)
     shown = capsys.readouterr().out
