@@ -1,4 +1,4 @@
-"""A server with the medical form and a predictor that answers with known nodules, apart from any model."""
+"""A server with the medical form and a predictor that returns two fixed nodules without a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apps.medical.types import CTVolume, Findings, Nodule, Piece
 from shared.app import App, Sample
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
-from tests.apps.medical.chests import chest as one_chest
+from tests.apps.medical.chests import chest as chest_without_nodules
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact
 
@@ -27,8 +27,8 @@ BOX_MM = (-120.0, -90.0, -400.0, 100.0, 80.0, -305.0)
 
 
 def chest() -> CTVolume:
-    """The chest with a nodule in either lung: 60 mm to the right, and 60 mm to the left."""
-    volume = one_chest()
+    """The chest with one nodule in each lung: 60 mm to the right and 60 mm to the left."""
+    volume = chest_without_nodules()
     volume.voxels_zyx[9:11, 38:42, 28:32] = -850
     for centre in AT_MM:
         x, y, z = np.rint(volume.to_index_ijk(centre)).astype(int)
@@ -36,14 +36,14 @@ def chest() -> CTVolume:
     return volume
 
 
-def _piece(volume: CTVolume, centre_mm: tuple[float, float, float]) -> Piece:
-    """The 3 by 3 voxels around a place."""
+def _outline_piece(volume: CTVolume, centre_mm: tuple[float, float, float]) -> Piece:
+    """The 3 by 3 voxels around a position (LPS, mm), in its slice."""
     i, j, k = (int(n) for n in np.rint(volume.to_index_ijk(centre_mm)))
     return Piece(low_ijk=(i - 1, j - 1, k), size_ijk=(3, 3, 1), bits=np.packbits(np.ones((3, 3, 1), bool)).tobytes())
 
 
-class Known:
-    """Finds the two nodules, or those of them that the options ask for."""
+class FixedNodules:
+    """Finds the two nodules, filtered by the options."""
 
     def predict(self, batch: Sequence[CTVolume], options: Options) -> list[Findings]:
         nodules = [
@@ -53,31 +53,31 @@ class Known:
                 score=0.9 - 0.6 * n,
                 box_lps_mm=(*(v - 4.5 for v in centre), *(v + 4.5 for v in centre)),
                 axes_mm=(9.5, 8.5),
-                piece=_piece(batch[0], centre),
+                piece=_outline_piece(batch[0], centre),
             )
             for n, centre in enumerate(AT_MM)
         ]
-        found = Findings(
+        findings = Findings(
             nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.max_findings],
             operating_score=0.5,
             lung_box_lps_mm=BOX_MM,
             lung_millilitres=1500.0,
         )
-        return [found] * len(batch)
+        return [findings] * len(batch)
 
 
-def _unused(*_: object) -> None:
+def _fail_if_called(*_: object) -> None:
     raise AssertionError("the server neither trains nor reproduces")
 
 
-def _write(folder: Path) -> list[Path]:
+def _write_sample(folder: Path) -> list[Path]:
     file = folder / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     return [file]
 
 
 def medical_app(root: Path) -> App:
-    """The application with known nodules, whose files lie in ``root``."""
+    """The medical application with the fixed nodules; its files are in ``root``."""
     shutil.copytree(medical.pages, root / "pages")
     write_artifact(root / "weights", 1, "medical", "known")
     return App(
@@ -87,9 +87,9 @@ def medical_app(root: Path) -> App:
         notice=medical.notice,
         root=root,
         models=("known",),
-        recipes=_unused,  # type: ignore[arg-type]
-        dense=_unused,  # type: ignore[arg-type]
-        predictor=lambda artifacts, device: Known(),
+        recipes=_fail_if_called,  # type: ignore[arg-type]
+        dense=_fail_if_called,  # type: ignore[arg-type]
+        predictor=lambda artifacts, device: FixedNodules(),
         codec=MedicalCodec,
         schemas=medical.schemas,
         reviewing=medical.reviewing,
@@ -97,20 +97,23 @@ def medical_app(root: Path) -> App:
         kinds=medical.kinds,
         case_label=medical.case_label,
         sample_jobs=medical.sample_jobs,
-        samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
-        reproduce=_unused,  # type: ignore[arg-type]
+        samples=lambda: [
+            Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write_sample)
+        ],
+        reproduce=_fail_if_called,  # type: ignore[arg-type]
     )
 
 
 @contextmanager
 def medical_site(root: Path) -> Iterator[str]:
-    """The address of a server with the medical form, whose files lie in ``root``."""
+    """Serves the medical form with its files in ``root``. The context is the server's address."""
     app = medical_app(root)
     with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"medical": app})) as address:
         yield address
 
 
-def hand_in(page: Page, site: str, *files: Path, folder: bool = False) -> None:
+def upload_and_analyse(page: Page, site: str, *files: Path, folder: bool = False) -> None:
+    """Uploads the files, or a folder, and waits for the viewer."""
     page.goto(f"{site}/medical")
     page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
     page.get_by_role("button", name="Find nodules").click()

@@ -1,6 +1,6 @@
-"""The driving form in a browser: what it shows of boxes is what it was given, in all four views.
+"""The driving form in a browser: it shows the boxes of the answer in all four views.
 
-The predictor here answers with the labels of synthetic scenes, so that the page is tested apart from any model.
+The predictor returns the labels of synthetic scenes, so the page is tested without a model.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.browser
 PAGES = Path(__file__).parents[2] / "apps" / "driving" / "pages"
 
 
-class Labels:
-    """Answers with the boxes that came with each frame."""
+class LabelsAsPredictions:
+    """Predictor and codec that return the labels of each frame as its boxes."""
 
     def decode(self, request: Request) -> Decoded[Frame]:
         return Decoded(inputs=tuple(kitti.read_files(request.files)), options=None)
@@ -42,15 +42,15 @@ class Labels:
         return batch
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Frame]) -> Response:
-        found = []
+        boxes_of_frames = []
         for frame in outputs:
             truth = frame.truth or Boxes3D.empty()
-            seen = truth.take(np.argsort(truth.centre_lidar_m[:, 0]))
-            found.append(replace(seen, scores=np.linspace(0.95, 0.5, len(seen), dtype=np.float32)))
+            boxes = truth.take(np.argsort(truth.centre_lidar_m[:, 0]))
+            boxes_of_frames.append(replace(boxes, scores=np.linspace(0.95, 0.5, len(boxes), dtype=np.float32)))
         return Response(
             result={"frames": len(outputs)},
-            picture=picture.draw(outputs[0], found[0]),
-            files=view.files(list(outputs), found),
+            picture=picture.draw(outputs[0], boxes_of_frames[0]),
+            files=view.files(list(outputs), boxes_of_frames),
         )
 
 
@@ -61,12 +61,12 @@ class Site:
     truths: list[Boxes3D]
 
 
-def _unused(*_: object) -> None:
+def _fail_if_called(*_: object) -> None:
     raise AssertionError("the server neither trains nor reproduces")
 
 
 def write_two_frames(folder: Path) -> list[Boxes3D]:
-    """Writes two synthetic frames; returns the truth of each."""
+    """Writes two synthetic frames; returns the ground truth of each."""
     truths = []
     for number, seed in enumerate((7, 8)):
         frame = scene(np.random.default_rng(seed), sensors=Sensors(image_scale=0.5), kind="street")
@@ -76,21 +76,21 @@ def write_two_frames(folder: Path) -> list[Boxes3D]:
     return truths
 
 
-def _one(folder: Path) -> list[Path]:
+def _first_frame(folder: Path) -> list[Path]:
     return [next(folder.glob(f"{part}/000000.*")) for part in ("velodyne", "image_2", "calib", "label_2")]
 
 
-def _made(frames: Path) -> Path:
-    """A frame of the name that the application gives to the scene that it makes on the spot."""
+def _synthetic_frame(frames: Path) -> Path:
+    """Copies the first frame under the name ``synthetic``, which the application gives to its generated scene."""
     root = frames.parent / "made"
-    for file in _one(frames):
+    for file in _first_frame(frames):
         (root / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(file, root / file.parent.name / f"synthetic{file.suffix}")
     return root
 
 
 def driving_app(root: Path) -> App:
-    """The application over two frames in ``root / "frames"``."""
+    """The driving application, whose samples are the two frames in ``root / "frames"``."""
     shutil.copytree(PAGES, root / "pages")
     write_artifact(root / "weights", 1, "driving", "labels")
     frames = root / "frames"
@@ -101,16 +101,20 @@ def driving_app(root: Path) -> App:
         notice="For tests only.",
         root=root,
         models=("labels",),
-        recipes=_unused,  # type: ignore[arg-type]
-        dense=_unused,  # type: ignore[arg-type]
-        predictor=lambda artifacts, device: Labels(),
+        recipes=_fail_if_called,  # type: ignore[arg-type]
+        dense=_fail_if_called,  # type: ignore[arg-type]
+        predictor=lambda artifacts, device: LabelsAsPredictions(),
         codec=lambda predictor: predictor,  # type: ignore[return-value, arg-type]
         samples=lambda: [
-            Sample(name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _one(frames)),
-            Sample(name="own", title="Made", synthetic=True, source="made here", files=lambda _: [_made(frames)]),
+            Sample(
+                name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _first_frame(frames)
+            ),
+            Sample(
+                name="own", title="Made", synthetic=True, source="made here", files=lambda _: [_synthetic_frame(frames)]
+            ),
             Sample(name="two", title="Two frames", synthetic=True, source="made here", files=lambda _: [frames]),
         ],
-        reproduce=_unused,  # type: ignore[arg-type]
+        reproduce=_fail_if_called,  # type: ignore[arg-type]
     )
 
 
@@ -122,8 +126,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(address, root / "frames", truths)
 
 
-def lit(page: Page, selector: str) -> int:
-    """How many pixels of a canvas are (nearly) white: the colour of what is chosen."""
+def count_white_pixels(page: Page, selector: str) -> int:
+    """The number of nearly white pixels of a canvas; the selected box is white."""
     return page.eval_on_selector(
         selector,
         """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -144,16 +148,16 @@ def test_a_sample_is_shown_in_four_linked_views(page: Page, site: Site) -> None:
     expect(page.locator("h2.found")).to_contain_text("car")
     expect(page.locator(".figure.cloud canvas")).to_be_visible()
     plan = "canvas[aria-label^='Objects and LiDAR']"
-    before = lit(page, plan)
+    before = count_white_pixels(page, plan)
     rows.nth(2).hover()
     expect(rows.nth(2)).to_have_attribute("aria-selected", "true")
-    until(lambda: lit(page, plan) > before)
+    until(lambda: count_white_pixels(page, plan) > before)
     # The keyboard reaches the rows too.
     rows.nth(0).get_by_role("button").focus()
     expect(rows.nth(0)).to_have_attribute("aria-selected", "true")
 
 
-def test_a_click_chooses_a_row_and_one_beside_every_box_lets_go(page: Page, site: Site) -> None:
+def test_a_click_on_a_row_selects_it_and_a_click_on_the_background_deselects(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     rows = page.locator(".objects tbody tr")
@@ -161,12 +165,12 @@ def test_a_click_chooses_a_row_and_one_beside_every_box_lets_go(page: Page, site
     rows.nth(1).click()
     expect(chosen).to_have_count(1)
     image = page.locator("canvas[aria-label^='Camera']")
-    # A click beside every box lets go of the choice.
+    # A click on the background clears the selection.
     image.click(position={"x": 5, "y": 5})
     expect(chosen).to_have_count(0)
 
 
-def test_several_frames_are_switched_between(page: Page, site: Site) -> None:
+def test_a_button_switches_to_another_frame(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="Two frames").click()
     expect(page.get_by_role("group", name="Frames").get_by_role("button")).to_have_count(2)
@@ -176,8 +180,8 @@ def test_several_frames_are_switched_between(page: Page, site: Site) -> None:
     expect(page.get_by_role("button", name="000001")).to_have_attribute("aria-pressed", "true")
 
 
-def test_loose_files_are_taken_and_bad_ones_answered_with_a_sentence(page: Page, site: Site, tmp_path: Path) -> None:
-    files = _one(site.frames)[:3]
+def test_single_files_are_accepted_and_a_broken_file_is_refused(page: Page, site: Site, tmp_path: Path) -> None:
+    files = _first_frame(site.frames)[:3]
     page.goto(f"{site.address}/driving")
     page.get_by_label("Sweep or image").set_input_files(files)
     page.get_by_role("button", name="Find objects").click()
@@ -191,7 +195,7 @@ def test_loose_files_are_taken_and_bad_ones_answered_with_a_sentence(page: Page,
     expect(page.get_by_role("alert")).to_contain_text("000001.bin has 30 bytes, not a multiple of 16")
 
 
-def test_without_webgl_the_other_views_remain(browser: Browser, site: Site) -> None:
+def test_without_webgl_the_other_views_still_work(browser: Browser, site: Site) -> None:
     context = browser.new_context(viewport={"width": 900, "height": 900})
     context.add_init_script(
         """const get = HTMLCanvasElement.prototype.getContext;
@@ -202,12 +206,12 @@ def test_without_webgl_the_other_views_remain(browser: Browser, site: Site) -> N
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     expect(page.get_by_text("cannot show the point cloud in 3D")).to_be_visible()
-    assert lit(page, "canvas[aria-label^='Objects and LiDAR']") > 0
+    assert count_white_pixels(page, "canvas[aria-label^='Objects and LiDAR']") > 0
     expect(page.locator(".objects tbody tr").first).to_be_visible()
     context.close()
 
 
-def test_the_truth_of_a_synthetic_scene_is_shown_and_called_so(page: Page, site: Site) -> None:
+def test_the_ground_truth_of_a_synthetic_scene_is_shown_and_labelled(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="Made").click()
     truth = page.get_by_role("checkbox", name="Synthetic truth")
@@ -217,16 +221,14 @@ def test_the_truth_of_a_synthetic_scene_is_shown_and_called_so(page: Page, site:
     labels = page.get_by_role("checkbox", name="Labels that came with the frame")
     expect(labels).not_to_be_checked()
     plan = "canvas[aria-label^='Objects and LiDAR']"
-    before = lit(page, plan)
+    before = count_white_pixels(page, plan)
     labels.check()
-    # The boxes found here are the labels: their white dashes are seen only where they are drawn above the boxes.
+    # The predicted boxes equal the labels, so the labels' white dashes are visible only if they are drawn on top.
     number = len(site.truths[0])
-    until(lambda: lit(page, plan) > before + 40 * number)
+    until(lambda: count_white_pixels(page, plan) > before + 40 * number)
 
 
-def test_of_many_points_the_form_says_how_many_are_drawn(
-    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_form_says_how_many_points_are_drawn(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     expect(page.get_by_text(re.compile(r"straight ahead\. [\d,]+ LiDAR points\.$"))).to_be_visible()
@@ -239,30 +241,30 @@ def test_of_many_points_the_form_says_how_many_are_drawn(
     ).to_be_visible()
 
 
-def settled(canvas: Locator) -> bytes:
-    """What a canvas shows once two pictures of it, one after the other, are the same."""
-    last = None
-    while (now := canvas.screenshot()) != last:
-        last = now
-    return now
+def stable_screenshot(canvas: Locator) -> bytes:
+    """A screenshot of a canvas, taken once two in a row are the same."""
+    previous = None
+    while (current := canvas.screenshot()) != previous:
+        previous = current
+    return current
 
 
 @pytest.mark.parametrize("view", ["Objects and LiDAR", "Point cloud with"])
-def test_the_keyboard_moves_a_view_and_steps_through_its_boxes(page: Page, site: Site, view: str) -> None:
+def test_keys_move_a_view_and_step_through_its_boxes(page: Page, site: Site, view: str) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     canvas = page.locator(f"canvas[aria-label^='{view}']")
     expect(canvas).to_be_visible()
     page.wait_for_load_state("networkidle")
     canvas.press("Home")
-    whole = before = settled(canvas)
+    whole = before = stable_screenshot(canvas)
     for key in ("ArrowLeft", "+", "ArrowUp"):
         canvas.press(key)
-        now = settled(canvas)
+        now = stable_screenshot(canvas)
         assert now != before, key
         before = now
     canvas.press("Home")
-    assert settled(canvas) == whole
+    assert stable_screenshot(canvas) == whole
     rows = page.locator(".objects tbody tr")
     canvas.press("Tab")
     canvas.press("Tab")
@@ -271,7 +273,7 @@ def test_the_keyboard_moves_a_view_and_steps_through_its_boxes(page: Page, site:
     canvas.press("Shift+Tab")
     expect(rows.nth(0)).to_have_attribute("aria-selected", "true")
     expect(canvas).to_be_focused()
-    # The keyboard is not caught: after Escape, and after the last box, Tab goes on.
+    # The focus is not trapped: after Escape, and after the last box, Tab leaves the canvas.
     canvas.press("Escape")
     expect(page.locator(".objects tr[aria-selected=true]")).to_have_count(0)
     canvas.press("Tab")
@@ -282,7 +284,7 @@ def test_the_keyboard_moves_a_view_and_steps_through_its_boxes(page: Page, site:
     expect(canvas).not_to_be_focused()
 
 
-def test_the_focus_is_seen(page: Page, site: Site) -> None:
+def test_the_focus_is_visible(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     canvas = page.locator("canvas[aria-label^='Objects and LiDAR']")

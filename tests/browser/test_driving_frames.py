@@ -1,4 +1,4 @@
-"""The driving form in a browser: going from frame to frame, and choosing what of a frame is looked at."""
+"""The driving form in a browser: switching between frames, and filtering and viewing the boxes of a frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Route, expect
 
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
-from tests.browser.test_driving_form import Site, driving_app, lit, write_two_frames
+from tests.browser.test_driving_form import Site, count_white_pixels, driving_app, write_two_frames
 from tests.conftest import serving
 from tests.shared.serve.echo import until
 
@@ -26,8 +26,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(address, root / "frames", truths)
 
 
-def drawn(page: Page) -> str:
-    """What the view from above shows."""
+def birds_eye_picture(page: Page) -> str:
+    """The bird's-eye view's picture, as a data URL."""
     page.wait_for_timeout(200)
     return str(page.locator(PLAN).evaluate("canvas => canvas.toDataURL()"))
 
@@ -39,7 +39,7 @@ def open_sample(page: Page, site: Site, name: str) -> None:
     page.wait_for_load_state("networkidle")
 
 
-def test_a_frame_that_comes_late_does_not_take_the_place_of_the_one_asked_for_last(page: Page, site: Site) -> None:
+def test_a_late_frame_does_not_replace_the_one_requested_last(page: Page, site: Site) -> None:
     open_sample(page, site, "Two frames")
     first = page.locator("h2.found").inner_text()
     held: list[Route] = []
@@ -55,7 +55,7 @@ def test_a_frame_that_comes_late_does_not_take_the_place_of_the_one_asked_for_la
     expect(page.locator("h2.found")).to_have_text(first)
 
 
-def test_a_frame_that_cannot_be_loaded_says_so_and_can_be_chosen_again(page: Page, site: Site) -> None:
+def test_a_frame_that_fails_to_load_is_reported_and_can_be_requested_again(page: Page, site: Site) -> None:
     open_sample(page, site, "Two frames")
     page.expected_errors.append("ERR_FAILED")  # type: ignore[attr-defined]
     page.expected_errors.append("Failed to fetch")  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def test_a_frame_that_cannot_be_loaded_says_so_and_can_be_chosen_again(page: Pag
     expect(page.locator(".objects tbody tr").first).to_be_visible()
 
 
-def test_keys_step_through_frames_and_what_is_looked_at_stays(page: Page, site: Site) -> None:
+def test_keys_step_through_frames_and_keep_labels_and_filter(page: Page, site: Site) -> None:
     open_sample(page, site, "Two frames")
     labels = page.get_by_role("checkbox", name="Labels that came with the frame")
     labels.check()
@@ -82,15 +82,13 @@ def test_keys_step_through_frames_and_what_is_looked_at_stays(page: Page, site: 
     page.locator("main h1").click()
     page.keyboard.press("p")
     expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
-    # In a field a letter is a letter; the field is another when the frame has been loaded.
+    # In a field, a key types a letter. Wait for the frame first, because loading it replaces the field.
     expect(page.locator("h2.found")).to_have_text(first)
     page.get_by_label("Score of at least").press("n")
     expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
 
 
-def test_many_frames_are_a_list_with_the_boxes_of_each_in_their_order_or_the_fullest_first(
-    page: Page, site: Site
-) -> None:
+def test_many_frames_are_listed_with_their_box_counts_in_order_or_by_count(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
     shown = page.evaluate(
         """async () => {
@@ -103,16 +101,16 @@ def test_many_frames_are_a_list_with_the_boxes_of_each_in_their_order_or_the_ful
           const { node, update } = frameSwitcher(frames, (frame) => asked.push(frame.frame), counted);
           document.querySelector("#result").append(node);
           const [before, next] = node.querySelectorAll("button");
-          const texts = ["label > span", "option"];
-          const said = () => texts.map((one) => node.querySelector(one).textContent);
-          const first = said();
+          const selectors = ["label > span", "option"];
+          const texts = () => selectors.map((selector) => node.querySelector(selector).textContent);
+          const first = texts();
           before.click(); next.click(); next.click();
           node.querySelector("input").click();
-          const fullest = said();
+          const fullest = texts();
           next.click();
           least = 0.5;
           update();
-          const filtered = said();
+          const filtered = texts();
           next.click();
           return [node.querySelectorAll("button").length, first, fullest, filtered, asked];
         }"""
@@ -123,12 +121,12 @@ def test_many_frames_are_a_list_with_the_boxes_of_each_in_their_order_or_the_ful
         [f"200 frames, {total} boxes: ", "f0 (0 boxes)"],
         [f"200 frames, {total} boxes: ", "f6 (6 boxes)"],
         [f"200 frames, {upper} boxes: ", "f6 (6 boxes)"],
-        # f2 has two boxes: after it comes the next that has two.
+        # f2 has two boxes; the next frame with two boxes follows it.
         ["f1", "f2", "f9", "f16"],
     ]
 
 
-def test_the_boxes_of_each_frame_are_counted_as_they_are_filtered(page: Page, site: Site) -> None:
+def test_the_box_counts_of_the_frames_follow_the_filter(page: Page, site: Site) -> None:
     open_sample(page, site, "Two frames")
     buttons = page.locator(".frames button")
     expect(buttons).to_have_text([f"00000{n} {len(truth)}" for n, truth in enumerate(site.truths)])
@@ -142,24 +140,24 @@ def test_the_boxes_of_each_frame_are_counted_as_they_are_filtered(page: Page, si
 def test_boxes_are_filtered_by_score_and_class_in_every_view(page: Page, site: Site) -> None:
     open_sample(page, site, "One frame")
     rows = page.locator(".objects tbody tr")
-    every = rows.count()
+    total = rows.count()
     scores = [float(text) for text in page.locator(".objects tbody td:nth-child(2)").all_inner_texts()]
-    before = drawn(page)
+    before = birds_eye_picture(page)
     page.get_by_text("Filter").click()
     page.get_by_label("Score of at least").fill("0.75")
     expect(rows).to_have_count(sum(score >= 0.75 for score in scores))
-    expect(page.get_by_text(f"Filter: {rows.count()} of {every} boxes are shown")).to_be_visible()
-    assert drawn(page) != before
+    expect(page.get_by_text(f"Filter: {rows.count()} of {total} boxes are shown")).to_be_visible()
+    assert birds_eye_picture(page) != before
     page.get_by_label("Score of at least").fill("")
     page.get_by_role("checkbox", name="car", exact=True).uncheck()
     expect(rows.filter(has_text="car")).to_have_count(0)
     page.get_by_role("checkbox", name="car", exact=True).check()
-    expect(rows).to_have_count(every)
+    expect(rows).to_have_count(total)
     page.locator("main h1").hover()
-    assert drawn(page) == before
+    assert birds_eye_picture(page) == before
 
 
-def test_pointing_at_a_box_says_where_it_is(page: Page, site: Site) -> None:
+def test_hovering_over_a_box_shows_its_position(page: Page, site: Site) -> None:
     open_sample(page, site, "One frame")
     plan, chosen = page.locator(PLAN), page.locator(".objects tr[aria-selected=true]")
     page.locator(".objects tbody tr").first.hover()
@@ -180,31 +178,31 @@ def test_pointing_at_a_box_says_where_it_is(page: Page, site: Site) -> None:
         if chosen.count():
             break
     expect(chosen).to_have_count(1)
-    assert lit(page, PLAN) > 0
+    assert count_white_pixels(page, PLAN) > 0
 
 
-def test_the_view_from_above_is_dragged_and_scaled_by_the_wheel_once_it_has_the_focus(page: Page, site: Site) -> None:
+def test_the_birds_eye_view_is_dragged_and_once_focused_zoomed_with_the_wheel(page: Page, site: Site) -> None:
     open_sample(page, site, "One frame")
     plan = page.locator(PLAN)
     plan.scroll_into_view_if_needed()
     box = plan.bounding_box()
     assert box is not None
-    # A corner without a box, so that nothing is chosen.
+    # A corner without a box, so that nothing is selected.
     x, y = box["x"] + 8, box["y"] + box["height"] - 8
     page.mouse.move(x, y)
-    whole = drawn(page)
+    whole = birds_eye_picture(page)
     top = page.evaluate("scrollY")
     page.mouse.wheel(0, 40)
     page.wait_for_function("top => scrollY != top", arg=top)
-    assert drawn(page) == whole
+    assert birds_eye_picture(page) == whole
     page.evaluate("top => scrollTo(0, top)", top)
     page.mouse.down()
     page.mouse.move(x + 60, y - 60, steps=5)
     page.mouse.up()
-    until(lambda: drawn(page) != whole, 30)
-    moved = drawn(page)
+    until(lambda: birds_eye_picture(page) != whole, 30)
+    moved = birds_eye_picture(page)
     page.mouse.wheel(0, -200)
-    until(lambda: drawn(page) != moved, 30)
+    until(lambda: birds_eye_picture(page) != moved, 30)
     assert page.evaluate("scrollY") == top
     plan.press("Home")
-    until(lambda: drawn(page) == whole, 30)
+    until(lambda: birds_eye_picture(page) == whole, 30)

@@ -1,4 +1,4 @@
-"""Reviewing at the driving form: verdicts on the boxes of a frame, and objects that were missed."""
+"""Reviewing in the driving form: verdicts on the boxes of each frame, and missed objects."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def open_frames(page: Page, site: str, folder: Path, names: tuple[str, ...] = ("
 
 
 def review(page: Page, site: str) -> dict[str, Any]:
-    """The one review of the newest case."""
+    """The only review of the newest case."""
     case = page.request.get(f"{site}/api/driving/cases?limit=1").json()["cases"][0]
-    (found,) = page.request.get(f"{site}{case['url']}/review").json()["reviews"]
-    return dict(found)
+    (only_review,) = page.request.get(f"{site}{case['url']}/review").json()["reviews"]
+    return dict(only_review)
 
 
 def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
     expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
 
 
-def test_boxes_that_the_filter_hides_are_not_accepted_with_the_others(page: Page, site: str, tmp_path: Path) -> None:
+def test_accept_the_others_skips_boxes_that_the_filter_hides(page: Page, site: str, tmp_path: Path) -> None:
     open_frames(page, site, tmp_path)
     scores = [float(text) for text in page.locator(".objects tbody td:nth-child(2)").all_inner_texts()]
     page.get_by_text("Filter").click()
@@ -80,13 +80,11 @@ def test_boxes_that_the_filter_hides_are_not_accepted_with_the_others(page: Page
     expect(others).to_be_visible()
 
 
-def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
-    page: Page, site: str, tmp_path: Path
-) -> None:
+def test_a_missed_object_is_added_where_the_birds_eye_view_was_clicked(page: Page, site: str, tmp_path: Path) -> None:
     open_frames(page, site, tmp_path)
     page.get_by_text("Missed an object?").click()
     add = page.get_by_role("button", name="Add", exact=True)
-    # It has no place yet.
+    # The object has no position yet.
     expect(add).to_be_disabled()
     page.get_by_text("Missed an object?").click()
     plan = page.get_by_role("application", name="Objects and LiDAR points seen from above")
@@ -105,7 +103,7 @@ def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     (missed,) = review(page, site)["missed"]
     assert missed["frame"] == "a" and missed["name"] == "pedestrian" and missed["size_m"] == [0.8, 0.6, 1.8]
     assert missed["centre_lidar_m"][:2] == [ahead, left] and missed["yaw"] == -1.5708
-    # Its bottom is that of the frame's boxes: -0.8 - 1.5 / 2.
+    # It stands on the same ground as the frame's boxes, whose bottom is at -0.8 - 1.5 / 2.
     assert abs(missed["centre_lidar_m"][2] - (-1.55 + 0.9)) < 0.06
     page.reload()
     row = page.get_by_role("list", name="Missed objects").get_by_role("listitem")
@@ -118,7 +116,7 @@ def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     assert review(page, site)["missed"] == []
 
 
-def test_a_missed_object_of_a_class_of_several_words_is_written(page: Page, site: str, tmp_path: Path) -> None:
+def test_a_missed_object_can_have_a_class_of_several_words(page: Page, site: str, tmp_path: Path) -> None:
     open_frames(page, site, tmp_path, ("lights",))
     page.get_by_text("Missed an object?").click()
     page.get_by_label("Class of the missed object").select_option("traffic light")

@@ -1,6 +1,6 @@
-"""The finance form in a browser: events first, then the series; a click on an event shows it.
+"""The finance form in a browser: it shows the events, then the series; a click on an event shows it in the chart.
 
-The network here is an untrained one, so that the page is tested apart from any artifact; the rest is the real thing.
+The network is untrained, so the page is tested without an artifact; everything else is the real application.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.shared.serve.echo import write_artifact
 
 pytestmark = [
     pytest.mark.browser,
-    # Warnings of pytorch-forecasting and Lightning on import and on building a network.
+    # pytorch-forecasting and Lightning warn when they are imported and when a network is built.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
 PAGES = Path(finance.root) / "pages"
 ROWS = 1500
-PATIENCE_MS = 30_000
+TIMEOUT_MS = 30_000
 
 
 def predictor() -> FinancePredictor:
@@ -52,17 +52,17 @@ def predictor() -> FinancePredictor:
 
 
 def finance_app(root: Path) -> App:
-    """The application with an untrained network, over a series in ``root``."""
+    """The finance application with an untrained network, and a sample series in ``root``."""
     (root / "pages").symlink_to(PAGES)
     write_artifact(root / "weights", 1, "finance", "untrained")
     file = root / "market.csv"
-    made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
-    write_csv(file, made.series, made.windows)
-    first = predictor()
-    first.predict([read_series(file)])  # the first time is slow, and the browser would wait for it
+    generated = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
+    write_csv(file, generated.series, generated.windows)
+    warm = predictor()
+    warm.predict([read_series(file)])  # the first prediction is slow, and the browser would have to wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
     return replace(
-        finance, root=root, models=("untrained",), predictor=lambda artifacts, device: first, samples=lambda: [sample]
+        finance, root=root, models=("untrained",), predictor=lambda artifacts, device: warm, samples=lambda: [sample]
     )
 
 
@@ -75,8 +75,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def drawn(page: Page) -> int:
-    """How many pixels of the upper chart are not blank."""
+def count_drawn_pixels(page: Page) -> int:
+    """The number of pixels of the upper chart that are not blank."""
     return page.eval_on_selector(
         ".chart canvas",
         """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -84,20 +84,20 @@ def drawn(page: Page) -> int:
     )
 
 
-def scale(page: Page) -> str:
-    """What stands on the time axis is drawn, not written: the picture of the chart stands for it."""
+def chart_picture(page: Page) -> str:
+    """The chart's picture as a data URL. It shows the visible time range, which the page does not contain as text."""
     return page.eval_on_selector(".chart canvas", "canvas => canvas.toDataURL()")
 
 
-def test_a_sample_shows_its_events_and_its_chart(page: Page, site: str) -> None:
+def test_a_sample_is_shown_with_its_events_and_its_chart(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.first).to_be_visible(timeout=PATIENCE_MS)
+    expect(rows.first).to_be_visible(timeout=TIMEOUT_MS)
     expect(page.locator("#result h2").first).to_contain_text("event")
     expect(page.locator(".chart canvas")).to_have_count(2)
-    assert drawn(page) > 5000
-    whole = scale(page)
+    assert count_drawn_pixels(page) > 5000
+    whole = chart_picture(page)
     rows.first.get_by_role("button").click()
     expect(rows.first).to_have_class("current")
     page.wait_for_function("before => document.querySelector('.chart canvas').toDataURL() !== before", arg=whole)
@@ -109,7 +109,7 @@ def test_a_sample_shows_its_events_and_its_chart(page: Page, site: str) -> None:
         page.screenshot(path=f"{folder}/finance.png", full_page=True)
 
 
-def test_many_events_are_sorted_and_filtered_by_their_strength(page: Page, site: str, tmp_path: Path) -> None:
+def test_events_are_sorted_and_filtered_by_score(page: Page, site: str, tmp_path: Path) -> None:
     prices = 100 + np.cumsum(0.1 * np.random.default_rng(3).standard_normal(ROWS))
     prices[400:1440:130] += np.array([4, -6, 8, -10, 12, -14, 16, -18])
     path = tmp_path / "prints.csv"
@@ -119,25 +119,27 @@ def test_many_events_are_sorted_and_filtered_by_their_strength(page: Page, site:
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.nth(6)).to_be_visible(timeout=PATIENCE_MS)
+    expect(rows.nth(6)).to_be_visible(timeout=TIMEOUT_MS)
 
     def strengths() -> list[float]:
         cells = page.locator(".events tbody tr:not([hidden]) td[data-label=Score]")
         return [float(text) for text in cells.all_text_contents()]
 
-    order, least = page.locator(".tools select"), page.get_by_label("with a score of at least")
+    order, min_score = page.locator(".tools select"), page.get_by_label("with a score of at least")
     order.select_option("time")
     by_time = strengths()
     assert by_time != sorted(by_time, reverse=True)
     order.select_option("strength")
     by_strength = sorted(by_time, reverse=True)
     assert strengths() == by_strength
-    least.fill(str(by_strength[2]))
-    expect(page.locator(".events tbody tr:not([hidden])")).to_have_count(sum(one >= by_strength[2] for one in by_time))
+    min_score.fill(str(by_strength[2]))
+    expect(page.locator(".events tbody tr:not([hidden])")).to_have_count(
+        sum(score >= by_strength[2] for score in by_time)
+    )
     assert strengths()[:3] == by_strength[:3]
 
 
-def test_events_sorted_before_the_chart_is_there_stay_sorted(page: Page, site: str) -> None:
+def test_events_sorted_before_the_chart_is_loaded_stay_sorted(page: Page, site: str) -> None:
     held: list[Route] = []
     page.route("**/series.json", lambda route: held.append(route))
     page.goto(f"{site}/finance")
@@ -155,72 +157,73 @@ def test_events_sorted_before_the_chart_is_there_stay_sorted(page: Page, site: s
     expect(rows.first).to_have_class("current")
 
 
-def test_keys_go_through_the_events_as_they_are_listed_and_call_them_by_their_start(page: Page, site: str) -> None:
+def test_keys_step_through_the_events_in_list_order_and_announce_their_start(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_label("Events wanted per 1,000 rows").fill("8")
     page.get_by_role("button", name="A market").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.nth(6)).to_be_visible(timeout=PATIENCE_MS)
+    expect(rows.nth(6)).to_be_visible(timeout=TIMEOUT_MS)
     page.locator(".tools select").first.select_option("strength")
     start = rows.first.get_by_role("button").inner_text()
     expect(page.locator("#result .finding")).to_contain_text(f"The strongest: {start} UTC")
     chart = page.get_by_role("group", name=re.compile("Chart of close"))
     chart.focus()
-    said = page.get_by_role("status").filter(has_text="Event")
+    status = page.get_by_role("status").filter(has_text="Event")
     for place in range(3):
         page.keyboard.press("ArrowDown")
         expect(rows.nth(place)).to_have_class("current")
         start = rows.nth(place).get_by_role("button").inner_text()
-        expect(said).to_contain_text(f"Event {place + 1} of {rows.count()}: {start} UTC")
+        expect(status).to_contain_text(f"Event {place + 1} of {rows.count()}: {start} UTC")
     second = rows.nth(1).locator("td[data-label=Score]").inner_text()
     page.get_by_label("with a score of at least").fill(second)
     left = page.locator(".events tbody tr:not([hidden])").count()
     chart.focus()
     for _ in range(5):
         page.keyboard.press("ArrowDown")
-    expect(said).to_contain_text(f"Event {left} of {left}: ")
+    expect(status).to_contain_text(f"Event {left} of {left}: ")
 
 
-def test_another_column_of_the_same_series_is_a_choice_away(page: Page, site: str) -> None:
+def test_another_column_of_the_series_can_be_selected(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
     choice = page.get_by_label("Scored column")
-    expect(choice).to_have_value("close", timeout=PATIENCE_MS)
+    expect(choice).to_have_value("close", timeout=TIMEOUT_MS)
     choice.select_option("volume")
-    expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile("volume"), timeout=PATIENCE_MS)
+    expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile("volume"), timeout=TIMEOUT_MS)
     expect(page.get_by_label("Scored column")).to_have_value("volume")
 
 
-def test_a_file_that_is_no_series_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:
+def test_a_file_without_a_series_is_refused(page: Page, site: str, tmp_path: Path) -> None:
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     path = tmp_path / "words.csv"
     path.write_text("a,b\nx,y\nz,w\n")
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times", timeout=PATIENCE_MS)
+    expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times", timeout=TIMEOUT_MS)
 
 
-def opened(page: Page, site: str) -> str:
-    """Opens the sample; gives its chart as it is drawn at first."""
+def open_sample(page: Page, site: str) -> str:
+    """Opens the sample; returns the picture of its chart."""
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
-    expect(page.locator(".chart canvas")).to_have_count(2, timeout=PATIENCE_MS)
+    expect(page.locator(".chart canvas")).to_have_count(2, timeout=TIMEOUT_MS)
     page.wait_for_function("() => document.querySelector('.chart canvas').width > 0")
-    return scale(page)
+    return chart_picture(page)
 
 
-def other_than(page: Page, before: str) -> str:
+def wait_for_other_picture(page: Page, before: str) -> str:
+    """Waits until the chart differs from ``before``; returns its picture."""
     page.wait_for_function("before => document.querySelector('.chart canvas').toDataURL() !== before", arg=before)
-    return scale(page)
+    return chart_picture(page)
 
 
-def test_the_finding_comes_first_and_the_synthetic_truth_is_called_so(page: Page, site: str) -> None:
-    opened(page, site)
+def test_the_summary_comes_first_and_the_synthetic_truth_is_labelled(page: Page, site: str) -> None:
+    open_sample(page, site)
     expect(page.locator("#result > *").nth(0)).to_contain_text("event")
     expect(page.locator("#result > *").nth(1)).to_contain_text("UTC")
     expect(page.locator("#result .rate")).to_contain_text(re.compile(r"[\d.]+ events in 1,000 rows, [\d.]+ a day"))
-    # What somebody has to decide first is how many events are wanted.
+    # The first decision of a user is how many events are wanted.
     expect(page.locator("fieldset input").first).to_have_attribute("name", "events_per_1000_rows")
     truth = page.locator("details.truth")
     expect(truth).to_contain_text("Synthetic truth: 4 windows")
@@ -229,8 +232,8 @@ def test_the_finding_comes_first_and_the_synthetic_truth_is_called_so(page: Page
     expect(truth.locator("li")).to_have_count(4)
 
 
-def test_the_chart_is_moved_by_keys_and_says_where_it_is(page: Page, site: str) -> None:
-    whole = opened(page, site)
+def test_keys_move_the_chart_and_its_position_is_announced(page: Page, site: str) -> None:
+    whole = open_sample(page, site)
     chart, rows = page.get_by_role("group", name=re.compile("Chart of close")), page.locator(".events tbody tr")
     page.get_by_role("button", name="Whole series").focus()
     page.keyboard.press("Tab")
@@ -240,21 +243,21 @@ def test_the_chart_is_moved_by_keys_and_says_where_it_is(page: Page, site: str) 
     expect(rows.nth(0)).to_have_class("current")
     expect(rows.nth(0).get_by_role("button")).to_have_attribute("aria-current", "true")
     number = rows.count()
-    said = page.get_by_role("status").filter(has_text="Event")
-    expect(said).to_contain_text(f"Event 1 of {number}: 20")
-    event = other_than(page, whole)
+    status = page.get_by_role("status").filter(has_text="Event")
+    expect(status).to_contain_text(f"Event 1 of {number}: 20")
+    event = wait_for_other_picture(page, whole)
     page.keyboard.press("End")
-    end = other_than(page, event)
+    end = wait_for_other_picture(page, event)
     page.keyboard.press("ArrowLeft")
-    moved = other_than(page, end)
+    moved = wait_for_other_picture(page, end)
     page.keyboard.press("+")
-    nearer = other_than(page, moved)
+    nearer = wait_for_other_picture(page, moved)
     page.keyboard.press("Home")
-    home = other_than(page, nearer)
+    home = wait_for_other_picture(page, nearer)
     for _ in range(20):
         page.keyboard.press("-")
-    # As far out as it goes is the whole series, with the event that is shown in a stronger shade.
-    assert other_than(page, home) != whole
+    # Zooming out completely shows the whole series, in which the current event is still highlighted.
+    assert wait_for_other_picture(page, home) != whole
     page.keyboard.press("ArrowUp")
     expect(rows.nth(0)).to_have_class("current")
     page.keyboard.press("0")
@@ -263,9 +266,9 @@ def test_the_chart_is_moved_by_keys_and_says_where_it_is(page: Page, site: str) 
     expect(page.get_by_role("status").filter(has_text="The whole series")).to_be_visible()
 
 
-def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
+def test_nothing_is_cut_off_on_a_phone(page: Page, site: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    opened(page, site)
+    open_sample(page, site)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     frame = page.locator(".events")
     assert frame.evaluate("frame => frame.scrollWidth <= frame.clientWidth")
@@ -280,7 +283,7 @@ def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
     )
 
 
-def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_path: Path) -> None:
+def test_the_series_of_one_file_are_listed_searched_and_opened(page: Page, site: str, tmp_path: Path) -> None:
     prices = market(np.random.Generator(np.random.Philox(20)), length=400).series.target
     names = ["0700", "600519", *(f"T{number}" for number in range(10))]
     lines = ["time,ticker,close"]
@@ -292,7 +295,7 @@ def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.locator("#result h2").first).to_contain_text("of 12 series", timeout=PATIENCE_MS)
+    expect(page.locator("#result h2").first).to_contain_text("of 12 series", timeout=TIMEOUT_MS)
     series = page.locator(".parts tbody tr")
     expect(series).to_have_count(12)
     strongest = [float(text.replace("–", "0")) for text in page.locator(".parts td:nth-child(3)").all_inner_texts()]
@@ -311,19 +314,19 @@ def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_
     expect(page.locator(".chart canvas")).to_have_count(2)
 
 
-def test_a_long_series_is_drawn_row_by_row_where_somebody_looks_closer(
+def test_a_long_series_is_drawn_row_by_row_when_zoomed_in(
     page: Page, site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "MAX_POINTS", ROWS // 5)
-    opened(page, site)
+    open_sample(page, site)
     thinning = page.locator(".thinning")
     expect(thinning).to_contain_text("Of every 5 rows")
     with page.expect_response(re.compile(r"rows\.bin")):
         page.locator(".events tbody tr").first.get_by_role("button").click()
-    expect(thinning).to_have_text("Every row in view is drawn.", timeout=PATIENCE_MS)
+    expect(thinning).to_have_text("Every row in view is drawn.", timeout=TIMEOUT_MS)
 
 
-def test_a_sudden_change_is_drawn_between_the_two_rows_that_make_it(page: Page, site: str) -> None:
+def test_a_sudden_change_is_drawn_between_its_two_rows(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     found = page.evaluate(
         """async () => {
@@ -353,36 +356,36 @@ def test_a_sudden_change_is_drawn_between_the_two_rows_that_make_it(page: Page, 
         };
         }"""
     )
-    assert found["before"] == [60 * 495, 60 * 506], "thinned, the change is a ramp of eleven minutes"
+    assert found["before"] == [60 * 495, 60 * 506], "in the thinned series the change is a ramp of eleven minutes"
     assert found["near"] == [60 * 504, 60 * 505] and found["every"] == [1, 10]
     assert found["far"] and found["sorted"] == [True, True] and found["gap"] is None and found["ends"] == 60 * 990
 
 
-def test_a_small_file_with_too_many_rows_for_an_answer_at_once_becomes_a_job(
+def test_a_small_file_with_too_many_rows_for_a_prediction_becomes_a_job(
     page: Page, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
-    write_csv(tmp_path / "market.csv", made.series, made.windows)
+    generated = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
+    write_csv(tmp_path / "market.csv", generated.series, generated.windows)
     monkeypatch.setattr(service, "ROWS_PER_SECOND", 1)
     page.expected_errors.append("413")  # type: ignore[attr-defined]
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(tmp_path / "market.csv")
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"), timeout=PATIENCE_MS)
-    assert [url.removeprefix(site) for url in asked] == ["/api/finance/predict", "/api/finance/jobs"]
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"), timeout=TIMEOUT_MS)
+    assert [url.removeprefix(site) for url in posted] == ["/api/finance/predict", "/api/finance/jobs"]
     expect(page.locator("[data-error]")).to_be_hidden()
 
 
-def test_what_is_too_large_for_a_job_as_well_is_not_made_one(page: Page, site: str, tmp_path: Path) -> None:
+def test_a_file_too_large_even_for_a_job_is_not_sent_again(page: Page, site: str, tmp_path: Path) -> None:
     page.expected_errors.append("413")  # type: ignore[attr-defined]
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
-    sentence = "the request needs more memory than a worker may use"
-    page.route("**/api/finance/predict", lambda route: route.fulfill(status=413, json={"detail": sentence}))
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+    detail = "the request needs more memory than a worker may use"
+    page.route("**/api/finance/predict", lambda route: route.fulfill(status=413, json={"detail": detail}))
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files({"name": "a.csv", "mimeType": "text/csv", "buffer": b"1"})
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.locator("[data-error]")).to_have_text(sentence)
-    assert [url.removeprefix(site) for url in asked] == ["/api/finance/predict"]
+    expect(page.locator("[data-error]")).to_have_text(detail)
+    assert [url.removeprefix(site) for url in posted] == ["/api/finance/predict"]

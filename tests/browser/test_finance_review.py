@@ -1,4 +1,4 @@
-"""Reviewing at the finance form: verdicts on events, and events that were missed, taken from the view of the chart."""
+"""Reviewing in the finance form: verdicts on events, and missed events whose times are taken from the chart."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def open_table(page: Page, site: str, folder: Path, spikes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Shows the case of a table, and returns its result."""
+    """Analyses a table with these spikes in the form; returns the case."""
     (folder / "prices.csv").write_text(table(spikes))
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(str(folder / "prices.csv"))
@@ -46,8 +46,8 @@ def open_table(page: Page, site: str, folder: Path, spikes: dict[str, tuple[int,
 
 
 def review(page: Page, site: str, case: dict[str, Any]) -> dict[str, Any]:
-    (found,) = page.request.get(f"{site}{case['url']}/review").json()["reviews"]
-    return dict(found)
+    (only_review,) = page.request.get(f"{site}{case['url']}/review").json()["reviews"]
+    return dict(only_review)
 
 
 def test_events_are_accepted_and_rejected_by_mouse_and_keys(page: Page, site: str, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_events_are_accepted_and_rejected_by_mouse_and_keys(page: Page, site: st
     expect(page.get_by_label(re.compile("^Accept the event")).first).to_be_checked()
 
 
-def test_a_missed_event_is_what_the_chart_shows_of_its_series(page: Page, site: str, tmp_path: Path) -> None:
+def test_a_missed_event_takes_the_times_that_the_chart_shows(page: Page, site: str, tmp_path: Path) -> None:
     case = open_table(page, site, tmp_path, SPIKES)
     page.get_by_role("button", name="C", exact=True).click()
     page.get_by_text("Missed an event?").click()
@@ -94,7 +94,7 @@ def test_a_missed_event_is_what_the_chart_shows_of_its_series(page: Page, site: 
     with page.expect_response(is_save):
         page.get_by_role("button", name=re.compile("^Remove the missed event")).click()
     assert review(page, site, case)["missed"] == []
-    # What does not lie in the series is said beside the review, and not kept.
+    # An event outside the series is reported next to the review and not saved.
     page.expected_errors += ["422"]  # type: ignore[attr-defined]
     page.get_by_text("Missed an event?").click()
     page.get_by_label("Start of the missed event").fill(time(500))
@@ -102,7 +102,7 @@ def test_a_missed_event_is_what_the_chart_shows_of_its_series(page: Page, site: 
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page.locator(".review [role=alert]")).to_contain_text("is outside its series")
     assert review(page, site, case)["missed"] == []
-    # It does not hold up what is said later.
+    # It does not block later saves.
     expect(row).to_have_count(0)
     with page.expect_response(is_save):
         page.get_by_text("Reviewer and note").click()

@@ -1,4 +1,4 @@
-"""The forms where a key is required: the browser asks for it once, and gives it with all that a page fetches."""
+"""The forms of a server that requires a key: the browser asks for it once and sends it with every request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import serving, watched_page
 
 pytestmark = [
     pytest.mark.browser,
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # pytorch-forecasting and Lightning warn when they are imported and when a network is built.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
@@ -32,11 +32,11 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def address(application: FastAPI) -> Iterator[str]:
-    with serving(application) as found:
-        yield found
+    with serving(application) as server_address:
+        yield server_address
 
 
-def test_an_operator_goes_through_forms_viewers_files_jobs_and_the_server_s_page(
+def test_an_operator_can_use_forms_viewers_files_jobs_and_the_server_page(
     browser: Browser, application: FastAPI, address: str
 ) -> None:
     key = Keys(application.state.store.engine).add("anna", "operator")
@@ -46,7 +46,7 @@ def test_an_operator_goes_through_forms_viewers_files_jobs_and_the_server_s_page
         expect(page.locator("main")).to_contain_text("is running")
 
 
-def test_who_has_no_key_is_told_so(browser: Browser, address: str, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused_with_an_explanation(browser: Browser, address: str, tmp_path: Path) -> None:
     with watched_page(browser, http_credentials={"username": "anna", "password": "trv_wrong"}) as page:
         page.expected_errors += ["401"]  # type: ignore[attr-defined]
         assert page.goto(f"{address}/finance").status == 401  # type: ignore[union-attr]

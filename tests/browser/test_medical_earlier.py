@@ -1,4 +1,4 @@
-"""A case beside that of an earlier scan at the medical form: what became of the findings, and the earlier slices."""
+"""Comparing a case with an earlier scan in the medical form: the change of each finding, and the earlier slices."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
     open_chest(page, site)
     open_chest(page, site)
     page.get_by_text("Compare with an earlier scan").click()
-    gone = page.get_by_label("The case of the earlier scan").locator("option").first
-    expect(gone).to_be_attached()
+    earlier_case = page.get_by_label("The case of the earlier scan").locator("option").first
+    expect(earlier_case).to_be_attached()
     page.expected_errors.append("404")  # type: ignore[attr-defined]
-    page.request.delete(f"{site}/api/medical/cases/{gone.get_attribute('value')}")
+    page.request.delete(f"{site}/api/medical/cases/{earlier_case.get_attribute('value')}")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".earlier").get_by_role("alert")).to_contain_text("has no case")
     expect(page.get_by_role("button", name="Compare")).to_be_enabled()
 
 
-def test_names_turn_nothing_beside_them(page: Page, site: str) -> None:
-    """Neither one in Hebrew or Arabic nor one with a mark that has what follows run from right to left."""
+def test_reviewer_names_do_not_change_the_text_direction_around_them(page: Page, site: str) -> None:
+    """Neither a name in Hebrew nor a name with a right-to-left override character."""
     open_chest(page, site)
-    said = f"{page.url.replace('/medical?case=', '/api/medical/cases/')}/review"
+    review_url = f"{page.url.replace('/medical?case=', '/api/medical/cases/')}/review"
     missed = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
     for name in ("Ada \u202egnol\u2069", "\u05e9\u05e8\u05d4\u202e"):
         body = {"reviewer": name, "verdicts": {"1": "rejected"}, "missed": [missed], "note": f"{name} 5"}
-        assert page.request.put(said, data=body).ok
+        assert page.request.put(review_url, data=body).ok
     hebrew = "\u2068\u05e9\u05e8\u05d4\u2069"
     page.reload()
     panel = page.locator(".review")

@@ -1,4 +1,4 @@
-"""The files that the medical form takes, chosen and dropped, in a browser."""
+"""Choosing and dropping files in the medical form, in a browser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import SimpleITK
 from playwright.sync_api import Page, expect
 
 from tests.apps.medical.chests import dicom_slice, medium, pack
-from tests.browser.medical_site import chest, hand_in, medical_site
+from tests.browser.medical_site import chest, medical_site, upload_and_analyse
 
 pytestmark = pytest.mark.browser
 
@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:
+def test_a_file_without_a_ct_is_refused(page: Page, site: str, tmp_path: Path) -> None:
     bad = tmp_path / "notes.nrrd"
     bad.write_bytes(b"nothing")
     page.goto(f"{site}/medical")
@@ -32,8 +32,8 @@ def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_pa
     expect(page.get_by_role("alert")).to_contain_text("notes.nrrd has no header that can be read")
 
 
-def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
-    hand_in(page, site, medium(tmp_path, chest()), folder=True)
+def test_slices_of_a_dicom_folder_are_shown_with_their_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
+    upload_and_analyse(page, site, medium(tmp_path, chest()), folder=True)
     rows = page.locator(".findings button")
     # The nodule is in the tenth slice from the feet, the eleventh image from the head.
     expect(rows.first).to_contain_text("image 11 of 20 · R 60.0, P 0.0, F 355.0 mm")
@@ -43,9 +43,9 @@ def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: st
     expect(page.locator("#result")).to_contain_text("Series 1.2.3.")
 
 
-def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Page, site: str, tmp_path: Path) -> None:
+def test_files_without_a_suffix_and_a_dropped_archive_are_accepted(page: Page, site: str, tmp_path: Path) -> None:
     files = sorted(path for path in medium(tmp_path, chest(), first=201).rglob("*") if path.is_file())
-    hand_in(page, site, *files)
+    upload_and_analyse(page, site, *files)
     expect(page.locator(".findings button").first).to_contain_text("image 211 · R 60.0")
     archive = pack(tmp_path, {f"a/IM{k}": dicom_slice(chest(), k) for k in range(20)}, "scan.zip")
     content = base64.b64encode(archive.read_bytes()).decode()
@@ -62,11 +62,9 @@ def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Pag
     expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
 
 
-def test_a_folder_dropped_from_the_desktop_is_taken_with_all_that_is_in_it(
-    page: Page, site: str, tmp_path: Path
-) -> None:
+def test_all_files_of_a_folder_dropped_from_the_desktop_are_taken(page: Page, site: str, tmp_path: Path) -> None:
     folder = medium(tmp_path, chest())
-    # A browser reads a folder's entries a hundred at a time.
+    # A browser returns the entries of a folder in batches of 100.
     for n in range(150):
         (folder / f"note{n}.txt").write_text("a note")
     page.goto(f"{site}/medical")
@@ -82,11 +80,11 @@ def test_a_folder_dropped_from_the_desktop_is_taken_with_all_that_is_in_it(
     expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
 
 
-def test_a_header_with_its_voxels_beside_it_can_be_chosen(page: Page, site: str, tmp_path: Path) -> None:
-    made = chest()
-    image = SimpleITK.GetImageFromArray(made.voxels_zyx)
-    image.SetSpacing(made.spacing_mm)
-    image.SetOrigin(made.origin_lps_mm)
+def test_a_header_file_can_be_chosen_together_with_its_voxel_file(page: Page, site: str, tmp_path: Path) -> None:
+    volume = chest()
+    image = SimpleITK.GetImageFromArray(volume.voxels_zyx)
+    image.SetSpacing(volume.spacing_mm)
+    image.SetOrigin(volume.origin_lps_mm)
     SimpleITK.WriteImage(image, str(tmp_path / "scan.mhd"))
-    hand_in(page, site, tmp_path / "scan.mhd", tmp_path / "scan.raw")
+    upload_and_analyse(page, site, tmp_path / "scan.mhd", tmp_path / "scan.raw")
     expect(page.locator(".findings button").first).to_contain_text("slice 10 of 20 in the file · R 60.0")

@@ -1,6 +1,6 @@
-"""The medical form in a browser: findings first, and a click brings up their slice.
+"""The medical form in a browser: it lists the findings, and a click on a finding shows its slice.
 
-The predictor here answers with known nodules, so that the page is tested apart from any model.
+The predictor returns fixed nodules, so the page is tested without a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from apps.medical.adapters.nifti import nifti
 from apps.medical.outputs.slab import slab
 from apps.medical.types import CTVolume, Findings
 from tests.apps.medical.chests import dicom_slice, pack
-from tests.browser.medical_site import AT_MM, BOX_MM, chest, hand_in, medical_site
+from tests.browser.medical_site import AT_MM, BOX_MM, chest, medical_site, upload_and_analyse
 from tests.shared.serve.echo import until
 
 pytestmark = pytest.mark.browser
@@ -29,8 +29,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def marked(page: Page) -> int:
-    """How many pixels of the slice have the colour of the chosen finding's circle."""
+def count_circle_pixels(page: Page) -> int:
+    """The number of pixels of the slice with the colour of the circle around the current finding."""
     return page.eval_on_selector(
         ".slices canvas",
         """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -40,8 +40,8 @@ def marked(page: Page) -> int:
     )
 
 
-def outlined(page: Page) -> int:
-    """How many pixels of the slice have the colour of outlines."""
+def count_outline_pixels(page: Page) -> int:
+    """The number of pixels of the slice with the colour of outlines."""
     return page.eval_on_selector(
         ".slices canvas",
         """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -51,7 +51,7 @@ def outlined(page: Page) -> int:
     )
 
 
-def test_the_voxels_that_were_measured_are_outlined_when_asked_for(page: Page, site: str) -> None:
+def test_the_measured_voxels_are_outlined_on_request(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     row = page.locator(".findings button").first
@@ -59,17 +59,17 @@ def test_the_voxels_that_were_measured_are_outlined_when_asked_for(page: Page, s
     expect(page.get_by_role("link", name="findings.nii.gz")).to_be_visible()
     button = page.get_by_role("button", name="Outline")
     expect(button).to_have_attribute("aria-pressed", "false")
-    assert outlined(page) == 0
+    assert count_outline_pixels(page) == 0
     with page.expect_response(re.compile("findings.nii.gz")):
         button.click()
-    until(lambda: outlined(page) > 20, 30)  # once it is unpacked
+    until(lambda: count_outline_pixels(page) > 20, 30)  # after the file is decompressed
     page.keyboard.press("o")
     expect(button).to_have_attribute("aria-pressed", "false")
-    until(lambda: outlined(page) == 0, 30)
+    until(lambda: count_outline_pixels(page) == 0, 30)
 
 
-def test_an_outline_lies_around_its_voxels_in_slices_of_larger_ones(page: Page, site: str) -> None:
-    """The viewer's slices begin at voxel (2, 2) of the scan, and each of their pixels is the mean of two by two."""
+def test_an_outline_surrounds_its_voxels_in_downsampled_slices(page: Page, site: str) -> None:
+    """The viewer's slices start at voxel (2, 2) of the scan, and each of their pixels is the mean of 2 by 2 voxels."""
     page.goto(f"{site}/medical")
     inside = page.evaluate(
         """async () => {
@@ -89,7 +89,7 @@ def test_an_outline_lies_around_its_voxels_in_slices_of_larger_ones(page: Page, 
     assert inside == [[True] * 4 + [False], [False] * 5]
 
 
-def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site: str) -> None:
+def test_the_first_finding_is_shown_and_a_click_shows_another(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
@@ -101,20 +101,20 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
     expect(rows.first).to_have_attribute("aria-current", "true")
     canvas = page.get_by_role("img", name="Axial CT")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
-    assert marked(page) > 50
+    assert count_circle_pixels(page) > 50
     rows.nth(1).click()
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 15 of 20 in the file, lung window")
     expect(rows.nth(1)).to_have_attribute("aria-current", "true")
-    assert marked(page) > 50
+    assert count_circle_pixels(page) > 50
 
 
-def test_a_sample_is_a_job_whose_stage_is_shown(page: Page, site: str) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+def test_a_sample_is_analysed_as_a_job(page: Page, site: str) -> None:
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
-    assert [url.removeprefix(site) for url in asked] == ["/api/medical/jobs"]
+    assert [url.removeprefix(site) for url in posted] == ["/api/medical/jobs"]
     expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"))
 
 
@@ -133,21 +133,21 @@ def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) ->
     ):
         page.keyboard.press(key)
         expect(canvas).to_have_attribute("aria-label", f"Axial CT, {label} window")
-    assert marked(page) == 0
+    assert count_circle_pixels(page) == 0
     page.keyboard.press("p")
-    before = marked(page)
+    before = count_circle_pixels(page)
     page.keyboard.press("z")
     expect(page.get_by_role("button", name="Zoom")).to_have_attribute("aria-pressed", "true")
-    assert marked(page) > before
+    assert count_circle_pixels(page) > before
 
 
-def test_keys_work_wherever_the_focus_is_but_in_a_field(page: Page, site: str) -> None:
+def test_keys_work_everywhere_except_in_a_field(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     canvas = page.get_by_role("img", name="Axial CT")
     rows = page.locator(".findings button")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
-    # Nothing was clicked, then a finding, then a window's button, then the slider.
+    # First without any click, then with the focus on a finding, on a window button, and on the slider.
     page.keyboard.press("ArrowUp")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 11 of 20 in the file, lung window")
     rows.nth(1).click()
@@ -164,30 +164,30 @@ def test_keys_work_wherever_the_focus_is_but_in_a_field(page: Page, site: str) -
     page.keyboard.press("n")
     page.keyboard.press("1")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 16 of 20 in the file, bone window")
-    # Another result has a viewer of its own: one key is one step.
+    # A new result has a new viewer, and a key still moves by one step.
     page.get_by_role("button", name="A chest").click()
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     page.keyboard.press("ArrowUp")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 11 of 20 in the file, lung window")
 
 
-def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, site: str) -> None:
+def test_the_readout_shows_hounsfield_units_and_patient_coordinates(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     canvas = page.get_by_role("img", name="Axial CT")
     expect(canvas).to_be_visible()
     canvas.focus()
     page.keyboard.press("z")
-    canvas.scroll_into_view_if_needed()  # waits until the page has come to rest
+    canvas.scroll_into_view_if_needed()  # waits until the layout is stable
     box = canvas.bounding_box()
     assert box is not None
-    # Zoomed, the chosen finding lies in the middle.
+    # With zoom, the current finding is in the centre.
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(page.locator(".slices")).to_contain_text("60 HU at R 60.0, P 0.0, F 355.0 mm")
 
 
-def where_marked(page: Page) -> tuple[float, float, int]:
-    """The middle of the chosen finding's circle in shares of the picture, and the grey there."""
+def circle_centre_and_grey(page: Page) -> tuple[float, float, int]:
+    """The centre of the current finding's circle as fractions of the image, and the grey value there."""
     x, y, grey = page.eval_on_selector(
         ".slices canvas",
         """canvas => { const { width, height } = canvas;
@@ -198,48 +198,48 @@ def where_marked(page: Page) -> tuple[float, float, int]:
           if (d[i] > 240 && d[i + 1] > 190 && d[i + 2] < 90) {
             [left, right] = [Math.min(left, x), Math.max(right, x)];
             [top, bottom] = [Math.min(top, y), Math.max(bottom, y)]; } }
-        // The label stands above and to the right: the circle is as wide as it is high below it.
+        // The label extends the box to the right, so the circle's width is taken from its height.
         const y = (top + bottom) / 2, x = left + (bottom - top) / 2;
         return [x / width, y / height, d[4 * (Math.round(y) * width + Math.round(x))]]; }""",
     )
     return x, y, grey
 
 
-STORED = {
+ORIENTATIONS = {
     "left, back, head": (slice(None), slice(None), slice(None)),
     "right, front, head": (slice(None), slice(None, None, -1), slice(None, None, -1)),
     "right, back, feet": (slice(None, None, -1), slice(None), slice(None, None, -1)),
 }
 
 
-@pytest.mark.parametrize("stored", STORED)
-def test_the_patient_s_right_is_on_the_left_however_the_scan_is_stored(
-    page: Page, site: str, tmp_path: Path, stored: str
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_right_of_the_patient_is_on_the_left_for_every_orientation_of_the_scan(
+    page: Page, site: str, tmp_path: Path, orientation: str
 ) -> None:
-    made = chest()
-    cut = STORED[stored]
-    signs = [-1.0 if part.step == -1 else 1.0 for part in cut[::-1]]
-    first = [n - 1 if sign < 0 else 0 for n, sign in zip(made.size_ijk, signs, strict=True)]
-    x, y, z = made.to_lps_mm(first).tolist()
-    turned = CTVolume(
-        voxels_zyx=made.voxels_zyx[cut].copy(),
-        spacing_mm=made.spacing_mm,
+    volume = chest()
+    flips = ORIENTATIONS[orientation]
+    signs = [-1.0 if part.step == -1 else 1.0 for part in flips[::-1]]
+    first = [n - 1 if sign < 0 else 0 for n, sign in zip(volume.size_ijk, signs, strict=True)]
+    x, y, z = volume.to_lps_mm(first).tolist()
+    flipped = CTVolume(
+        voxels_zyx=volume.voxels_zyx[flips].copy(),
+        spacing_mm=volume.spacing_mm,
         origin_lps_mm=(x, y, z),
         direction=np.diag(signs),
     )
-    (tmp_path / "scan.nii.gz").write_bytes(nifti(turned))
-    hand_in(page, site, tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii.gz").write_bytes(nifti(flipped))
+    upload_and_analyse(page, site, tmp_path / "scan.nii.gz")
     rows = page.locator(".findings button")
     expect(rows.first).to_contain_text("R 60.0, P 0.0, F 355.0 mm")
-    x, y, grey = where_marked(page)
-    assert 0.2 < x < 0.4 and 0.4 < y < 0.6, "the right lung's nodule is on the left, in the middle of front and back"
-    assert grey > 200, "and what is marked is bright"
+    x, y, grey = circle_centre_and_grey(page)
+    assert 0.2 < x < 0.4 and 0.4 < y < 0.6, "the right lung's nodule is on the left, halfway between front and back"
+    assert grey > 200, "the marked nodule is bright"
     rows.nth(1).click()
-    x, _, grey = where_marked(page)
+    x, _, grey = circle_centre_and_grey(page)
     assert 0.6 < x < 0.8 and grey > 200
 
 
-def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: Page, site: str) -> None:
+def test_a_click_shows_a_position_and_a_drag_measures(page: Page, site: str) -> None:
     page.emulate_media(reduced_motion="reduce")
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
@@ -247,7 +247,7 @@ def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: 
     expect(canvas).to_be_visible()
     box = canvas.bounding_box()
     assert box is not None
-    # The picture shows the lungs and what is around them, and is as large as its frame lets it be.
+    # The image shows the lungs and their surroundings, scaled to fit its frame.
     shown = slab(chest(), Findings(nodules=(), operating_score=0.5, lung_box_lps_mm=BOX_MM))
     wide, high = shown.size_ijk[0] * 3.0, shown.size_ijk[1] * 3.0
     scale = min(box["width"] / wide, box["height"] / high)
@@ -266,7 +266,7 @@ def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: 
     expect(words).not_to_contain_text("measured")
 
 
-def test_findings_are_put_in_order_and_the_keys_follow_it(page: Page, site: str) -> None:
+def test_findings_can_be_reordered_and_the_keys_follow_the_order(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     rows = page.locator(".findings button")
@@ -280,7 +280,7 @@ def test_findings_are_put_in_order_and_the_keys_follow_it(page: Page, site: str)
     expect(rows.first).to_have_attribute("aria-current", "true")
 
 
-def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> None:
+def test_the_limits_of_the_result_are_stated_beside_it(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     result = page.locator("#result")
@@ -295,7 +295,7 @@ def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> No
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (390, 844)], ids=lambda size: str(size[0]))
-def test_the_heading_and_the_whole_slice_are_in_view(page: Page, site: str, size: tuple[int, int]) -> None:
+def test_the_heading_and_the_whole_slice_are_visible(page: Page, site: str, size: tuple[int, int]) -> None:
     width, height = size
     page.set_viewport_size({"width": width, "height": height})
     page.emulate_media(reduced_motion="reduce")
@@ -306,7 +306,7 @@ def test_the_heading_and_the_whole_slice_are_in_view(page: Page, site: str, size
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_in_a_low_window_a_finding_takes_three_lines(page: Page, site: str) -> None:
+def test_in_a_low_window_the_measures_of_a_finding_fit_on_one_line(page: Page, site: str) -> None:
     page.set_viewport_size({"width": 1280, "height": 720})
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
@@ -314,21 +314,21 @@ def test_in_a_low_window_a_finding_takes_three_lines(page: Page, site: str) -> N
         page.locator(".findings button .where").filter(has_text="9.5 × 8.5 mm axial · 9.0 mm from head to feet").first
     )
     expect(line).to_be_visible()
-    assert line.evaluate("one => one.clientHeight") < 30
+    assert line.evaluate("node => node.clientHeight") < 30
     expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
 
 
-def test_labels_of_neighbouring_marks_stand_apart(page: Page, site: str) -> None:
+def test_labels_of_neighbouring_marks_do_not_overlap(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     marks = [{"x": x, "y": y, "radius": 20, "width": 70} for x, y in ((300, 300), (306, 304), (296, 296), (690, 300))]
     places = page.evaluate(
         """async marks => (await import("/static/medical/labels.js")).placeLabels(marks, 18, [720, 560])""", marks
     )
-    for n, (one, mark) in enumerate(zip(places, marks, strict=True)):
-        assert one["x"] >= 0 and one["x"] + mark["width"] <= 720
-        assert abs(one["x"] - mark["x"]) < 120 and abs(one["y"] - mark["y"]) < 120
-        for other in places[:n]:
-            apart = abs(one["x"] - other["x"]) > 70 or abs(one["y"] - other["y"]) >= 18
+    for n, (label, mark) in enumerate(zip(places, marks, strict=True)):
+        assert label["x"] >= 0 and label["x"] + mark["width"] <= 720
+        assert abs(label["x"] - mark["x"]) < 120 and abs(label["y"] - mark["y"]) < 120
+        for earlier_label in places[:n]:
+            apart = abs(label["x"] - earlier_label["x"]) > 70 or abs(label["y"] - earlier_label["y"]) >= 18
             assert apart, places
 
 
@@ -344,14 +344,14 @@ def test_a_long_series_uid_does_not_widen_the_page(page: Page, site: str, tmp_pa
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_the_order_and_the_score_are_said_to_be_confidence(page: Page, site: str) -> None:
+def test_findings_are_ordered_by_score_and_the_score_is_explained(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_label("Order:")).to_have_value("highest score first")
     expect(page.get_by_text("not that it is malignant")).to_be_visible()
 
 
-def test_a_case_is_listed_with_its_size_and_findings(page: Page, site: str) -> None:
+def test_the_overview_lists_a_case_with_its_size_and_findings(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
@@ -359,7 +359,7 @@ def test_a_case_is_listed_with_its_size_and_findings(page: Page, site: str) -> N
     expect(page.locator(".recent a").first).to_contain_text("1 finding, 100 × 80 × 20 voxels (nii.gz file")
 
 
-def test_what_is_being_done_and_what_went_wrong_are_in_view(page: Page, site: str, tmp_path: Path) -> None:
+def test_progress_and_errors_are_scrolled_into_view(page: Page, site: str, tmp_path: Path) -> None:
     page.expected_errors += ["422"]  # type: ignore[attr-defined]
     page.set_viewport_size({"width": 1280, "height": 400})
     page.goto(f"{site}/medical")
@@ -367,9 +367,9 @@ def test_what_is_being_done_and_what_went_wrong_are_in_view(page: Page, site: st
     page.get_by_label("Chest CT").set_input_files(tmp_path / "scan.nii.gz")
     held: list[Route] = []
     page.route(re.compile("/api/medical/(predict|jobs)$"), lambda route: held.append(route))
-    # The button is the last that is seen.
+    # Scroll until the button is at the bottom edge of the window.
     page.get_by_role("button", name="Find nodules").evaluate(
-        "one => { one.scrollIntoView({ block: 'end' }); one.click(); }"
+        "button => { button.scrollIntoView({ block: 'end' }); button.click(); }"
     )
     expect(page.locator("[data-status]")).to_have_text(re.compile("Working|Uploaded|Uploading"))
     expect(page.locator("[data-status]")).to_be_in_viewport(ratio=1)

@@ -1,4 +1,4 @@
-"""The medical form in a browser: reading a scan, and taking what was found into a report."""
+"""The medical form in a browser: reading a scan, and copying or printing the findings for a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_chest(page: Page, site: str) -> Locator:
     return canvas
 
 
-def middle(canvas: Locator) -> tuple[float, float]:
+def centre(canvas: Locator) -> tuple[float, float]:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
@@ -48,7 +48,7 @@ def mean_grey(canvas: Locator) -> float:
 
 def test_dragging_with_the_right_button_sets_level_and_width(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
-    x, y = middle(canvas)
+    x, y = centre(canvas)
     before = mean_grey(canvas)
     page.mouse.move(x, y)
     page.mouse.down(button="right")
@@ -66,7 +66,7 @@ def test_dragging_with_the_right_button_sets_level_and_width(page: Page, site: s
 
 def test_a_touchpad_scrolls_no_faster_than_a_wheel(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
-    page.mouse.move(*middle(canvas))
+    page.mouse.move(*centre(canvas))
     expect(canvas).to_have_attribute("aria-label", re.compile("slice 10 of 20"))
     for _ in range(10):
         page.mouse.wheel(0, -10)
@@ -77,13 +77,13 @@ def test_a_touchpad_scrolls_no_faster_than_a_wheel(page: Page, site: str) -> Non
 
 def test_the_label_of_a_measurement_stays_within_the_slice(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
-    x, y = middle(canvas)
+    x, y = centre(canvas)
     box = canvas.bounding_box()
     assert box is not None
     canvas.evaluate(
         """canvas => { const pen = canvas.getContext("2d"); const fill = pen.fillText;
         pen.fillText = (text, x, y) => {
-          if (/mm$/.test(text)) window.told = [x, x + pen.measureText(text).width, canvas.width];
+          if (/mm$/.test(text)) window.labelExtent = [x, x + pen.measureText(text).width, canvas.width];
           fill.call(pen, text, x, y);
         }; }"""
     )
@@ -92,11 +92,11 @@ def test_the_label_of_a_measurement_stays_within_the_slice(page: Page, site: str
     edge = canvas.evaluate("canvas => Math.min(canvas.clientWidth, canvas.clientHeight * canvas.width / canvas.height)")
     page.mouse.move(x + edge / 2 - 4, y, steps=4)
     page.mouse.up()
-    left, right, width = page.evaluate("window.told")
+    left, right, width = page.evaluate("window.labelExtent")
     assert left >= 0 and right <= width
 
 
-def test_what_is_accepted_is_copied_for_a_report(page: Page, site: str) -> None:
+def test_accepted_findings_are_copied_for_a_report(page: Page, site: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     open_chest(page, site)
     copy = page.get_by_role("button", name="Copy as text")
@@ -108,22 +108,22 @@ def test_what_is_accepted_is_copied_for_a_report(page: Page, site: str) -> None:
         "slice 10 of 20 in the file, R 60.0, P 0.0, F 355.0 mm; score 0.900"
     )
     assert "not verified" in text and "score 0.300" not in text
-    # A finding that the reader rejects stays out, a weaker mark that he shares comes in.
+    # A rejected finding is left out; a weaker mark that the reader accepts is included.
     page.get_by_label("Reject finding 1").check()
     page.get_by_label("Accept finding 2").check()
-    # The keys of the viewer work from a verdict, too.
+    # The viewer's keys also work while a verdict has the focus.
     page.keyboard.press("n")
     expect(page.locator(".findings button[aria-current=true] .rank")).to_have_text("2")
     copy.click()
     page.wait_for_function("async () => (await navigator.clipboard.readText()).includes('score 0.300')")
     assert "score 0.900" not in page.evaluate("navigator.clipboard.readText()")
-    # Without access to the clipboard, as over http, the text itself is shown.
+    # Without access to the clipboard, for example over http, the text itself is shown.
     page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     copy.click()
     expect(page.get_by_label("Findings as text")).to_have_value(re.compile("1. 9.0 mm .*score 0.300; accepted"))
 
 
-def test_what_is_printed_is_what_is_copied_without_the_controls(page: Page, site: str) -> None:
+def test_the_printed_page_has_the_copied_findings_and_no_controls(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     page.emulate_media(media="print")
     expect(canvas).to_be_visible()
@@ -133,7 +133,7 @@ def test_what_is_printed_is_what_is_copied_without_the_controls(page: Page, site
         expect(page.get_by_role("button", name=name, exact=True)).to_be_hidden()
 
 
-def test_a_scan_that_was_not_searched_names_no_model_that_found_something(page: Page, site: str) -> None:
+def test_a_scan_that_was_not_searched_does_not_name_a_model(page: Page, site: str) -> None:
     open_chest(page, site)
 
     def without_lungs(route: Route) -> None:
@@ -150,7 +150,7 @@ def test_a_scan_that_was_not_searched_names_no_model_that_found_something(page: 
 
 
 @pytest.mark.parametrize("width", [1366, 600])
-def test_a_finding_is_seen_wherever_in_the_list_it_is_chosen(page: Page, site: str, width: int) -> None:
+def test_the_slice_is_visible_when_a_finding_far_down_the_list_is_chosen(page: Page, site: str, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 768})
     canvas = open_chest(page, site)
     # As long as a list of a hundred findings.
@@ -160,7 +160,7 @@ def test_a_finding_is_seen_wherever_in_the_list_it_is_chosen(page: Page, site: s
     expect(canvas).to_be_in_viewport(ratio=0.95)
 
 
-def test_the_chosen_row_is_read_in_colours_of_the_system(page: Page, site: str) -> None:
+def test_the_current_row_is_legible_with_forced_colours(page: Page, site: str) -> None:
     page.emulate_media(forced_colors="active")
     page.goto(f"{site}/medical")
     seen = page.evaluate(

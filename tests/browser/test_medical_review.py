@@ -1,4 +1,4 @@
-"""Reviewing at the medical form: verdicts beside the findings, and nodules that were missed, saved at once."""
+"""Reviewing in the medical form: verdicts on the findings and missed nodules, each saved immediately."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from playwright.sync_api import Page, Route, expect
 from pydicom import dcmread
 
 from tests.apps.medical.chests import pack, series
-from tests.browser.medical_site import AT_MM, chest, hand_in, medical_site
-from tests.browser.test_medical_reading import middle, open_chest
+from tests.browser.medical_site import AT_MM, chest, medical_site, upload_and_analyse
+from tests.browser.test_medical_reading import centre, open_chest
 
 pytestmark = pytest.mark.browser
-_SAVED = re.compile(r"/review$")
+_REVIEW_URL = re.compile(r"/review$")
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def reviews(page: Page, site: str) -> list[dict[str, Any]]:
     """The reviews of the case that is shown."""
     case = re.search(r"case=([0-9a-f]+)", page.url)
     assert case is not None
-    found: list[dict[str, Any]] = page.request.get(f"{site}/api/medical/cases/{case[1]}/review").json()["reviews"]
-    return found
+    entries: list[dict[str, Any]] = page.request.get(f"{site}/api/medical/cases/{case[1]}/review").json()["reviews"]
+    return entries
 
 
 def is_save(response: Any) -> bool:
-    return response.request.method == "PUT" and bool(_SAVED.search(response.url))
+    return response.request.method == "PUT" and bool(_REVIEW_URL.search(response.url))
 
 
-def test_verdicts_are_saved_at_once_and_shown_when_the_case_is_opened_again(page: Page, site: str) -> None:
+def test_verdicts_are_saved_immediately_and_shown_when_the_case_is_reopened(page: Page, site: str) -> None:
     open_chest(page, site)
     assert reviews(page, site) == []
     with page.expect_response(is_save):
@@ -53,7 +53,7 @@ def test_verdicts_are_saved_at_once_and_shown_when_the_case_is_opened_again(page
     expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 2").uncheck()
-    assert [one["verdicts"] for one in reviews(page, site)] == [{}]
+    assert [entry["verdicts"] for entry in reviews(page, site)] == [{}]
 
 
 def test_keys_accept_and_reject_the_finding_that_is_shown(page: Page, site: str) -> None:
@@ -66,32 +66,32 @@ def test_keys_accept_and_reject_the_finding_that_is_shown(page: Page, site: str)
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
     page.keyboard.press("r")
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
-    # A letter in the note is no key.
+    # Letters typed into the note are not verdicts.
     page.get_by_text("Reviewer and note").click()
     page.get_by_label("Note").press_sequentially("rr")
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
 
 
-def test_what_a_key_says_of_a_finding_is_seen_beside_the_slices(page: Page, site: str) -> None:
-    """On a narrow screen the list is out of sight, and after scrolling the finding that keys are about is elsewhere."""
+def test_a_verdict_given_by_a_key_is_shown_beside_the_slices(page: Page, site: str) -> None:
+    """On a narrow screen the list is not visible, and another slice than that of the current finding may be shown."""
     page.set_viewport_size({"width": 820, "height": 900})
     open_chest(page, site)
-    said = page.locator(".slices output").nth(1)
-    expect(said).to_have_text("Finding 1: undecided")
+    verdict = page.locator(".slices output").nth(1)
+    expect(verdict).to_have_text("Finding 1: undecided")
     page.keyboard.press("a")
-    expect(said).to_have_text("Finding 1: accepted")
+    expect(verdict).to_have_text("Finding 1: accepted")
     expect(page.get_by_label("Accept finding 1")).not_to_be_in_viewport()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("r")
-    elsewhere = "Finding 1 in slice 10 of 20 in the file: "
-    expect(said).to_have_text(f"{elsewhere}rejected")
+    prefix = "Finding 1 in slice 10 of 20 in the file: "
+    expect(verdict).to_have_text(f"{prefix}rejected")
     page.keyboard.press("r")
-    expect(said).to_have_text(f"{elsewhere}undecided")
+    expect(verdict).to_have_text(f"{prefix}undecided")
     page.get_by_role("img", name="Axial CT").click()
-    expect(said).to_contain_text(" HU at ")
+    expect(verdict).to_contain_text(" HU at ")
 
 
-def test_six_findings_are_seen_at_once_on_a_laptop(page: Page, site: str) -> None:
+def test_six_findings_fit_on_a_laptop_screen(page: Page, site: str) -> None:
     page.set_viewport_size({"width": 1366, "height": 768})
     open_chest(page, site)
     first, second = (
@@ -101,18 +101,18 @@ def test_six_findings_are_seen_at_once_on_a_laptop(page: Page, site: str) -> Non
     assert first["y"] >= 0 and first["y"] + 5 * (second["y"] - first["y"]) + first["height"] <= 768
 
 
-def test_a_missed_nodule_is_added_where_the_cross_is_and_taken_away(page: Page, site: str) -> None:
+def test_a_missed_nodule_is_added_at_the_cross_and_removed(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     add = page.get_by_role("button", name="Add", exact=True)
     expect(add).to_be_disabled()
-    x, y = middle(canvas)
+    x, y = centre(canvas)
     page.mouse.click(x, y)
     position = page.locator(".slices output").nth(1).inner_text()
     page.get_by_label("Diameter of a missed nodule in mm").fill("8")
     with page.expect_response(is_save):
         add.click()
-    (one,) = reviews(page, site)[0]["missed"]
-    assert one["diameter_mm"] == 8 and one["centre_lps_mm"][2] == AT_MM[0][2]
+    (missed,) = reviews(page, site)[0]["missed"]
+    assert missed["diameter_mm"] == 8 and missed["centre_lps_mm"][2] == AT_MM[0][2]
     rows = page.locator(".findings.missed li")
     expect(rows).to_contain_text("8.0 mm")
     assert position.split(" at ")[1] in rows.inner_text()
@@ -127,9 +127,9 @@ def test_a_missed_nodule_is_added_where_the_cross_is_and_taken_away(page: Page, 
     assert reviews(page, site)[0]["missed"] == []
 
 
-def test_a_line_across_a_missed_nodule_is_its_centre_and_its_diameter(page: Page, site: str) -> None:
+def test_a_line_across_a_missed_nodule_sets_its_centre_and_diameter(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
-    x, y = middle(canvas)
+    x, y = centre(canvas)
     page.mouse.move(x - 20, y)
     page.mouse.down()
     page.mouse.move(x + 20, y, steps=4)
@@ -137,17 +137,17 @@ def test_a_line_across_a_missed_nodule_is_its_centre_and_its_diameter(page: Page
     measured = float(page.locator(".slices output").nth(1).inner_text().split(" mm")[0])
     with page.expect_response(is_save):
         page.keyboard.press("m")
-    (one,) = reviews(page, site)[0]["missed"]
-    assert one["diameter_mm"] == measured > 5
+    (missed,) = reviews(page, site)[0]["missed"]
+    assert missed["diameter_mm"] == measured > 5
     page.mouse.click(x, y)
     across = page.locator(".slices output").nth(1).inner_text()
-    # The middle of the line, to a screen's pixel.
-    side = "R" if one["centre_lps_mm"][0] < 0 else "L"
-    told = float(re.search(rf"{side} (\d+\.\d)", across)[1])  # type: ignore[index]
-    assert abs(told - abs(one["centre_lps_mm"][0])) < 1.5
+    # The centre of the line, to one screen pixel.
+    side = "R" if missed["centre_lps_mm"][0] < 0 else "L"
+    shown_mm = float(re.search(rf"{side} (\d+\.\d)", across)[1])  # type: ignore[index]
+    assert abs(shown_mm - abs(missed["centre_lps_mm"][0])) < 1.5
 
 
-def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, site: str) -> None:
+def test_a_review_without_a_name_moves_to_the_name_that_is_entered(page: Page, site: str) -> None:
     open_chest(page, site)
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
@@ -157,9 +157,9 @@ def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, si
     with page.expect_response(lambda response: response.request.method == "DELETE"):
         name.press("Enter")
     expect(page.locator(".review")).to_contain_text("Reviewed by Ada at")
-    (one,) = reviews(page, site)
-    assert one["reviewer"] == "Ada" and one["verdicts"] == {"1": "accepted"}
-    # Another reader begins anew, and each sees that the other was there.
+    (entry,) = reviews(page, site)
+    assert entry["reviewer"] == "Ada" and entry["verdicts"] == {"1": "accepted"}
+    # Another reader starts a new review, and both reviewers are listed.
     name.fill("Grace")
     name.press("Enter")
     expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
@@ -172,19 +172,19 @@ def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, si
     expect(page.locator(".recent")).to_contain_text("reviewed by Grace, Ada")
 
 
-def say(page: Page, site: str, **said: Any) -> None:
-    """Another reader's review of the case that is shown, from elsewhere."""
+def save_review(page: Page, site: str, **review: Any) -> None:
+    """Saves another reader's review of the case that is shown, not through the page."""
     case = re.search(r"case=([0-9a-f]+)", page.url)
     assert case is not None
-    answer = page.request.put(f"{site}/api/medical/cases/{case[1]}/review", data=said)
+    answer = page.request.put(f"{site}/api/medical/cases/{case[1]}/review", data=review)
     assert answer.ok, answer.text()
 
 
-def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str) -> None:
+def test_verdicts_of_other_readers_are_shown_beside_the_finding(page: Page, site: str) -> None:
     open_chest(page, site)
     missed = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
-    say(page, site, reviewer="Grace", verdicts={"1": "rejected"}, missed=[missed], note="1 is a vessel")
-    say(page, site, reviewer="Ada", verdicts={"1": "accepted", "2": "accepted"})
+    save_review(page, site, reviewer="Grace", verdicts={"1": "rejected"}, missed=[missed], note="1 is a vessel")
+    save_review(page, site, reviewer="Ada", verdicts={"1": "accepted", "2": "accepted"})
     page.reload()
     rows = page.locator(".findings").first.locator("li")
     expect(rows.first).to_contain_text("Accepted by Ada, rejected by Grace")
@@ -193,9 +193,9 @@ def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str
     expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
     added = page.locator(".findings.missed li")
     expect(added).to_contain_text("Added by Grace")
-    expect(added.get_by_role("button")).to_have_count(1)  # to look at, not to take away
+    expect(added.get_by_role("button")).to_have_count(1)  # it can be viewed, but not removed
     expect(page.locator(".review")).to_contain_text("1 rejected, 1 missed. “1 is a vessel”")
-    # A reader's own are no other's.
+    # A reader's own verdicts are not listed among those of others.
     page.get_by_text("Reviewer and note").click()
     page.get_by_label("Reviewer", exact=True).fill("Grace")
     page.get_by_label("Reviewer", exact=True).press("Enter")
@@ -204,18 +204,18 @@ def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str
     expect(rows.first).to_contain_text("Accepted by Ada")
     expect(rows.first).not_to_contain_text("Grace")
     expect(added.get_by_role("button")).to_have_count(2)
-    # The longest name stays within the list.
-    say(page, site, reviewer="Prof. Dr. med. " + "x" * 49, verdicts={"1": "accepted"}, missed=[missed])
+    # The longest possible name does not overflow the list.
+    save_review(page, site, reviewer="Prof. Dr. med. " + "x" * 49, verdicts={"1": "accepted"}, missed=[missed])
     page.reload()
     expect(page.get_by_text("Added by Prof.")).to_be_visible()
-    beyond = """list => [...list.querySelectorAll("*")].filter(
-        one => one.getBoundingClientRect().right > list.getBoundingClientRect().right + 1).length"""
-    assert [one.evaluate(beyond) for one in page.locator(".findings").all()] == [0, 0]
+    count_overflowing = """list => [...list.querySelectorAll("*")].filter(
+        node => node.getBoundingClientRect().right > list.getBoundingClientRect().right + 1).length"""
+    assert [findings.evaluate(count_overflowing) for findings in page.locator(".findings").all()] == [0, 0]
 
 
-def test_a_review_without_a_name_that_was_there_is_taken_over_on_request_alone(page: Page, site: str) -> None:
+def test_an_earlier_review_without_a_name_is_taken_over_only_on_request(page: Page, site: str) -> None:
     open_chest(page, site)
-    say(page, site, verdicts={"1": "accepted"}, note="whose?")
+    save_review(page, site, verdicts={"1": "accepted"}, note="whose?")
     page.reload()
     expect(page.get_by_label("Accept finding 1")).to_be_checked()
     with page.expect_response(is_save):
@@ -226,22 +226,20 @@ def test_a_review_without_a_name_that_was_there_is_taken_over_on_request_alone(p
         page.get_by_label("Reviewer", exact=True).press("Enter")
     expect(page.locator(".review")).to_contain_text("Reviewed by Ada")
     expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
-    said = {one["reviewer"]: (one["verdicts"], one["note"]) for one in reviews(page, site)}
-    assert said == {"Ada": ({"2": "rejected"}, ""), None: ({"1": "accepted", "2": "rejected"}, "whose?")}
+    by_reviewer = {entry["reviewer"]: (entry["verdicts"], entry["note"]) for entry in reviews(page, site)}
+    assert by_reviewer == {"Ada": ({"2": "rejected"}, ""), None: ({"1": "accepted", "2": "rejected"}, "whose?")}
     with page.expect_response(lambda response: response.request.method == "DELETE"):
         page.get_by_role("button", name="Add it to my review").click()
     expect(page.get_by_label("Accept finding 1")).to_be_checked()
-    (one,) = reviews(page, site)
-    assert one["reviewer"] == "Ada" and one["verdicts"] == {"1": "accepted", "2": "rejected"}
-    assert one["note"] == "whose?"
+    (entry,) = reviews(page, site)
+    assert entry["reviewer"] == "Ada" and entry["verdicts"] == {"1": "accepted", "2": "rejected"}
+    assert entry["note"] == "whose?"
 
 
-def test_of_a_case_that_an_earlier_version_kept_the_form_says_that_there_is_no_report(
-    page: Page, tmp_path: Path
-) -> None:
+def test_the_form_says_that_a_case_of_an_earlier_version_has_no_report(page: Page, tmp_path: Path) -> None:
     page.expected_errors += ["409"]  # type: ignore[attr-defined]
     with medical_site(tmp_path) as site:
-        hand_in(page, site, pack(tmp_path, series(chest())))
+        upload_and_analyse(page, site, pack(tmp_path, series(chest())))
         (kept,) = tmp_path.glob("store/cases/*/.lasting-report.json")
         kept.unlink()
         page.get_by_label("Accept finding 2").check()
@@ -251,8 +249,10 @@ def test_of_a_case_that_an_earlier_version_kept_the_form_says_that_there_is_no_r
         expect(files.get_by_role("link", name="Reviewed report")).to_be_hidden()
 
 
-def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site: str, tmp_path: Path) -> None:
-    hand_in(page, site, pack(tmp_path, series(chest())))
+def test_the_form_says_that_a_reviewed_report_is_partial_and_names_no_patient(
+    page: Page, site: str, tmp_path: Path
+) -> None:
+    upload_and_analyse(page, site, pack(tmp_path, series(chest())))
     page.get_by_label("Accept finding 2").check()
     files = page.locator(".downloads")
     expect(files).to_contain_text("Reviewed report (DICOM) does not name the patient; partial: undecided on 1")
@@ -261,7 +261,7 @@ def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site
     expect(files.get_by_role("link", name="Reviewed report (DICOM)")).to_be_visible()
 
 
-def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page, site: str, tmp_path: Path) -> None:
+def test_the_reports_name_the_patient_if_the_option_is_set(page: Page, site: str, tmp_path: Path) -> None:
     file = pack(tmp_path, series(chest(), PatientName="Doe^Jane", PatientID="4711"))
     page.goto(f"{site}/medical")
     page.get_by_label("Chest CT").set_input_files(file)
@@ -277,7 +277,7 @@ def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page,
     expect(files).not_to_contain_text("does not name the patient")
 
 
-def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:
+def test_the_list_scrolls_to_the_finding_that_a_key_selects(page: Page, site: str) -> None:
     page.set_viewport_size({"width": 1280, "height": 380})
     open_chest(page, site)
     row = page.get_by_label("Findings, highest score first").locator("li").nth(1)
@@ -287,10 +287,8 @@ def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: st
     expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport()
 
 
-def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_report(
-    page: Page, site: str, tmp_path: Path
-) -> None:
-    hand_in(page, site, pack(tmp_path, series(chest())))
+def test_the_reviewed_report_is_offered_once_a_finding_is_accepted(page: Page, site: str, tmp_path: Path) -> None:
+    upload_and_analyse(page, site, pack(tmp_path, series(chest())))
     link = page.locator(".downloads").get_by_role("link", name="Reviewed report (DICOM)")
     with page.expect_response(is_save):
         page.get_by_label("Reject finding 1").check()
@@ -302,7 +300,7 @@ def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_repor
     page.get_by_label("Reviewer", exact=True).fill("Doe^Jörg & Söhne")
     with page.expect_response(lambda response: response.request.method == "DELETE"):
         page.get_by_label("Reviewer", exact=True).press("Enter")
-    # Another's review that came since is not what this reader sees, nor what is saved here.
+    # A later review by another reader does not replace this reader's review on the page or in the report.
     case = re.search(r"case=([0-9a-f]+)", page.url)
     assert case is not None
     other = page.request.put(
@@ -314,8 +312,8 @@ def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_repor
         link.click()
     assert download.value.suggested_filename == "findings.reviewed.sr.dcm"
     saved = dcmread(download.value.path())
-    (said,) = [item.TextValue for item in saved.ContentSequence if "Reviewed by" in item.get("TextValue", "")]
-    assert said.startswith("Reviewed by Doe^Jörg & Söhne on ") and "1 software finding accepted, 1 rejected." in said
+    (text,) = [item.TextValue for item in saved.ContentSequence if "Reviewed by" in item.get("TextValue", "")]
+    assert text.startswith("Reviewed by Doe^Jörg & Söhne on ") and "1 software finding accepted, 1 rejected." in text
     page.get_by_text("Reviewer and note").click()
     page.get_by_label("Reviewer", exact=True).fill("Eve")
     page.get_by_label("Reviewer", exact=True).press("Enter")
@@ -323,7 +321,7 @@ def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_repor
     expect(link).to_have_attribute("href", re.compile(r"reviewer=Grace$"))
 
 
-def test_what_is_no_dicom_has_no_reviewed_report(page: Page, site: str) -> None:
+def test_a_case_that_is_not_from_dicom_has_no_reviewed_report(page: Page, site: str) -> None:
     open_chest(page, site)
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
@@ -332,19 +330,19 @@ def test_what_is_no_dicom_has_no_reviewed_report(page: Page, site: str) -> None:
     expect(page.locator(".downloads").get_by_role("link", name="Reviewed report")).to_be_hidden()
 
 
-def test_a_case_without_findings_is_marked_as_reviewed_and_that_is_taken_back(page: Page, site: str) -> None:
+def test_a_case_is_marked_as_reviewed_without_verdicts_and_the_review_is_withdrawn(page: Page, site: str) -> None:
     open_chest(page, site)
     page.get_by_text("Reviewer and note").click()
     with page.expect_response(is_save):
         page.get_by_role("button", name="Mark as reviewed").click()
-    assert [one["verdicts"] for one in reviews(page, site)] == [{}]
+    assert [entry["verdicts"] for entry in reviews(page, site)] == [{}]
     with page.expect_response(lambda response: response.request.method == "DELETE"):
         page.get_by_role("button", name="Withdraw the review").click()
     expect(page.locator(".review")).not_to_contain_text("Reviewed at")
     assert reviews(page, site) == []
 
 
-def test_a_verdict_before_the_earlier_review_is_there_takes_nothing_of_it_away(page: Page, site: str) -> None:
+def test_a_verdict_given_before_the_earlier_review_is_loaded_does_not_overwrite_it(page: Page, site: str) -> None:
     open_chest(page, site)
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
@@ -356,7 +354,7 @@ def test_a_verdict_before_the_earlier_review_is_there_takes_nothing_of_it_away(p
         else:
             route.fallback()
 
-    page.route(_SAVED, hold)
+    page.route(_REVIEW_URL, hold)
     page.reload()
     page.get_by_label("Reject finding 2").check()
     with page.expect_response(is_save):
@@ -364,23 +362,23 @@ def test_a_verdict_before_the_earlier_review_is_there_takes_nothing_of_it_away(p
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
 
 
-def test_nothing_is_saved_over_a_review_that_could_not_be_read(page: Page, site: str) -> None:
+def test_a_review_that_could_not_be_read_is_not_overwritten(page: Page, site: str) -> None:
     page.expected_errors += ["503"]  # type: ignore[attr-defined]
     open_chest(page, site)
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
-    page.route(_SAVED, lambda route: route.fulfill(status=503, json={"detail": "the server is being shut down"}))
+    page.route(_REVIEW_URL, lambda route: route.fulfill(status=503, json={"detail": "the server is being shut down"}))
     page.reload()
     expect(page.locator(".review [role=alert]")).to_contain_text(
         "could not be read, so nothing is saved: the server is"
     )
     page.get_by_label("Reject finding 2").click()
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
-    page.unroute(_SAVED)
+    page.unroute(_REVIEW_URL)
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted"}
 
 
-def test_a_review_that_cannot_be_saved_says_so(page: Page, site: str) -> None:
+def test_a_failed_save_is_reported_and_the_next_one_includes_it(page: Page, site: str) -> None:
     page.expected_errors += ["507"]  # type: ignore[attr-defined]
     open_chest(page, site)
 
@@ -390,10 +388,10 @@ def test_a_review_that_cannot_be_saved_says_so(page: Page, site: str) -> None:
         else:
             route.fallback()
 
-    page.route(_SAVED, full)
+    page.route(_REVIEW_URL, full)
     page.get_by_label("Accept finding 1").check()
     expect(page.locator(".review [role=alert]")).to_contain_text("could not be saved: the review is not kept: the disk")
-    page.unroute(_SAVED)
+    page.unroute(_REVIEW_URL)
     page.get_by_label("Accept finding 2").check()
     expect(page.locator(".review [role=alert]")).to_be_hidden()
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "accepted"}

@@ -1,4 +1,4 @@
-"""The pages in a browser: the overview of the real server, and the standard form with the application ``echo``."""
+"""The pages in a browser: the overview of the real server, and the standard form of the test application ``echo``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def echo() -> Echo:
 def address(tmp_path: Path, echo: Echo) -> Iterator[str]:
     app: App = make_app(tmp_path / "echo", echo)
     settings = Settings(store=tmp_path / "store", warm=False, device="cpu", max_upload_bytes=2_000_000)
-    with serving(create_app(settings, {"echo": app})) as found:
-        yield found
+    with serving(create_app(settings, {"echo": app})) as server_address:
+        yield server_address
 
 
-def test_the_overview_leads_to_every_application(page: Page, server: str) -> None:
+def test_the_overview_links_to_every_application(page: Page, server: str) -> None:
     page.goto(server)
     expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
     names = [link.get_attribute("href") for link in page.locator("article h2 a").all()]
@@ -45,7 +45,7 @@ def test_the_overview_leads_to_every_application(page: Page, server: str) -> Non
         expect(page.locator("input[type=file][name=files]")).to_be_visible()
 
 
-def test_the_interfaces_description_is_drawn_without_the_internet(page: Page, server: str) -> None:
+def test_the_api_documentation_works_without_internet_access(page: Page, server: str) -> None:
     page.goto(f"{server}/docs")
     expect(page.locator(".opblock").first).to_be_visible()
     page.locator("#operations-Open_Inference_Protocol-oip_server").get_by_role("button").first.click()
@@ -54,7 +54,7 @@ def test_the_interfaces_description_is_drawn_without_the_internet(page: Page, se
     expect(page.locator(".live-responses-table")).to_contain_text('"binary_tensor_data"')
 
 
-def test_a_file_is_chosen_analysed_and_its_case_opened_again(page: Page, address: str, tmp_path: Path) -> None:
+def test_a_file_is_chosen_and_analysed_and_its_case_reopened(page: Page, address: str, tmp_path: Path) -> None:
     (tmp_path / "数字.csv").write_text("4,5")
     page.goto(f"{address}/echo")
     page.get_by_label("Files").set_input_files(tmp_path / "数字.csv")
@@ -75,7 +75,7 @@ def test_a_file_is_chosen_analysed_and_its_case_opened_again(page: Page, address
     expect(result.locator("pre")).to_contain_text("10")
 
 
-def test_a_result_of_an_application_that_says_nothing_of_reviews_is_accepted(page: Page, address: str) -> None:
+def test_a_result_of_an_application_without_its_own_reviews_can_be_accepted(page: Page, address: str) -> None:
     page.goto(f"{address}/echo")
     page.get_by_role("button", name="Three numbers").click()
     with page.expect_response(lambda response: response.request.method == "PUT"):
@@ -85,7 +85,7 @@ def test_a_result_of_an_application_that_says_nothing_of_reviews_is_accepted(pag
     expect(page.locator(".review")).to_contain_text("1 accepted")
 
 
-def test_the_form_works_with_the_keyboard_alone_and_says_what_it_does(page: Page, address: str, echo: Echo) -> None:
+def test_the_form_works_with_the_keyboard_alone_and_announces_its_status(page: Page, address: str, echo: Echo) -> None:
     page.goto(f"{address}/echo")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -114,7 +114,7 @@ def test_a_request_can_be_cancelled(page: Page, address: str, echo: Echo) -> Non
     expect(page.get_by_role("button", name="Three numbers")).to_be_enabled()
 
 
-def test_errors_are_sentences_on_the_page(page: Page, address: str, tmp_path: Path) -> None:
+def test_errors_are_shown_on_the_page(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(f"{address}/echo")
     page.get_by_role("button", name="Analyse").click()
     expect(page.get_by_role("alert")).to_have_text("Choose a file or a sample first.")
@@ -153,7 +153,7 @@ def test_files_and_folders_can_be_dropped(page: Page, address: str) -> None:
     expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("6")
 
 
-def test_files_are_caught_wherever_they_are_dragged_and_text_is_left_to_the_fields(page: Page, address: str) -> None:
+def test_the_page_handles_dragged_files_everywhere_but_not_dragged_text(page: Page, address: str) -> None:
     page.goto(f"{address}/echo")
     caught = page.evaluate(
         """() => ["file", "text"].map((kind) => {
@@ -167,7 +167,7 @@ def test_files_are_caught_wherever_they_are_dragged_and_text_is_left_to_the_fiel
     assert caught == [True, False]
 
 
-def test_beside_a_result_the_form_is_one_button(page: Page, address: str, tmp_path: Path) -> None:
+def test_beside_a_result_the_form_collapses_to_one_button(page: Page, address: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2")
     page.goto(f"{address}/echo")
     page.get_by_label("Files").set_input_files(tmp_path / "a.csv")
@@ -188,7 +188,7 @@ def test_beside_a_result_the_form_is_one_button(page: Page, address: str, tmp_pa
     expect(page.get_by_label("Files")).to_be_visible()
 
 
-def test_nothing_is_wider_than_a_telephone(page: Page, server: str) -> None:
+def test_no_page_is_wider_than_a_phone(page: Page, server: str) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     for path in ("/", "/docs"):
         page.goto(server + path)
@@ -196,12 +196,12 @@ def test_nothing_is_wider_than_a_telephone(page: Page, server: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 
-def test_the_viewers_have_web_gl(page: Page, server: str) -> None:
+def test_the_browser_has_webgl_2(page: Page, server: str) -> None:
     page.goto(server)
     assert page.evaluate("!!document.createElement('canvas').getContext('webgl2')")
 
 
-def test_a_large_file_is_a_job_whose_stage_is_shown_and_which_a_reload_finds_again(
+def test_a_large_file_becomes_a_job_whose_progress_survives_a_reload(
     page: Page, address: str, echo: Echo, tmp_path: Path
 ) -> None:
     (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
@@ -222,7 +222,7 @@ def test_a_large_file_is_a_job_whose_stage_is_shown_and_which_a_reload_finds_aga
     expect(status).to_have_text("")
 
 
-def test_a_job_is_cancelled_and_one_that_fails_says_why(page: Page, address: str, echo: Echo, tmp_path: Path) -> None:
+def test_a_job_can_be_cancelled_and_a_failed_job_says_why(page: Page, address: str, echo: Echo, tmp_path: Path) -> None:
     (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
     (tmp_path / "bad.csv").write_text("seven," * 500)
     echo.gate.clear()
@@ -239,7 +239,7 @@ def test_a_job_is_cancelled_and_one_that_fails_says_why(page: Page, address: str
     expect(page.get_by_role("alert")).to_contain_text("the file is not a CSV of numbers")
 
 
-def test_back_leads_to_the_case_before(page: Page, address: str, tmp_path: Path) -> None:
+def test_the_back_button_shows_the_previous_case(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(f"{address}/echo")
     result = page.get_by_role("region", name="Result")
     for number in ("1", "7"):
@@ -256,7 +256,7 @@ def test_back_leads_to_the_case_before(page: Page, address: str, tmp_path: Path)
     expect(result.locator("pre")).to_contain_text("14")
 
 
-def test_a_job_says_that_the_server_is_gone_and_goes_on_when_it_is_back(
+def test_a_job_reports_a_lost_connection_and_continues_when_the_server_is_back(
     page: Page, address: str, echo: Echo, tmp_path: Path
 ) -> None:
     (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
@@ -274,7 +274,7 @@ def test_a_job_says_that_the_server_is_gone_and_goes_on_when_it_is_back(
     expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("14")
 
 
-def test_a_case_that_cannot_be_fetched_says_what_to_do(page: Page, address: str) -> None:
+def test_a_case_that_cannot_be_loaded_shows_what_to_do(page: Page, address: str) -> None:
     page.expected_errors.append("ERR_")  # type: ignore[attr-defined]
     page.route("**/cases/*", lambda route: route.abort("connectionrefused"))
     page.goto(f"{address}/echo?case=any")

@@ -1,4 +1,4 @@
-"""Saving a review at a form: two windows on one case, a server that fails in between, what is written meanwhile."""
+"""Saving a review in a form: two windows on one case, a server that fails in between, and edits during a save."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.browser.medical_site import medical_site
 from tests.browser.test_medical_reading import open_chest
-from tests.browser.test_medical_review import _SAVED, is_save, reviews
+from tests.browser.test_medical_review import _REVIEW_URL, is_save, reviews
 
 pytestmark = pytest.mark.browser
 
@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def refuse_saves(page: Page, status: int, detail: str) -> None:
-    """Answers every save of the page itself."""
+    """Answers every save of the page with this error instead of sending it to the server."""
 
     def answer(route: Route) -> None:
         if route.request.method == "PUT":
@@ -30,59 +30,59 @@ def refuse_saves(page: Page, status: int, detail: str) -> None:
             route.fallback()
 
     page.expected_errors += [str(status)]  # type: ignore[attr-defined]
-    page.route(_SAVED, answer)
+    page.route(_REVIEW_URL, answer)
 
 
-def test_two_windows_on_one_case_take_nothing_from_each_other(page: Page, site: str) -> None:
+def test_two_windows_on_one_case_do_not_overwrite_each_other(page: Page, site: str) -> None:
     page.expected_errors += ["412"]  # type: ignore[attr-defined]
     open_chest(page, site)
-    other = page.context.new_page()
-    other.goto(page.url)
-    expect(other.get_by_label("Accept finding 1")).to_be_visible()
-    other.wait_for_load_state("networkidle")
+    second_window = page.context.new_page()
+    second_window.goto(page.url)
+    expect(second_window.get_by_label("Accept finding 1")).to_be_visible()
+    second_window.wait_for_load_state("networkidle")
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
-    other.get_by_label("Reject finding 2").check()
-    expect(other.get_by_label("Accept finding 1")).to_be_checked()
-    expect(other.locator(".reviewers")).to_contain_text("1 accepted, 1 rejected")
+    second_window.get_by_label("Reject finding 2").check()
+    expect(second_window.get_by_label("Accept finding 1")).to_be_checked()
+    expect(second_window.locator(".reviewers")).to_contain_text("1 accepted, 1 rejected")
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
-    # The first window is behind now, and says another thing of what both have said.
+    # The first window is out of date now, and changes a verdict that the second window set.
     page.get_by_label("Accept finding 2").check()
     expect(page.locator(".reviewers")).to_contain_text("2 accepted")
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "accepted"}
-    other.close()
+    second_window.close()
 
 
-def test_what_a_failing_server_did_not_take_is_saved_once_it_answers(page: Page, site: str) -> None:
+def test_a_failed_save_is_retried_until_the_server_accepts_it(page: Page, site: str) -> None:
     open_chest(page, site)
     refuse_saves(page, 503, "the server is being shut down")
     page.get_by_label("Accept finding 1").check()
     alert = page.locator(".review [role=alert]")
     expect(alert).to_contain_text("could not be saved: the server is being shut down. Saving is retried")
-    # It is in view wherever the page is.
+    # The message stays in view when the page is scrolled.
     page.mouse.wheel(0, -5000)
     expect(alert).to_be_in_viewport()
     page.get_by_label("Reject finding 2").check()
-    leaving: list[str] = []
+    dialogs: list[str] = []
 
     def stay(dialog: object) -> None:
-        leaving.append(dialog.type)  # type: ignore[attr-defined]
+        dialogs.append(dialog.type)  # type: ignore[attr-defined]
         dialog.dismiss()  # type: ignore[attr-defined]
 
     page.on("dialog", stay)
     with page.expect_event("dialog"):
         page.close(run_before_unload=True)
-    assert leaving == ["beforeunload"]
+    assert dialogs == ["beforeunload"]
     assert reviews(page, site) == []
-    page.unroute(_SAVED)
+    page.unroute(_REVIEW_URL)
     expect(alert).to_be_hidden(timeout=15_000)
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
 
 
-def test_a_page_that_has_not_read_the_review_yet_asks_before_it_is_left(page: Page, site: str) -> None:
+def test_a_page_asks_before_it_is_left_with_a_verdict_that_is_not_saved(page: Page, site: str) -> None:
     open_chest(page, site)
     held: list[Route] = []
-    page.route(_SAVED, lambda route: held.append(route) if route.request.method == "GET" else route.fallback())
+    page.route(_REVIEW_URL, lambda route: held.append(route) if route.request.method == "GET" else route.fallback())
     page.reload()
     page.get_by_label("Accept finding 1").check()
     with page.expect_event("dialog") as asked:
@@ -94,7 +94,7 @@ def test_a_page_that_has_not_read_the_review_yet_asks_before_it_is_left(page: Pa
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted"}
 
 
-def test_what_waits_stays_with_the_reader_who_said_it(page: Page, site: str) -> None:
+def test_an_unsaved_verdict_stays_with_the_reader_who_gave_it(page: Page, site: str) -> None:
     open_chest(page, site)
     page.get_by_text("Reviewer and note").click()
     name = page.get_by_label("Reviewer", exact=True)
@@ -108,23 +108,23 @@ def test_what_waits_stays_with_the_reader_who_said_it(page: Page, site: str) -> 
     name.press("Enter")
     expect(name).to_have_value("Ada")
     expect(page.get_by_label("Accept finding 1")).to_be_checked()
-    page.unroute(_SAVED)
+    page.unroute(_REVIEW_URL)
     alert.get_by_role("button", name="Try again").click()
     expect(alert).to_be_hidden()
-    assert [(one["reviewer"], one["verdicts"]) for one in reviews(page, site)] == [("Ada", {"1": "accepted"})]
+    assert [(entry["reviewer"], entry["verdicts"]) for entry in reviews(page, site)] == [("Ada", {"1": "accepted"})]
 
 
-def test_a_note_that_is_being_written_is_not_taken_away_by_a_save(page: Page, site: str) -> None:
+def test_a_save_does_not_overwrite_a_note_that_is_being_typed(page: Page, site: str) -> None:
     open_chest(page, site)
     page.get_by_text("Reviewer and note").click()
     held: list[Route] = []
-    page.route(_SAVED, lambda route: held.append(route) if route.request.method == "PUT" else route.fallback())
+    page.route(_REVIEW_URL, lambda route: held.append(route) if route.request.method == "PUT" else route.fallback())
     page.get_by_label("Accept finding 1").check()
     note = page.get_by_label("Note")
     note.press_sequentially("2 is a ves")
     with page.expect_response(is_save):
         held[0].continue_()
-    page.unroute(_SAVED)
+    page.unroute(_REVIEW_URL)
     expect(page.locator(".reviewers")).to_contain_text("1 accepted")
     note.press_sequentially("sel")
     with page.expect_response(is_save):
@@ -133,7 +133,7 @@ def test_a_note_that_is_being_written_is_not_taken_away_by_a_save(page: Page, si
     assert reviews(page, site)[0]["note"] == "2 is a vessel"
 
 
-def test_a_case_that_is_deleted_meanwhile_is_said_to_be_gone(page: Page, site: str) -> None:
+def test_saving_a_review_of_a_deleted_case_reports_that_it_is_gone(page: Page, site: str) -> None:
     page.expected_errors += ["404"]  # type: ignore[attr-defined]
     open_chest(page, site)
     case = page.request.get(f"{site}/api/medical/cases?limit=1").json()["cases"][0]

@@ -1,4 +1,4 @@
-"""The forms under a path of a reverse proxy's."""
+"""The forms behind a reverse proxy that serves them under a path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.shared.nginx import documented, nginx
 
 pytestmark = [
     pytest.mark.browser,
-    # Of pytorch-forecasting and Lightning on import and on building a network.
+    # pytorch-forecasting and Lightning warn when they are imported and when a network is built.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]

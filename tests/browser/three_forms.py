@@ -1,4 +1,4 @@
-"""A person's way through the three forms, on a server however it is reached."""
+"""A user's walk through the three forms, independent of how the server is reached."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from tests.browser.test_driving_form import driving_app, write_two_frames
 from tests.browser.test_finance_form import finance_app
 
 VIEWERS = {"medical": ".slices canvas", "driving": "canvas", "finance": ".chart canvas"}
-PATIENCE_MS = 60_000
+TIMEOUT_MS = 60_000
 
 
 def three_apps(root: Path) -> dict[str, App]:
-    """The applications whose forms the other tests here look at, with answers that are there at once."""
-    made = {"medical": medical_app, "driving": driving_app, "finance": finance_app}
-    for name in made:
+    """The three applications with the fast predictors of the other browser tests."""
+    factories = {"medical": medical_app, "driving": driving_app, "finance": finance_app}
+    for name in factories:
         (root / name).mkdir()
     write_two_frames(root / "driving" / "frames")
-    return {name: make(root / name) for name, make in made.items()}
+    return {name: make_app(root / name) for name, make_app in factories.items()}
 
 
 def go_through(page: Page, address: str) -> None:
-    """Analyses a sample of each application, looks at it, fetches its files, and opens its case again."""
+    """For each application: analyses a sample, views the result, reopens its case and downloads a file.
+
+    Then sends a request from the API documentation and checks the list of recent cases.
+    """
     for app, viewer in VIEWERS.items():
         page.goto(f"{address}/")
         page.locator(f"#{app}-title").get_by_role("link").click()
-        page.wait_for_load_state("load")  # a click before the scripts are there does nothing
+        page.wait_for_load_state("load")  # a click before the scripts are loaded does nothing
         page.locator("[data-sample]").first.click()
-        expect(page).to_have_url(re.compile(rf"{re.escape(address)}/{app}\?case=[0-9a-f]{{32}}$"), timeout=PATIENCE_MS)
-        expect(page.locator(viewer).first).to_be_visible(timeout=PATIENCE_MS)
+        expect(page).to_have_url(re.compile(rf"{re.escape(address)}/{app}\?case=[0-9a-f]{{32}}$"), timeout=TIMEOUT_MS)
+        expect(page.locator(viewer).first).to_be_visible(timeout=TIMEOUT_MS)
         page.reload()
-        expect(page.locator(viewer).first).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator(viewer).first).to_be_visible(timeout=TIMEOUT_MS)
         page.wait_for_load_state("networkidle")
         expect(page.locator("[data-error]")).to_be_hidden()
-        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
         with page.expect_download() as download:
             page.locator("a[download]").first.click()
         assert Path(download.value.path()).stat().st_size > 0, app
