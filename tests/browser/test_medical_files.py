@@ -29,7 +29,7 @@ def test_a_file_without_a_ct_is_refused(page: Page, site: str, tmp_path: Path) -
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     page.get_by_label("Chest CT").set_input_files([bad])
     page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("alert")).to_contain_text("notes.nrrd has no header that can be read")
+    expect(page.get_by_role("alert")).to_contain_text("notes.nrrd has no readable header")
 
 
 def test_slices_of_a_dicom_folder_are_shown_with_their_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
