@@ -1,4 +1,4 @@
-"""Free-response ROC and the competition performance metric, as LUNA16 defines them.
+"""Free-response ROC and the competition performance metric (CPM), as LUNA16 defines them.
 
 Setio et al., Medical Image Analysis 42, 2017, section 4; the rules are those of the challenge's own evaluation
 (luna16.grand-challenge.org/Evaluation). Positions and diameters are in millimetres, in any one frame.
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 OPERATING_POINTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False positives per scan at which CPM averages the sensitivity."""
+"""False positives per scan over which CPM averages the sensitivity."""
 
 UNKNOWN_DIAMETER_MM = 10.0
-"""Stands for a negative diameter, which LUNA16 gives to findings without a size."""
+"""Replaces a negative diameter, which LUNA16 uses for findings without a size."""
 
 MAX_MARKS = 100
 
@@ -25,7 +25,7 @@ Position = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A finding of the system under test; ``score`` grows with suspicion."""
+    """A finding of the system under test. A higher ``score`` is more suspicious."""
 
     scan: str
     centre_mm: Position
@@ -34,7 +34,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """An annotation. Marks on an ``excluded`` one count neither as hits nor as false positives."""
+    """An annotation. Marks on an ``excluded`` annotation count neither as hits nor as false positives."""
 
     scan: str
     centre_mm: Position
@@ -44,7 +44,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Froc:
-    """Points of the curve in the order of falling thresholds; the first is (0, 0)."""
+    """The points of the curve, sorted by decreasing threshold. The first point is (0, 0)."""
 
     false_positives_per_scan: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
@@ -53,12 +53,12 @@ class Froc:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matches:
-    """What LUNA16's rules make of the marks of all scans; a scan is its row number in ``nodules_S``.
+    """The marks of all scans, matched by LUNA16's rules. Scans are numbered by their row in ``nodules_S``.
 
-    ``hit_scores_H`` are those of the nodules that were found, by their strongest mark, ``false_scores_F`` those of the
-    false positives; ``hit_scans_H`` and ``false_scans_F`` say on which scan. ``double_marks`` are further marks on a
-    nodule that another one found, ``ignored_marks`` those on excluded findings, ``surplus_marks`` those beyond the most
-    that a scan may have: they count neither way.
+    ``hit_scores_H`` has the highest score on each detected nodule, ``false_scores_F`` the scores of the false
+    positives; ``hit_scans_H`` and ``false_scans_F`` have their scans. Three kinds of marks count neither as hits nor as
+    false positives: ``double_marks``, further marks on a nodule that is already detected; ``ignored_marks``, on
+    excluded findings; and ``surplus_marks``, beyond the maximum per scan.
     """
 
     hit_scores_H: NDArray[np.float64]
@@ -72,48 +72,49 @@ class Matches:
 
 
 def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, max_marks: int = MAX_MARKS) -> Matches:
-    """Compares the marks with the annotations, scan by scan.
+    """Matches the marks with the annotations of each scan.
 
-    A mark hits when its distance to the centre is strictly less than the radius. Of several hits on one nodule the
-    strongest counts, and the others are double marks. Included nodules come first: a mark that has hit one is not taken
-    away by an excluded finding. Raises ValueError where marks and annotations name more than ``scans`` scans.
+    A mark is a hit if its distance from the centre is strictly less than the radius. If several marks hit a nodule, the
+    one with the highest score counts and the others are double marks. A mark that hits both a nodule and an excluded
+    finding counts as a hit. Raises ValueError if marks and annotations name more than ``scans`` scans.
     """
     marks, truths = list(marks), list(truths)
     names = sorted({*(truth.scan for truth in truths), *(mark.scan for mark in marks)})
-    number = {name: n for n, name in enumerate(names)}
-    if len(number) > scans:
-        raise ValueError(f"marks and annotations name {len(number)} scans, but there are {scans}")
+    scan_numbers = {name: n for n, name in enumerate(names)}
+    if len(scan_numbers) > scans:
+        raise ValueError(f"marks and annotations name {len(scan_numbers)} scans, but there are {scans}")
     centres = np.array([mark.centre_mm for mark in marks], np.float64).reshape(-1, 3)
     scores = np.array([mark.score for mark in marks], np.float64)
     positions = np.array([truth.centre_mm for truth in truths], np.float64).reshape(-1, 3)
     diameters = np.array([truth.diameter_mm for truth in truths], np.float64)
     squared_radii = (np.where(diameters < 0, UNKNOWN_DIAMETER_MM, diameters) / 2) ** 2
     excluded = np.array([truth.excluded for truth in truths], bool)
-    rows_of_marks = _rows_by_scan([number[mark.scan] for mark in marks], scans)
-    rows_of_truths = _rows_by_scan([number[truth.scan] for truth in truths], scans)
-    nodules = np.array([np.count_nonzero(~excluded[rows]) for rows in rows_of_truths], np.int64)
+    mark_rows = _rows_by_scan([scan_numbers[mark.scan] for mark in marks], scans)
+    truth_rows = _rows_by_scan([scan_numbers[truth.scan] for truth in truths], scans)
+    nodules = np.array([np.count_nonzero(~excluded[rows]) for rows in truth_rows], np.int64)
     hits, false = [np.zeros(0)] * scans, [np.zeros(0)] * scans
     double = ignored = surplus = 0
-    for scan in range(len(number)):
-        known, all_found = rows_of_truths[scan], rows_of_marks[scan]
-        found = all_found[_strongest(scores[all_found], max_marks)]
-        surplus += len(all_found) - len(found)
-        apart = ((centres[found, None] - positions[None, known]) ** 2).sum(axis=2)
-        near = apart < squared_radii[None, known]
-        on_nodules, on_excluded = near[:, ~excluded[known]], near[:, excluded[known]].any(axis=1)
-        hitting = on_nodules.any(axis=1)
-        marks_a_nodule = on_nodules.sum(axis=0)
-        strongest = np.where(on_nodules, scores[found, None], -np.inf).max(axis=0, initial=-np.inf)
-        hits[scan] = strongest[marks_a_nodule > 0]
-        false[scan] = scores[found[~hitting & ~on_excluded]]
-        double += int(np.maximum(marks_a_nodule - 1, 0).sum())
-        ignored += int((on_excluded & ~hitting).sum())
-    numbers = np.arange(scans)
+    for scan in range(len(scan_numbers)):
+        truth_row, all_marks = truth_rows[scan], mark_rows[scan]
+        kept_marks = all_marks[_strongest(scores[all_marks], max_marks)]
+        surplus += len(all_marks) - len(kept_marks)
+        squared_distances = ((centres[kept_marks, None] - positions[None, truth_row]) ** 2).sum(axis=2)
+        within_radius = squared_distances < squared_radii[None, truth_row]
+        on_nodules = within_radius[:, ~excluded[truth_row]]
+        on_excluded = within_radius[:, excluded[truth_row]].any(axis=1)
+        is_hit = on_nodules.any(axis=1)
+        marks_per_nodule = on_nodules.sum(axis=0)
+        strongest = np.where(on_nodules, scores[kept_marks, None], -np.inf).max(axis=0, initial=-np.inf)
+        hits[scan] = strongest[marks_per_nodule > 0]
+        false[scan] = scores[kept_marks[~is_hit & ~on_excluded]]
+        double += int(np.maximum(marks_per_nodule - 1, 0).sum())
+        ignored += int((on_excluded & ~is_hit).sum())
+    scan_indices = np.arange(scans)
     return Matches(
         hit_scores_H=np.concatenate([np.zeros(0), *hits]),
-        hit_scans_H=np.repeat(numbers, [len(scores) for scores in hits]),
+        hit_scans_H=np.repeat(scan_indices, [len(scores) for scores in hits]),
         false_scores_F=np.concatenate([np.zeros(0), *false]),
-        false_scans_F=np.repeat(numbers, [len(scores) for scores in false]),
+        false_scans_F=np.repeat(scan_indices, [len(scores) for scores in false]),
         nodules_S=nodules,
         double_marks=double,
         ignored_marks=ignored,
@@ -122,17 +123,17 @@ def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, max_mar
 
 
 def froc(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, max_marks: int = MAX_MARKS) -> Froc:
-    """The curve over ``scans`` scans: their number, those without marks or annotations counted as well."""
+    """The curve over ``scans`` scans, a number that includes scans without marks or annotations."""
     return froc_of(match(marks, truths, scans=scans, max_marks=max_marks))
 
 
 def froc_of(matches: Matches) -> Froc:
-    """The curve of marks that have been matched."""
+    """The curve of matched marks."""
     return _Ranking(matches).curve(np.ones(len(matches.nodules_S), np.int64))
 
 
 def sensitivity_at(curve: Froc, false_positives_per_scan: float) -> float:
-    """Sensitivity at a rate of false positives, between the curve's points by straight lines."""
+    """The sensitivity at a rate of false positives, linearly interpolated between the points of the curve."""
     return float(np.interp(false_positives_per_scan, curve.false_positives_per_scan, curve.sensitivity))
 
 
@@ -142,20 +143,20 @@ def cpm(curve: Froc) -> float:
 
 
 def score_at(curve: Froc, false_positives_per_scan: float) -> float:
-    """The least score at which there are at most so many false positives per scan; 1 where no mark is that rare."""
+    """The lowest score with at most this many false positives per scan, or 1 if no score has so few."""
     allowed = curve.false_positives_per_scan <= false_positives_per_scan
     return min(float(curve.thresholds[allowed][-1]), 1.0)
 
 
 def point_at(curve: Froc, score: float) -> tuple[float, float]:
-    """False positives per scan and sensitivity of the marks of at least ``score``."""
+    """False positives per scan and sensitivity of the marks that score at least ``score``."""
     last = int(np.nonzero(curve.thresholds >= score)[0][-1])
     return float(curve.false_positives_per_scan[last]), float(curve.sensitivity[last])
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Mean and 95 % limits of a figure over bootstrap samples of the scans."""
+    """The mean and the 95 % limits of a figure over bootstrap samples of the scans."""
 
     mean: float
     low: float
@@ -182,7 +183,7 @@ def bootstrap_of(
     random: np.random.Generator,
     samples: int = 1000,
 ) -> list[Interval]:
-    """As ``bootstrap``, of marks that have been matched: each sample only weights the scans anew."""
+    """``bootstrap`` for matched marks. Each sample only changes the weights of the scans."""
     scans = len(matches.nodules_S)
     ranking = _Ranking(matches)
     values = np.empty((samples, len(figures)))
@@ -196,7 +197,7 @@ def bootstrap_of(
 
 
 class _Ranking:
-    """All scores in falling order, so that the curve of any weights of the scans is two running sums."""
+    """All scores in decreasing order, so that the curve for any weights of the scans is two cumulative sums."""
 
     def __init__(self, matches: Matches) -> None:
         scores = np.concatenate([matches.hit_scores_H, matches.false_scores_F])
@@ -204,20 +205,20 @@ class _Ranking:
         self._scores = scores[order]
         self._scans = np.concatenate([matches.hit_scans_H, matches.false_scans_F])[order]
         self._hit_rows = np.nonzero(order < len(matches.hit_scores_H))[0]
-        # A threshold takes all marks of its score: the last row of each.
+        # Marks of equal score share a threshold: the last row of each score.
         self._ends = np.nonzero(np.append(np.diff(self._scores) != 0, True))[0][: len(scores)]
         self._nodules_S = matches.nodules_S
 
     def curve(self, weights_S: NDArray[np.int64]) -> Froc:
-        """The curve of the scans, each counted as often as its weight says."""
+        """The curve of the scans, each counted as many times as its weight."""
         weights = weights_S.astype(np.int32)[self._scans]
         hits = np.zeros_like(weights)
         hits[self._hit_rows] = weights[self._hit_rows]
         detected, claimed = np.cumsum(hits)[self._ends], np.cumsum(weights)[self._ends]
-        # A score that only scans of weight 0 have is no point of the curve.
+        # Scores that occur only in scans of weight 0 are not points of the curve.
         points = np.nonzero(np.diff(claimed, prepend=0))[0]
         detected, claimed = detected[points], claimed[points]
-        # A nodule that no mark hits is in the denominator, and gives no point.
+        # Nodules that no mark hits count in the denominator only.
         nodules = int((weights_S * self._nodules_S).sum())
         return Froc(
             np.concatenate([[0.0], (claimed - detected) / max(int(weights_S.sum()), 1)]),
@@ -227,15 +228,15 @@ class _Ranking:
 
 
 def _rows_by_scan(scan_of_row: Sequence[int], scans: int) -> list[NDArray[np.int64]]:
-    """For each scan the rows that belong to it, in their order."""
+    """The rows of each scan, in their original order."""
     numbers = np.asarray(scan_of_row, np.int64)
     bounds = np.searchsorted(np.sort(numbers), np.arange(1, scans))
     return np.split(np.argsort(numbers, kind="stable"), bounds)
 
 
-def _strongest(scores: NDArray[np.float64], most: int) -> NDArray[np.bool_]:
-    """Which marks of a scan are kept: of more than ``most`` those strictly above the first that is too many."""
-    if len(scores) <= most:
+def _strongest(scores: NDArray[np.float64], max_marks: int) -> NDArray[np.bool_]:
+    """Whether each mark of a scan is kept. Of more than ``max_marks``, those above the first surplus score."""
+    if len(scores) <= max_marks:
         return np.ones(len(scores), bool)
-    strongest: NDArray[np.bool_] = scores > np.sort(scores)[::-1][most]
+    strongest: NDArray[np.bool_] = scores > np.sort(scores)[::-1][max_marks]
     return strongest

@@ -1,8 +1,8 @@
-"""Scores a submission to LUNA16 beside its annotations: sensitivities, CPM, and what became of every mark.
+"""Scores a submission in LUNA16's format against the annotations: sensitivities, CPM, and counts of all marks.
 
 Protocol: luna16.grand-challenge.org/Evaluation; Setio et al., Medical Image Analysis 42, 2017, section 4. The challenge
 interpolates each bootstrap sample's curve on 10,000 points between 1/8 and 8 false positives per scan and prints its
-limits there; here they are taken at the seven rates themselves.
+limits there; here the limits are taken at the seven rates themselves.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SEED = 16
 
 
 def score_files(files: Mapping[str, Path]) -> Table:
-    """``score_submission`` of the files named submission, annotations, series and, where there is one, excluded."""
+    """``score_submission`` of the files named submission, annotations, series and, optionally, excluded."""
     required, known = {"submission", "annotations", "series"}, {"submission", "annotations", "excluded", "series"}
     if not required <= files.keys() <= known:
         raise InvalidInputError(
-            "a submission is scored from --submission CSV --annotations CSV --series CSV and, where there are findings "
-            f"that count neither way, --excluded CSV; given: {', '.join(sorted(files)) or 'none'}"
+            "scoring a submission needs --submission CSV --annotations CSV --series CSV and, if there are excluded "
+            f"findings, --excluded CSV; given: {', '.join(sorted(files)) or 'none'}"
         )
     return score_submission(files["submission"], files["annotations"], files.get("excluded"), files["series"])
 
@@ -55,8 +55,8 @@ def score_submission(
 ) -> Table:
     """The table of a submission: each figure with its 95 % interval over bootstrap samples of the scans.
 
-    Marks and annotations of series that are not in the list ``series`` play no part, and are counted. Raises
-    InvalidInputError for files that are not in LUNA16's layout, and where no nodule lies in the listed series.
+    Marks and annotations of series that are not listed in ``series`` are left out, and the table counts them. Raises
+    InvalidInputError for files that are not in LUNA16's format, and if no nodule is in a listed series.
     """
     listed = read_scans(series)
     scans = set(listed)
@@ -64,10 +64,10 @@ def score_submission(
     marks = [mark for mark in all_marks if mark.scan in scans]
     truths = [truth for truth in all_truths if truth.scan in scans]
     if not any(not truth.excluded for truth in truths):
-        raise InvalidInputError(f"no nodule of {annotations.name} lies in a series of {series.name}")
+        raise InvalidInputError(f"no nodule of {annotations.name} is in a series of {series.name}")
     if all_marks and not marks:
         raise InvalidInputError(
-            f"no mark of {submission.name} lies in a series of {series.name}; the first is of {all_marks[0].scan!r}"
+            f"no mark of {submission.name} is in a series of {series.name}; the first mark is in {all_marks[0].scan!r}"
         )
     left_out = [
         ("marks ignored: series not listed", len(all_marks) - len(marks)),
@@ -96,7 +96,7 @@ def froc_table(
     samples: int = BOOTSTRAP_SAMPLES,
     seed: int = SEED,
 ) -> Table:
-    """The seven sensitivities and CPM with 95 % intervals over the scans, and what became of every mark."""
+    """The seven sensitivities and CPM with 95 % intervals over the scans, and counts of all marks."""
     matches = match(marks, truths, scans=scans)
     curve = froc_of(matches)
     sensitivities = [partial(sensitivity_at, false_positives_per_scan=rate) for rate in OPERATING_POINTS]

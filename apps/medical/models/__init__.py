@@ -1,4 +1,4 @@
-"""Networks over MONAI, checkpoint import, fast paths."""
+"""MONAI's networks, checkpoint import and fast paths."""
 
 MODELS = ("lung_nodules", "lung_nodule_candidates")
-"""The names of the artifacts that the application predicts with: the detector, and the stage that ranks its marks."""
+"""The artifacts that the application predicts with: the detector, and the second stage that rescores its candidates."""

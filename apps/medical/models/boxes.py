@@ -1,6 +1,7 @@
-"""The numbers by which MONAI's RetinaNetDetector turns maps into boxes, without MONAI.
+"""The box decoding of MONAI's RetinaNetDetector, without importing MONAI.
 
-Importing MONAI takes longer than detecting; a program needs these alone. A test compares them with the detector's own.
+Importing MONAI takes longer than detection, and a program needs only these numbers. A test compares them with the
+detector's own.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from apps.medical.models.retinanet import ANCHOR_SCALES, CANDIDATES, DETECTIONS,
 if TYPE_CHECKING:
     from apps.medical.models.retinanet import RetinaNet3D
 
-_LARGEST_GROWTH = math.log(1000.0 / 16)
-"""The logarithm of the factor by which a box may be larger than its anchor, at most: MONAI's, from torchvision."""
+_MAX_LOG_SCALE = math.log(1000.0 / 16)
+"""The logarithm of the largest ratio of a box to its anchor: MONAI's value, taken from torchvision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxDecoder:
-    """``anchors`` of each level (A, 6), about the middle of a cell, in voxels; ``size_divisible`` the image's strides.
+    """How a detector decodes and selects boxes.
 
-    Of the ``candidates`` best of a level above ``score_threshold`` those become boxes that overlap a better one by at
-    most ``overlap``, ``detections`` at most.
+    ``anchors`` has the anchors of each level, (A, 6) in voxels relative to the centre of a cell. Image sizes must be
+    multiples of ``size_divisible``. The best ``candidates`` of each level that score above ``score_threshold`` are
+    decoded; non-maximum suppression at the IoU ``overlap`` keeps at most ``detections`` of them.
     """
 
     anchors: tuple[Tensor, ...]
@@ -40,8 +42,8 @@ class BoxDecoder:
 
     @classmethod
     def of_settings(cls, settings: RetinaNet3D) -> BoxDecoder:
-        """That of the detector which ``settings`` builds."""
-        # In NumPy: a network is loaded without computing with torch, whose code takes memory once it is used.
+        """The decoder of the detector that ``settings`` builds."""
+        # NumPy, because torch's kernels take memory from their first use, and loading a network needs none of them.
         halves = [np.array(settings.anchors_voxels, np.float32) * np.float32(scale / 2) for scale in ANCHOR_SCALES]
         return cls(
             anchors=tuple(torch.from_numpy(np.concatenate([-half, half], axis=1).round()) for half in halves),
@@ -54,7 +56,7 @@ class BoxDecoder:
 
     @classmethod
     def of_detector(cls, detector: Any) -> BoxDecoder:
-        """That of a RetinaNetDetector of MONAI, however it was configured."""
+        """The decoder of a RetinaNetDetector of MONAI with any configuration."""
         selector = detector.box_selector
         return cls(
             anchors=tuple(detector.anchor_generator.cell_anchors),
@@ -67,11 +69,11 @@ class BoxDecoder:
 
 
 def decode(codes_N6: Tensor, anchors_N6: Tensor) -> Tensor:
-    """(N, 6) boxes, low corner and high corner, from their codes: MONAI's ``BoxCoder`` with weights of 1.
+    """Boxes (N, 6), as low and high corners, from their codes: MONAI's ``BoxCoder`` with weights of 1.
 
-    A code is the centre's distance from the anchor's in parts of its size, and the logarithm of the factor of size.
+    A code has the offset of the centre relative to the anchor's size, and the logarithm of the size ratio.
     """
     size = anchors_N6[:, 3:] - anchors_N6[:, :3]
     centre = codes_N6[:, :3] * size + (anchors_N6[:, :3] + anchors_N6[:, 3:]) / 2
-    half = torch.exp(codes_N6[:, 3:].clamp(max=_LARGEST_GROWTH)) * size / 2
+    half = torch.exp(codes_N6[:, 3:].clamp(max=_MAX_LOG_SCALE)) * size / 2
     return torch.cat([centre - half, centre + half], dim=1)

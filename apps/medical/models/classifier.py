@@ -1,8 +1,8 @@
-"""The second stage: a small 3D network that looks at a candidate at two scales and says whether it is a nodule.
+"""The second stage: a small 3D network that classifies a candidate from patches at two scales.
 
 After Setio et al., Validation, comparison, and combination of algorithms for automatic detection of pulmonary nodules,
-Med. Image Anal. 42, 2017: candidates are cheap to find and hard to rank. The network is given the detector's own score
-beside the image, so that what it says is the score of both together.
+Med. Image Anal. 42, 2017: candidates are easy to find and hard to rank. The network also receives the detector's
+score, so that its output is the joint score of both stages.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from apps.medical.types import ChestInput
 
 SCALES = (1, 3)
-"""A patch at the network's spacing, and one of so many times that around it."""
+"""The spacings of the two patches, in multiples of the network's spacing."""
 
-KNOWN = 2
-"""What is known of a candidate beside its image: the detector's score and the size."""
+SCALAR_INPUTS = 2
+"""Inputs besides the image: the detector's score and the diameter."""
 
 BLOCK = 2
-"""Voxels along each axis that the first layer takes together."""
+"""Size and stride of the first convolution in voxels."""
 
 NAME = "lung_nodule_candidates"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateClassifier:
-    """Settings: ``size`` of a patch along x, y, z in voxels, multiples of 8; ``channels`` after the first convolution.
+    """Settings of the classifier.
 
-    ``hidden`` is the width of the layer in which both scales and what is known meet.
+    ``size`` is the patch size along x, y, z in voxels, in multiples of 8. ``channels`` is the number of channels of the
+    first stage. ``hidden`` is the width of the layer that combines both scales with the scalar inputs.
     """
 
     size: tuple[int, int, int] = (32, 32, 16)
@@ -49,18 +50,18 @@ class CandidateClassifier:
 
     @property
     def name(self) -> str:
-        """The artifact's."""
+        """The artifact's name."""
         return NAME
 
     def build(self, input: ChestInput) -> nn.Module:
-        """The network with weights of chance."""
+        """The network with random weights."""
         return build(self)
 
 
 def build(settings: CandidateClassifier) -> nn.Module:
-    """A network of ``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,).
+    """A network that maps ``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,).
 
-    ``known`` is the logit of the detector's score, and the logarithm of the diameter in mm.
+    ``known`` holds the logit of the detector's score and the logarithm of the diameter in mm.
     """
     import torch
     from torch import nn
@@ -68,34 +69,34 @@ def build(settings: CandidateClassifier) -> nn.Module:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            wide = [settings.channels * n for n in (1, 2, 4)]
-            self.near, self.around = _tower(wide), _tower(wide)
-            seen = len(SCALES) * wide[-1] + KNOWN
-            self.head = nn.Sequential(nn.Linear(seen, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 1))
+            widths = [settings.channels * n for n in (1, 2, 4)]
+            self.near, self.around = _tower(widths), _tower(widths)
+            features = len(SCALES) * widths[-1] + SCALAR_INPUTS
+            self.head = nn.Sequential(nn.Linear(features, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 1))
 
         def forward(self, image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-            seen = [self.near(image[:, :1]), self.around(image[:, 1:])]
-            out: torch.Tensor = self.head(torch.cat([*seen, known], dim=1))
-            return out[:, 0]
+            features = [self.near(image[:, :1]), self.around(image[:, 1:])]
+            logits: torch.Tensor = self.head(torch.cat([*features, known], dim=1))
+            return logits[:, 0]
 
-    # A third faster with the channels innermost; the values are the same.
+    # channels_last is a third faster; the values are the same.
     return Network().to(memory_format=torch.channels_last_3d)
 
 
-def _tower(wide: list[int]) -> nn.Sequential:
-    """Blocks of 2 x 2 x 2 voxels to 8 channels, convolutions, then the greatest value of each channel anywhere.
+def _tower(widths: list[int]) -> nn.Sequential:
+    """A convolution of 2 x 2 x 2 voxels to 8 channels, further convolutions, then a global maximum per channel.
 
-    The blocks lose nothing and cost nothing, and what follows sees an eighth of the places: against three halvings
-    after convolutions at full resolution a third of the time, at the same sensitivity.
+    The first convolution loses no information, and the layers after it compute an eighth of the positions: this takes a
+    third of the time of three poolings after convolutions at full resolution, with the same sensitivity.
     """
     from torch import nn
 
     layers: list[nn.Module] = [nn.Conv3d(1, BLOCK**3, BLOCK, stride=BLOCK, bias=False)]
-    before = BLOCK**3
-    for stage, (convolutions, channels) in enumerate(zip((2, 2, 1), wide, strict=True)):
+    in_channels = BLOCK**3
+    for stage, (convolutions, channels) in enumerate(zip((2, 2, 1), widths, strict=True)):
         if stage:
             layers.append(nn.MaxPool3d(2))
         for _ in range(convolutions):
-            layers += [nn.Conv3d(before, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels), nn.ReLU()]
-            before = channels
+            layers += [nn.Conv3d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels), nn.ReLU()]
+            in_channels = channels
     return nn.Sequential(*layers, nn.AdaptiveMaxPool3d(1), nn.Flatten())

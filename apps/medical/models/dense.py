@@ -1,4 +1,4 @@
-"""The detector's network alone, for export and for speed: a tile in, the maps of every level out."""
+"""The detector's dense network for export and fast inference: from a tile to the maps of every level."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Maps(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        # Its parts are MONAI's, which have no types.
+        # MONAI's modules are untyped.
         self.network: Any = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
-        # The heads are called as they are in the network, less its checks for NaN, which cannot be exported.
+        """Maps ``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
+        # As in MONAI's forward pass, without its checks for NaN, which cannot be exported.
         features = list(self.network.feature_extractor(image).values())
         classify, regress = self.network.classification_head, self.network.regression_head
         logits = [classify.cls_logits(classify.conv(level)) for level in features]
@@ -36,28 +36,28 @@ class Maps(nn.Module):
 INPUT = "image"
 OUTPUTS = tuple(f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3))
 VARYING = {INPUT: (2, 3, 4)}
-"""Tiles are as small as a scan's lungs allow, so that all three of their sizes differ between scans."""
+"""Axes of varying size: tiles are fitted to the lungs, so their sizes differ between scans."""
 
 
 def dense(recipe: Any, detector: Any) -> DenseNetwork:
-    """The network of a detector that ``recipe`` built, see ``dense_network``; or the second stage's as it is."""
+    """The dense network of a detector or second stage that ``recipe`` built."""
     if isinstance(recipe.model, CandidateClassifier):
         return dense_classifier(recipe.model, detector)
     return dense_network(detector)
 
 
 def dense_classifier(settings: CandidateClassifier, network: nn.Module) -> DenseNetwork:
-    """The second stage's network as it is, for any number of marks."""
+    """The second stage's network, unchanged, for any number of candidates."""
     batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
-    # Two marks of nothing, as the second stage is given them.
-    marks = {"image": torch.zeros((2, len(SCALES), *settings.size)), "known": torch.zeros((2, 2))}
-    return DenseNetwork(module=network.eval(), inputs=marks, outputs=["logit"], dynamic=batches)
+    # Two empty candidates in the second stage's input format.
+    candidates = {"image": torch.zeros((2, len(SCALES), *settings.size)), "known": torch.zeros((2, 2))}
+    return DenseNetwork(module=network.eval(), inputs=candidates, outputs=["logit"], dynamic=batches)
 
 
 def dense_network(detector: Any) -> DenseNetwork:
-    """The network of a detector, with batch normalisation folded, for tiles of any size.
+    """The network of a detector with batch normalisation folded in, for tiles of any size.
 
-    Its example is two tiles of zeros; no two of their sizes are equal, so that an exporter takes none for another.
+    The example input is two tiles of zeros with three different sizes, so that an exporter cannot confuse the axes.
     """
     strides = detector.size_divisible
     size = [unit * (3 + axis) for axis, unit in enumerate(strides)]
@@ -71,16 +71,16 @@ def dense_network(detector: Any) -> DenseNetwork:
 
 
 def fold_batch_norm(detector: Any) -> Maps:
-    """The maps of a detector's network for evaluation, with batch normalisation folded into the convolutions.
+    """The detector's network in evaluation mode, with batch normalisation folded into the convolutions.
 
-    The values are the network's but for rounding; the detector itself is left as it is.
+    The outputs equal the network's up to rounding. The detector itself is not changed.
     """
     network = copy.deepcopy(detector.network).eval()
     for module in list(network.modules()):
-        for (name, layer), (after, norm) in pairwise(list(module.named_children())):
+        for (name, layer), (next_name, norm) in pairwise(list(module.named_children())):
             if isinstance(layer, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
                 setattr(module, name, fuse_conv_bn_eval(layer, norm))
-                setattr(module, after, nn.Identity())
+                setattr(module, next_name, nn.Identity())
     for layer in network.modules():
         if type(layer) is nn.Conv3d:
             layer.__class__ = _Convolution
@@ -89,12 +89,14 @@ def fold_batch_norm(detector: Any) -> Maps:
 
 
 class _Convolution(nn.Conv3d):
-    """By oneDNN for one image too: torch takes a kernel for it that is up to twenty times slower (torch 2.14)."""
+    """A convolution that always uses oneDNN: for single images torch 2.14 uses a kernel up to 20 times slower."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        if traced or not plain or input.shape[0] != 1:
+        is_cpu_fp32 = (
+            input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        )
+        is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if is_traced or not is_cpu_fp32 or input.shape[0] != 1:
             return super().forward(input)
         assert isinstance(self.padding, tuple)
         return torch.mkldnn_convolution(
@@ -103,25 +105,25 @@ class _Convolution(nn.Conv3d):
 
 
 class ProgramMaps(nn.Module):
-    """A program called as ``Maps`` is."""
+    """A program with the interface of ``Maps``."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
-        found = self.program({INPUT: image})
-        return tuple(found[name] for name in OUTPUTS)
+        """Maps ``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
+        outputs = self.program({INPUT: image})
+        return tuple(outputs[name] for name in OUTPUTS)
 
 
 class ProgramLogits(nn.Module):
-    """A program called as the second stage's network is."""
+    """A program with the interface of the second stage's network."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
 
     def forward(self, image: Tensor, known: Tensor) -> Tensor:
-        """``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,)."""
+        """Maps ``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,)."""
         return self.program({"image": image, "known": known})["logit"]

@@ -1,8 +1,8 @@
-"""Group normalisation whose gradient in bf16 takes a fifth of the time on a CPU; the values are torch's own.
+"""Group normalisation whose bf16 gradient takes a fifth of the time on a CPU; the values are torch's own.
 
-torch's kernel for the gradient of a bf16 image with its channels innermost is slow (torch 2.14.1: 6.0 ms for
-(2, 16, 20, 20, 24) on one thread, a quarter of a training step); the one for contiguous images is not (1.1 ms, the
-copies included). In fp32 both take the same time.
+torch's kernel for the gradient of a channels_last bf16 image is slow (torch 2.14.1: 6.0 ms for (2, 16, 20, 20, 24) on
+one thread, a quarter of a training step). The kernel for contiguous images takes 1.1 ms, copies included. In fp32 both
+take the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SLOW = (torch.bfloat16, torch.float16)
+SLOW_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -49,11 +49,13 @@ class _GroupNorm(torch.autograd.Function):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's ``nn.GroupNorm`` with another way to the gradient of a 3D image in half precision on a CPU."""
+    """torch's ``nn.GroupNorm`` with a faster gradient for 3D images in half precision on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, X, Y, Z) to the same, normalised."""
-        slow = input.dtype in SLOW and input.device.type == "cpu" and input.dim() == 5 and torch.is_grad_enabled()
+        """Normalises ``input`` (B, C, X, Y, Z)."""
+        slow = (
+            input.dtype in SLOW_DTYPES and input.device.type == "cpu" and input.dim() == 5 and torch.is_grad_enabled()
+        )
         if not slow or not input.is_contiguous(memory_format=torch.channels_last_3d) or torch.compiler.is_compiling():
             return super().forward(input)
         out: Tensor = _GroupNorm.apply(input, self.weight, self.bias, self.num_groups, self.eps)
@@ -61,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def use_fast_group_norm(model: nn.Module) -> None:
-    """Puts it in the place of torch's own throughout the model; its parameters stay the same tensors."""
+    """Replaces torch's own throughout the model; the parameters remain the same tensors."""
     for module in model.modules():
         if type(module) is nn.GroupNorm and module.affine:
             module.__class__ = GroupNorm

@@ -1,10 +1,10 @@
-"""Public checkpoints of the nodule detector as models of this application: weights only, by name.
+"""Imports public checkpoints of the nodule detector: weights only, by parameter name.
 
 ``monai-bundle`` takes ``models/model.pt`` of the bundle lung_nodule_ct_detection of MONAI's model zoo (version 0.6.8,
 Apache-2.0; github.com/Project-MONAI/model-zoo, also on huggingface.co/MONAI): the state dict of a RetinaNet over a
-ResNet-50, trained on LUNA16. What the network expects, and how its outputs are read, are those of the bundle's
-``configs/inference.json``. The bundle's configurations are not read: they hold expressions that MONAI would evaluate.
-A checkpoint of the same detector over a ResNet of another depth or width is taken as well: its sizes are read off it.
+ResNet-50, trained on LUNA16. Preprocessing and decoding follow the bundle's ``configs/inference.json``. The bundle's
+configurations are not read because they contain expressions that MONAI would evaluate. Checkpoints of the same detector
+over a ResNet of another depth or width are accepted too; the sizes are inferred from the tensors.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from shared.recipe import DataConfig
 
 WRAPPERS = ("model", "state_dict", "network", "net", "model_state_dict")
-"""Under which of these names training scripts keep a network's state dict beside other things."""
+"""Keys under which training scripts store a network's state dict next to other content."""
 
 PREFIXES = ("module.", "network.", "detector.network.", "model.")
-"""What data parallelism and the detector around the network put before each name."""
+"""Prefixes that data parallelism and the detector around the network add to parameter names."""
 
 BUNDLE_FEATURES = 256
 PARITY_PATCH = (32, 32, 16)
 TOLERANCE = 1e-4
-"""How far the two forward passes may be apart, relative to the largest output: the layout in memory differs."""
+"""Largest difference of the two forward passes relative to the largest output; their memory layouts differ."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the network's own names; nothing else in the file is made.
+    """The tensors of a checkpoint by the network's own parameter names. No other object in the file is created.
 
-    Refuses a file that torch cannot read as weights alone (``weights_only``), and one without a state dict.
+    Raises InvalidInputError for a file that torch cannot load with ``weights_only``, and for one without a state dict.
     """
     import torch
 
@@ -52,24 +52,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise InvalidInputError(f"{path.name} cannot be read as weights alone: {reason}") from error
+        raise InvalidInputError(f"{path.name} cannot be loaded as weights only: {reason}") from error
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{path.name} holds no state dict but a {type(content).__name__}")
+        raise InvalidInputError(f"{path.name} contains a {type(content).__name__} instead of a state dict")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise InvalidInputError(
-            f"{path.name} holds no tensors by name; its keys are {first_few(list(map(str, content)))}"
+            f"{path.name} contains no named tensors; its keys are {first_few(list(map(str, content)))}"
         )
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
-def load_by_name(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Puts every tensor in its place; refuses a file in which one is missing, is unknown or has another shape."""
+def load_by_name(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads every tensor by name. Raises InvalidInputError if one is missing, unknown or has another shape.
+
+    ``source`` names the file in the message.
+    """
     expected = network.state_dict()
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     unknown = [name for name in tensors if name not in expected]
@@ -79,37 +82,38 @@ def load_by_name(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -
         if name in tensors and tensors[name].shape != value.shape
     ]
     faults = (("lacks", missing), ("has unknown", unknown), ("has other shapes:", shapes))
-    said = "; ".join(f"{verb} {first_few(names)}" for verb, names in faults if names)
-    if said:
-        raise InvalidInputError(f"{what} is not the network of lung_nodule_ct_detection: it {said}")
+    problems = "; ".join(f"{verb} {first_few(names)}" for verb, names in faults if names)
+    if problems:
+        raise InvalidInputError(f"{source} is not the network of lung_nodule_ct_detection: it {problems}")
     network.load_state_dict(dict(tensors), strict=False)
 
 
-def settings_of(tensors: Mapping[str, Tensor], what: str) -> RetinaNet3D:
-    """Depth and width of the ResNet and of the pyramid, from the names and shapes of the tensors."""
+def settings_of(tensors: Mapping[str, Tensor], source: str) -> RetinaNet3D:
+    """Depth and width of the ResNet and of the pyramid, inferred from the names and shapes of the tensors."""
     from apps.medical.models.retinanet import RetinaNet3D, full
 
     body, pyramid = "feature_extractor.body.", "feature_extractor.fpn.layer_blocks.0.weight"
     depth = [len({name.split(".")[3] for name in tensors if name.startswith(f"{body}layer{n}.")}) for n in (1, 2)]
     if not all(depth) or f"{body}conv1.weight" not in tensors or pyramid not in tensors:
         raise InvalidInputError(
-            f"{what} is no RetinaNet of MONAI's: it lacks {body}conv1, layer1, layer2 or {pyramid}; it has "
+            f"{source} is not a RetinaNet of MONAI: it lacks {body}conv1, layer1, layer2 or {pyramid}; it has "
             f"{first_few(list(tensors))}"
         )
     stem = tensors[f"{body}conv1.weight"]
-    found = RetinaNet3D(
+    settings = RetinaNet3D(
         block="bottleneck" if f"{body}layer1.0.conv3.weight" in tensors else "basic",
         layers=(depth[0], depth[1], 1, 1),
         planes=int(stem.shape[0]),
         features=int(tensors[pyramid].shape[0]),
         stem=int(stem.shape[-1]),
     )
-    # What the ResNet has beyond its second stage is cut off, and may be stated as the bundle does.
-    return full() if replace(found, layers=full().layers) == full() and depth == list(full().layers[:2]) else found
+    # The stages after the second are not used, so their depths may be stated as in the bundle.
+    is_bundle = replace(settings, layers=full().layers) == full() and depth == list(full().layers[:2])
+    return full() if is_bundle else settings
 
 
 def monai_network(settings: RetinaNet3D) -> nn.Module:
-    """The network as MONAI's own builders make it with the arguments of the bundle's ``configs/inference.json``."""
+    """The network built by MONAI's own functions with the arguments of the bundle's ``configs/inference.json``."""
     from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fpn_feature_extractor
     from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
     from monai.networks.nets.resnet import ResNet
@@ -126,9 +130,9 @@ def monai_network(settings: RetinaNet3D) -> nn.Module:
     if settings.features == BUNDLE_FEATURES:
         pyramid = resnet_fpn_feature_extractor(backbone, 3, False, [1, 2], None)
     else:
-        wide = settings.planes * (4 if settings.block == "bottleneck" else 1)
+        width = settings.planes * (4 if settings.block == "bottleneck" else 1)
         stages = {"layer1": "0", "layer2": "1"}
-        pyramid = BackboneWithFPN(backbone, stages, [wide, 2 * wide], settings.features, spatial_dims=3)
+        pyramid = BackboneWithFPN(backbone, stages, [width, 2 * width], settings.features, spatial_dims=3)
     network: nn.Module = RetinaNet(
         spatial_dims=3,
         num_classes=1,
@@ -140,10 +144,10 @@ def monai_network(settings: RetinaNet3D) -> nn.Module:
 
 
 def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) -> Imported:
-    """The bundle's ``model.pt``, compared with MONAI's own network on a patch of noise.
+    """Imports the bundle's ``model.pt`` and compares it with MONAI's own network on a patch of noise.
 
-    The operating score is not known: it is 0.5 until ``trivium calibrate`` sets it on annotated scans. Raises
-    ``ArithmeticError`` where the two networks' outputs differ by more than rounding.
+    The checkpoint has no operating score, so it is 0.5 until ``trivium calibrate`` sets it on annotated scans. Raises
+    ``ArithmeticError`` if the outputs of the two networks differ by more than rounding.
     """
     import monai
     import torch
@@ -157,10 +161,10 @@ def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) 
     recipe = replace(full(), model=settings, input=ChestInput(tile_size=full().input.tile_size))
     with torch.random.fork_rng():
         detector: Any = recipe.model.build(recipe.input)
-        theirs = monai_network(settings)
+        monai_model = monai_network(settings)
     load_by_name(detector.network, tensors, path.name)
-    load_by_name(theirs, tensors, path.name)
-    difference = largest_difference(theirs, detector.network)
+    load_by_name(monai_model, tensors, path.name)
+    difference = largest_difference(monai_model, detector.network)
     if not difference <= TOLERANCE:
         raise ArithmeticError(f"the imported network differs from MONAI's by {difference:.2e} of the largest output")
     with path.open("rb") as file:
@@ -180,17 +184,18 @@ def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) 
     )
 
 
-def largest_difference(theirs: nn.Module, ours: nn.Module) -> float:
+def largest_difference(reference: nn.Module, network: nn.Module) -> float:
     """Largest difference of the outputs of two RetinaNets on the same noise, relative to the largest output."""
     import torch
 
     noise = torch.rand((1, 1, *PARITY_PATCH), generator=torch.Generator().manual_seed(0))
     largest = 0.0
     with torch.no_grad():
-        expected, found = theirs.eval()(noise), ours.eval()(noise)
+        expected, actual = reference.eval()(noise), network.eval()(noise)
     for key, levels in expected.items():
-        for one, other in zip(levels, found[key], strict=True):
-            largest = max(largest, float((one - other).abs().max()) / max(float(one.abs().max()), 1e-6))
+        for expected_map, actual_map in zip(levels, actual[key], strict=True):
+            difference = float((expected_map - actual_map).abs().max())
+            largest = max(largest, difference / max(float(expected_map.abs().max()), 1e-6))
     return largest
 
 

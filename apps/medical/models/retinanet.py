@@ -1,4 +1,4 @@
-"""MONAI's RetinaNet for lung nodules, unmodified, at sizes from a laptop's to the LUNA16 bundle's.
+"""MONAI's RetinaNet for lung nodules, unmodified, in sizes from one for laptops to that of the LUNA16 bundle.
 
 Lin et al., Focal Loss for Dense Object Detection, 2017; the configuration of MONAI's model zoo,
 ``lung_nodule_ct_detection``. Importing this module imports neither torch nor MONAI's detection code.
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 ANCHOR_SCALES = (1, 2, 4)
 RETURNED_LAYERS = (1, 2)
 STRIDE = (2, 2, 1)
-"""Of the first convolution."""
+"""Stride of the first convolution."""
 CANDIDATES, DETECTIONS = 1000, 300
-"""The most of a level that are decoded, and the most boxes of an image."""
+"""Maximum number of candidates decoded per level, and of boxes per image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetinaNet3D:
-    """Settings of the detector. ``planes`` are the backbone's first channels, ``features`` the pyramid's.
+    """Settings of the detector.
 
-    ``anchors_voxels`` are sizes along x, y, z on the finest level; the next two have twice and four times these. They,
-    the sampler's and the selector's numbers are the bundle's.
+    ``planes`` is the number of channels of the backbone's first stage, ``features`` that of the pyramid.
+    ``anchors_voxels`` are anchor sizes along x, y, z on the finest level; they double on each of the next two levels.
+    Anchors, sampler and box selection use the bundle's values.
     """
 
     block: Literal["basic", "bottleneck"] = "basic"
@@ -47,21 +48,21 @@ class RetinaNet3D:
     nms_threshold: float = 0.22
 
     def build(self, input: ChestInput) -> RetinaNetDetector:
-        """The detector with weights of chance, and an output for each class of ``input``."""
+        """The detector with random weights and one output for each class of ``input``."""
         return build(self, len(input.classes))
 
     def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
-        """The network; anchors and matching are no graph."""
+        """The network; anchors and matching cannot be compiled."""
         return (model.get_submodule("network"),)
 
 
 def full() -> RetinaNet3D:
-    """The bundle's network: ResNet-50, 256 features; its published weights load by name."""
+    """The bundle's network: ResNet-50 with 256 features. Its published weights load by name."""
     return RetinaNet3D(block="bottleneck", layers=(3, 4, 6, 3), planes=64, features=256)
 
 
 def build_network(settings: RetinaNet3D, classes: int = 1) -> RetinaNet:
-    """MONAI's network, as it is; what ``build`` makes a detector of."""
+    """MONAI's network, unmodified, without the detector that ``build`` adds."""
     from monai.apps.detection.networks.retinanet_network import RetinaNet
     from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
     from monai.networks.nets.resnet import ResNet
@@ -78,11 +79,11 @@ def build_network(settings: RetinaNet3D, classes: int = 1) -> RetinaNet:
         conv1_t_stride=STRIDE,
         feed_forward=False,
     )
-    wide = 4 if settings.block == "bottleneck" else 1
+    expansion = 4 if settings.block == "bottleneck" else 1
     pyramid = BackboneWithFPN(
         backbone,
         return_layers={f"layer{layer}": str(n) for n, layer in enumerate(RETURNED_LAYERS)},
-        in_channels_list=[planes[layer - 1] * wide for layer in RETURNED_LAYERS],
+        in_channels_list=[planes[layer - 1] * expansion for layer in RETURNED_LAYERS],
         out_channels=settings.features,
         spatial_dims=3,
     )
@@ -96,7 +97,7 @@ def build_network(settings: RetinaNet3D, classes: int = 1) -> RetinaNet:
 
 
 def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
-    """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
+    """The detector, ready for training and inference; all of its parameters are in ``detector.network``."""
     import torch
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
     from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
@@ -109,7 +110,7 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
     )
     detector = RetinaNetDetector(network=network, anchor_generator=anchors)
     _configure_training(detector, settings)
-    # Convolutions and pooling in 3D are a third faster with the channels innermost; the values are the same.
+    # channels_last makes 3D convolutions and pooling a third faster; the values are the same.
     detector.to(memory_format=torch.channels_last_3d)
     use_fast_group_norm(detector)
     detector.set_target_keys(box_key="box", label_key="label")
@@ -127,7 +128,7 @@ def _configure_training(detector: RetinaNetDetector, settings: RetinaNet3D) -> N
     from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 
     class OnDevice(ATSSMatcher):  # type: ignore[misc]
-        """MONAI's matcher leaves the answer for an image without boxes on the CPU (monai 1.6.1)."""
+        """MONAI's matcher leaves the result for an image without boxes on the CPU (monai 1.6.1)."""
 
         def __call__(self, boxes, anchors, *sizes):  # type: ignore[no-untyped-def] # noqa: ANN001
             quality, matches = super().__call__(boxes, anchors, *sizes)

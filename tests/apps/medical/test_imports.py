@@ -154,10 +154,10 @@ class Strange:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"epoch": 3}, "holds no tensors by name; its keys are epoch"),
-        ([1, 2], "holds no state dict but a list"),
-        ({"model": Strange()}, "cannot be read as weights alone"),
-        ({"conv.weight": torch.zeros(3)}, "is no RetinaNet of MONAI's"),
+        ({"epoch": 3}, "contains no named tensors; its keys are epoch"),
+        ([1, 2], "contains a list instead of a state dict"),
+        ({"model": Strange()}, "cannot be loaded as weights only"),
+        ({"conv.weight": torch.zeros(3)}, "is not a RetinaNet of MONAI"),
     ],
 )
 def test_other_files_are_refused_in_a_sentence(tmp_path, content, words):
@@ -168,7 +168,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, content, words):
 
 def test_a_file_that_is_torn_or_is_not_there_is_refused(small, tmp_path):
     (tmp_path / "torn.pt").write_bytes(small.read_bytes()[:2000])
-    with pytest.raises(InvalidInputError, match=r"torn\.pt cannot be read as weights alone"):
+    with pytest.raises(InvalidInputError, match=r"torn\.pt cannot be loaded as weights only"):
         load_monai_bundle([str(tmp_path / "torn.pt")])
     with pytest.raises(InvalidInputError, match=r"does not exist; name the bundle's models/model\.pt"):
         load_monai_bundle([str(tmp_path / "nothing.pt")])

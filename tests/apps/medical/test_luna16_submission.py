@@ -265,7 +265,7 @@ def test_without_excluded_findings_the_table_says_so(tmp_path):
         ({"marks": "a,0,0,x,.9\n"}, "submission.csv, row 2"),
         ({"marks": "a,0,0,0,.9\na,0,0,0\n"}, "submission.csv, row 3"),
         ({"marks": "a,0,0,0,nan\n"}, "not four finite numbers"),
-        ({"marks": "z,0,0,0,.9\n"}, "no mark of submission.csv lies in a series"),
+        ({"marks": "z,0,0,0,.9\n"}, "no mark of submission.csv is in a series"),
         ({"marks": "a,0,0,0,.9\n", "nodules": "z,0,0,0,6\n"}, "no nodule of annotations.csv"),
         ({"marks": "a,0,0,0,.9\n", "series": "a\na\n"}, "lists the series a twice"),
         ({"marks": "a,0,0,0,.9\n", "series": ""}, "lists no series"),
