@@ -139,7 +139,7 @@ def marks_of(
 
     None is further than ``from_ends_mm`` from the first or the last slice, nor near an excluded nodule.
     """
-    from apps.medical.inference.second_stage import cut_patches, known
+    from apps.medical.inference.second_stage import cut_patches, scalar_inputs
 
     found = predictor.candidates(scan.volume)
     if found is None:
@@ -153,7 +153,7 @@ def marks_of(
     clear = np.nonzero(told & (to_end <= from_ends_mm))[0][:most]
     chosen = found.chosen(clear)
     patches = cut_patches(chosen, size).mul_(255).round_().cpu().numpy().astype(np.uint8)
-    return patches, known(chosen), (nearest[clear] < 0).astype(np.float32)
+    return patches, scalar_inputs(chosen), (nearest[clear] < 0).astype(np.float32)
 
 
 def _beyond_mm(places: Float64, nodules: Sequence[Nodule]) -> Float64:

@@ -1,4 +1,4 @@
-"""At which score the detector is sure enough of a finding to set it apart from weaker marks."""
+"""Sets the operating score, above which a finding is shown as a detection."""
 
 from __future__ import annotations
 
@@ -19,42 +19,44 @@ from shared.deploy.artifact import Artifact
 from shared.errors import InvalidInputError
 
 SEED = 1207
-"""Neither the training's, nor its validation's, nor that of the headline table."""
+"""Differs from the seeds of training, validation and the headline table."""
 
 UNCALIBRATED_SCORE = 0.5
 FALSE_POSITIVES_PER_SCAN = 1.0
-"""What a reader is asked to bear: the middle of the seven rates of LUNA16."""
+"""The middle of LUNA16's seven operating points."""
 
 PATCHES_PER_SCAN = 4
-"""A recipe with so many times more validation patches is calibrated on one phantom more."""
+"""Number of validation patches in a recipe for each phantom that it is calibrated on."""
 
 
 def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
-    """The score at one false positive a scan, on the validation scans of the recipe's data set.
+    """The score at one false positive per scan, on the validation scans of the recipe's data set.
 
-    For synthetic data these are phantoms that nothing else is trained or scored on. The operating point is then
-    synthetic too: on real scans it gives more false positives. The scans of another data set have chosen the checkpoint
-    in training, and what is stated of them here is a little too good.
+    For synthetic data these are phantoms that are used for nothing else; on real scans this operating point gives more
+    false positives. For other data sets they are the validation scans that selected the checkpoint during training, so
+    the stated sensitivity is slightly optimistic.
     """
     if isinstance(recipe.data, HardCandidates):
         return calibrate_second(recipe, model, recipe.data.artifact())
     if isinstance(recipe.model, CandidateClassifier):
         raise InvalidInputError(
-            f"{SECOND_STAGE} ranks the marks of a detector: name the detector with --artifact, and the operating score "
-            "of both is set, in the second stage's next version"
+            f"{SECOND_STAGE} rescores the candidates of a detector: name the detector with --artifact; the joint "
+            "operating score is stored in the second stage's next version"
         )
     device = str(next(model.parameters()).device)
-    return _on(recipe.data, NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0))
+    return _calibrate_on(
+        recipe.data, NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0)
+    )
 
 
 def calibrate_second(recipe: Any, model: Any, detector: Artifact) -> dict[str, Any]:
-    """The same of a second stage together with the detector whose marks it ranks."""
-    both = NodulePredictor.load([detector], str(next(model.parameters()).device))
-    both.operating_score, both.second_stage = 1.0, (model.eval(), recipe.model.size)
-    return _on(recipe.data, both)
+    """``calibrate`` for a second stage together with its detector."""
+    predictor = NodulePredictor.load([detector], str(next(model.parameters()).device))
+    predictor.operating_score, predictor.second_stage = 1.0, (model.eval(), recipe.model.size)
+    return _calibrate_on(recipe.data, predictor)
 
 
-def _on(data: Any, predictor: NodulePredictor) -> dict[str, Any]:
+def _calibrate_on(data: Any, predictor: NodulePredictor) -> dict[str, Any]:
     if isinstance(data, HardCandidates):
         return operating_point(predictor, phantoms(SEED, data.validation_scans), True)
     if isinstance(data, Synthetic):
@@ -63,19 +65,19 @@ def _on(data: Any, predictor: NodulePredictor) -> dict[str, Any]:
 
 
 def operating_point(predictor: NodulePredictor, scans: Iterable[AnnotatedScan], synthetic: bool) -> dict[str, Any]:
-    """The score at one false positive a scan, the sensitivity there, and the 95 % interval of both over the scans.
+    """The score at one false positive per scan, its sensitivity, and the 95 % interval of both over the scans.
 
-    Without a nodule in the scans it is a half, and the result says why, so that a model can be exported all the same.
+    If the scans have no nodules, the score is 0.5 and the result states the reason, so that the model can be exported.
     """
-    found = score_scans(predictor, scans)
-    nodules = sum(not truth.excluded for truth in found.truths)
+    scores = score_scans(predictor, scans)
+    nodules = sum(not truth.excluded for truth in scores.truths)
     if not nodules:
-        why = f"none of the {found.scans} validation scans has a nodule"
-        return {"operating_score": UNCALIBRATED_SCORE, "calibrated": False, "reason": why, "synthetic": synthetic}
-    curve = froc(found.marks, found.truths, scans=found.scans)
+        reason = f"none of the {scores.scans} validation scans has a nodule"
+        return {"operating_score": UNCALIBRATED_SCORE, "calibrated": False, "reason": reason, "synthetic": synthetic}
+    curve = froc(scores.marks, scores.truths, scans=scores.scans)
     figures = (_score, _sensitivity)
     random = np.random.default_rng(SEED)
-    score, sensitivity = bootstrap(found.marks, found.truths, scans=found.scans, figures=figures, random=random)
+    score, sensitivity = bootstrap(scores.marks, scores.truths, scans=scores.scans, figures=figures, random=random)
     return {
         "operating_score": round(_score(curve), 4),
         "operating_score_interval": [round(score.low, 4), round(score.high, 4)],
@@ -83,7 +85,7 @@ def operating_point(predictor: NodulePredictor, scans: Iterable[AnnotatedScan], 
         "sensitivity": round(_sensitivity(curve), 4),
         "sensitivity_interval": [round(sensitivity.low, 4), round(sensitivity.high, 4)],
         "interval": "95 %, over bootstrap samples of the scans",
-        "scans": found.scans,
+        "scans": scores.scans,
         "nodules": nodules,
         "synthetic": synthetic,
     }

@@ -1,4 +1,4 @@
-"""What a request may ask for: as typed options, and read from text. It needs no torch."""
+"""The options of a request: their types, and parsing from text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from dataclasses import dataclass
 from shared.errors import InvalidInputError
 
 MAX_FINDINGS = 100
-READING = ("series", "patient", "incomplete")
+READER_OPTIONS = ("series", "patient", "incomplete")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Which findings are listed: at most ``max_findings``, of at least the score ``min_score``."""
+    """Lists at most ``max_findings`` findings that score at least ``min_score``."""
 
     min_score: float = 0.05
     max_findings: int = 10
 
 
 def read_options(given: Mapping[str, str]) -> Options:
-    """A request's options ``score`` and ``most``, in their types; those of ``READING`` are for the reader.
+    """Parses the options ``score`` and ``most`` of a request; ``READER_OPTIONS`` are left to the reader.
 
-    Refuses others.
+    Raises InvalidInputError for unknown options and invalid values.
     """
     default = Options()
-    if unknown := sorted(given.keys() - {"score", "most", *READING}):
-        raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most, {', '.join(READING)}")
+    if unknown := sorted(given.keys() - {"score", "most", *READER_OPTIONS}):
+        raise InvalidInputError(
+            f"unknown option {unknown[0]}; the options are score, most, {', '.join(READER_OPTIONS)}"
+        )
     for name in ("patient", "incomplete"):
         if (given.get(name) or "no") not in ("yes", "no"):
             raise InvalidInputError(f"the option {name} is {given[name]!r}; expected yes or no")

@@ -1,4 +1,4 @@
-"""Which second stage goes with which detector, by the weights that it has learnt from. It needs no torch."""
+"""Matches second stages with the detector whose candidates they were trained on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from shared.deploy.programs.store import weights_digest
 
 
 def belongs_to(second: Artifact, detector: Artifact) -> bool:
-    """Whether it is a second stage, and has learnt from this detector's marks."""
+    """Whether ``second`` is a second stage that was trained on the candidates of ``detector``."""
     return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights_digest(detector)

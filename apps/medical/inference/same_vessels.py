@@ -1,8 +1,8 @@
-"""Whether two chest CTs that were aligned show the same lungs: their vessels, piece by piece.
+"""Tells whether two aligned chest CTs show the same patient, by comparing their lung vessels block by block.
 
-Whole images of any two chests are alike once one is drawn onto the other; the branching of the vessels is a person's
-own. Pieces of the one scan at the border of air are looked for near their places in the other, as block matching does
-(Ourselin et al., Image and Vision Computing 19, 2001), so that some millimetres of error of the alignment do not count.
+After deformable alignment the images of any two chests are similar, but the branching of the vessels is individual.
+Blocks of one scan that contain air and tissue are searched for near their positions in the other by block matching
+(Ourselin et al., Image and Vision Computing 19, 2001), which tolerates alignment errors of some millimetres.
 """
 
 from __future__ import annotations
@@ -17,59 +17,65 @@ from apps.medical.inference.registration import WINDOW_HU, Alignment, smoothed_i
 from apps.medical.types import CTVolume, Float64
 
 VOXEL_MM = 2.0
-HALF, REACH = 6, 4
-"""Of a piece: voxels to either side of its middle; and how far around its place it is looked for."""
+BLOCK_RADIUS, SEARCH_RADIUS = 6, 4
+"""Half the side of a block, and the search radius, in voxels."""
 
-PIECES, FEWEST = 60, 15
+MAX_BLOCKS, MIN_BLOCKS = 60, 15
 AERATED = (0.8, 0.995)
-"""The share of a piece that is aerated: more is lung without a vessel, less the chest wall."""
+"""Limits of the aerated share of a block: above, it is lung without a vessel; below, chest wall."""
 
-AERATED_THERE = 0.6
-"""At its place in the other scan at least this share is: less where the alignment is some millimetres off."""
+MIN_AERATED_IN_OTHER = 0.6
+"""Minimum aerated share at the same place in the other scan; lower because the alignment may be off."""
 
-_AIR_HU, _NOWHERE = -500.0, -5000.0
+_AIR_HU, _OUTSIDE_HU = -500.0, -5000.0
 _SEED = 1
 
 
 def vessel_correlation(scan: CTVolume, lung_box: ArrayLike, other: CTVolume, alignment: Alignment) -> float | None:
-    """How alike the pieces of the lungs of ``scan`` are to their places in ``other``, from -1 to 1.
+    """Correlation, from -1 to 1, of blocks of the lungs of ``scan`` with the same places in ``other``.
 
-    A quarter of them correlates less, at the best place within ``REACH`` voxels. ``lung_box`` is that of the lungs of
-    ``scan``, two corners (6,) in LPS mm. What holds no air in ``other``, as beside an effusion or where a lung was
-    removed, tells nothing. None where fewer than ``FEWEST`` pieces lie in the lungs of both scans.
+    Returns the lower quartile over the blocks, each at its best place within ``SEARCH_RADIUS`` voxels. ``lung_box`` has
+    two corners (6,) in LPS mm around the lungs of ``scan``. Blocks without air in ``other``, for example in an effusion
+    or where a lung was removed, are skipped. None if fewer than ``MIN_BLOCKS`` blocks are in the lungs of both scans.
     """
     low, high = np.asarray(lung_box, np.float64).reshape(2, 3)
     grid = SimpleITK.Image(np.ceil((high - low) / VOXEL_MM).astype(int).tolist(), SimpleITK.sitkUInt8)
     grid.SetOrigin(low.tolist())
     grid.SetSpacing([VOXEL_MM] * 3)
-    here = _on_grid(scan, grid, SimpleITK.Transform())
-    there = _on_grid(other, grid, alignment.transform)
-    aerated, aerated_there = (uniform_filter((one < _AIR_HU).astype(np.float32), 2 * HALF + 1) for one in (here, there))
-    middles = np.argwhere((aerated > AERATED[0]) & (aerated < AERATED[1]) & (aerated_there > AERATED_THERE))
-    margin = HALF + REACH
-    middles = middles[((middles >= margin) & (middles < np.array(here.shape) - margin)).all(axis=1)]
-    found = []
-    for k, j, i in np.random.default_rng(_SEED).permutation(middles)[:PIECES].tolist():
-        piece = here[k - HALF : k + HALF + 1, j - HALF : j + HALF + 1, i - HALF : i + HALF + 1]
-        around = there[k - margin : k + margin + 1, j - margin : j + margin + 1, i - margin : i + margin + 1]
-        if min(piece.min(), around.min()) >= WINDOW_HU[0] - 1:
-            found.append(_best_correlation(piece, around))
-    return float(np.quantile(found, 0.25)) if len(found) >= FEWEST else None
+    fixed = _on_grid(scan, grid, SimpleITK.Transform())
+    moving = _on_grid(other, grid, alignment.transform)
+    aerated, aerated_in_other = (
+        uniform_filter((image < _AIR_HU).astype(np.float32), 2 * BLOCK_RADIUS + 1) for image in (fixed, moving)
+    )
+    centres = np.argwhere((aerated > AERATED[0]) & (aerated < AERATED[1]) & (aerated_in_other > MIN_AERATED_IN_OTHER))
+    margin = BLOCK_RADIUS + SEARCH_RADIUS
+    centres = centres[((centres >= margin) & (centres < np.array(fixed.shape) - margin)).all(axis=1)]
+    correlations = []
+    for k, j, i in np.random.default_rng(_SEED).permutation(centres)[:MAX_BLOCKS].tolist():
+        block = fixed[
+            k - BLOCK_RADIUS : k + BLOCK_RADIUS + 1,
+            j - BLOCK_RADIUS : j + BLOCK_RADIUS + 1,
+            i - BLOCK_RADIUS : i + BLOCK_RADIUS + 1,
+        ]
+        region = moving[k - margin : k + margin + 1, j - margin : j + margin + 1, i - margin : i + margin + 1]
+        if min(block.min(), region.min()) >= WINDOW_HU[0] - 1:
+            correlations.append(_best_correlation(block, region))
+    return float(np.quantile(correlations, 0.25)) if len(correlations) >= MIN_BLOCKS else None
 
 
 def _on_grid(volume: CTVolume, grid: SimpleITK.Image, transform: SimpleITK.Transform) -> Float64:
-    """The scan at the places that ``transform`` makes of those of ``grid``, cut to the window; far below it outside."""
+    """The scan resampled to ``grid`` through ``transform``, clipped to the window; ``_OUTSIDE_HU`` outside the scan."""
     image = smoothed_image(volume, VOXEL_MM / 2, finer_than_mm=VOXEL_MM)
-    image = SimpleITK.Resample(image, grid, transform, SimpleITK.sitkLinear, _NOWHERE)
+    image = SimpleITK.Resample(image, grid, transform, SimpleITK.sitkLinear, _OUTSIDE_HU)
     values = SimpleITK.GetArrayFromImage(image).astype(np.float64)
-    # A Gaussian goes a little beyond the window.
-    return np.asarray(np.where(values > _NOWHERE, np.maximum(values, WINDOW_HU[0]), values))
+    # The smoothing filter overshoots the window slightly.
+    return np.asarray(np.where(values > _OUTSIDE_HU, np.maximum(values, WINDOW_HU[0]), values))
 
 
-def _best_correlation(piece: Float64, around: Float64) -> float:
-    """The greatest of the correlations of ``piece`` with all places in ``around``."""
-    windows = sliding_window_view(around, piece.shape).reshape(-1, piece.size)
+def _best_correlation(block: Float64, region: Float64) -> float:
+    """The highest correlation of ``block`` with any place in ``region``."""
+    windows = sliding_window_view(region, block.shape).reshape(-1, block.size)
     windows = windows - windows.mean(axis=1, keepdims=True)
-    centred = (piece - piece.mean()).ravel()
-    lengths = np.sqrt((windows**2).sum(axis=1) * (centred @ centred))
-    return float((windows @ centred / np.maximum(lengths, 1e-6)).max())
+    centred = (block - block.mean()).ravel()
+    norms = np.sqrt((windows**2).sum(axis=1) * (centred @ centred))
+    return float((windows @ centred / np.maximum(norms, 1e-6)).max())

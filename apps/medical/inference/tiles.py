@@ -1,4 +1,4 @@
-"""The tiles in which a network sees an image that is too large for it at once."""
+"""Splits an image that is too large for the network into tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mask: TypeAlias = "NDArray[np.bool_]"
 
 
 class Tile(NamedTuple):
-    """Voxels of an image: where they begin, and how many there are along x, y, z."""
+    """A region of an image: its first voxel and its size along x, y, z."""
 
     start: Voxels
     size: Voxels
@@ -27,10 +27,11 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """Tiles of ``size`` voxels along x, y, z; neighbours share ``margin`` voxels. ``batch`` or more go through at once.
+    """How images are split into tiles.
 
-    Size and margin must be whole multiples of the network's strides, so that neighbours' maps align. ``trimmed`` tiles
-    are of any size, each around what is needed of an image; one of them holds as many voxels as go through at once.
+    Tiles have ``size`` voxels along x, y, z and overlap by ``margin`` voxels; at least ``batch`` are computed at once.
+    Size and margin must be multiples of the network's strides, so that the maps of neighbours align. ``trimmed`` tiles
+    have any size and fit the needed parts of an image; each has at most as many voxels as a batch.
     """
 
     size: Voxels = (160, 160, 96)
@@ -39,42 +40,42 @@ class Tiling:
     trimmed: bool = False
 
     def fitted(self, image: Sequence[int], divisible: Sequence[int]) -> Tiling:
-        """As few tiles as these for an image of that size, and each as small as the image allows."""
+        """A tiling with the same number of tiles for an image of this size, each as small as possible."""
         sizes = []
-        for length, tile, shared, unit in zip(image, self.size, self.margin, divisible, strict=True):
-            count = max(1, -(-(length - shared) // (tile - shared)))
-            sizes.append(-(-(length + (count - 1) * shared) // (count * unit)) * unit)
+        for length, tile, overlap, stride in zip(image, self.size, self.margin, divisible, strict=True):
+            count = max(1, -(-(length - overlap) // (tile - overlap)))
+            sizes.append(-(-(length + (count - 1) * overlap) // (count * stride)) * stride)
         return replace(self, size=(sizes[0], sizes[1], sizes[2]))
 
     def tiles(self, image: Sequence[int], divisible: Sequence[int]) -> list[Tile]:
-        """The tiles of an image in MONAI's order, the last ones beyond its end where it is no multiple of the units."""
+        """The tiles of an image in MONAI's order. The last ones may extend beyond the end of the image."""
         axes = []
-        for length, unit, tile, shared in zip(image, divisible, self.size, self.margin, strict=True):
-            last = max(-(-length // unit) * unit - tile, 0)
-            interval = max(tile - shared, 1)
+        for length, stride, tile, overlap in zip(image, divisible, self.size, self.margin, strict=True):
+            last = max(-(-length // stride) * stride - tile, 0)
+            interval = max(tile - overlap, 1)
             axes.append([min(n * interval, last) for n in range(-(-last // interval) + 1)])
         return [Tile((x, y, z), self.size) for x, y, z in product(*axes)]
 
     def covering(self, needed: Mask, divisible: Sequence[int]) -> list[Tile]:
-        """The tiles, as few as fit, that hold a ``needed`` block; blocks are of ``divisible`` voxels.
+        """The fewest tiles that cover every ``needed`` block; a block has ``divisible`` voxels.
 
-        Trimmed tiles are up to 40 % fewer voxels than tiles of one size. A network whose heads normalise over a whole
-        tile, as those of MONAI's RetinaNet do, takes them only where it has learnt from patches of a tile's size: one
-        that has learnt from smaller patches finds fewer nodules in them, one that has finds more.
+        Trimmed tiles have up to 40 % fewer voxels in total than tiles of one size. The heads of MONAI's RetinaNet
+        normalise over a whole tile, so trimmed tiles require training on patches of a tile's size: a network trained
+        so finds more nodules in them, one trained on smaller patches fewer.
         """
         if self.trimmed:
-            most = int(np.prod(self.size)) * self.batch // int(np.prod(divisible))
-            least = [max(1, side * 3 // (5 * unit)) for side, unit in zip(self.size, divisible, strict=True)]
-            shared = [-(-margin // unit) for margin, unit in zip(self.margin, divisible, strict=True)]
-            boxes = cut(needed, most, least, shared)
+            max_blocks = int(np.prod(self.size)) * self.batch // int(np.prod(divisible))
+            min_sides = [max(1, side * 3 // (5 * stride)) for side, stride in zip(self.size, divisible, strict=True)]
+            overlaps = [-(-margin // stride) for margin, stride in zip(self.margin, divisible, strict=True)]
+            boxes = cut(needed, max_blocks, min_sides, overlaps)
             return [
                 Tile(triple((low * divisible).tolist()), triple(((high - low) * divisible).tolist()))
                 for low, high in boxes
             ]
-        image = [count * unit for count, unit in zip(needed.shape, divisible, strict=True)]
-        found = []
+        image = [count * stride for count, stride in zip(needed.shape, divisible, strict=True)]
+        tiles = []
         for tile in self.fitted(image, divisible).tiles(image, divisible):
             spans = zip(tile.start, tile.size, divisible, strict=True)
-            if needed[tuple(slice(a // unit, -(-(a + n) // unit)) for a, n, unit in spans)].any():
-                found.append(tile)
-        return found
+            if needed[tuple(slice(a // stride, -(-(a + n) // stride)) for a, n, stride in spans)].any():
+                tiles.append(tile)
+        return tiles

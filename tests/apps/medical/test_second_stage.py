@@ -16,7 +16,7 @@ from apps.medical.app import app
 from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, crop_ends, marks_of
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
-from apps.medical.inference.second_stage import cut_patches, known, rescored
+from apps.medical.inference.second_stage import cut_patches, rescored, scalar_inputs
 from apps.medical.models.classifier import NAME, CandidateClassifier
 from apps.medical.predictor import NodulePredictor
 from apps.medical.task import CandidateScores, CandidateTask
@@ -69,7 +69,7 @@ def test_the_published_score_is_that_of_both_stages():
     assert turned.scores == pytest.approx(1 - found.scores[::-1], abs=1e-6)
     assert np.array_equal(turned.boxes, found.boxes[::-1])
     assert len(rescored(marks(), Given(1.0), SIZE).scores) == 0
-    assert known(found)[0] == pytest.approx([np.log(9), np.log(5.6)], abs=1e-4)
+    assert scalar_inputs(found)[0] == pytest.approx([np.log(9), np.log(5.6)], abs=1e-4)
 
 
 def test_marks_are_right_wrong_or_left_out(untrained):
