@@ -1,7 +1,7 @@
-"""From a scan to candidates: the detector's boxes at the lungs, from one look at the scan or two, one for each nodule.
+"""Finds candidates in a scan: the detector's boxes near the lungs, from one or two passes, at most one per nodule.
 
-The second look is at the image averaged over pairs of voxels, with the same network: what is too large for the anchors
-in the first look has half the size there. It costs an eighth of the first.
+The second pass runs the same network on the image averaged over pairs of voxels, in which nodules that are too large
+for the anchors have half the size. It takes an eighth of the time of the first pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.medical.inference.grid import Grid, averaged, cover, resample
-from apps.medical.inference.marks import Marks, fetched, joined, suppressed
+from apps.medical.inference.marks import Marks, concatenate, fetch, suppress_marks
 from apps.medical.inference.pipeline import search
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
     from apps.medical.inference.lungs import Lungs
 
 LARGE_MM = 12.0
-"""Of the second look only what is larger than this across is taken: the first sees the rest better."""
+"""The second pass only contributes boxes with a larger mean in-plane side: the first is better at smaller ones."""
 
 EDGE_MM = 3.0
-"""A candidate whose centre lies nearer to the end of the image is none: what it would be is not in the image."""
+"""Candidates whose centre is closer to the edge of the image are dropped, since most of them is outside it."""
 
 SIDE_MM = 1.5
-"""Nor is one whose box comes so near to a side of the image. Where a small field of view cuts the lungs off there, the
-result says that they are not searched whole."""
+"""Candidates whose box comes this close to a side of the image are dropped too. If a small field of view cuts off the
+lungs there, the result says that they were not searched completely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What the detector marks in a scan, best first.
+    """The detector's candidates in a scan, by decreasing score.
 
     image   (X, Y, Z) in 0..1, the lungs on ``grid``
-    boxes   (n, 6) in voxels of the image, lower corner then upper
-    scores  (n,) the detector's, 0 to 1;  labels  (n,) numbers of classes
+    boxes   (N, 6) in voxels of the image, lower corner then upper
+    scores  (N,) of the detector, 0 to 1
+    labels  (N,) class indices
     """
 
     image: Tensor
@@ -54,7 +55,7 @@ class Candidates:
     labels: NDArray[np.int64]
 
     def ends_lps_mm(self) -> tuple[Float64, Float64]:
-        """The corners (n, 3) of the boxes, lower and upper, in LPS mm."""
+        """The corners (N, 3) of the boxes, lower and upper, in LPS mm."""
         ends = [self.grid.to_lps_mm(self.boxes[:, :3]), self.grid.to_lps_mm(self.boxes[:, 3:])]
         return np.minimum(*ends), np.maximum(*ends)
 
@@ -91,86 +92,89 @@ def find_candidates(
         if input.second_look == 1:
             return first
         coarse_image = averaged(image, input.second_look)
-        coarse = _coarser(grid, input.second_look, coarse_image)
-        second = _large(look(coarse_image, coarse, on_host), coarse, input.second_look)
+        coarse = _averaged_grid(grid, input.second_look, coarse_image)
+        second = _large_marks(look(coarse_image, coarse, on_host), coarse, input.second_look)
         decoder = detector if isinstance(detector, BoxDecoder) else BoxDecoder.of_detector(detector)
-        return suppressed(decoder, joined([first, second]), on_host=on_host)
+        return suppress_marks(decoder, concatenate([first, second]), on_host=on_host)
 
-    found = fetched(marks, image.device)
+    detections = fetch(marks, image.device)
     candidates = Candidates(
-        image, grid, found.boxes.double().numpy(), found.scores.double().numpy(), found.labels.numpy()
+        image, grid, detections.boxes.double().numpy(), detections.scores.double().numpy(), detections.labels.numpy()
     )
     low, high = candidates.ends_lps_mm()
-    allowed = _at_lung(volume, lungs, low, high) & _within(volume, (low + high) / 2) & ~_at_side(volume, low, high)
+    allowed = (
+        _is_at_lung(volume, lungs, low, high) & _is_inside(volume, (low + high) / 2) & ~_touches_side(volume, low, high)
+    )
     return candidates.chosen(suppress_nested(low, high, np.nonzero(allowed)[0]))
 
 
-def _coarser(grid: Grid, times: int, image: Tensor) -> Grid:
-    """The grid of an image that is averaged over so many voxels of ``grid`` along each axis."""
-    # The middle of the first coarse voxel is that of those that it is the mean of.
-    middle = grid.centres_lps_mm(np.full(3, (times - 1) / 2))
+def _averaged_grid(grid: Grid, times: int, image: Tensor) -> Grid:
+    """The grid of an image that is averaged over ``times`` voxels of ``grid`` along each axis."""
+    # The centre of the first averaged voxel is the mean of the centres that it averages.
+    origin = grid.centres_lps_mm(np.full(3, (times - 1) / 2))
     size = image.shape
-    return Grid(middle, grid.spacing_mm * times, (size[0], size[1], size[2]))
+    return Grid(origin, grid.spacing_mm * times, (size[0], size[1], size[2]))
 
 
-def _large(found: Marks, grid: Grid, times: int) -> Marks:
-    """What is large of the marks on ``grid``, in voxels so many times as small."""
-    across_mm = [(found.boxes[:, 3 + axis] - found.boxes[:, axis]) * float(grid.spacing_mm[axis]) for axis in (0, 1)]
-    large = (across_mm[0] + across_mm[1]) / 2 > LARGE_MM
-    return replace(found, boxes=found.boxes * times, valid=found.valid & large)
+def _large_marks(marks: Marks, grid: Grid, times: int) -> Marks:
+    """The marks larger than ``LARGE_MM``, scaled from voxels of ``grid`` to voxels ``times`` times smaller."""
+    sides_mm = [(marks.boxes[:, 3 + axis] - marks.boxes[:, axis]) * float(grid.spacing_mm[axis]) for axis in (0, 1)]
+    is_large = (sides_mm[0] + sides_mm[1]) / 2 > LARGE_MM
+    return replace(marks, boxes=marks.boxes * times, valid=marks.valid & is_large)
 
 
-def _at_lung(volume: CTVolume, lungs: Lungs, low: Float64, high: Float64) -> NDArray[np.bool_]:
-    """Which boxes lie at a lung: their centre does, or three of the middles of their six faces.
+def _is_at_lung(volume: CTVolume, lungs: Lungs, low: Float64, high: Float64) -> NDArray[np.bool_]:
+    """Whether each box is at a lung: its centre is, or the centres of at least three of its six faces are.
 
-    The centre of a mass is far from any lung that is aerated.
+    The centre of a large mass is far from aerated lung.
     """
     centre, half = (low + high) / 2, (high - low) / 2
     faces = np.zeros(len(centre), int)
     for axis in range(3):
         for sign in (-1, 1):
-            moved = centre.copy()
-            moved[:, axis] += sign * half[:, axis]
-            faces += lungs.contain(volume.to_index_ijk(moved)) & _within(volume, moved, 0.0)
+            face_centre = centre.copy()
+            face_centre[:, axis] += sign * half[:, axis]
+            faces += lungs.contain(volume.to_index_ijk(face_centre)) & _is_inside(volume, face_centre, 0.0)
     return np.asarray(lungs.contain(volume.to_index_ijk(centre)) | (faces >= 3))
 
 
-def _within(volume: CTVolume, points_lps_mm: Float64, margin_mm: float = EDGE_MM) -> NDArray[np.bool_]:
-    """Which points lie so far from the ends of the volume, or as far as its middle."""
+def _is_inside(volume: CTVolume, points_lps_mm: Float64, margin_mm: float = EDGE_MM) -> NDArray[np.bool_]:
+    """Whether each point is at least ``margin_mm``, or a quarter of the volume's length, from the volume's edges."""
     last, spacing = np.array(volume.size_ijk) - 1, np.array(volume.spacing_mm)
     index = volume.to_index_ijk(points_lps_mm)
-    inside = (np.minimum(index, last - index) + 0.5) * spacing
-    return np.asarray(np.all(inside >= np.minimum(margin_mm, 0.25 * (last + 1) * spacing), axis=1))
+    edge_distance_mm = (np.minimum(index, last - index) + 0.5) * spacing
+    return np.asarray(np.all(edge_distance_mm >= np.minimum(margin_mm, 0.25 * (last + 1) * spacing), axis=1))
 
 
-def _at_side(volume: CTVolume, low: Float64, high: Float64) -> NDArray[np.bool_]:
-    """Which boxes reach the image's left, right, front or back. What is cut off above or below may be a nodule yet."""
+def _touches_side(volume: CTVolume, low: Float64, high: Float64) -> NDArray[np.bool_]:
+    """Whether each box touches the left, right, front or back of the image. At the top or bottom it may be a nodule."""
     index = np.stack([volume.to_index_ijk(low), volume.to_index_ijk(high)])[..., :2]
     last, spacing = np.array(volume.size_ijk[:2]) - 1, np.array(volume.spacing_mm[:2])
-    inside = (np.minimum(index, last - index) + 0.5) * spacing
-    return np.asarray((inside < SIDE_MM).any(axis=(0, 2)))
+    edge_distance_mm = (np.minimum(index, last - index) + 0.5) * spacing
+    return np.asarray((edge_distance_mm < SIDE_MM).any(axis=(0, 2)))
 
 
 def suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:
-    """Leaves out a mark whose centre lies in a better mark's box, or whose box holds the better mark's centre.
+    """Drops each box whose centre is inside a better box, or that contains the centre of a better box.
 
-    Suppression by overlap keeps a small box within a large one; a reader wants one mark for each nodule.
+    Suppression by IoU keeps a small box inside a large one, but a reader expects one mark per nodule. Returns the kept
+    indices in the order of ``best_first``.
     """
     centre = (low + high) / 2
     kept: list[int] = []
     for n in best_first:
         others = np.array(kept, int)
-        within = np.all((centre[n] > low[others]) & (centre[n] < high[others]), axis=1)
-        around = np.all((centre[others] > low[n]) & (centre[others] < high[n]), axis=1)
-        if not (within | around).any():
+        is_inside = np.all((centre[n] > low[others]) & (centre[n] < high[others]), axis=1)
+        contains = np.all((centre[others] > low[n]) & (centre[others] < high[n]), axis=1)
+        if not (is_inside | contains).any():
             kept.append(int(n))
     return kept
 
 
 def _blocks_near_lung(volume: CTVolume, lungs: Lungs, grid: Grid, divisible: Sequence[int]) -> NDArray[np.bool_]:
-    """Which blocks of ``divisible`` voxels of the grid hold what is near a lung, tried at the middles of their eighths.
+    """Whether each block of ``divisible`` voxels of the grid is near a lung, tested at the centres of its octants.
 
-    What is near a lung reaches far enough beyond it that between these points nothing is lost.
+    The lungs' margin is wide enough that no part of it falls between these points.
     """
     blocks = [-(-n // d) for n, d in zip(grid.size, divisible, strict=True)]
     axes = [(np.arange(2 * n) + 0.5) * d / 2 - 0.5 for n, d in zip(blocks, divisible, strict=True)]

@@ -1,4 +1,4 @@
-"""A predictor on whole scans whose nodules are known: for an operating point, and for the figures of a table."""
+"""Scores a predictor on annotated scans, for the operating point and for tables of results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from shared.progress_bar import progress_bar
 
 @dataclass(kw_only=True, slots=True)
 class ScanScores:
-    """What was found on so many ``scans``, what is there, and the seconds that each took.
+    """Findings and annotations of ``scans`` scans.
 
-    ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found;
-    ``labels`` the marks of each class, and the nodules, those of other classes excluded; ``kinds`` the nodules whose
-    sort is known, with it; ``slices_mm`` how far apart the slices of each scan are.
+    seconds        from voxels to findings, for each scan
+    diameters_mm   for each detected nodule: true diameter, measured diameter, mean in-plane side of its box
+    labels         marks and annotations by class, with the annotations of other classes excluded
+    kinds          annotations whose kind is known, with the kind
+    slices_mm      slice spacing of each scan
     """
 
     scans: int = 0
@@ -39,14 +41,14 @@ class ScanScores:
 
 
 def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
-    """All findings of a scan, best first, and the seconds from voxels to findings."""
-    began = time.perf_counter()
+    """All findings of a scan by decreasing score, and the seconds from voxels to findings."""
+    start = time.perf_counter()
     (findings,) = predictor.predict([volume], EVERYTHING)
-    return findings.nodules, time.perf_counter() - began
+    return findings.nodules, time.perf_counter() - start
 
 
 def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> ScanScores:
-    """The findings on each of the scans beside what is known of it."""
+    """The findings and annotations of all scans."""
     scores = ScanScores()
     for scan in progress_bar(scans, None, "searching scans"):
         add_scan(scores, predictor, scan)
@@ -54,63 +56,65 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
 
 
 def add_scan(scores: ScanScores, predictor: NodulePredictor, scan: AnnotatedScan) -> None:
-    """Adds what is found on a scan, and what is known of it."""
-    found, took = find_timed(predictor, scan.volume)
+    """Adds the findings and annotations of a scan to ``scores``."""
+    findings, seconds = find_timed(predictor, scan.volume)
     scores.scans += 1
-    scores.seconds.append(took)
+    scores.seconds.append(seconds)
     scores.slices_mm[scan.name] = scan.volume.spacing_mm[2]
-    scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)
+    scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in findings)
     scores.truths.extend(_truth(scan, nodule) for nodule in scan.nodules)
     scores.kinds.extend((_truth(scan, n), kind) for n, kind in zip(scan.nodules, scan.kinds, strict=False))
-    for label in {nodule.label for nodule in (*scan.nodules, *found)}:
+    for label in {nodule.label for nodule in (*scan.nodules, *findings)}:
         marks, truths = scores.labels.setdefault(label, ([], []))
-        marks += [Mark(scan.name, n.centre_lps_mm, n.score) for n in found if n.label == label]
+        marks += [Mark(scan.name, n.centre_lps_mm, n.score) for n in findings if n.label == label]
         truths += [_truth(scan, n, excluded=n.label != label) for n in scan.nodules]
     scores.truths.extend(_truth(scan, nodule, excluded=True) for nodule in scan.excluded)
-    scores.diameters_mm.extend(_diameters(scan.nodules, found))
+    scores.diameters_mm.extend(_diameters(scan.nodules, findings))
 
 
-def sensitivity_among(scores: ScanScores, chosen: Callable[[Truth, str], bool], score: float) -> tuple[int, int]:
-    """How many of the chosen nodules have a mark of at least ``score``, and how many there are."""
-    truths = [replace(truth, excluded=not chosen(truth, kind)) for truth, kind in scores.kinds]
+def sensitivity_among(scores: ScanScores, select: Callable[[Truth, str], bool], score: float) -> tuple[int, int]:
+    """How many of the selected nodules are hit by a mark that scores at least ``score``, and how many there are."""
+    truths = [replace(truth, excluded=not select(truth, kind)) for truth, kind in scores.kinds]
     count = sum(not truth.excluded for truth in truths)
     if not count:
         return 0, 0
-    found = point_at(froc(scores.marks, truths, scans=scores.scans), score)[1]
-    return round(found * count), count
+    sensitivity = point_at(froc(scores.marks, truths, scans=scores.scans), score)[1]
+    return round(sensitivity * count), count
 
 
 def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Table:
-    """LUNA16's sensitivities and CPM on the whole validation scans of a data set, the first ``limit`` of them.
+    """LUNA16's sensitivities and CPM on the first ``limit`` validation scans of a data set.
 
-    ``predictor`` is a NodulePredictor, ``data`` one of ``DATA_SETS``. Of each scan all findings count, at most 100,
-    whatever the operating point.
+    ``predictor`` is a NodulePredictor, ``data`` one of ``DATA_SETS``. All findings of a scan count, at most 100,
+    regardless of the operating point. Raises InvalidInputError if the scans have no nodule.
     """
     scores = score_scans(predictor, islice(data.validation_scans(), limit))
     if not any(not truth.excluded for truth in scores.truths):
-        raise InvalidInputError(f"none of the {scores.scans} validation scans has a nodule: no sensitivity can be told")
+        raise InvalidInputError(f"none of the {scores.scans} validation scans has a nodule, so there is no sensitivity")
     description, notes = data.fingerprint(), []
     if description["synthetic"]:
-        notes.append("The scans are synthetic: these figures do not compare with LUNA16's.")
+        notes.append("The scans are synthetic: these figures are not comparable with LUNA16's.")
     if scores.diameters_mm:
         true, measured, _ = np.array(scores.diameters_mm).T
         error = np.abs(measured - true).mean()
-        notes.append(f"Mean error of the diameter: {error:.1f} mm, on {len(true)} nodules that were found.")
+        notes.append(f"Mean error of the diameter: {error:.1f} mm, on {len(true)} detected nodules.")
     notes.append(f"Median time of a scan on {predictor.device}: {np.median(scores.seconds):.2f} s.")
     labels = sorted(scores.labels)
     if len(labels) > 1:
         notes.append(
-            "Above, classes are not told apart. " + "; ".join(_of_class(scores, label) for label in labels) + "."
+            "The table does not distinguish classes. "
+            + "; ".join(_class_summary(scores, label) for label in labels)
+            + "."
         )
-    passed_over = [f"{what}: {count}" for what, count in description.get("passed_over", {}).items() if count]
-    if passed_over:
-        notes.append("; ".join(passed_over) + ".")
+    skipped = [f"{reason}: {count}" for reason, count in description.get("passed_over", {}).items() if count]
+    if skipped:
+        notes.append("; ".join(skipped) + ".")
     title = f"Nodules found: {description['description']}"
     return froc_table(title, scores.marks, scores.truths, scans=scores.scans, notes=notes)
 
 
 def score(predictor: Any, data: Any, limit: int | None = None) -> tuple[DomainScore, ...]:
-    """LUNA16's CPM on the validation scans of a data set, the first ``limit`` of them."""
+    """LUNA16's CPM on the first ``limit`` validation scans of a data set."""
     scores = score_scans(predictor, islice(data.validation_scans(), limit))
     nodules = sum(not truth.excluded for truth in scores.truths)
     value = cpm(froc(scores.marks, scores.truths, scans=scores.scans))
@@ -122,7 +126,7 @@ def _truth(scan: AnnotatedScan, nodule: Nodule, *, excluded: bool = False) -> Tr
     return Truth(scan.name, nodule.centre_lps_mm, nodule.mean_diameter_mm, excluded)
 
 
-def _of_class(scores: ScanScores, label: str) -> str:
+def _class_summary(scores: ScanScores, label: str) -> str:
     marks, truths = scores.labels[label]
     count = sum(not truth.excluded for truth in truths)
     if not count:

@@ -1,6 +1,6 @@
-"""A detector's marks on their way to the host: joined, those that overlap better ones left out, fetched.
+"""A detector's marks: concatenation, non-maximum suppression, and the transfer to the host.
 
-On a GPU nothing is read before they are fetched, so that the host launches what comes next while the GPU computes.
+On a GPU the host reads nothing until the final transfer, so that it can launch further work while the GPU computes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.suppression import suppressed as suppressed_on_device
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Boxes (n, 6) in voxels of the image, scores (n,) and numbers of classes (n,), best first, on the host."""
+    """Boxes (N, 6) in voxels of the image, scores (N,) and class indices (N,), by decreasing score, on the host."""
 
     boxes: Tensor
     scores: Tensor
@@ -28,10 +28,10 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Boxes (n, 6) in voxels of the image, scores (n,), numbers of classes (n,), and which of them count (n,).
+    """Boxes (N, 6) in voxels of the image, scores (N,), class indices (N,), and which rows are valid (N,).
 
-    On a GPU there are as many whatever is found; what does not count is no mark. ``certain`` (), where suppression went
-    on there, says whether it came to an end.
+    On a GPU the number of rows is fixed, and invalid rows are padding. ``certain`` () is set after suppression on a
+    GPU: whether it converged.
     """
 
     boxes: Tensor
@@ -41,52 +41,53 @@ class Marks:
     certain: Tensor | None = None
 
     def at(self, index: Tensor) -> Marks:
-        """Those of ``index``, in its order."""
+        """The rows of ``index``, in its order."""
         return Marks(self.boxes[index], self.scores[index], self.labels[index], self.valid[index], self.certain)
 
 
 def no_marks(image: Tensor) -> Marks:
-    """None, on the image's device."""
-    none = torch.zeros(0, dtype=torch.long, device=image.device)
-    return Marks(image.new_zeros((0, 6)), image.new_zeros(0), none, none.bool())
+    """Empty marks on the device of ``image``."""
+    labels = torch.zeros(0, dtype=torch.long, device=image.device)
+    return Marks(image.new_zeros((0, 6)), image.new_zeros(0), labels, labels.bool())
 
 
-def joined(several: Sequence[Marks]) -> Marks:
-    """The marks of all, one after the other."""
-    told = [one.certain for one in several if one.certain is not None]
+def concatenate(parts: Sequence[Marks]) -> Marks:
+    """All marks, one part after the other."""
+    convergence = [part.certain for part in parts if part.certain is not None]
     return Marks(
-        torch.cat([one.boxes for one in several]),
-        torch.cat([one.scores for one in several]),
-        torch.cat([one.labels for one in several]),
-        torch.cat([one.valid for one in several]),
-        reduce(torch.logical_and, told) if told else None,
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.valid for part in parts]),
+        reduce(torch.logical_and, convergence) if convergence else None,
     )
 
 
-def fetched(find: Callable[[bool], Marks], device: torch.device) -> Detections:
-    """What ``find`` marks, on the host: with suppression on ``device``, for which the host waits here alone.
+def fetch(find: Callable[[bool], Marks], device: torch.device) -> Detections:
+    """Calls ``find`` and transfers its marks to the host. This is the only place where the host waits for the GPU.
 
-    ``find(True)`` is with suppression on the host, for a CPU, and where a GPU came to no end.
+    ``find(on_host)`` runs the suppression on ``device`` or, for a CPU and if the GPU's suppression did not converge, on
+    the host.
     """
     if device.type != "cpu":
-        found = find(False)
-        if found.certain is not None:
-            facts = (found.scores, found.labels, found.valid, found.certain.expand(len(found.valid)))
-            table = torch.cat([found.boxes, torch.stack([fact.to(found.boxes.dtype) for fact in facts], 1)], 1).cpu()
+        marks = find(False)
+        if marks.certain is not None:
+            columns = (marks.scores, marks.labels, marks.valid, marks.certain.expand(len(marks.valid)))
+            table = torch.cat([marks.boxes, torch.stack([part.to(marks.boxes.dtype) for part in columns], 1)], 1).cpu()
             if table[:, 9].all():
                 table = table[table[:, 8] > 0]
                 return Detections(table[:, :6], table[:, 6], table[:, 7].long())
-    found = find(True)
-    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+    marks = find(True)
+    return Detections(marks.boxes.cpu(), marks.scores.cpu(), marks.labels.cpu())
 
 
-def suppressed(decoder: BoxDecoder, marks: Marks, *, on_host: bool) -> Marks:
-    """The best marks, of which none overlaps a better one of its class too much, best first."""
+def suppress_marks(decoder: BoxDecoder, marks: Marks, *, on_host: bool) -> Marks:
+    """Non-maximum suppression within each class, by decreasing score; at most ``decoder.detections`` marks."""
     if on_host or not len(marks.scores):
         marks = marks.at(marks.valid.nonzero().squeeze(1))
-        return marks.at(suppress(_apart(marks), marks.scores, decoder.overlap, decoder.detections))
+        return marks.at(suppress(_offset_by_class(marks), marks.scores, decoder.overlap, decoder.detections))
     marks = marks.at(torch.where(marks.valid, marks.scores, -1.0).sort(descending=True, stable=True).indices)
-    kept, certain = suppressed_on_device(_hits(_apart(marks), decoder.overlap), marks.valid)
+    kept, certain = suppressed_on_device(_suppression_pairs(_offset_by_class(marks), decoder.overlap), marks.valid)
     kept = kept & certain
     chosen = kept.int().sort(descending=True, stable=True).indices[: decoder.detections]
     ended = certain.all() | (kept.sum() >= decoder.detections)
@@ -99,35 +100,35 @@ def suppressed(decoder: BoxDecoder, marks: Marks, *, on_host: bool) -> Marks:
     )
 
 
-def _apart(marks: Marks) -> Tensor:
-    """The boxes, those of each class moved away from the others, so that a box suppresses none of another class."""
+def _offset_by_class(marks: Marks) -> Tensor:
+    """The boxes, shifted apart by class so that boxes of different classes do not overlap."""
     return marks.boxes + marks.labels[:, None] * (marks.boxes.max() + 1 if len(marks.boxes) else 0)
 
 
-def _hits(boxes: Tensor, most_overlap: float) -> Tensor:
-    """(n, n) which boxes, best first, overlap a later one by more than ``most_overlap``."""
-    common: Tensor | None = None
+def _suppression_pairs(boxes: Tensor, max_overlap: float) -> Tensor:
+    """(N, N): whether a box has an IoU above ``max_overlap`` with a later one; boxes are sorted by decreasing score."""
+    intersection: Tensor | None = None
     for axis in range(3):
         low, high = boxes[:, axis], boxes[:, 3 + axis]
-        along = (torch.minimum(high[:, None], high) - torch.maximum(low[:, None], low)).clamp_(min=0)
-        common = along if common is None else common.mul_(along)
-    assert common is not None
+        overlap = (torch.minimum(high[:, None], high) - torch.maximum(low[:, None], low)).clamp_(min=0)
+        intersection = overlap if intersection is None else intersection.mul_(overlap)
+    assert intersection is not None
     volume = (boxes[:, 3:] - boxes[:, :3]).prod(dim=1)
-    return (common / (volume[:, None] + volume - common) > most_overlap).triu(1)
+    return (intersection / (volume[:, None] + volume - intersection) > max_overlap).triu(1)
 
 
-def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> Tensor:
-    """Indices of boxes (n, 6), best first, none of which overlaps a better one by more than ``most_overlap`` (IoU)."""
+def suppress(boxes: Tensor, scores: Tensor, max_overlap: float, max_boxes: int) -> Tensor:
+    """Greedy non-maximum suppression of boxes (N, 6) at the IoU ``max_overlap``: kept indices, by decreasing score."""
     order = torch.sort(scores, descending=True, stable=True).indices
     ranked = boxes[order].float().cpu().numpy()
     low, high = ranked[:, :3], ranked[:, 3:]
     volume = (high - low).prod(axis=1)
-    waiting = np.arange(len(ranked))
+    remaining = np.arange(len(ranked))
     kept: list[int] = []
-    while len(waiting) and len(kept) < most:
-        best, waiting = waiting[0], waiting[1:]
+    while len(remaining) and len(kept) < max_boxes:
+        best, remaining = remaining[0], remaining[1:]
         kept.append(int(best))
-        common = np.minimum(high[waiting], high[best]) - np.maximum(low[waiting], low[best])
-        shared = np.maximum(common, 0).prod(axis=1)
-        waiting = waiting[shared / (volume[waiting] + volume[best] - shared) <= most_overlap]
+        overlap = np.minimum(high[remaining], high[best]) - np.maximum(low[remaining], low[best])
+        intersection = np.maximum(overlap, 0).prod(axis=1)
+        remaining = remaining[intersection / (volume[remaining] + volume[best] - intersection) <= max_overlap]
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]

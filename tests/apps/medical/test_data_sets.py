@@ -236,7 +236,9 @@ def test_figures_are_given_for_each_class_too(folder, perfect):
     write_table(folder / "marks.csv", rows)
     data = Marks(root=folder, marks=Path("marks.csv"), class_column="kind", split_column="part")
     (note,) = [note for note in app.evaluate(perfect, data, None).notes if "classes" in note]
-    assert note == "Above, classes are not told apart. nodule: CPM 1.000 on 1 nodules; solid: CPM 0.000 on 1 nodules."
+    assert (
+        note == "The table does not distinguish classes. nodule: CPM 1.000 on 1 nodules; solid: CPM 0.000 on 1 nodules."
+    )
 
 
 def test_a_split_is_by_patient_or_as_the_table_says(folder):
@@ -314,7 +316,7 @@ def test_evaluation_finds_the_marked_nodule_and_counts_the_rest(folder, perfect)
     assert figures["scans"] == "2" and figures["nodules found at any score"] == "2"
     assert figures["CPM"] == "1.0000" and figures["false positives"] == "2"
     assert {row[0]: row[1] for row in app.evaluate(perfect, data, 1).rows}["scans"] == "1"
-    assert any(note == "Mean error of the diameter: 1.0 mm, on 2 nodules that were found." for note in table.notes)
+    assert any(note == "Mean error of the diameter: 1.0 mm, on 2 detected nodules." for note in table.notes)
 
 
 def test_an_operating_point_is_set_on_one_s_own_scans(folder, perfect):

@@ -16,7 +16,7 @@ from apps.medical.inference import candidates
 from apps.medical.inference.candidates import find_candidates
 from apps.medical.inference.grid import cover, resample
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.marks import Marks, fetched, suppressed
+from apps.medical.inference.marks import Marks, fetch, suppress_marks
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.retinanet import RetinaNet3D
@@ -129,8 +129,8 @@ def crowd(seed, count=400, span=80.0):
 @pytest.mark.parametrize("seed", range(5))
 def test_suppression_on_a_device_keeps_the_same_boxes(seed):
     marks = crowd(seed)
-    expected = suppressed(DECODER, marks, on_host=True)
-    found = suppressed(DECODER, marks, on_host=False)
+    expected = suppress_marks(DECODER, marks, on_host=True)
+    found = suppress_marks(DECODER, marks, on_host=False)
     assert found.certain and expected.certain is None and len(found.scores) == DECODER.detections
     assert 30 < len(expected.scores) == found.valid.sum()
     kept = found.at(found.valid.nonzero().squeeze(1))
@@ -145,14 +145,14 @@ def test_a_chain_of_boxes_longer_than_the_rounds_is_left_to_the_host():
     chain = Marks(
         torch.cat([low, low + 10], 1), 1 - row / 1000, torch.zeros(60, dtype=torch.long), torch.ones(60, dtype=bool)
     )
-    assert not suppressed(DECODER, chain, on_host=False).certain
+    assert not suppress_marks(DECODER, chain, on_host=False).certain
     asked = []
 
     def find(on_host):
         asked.append(on_host)
-        return suppressed(DECODER, chain, on_host=on_host)
+        return suppress_marks(DECODER, chain, on_host=on_host)
 
-    found = fetched(find, torch.device("cuda"))
+    found = fetch(find, torch.device("cuda"))
     assert asked == [False, True] and found.boxes[:, 0].tolist() == row[::2].tolist()
 
 
