@@ -92,12 +92,12 @@ def test_a_place_is_found_again_where_the_patient_lay_and_breathed_otherwise(
     places = np.random.default_rng(1).uniform(box[:3], box[3:], (500, 3))
     places = places[lungs.contain(later.to_index_ijk(places))]
     true = place_before(places, earlier)
-    error = np.linalg.norm(found.moved(places) - true, axis=1)
+    error = np.linalg.norm(found.transform_points(places) - true, axis=1)
     unmoved = np.linalg.norm(places - true, axis=1)
     assert np.median(unmoved) > 50
     assert np.median(error) < 2.5 and np.percentile(error, 90) < 8
     assert found.correlation > 0.95
-    back = np.linalg.norm(found.moved_back(true) - places, axis=1)
+    back = np.linalg.norm(found.inverse_transform_points(true) - places, axis=1)
     assert np.median(back) < 3
 
 
@@ -121,9 +121,9 @@ def test_a_scan_of_a_part_of_the_lungs_is_aligned_where_it_lies(
     places = places[lungs.contain(cut.to_index_ijk(places))]
     true = place_before(places, earlier)
     found = align(cut, box, earlier, lung_box(earlier))
-    assert np.median(np.linalg.norm(found.moved(places) - true, axis=1)) < 2.5 and found.correlation > 0.95
+    assert np.median(np.linalg.norm(found.transform_points(places) - true, axis=1)) < 2.5 and found.correlation > 0.95
     back = align(earlier, lung_box(earlier), cut, box)
-    assert np.median(np.linalg.norm(back.moved(true) - places, axis=1)) < 3.5 and back.correlation > 0.95
+    assert np.median(np.linalg.norm(back.transform_points(true) - places, axis=1)) < 3.5 and back.correlation > 0.95
 
 
 def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, above: bool = True) -> Sized:
@@ -277,7 +277,7 @@ def test_one_lung_of_a_patient_is_found_in_a_scan_of_both(medical_data: Path) ->
     found = align(one, lung_box(one), both, lung_box(both))
     box = lung_box(one)
     places = np.random.default_rng(1).uniform(box[:3], box[3:], (500, 3))
-    assert np.median(np.linalg.norm(found.moved(places) - places, axis=1)) < 2 and found.correlation > 0.95
+    assert np.median(np.linalg.norm(found.transform_points(places) - places, axis=1)) < 2 and found.correlation > 0.95
     likeness = vessel_correlation(one, box, both, found)
     assert likeness is not None and likeness > 0.9
 

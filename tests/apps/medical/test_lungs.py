@@ -217,7 +217,7 @@ def test_a_candidate_on_the_edge_of_the_image_is_none_and_a_mass_is_one():
     part = changed(volume, volume.voxels_zyx[:15])
     ends = [part.to_lps_mm([[30.0, 40, k - 2], [30, 40, k + 2]]) for k in (14, 8)]
     low, high = (np.array([pair[n] for pair in ends]) + (2 * n - 1) * np.array([6.0, 6, 0]) for n in (0, 1))
-    assert candidates._within(part, (low + high) / 2).tolist() == [False, True]
+    assert candidates._is_inside(part, (low + high) / 2).tolist() == [False, True]
     # What fills a lung's middle has no aerated lung near its centre, and lung on most of its sides.
     solid = volume.voxels_zyx.copy()
     k, j, i = np.indices(solid.shape)
@@ -225,4 +225,4 @@ def test_a_candidate_on_the_edge_of_the_image_is_none_and_a_mass_is_one():
     lungs = find_lungs(changed(volume, solid))
     centre = volume.to_lps_mm([[30.0, 40, 15], [50.0, 62, 15]])
     assert not lungs.contain(volume.to_index_ijk(centre)).any()
-    assert candidates._at_lung(volume, lungs, centre - 36, centre + 36).tolist() == [True, False]
+    assert candidates._is_at_lung(volume, lungs, centre - 36, centre + 36).tolist() == [True, False]
