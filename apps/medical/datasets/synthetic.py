@@ -1,4 +1,4 @@
-"""Synthetic chests with exact truth: patches to train on, packed or made anew in each epoch, and whole scans."""
+"""Synthetic chests with exact ground truth: training patches, packed or fresh in each epoch, and whole scans."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from shared.data.order import Indices, Key
 
 SPACINGS_MM = ((0.8, 0.8, 1.5), (1.0, 1.0, 2.5), (0.8, 0.8, 5.0))
-"""Whole phantoms take turns with these."""
+"""Whole phantoms use these voxel spacings in turn."""
 
 EVALUATION_SEED = 611
-"""Of the whole phantoms that the headline table is scored on: no patch and no calibration takes a chest from there."""
+"""The seed of the phantoms for the headline table. Neither patches nor calibration use chests of this seed."""
 
-VALIDATION_SHARE = 8
+VALIDATION_DIVISOR = 8
+"""The number of chests for training divided by this is the number for validation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synthetic:
-    """Patches of synthetic chests, and whole ones with nodules of 3 to 80 mm.
+    """Patches of synthetic chests, and whole chests with nodules of 3 to 80 mm.
 
-    ``fresh`` makes new training patches of the same chests in every epoch, one core beside the training; otherwise
-    they are packed once and read again. With ``chests`` patches are cut out of so many chests that are packed whole,
-    and of an eighth as many for validation. ``scans`` whole chests are there for evaluation and calibration.
+    With ``fresh`` new training patches of the same chests are generated in every epoch, on one core beside the
+    training; otherwise they are packed once and reused. With ``chests`` patches are cropped from this number of chests,
+    packed whole, and validation patches from an eighth as many. ``scans`` is the number of whole chests for evaluation
+    and calibration.
     """
 
     train_patches: int = 2000
@@ -53,16 +55,16 @@ class Synthetic:
     def validation(self, input: ChestInput) -> Dataset:
         from apps.medical.datasets.synth.pack import open_pack
 
-        chests = -(-self.chests // VALIDATION_SHARE)
+        chests = -(-self.chests // VALIDATION_DIVISOR)
         return PackedPatches(open_pack(self._settings(self.validation_patches, self.seed + 1, chests, input)), input)
 
     def validation_scans(self) -> Iterator[AnnotatedScan]:
-        """Whole chests that no patch is taken from."""
+        """Whole chests that are not used for patches."""
         return phantoms(EVALUATION_SEED, self.scans)
 
-    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
-        """Whole chests of the training's seed, with a scanner's noise and nodules of their own."""
-        return phantoms(self.seed, most)
+    def training_scans(self, max_scans: int) -> Iterator[AnnotatedScan]:
+        """``max_scans`` whole chests of the training seed, each with its own scanner noise and nodules."""
+        return phantoms(self.seed, max_scans)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -75,7 +77,7 @@ class Synthetic:
         }
 
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
-        """How many patches there are, and of what."""
+        """The numbers of patches and their size."""
         return {
             "training patches": self.train_patches,
             "validation patches": self.validation_patches,
@@ -90,9 +92,9 @@ class Synthetic:
 
 
 def phantoms(seed: int, count: int, nodules: int = 5) -> Iterator[AnnotatedScan]:
-    """The first ``count`` chests of a series: so many nodules of 3 to 30 mm each, and in two of three a larger mass.
+    """The first ``count`` chests of a seed, each with ``nodules`` nodules of 3 to 30 mm, and two of three with a mass.
 
-    A chest takes a core some twenty seconds; the next are painted by other processes while one is looked at.
+    A chest takes one core about twenty seconds. Other processes generate the next ones while the caller uses one.
     """
     return made_ahead(_phantom, ((seed, number, nodules) for number in range(count)))
 
@@ -107,7 +109,7 @@ def _phantom(seed: int, number: int, nodules: int) -> AnnotatedScan:
 
 @dataclass(frozen=True, slots=True)
 class PackedPatches:
-    """A pack as a data set; batches as ``patches.collate`` makes them."""
+    """A pack of patches as a data set; batches are as ``patches.collate`` makes them."""
 
     pack: Pack
     input: ChestInput
@@ -118,18 +120,18 @@ class PackedPatches:
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         from apps.medical.datasets.patches import augment, collate
 
-        made = []
+        patches = []
         for index in indices:
             boxes = np.array(self.pack.boxes[index, : self.pack.counts[index]])
-            made.append(augment(self.pack.images[index], boxes, key.generator(int(index)) if key else None))
-        return collate(made, self.input)
+            patches.append(augment(self.pack.images[index], boxes, key.generator(int(index)) if key else None))
+        return collate(patches, self.input)
 
 
 @dataclass(frozen=True, slots=True)
 class FreshPatches:
-    """Patches that are made when they are asked for, others in every epoch; batches as those of ``PackedPatches``.
+    """Patches that are generated on request and differ in every epoch; batches are as ``patches.collate`` makes them.
 
-    The patch is a function of the key and the index, and so are its mirroring and brightness.
+    A patch and its augmentation are a function of the key and the index.
     """
 
     settings: PackSettings
@@ -139,10 +141,10 @@ class FreshPatches:
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         from apps.medical.datasets.patches import augment, collate
-        from apps.medical.datasets.synth.pack import sample
+        from apps.medical.datasets.synth.pack import make_patch
 
-        made = []
+        patches = []
         for index in indices:
             random = key.generator(int(index)) if key else None
-            made.append(augment(*sample(self.settings, int(index), random), random))
-        return collate(made, self.settings.input)
+            patches.append(augment(*make_patch(self.settings, int(index), random), random))
+        return collate(patches, self.settings.input)

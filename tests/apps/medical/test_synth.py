@@ -1,4 +1,4 @@
-"""The phantoms: exact truth, the same from the same numbers, and HU as tissues have them."""
+"""The phantoms: exact ground truth, reproducible from their seeds, with realistic HU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from apps.medical.datasets.synth.anatomy import draw
 from apps.medical.datasets.synth.chests import open_chest
 from apps.medical.datasets.synth.fields import Waves, open_grid
 from apps.medical.datasets.synth.frame import Frame
-from apps.medical.datasets.synth.nodules import KINDS, catalogue, paint, place, shape
-from apps.medical.datasets.synth.pack import PackSettings, open_pack, sample
+from apps.medical.datasets.synth.nodules import KINDS, catalogue, draw_nodule, outline_shape, paint_nodule
+from apps.medical.datasets.synth.pack import PackSettings, make_patch, open_pack
 from apps.medical.datasets.synth.phantom import patch, volume
-from apps.medical.datasets.synth.placing import NoduleSpec, put_nodules, scan_nodules
+from apps.medical.datasets.synth.placing import NoduleSpec, draw_scan_nodules, place_nodules
 from apps.medical.datasets.synth.scanner import Scanner, acquire
-from apps.medical.datasets.synth.tissue import tissue
+from apps.medical.datasets.synth.tissue import render_chest
 from apps.medical.types import ChestInput
 
 HERE = Frame(np.zeros(3, np.float32))
@@ -42,7 +42,7 @@ def test_lidc_s_outlines_are_all_read():
 def test_a_shape_has_the_outline_s_size():
     for number in range(0, len(catalogue()), 550):
         width, height, depth = catalogue()[number].extent_mm
-        made = shape(number)
+        made = outline_shape(number)
         extent = [np.ptp(index) * 0.7 + 0.7 for index in np.nonzero(made.depth_mm > 0)]
         # Outlines run along the first voxels outside the nodule.
         assert extent[0] == pytest.approx(width, abs=3.0)
@@ -77,7 +77,7 @@ def test_a_nodule_stands_out_where_the_box_says(chest):
 def test_nodules_lie_in_the_lung_and_apart(chest):
     low = np.array([-chest.half_width, -chest.half_depth, chest.base], np.float32)
     specs = [NoduleSpec(diameter_mm=diameter, kind="solid") for diameter in (6.0, 7.0, 9.0, 11.0, 13.0, 16.0)]
-    placed = put_nodules(np.random.default_rng(5), chest, HERE, low, -low, specs)
+    placed = place_nodules(np.random.default_rng(5), chest, HERE, low, -low, specs)
     assert len(placed) >= 3
     for n, nodule in enumerate(placed):
         assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
@@ -86,7 +86,7 @@ def test_nodules_lie_in_the_lung_and_apart(chest):
 
 
 def test_the_pleura_has_no_bumps_of_a_nodule_s_size(chest):
-    """What looks like a nodule and is not labelled teaches that nodules are none."""
+    """Unlabelled structures that look like nodules would teach the network to ignore nodules."""
     wavelengths = 2 * np.pi / np.linalg.norm(chest.surface.wave_vectors, axis=1)
     assert wavelengths.min() > 34
 
@@ -100,7 +100,7 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
     assert right.thickness / 2 - 0.8 < depth.max() <= right.thickness / 2
     assert 0 < (depth > -1).mean() < 0.1
     bare = dataclasses.replace(chest, fissures=())
-    with_fissures, without = (tissue(made, grid, np.random.default_rng(0))[0] for made in (chest, bare))
+    with_fissures, without = (render_chest(made, grid, np.random.default_rng(0))[0] for made in (chest, bare))
     higher = with_fissures - without
     assert higher.min() > -1 and higher.max() > 100
     assert 0 < (higher > 50).mean() < 0.15
@@ -109,7 +109,7 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
 @pytest.mark.parametrize("diameter_mm", [20.0, 35.0, 55.0, 70.0])
 def test_a_consolidation_is_in_one_piece(diameter_mm):
     for seed in range(3):
-        nodule = place(np.random.default_rng(seed), np.zeros(3, np.float32), diameter_mm, "consolidation")
+        nodule = draw_nodule(np.random.default_rng(seed), np.zeros(3, np.float32), diameter_mm, "consolidation")
         step = max(1.2, nodule.radius_mm / 25)
         axis = np.arange(-1.6 * nodule.radius_mm, 1.6 * nodule.radius_mm, step, dtype=np.float32)
         inside = nodule.depth(*open_grid(axis, axis, axis)) > 0
@@ -121,7 +121,7 @@ def test_a_consolidation_is_in_one_piece(diameter_mm):
 def test_subsolid_nodules_are_drawn_from_such_outlines():
     for seed in range(8):
         for kind in ("ground glass", "part-solid"):
-            assert place(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, kind).shape.texture <= 3
+            assert draw_nodule(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, kind).shape.texture <= 3
 
 
 def test_thick_slices_are_means_of_thin_ones():
@@ -144,7 +144,7 @@ def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = PackSettings(patches=3, input=GRID, seed=4, per_chest=2)
     pack = open_pack(settings)
-    image, boxes = sample(settings, 2)
+    image, boxes = make_patch(settings, 2)
     assert np.array_equal(pack.images[2], image)
     assert np.array_equal(pack.boxes[2, : pack.counts[2]], boxes[:6])
     assert open_pack(settings).images.filename == pack.images.filename
@@ -167,7 +167,7 @@ def test_a_whole_phantom_has_lungs_tissue_and_truth():
 
 
 def test_phantoms_have_nodules_of_all_sizes_and_kinds():
-    specs = [spec for seed in range(60) for spec in scan_nodules(np.random.default_rng(seed))]
+    specs = [spec for seed in range(60) for spec in draw_scan_nodules(np.random.default_rng(seed))]
     sizes = np.array([spec.diameter_mm for spec in specs])
     assert sizes.min() < 3.5 and sizes.max() > 70 and np.all((sizes >= 3) & (sizes <= 80))
     assert 25 < (sizes > 30).sum() < 55
@@ -177,11 +177,11 @@ def test_phantoms_have_nodules_of_all_sizes_and_kinds():
 
 @pytest.mark.parametrize(("kind", "diameter"), [("cavity", 40.0), ("consolidation", 70.0), ("solid", 60.0)])
 def test_a_mass_has_the_size_that_was_asked_for(kind, diameter):
-    nodule = place(np.random.default_rng(4), np.zeros(3, np.float32), diameter, kind)
+    nodule = draw_nodule(np.random.default_rng(4), np.zeros(3, np.float32), diameter, kind)
     axis = np.arange(-75, 75, 1.5, dtype=np.float32)
     grid = open_grid(axis, axis, axis)
     image = np.full((len(axis),) * 3, -850, np.float32)
-    low, high = paint(image, grid, nodule, np.full_like(image, 99))
+    low, high = paint_nodule(image, grid, nodule, np.full_like(image, 99))
     inside = nodule.depth(*grid) > 0
     assert np.cbrt(6 / np.pi * inside.sum() * 1.5**3) == pytest.approx(diameter, rel=0.25)
     assert np.all(high - low > 0.5 * diameter) and np.all(high - low < 2.5 * diameter)
@@ -195,10 +195,10 @@ def test_patches_are_cut_out_of_a_packed_chest(tmp_path, monkeypatch):
     middle = packed.low_mm + np.array([4.0, 4.0, 6.0], np.float32) * 20
     grid = open_grid(*(step * (np.arange(8, dtype=np.float32) + 0.5) for step in (4.0, 4.0, 6.0)))
     stored = packed.images[1][20:28, 20:28, 20:28].astype(np.float32) * (1524 / 255) - 1024
-    assert packed.cut(Frame(middle), grid, 1) == pytest.approx(stored, abs=0.01)
-    # The least turn there is takes the other way, and comes to the same.
-    barely = np.eye(3, dtype=np.float32) + np.float32(1e-6)
-    assert packed.cut(Frame(middle, barely), grid, 1) == pytest.approx(stored, abs=2)
+    assert packed.resample(Frame(middle), grid, 1) == pytest.approx(stored, abs=0.01)
+    # The smallest possible rotation takes the code path for rotated frames and gives the same values.
+    almost_upright = np.eye(3, dtype=np.float32) + np.float32(1e-6)
+    assert packed.resample(Frame(middle, almost_upright), grid, 1) == pytest.approx(stored, abs=2)
     for coarse in (1, 2):
         made = patch(np.random.default_rng(coarse), packed, (24, 24, 16), (4.0, 4.0, 6.0), coarse=coarse)
         assert made.image_xyz.shape == (24, 24, 16)

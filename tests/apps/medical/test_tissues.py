@@ -1,4 +1,4 @@
-"""The tissues of the phantoms: each lies where anatomy has it, in the HU that scanners give it."""
+"""The tissues of the phantoms: each is at its anatomical position and has the HU that scanners show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from apps.medical.datasets.synth.anatomy import Anatomy, draw
 from apps.medical.datasets.synth.fields import open_grid
-from apps.medical.datasets.synth.tissue import tissue
+from apps.medical.datasets.synth.tissue import render_chest
 
 CHESTS = [draw(np.random.default_rng(seed), targets=150) for seed in (3, 8, 21)]
 each_chest = pytest.mark.parametrize("chest", CHESTS)
@@ -22,7 +22,7 @@ def grid_around(centre, half_mm, step_mm=1.0):
 def painted(chest: Anatomy, centre, half_mm, step_mm=1.0):
     """HU around a point, without motion, and where they are."""
     grid = grid_around(centre, half_mm, step_mm)
-    return tissue(replace(chest, motion_mm=0.0), grid, np.random.default_rng(0))[0], grid
+    return render_chest(replace(chest, motion_mm=0.0), grid, np.random.default_rng(0))[0], grid
 
 
 def median_at(chest, body, radius_mm=4.0, along=0.5):
@@ -37,7 +37,7 @@ def median_at(chest, body, radius_mm=4.0, along=0.5):
 @each_chest
 def test_bone_is_dense_and_the_cartilage_between_ribs_and_sternum_is_not(chest):
     bones, x, y, z = chest.skeleton, *grid_around((0, 0, chest.carina - 20), 150, 2.0)
-    image = tissue(replace(chest, motion_mm=0.0), (x, y, z), np.random.default_rng(0))[0]
+    image = render_chest(replace(chest, motion_mm=0.0), (x, y, z), np.random.default_rng(0))[0]
     bone, cartilage = bones.bone_depth(x, y, z, chest), bones.cartilage_depth(x, y, z, chest)
     assert np.median(image[bone > 1.5]) > 150
     soft = image[(cartilage > 1.5) & (bone < -2)]
@@ -57,7 +57,7 @@ def test_ribs_of_the_two_sides_are_no_mirror_images(chest):
 
 @each_chest
 def test_blood_muscle_and_fat_of_the_mediastinum(chest):
-    descending_aorta, spine_muscle = chest.great[3], chest.solid[3]
+    descending_aorta, spine_muscle = chest.great_vessels[3], chest.soft_tissues[3]
     assert median_at(chest, descending_aorta, along=0.3) == pytest.approx(chest.blood_hu, abs=25)
     assert spine_muscle.end is not None
     for pad in chest.fat[1:3]:
@@ -70,7 +70,7 @@ def test_blood_muscle_and_fat_of_the_mediastinum(chest):
 
 
 def test_calcium_of_the_aorta_is_dense_and_only_where_it_was_drawn():
-    chest, arch = CHESTS[0], CHESTS[0].great[2].start
+    chest, arch = CHESTS[0], CHESTS[0].great_vessels[2].start
     with_, without = (painted(replace(chest, calcium=c, blood_hu=40.0), arch, 22)[0] for c in (1.0, 0.0))
     bone = chest.skeleton.bone_depth(*grid_around(arch, 22), chest) > -3
     assert ((with_ > 300) & ~bone).sum() > 50
@@ -136,5 +136,7 @@ def test_motion_doubles_the_edge_of_the_heart_and_leaves_the_apex():
     edge = (heart.start[0] + heart.size[0] * 0.9, heart.start[1], heart.start[2])
     for centre, moves in ((edge, True), ((60, 10, chest.top[1] - 25), False)):
         grid = grid_around(centre, 12)
-        still, moved = (tissue(replace(chest, motion_mm=mm), grid, np.random.default_rng(0))[0] for mm in (0.0, 3.0))
+        still, moved = (
+            render_chest(replace(chest, motion_mm=mm), grid, np.random.default_rng(0))[0] for mm in (0.0, 3.0)
+        )
         assert (np.abs(moved - still).max() > 50) == moves

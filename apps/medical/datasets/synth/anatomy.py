@@ -1,8 +1,8 @@
-"""A thorax as analytic shapes: the lungs and what bounds them, and the trees of vessels and airways in them.
+"""A thorax of analytic shapes: the lungs, the structures around them, and the trees of vessels and airways inside them.
 
-Frame: LPS mm with the origin in the middle of the chest (x to the left, y to the back, z to the head). Depths are
-signed distances in mm, approximate away from the surface, positive inside. Sizes are those of adults. No two sides are
-alike: each has its own width, dome, apex and hilum, the heart lies on the left, and the back may be bent.
+Frame: LPS mm with the origin in the centre of the chest (x to the left, y to the back, z to the head). Depths are
+signed distances in mm, positive inside, and approximate away from the surface. Sizes are those of adults. The two sides
+differ: each has its own width, dome, apex and hilum, the heart is on the left, and the spine may be curved.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from apps.medical.datasets.synth.fields import Array, Waves, capsule, ellipsoid, smooth_min
+from apps.medical.datasets.synth.fields import Array, Waves, capsule_depth, ellipsoid_depth, smooth_min
 from apps.medical.datasets.synth.skeleton import Skeleton
-from apps.medical.datasets.synth.vessels import Tubes, bronchi, grow, join, tube
+from apps.medical.datasets.synth.vessels import Tubes, bronchi, concatenate, grow_tree, tube
 
 HEIGHTS = np.linspace(0, 1, 8)
 WIDTHS = np.array([1.0, 1.0, 0.985, 0.95, 0.89, 0.80, 0.67, 0.48])
 DEPTHS = np.array([0.97, 1.0, 1.0, 0.98, 0.94, 0.87, 0.76, 0.58])
-"""The rib cage's half axes at eight heights from the base to the apex, as shares of the largest."""
+"""The half axes of the rib cage at eight heights from the base to the apex, relative to the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fissure:
-    """A sheet of pleura between lobes: z = height + slope y in the lung of one ``side`` (-1 right, 1 left).
+    """A sheet of pleura between lobes: z = height + slope * y in the lung on one ``side`` (-1 right, 1 left).
 
-    ``back_mm`` is where it ends towards the back (y).
+    ``back_mm`` is the y at which it ends towards the back.
     """
 
     side: int
@@ -36,15 +36,15 @@ class Fissure:
     thickness: float
 
     def depth(self, x: Array, y: Array, z: Array, bend_mm: Array) -> Array:
-        """Depth inside the sheet in mm, positive inside; ``bend_mm`` lifts it."""
-        across = np.abs(z - self.height - self.slope * y - bend_mm) / np.float32(np.hypot(1, self.slope))
-        depth = np.float32(self.thickness / 2) - across
+        """Depth inside the sheet in mm; ``bend_mm`` raises it along z."""
+        distance = np.abs(z - self.height - self.slope * y - bend_mm) / np.float32(np.hypot(1, self.slope))
+        depth = np.float32(self.thickness / 2) - distance
         return np.asarray(np.where((x * self.side > 0) & (y < self.back_mm), depth, -9), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Body:
-    """A part of the mediastinum that bounds the lungs: an ellipsoid (``end`` is None, three half axes) or a capsule."""
+    """An ellipsoid with the half axes ``size`` if ``end`` is None, otherwise a capsule with the radius ``size[0]``."""
 
     start: tuple[float, float, float]
     size: tuple[float, ...]
@@ -52,13 +52,21 @@ class Body:
 
     def depth(self, x: Array, y: Array, z: Array) -> Array:
         if self.end is None:
-            return ellipsoid(x, y, z, self.start, self.size)
-        return capsule(x, y, z, self.start, self.end, self.size[0])
+            return ellipsoid_depth(x, y, z, self.start, self.size)
+        return capsule_depth(x, y, z, self.start, self.end, self.size[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
-    """One person's chest. Lengths in mm, densities in HU; see ``draw`` for their ranges."""
+    """One person's chest. Lengths are in mm and densities in HU; ``draw`` has their ranges.
+
+    wall, breast      thickness of the chest wall and of the breasts
+    base, top         z of the base, and of the apices of the right and left lung
+    lean, tilt, bend  backward lean of the upper chest, axial tilt, and curvature of the midline
+    dome, flat        heights of the right and left dome of the diaphragm, and how steeply the domes fall off
+    midline           half width of the mediastinum between its parts
+    carina            z of the carina
+    """
 
     half_width: float
     half_depth: float
@@ -75,8 +83,8 @@ class Anatomy:
     carina: float
     skeleton: Skeleton
     heart: tuple[Body, ...]
-    great: tuple[Body, ...]
-    solid: tuple[Body, ...]
+    great_vessels: tuple[Body, ...]
+    soft_tissues: tuple[Body, ...]
     fat: tuple[Body, ...]
     blood_hu: float
     lung_hu: float
@@ -101,27 +109,27 @@ class Anatomy:
     calcium: float
     motion_mm: float
 
-    def middle(self, z: Array) -> Array:
-        """Where the midline is at a height: a back is seldom straight."""
+    def midline_x(self, z: Array) -> Array:
+        """The x of the midline at a height z, since a spine is rarely straight."""
         size, length, phase = self.bend
         return np.asarray(size * np.sin(z / length + phase), np.float32)
 
     def cavity_depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth inside the rib cage."""
         height = (z - self.base) / (max(self.top) - self.base)
-        x = x - self.middle(z)
+        x = x - self.midline_x(z)
         y = y + self.tilt * x - self.lean * np.clip(height, 0, 1.2) ** 2
         a = self.half_width * np.interp(height, HEIGHTS, WIDTHS)
         b = self.half_depth * np.interp(height, HEIGHTS, DEPTHS)
-        # Flattened in front and hollowed beside the spine, as a rib cage is.
+        # Flattened at the front and hollow beside the spine, like a rib cage.
         ratio = (np.abs(x / a) ** 2.3 + np.abs(y / b) ** 2.5) ** np.float32(1 / 2.4)
         return np.asarray((1 - ratio) * np.minimum(a, b) * 1.05, np.float32)
 
     def mediastinum_depth(self, x: Array, y: Array, z: Array) -> Array:
-        """Depth inside what lies between the lungs: heart, vessels, spine, hila, fat; rounded where they meet."""
+        """Depth inside the mediastinum: heart, vessels, spine, hila and fat, with rounded joints."""
         upper = 26 / (1 + np.exp(-(z - self.carina - 35) / 10)) * np.exp(-(((y - 5) / 70) ** 2))
-        depth = self.midline + upper - np.abs(x - self.middle(z))
-        for body in (*self.heart, *self.great, *self.solid, *self.fat):
+        depth = self.midline + upper - np.abs(x - self.midline_x(z))
+        for body in (*self.heart, *self.great_vessels, *self.soft_tissues, *self.fat):
             depth = -smooth_min(-depth, -body.depth(x, y, z), 7.0)
         return np.asarray(depth, np.float32)
 
@@ -139,7 +147,7 @@ class Anatomy:
         return np.asarray(depth + self.surface(x, y, z), np.float32)
 
     def above_diaphragm(self, x: Array, y: Array, z: Array) -> Array:
-        """Height above the diaphragm's two domes, which fall off towards the ribs and the back."""
+        """Height above the two domes of the diaphragm, which fall off towards the ribs and the back."""
         right, left = self.dome
         height = np.where(x < 0, right, left)
         centre = np.where(x < 0, -0.47, 0.5) * self.half_width
@@ -148,17 +156,17 @@ class Anatomy:
         return np.asarray((z - self.base - np.maximum(dome, -60)) * 0.75, np.float32)
 
 
-NOTHING = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
+NO_TUBES = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
 
 
 def draw(random: np.random.Generator, *, targets: int = 1000) -> Anatomy:
-    """A chest whose sizes, densities and trees are drawn from ``random``; about half a second."""
+    """Draws a chest at random, which takes about half a second. ``targets`` scales the number of vessels."""
     uniform = random.uniform
     half_width, half_depth = uniform(112, 148), uniform(74, 104)
     base, carina = uniform(-125, -95), uniform(5, 30)
     spine_y = half_depth - uniform(22, 30)
     contrast = random.random() < 0.5
-    heart, great, solid, fat = _mediastinum(random, half_width, half_depth, base, carina, spine_y)
+    heart, great_vessels, soft_tissues, fat = _mediastinum(random, half_width, half_depth, base, carina, spine_y)
     skeleton = Skeleton.draw(random, half_width, half_depth, base, spine_y)
     top = carina + uniform(85, 105)
     shape: dict[str, Any] = {
@@ -177,18 +185,18 @@ def draw(random: np.random.Generator, *, targets: int = 1000) -> Anatomy:
         "carina": carina,
         "skeleton": skeleton,
         "heart": heart,
-        "great": great,
-        "solid": solid,
+        "great_vessels": great_vessels,
+        "soft_tissues": soft_tissues,
         "fat": fat,
         "blood_hu": uniform(110, 320) if contrast else uniform(30, 55),
         "lung_hu": uniform(-915, -800),
-        # Wider than nodules: a bump of their size would be a nodule at the pleura that nobody labelled.
+        # Longer than nodules: a bump of their size would be an unlabelled nodule at the pleura.
         "surface": Waves.draw(random, deviation=uniform(0.5, 1.5), wavelengths_mm=(36, 120), count=14),
         "wall_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
         "fat_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(7, 40), count=14),
         "lung_texture": Waves.draw(random, deviation=uniform(6, 24), wavelengths_mm=(4, 50), count=20),
         "emphysema": uniform(10, 90) if random.random() < 0.4 else 0.0,
-        # Coarser than nodules: a cloud of their size would be a ground-glass nodule that nobody labelled.
+        # Longer than nodules: a cloud of their size would be an unlabelled ground-glass nodule.
         "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(60, 160), count=12),
         "haze_level": uniform(1.2, 3.5),
         "dependent_hu": uniform(60, 320) if random.random() < 0.5 else 0.0,
@@ -199,23 +207,23 @@ def draw(random: np.random.Generator, *, targets: int = 1000) -> Anatomy:
         "calcium": uniform(0, 1) if random.random() < 0.5 else 0.0,
         "motion_mm": uniform(0.8, 3.0) if random.random() < 0.4 else 0.0,
     }
-    trees: dict[str, Any] = dict.fromkeys(("arteries", "veins", "airways", "trachea", "nodes", "bands"), NOTHING)
-    bare = Anatomy(**shape, **trees)
-    trees = _trees(random, bare, targets)
+    trees: dict[str, Any] = dict.fromkeys(("arteries", "veins", "airways", "trachea", "nodes", "bands"), NO_TUBES)
+    without_trees = Anatomy(**shape, **trees)
+    trees = _grow_trees(random, without_trees, targets)
     return Anatomy(**shape, **trees)
 
 
 def _mediastinum(
     random: np.random.Generator, half_width: float, half_depth: float, base: float, carina: float, spine_y: float
 ) -> tuple[tuple[Body, ...], ...]:
-    """Heart, great vessels, other soft tissue (the spine's first), and fat."""
+    """Heart, great vessels, other soft tissue (starting with the spine), and fat."""
     uniform = random.uniform
     size = uniform(0.9, 1.2) * half_depth / 85
     x, y = uniform(26, 42), spine_y - 22 - uniform(46, 54) * size
     # The heart ends below the carina.
     z = min(base + uniform(48, 62), carina - 12 - 50 * size)
     back = spine_y - 47
-    # Vessels, trachea and hila keep their distances from the spine, whatever the depth of the chest.
+    # Vessels, trachea and hila keep their distances from the spine, regardless of the depth of the chest.
     heart = (
         Body(start=(x + 14, y - 4, z), size=(48 * size, 42 * size, 46 * size)),
         Body(start=(x - 26, y + 4, z + 8), size=(36 * size, 38 * size, 46 * size)),
@@ -225,7 +233,7 @@ def _mediastinum(
     ax, ay = uniform(20, 32), spine_y - uniform(14, 24)
     arch = carina + uniform(22, 34)
     ascending = (-14 + uniform(-6, 4), back - 30 + uniform(-6, 6))
-    great = (
+    great_vessels = (
         Body(start=(*ascending, carina - 48), end=(*ascending, arch - 8), size=(15 * wide,)),
         Body(start=(*ascending, arch - 8), end=(2, back - 8, arch + 6), size=(14 * wide,)),
         Body(start=(2, back - 8, arch + 6), end=(ax, ay, arch - 8), size=(13 * wide,)),
@@ -239,7 +247,7 @@ def _mediastinum(
         Body(start=(28, back, carina + 100), end=(8, back - 6, arch), size=(uniform(5, 8),)),
     )
     spine = uniform(17, 22)
-    solid = (
+    soft_tissues = (
         Body(start=(random.normal() * 2, spine_y, 220), end=(random.normal() * 2, spine_y, base - 120), size=(spine,)),
         Body(start=(0, spine_y + spine + 6, 220), end=(0, spine_y + spine + 6, base - 120), size=(spine * 1.05,)),
         Body(start=(6, spine_y - spine - 8, 220), end=(4, spine_y - spine - 8, base - 60), size=(uniform(6, 9),)),
@@ -252,7 +260,7 @@ def _mediastinum(
             for side in (-1, 1)
         ),
     )
-    # Pads of fat in the angles of heart and diaphragm begin at the heart: nothing hangs in the lung.
+    # Fat pads in the angles between heart and diaphragm start at the heart, so that none floats in the lung.
     right = (x - 45 - uniform(5, 30), y - 18 * size, base + uniform(20, 40))
     left = (x + 45 + uniform(0, 25), y - 14 * size, base + uniform(15, 35))
     fat = (
@@ -261,89 +269,97 @@ def _mediastinum(
         Body(start=(x + 10, y, z), end=left, size=(uniform(8, 22),)),
         Body(start=(x - 5, y - 10, z + 10), end=(0, -half_depth * 1.05, z + uniform(0, 25)), size=(uniform(5, 14),)),
     )
-    return heart, great, solid, fat
+    return heart, great_vessels, soft_tissues, fat
 
 
 def _gas(random: np.random.Generator, half_width: float, half_depth: float, base: float) -> tuple[Body, ...]:
-    """Gas below the diaphragm: the stomach's bubble on the left, loops of colon at the front, some on the right."""
-    uniform, found = random.uniform, []
+    """Gas below the diaphragm: a stomach bubble on the left, and loops of colon at the front, mostly on the left."""
+    uniform, bodies = random.uniform, []
     if random.random() < 0.75:
-        at = (half_width * uniform(0.3, 0.5), uniform(-30, 20), base - uniform(5, 22))
-        found.append(Body(start=at, size=(uniform(15, 38), uniform(15, 34), uniform(12, 30))))
+        centre = (half_width * uniform(0.3, 0.5), uniform(-30, 20), base - uniform(5, 22))
+        bodies.append(Body(start=centre, size=(uniform(15, 38), uniform(15, 34), uniform(12, 30))))
     for _ in range(int(random.integers(0, 6))):
         side = 1 if random.random() < 0.65 else -1
-        at = (side * half_width * uniform(0.15, 0.75), uniform(-half_depth * 0.7, 0), base - uniform(12, 60))
-        found.append(Body(start=at, size=(uniform(9, 24), uniform(8, 20), uniform(9, 22))))
-    return tuple(found)
+        centre = (side * half_width * uniform(0.15, 0.75), uniform(-half_depth * 0.7, 0), base - uniform(12, 60))
+        bodies.append(Body(start=centre, size=(uniform(9, 24), uniform(8, 20), uniform(9, 22))))
+    return tuple(bodies)
 
 
-def _trees(random: np.random.Generator, bare: Anatomy, targets: int) -> dict[str, Any]:
-    """Vessels and airways of both lungs, which begin at the great vessels and the trachea."""
-    back = bare.skeleton.spine_y - 47
-    carina = np.array([0, back + 2, bare.carina], np.float32)
+def _grow_trees(random: np.random.Generator, without_trees: Anatomy, targets: int) -> dict[str, Any]:
+    """Vessels, airways, lymph nodes and scars of both lungs; the trees start at the great vessels and the trachea."""
+    back = without_trees.skeleton.spine_y - 47
+    carina = np.array([0, back + 2, without_trees.carina], np.float32)
     arteries: list[Tubes] = []
     veins: list[Tubes] = []
     airways, nodes, bands = [], [], []
     density = random.uniform(0.7, 1.6)
     radius = random.uniform(7, 9.5)
-    trunk = [tube((0, back - 6, bare.carina + 140), carina, radius)]
+    trachea = [tube((0, back - 6, without_trees.carina + 140), carina, radius)]
     for side in (-1, 1):
         hilum = np.array(
-            [side * random.uniform(36, 46), back + random.uniform(-2, 10), bare.carina - random.uniform(14, 28)]
+            [
+                side * random.uniform(36, 46),
+                back + random.uniform(-2, 10),
+                without_trees.carina - random.uniform(14, 28),
+            ]
         )
-        for kind, offset in ((arteries, 4.0), (veins, -14.0)):
-            goals = spread(random, bare, int(targets * density), side)
-            start = np.array([side * 12, back + (-18 if kind is arteries else 6), hilum[2] + offset / 2])
-            at = hilum + np.array([0, -offset / 2, offset])
+        for trees, offset in ((arteries, 4.0), (veins, -14.0)):
+            points = random_lung_points(random, without_trees, int(targets * density), side)
+            root = np.array([side * 12, back + (-18 if trees is arteries else 6), hilum[2] + offset / 2])
+            entry = hilum + np.array([0, -offset / 2, offset])
             leaf, power = random.uniform(0.36, 0.62), random.uniform(2.1, 2.6)
-            kind.append(grow(random, bare.lung_depth, start, at, goals, leaf_radius_mm=leaf, exponent=power))
+            trees.append(
+                grow_tree(random, without_trees.lung_depth, root, entry, points, leaf_radius_mm=leaf, exponent=power)
+            )
         airways.append(bronchi(random, arteries[-1], random.uniform(1.0, 1.6)))
-        main = hilum + np.array([0, 5, 6])
-        trunk.append(tube(carina, main, random.uniform(4.5, 6.5)))
-        trunk.append(tube(main, hilum + np.array([side * 12, 8, -14]), random.uniform(3.0, 4.5)))
-        trunk.append(tube(main, hilum + np.array([side * 14, 2, 16]), random.uniform(2.4, 3.6)))
-        nodes += _lymph_nodes(random, bare, hilum, int(random.integers(3, 9)))
-        bands += _bands(random, bare, side)
+        main_bronchus_end = hilum + np.array([0, 5, 6])
+        trachea.append(tube(carina, main_bronchus_end, random.uniform(4.5, 6.5)))
+        trachea.append(tube(main_bronchus_end, hilum + np.array([side * 12, 8, -14]), random.uniform(3.0, 4.5)))
+        trachea.append(tube(main_bronchus_end, hilum + np.array([side * 14, 2, 16]), random.uniform(2.4, 3.6)))
+        nodes += _lymph_nodes(random, without_trees, hilum, int(random.integers(3, 9)))
+        bands += _scar_bands(random, without_trees, side)
     return {
-        "arteries": join(arteries),
-        "veins": join(veins),
-        "airways": join(airways),
-        "trachea": join(trunk),
-        "nodes": join(nodes) if nodes else NOTHING,
-        "bands": join(bands) if bands else NOTHING,
+        "arteries": concatenate(arteries),
+        "veins": concatenate(veins),
+        "airways": concatenate(airways),
+        "trachea": concatenate(trachea),
+        "nodes": concatenate(nodes) if nodes else NO_TUBES,
+        "bands": concatenate(bands) if bands else NO_TUBES,
     }
 
 
-def spread(random: np.random.Generator, anatomy: Anatomy, count: int, side: int, least_mm: float = 2.0) -> Array:
-    """Points at least ``least_mm`` deep in the right (-1) or left (1) lung, shape (count, 3)."""
-    found: list[Array] = []
+def random_lung_points(
+    random: np.random.Generator, anatomy: Anatomy, count: int, side: int, min_mm: float = 2.0
+) -> Array:
+    """Random points (``count``, 3) at least ``min_mm`` deep in the right (-1) or left (1) lung."""
+    accepted: list[Array] = []
     low = np.array([2, -anatomy.half_depth, anatomy.base - 60])
     high = np.array([anatomy.half_width + 5, anatomy.half_depth + anatomy.lean, max(anatomy.top)])
-    while sum(map(len, found)) < count:
+    while sum(map(len, accepted)) < count:
         points = random.uniform(low, high, size=(4 * count + 64, 3)).astype(np.float32)
         points *= np.array([side, 1, 1], np.float32)
-        found.append(points[anatomy.lung_depth(*points.T) > least_mm])
-    return np.concatenate(found)[:count]
+        accepted.append(points[anatomy.lung_depth(*points.T) > min_mm])
+    return np.concatenate(accepted)[:count]
 
 
 def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, count: int) -> list[Tubes]:
-    """Hilar lymph nodes: short thick pieces close around the hilum.
+    """Hilar lymph nodes: short thick segments around the hilum.
 
-    Those that would lie in aerated lung are left out: there such a piece is a nodule, and no label would say so.
+    Those in aerated lung are left out, since they would be unlabelled nodules.
     """
-    found = []
+    nodes = []
     for _ in range(count):
         start = hilum + random.normal(size=3) * (7, 11, 17)
         end, radius = start + random.normal(size=3) * 4, random.uniform(2.5, 7)
         (depth,) = anatomy.lung_depth(*((start + end) / 2).astype(np.float32)[:, None])
         if depth < -0.5 * radius:
-            found.append(tube(start, end, radius))
-    return found
+            nodes.append(tube(start, end, radius))
+    return nodes
 
 
 def _fissures(random: np.random.Generator) -> tuple[Fissure, ...]:
-    """The oblique fissures of both lungs and the right one's horizontal fissure."""
-    found = [
+    """The oblique fissures of both lungs and the horizontal fissure of the right lung."""
+    oblique = [
         Fissure(
             side=side,
             height=random.uniform(-35, 0),
@@ -353,26 +369,26 @@ def _fissures(random: np.random.Generator) -> tuple[Fissure, ...]:
         )
         for side in (-1, 1)
     ]
-    right = found[0]
+    right = oblique[0]
     height = random.uniform(-15, 15)
-    meeting = (height - right.height) / right.slope
+    junction_y = (height - right.height) / right.slope
     horizontal = Fissure(
-        side=-1, height=height, slope=random.uniform(-0.1, 0.1), back_mm=meeting, thickness=random.uniform(0.1, 0.7)
+        side=-1, height=height, slope=random.uniform(-0.1, 0.1), back_mm=junction_y, thickness=random.uniform(0.1, 0.7)
     )
-    return (*found, horizontal)
+    return (*oblique, horizontal)
 
 
-def _bands(random: np.random.Generator, anatomy: Anatomy, side: int) -> list[Tubes]:
-    """Scars and strips of atelectasis: thin straight opacities, from the pleura inwards; most scars at the apex."""
+def _scar_bands(random: np.random.Generator, anatomy: Anatomy, side: int) -> list[Tubes]:
+    """Scars and bands of atelectasis: thin straight opacities; most scars are at the apex."""
     bands = []
     for _ in range(int(random.integers(0, 5))):
-        (point,) = spread(random, anatomy, 1, side, 1.0)
-        along = random.normal(size=3) * (1, 1, 0.4)
-        along *= random.uniform(10, 35) / np.linalg.norm(along)
-        bands.append(tube(point, point + along, random.uniform(0.5, 1.3)))
+        (point,) = random_lung_points(random, anatomy, 1, side, 1.0)
+        direction = random.normal(size=3) * (1, 1, 0.4)
+        direction *= random.uniform(10, 35) / np.linalg.norm(direction)
+        bands.append(tube(point, point + direction, random.uniform(0.5, 1.3)))
     if max(anatomy.apical_caps_mm) > 0:
-        for point in spread(random, anatomy, 40, side, 1.0):
+        for point in random_lung_points(random, anatomy, 40, side, 1.0):
             if point[2] > max(anatomy.top) - 35 and len(bands) < 12:
-                along = random.normal(size=3) * random.uniform(3, 8)
-                bands.append(tube(point, point + along, random.uniform(0.4, 1.1)))
+                direction = random.normal(size=3) * random.uniform(3, 8)
+                bands.append(tube(point, point + direction, random.uniform(0.4, 1.1)))
     return bands

@@ -1,7 +1,7 @@
-"""Smooth random fields and soft edges: what the phantom's surfaces and textures are made of.
+"""Smooth random fields, signed depths of simple shapes, and soft masks, of which phantoms consist.
 
-Coordinates are millimetres; arrays are indexed (x, y, z). A grid is three open coordinate arrays that broadcast,
-shapes (X, 1, 1), (1, Y, 1), (1, 1, Z).
+Coordinates are in mm, and arrays are indexed (x, y, z). A grid is three coordinate arrays that broadcast, with shapes
+(X, 1, 1), (1, Y, 1) and (1, 1, Z).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def open_grid(x_mm: NDArray[np.floating], y_mm: NDArray[np.floating], z_mm: NDAr
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
 
-def soft(inside_mm: Array, width_mm: float) -> Array:
-    """How much of a point lies inside, from 0 to 1, for its signed depth and an edge of the given width."""
-    return np.asarray(np.clip(inside_mm * np.float32(1 / width_mm) + np.float32(0.5), 0, 1))
+def soft_mask(depth_mm: Array, width_mm: float) -> Array:
+    """The fraction of each point inside a shape, from 0 to 1, for its signed depth and an edge of the given width."""
+    return np.asarray(np.clip(depth_mm * np.float32(1 / width_mm) + np.float32(0.5), 0, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Waves:
     """A smooth random field of zero mean: a sum of plane waves, evaluated anywhere without a stored grid.
 
-    wave_vectors  (n, 3), radians per mm;  phases  (n,);  amplitudes  (n,)
+    wave_vectors  (N, 3), radians per mm;  phases  (N,);  amplitudes  (N,)
     """
 
     wave_vectors: Array
@@ -47,7 +47,7 @@ class Waves:
         wavelengths_mm: tuple[float, float],
         count: int = 10,
     ) -> Waves:
-        """A field with the given standard deviation and wavelengths spread evenly on a logarithmic scale."""
+        """A random field with the given standard deviation and wavelengths, which are distributed log-uniformly."""
         direction = random.normal(size=(count, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         shortest, longest = np.log(wavelengths_mm)
@@ -59,7 +59,7 @@ class Waves:
         return cls(vectors.astype(np.float32), phases.astype(np.float32), amplitude.astype(np.float32))
 
     def __call__(self, x: Array, y: Array, z: Array) -> Array:
-        """The field on a grid, or at points given by three arrays of one shape."""
+        """The field on a grid, or at points given by three arrays of equal shape."""
         if x.ndim == 3 and x.shape[1:] == (1, 1):
             return self._on_grid(x.ravel(), y.ravel(), z.ravel())
         angle = self.phases + np.stack([x, y, z], -1).astype(np.float32) @ self.wave_vectors.T
@@ -76,31 +76,33 @@ class Waves:
 
 
 def smooth_min(a: Array, b: Array, width_mm: float) -> Array:
-    """The lesser of two depths, rounded where they are within ``width_mm``: two bodies meet in a fillet, not an edge.
+    """The minimum of two depths, smoothed where they differ by less than ``width_mm``, so that shapes meet in a fillet.
 
     The polynomial form of Quilez, "smooth minimum" (iquilezles.org).
     """
-    near = np.maximum(np.float32(width_mm) - np.abs(a - b), 0)
-    return np.asarray(np.minimum(a, b) - near * near * np.float32(0.25 / width_mm), np.float32)
+    closeness = np.maximum(np.float32(width_mm) - np.abs(a - b), 0)
+    return np.asarray(np.minimum(a, b) - closeness * closeness * np.float32(0.25 / width_mm), np.float32)
 
 
-def ellipsoid(x: Array, y: Array, z: Array, centre: Sequence[float], half: Sequence[float]) -> Array:
-    """Depth inside an ellipsoid of the half axes ``half``, exact on the surface's axes."""
-    dx, dy, dz = ((axis - c) / np.float32(h) for axis, c, h in zip((x, y, z), centre, half, strict=True))
-    return np.asarray((1 - np.sqrt(dx * dx + dy * dy + dz * dz)) * np.float32(min(half)), np.float32)
+def ellipsoid_depth(x: Array, y: Array, z: Array, centre: Sequence[float], half_axes: Sequence[float]) -> Array:
+    """Depth inside an ellipsoid, exact on its shortest axis."""
+    dx, dy, dz = ((axis - c) / np.float32(h) for axis, c, h in zip((x, y, z), centre, half_axes, strict=True))
+    return np.asarray((1 - np.sqrt(dx * dx + dy * dy + dz * dz)) * np.float32(min(half_axes)), np.float32)
 
 
-def capsule(x: Array, y: Array, z: Array, start: Sequence[float], end: Sequence[float], radius: float) -> Array:
-    """Depth inside a tube with round ends."""
-    along = np.subtract(end, start).astype(np.float32)
+def capsule_depth(x: Array, y: Array, z: Array, start: Sequence[float], end: Sequence[float], radius: float) -> Array:
+    """Depth inside a capsule: a tube with round ends."""
+    axis = np.subtract(end, start).astype(np.float32)
     dx, dy, dz = x - np.float32(start[0]), y - np.float32(start[1]), z - np.float32(start[2])
-    part = np.clip((dx * along[0] + dy * along[1] + dz * along[2]) / np.float32(along @ along), 0, 1)
-    dx, dy, dz = dx - part * along[0], dy - part * along[1], dz - part * along[2]
+    position = np.clip((dx * axis[0] + dy * axis[1] + dz * axis[2]) / np.float32(axis @ axis), 0, 1)
+    dx, dy, dz = dx - position * axis[0], dy - position * axis[1], dz - position * axis[2]
     return np.asarray(np.float32(radius) - np.sqrt(dx * dx + dy * dy + dz * dz), np.float32)
 
 
-def on_grid(function: Callable[[Array, Array, Array], Array], grid: Coordinates, step_mm: float = 2.6) -> Array:
-    """A smooth function of position on a grid: computed every ``step_mm`` and interpolated linearly in between."""
+def interpolate_on_grid(
+    function: Callable[[Array, Array, Array], Array], grid: Coordinates, step_mm: float = 2.6
+) -> Array:
+    """A smooth function of position on a grid, computed every ``step_mm`` and interpolated linearly in between."""
     axes = [axis.ravel() for axis in grid]
     counts = [max(2, int(np.ceil((axis[-1] - axis[0]) / step_mm)) + 1) for axis in axes]
     coarse = [np.linspace(axis[0], axis[-1], n, dtype=np.float32) for axis, n in zip(axes, counts, strict=True)]

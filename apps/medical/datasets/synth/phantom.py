@@ -1,6 +1,7 @@
-"""Chest CT phantoms in HU with exact truth: an anatomy, nodules in it, and an imitated scanner; pieces and whole scans.
+"""Chest CT phantoms in HU with exact ground truth: an anatomy with nodules, and a simulated scanner.
 
-Everything is a function of the given generator. Synthetic data: whatever is measured on it is to be called so.
+Generates patches and whole scans. Everything is a function of the given generator. Results that are measured on these
+data must be reported as synthetic.
 """
 
 from __future__ import annotations
@@ -12,33 +13,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.medical.datasets.patches import clip_boxes, mirror
-from apps.medical.datasets.synth.anatomy import Anatomy, draw, spread
-from apps.medical.datasets.synth.fields import Array, on_grid, open_grid
+from apps.medical.datasets.synth.anatomy import Anatomy, draw, random_lung_points
+from apps.medical.datasets.synth.fields import Array, interpolate_on_grid, open_grid
 from apps.medical.datasets.synth.frame import Frame
-from apps.medical.datasets.synth.nodules import diameter_mm, paint
-from apps.medical.datasets.synth.placing import NoduleSpec, patch_nodules, put_nodules, scan_nodules
+from apps.medical.datasets.synth.nodules import measured_diameter_mm, paint_nodule
+from apps.medical.datasets.synth.placing import NoduleSpec, draw_patch_nodules, draw_scan_nodules, place_nodules
 from apps.medical.datasets.synth.scanner import Scanner, acquire
-from apps.medical.datasets.synth.tissue import tissue
+from apps.medical.datasets.synth.tissue import render_chest
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
 
 if TYPE_CHECKING:
     from apps.medical.datasets.synth.chests import PackedChest
 
 FINE_Z_MM = 1.25
-SLAB = 32
+SLAB_SLICES = 32
 
-CUT_SHARE = 0.08
-"""Of training patches: so many reach over the image's edge."""
+EDGE_FRACTION = 0.08
+"""The fraction of the training patches that extend beyond the edge of the image."""
 
 OUTSIDE_HU = -1024.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patch:
-    """A piece of a phantom on the network's grid.
+    """A patch of a phantom on the network's grid.
 
-    image_xyz   float32 HU, indexed towards the patient's right, front and head (RAS)
-    boxes       (n, 6) voxel units: lower corner x, y, z, then upper; voxel i covers [i, i + 1]
+    image_xyz   float32 HU; indices increase towards the patient's right, front and head (RAS)
+    boxes       (N, 6) in voxels: lower corner x, y, z, then upper; voxel i covers [i, i + 1]
     """
 
     image_xyz: Array
@@ -53,15 +54,15 @@ def patch(
     *,
     coarse: int = 1,
 ) -> Patch:
-    """A random piece of a chest with up to 3 nodules in it, ``coarse`` times as coarse as ``spacing_mm``.
+    """A random patch of a chest with up to 3 nodules, at ``coarse`` times ``spacing_mm``.
 
-    A packed chest is cut, turned and resized at random; an anatomy is painted anew, upright and in its size.
+    A packed chest is cropped, rotated and scaled at random. An anatomy is rendered upright and in its own size.
     """
     anatomy = chest if isinstance(chest, Anatomy) else chest.anatomy
     spacing = np.array(spacing_mm, np.float32) * coarse
     extent = np.array(size) * spacing
-    middle = (_focus(random, anatomy) + extent * random.uniform(-0.3, 0.3, 3)).astype(np.float32)
-    frame = Frame(middle) if isinstance(chest, Anatomy) else Frame.draw(random, middle)
+    centre = (_draw_centre(random, anatomy) + extent * random.uniform(-0.3, 0.3, 3)).astype(np.float32)
+    frame = Frame(centre) if isinstance(chest, Anatomy) else Frame.draw(random, centre)
     low = (-extent / 2).astype(np.float32)
     fine_z = float(spacing[2])
     scanner = Scanner.draw(random)
@@ -73,53 +74,59 @@ def patch(
     fine = fine.astype(np.float32)
     grid = open_grid(axes[0], axes[1], fine)
     if isinstance(chest, Anatomy):
-        body = tuple(axis + np.float32(m) for axis, m in zip(grid, middle, strict=True))
-        image, lung = tissue(anatomy, (body[0], body[1], body[2]), random)
+        shifted = tuple(axis + np.float32(offset) for axis, offset in zip(grid, centre, strict=True))
+        image, lung = render_chest(anatomy, (shifted[0], shifted[1], shifted[2]), random)
     else:
-        image, lung = chest.cut(frame, grid, coarse), on_grid(lambda *at: frame.lung_depth(anatomy, *at), grid, 3.0)
-    specs = patch_nodules(random, coarse)
-    placed = put_nodules(random, anatomy, frame, low + 3 * coarse, -low - 3 * coarse, specs)
+        image, lung = (
+            chest.resample(frame, grid, coarse),
+            interpolate_on_grid(lambda *at: frame.lung_depth(anatomy, *at), grid, 3.0),
+        )
+    specs = draw_patch_nodules(random, coarse)
+    placed = place_nodules(random, anatomy, frame, low + 3 * coarse, -low - 3 * coarse, specs)
     boxes = []
     for nodule in placed:
-        corners = paint(image, grid, nodule, lung)
+        corners = paint_nodule(image, grid, nodule, lung)
         if corners is not None:
             boxes.append(np.concatenate([(corner - low) / spacing for corner in corners]))
-    read = acquire(image, fine, axes[2], scanner, random)
-    found = np.array(boxes, np.float32).reshape(-1, 6)
-    if random.random() < CUT_SHARE:
-        read, found = _cut_off(random, read, found)
-    kept, _ = clip_boxes(found, size)
-    return Patch(image_xyz=np.ascontiguousarray(read[::-1, ::-1]), boxes=mirror(mirror(kept, 0, size[0]), 1, size[1]))
+    acquired = acquire(image, fine, axes[2], scanner, random)
+    box_array = np.array(boxes, np.float32).reshape(-1, 6)
+    if random.random() < EDGE_FRACTION:
+        acquired, box_array = _add_edge(random, acquired, box_array)
+    clipped, _ = clip_boxes(box_array, size)
+    return Patch(
+        image_xyz=np.ascontiguousarray(acquired[::-1, ::-1]),
+        boxes=mirror(mirror(clipped, 0, size[0]), 1, size[1]),
+    )
 
 
-def _cut_off(random: np.random.Generator, image: Array, boxes: Array) -> tuple[Array, Array]:
-    """The image's edge within the patch: what lies beyond is nothing, and most of a nodule must lie before it."""
-    axis, share = int(random.integers(3)), random.uniform(0.15, 0.45)
-    edge = int(share * image.shape[axis])
-    beyond = [slice(None)] * 3
-    cut = boxes.copy()
+def _add_edge(random: np.random.Generator, image: Array, boxes: Array) -> tuple[Array, Array]:
+    """Simulates an edge of the image inside the patch: fills one side, clips the boxes, and drops those cut by half."""
+    axis, fraction = int(random.integers(3)), random.uniform(0.15, 0.45)
+    edge = int(fraction * image.shape[axis])
+    outside = [slice(None)] * 3
+    clipped = boxes.copy()
     if random.random() < 0.5:
-        beyond[axis] = slice(0, edge)
-        cut[:, axis] = np.maximum(boxes[:, axis], edge)
+        outside[axis] = slice(0, edge)
+        clipped[:, axis] = np.maximum(boxes[:, axis], edge)
     else:
-        beyond[axis] = slice(image.shape[axis] - edge, None)
-        cut[:, axis + 3] = np.minimum(boxes[:, axis + 3], image.shape[axis] - edge)
-    image[tuple(beyond)] = OUTSIDE_HU
-    left = cut[:, axis + 3] - cut[:, axis]
-    return image, cut[left > 0.5 * (boxes[:, axis + 3] - boxes[:, axis])]
+        outside[axis] = slice(image.shape[axis] - edge, None)
+        clipped[:, axis + 3] = np.minimum(boxes[:, axis + 3], image.shape[axis] - edge)
+    image[tuple(outside)] = OUTSIDE_HU
+    clipped_length = clipped[:, axis + 3] - clipped[:, axis]
+    return image, clipped[clipped_length > 0.5 * (boxes[:, axis + 3] - boxes[:, axis])]
 
 
-def _focus(random: np.random.Generator, anatomy: Anatomy) -> Array:
-    """Where a patch looks: in a lung, at a branching, or where false findings are most likely."""
+def _draw_centre(random: np.random.Generator, anatomy: Anatomy) -> Array:
+    """Draws the centre of a patch: anywhere in a lung, at a vessel end, or where false positives are most likely."""
     side = 1 if random.random() < 0.5 else -1
-    (point,) = spread(random, anatomy, 1, side, 1.0)
+    (point,) = random_lung_points(random, anatomy, 1, side, 1.0)
     kind = random.random()
     if kind < 0.42:
         return np.asarray(point)
     if kind < 0.56:
-        return _branching(random, anatomy, point)
+        return _vessel_end(random, anatomy, point)
     back = anatomy.skeleton.spine_y - 47
-    places = (
+    positions = (
         (side * 40, back + 4, anatomy.carina - 20),  # hilum
         (0, back, anatomy.carina),  # carina
         (side * 30, -anatomy.half_depth * 0.85, random.uniform(anatomy.base + 30, anatomy.carina + 60)),  # sternum
@@ -129,11 +136,11 @@ def _focus(random: np.random.Generator, anatomy: Anatomy) -> Array:
         (side * 25, anatomy.skeleton.spine_y - 10, random.uniform(anatomy.base + 20, anatomy.carina + 60)),  # spine
         (side * (anatomy.half_width - 8), random.uniform(-30, 50), random.uniform(anatomy.base, anatomy.carina + 40)),
     )
-    return np.asarray(places[int(random.integers(len(places)))] + random.normal(size=3) * 10, np.float32)
+    return np.asarray(positions[int(random.integers(len(positions)))] + random.normal(size=3) * 10, np.float32)
 
 
-def _branching(random: np.random.Generator, anatomy: Anatomy, near_mm: Array) -> Array:
-    """The end of a vessel that may be taken for a nodule, among some near a point; the point where there is none."""
+def _vessel_end(random: np.random.Generator, anatomy: Anatomy, near_mm: Array) -> Array:
+    """The end of a random vessel near a point, which may look like a nodule; the point if there is no vessel."""
     tree = anatomy.arteries if random.random() < 0.5 else anatomy.veins
     thick = np.nonzero(tree.radius[:, 1] > 0.8)[0]
     if not len(thick):
@@ -150,10 +157,13 @@ def volume(
     diameters_mm: tuple[float, float] = (5.0, 22.0),
     name: str = "phantom",
 ) -> tuple[CTVolume, list[Nodule]]:
-    """A whole chest with ``nodules`` nodules of these sizes and their truth; half a minute at the network's spacing."""
+    """A whole chest with ``nodules`` nodules of these diameters, and their ground truth.
+
+    Takes half a minute at the network's spacing.
+    """
     low, high = np.log(diameters_mm)
     specs = [NoduleSpec(diameter_mm=float(np.exp(random.uniform(low, high))), kind=None) for _ in range(nodules)]
-    scan = scan_with(random, specs, spacing_mm=spacing_mm, name=name)
+    scan = simulate_scan(random, specs, spacing_mm=spacing_mm, name=name)
     return scan.volume, list(scan.nodules)
 
 
@@ -161,13 +171,13 @@ def phantom(
     random: np.random.Generator, *, spacing_mm: tuple[float, float, float], name: str, nodules: int = 5
 ) -> AnnotatedScan:
     """A whole chest with nodules of all sizes, 3 to 80 mm, and kinds."""
-    return scan_with(random, scan_nodules(random, nodules), spacing_mm=spacing_mm, name=name)
+    return simulate_scan(random, draw_scan_nodules(random, nodules), spacing_mm=spacing_mm, name=name)
 
 
-def scan_with(
+def simulate_scan(
     random: np.random.Generator, specs: Sequence[NoduleSpec], *, spacing_mm: tuple[float, float, float], name: str
 ) -> AnnotatedScan:
-    """A whole chest with those of the nodules that find room, as a scanner takes it."""
+    """A simulated scan of a whole chest with the nodules in ``specs``, except those that find no room."""
     anatomy = draw(random)
     width = anatomy.half_width + anatomy.wall + anatomy.breast * 0.4 + 18
     front = anatomy.half_depth + anatomy.wall + anatomy.breast + 18
@@ -176,35 +186,35 @@ def scan_with(
     high = np.array([width, back, max(anatomy.top) + 14], np.float32)
     count = np.ceil((high - low) / spacing_mm).astype(int)
     scanner = Scanner.draw(random, spacing_mm=spacing_mm[2]).aligned()
-    placed = put_nodules(random, anatomy, Frame(np.zeros(3, np.float32)), low, high, specs)
+    placed = place_nodules(random, anatomy, Frame(np.zeros(3, np.float32)), low, high, specs)
     axes = [low[n] + spacing_mm[n] * (np.arange(count[n], dtype=np.float32) + 0.5) for n in range(3)]
     voxels = np.empty(tuple(count[::-1]), np.int16)
     corners: dict[int, list[Array]] = {}
     margin = scanner.slice_spacing + scanner.slice_thickness
     step_z = min(max(FINE_Z_MM, spacing_mm[2] / 3), spacing_mm[2])
-    for start in range(0, count[2], SLAB):
-        heights = axes[2][start : start + SLAB]
+    for start in range(0, count[2], SLAB_SLICES):
+        heights = axes[2][start : start + SLAB_SLICES]
         fine = np.arange(heights[0] - margin, heights[-1] + margin, step_z, dtype=np.float32)
         grid = open_grid(axes[0], axes[1], fine)
-        image, lung = tissue(anatomy, grid, random)
+        image, lung = render_chest(anatomy, grid, random)
         for index, nodule in enumerate(placed):
-            found = paint(image, grid, nodule, lung)
-            if found is not None:
-                corners.setdefault(index, []).append(np.concatenate(found))
-        read = acquire(image, fine, heights, scanner, random)
-        voxels[start : start + SLAB] = np.rint(read).astype(np.int16).T
+            slab_corners = paint_nodule(image, grid, nodule, lung)
+            if slab_corners is not None:
+                corners.setdefault(index, []).append(np.concatenate(slab_corners))
+        acquired = acquire(image, fine, heights, scanner, random)
+        voxels[start : start + SLAB_SLICES] = np.rint(acquired).astype(np.int16).T
     truth, kinds = [], []
     for index, ends in corners.items():
         box = np.concatenate([np.min(ends, axis=0)[:3], np.max(ends, axis=0)[3:]])
         truth.append(
             Nodule(
                 centre_lps_mm=tuple(((box[:3] + box[3:]) / 2).tolist()),
-                mean_diameter_mm=diameter_mm(placed[index], anatomy.lung_depth),
+                mean_diameter_mm=measured_diameter_mm(placed[index], anatomy.lung_depth),
                 score=1.0,
                 box_lps_mm=tuple(box.tolist()),
             )
         )
         kinds.append(placed[index].kind)
     origin = (float(axes[0][0]), float(axes[1][0]), float(axes[2][0]))
-    made = CTVolume(voxels_zyx=voxels, spacing_mm=spacing_mm, origin_lps_mm=origin, name=name)
-    return AnnotatedScan(name=name, volume=made, nodules=tuple(truth), kinds=tuple(kinds))
+    scan_volume = CTVolume(voxels_zyx=voxels, spacing_mm=spacing_mm, origin_lps_mm=origin, name=name)
+    return AnnotatedScan(name=name, volume=scan_volume, nodules=tuple(truth), kinds=tuple(kinds))

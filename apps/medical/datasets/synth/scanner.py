@@ -1,4 +1,4 @@
-"""An imitated scanner: slices of a thickness, a reconstruction kernel, and noise with that kernel's texture."""
+"""Simulates a scanner: slice thickness, reconstruction kernel, and noise with the texture of that kernel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from apps.medical.datasets.synth.fields import Array
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scanner:
-    """How an image is taken. Lengths in mm but for ``blur`` and ``grain``, in pixels.
+    """The acquisition parameters. Lengths are in mm, except for ``blur`` and ``grain``, which are in pixels.
 
+    blur      standard deviation of the kernel's point spread
     noise_hu  standard deviation of the noise
-    grain     how far neighbouring pixels' noise is alike
-    ramp      0 for white noise with that grain, up to 1 for noise without low frequencies, as sharp kernels have it:
-              the noise power spectrum of filtered backprojection begins at nought (Riederer et al., Phys. Med. Biol.
+    grain     correlation length of the noise
+    ramp      0 for white noise with that grain, up to 1 for noise without low frequencies, as from sharp kernels: the
+              noise power spectrum of filtered backprojection is 0 at frequency 0 (Riederer et al., Phys. Med. Biol.
               23(3), 1978)
-    streaks   share of the noise that runs across the body, as at the shoulders
+    streaks   amplitude of left-to-right streaks relative to the other noise, as at the shoulders
     sharpen   edge enhancement of the kernel
+    offset    distance of the first slice below the first output height
     """
 
     slice_spacing: float
@@ -35,7 +37,10 @@ class Scanner:
 
     @classmethod
     def draw(cls, random: np.random.Generator, *, spacing_mm: float | None = None) -> Scanner:
-        """From thin and noisy to 5 mm and smooth: noise of 20 to 80 HU, less in thick slices and smooth kernels."""
+        """Draws a scanner, from thin noisy slices to smooth ones of 5 mm.
+
+        The noise is 20 to 80 HU, and less with thick slices and smooth kernels.
+        """
         kind = random.random()
         drawn = 1.25 if kind < 0.4 else float(random.uniform(1.25, 3.2) if kind < 0.65 else random.uniform(3.2, 6.0))
         if random.random() < 0.35 and kind >= 0.65:
@@ -56,12 +61,15 @@ class Scanner:
             streaks=float(random.uniform(0.2, 0.8)) if random.random() < 0.25 else 0.0,
         )
 
-    def averaged(self, times: int, least_mm: float) -> Scanner:
-        """What is left of it in an image in which ``times`` pixels along each axis are averaged to one."""
+    def averaged(self, times: int, min_mm: float) -> Scanner:
+        """The equivalent scanner of an image in which ``times`` pixels along each axis are averaged to one.
+
+        ``min_mm`` is the minimum of slice spacing and thickness.
+        """
         return replace(
             self,
-            slice_spacing=max(self.slice_spacing, least_mm),
-            slice_thickness=max(self.slice_thickness, least_mm),
+            slice_spacing=max(self.slice_spacing, min_mm),
+            slice_thickness=max(self.slice_thickness, min_mm),
             blur=self.blur / times,
             noise_hu=self.noise_hu / times**1.25,
             grain=max(self.grain / times, 0.3),
@@ -70,45 +78,46 @@ class Scanner:
         )
 
     def aligned(self) -> Scanner:
-        """The same with its first slice where the image begins."""
+        """The same scanner with its first slice at the start of the image."""
         return replace(self, offset=0.0)
 
     def noise(self, random: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Noise of (X, Y, slices) in HU; slices are independent."""
+        """Noise of shape (X, Y, slices) in HU, independent between slices."""
         white = random.standard_normal(shape, np.float32)
         fine = ndimage.gaussian_filter(white, (self.grain, self.grain, 0), truncate=3)
         if self.ramp > 0:
-            wide = 2.2 * self.grain
-            fine -= np.float32(self.ramp) * ndimage.gaussian_filter(white, (wide, wide, 0), truncate=2)
+            sigma = 2.2 * self.grain
+            fine -= np.float32(self.ramp) * ndimage.gaussian_filter(white, (sigma, sigma, 0), truncate=2)
         if self.streaks > 0:
-            along = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(white, 9, axis=0, truncate=2), 0.5, axis=1)
-            fine = fine / fine.std() + np.float32(self.streaks) * along / along.std()
+            streaks = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(white, 9, axis=0, truncate=2), 0.5, axis=1)
+            fine = fine / fine.std() + np.float32(self.streaks) * streaks / streaks.std()
         return np.asarray(fine * np.float32(self.noise_hu / fine.std()), np.float32)
 
 
 def acquire(image: Array, z_mm: Array, out_z_mm: Array, scanner: Scanner, random: np.random.Generator) -> Array:
-    """Takes slices of the scanner's thickness out of a finely spaced image, and reads them at heights ``out_z_mm``.
+    """Averages a finely spaced image to slices of the scanner's thickness and interpolates these at ``out_z_mm``.
 
-    Where the scanner's spacing is that of the output, ``out_z_mm`` are the slices. Noise belongs to the slices.
+    If the scanner's spacing is that of the output, ``out_z_mm`` are the positions of the slices. Noise is added to the
+    slices.
     """
     first = out_z_mm[0] - scanner.offset
     count = int(np.ceil((out_z_mm[-1] - first) / scanner.slice_spacing)) + 1
     slices = first + scanner.slice_spacing * np.arange(count)
     distance = np.abs(z_mm[:, None] - slices[None, :])
-    half_fine = (z_mm[1] - z_mm[0]) / 2
-    weight = np.clip((scanner.slice_thickness / 2 + half_fine - distance) / (2 * half_fine), 0, 1)
+    half_step = (z_mm[1] - z_mm[0]) / 2
+    weight = np.clip((scanner.slice_thickness / 2 + half_step - distance) / (2 * half_step), 0, 1)
     weight += 1e-6 * np.exp(-distance)
     weight /= weight.sum(axis=0)
-    taken = image @ weight.astype(np.float32)
+    acquired = image @ weight.astype(np.float32)
     if scanner.blur > 0:
-        taken = ndimage.gaussian_filter(taken, (scanner.blur, scanner.blur, 0), truncate=3)
+        acquired = ndimage.gaussian_filter(acquired, (scanner.blur, scanner.blur, 0), truncate=3)
     if scanner.sharpen > 0:
-        taken += scanner.sharpen * (taken - ndimage.gaussian_filter(taken, (1.0, 1.0, 0), truncate=3))
+        acquired += scanner.sharpen * (acquired - ndimage.gaussian_filter(acquired, (1.0, 1.0, 0), truncate=3))
     if scanner.noise_hu > 0:
-        taken += scanner.noise(random, taken.shape)
+        acquired += scanner.noise(random, acquired.shape)
     position = np.clip((out_z_mm - slices[0]) / scanner.slice_spacing, 0, count - 1)
     lower = np.minimum(position.astype(int), max(count - 2, 0))
-    part = (position - lower).astype(np.float32)
+    upper_weight = (position - lower).astype(np.float32)
     upper = np.minimum(lower + 1, count - 1)
-    read = taken[..., lower] * (1 - part) + taken[..., upper] * part
-    return np.asarray(np.clip(read, -1024, 3071))
+    output = acquired[..., lower] * (1 - upper_weight) + acquired[..., upper] * upper_weight
+    return np.asarray(np.clip(output, -1024, 3071))

@@ -1,9 +1,8 @@
 """Branching trees that fill a lung: arteries and veins, and bronchi beside the arteries.
 
-Each tree grows outwards from the hilum: targets spread over the lung are joined, nearest first, to the nearest
-point of the tree so far, with some regard to the way from there to the hilum (Cuntz et al., One Rule to Grow Them
-All, PLoS Comput. Biol. 6(8), 2010). Radii follow Murray's law (Proc. Natl. Acad. Sci. 12, 1926): r_parent^n =
-sum r_child^n.
+Each tree grows outwards from the hilum. Targets all over the lung are connected, nearest first, to the point of the
+tree that minimises the new length plus a fraction of the path to the hilum (Cuntz et al., One Rule to Grow Them All,
+PLoS Comput. Biol. 6(8), 2010). Radii follow Murray's law (Proc. Natl. Acad. Sci. 12, 1926): r_parent^n = sum r_child^n.
 """
 
 from __future__ import annotations
@@ -14,75 +13,75 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.datasets.synth.fields import Array, Coordinates, soft
+from apps.medical.datasets.synth.fields import Array, Coordinates, soft_mask
 
-Depth = Callable[[Array, Array, Array], Array]
+DepthFunction = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Tubes:
-    """Straight pieces of tube: ``start`` and ``end`` (n, 3) in mm, ``radius`` at the two ends (n, 2) in mm."""
+    """Straight tube segments: ``start`` and ``end`` (N, 3) in mm, ``radius`` at both ends (N, 2) in mm."""
 
     start: Array
     end: Array
     radius: Array
 
-    def near(self, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Tubes:
-        """Those that may reach into the box."""
+    def overlapping(self, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Tubes:
+        """The segments that may reach into a box."""
         reach = self.radius.max(axis=1, keepdims=True) + 2
         kept = np.all((np.minimum(self.start, self.end) - reach < high_mm), axis=1)
         kept &= np.all((np.maximum(self.start, self.end) + reach > low_mm), axis=1)
         return Tubes(self.start[kept], self.end[kept], self.radius[kept])
 
-    def paint(self, occupancy: Array, grid: Coordinates, edge_mm: float, grow_mm: float = 0.0) -> None:
-        """Raises ``occupancy`` (0 to 1) to that of the tubes, each ``grow_mm`` thicker than stated."""
+    def paint(self, occupancy: Array, grid: Coordinates, edge_mm: float, extra_radius_mm: float = 0.0) -> None:
+        """Adds the tubes, widened by ``extra_radius_mm``, to ``occupancy`` (0 to 1), by the maximum of both."""
         axes = [axis.ravel() for axis in grid]
         low = np.array([axis[0] for axis in axes])
         step = np.array([axis[1] - axis[0] for axis in axes])
-        margin = (self.radius.max(axis=1) + grow_mm + edge_mm)[:, None]
+        margin = (self.radius.max(axis=1) + extra_radius_mm + edge_mm)[:, None]
         first = np.floor((np.minimum(self.start, self.end) - margin - low) / step).astype(int).clip(0)
         last = np.ceil((np.maximum(self.start, self.end) + margin - low) / step).astype(int) + 1
-        along = self.end - self.start
-        square = np.maximum((along**2).sum(axis=1), 1e-6)
+        axis = self.end - self.start
+        squared_length = np.maximum((axis**2).sum(axis=1), 1e-6)
         for n in range(len(self.start)):
             window = tuple(slice(a, b) for a, b in zip(first[n], last[n], strict=True))
             x, y, z = grid[0][window[0]], grid[1][:, window[1]], grid[2][:, :, window[2]]
             if not (x.size and y.size and z.size):
                 continue
             dx, dy, dz = x - self.start[n, 0], y - self.start[n, 1], z - self.start[n, 2]
-            ux, uy, uz = along[n] / square[n]
-            part = np.clip(dx * ux + dy * uy + dz * uz, 0, 1)
-            distance = (dx - part * along[n, 0]) ** 2
-            distance = distance + (dy - part * along[n, 1]) ** 2
-            distance += (dz - part * along[n, 2]) ** 2
-            radius = self.radius[n, 0] + grow_mm + part * (self.radius[n, 1] - self.radius[n, 0])
-            # A tube thinner than the edge fills only a part of it, by area.
-            share = np.minimum(1, 2 * radius / edge_mm)
-            filled = soft(radius - np.sqrt(distance), edge_mm) * share
+            ux, uy, uz = axis[n] / squared_length[n]
+            position = np.clip(dx * ux + dy * uy + dz * uz, 0, 1)
+            squared_distance = (dx - position * axis[n, 0]) ** 2
+            squared_distance = squared_distance + (dy - position * axis[n, 1]) ** 2
+            squared_distance += (dz - position * axis[n, 2]) ** 2
+            radius = self.radius[n, 0] + extra_radius_mm + position * (self.radius[n, 1] - self.radius[n, 0])
+            # A tube that is thinner than the edge fills it only partially.
+            fraction = np.minimum(1, 2 * radius / edge_mm)
+            filled = soft_mask(radius - np.sqrt(squared_distance), edge_mm) * fraction
             target = occupancy[window]
             np.maximum(target, filled, out=target)
 
 
-def join(parts: list[Tubes]) -> Tubes:
-    """All pieces of several sets."""
+def concatenate(parts: list[Tubes]) -> Tubes:
+    """The segments of several sets."""
     return Tubes(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius")))
 
 
-def grow(
+def grow_tree(
     random: np.random.Generator,
-    depth_mm: Depth,
+    depth_mm: DepthFunction,
     root_mm: Array,
     hilum_mm: Array,
     targets_mm: Array,
     *,
     leaf_radius_mm: float,
     exponent: float,
-    piece_mm: float = 6.5,
+    segment_mm: float = 6.5,
     balance: float = 0.35,
 ) -> Tubes:
-    """A tree from ``root`` through ``hilum`` to ``targets`` (n, 3); pieces are about ``piece_mm`` long.
+    """Grows a tree from the root through the hilum to the targets (N, 3); segments are about ``segment_mm`` long.
 
-    ``depth_mm`` is the depth inside the lung, positive inside; branches that end outside of it are cut off.
+    ``depth_mm`` is the depth in the lung, positive inside. Branches that end outside the lung are cut off.
     """
     order = np.argsort(np.linalg.norm(targets_mm - hilum_mm, axis=1))
     capacity = 2 + 16 * len(targets_mm)
@@ -93,16 +92,16 @@ def grow(
     for target in targets_mm[order]:
         offset = target - node[1:count]
         distance = np.einsum("ij,ij->i", offset, offset)
-        # Short ways back to the hilum are preferred to the least new length: vessels radiate.
+        # The path to the hilum counts besides the new length, so that vessels radiate from the hilum.
         nearest = 1 + int(np.argmin(np.sqrt(distance) + balance * path[1:count]))
-        pieces = min(int(np.sqrt(distance[nearest - 1]) // piece_mm) + 1, 14)
+        segments = min(int(np.sqrt(distance[nearest - 1]) // segment_mm) + 1, 14)
         begin, length = node[nearest].copy(), np.sqrt(distance[nearest - 1])
         bend = random.normal(size=3).astype(np.float32) * 0.09 * length
         previous = nearest
-        for n in range(1, pieces + 1):
-            part = n / pieces
-            node[count] = begin + part * (target - begin) + bend * (4 * part * (1 - part)) * (pieces > 1)
-            path[count] = path[previous] + length / pieces
+        for n in range(1, segments + 1):
+            fraction = n / segments
+            node[count] = begin + fraction * (target - begin) + bend * (4 * fraction * (1 - fraction)) * (segments > 1)
+            path[count] = path[previous] + length / segments
             parent[count], previous, count = previous, count, count + 1
     node, parent = node[:count], parent[:count]
     power = np.zeros(count)
@@ -114,19 +113,19 @@ def grow(
     start, end = node[parent[1:]], node[1:]
     kept = depth_mm(node[:, 0], node[:, 1], node[:, 2]) > -1.0
     kept[:2] = True
-    # What leads to a piece that is kept is kept too: a tree has no gaps.
+    # The ancestors of a kept node are kept too, so that the tree has no gaps.
     for n in range(count - 1, 1, -1):
         kept[parent[n]] |= kept[n]
-    # A branch has its own radius from the branching on, and tapers to the next one's.
+    # A segment starts with its own radius and tapers towards that of its thickest child.
     thickest = np.zeros(count, np.float32)
     np.maximum.at(thickest, parent[1:], radius[1:])
     ends = np.where(thickest[1:] > 0, np.maximum(0.5 * (radius[1:] + thickest[1:]), 0.3), 0.7 * radius[1:])
     return Tubes(start[kept[1:]], end[kept[1:]], np.stack([radius[1:], ends], 1).astype(np.float32)[kept[1:]])
 
 
-def bronchi(random: np.random.Generator, arteries: Tubes, least_radius_mm: float) -> Tubes:
-    """Airways beside the arteries of at least the given radius; the radius is the lumen's."""
-    thick = arteries.radius[:, 0] > least_radius_mm
+def bronchi(random: np.random.Generator, arteries: Tubes, min_radius_mm: float) -> Tubes:
+    """Airways beside the arteries that have at least ``min_radius_mm``; the radii are those of the lumen."""
+    thick = arteries.radius[:, 0] > min_radius_mm
     start, end, radius = arteries.start[thick], arteries.end[thick], arteries.radius[thick]
     side = random.normal(size=3)
     side /= np.linalg.norm(side)
@@ -136,6 +135,6 @@ def bronchi(random: np.random.Generator, arteries: Tubes, least_radius_mm: float
 
 
 def tube(start: object, end: object, radius: float) -> Tubes:
-    """One piece of one radius."""
+    """A single segment of constant radius."""
     first, last = (np.asarray(point, np.float32)[None] for point in (start, end))
     return Tubes(first, last, np.full((1, 2), radius, np.float32))
