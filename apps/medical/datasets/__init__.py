@@ -1,4 +1,4 @@
-"""What is trained and scored on, one file a data set."""
+"""Data sets for training and evaluation, one file each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DATA_SETS: Mapping[str, type[DataConfig]] = {
     "marks": Marks,
     "synthetic": Synthetic,
 }
-"""By the name that ``--data`` takes."""
+"""The data sets by their name in ``--data``."""
 
 
-def training_volumes(data: Any, input: object, most: int) -> Iterator[CTVolume]:
-    """The scans that one of the data sets has to learn from, at most ``most``, one at a time, whatever the input."""
-    return (scan.volume for scan in data.training_scans(most))
+def training_volumes(data: Any, input: object, max_scans: int) -> Iterator[CTVolume]:
+    """At most ``max_scans`` training scans of a data set, one at a time; ``input`` is not used."""
+    return (scan.volume for scan in data.training_scans(max_scans))

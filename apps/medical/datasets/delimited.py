@@ -1,4 +1,4 @@
-"""Tables in text files: separated by commas, tabs or semicolons, with cells that may be quoted or padded."""
+"""Reads tables in text files, separated by commas, tabs or semicolons; cells may be quoted or padded."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ _PADDING = " \t\r\n\0\"'"
 
 
 def read_cells(file: Path) -> Iterator[list[str]]:
-    """The rows as text without quotes and padding, separated by whichever separator the first line has most of."""
+    """The rows as text without quotes and padding. The separator is the one that is most frequent in the first line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} cannot be read as text ({error}); give a CSV file in UTF-8") from None
+        raise InvalidInputError(f"{file} cannot be read as text ({error}); provide a CSV file in UTF-8") from None
     lines = text.splitlines()
-    first = lines[0] if lines else ""
-    separator = max(",\t;", key=first.count)
+    first_line = lines[0] if lines else ""
+    separator = max(",\t;", key=first_line.count)
     for row in csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t"):
         yield [cell.strip(_PADDING) for cell in row]
 
 
 def read_columns(file: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number from 1 and cells of every row; ``columns`` are the file's names, without case, by those of the result.
+    """Yields the row number and the cells of every row below the header, which is row 1.
 
-    Refuses a file that lacks one of them.
+    ``columns`` maps keys of the result to column names of the file, which are compared without case. Raises
+    InvalidInputError if a column is missing or a row is too short.
     """
     rows = read_cells(file)
-    heading = [cell.lower() for cell in next(rows, [])]
-    if missing := [name for name in columns.values() if name.lower() not in heading]:
-        there = shorten(", ".join(heading), 300) or "none"  # of a file that is no table the first line may be all of it
-        raise InvalidInputError(f"{file.name} has no column {', '.join(missing)}; its columns are {there}")
-    places = {key: heading.index(name.lower()) for key, name in columns.items()}
+    header = [cell.lower() for cell in next(rows, [])]
+    if missing := [name for name in columns.values() if name.lower() not in header]:
+        available = shorten(", ".join(header), 300) or "none"  # if the file is not a table, its first line may be huge
+        raise InvalidInputError(f"{file.name} has no column {', '.join(missing)}; its columns are {available}")
+    positions = {key: header.index(name.lower()) for key, name in columns.items()}
     for number, cells in enumerate(rows, start=2):
         if any(cells):
-            if len(cells) <= max(places.values()):
-                raise InvalidInputError(f"{file.name}, row {number} has {len(cells)} cells: {' | '.join(cells)}")
-            yield number, {key: cells[place] for key, place in places.items()}
+            if len(cells) <= max(positions.values()):
+                raise InvalidInputError(f"{file.name}, row {number} has only {len(cells)} cells: {' | '.join(cells)}")
+            yield number, {key: cells[position] for key, position in positions.items()}

@@ -1,7 +1,7 @@
-"""LIDC-IDRI as it is downloaded: which CT series lie in a folder, and what readers marked in each.
+"""Finds the CT series of a LIDC-IDRI download and the readers' marks in each.
 
-The headers of its 244,000 images take minutes to read, so that what was found is kept in the user's cache, under a
-digest of the files' names, sizes and times of change.
+Reading the headers of its 244,000 images takes minutes. So the result is cached in the user's cache, under a digest of
+the names, sizes and modification times of the files.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
 VERSION = 3
-FEW = 8
-"""Fewer folders are read here: processes take longer to start."""
+MIN_FOLDERS_FOR_PROCESSES = 8
+"""Fewer folders are read in this process, because starting others takes longer."""
 
 _KEYWORDS = (
     *("PatientID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType", "SliceThickness"),
@@ -39,13 +39,13 @@ _KEYWORDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadSeries:
-    """A CT series that was read.
+    """An annotated CT series.
 
-    uid        its SeriesInstanceUID
-    patient    its PatientID, or the series itself
-    folders    that hold its images, from the root
-    slice_mm   SliceThickness, or the distance of the slices where it is not stated
-    marks      of all readers
+    uid        SeriesInstanceUID
+    patient    PatientID, or the SeriesInstanceUID if it is missing
+    folders    the folders of its images, relative to the root
+    slice_mm   SliceThickness, or the slice spacing if it is missing
+    marks      the marks of all readers
     """
 
     uid: str
@@ -57,7 +57,7 @@ class ReadSeries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
-    """The series that can be used, ``notes`` on what was passed over, and the SHA-256 of the readers' XML."""
+    """The usable series, ``notes`` on skipped files and series, and the SHA-256 of the readers' XML."""
 
     series: tuple[ReadSeries, ...]
     notes: Mapping[str, str]
@@ -65,10 +65,10 @@ class Collection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Images:
-    """The images of a CT series in a folder, or in several, by their SOPInstanceUID.
+class _SeriesImages:
+    """The images of a CT series in one or more folders; ``names`` are their SOPInstanceUIDs.
 
-    ``grid`` is None where they are no usable volume, for the reason.
+    ``grid`` is None if they are not a usable volume, for ``reason``.
     """
 
     uid: str
@@ -81,155 +81,167 @@ class _Images:
 
 
 def read_collection(root: Path, annotations: Path | None) -> Collection:
-    """The CT series below ``root`` that readers marked, by XML below it or below ``annotations``.
+    """Reads the CT series below ``root`` and their readers' XML, which is below ``root`` or ``annotations``.
 
-    Refuses folders without CT or without the XML of one, and XML that cannot be read, by its name.
+    Raises InvalidInputError if a folder is missing, there is no CT series with usable XML, or an XML file is invalid.
     """
     for folder in (root, annotations):
         if folder is not None and not folder.is_dir():
             raise InvalidInputError(
-                f"{folder} is no folder; name those of the download by --data.root and, where the "
-                "XML lies elsewhere, --data.annotations"
+                f"{folder} is not a folder; give the folder of the download with --data.root and, if the XML is "
+                "elsewhere, its folder with --data.annotations"
             )
-    listed = {path: (size, changed) for path, size, changed in _files(root)}
-    files = listed if annotations is None else listed | {path: (size, at) for path, size, at in _files(annotations)}
-    stated = [VERSION, root.resolve().as_posix(), sorted((str(path), *facts) for path, facts in files.items())]
-    name = f"lidc-{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:20]}"
+    root_files = {path: (size, modified) for path, size, modified in _list_files(root)}
+    files = root_files
+    if annotations is not None:
+        files = root_files | {path: (size, modified) for path, size, modified in _list_files(annotations)}
+    key = [VERSION, root.resolve().as_posix(), sorted((str(path), *status) for path, status in files.items())]
+    name = f"lidc-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}"
     xml = sorted(path for path in files if path.suffix.lower() == ".xml")
-    others = [path for path in listed if path.suffix.lower() != ".xml"]
-    home = get_or_build(name, lambda aside: _write(_collect(root, xml, others), aside))
-    return _read(home)
+    others = [path for path in root_files if path.suffix.lower() != ".xml"]
+    folder = get_or_build(name, lambda new_folder: _write_collection(_build_collection(root, xml, others), new_folder))
+    return _load_collection(folder)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, int, int]]:
-    """Path, size and time of change of every file that is not hidden."""
-    for home, _, names in os.walk(folder):
+def _list_files(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Path, size and modification time of every file that is not hidden."""
+    for parent, _, names in os.walk(folder):
         for name in names:
             if not name.startswith("."):
-                path = Path(home, name)
-                with suppress(FileNotFoundError):  # a link that leads nowhere
+                path = Path(parent, name)
+                with suppress(FileNotFoundError):  # a broken link
                     status = path.stat()
                     yield path, status.st_size, status.st_mtime_ns
 
 
-def _write(collection: Collection, folder: Path) -> None:
+def _write_collection(collection: Collection, folder: Path) -> None:
     (folder / "collection.json").write_text(json.dumps(asdict(collection)), encoding="utf-8")
 
 
 @lru_cache(maxsize=2)
-def _read(folder: Path) -> Collection:
-    stated = json.loads((folder / "collection.json").read_text(encoding="utf-8"))
+def _load_collection(folder: Path) -> Collection:
+    content = json.loads((folder / "collection.json").read_text(encoding="utf-8"))
     series = [
         ReadSeries(
             **{
-                **one,
-                "folders": tuple(one["folders"]),
-                "marks": tuple(PlacedMark(**{**m, "centre_lps_mm": tuple(m["centre_lps_mm"])}) for m in one["marks"]),
+                **entry,
+                "folders": tuple(entry["folders"]),
+                "marks": tuple(PlacedMark(**{**m, "centre_lps_mm": tuple(m["centre_lps_mm"])}) for m in entry["marks"]),
             }
         )
-        for one in stated["series"]
+        for entry in content["series"]
     ]
-    return Collection(series=tuple(series), notes=stated["notes"], xml_sha256=stated["xml_sha256"])
+    return Collection(series=tuple(series), notes=content["notes"], xml_sha256=content["xml_sha256"])
 
 
-def _collect(root: Path, xml: Sequence[Path], others: Sequence[Path]) -> Collection:
-    messages, kinds, several = _messages(xml)
-    if not messages and not several:
+def _build_collection(root: Path, xml: Sequence[Path], others: Sequence[Path]) -> Collection:
+    messages, kinds, conflicting = _read_messages(xml)
+    if not messages and not conflicting:
         raise InvalidInputError(
-            f"{root} holds no XML of LIDC-IDRI's readers (LidcReadMessage); name its folder with --data.annotations"
+            f"{root} holds no XML of LIDC-IDRI's readers (LidcReadMessage); give its folder with --data.annotations"
         )
     by_folder: dict[Path, list[Path]] = {}
     for path in others:
         by_folder.setdefault(path.parent, []).append(path)
     calls = sorted(by_folder.items())
-    run = made_ahead if len(calls) >= FEW else starmap
-    held: dict[str, list[_Images]] = {}
-    for found in progress_bar(run(_read_folder, calls), len(calls), "reading headers"):
-        for images in found:
-            held.setdefault(images.uid, []).append(images)
-    if not held:
-        raise InvalidInputError(f"{root} holds no CT images in DICOM; --data.root is the folder of the download")
-    usable, unusable = [], [f"{uid} (several XML files that differ)" for uid in sorted(several & held.keys())]
+    run = made_ahead if len(calls) >= MIN_FOLDERS_FOR_PROCESSES else starmap
+    images_by_uid: dict[str, list[_SeriesImages]] = {}
+    for folder_images in progress_bar(run(_read_folder, calls), len(calls), "reading headers"):
+        for images in folder_images:
+            images_by_uid.setdefault(images.uid, []).append(images)
+    if not images_by_uid:
+        raise InvalidInputError(f"{root} holds no CT images in DICOM; give the folder of the download with --data.root")
+    usable = []
+    unusable = [f"{uid} (several XML files that differ)" for uid in sorted(conflicting & images_by_uid.keys())]
     for uid, (message, file) in sorted(messages.items()):
-        if uid not in held:
+        if uid not in images_by_uid:
             continue
-        made = _marked(message, held[uid], root)
-        if isinstance(made, ReadSeries):
-            usable.append(made)
+        series = _annotate(message, images_by_uid[uid], root)
+        if isinstance(series, ReadSeries):
+            usable.append(series)
         else:
-            unusable.append(f"{uid} ({file.name}: {made})")
+            unusable.append(f"{uid} ({file.name}: {series})")
     if not usable:
         raise InvalidInputError(
-            f"{root} holds no CT series that readers marked and that can be used: "
+            f"{root} holds no usable CT series with readers' marks: "
             f"{first_few(unusable) if unusable else 'the XML is of other series'}"
         )
-    astray = [file.name for uid, (_, file) in messages.items() if uid not in held]
+    without_images = [file.name for uid, (_, file) in messages.items() if uid not in images_by_uid]
+    without_xml = [uid for uid in images_by_uid if uid not in messages and uid not in conflicting]
     notes = {
-        "CT series without XML": _count([uid for uid in held if uid not in messages and uid not in several]),
-        "XML without its CT series": _count(astray),
+        "CT series without XML": _count_and_names(without_xml),
+        "XML without its CT series": _count_and_names(without_images),
         "XML of radiographs": str(kinds.pop(RADIOGRAPH, 0)),
         "other XML": str(sum(kinds.values())),
-        "series left out": _count(unusable),
+        "series left out": _count_and_names(unusable),
     }
     digest = hashlib.sha256("".join(sorted(message.sha256 for message, _ in messages.values())).encode()).hexdigest()
     return Collection(series=tuple(usable), notes=notes, xml_sha256=digest)
 
 
-def _count(names: Sequence[str]) -> str:
+def _count_and_names(names: Sequence[str]) -> str:
     return f"{len(names)}: {first_few(names)}" if names else "0"
 
 
-def _messages(xml: Sequence[Path]) -> tuple[dict[str, tuple[Message, Path]], Counter[str], set[str]]:
-    """The readers' marks by series with their file, other kinds of XML, and series of which two files differ."""
+def _read_messages(xml: Sequence[Path]) -> tuple[dict[str, tuple[Message, Path]], Counter[str], set[str]]:
+    """Reads the XML files.
+
+    Returns the readers' marks and their file by series, the number of files of each other kind, and the series for
+    which two files differ.
+    """
     messages: dict[str, tuple[Message, Path]] = {}
     kinds: Counter[str] = Counter()
-    several = set()
+    conflicting = set()
     for file in progress_bar(xml, len(xml), "reading XML"):
-        read = read_message(file)
-        if isinstance(read, str):
-            kinds[read] += 1
-        elif messages.setdefault(read.series, (read, file))[0].sha256 != read.sha256:
-            several.add(read.series)
-    return {uid: read for uid, read in messages.items() if uid not in several}, kinds, several
+        message = read_message(file)
+        if isinstance(message, str):
+            kinds[message] += 1
+        elif messages.setdefault(message.series, (message, file))[0].sha256 != message.sha256:
+            conflicting.add(message.series)
+    return {uid: entry for uid, entry in messages.items() if uid not in conflicting}, kinds, conflicting
 
 
-def _marked(message: Message, images: Sequence[_Images], root: Path) -> ReadSeries | str:
-    """The series with its readers' marks, or why it cannot be used."""
-    # Of what was downloaded again, after a break too, the folder that has all of the others.
-    one = max(images, key=lambda found: len(found.names))
-    if not all(found.names <= one.names for found in images):
-        one = _joined(images)
-    if one.grid is None:
-        return one.reason
+def _annotate(message: Message, images: Sequence[_SeriesImages], root: Path) -> ReadSeries | str:
+    """The series with its readers' marks, or the reason why it is unusable."""
+    # After a repeated or interrupted download one folder may contain all images of the others.
+    best = max(images, key=lambda folder: len(folder.names))
+    if not all(folder.names <= best.names for folder in images):
+        best = _merge_folders(images)
+    if best.grid is None:
+        return best.reason
     try:
-        marks = [place(mark, reader, one.grid) for reader, found in enumerate(message.readers) for mark in found]
+        marks = [
+            place(mark, reader, best.grid)
+            for reader, reader_marks in enumerate(message.readers)
+            for mark in reader_marks
+        ]
     except InvalidInputError as error:
         return str(error)
     return ReadSeries(
-        uid=one.uid,
-        patient=one.patient or one.uid,
-        folders=tuple(folder.relative_to(root).as_posix() for folder in one.folders),
-        slice_mm=one.slice_mm,
+        uid=best.uid,
+        patient=best.patient or best.uid,
+        folders=tuple(folder.relative_to(root).as_posix() for folder in best.folders),
+        slice_mm=best.slice_mm,
         marks=tuple(marks),
     )
 
 
-def _read_folder(folder: Path, files: Sequence[Path]) -> list[_Images]:
-    """The CT series in a folder, by their headers."""
-    return [_images(uid, (folder,), slices) for uid, slices in _series(files).items() if uid]
+def _read_folder(folder: Path, files: Sequence[Path]) -> list[_SeriesImages]:
+    """Reads the headers of the CT series in a folder."""
+    return [_series_images(uid, (folder,), slices) for uid, slices in _slices_by_series(files).items() if uid]
 
 
-def _joined(images: Sequence[_Images]) -> _Images:
-    """A series whose images lie in several folders; a file that is in two of them counts once, as when it is read."""
-    folders = tuple(found.folders[0] for found in images)
+def _merge_folders(images: Sequence[_SeriesImages]) -> _SeriesImages:
+    """A series with images in several folders. An image that is in two of them counts once, as when it is read."""
+    folders = tuple(part.folders[0] for part in images)
     files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
-    slices = _series(files)[images[0].uid]
-    return _images(
+    slices = _slices_by_series(files)[images[0].uid]
+    return _series_images(
         images[0].uid, folders, list({hashlib.sha256(part.read()).digest(): part for part in slices}.values())
     )
 
 
-def _series(files: Sequence[Path]) -> dict[str, list[Slice]]:
+def _slices_by_series(files: Sequence[Path]) -> dict[str, list[Slice]]:
     """The CT images among the files, by their SeriesInstanceUID."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
@@ -238,7 +250,7 @@ def _series(files: Sequence[Path]) -> dict[str, list[Slice]]:
     for file in sorted(files):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they cite values
+                warnings.simplefilter("ignore")  # pydicom's warnings quote header values
                 header = dcmread(file, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
                 part = Slice(file.name, file.read_bytes, b"", "", header)
                 if header.get("Modality") != "CT" or is_scout(header) or is_capture(header):
@@ -249,27 +261,27 @@ def _series(files: Sequence[Path]) -> dict[str, list[Slice]]:
     return groups
 
 
-def _images(uid: str, folders: tuple[Path, ...], slices: list[Slice]) -> _Images:
+def _series_images(uid: str, folders: tuple[Path, ...], slices: list[Slice]) -> _SeriesImages:
     header = slices[0].header
-    patient, stated = str(header.get("PatientID") or ""), header.get("SliceThickness")
-    thickness = float(stated) if isinstance(stated, float | int) else 0.0
+    patient, stated_thickness = str(header.get("PatientID") or ""), header.get("SliceThickness")
+    thickness = float(stated_thickness) if isinstance(stated_thickness, float | int) else 0.0
     names = frozenset(str(part.header.get("SOPInstanceUID") or "") for part in slices)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = stack(folders[0].name, slices)
+            stacked = stack(folders[0].name, slices)
     except InvalidInputError as error:
-        return _Images(
+        return _SeriesImages(
             uid=uid, names=names, patient=patient, folders=folders, slice_mm=thickness, grid=None, reason=str(error)
         )
     grid = ImageGrid(
         places={
             str(part.header.get("SOPInstanceUID") or ""): at.tolist()
-            for part, at in zip(made.slices, made.positions_lps_mm, strict=True)
+            for part, at in zip(stacked.slices, stacked.positions_lps_mm, strict=True)
         },
-        spacing_mm=made.spacing_mm,
-        direction=made.direction,
-        size=made.size_ijk[:2],
+        spacing_mm=stacked.spacing_mm,
+        direction=stacked.direction,
+        size=stacked.size_ijk[:2],
     )
-    slice_mm = thickness or made.spacing_mm[2]
-    return _Images(uid=uid, names=names, patient=patient, folders=folders, slice_mm=slice_mm, grid=grid)
+    slice_mm = thickness or stacked.spacing_mm[2]
+    return _SeriesImages(uid=uid, names=names, patient=patient, folders=folders, slice_mm=slice_mm, grid=grid)

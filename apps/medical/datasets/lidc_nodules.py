@@ -1,8 +1,8 @@
-"""From what LIDC-IDRI's readers marked to nodules: where each mark lies, how large it is, and which are of one nodule.
+"""Converts the marks of LIDC-IDRI's readers to nodules: position and size of each mark, and groups of one nodule.
 
-As LUNA16 has it (Setio et al., Medical Image Analysis 42, 2017): outlines of different readers are of one nodule where
-their centres are closer than the sum of their radii, and the nodule has the mean of their positions and diameters. Of
-the collection's outlines that makes as many nodules as LUNA16 has in 886 of its 888 scans (``docs/medical.md``).
+The rule is that of LUNA16 (Setio et al., Medical Image Analysis 42, 2017): outlines of different readers belong to one
+nodule if their centres are closer than the sum of their radii; the nodule's position and diameter are their means. For
+886 of LUNA16's 888 scans this gives as many nodules as LUNA16 has (``docs/medical.md``).
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from apps.medical.types import Float64
 from shared.errors import InvalidInputError
 
 Diameter: TypeAlias = Literal["volume", "axial"]
-"""Of the sphere of the same volume, as LUNA16's are; or the mean of long and short axis, as findings are measured."""
+"""The diameter of the sphere of the same volume, as in LUNA16, or the mean of the axes, as findings are measured."""
 
 UNKNOWN_MM = -1.0
-"""Stands for the diameter of a mark that is a point, as in LUNA16's tables."""
+"""The diameter of a mark that is only a point, as in LUNA16's tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageGrid:
-    """The grid of a series. ``places`` is the centre of the first pixel of each image (LPS mm), by SOPInstanceUID.
+    """The grid of a series.
 
-    spacing_mm  distance between voxel centres along columns, rows and slices
+    places      the centre of the first pixel of each image (LPS mm), by SOPInstanceUID
+    spacing_mm  distance between voxel centres along i, j and k
     direction   3x3; its columns are the directions of i, j and k in LPS
     size        columns and rows of an image
     """
@@ -44,7 +45,7 @@ class ImageGrid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlacedMark:
-    """A reader's mark in LPS mm; the diameters are ``UNKNOWN_MM`` of a point."""
+    """A reader's mark in LPS mm. The diameters of a point are ``UNKNOWN_MM``."""
 
     reader: int
     kind: str
@@ -58,31 +59,33 @@ class PlacedMark:
 
 
 def place(mark: ReaderMark, reader: int, grid: ImageGrid) -> PlacedMark:
-    """Where a mark lies, and how large it is.
+    """The position and size of a mark.
 
-    What counts of an outlined nodule are the pixels within its outlines, without those of the lines, which run along
-    the first pixels outside of it. Refuses a mark on an image that the series has not, or outside of its image.
+    An outlined nodule consists of the pixels inside its outlines. The pixels of the outlines themselves are the first
+    ones outside the nodule. Raises InvalidInputError if the series lacks the image or the mark lies outside it.
     """
     for outline in mark.outlines:
         if outline.image not in grid.places:
-            raise InvalidInputError(f"the image {outline.image}, which a reader marked, is not in the series")
+            raise InvalidInputError(f"the image {outline.image}, which a reader marked, is missing from the series")
         if outline.pixels.min() < 0 or (outline.pixels >= grid.size).any():
-            raise InvalidInputError(f"a reader's mark lies outside of the image {outline.image}")
+            raise InvalidInputError(f"a reader's mark lies outside the image {outline.image}")
     masks = _masks(mark.outlines) if mark.kind == "nodule" else {}
     if not masks:
         first = next(outline for outline in mark.outlines if outline.included)
         pixels = first.pixels.mean(axis=0)
-        return _placed(mark, reader, grid.places[first.image] + _across(pixels, grid), UNKNOWN_MM, UNKNOWN_MM)
+        return _placed_mark(
+            mark, reader, grid.places[first.image] + _offset_in_plane(pixels, grid), UNKNOWN_MM, UNKNOWN_MM
+        )
     pixel_mm = grid.spacing_mm[0], grid.spacing_mm[1]
     counts = {image: int(mask.sum()) for image, (mask, _) in masks.items()}
-    whole = sum(counts.values())
+    total = sum(counts.values())
     centre = sum(
-        counts[image] / whole * (grid.places[image] + _across(np.argwhere(mask).mean(axis=0) + low, grid))
+        counts[image] / total * (grid.places[image] + _offset_in_plane(np.argwhere(mask).mean(axis=0) + low, grid))
         for image, (mask, low) in masks.items()
     )
     largest, _ = masks[max(counts, key=lambda image: counts[image])]
-    volume_mm3 = whole * float(np.prod(grid.spacing_mm))
-    return _placed(
+    volume_mm3 = total * float(np.prod(grid.spacing_mm))
+    return _placed_mark(
         mark,
         reader,
         np.asarray(centre),
@@ -91,7 +94,7 @@ def place(mark: ReaderMark, reader: int, grid: ImageGrid) -> PlacedMark:
     )
 
 
-def _placed(mark: ReaderMark, reader: int, centre: Float64, volume_mm: float, axial_mm: float) -> PlacedMark:
+def _placed_mark(mark: ReaderMark, reader: int, centre: Float64, volume_mm: float, axial_mm: float) -> PlacedMark:
     x, y, z = (float(value) for value in centre)
     return PlacedMark(
         reader=reader,
@@ -103,62 +106,62 @@ def _placed(mark: ReaderMark, reader: int, centre: Float64, volume_mm: float, ax
     )
 
 
-def _across(pixels: Float64, grid: ImageGrid) -> Float64:
-    """From an image's first pixel to a column and row (may be fractions), LPS mm."""
+def _offset_in_plane(pixels: Float64, grid: ImageGrid) -> Float64:
+    """The offset (LPS mm) of a column and row, which may be fractions, from the first pixel of an image."""
     return np.asarray(grid.direction[:, :2] @ (pixels * grid.spacing_mm[:2]))
 
 
 def _masks(outlines: Sequence[Outline]) -> dict[str, tuple[Mask, NDArray[np.int_]]]:
-    """The nodule's pixels on each image, (columns, rows) in a box, and the box's first pixel.
+    """For each image, the nodule's mask (columns, rows) within a box, and the first pixel of the box.
 
-    Where the lines enclose no pixel at all, as around a speck, their own pixels count.
+    If the outlines enclose no pixel, as around a tiny nodule, the pixels of the outlines count instead.
     """
-    return _filled(outlines, own_lines=False) or _filled(outlines, own_lines=True)
+    return _fill_outlines(outlines, include_lines=False) or _fill_outlines(outlines, include_lines=True)
 
 
-def _filled(outlines: Sequence[Outline], *, own_lines: bool) -> dict[str, tuple[Mask, NDArray[np.int_]]]:
-    found: dict[str, tuple[Mask, NDArray[np.int_]]] = {}
+def _fill_outlines(outlines: Sequence[Outline], *, include_lines: bool) -> dict[str, tuple[Mask, NDArray[np.int_]]]:
+    masks: dict[str, tuple[Mask, NDArray[np.int_]]] = {}
     for image in {outline.image: None for outline in outlines}:
-        here = [outline for outline in outlines if outline.image == image]
-        points = np.concatenate([outline.pixels for outline in here])
+        in_image = [outline for outline in outlines if outline.image == image]
+        points = np.concatenate([outline.pixels for outline in in_image])
         low = points.min(axis=0).astype(np.int_)
         size = points.max(axis=0) - low + 1
         mask = np.zeros(size, bool)
-        for outline in sorted(here, key=lambda one: not one.included):
-            filled = _inside(outline.pixels - low, size, own_lines and outline.included)
+        for outline in sorted(in_image, key=lambda outline: not outline.included):
+            filled = _fill_outline(outline.pixels - low, size, include_lines and outline.included)
             mask = mask | filled if outline.included else mask & ~filled
         if mask.any():
-            found[image] = mask, low
-    return found
+            masks[image] = mask, low
+    return masks
 
 
-def _inside(pixels: NDArray[np.int_], size: NDArray[np.int_], own_line: bool) -> Mask:
-    """What a closed line encloses, (columns, rows); with its own pixels or without."""
-    drawn = Image.new("1", (int(size[0]), int(size[1])))
+def _fill_outline(pixels: NDArray[np.int_], size: NDArray[np.int_], include_line: bool) -> Mask:
+    """The mask (columns, rows) of the pixels inside a closed line, with or without those of the line itself."""
+    canvas = Image.new("1", (int(size[0]), int(size[1])))
     line = [(int(x), int(y)) for x, y in pixels]
-    draw = ImageDraw.Draw(drawn)
+    draw = ImageDraw.Draw(canvas)
     if len(line) > 2:
         draw.polygon(line, fill=1, outline=1)
-    draw.line([*line, line[0]], fill=int(own_line))
-    return np.array(drawn, bool).T
+    draw.line([*line, line[0]], fill=int(include_line))
+    return np.array(canvas, bool).T
 
 
 def group(marks: Sequence[PlacedMark]) -> list[list[PlacedMark]]:
-    """The outlined nodules among the marks, those of one nodule together."""
+    """Groups the outlined nodules among the marks by nodule."""
     outlined = [mark for mark in marks if mark.kind == "nodule"]
-    places = np.array([mark.centre_lps_mm for mark in outlined]).reshape(-1, 3)
+    centres = np.array([mark.centre_lps_mm for mark in outlined]).reshape(-1, 3)
     radii = np.array([mark.volume_mm for mark in outlined]) / 2
     readers = np.array([mark.reader for mark in outlined])
-    apart = np.linalg.norm(places[:, None] - places, axis=2)
-    one = (apart < radii[:, None] + radii) & (readers[:, None] != readers)
+    distances = np.linalg.norm(centres[:, None] - centres, axis=2)
+    is_same = (distances < radii[:, None] + radii) & (readers[:, None] != readers)
     groups: list[list[PlacedMark]] = []
-    left = set(range(len(outlined)))
-    while left:
-        reached = [min(left)]
-        left.discard(reached[0])
-        for number in reached:
-            near = [other for other in np.flatnonzero(one[number]).tolist() if other in left]
-            left.difference_update(near)
-            reached += near
-        groups.append([outlined[number] for number in sorted(reached)])
+    remaining = set(range(len(outlined)))
+    while remaining:
+        members = [min(remaining)]
+        remaining.discard(members[0])
+        for number in members:
+            neighbours = [n for n in np.flatnonzero(is_same[number]).tolist() if n in remaining]
+            remaining.difference_update(neighbours)
+            members += neighbours
+        groups.append([outlined[number] for number in sorted(members)])
     return groups

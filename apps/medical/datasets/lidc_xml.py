@@ -1,9 +1,9 @@
-"""What LIDC-IDRI's readers marked in one CT series: a file of its XML (``LidcReadMessage``).
+"""Reads one XML file of LIDC-IDRI (``LidcReadMessage``): the readers' marks in one CT series.
 
 Armato et al., Medical Physics 38(2), 2011; "LIDC XML file documentation" at The Cancer Imaging Archive. Four readers
-each have a ``readingSession``. A nodule of 3 mm and more is outlined on every slice that it reaches, by the first
-pixels outside of it, and rated; of a smaller one, and of what is no nodule, one point is marked. The file's order of
-sessions says nothing about who a reader is.
+each have a ``readingSession``. A nodule of at least 3 mm is rated, and outlined on every slice that it reaches by the
+first pixels outside it. A smaller nodule or a non-nodule is marked by one point. The order of the sessions in a file
+does not identify the readers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shared.errors import InvalidInputError
 
 MAX_BYTES = 16 << 20
-"""All outlines of the collection written out, the largest file has 1.3 MB."""
+"""The maximum size of a file. The largest one of the collection has 1.3 MB."""
 
 Characteristic: TypeAlias = Literal[
     "subtlety",
@@ -37,14 +37,14 @@ Characteristic: TypeAlias = Literal[
 ]
 CHARACTERISTICS: tuple[Characteristic, ...] = get_args(Characteristic)
 CT, RADIOGRAPH = "LidcReadMessage", "IdriReadMessage"
-_MAX_PIXELS = 1 << 15
+_MAX_COORDINATE = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outline:
-    """A closed line on the image with that SOPInstanceUID: its pixels (n, 2) as column and row from 0.
+    """A closed line on the image with this SOPInstanceUID: pixels (N, 2) as column and row from 0.
 
-    ``included`` is false of what is cut out of the nodule.
+    ``included`` is False for an area that is not part of the nodule.
     """
 
     image: str
@@ -54,7 +54,7 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderMark:
-    """One thing that one reader marked. ``ratings`` are those of ``CHARACTERISTICS`` that the reader gave."""
+    """One mark of one reader. ``ratings`` has the reader's ratings of ``CHARACTERISTICS``, as far as given."""
 
     kind: Literal["nodule", "small nodule", "no nodule"]
     outlines: tuple[Outline, ...]
@@ -63,92 +63,96 @@ class ReaderMark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """The marks of each reader of a series, also of those without any; ``sha256`` is of what the marks say."""
+    """The marks of every reader of a series, which may be empty; ``sha256`` is that of series and marks."""
 
     series: str
     readers: tuple[tuple[ReaderMark, ...], ...]
     sha256: str
 
 
-class _WithoutDtd(ElementTree.TreeBuilder):
-    """A document type may define entities, which grow when they are read; LIDC-IDRI's files have none."""
+class _NoDoctypeBuilder(ElementTree.TreeBuilder):
+    """Rejects document types: they can define entities that expand without limit. LIDC-IDRI's files have none."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise InvalidInputError("it has a document type (DOCTYPE), which LIDC-IDRI's files have not")
+        raise InvalidInputError("it has a document type (DOCTYPE), unlike LIDC-IDRI's files")
 
 
 def read_message(file: Path) -> Message | str:
-    """The marks in a file, or the name of its root element where that is another than ``LidcReadMessage``.
+    """The marks in a file, or the name of its root element if that is not ``LidcReadMessage``.
 
-    Refuses, by its name, a file that is no XML, is larger than ``MAX_BYTES``, or lacks what a mark needs.
+    Raises InvalidInputError, with the file's name, if it is not XML, exceeds ``MAX_BYTES``, or lacks required data.
     """
     try:
         with file.open("rb") as content:
             text = content.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
-            raise InvalidInputError(f"it has more than {MAX_BYTES >> 20} MiB, no file of readings")
-        parser = ElementTree.XMLParser(target=_WithoutDtd())
+            raise InvalidInputError(f"it has more than {MAX_BYTES >> 20} MiB, too many for a file of readings")
+        parser = ElementTree.XMLParser(target=_NoDoctypeBuilder())
         parser.feed(text)
         root: ElementTree.Element = parser.close()
-        space, _, kind = root.tag.rpartition("}")
-        return _message(root, f"{space}}}" if space else "") if kind == CT else kind
+        namespace, _, kind = root.tag.rpartition("}")
+        return _parse_message(root, f"{namespace}}}" if namespace else "") if kind == CT else kind
     except (ElementTree.ParseError, InvalidInputError, OSError, LookupError, RecursionError) as error:
         raise InvalidInputError(
-            f"{file}: the readers' XML cannot be used ({error}); download it again, or take it away"
+            f"{file}: the readers' XML cannot be used ({error}); download it again or remove it"
         ) from None
 
 
-def _message(root: ElementTree.Element, space: str) -> Message:
-    header = f"{space}ResponseHeader/{space}SeriesInstanceU"
+def _parse_message(root: ElementTree.Element, namespace: str) -> Message:
+    header = f"{namespace}ResponseHeader/{namespace}SeriesInstanceU"
     series = (root.findtext(f"{header}id") or root.findtext(f"{header}ID") or "").strip()
     if not series:
         raise InvalidInputError("it names no series in ResponseHeader/SeriesInstanceUid")
-    readers = [tuple(_marks(session, space)) for session in root.iterfind(f"{space}readingSession")]
+    readers = [tuple(_parse_marks(session, namespace)) for session in root.iterfind(f"{namespace}readingSession")]
     if not readers:
         raise InvalidInputError("it has no readingSession")
-    said = [
+    content = [
         [(m.kind, m.ratings, [(o.image, o.included, o.pixels.tolist()) for o in m.outlines]) for m in r]
         for r in readers
     ]
     return Message(
-        series=series, readers=tuple(readers), sha256=hashlib.sha256(json.dumps([series, said]).encode()).hexdigest()
+        series=series, readers=tuple(readers), sha256=hashlib.sha256(json.dumps([series, content]).encode()).hexdigest()
     )
 
 
-def _marks(session: ElementTree.Element, space: str) -> Iterator[ReaderMark]:
-    for nodule in session.iterfind(f"{space}unblindedReadNodule"):
-        name = (nodule.findtext(f"{space}noduleID") or "?").strip()
-        outlines = tuple(_outline(roi, f"{space}edgeMap", name, space) for roi in nodule.iterfind(f"{space}roi"))
+def _parse_marks(session: ElementTree.Element, namespace: str) -> Iterator[ReaderMark]:
+    for nodule in session.iterfind(f"{namespace}unblindedReadNodule"):
+        name = (nodule.findtext(f"{namespace}noduleID") or "?").strip()
+        outlines = tuple(
+            _parse_outline(roi, f"{namespace}edgeMap", name, namespace) for roi in nodule.iterfind(f"{namespace}roi")
+        )
         if not any(outline.included for outline in outlines):
             raise InvalidInputError(f"nodule {name} has no roi")
-        # The ratings do not tell the sizes apart: two outlines of the collection have none, two points have some.
-        outlined = any(len(outline.pixels) > 1 for outline in outlines)
-        rated = nodule.find(f"{space}characteristics")
-        ratings = {} if rated is None else _ratings(rated, name, space)
-        yield ReaderMark(kind="nodule" if outlined else "small nodule", outlines=outlines, ratings=ratings)
-    for other in session.iterfind(f"{space}nonNodule"):
-        name = (other.findtext(f"{space}nonNoduleID") or "?").strip()
-        yield ReaderMark(kind="no nodule", outlines=(_outline(other, f"{space}locus", name, space),), ratings={})
+        # The presence of ratings does not indicate the size: in the collection two outlines have none, two points some.
+        is_outlined = any(len(outline.pixels) > 1 for outline in outlines)
+        element = nodule.find(f"{namespace}characteristics")
+        ratings = {} if element is None else _parse_ratings(element, name, namespace)
+        yield ReaderMark(kind="nodule" if is_outlined else "small nodule", outlines=outlines, ratings=ratings)
+    for non_nodule in session.iterfind(f"{namespace}nonNodule"):
+        name = (non_nodule.findtext(f"{namespace}nonNoduleID") or "?").strip()
+        yield ReaderMark(
+            kind="no nodule", outlines=(_parse_outline(non_nodule, f"{namespace}locus", name, namespace),), ratings={}
+        )
 
 
-def _ratings(rated: ElementTree.Element, name: str, space: str) -> dict[str, int]:
-    given = {one: (rated.findtext(f"{space}{one}") or "").strip() for one in CHARACTERISTICS}
+def _parse_ratings(element: ElementTree.Element, name: str, namespace: str) -> dict[str, int]:
+    texts = {rating: (element.findtext(f"{namespace}{rating}") or "").strip() for rating in CHARACTERISTICS}
     try:
-        return {one: int(text) for one, text in given.items() if text}
+        return {rating: int(text) for rating, text in texts.items() if text}
     except ValueError:
-        raise InvalidInputError(f"nodule {name} has a rating that is no whole number") from None
+        raise InvalidInputError(f"nodule {name} has a rating that is not a whole number") from None
 
 
-def _outline(roi: ElementTree.Element, points: str, name: str, space: str) -> Outline:
-    image = (roi.findtext(f"{space}imageSOP_UID") or "").strip()
-    x, y = f"{space}xCoord", f"{space}yCoord"
+def _parse_outline(roi: ElementTree.Element, points: str, name: str, namespace: str) -> Outline:
+    image = (roi.findtext(f"{namespace}imageSOP_UID") or "").strip()
+    x, y = f"{namespace}xCoord", f"{namespace}yCoord"
     try:
         pixels = np.array([[float(point.findtext(x, "")), float(point.findtext(y, ""))] for point in roi.iter(points)])
     except ValueError:
         raise InvalidInputError(f"mark {name} has a point without two numbers") from None
     if not image or not len(pixels):
         raise InvalidInputError(f"mark {name} lacks imageSOP_UID or points")
-    if not (np.abs(pixels) < _MAX_PIXELS).all():
-        raise InvalidInputError(f"mark {name} has a point that is in no image")
-    stated = (roi.findtext(f"{space}inclusion") or "TRUE").strip().upper()
+    if not (np.abs(pixels) < _MAX_COORDINATE).all():
+        raise InvalidInputError(f"mark {name} has a point outside any image")
+    stated = (roi.findtext(f"{namespace}inclusion") or "TRUE").strip().upper()
     return Outline(image=image, pixels=np.rint(pixels).astype(np.int32), included=stated != "FALSE")

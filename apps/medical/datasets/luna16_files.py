@@ -1,7 +1,7 @@
-"""LUNA16's annotation files: nodules, excluded findings, a system's marks and the list of scans (CSV).
+"""Reads LUNA16's CSV files: nodules, excluded findings, the marks of a system, and the list of scans.
 
-Layout: luna16.grand-challenge.org/Data and /Evaluation. Separated by commas, tabs or semicolons; identifiers may be
-quoted or padded (DICOM PS3.5, section 9.1, pads a UID to even length); names of columns are compared without case.
+Layout: luna16.grand-challenge.org/Data and /Evaluation. Cells are separated by commas, tabs or semicolons. Identifiers
+may be quoted or padded (DICOM PS3.5, section 9.1, pads a UID to even length). Column names are compared without case.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "diameter_mm": ("diameter_mm", "diameter"),
     "probability": ("probability", "prob", "score", "confidence"),
 }
-"""LUNA16's name of a column, and what others call it, in lower case."""
+"""LUNA16's column names, each with its accepted spellings in lower case."""
 
 
 def read_truths(annotations: Path, excluded: Path | None = None) -> list[Truth]:
-    """The nodules, and the findings that count neither way; positions in LPS mm, diameters in mm."""
-    truths = [Truth(uid, at, size, False) for uid, at, size in _rows(annotations, "diameter_mm")]
+    """The nodules and the excluded findings, which count neither way; positions in LPS mm, diameters in mm."""
+    truths = [Truth(uid, centre, diameter, False) for uid, centre, diameter in _rows(annotations, "diameter_mm")]
     if excluded is not None:
-        truths += [Truth(uid, at, size, True) for uid, at, size in _rows(excluded, "diameter_mm")]
+        truths += [Truth(uid, centre, diameter, True) for uid, centre, diameter in _rows(excluded, "diameter_mm")]
     return truths
 
 
 def read_marks(file: Path) -> list[Mark]:
-    """A system's marks, in the layout of a LUNA16 submission; positions in LPS mm."""
-    return [Mark(uid, at, score) for uid, at, score in _rows(file, "probability")]
+    """The marks of a system in the layout of a LUNA16 submission; positions in LPS mm."""
+    return [Mark(uid, centre, score) for uid, centre, score in _rows(file, "probability")]
 
 
 def read_scans(file: Path) -> list[str]:
-    """Series instance UIDs: the first column, one a line, with or without a heading; refuses one that comes twice."""
+    """The series instance UIDs in the first column, one per line, with or without a header.
+
+    Raises InvalidInputError if there are none or one is repeated.
+    """
     uids = [uid for cells in read_cells(file) if cells and (uid := cells[0])]
     if uids and uids[0].lower() in _COLUMNS["seriesuid"]:
         uids = uids[1:]
     if not uids:
-        raise InvalidInputError(f"{file.name} lists no series; give one series instance UID a line")
+        raise InvalidInputError(f"{file.name} lists no series; provide one series instance UID per line")
     seen: set[str] = set()
     for uid in uids:
         if uid in seen:
@@ -54,25 +57,29 @@ def read_scans(file: Path) -> list[str]:
 
 
 def _rows(file: Path, value: str) -> Iterator[tuple[str, tuple[float, float, float], float]]:
-    """Series, position and ``value`` of every row; refuses what is not a finite number, with the row."""
-    wanted = ("seriesuid", "coordX", "coordY", "coordZ", value)
+    """Yields series, position and the column ``value`` of every row.
+
+    Raises InvalidInputError if a column is missing, or, with the row, if a value is not a finite number.
+    """
+    columns = ("seriesuid", "coordX", "coordY", "coordZ", value)
     lines = read_cells(file)
-    heading = [cell.lower() for cell in next(lines, [])]
-    places = {
-        name: next((heading.index(known) for known in _COLUMNS[name] if known in heading), None) for name in wanted
+    header = [cell.lower() for cell in next(lines, [])]
+    positions = {
+        name: next((header.index(spelling) for spelling in _COLUMNS[name] if spelling in header), None)
+        for name in columns
     }
-    if missing := [name for name, place in places.items() if place is None]:
+    if missing := [name for name, position in positions.items() if position is None]:
         raise InvalidInputError(f"{file.name} lacks the columns {', '.join(missing)}; expected LUNA16's layout")
-    order = [place for place in places.values() if place is not None]
+    order = [position for position in positions.values() if position is not None]
     for number, cells in enumerate(lines, start=2):
         if not any(cells):
             continue
         try:
-            x, y, z, last = (float(cells[place]) for place in order[1:])
-            if not math.isfinite(x + y + z + last):
+            x, y, z, number_in_column = (float(cells[position]) for position in order[1:])
+            if not math.isfinite(x + y + z + number_in_column):
                 raise ValueError
-            yield cells[order[0]], (x, y, z), last
+            yield cells[order[0]], (x, y, z), number_in_column
         except (ValueError, IndexError):
             raise InvalidInputError(
-                f"{file.name}, row {number}: {', '.join(wanted[1:])} are not four finite numbers: {' | '.join(cells)}"
+                f"{file.name}, row {number}: {', '.join(columns[1:])} are not four finite numbers: {' | '.join(cells)}"
             ) from None

@@ -1,8 +1,8 @@
-"""Scans on the network's grid, packed once each, and the patches that are drawn from them.
+"""Scans resampled to the network's grid and packed once each, and the training patches drawn from them.
 
-A pack is a folder in the user's cache, named by a digest of the scan's files (path, size and time of change) and of the
-grid. It holds ``voxels.npy``, uint8 (X, Y, Z), the window on 0..255, of the lungs and 14 mm around, or of the whole
-scan where no lungs are found; and ``scan.json``. Marks are no part of it: they may change without packing anew.
+A pack is a folder in the user's cache, named by a digest of the scan's files (path, size and modification time) and of
+the grid. It holds ``scan.json`` and ``voxels.npy``, uint8 (X, Y, Z) with the window scaled to 0..255: the lungs with a
+margin of 14 mm, or the whole scan if no lungs are found. Marks are not part of it and can change without repacking.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from shared.data.order import Indices, Key
 
 LabelledPatch: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
-"""An image (X, Y, Z) on 0..255, its boxes (n, 6) in voxels, and the numbers of their classes (n,)."""
+"""An image (X, Y, Z) in 0..255, its boxes (N, 6) in voxels, and their class indices (N,)."""
 
 VERSION = 2
-FEW = 4
-"""Fewer scans are packed here: processes that import torch take longer to start."""
+MIN_SCANS_FOR_PROCESSES = 4
+"""Fewer scans are packed in this process, because starting others, which import torch, takes longer."""
 
-CANDIDATE_SHARE = 0.5
-"""Of the patches without a nodule at their middle, how many show a candidate where there are any."""
+CANDIDATE_FRACTION = 0.5
+"""The fraction of the patches not drawn around a nodule that are drawn around a candidate, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedScan:
     """A scan on the grid, and its marks there.
 
-    folder             the pack
-    spacing_mm         of the scan as it was stored
+    folder             the folder of the pack
+    spacing_mm         voxel spacing of the stored scan
     lungs              whether lungs were found, so that the pack is their box
-    boxes              (n, 6) in voxels of the pack, of the nodules that lie in it
-    labels             (n,) numbers of their classes in the input's
-    diameters_mm       of all nodules
-    outside            how many nodules lie outside of the volume
-    away_from_lungs    how many lie in it but not in the pack
-    candidates         (m, 3) in voxels of the pack, of those that lie in it
+    boxes              (N, 6) in voxels of the pack, of the nodules inside it
+    labels             (N,) class indices
+    diameters_mm       diameters of all nodules
+    outside            number of nodules outside the volume
+    away_from_lungs    number of nodules inside the volume but outside the pack
+    candidates         (M, 3) in voxels of the pack, of those inside it
     """
 
     folder: Path
@@ -66,50 +66,50 @@ class PackedScan:
 
     @property
     def voxels(self) -> NDArray[np.uint8]:
-        return _voxels(self.folder)
+        return _load_voxels(self.folder)
 
 
 @lru_cache(maxsize=2048)
-def _voxels(folder: Path) -> NDArray[np.uint8]:
+def _load_voxels(folder: Path) -> NDArray[np.uint8]:
     voxels: NDArray[np.uint8] = np.load(folder / "voxels.npy", mmap_mode="r")
     return voxels
 
 
 def open_scans(scans: Sequence[ScanFile], input: ChestInput) -> list[PackedScan]:
-    """The scans packed, those that were not first, by all processors."""
+    """Opens the packs of the scans, after building the missing ones on all processors."""
     names = [pack_name(scan, input) for scan in scans]
-    waiting = [(scan, input) for scan, name in zip(scans, names, strict=True) if not (packs() / name).is_dir()]
-    if len(waiting) < FEW:
-        for scan, grid in waiting:
+    missing = [(scan, input) for scan, name in zip(scans, names, strict=True) if not (packs() / name).is_dir()]
+    if len(missing) < MIN_SCANS_FOR_PROCESSES:
+        for scan, grid in missing:
             pack_scan(scan, grid)
     else:
-        parallel_map(pack_scan, waiting, "packing scans")
-    return [_with_marks(scan, packs() / name, input) for scan, name in zip(scans, names, strict=True)]
+        parallel_map(pack_scan, missing, "packing scans")
+    return [_open_scan(scan, packs() / name, input) for scan, name in zip(scans, names, strict=True)]
 
 
 def pack_name(scan: ScanFile, input: ChestInput) -> str:
-    """The pack's name: a digest of what decides its content."""
+    """The name of the pack: a digest of everything that determines its content."""
     folders = [scan.path, *scan.folders] if scan.path.is_dir() else []
-    files = [file for folder in folders for file in sorted(folder.iterdir())] or [scan.path, *_beside(scan.path)]
-    stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    files = [file for folder in folders for file in sorted(folder.iterdir())] or [scan.path, *_voxel_files(scan.path)]
+    file_states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     settings = asdict(input)
     for name in ("patch_size", "tile_size", "classes", "second_look"):
         settings.pop(name)
-    content = json.dumps([VERSION, scan.path.resolve().as_posix(), scan.series, stated, settings], sort_keys=True)
+    content = json.dumps([VERSION, scan.path.resolve().as_posix(), scan.series, file_states, settings], sort_keys=True)
     return f"ct-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
 
 
-def _beside(path: Path) -> list[Path]:
-    """The file in which a header's voxels may be."""
-    return [other for ending in (".raw", ".zraw", ".raw.gz") if (other := path.with_suffix(ending)).is_file()]
+def _voxel_files(path: Path) -> list[Path]:
+    """The files that may hold the voxels of a MetaImage header."""
+    return [file for suffix in (".raw", ".zraw", ".raw.gz") if (file := path.with_suffix(suffix)).is_file()]
 
 
 def pack_scan(scan: ScanFile, input: ChestInput) -> None:
-    """Makes the pack where it is not there."""
-    get_or_build(pack_name(scan, input), lambda aside: _make(scan, input, aside))
+    """Builds the pack of a scan if it is missing."""
+    get_or_build(pack_name(scan, input), lambda new_folder: _build(scan, input, new_folder))
 
 
-def _make(scan: ScanFile, input: ChestInput, folder: Path) -> None:
+def _build(scan: ScanFile, input: ChestInput, folder: Path) -> None:
     from apps.medical.inference.grid import cover, reorient_to_lps, resample
     from apps.medical.inference.lungs import find_lungs
 
@@ -120,7 +120,7 @@ def _make(scan: ScanFile, input: ChestInput, folder: Path) -> None:
     grid = cover(volume, low, high, input.spacing_mm, (1, 1, 1))
     voxels = resample(volume, grid, input.window_hu).mul_(255).round_().numpy().astype(np.uint8)
     np.save(folder / "voxels.npy", voxels)
-    stated = {
+    description = {
         "grid": {"origin_lps_mm": grid.origin_lps_mm.tolist(), "size": list(grid.size)},
         "lungs": lungs is not None,
         "spacing_mm": list(stored.spacing_mm),
@@ -129,68 +129,69 @@ def _make(scan: ScanFile, input: ChestInput, folder: Path) -> None:
         "direction": stored.direction.tolist(),
         "remarks": list(stored.remarks),
     }
-    (folder / "scan.json").write_text(json.dumps(stated), encoding="utf-8")
+    (folder / "scan.json").write_text(json.dumps(description), encoding="utf-8")
 
 
-def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
+def _open_scan(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
     from apps.medical.inference.grid import Grid
     from apps.medical.types import CTVolume
 
-    stated = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
-    columns, rows, slices = stated["size_ijk"]
-    # The geometry alone: no voxel of it is looked at, and a broadcast zero takes no memory.
+    description = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+    columns, rows, slices = description["size_ijk"]
+    # Only the geometry is used, so the voxels are a broadcast zero, which takes no memory.
     geometry = CTVolume(
         voxels_zyx=np.broadcast_to(np.int16(0), (slices, rows, columns)),
-        spacing_mm=tuple(stated["spacing_mm"]),
-        origin_lps_mm=tuple(stated["origin_lps_mm"]),
-        direction=np.array(stated["direction"]),
-        remarks=tuple(stated["remarks"]),
+        spacing_mm=tuple(description["spacing_mm"]),
+        origin_lps_mm=tuple(description["origin_lps_mm"]),
+        direction=np.array(description["direction"]),
+        remarks=tuple(description["remarks"]),
     )
-    spacing, size = np.array(input.spacing_mm), tuple(stated["grid"]["size"])
-    grid = Grid(np.array(stated["grid"]["origin_lps_mm"]), spacing, (size[0], size[1], size[2]))
-    boxes, labels, outside, away = [], [], 0, 0
+    spacing, size = np.array(input.spacing_mm), tuple(description["grid"]["size"])
+    grid = Grid(np.array(description["grid"]["origin_lps_mm"]), spacing, (size[0], size[1], size[2]))
+    boxes, labels, outside, away_from_lungs = [], [], 0, 0
     for mark in scan.nodules:
         centre_lps_mm = scan.to_lps_mm(geometry, mark.centre)
         index = geometry.to_index_ijk(centre_lps_mm)
         centre = grid.to_voxels(centre_lps_mm)
-        half = max(mark.diameter_mm, 0.0) / 2 / spacing
+        radius = max(mark.diameter_mm, 0.0) / 2 / spacing
         if not np.all((index >= -0.5) & (index < np.array(geometry.size_ijk) - 0.5)):
             outside += 1
         elif not np.all((centre >= 0) & (centre < size)):
-            away += 1
+            away_from_lungs += 1
         elif mark.diameter_mm > 0:
-            boxes.append(np.concatenate([centre - half, centre + half]))
-            labels.append(_class_number(mark.label, scan, input))
-    places = np.array(scan.candidates, np.float64).reshape(-1, 3)
-    candidates = grid.to_voxels(scan.to_lps_mm(geometry, places))
+            boxes.append(np.concatenate([centre - radius, centre + radius]))
+            labels.append(_class_index(mark.label, scan, input))
+    positions = np.array(scan.candidates, np.float64).reshape(-1, 3)
+    candidates = grid.to_voxels(scan.to_lps_mm(geometry, positions))
     return PackedScan(
         folder=folder,
         spacing_mm=geometry.spacing_mm,
-        lungs=bool(stated["lungs"]),
+        lungs=bool(description["lungs"]),
         boxes=np.array(boxes, np.float32).reshape(-1, 6),
         labels=np.array(labels, np.int64),
         diameters_mm=tuple(mark.diameter_mm for mark in scan.nodules),
         outside=outside,
-        away_from_lungs=away,
+        away_from_lungs=away_from_lungs,
         candidates=candidates[np.all((candidates >= 0) & (candidates < size), axis=1)],
     )
 
 
-def _class_number(label: str, scan: ScanFile, input: ChestInput) -> int:
+def _class_index(label: str, scan: ScanFile, input: ChestInput) -> int:
     if len(input.classes) == 1:
         return 0
     if label not in input.classes:
         raise InvalidInputError(
-            f"{scan.path.name} has a nodule of the class {label!r}; the input's are {input.classes}"
+            f"{scan.path.name} has a nodule of the class {label!r}; the classes of the input are {input.classes}"
         )
     return input.classes.index(label)
 
 
 class ScanPatches:
-    """``length`` patches of packed scans: every second around a nodule, the others anywhere or around a candidate.
+    """``length`` patches of packed scans: every second one around a nodule, the others anywhere or around a candidate.
 
-    Where a patch lies is a function of (seed, epoch, index), and so are its mirroring and brightness; without a key
-    of the index alone. What lies beyond the pack is air. Batches are those of ``patches.collate``.
+    Position and augmentation of a patch are a function of (seed, epoch, index). Without a key the position is a
+    function of the index, and there is no augmentation. Voxels outside the pack are air. Batches are as ``collate``
+    makes them.
     """
 
     def __init__(self, scans: Iterable[PackedScan], input: ChestInput, length: int) -> None:
@@ -202,33 +203,33 @@ class ScanPatches:
         return self.length
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
-        made, labels = [], []
+        patches, labels = [], []
         for index in indices:
             random = np.random.default_rng((int(index), 0)) if key is None else key.generator(int(index))
-            image, boxes, numbers = self._patch(int(index), random)
-            made.append(augment(image, boxes, None if key is None else random))
-            labels.append(numbers)
-        return collate(made, self.input, labels)
+            image, boxes, patch_labels = self._patch(int(index), random)
+            patches.append(augment(image, boxes, None if key is None else random))
+            labels.append(patch_labels)
+        return collate(patches, self.input, labels)
 
     def _patch(self, index: int, random: np.random.Generator) -> LabelledPatch:
         size = np.array(self.input.patch_size)
         if self._nodules and index % 2 == 0:
             number, nodule = self._nodules[(index // 2) % len(self._nodules)]
             box = self.scans[number].boxes[nodule]
-            # The box lies within the patch; one that is larger has the patch in its middle.
-            spare = np.maximum(size - (box[3:] - box[:3]), 0)
-            start = np.rint((box[:3] + box[3:] - size) / 2 + spare * random.uniform(-0.5, 0.5, 3)).astype(int)
-        elif self._candidates and random.random() < CANDIDATE_SHARE:
+            # The patch contains the whole box, or, if the box is larger, its centre part.
+            slack = np.maximum(size - (box[3:] - box[:3]), 0)
+            start = np.rint((box[:3] + box[3:] - size) / 2 + slack * random.uniform(-0.5, 0.5, 3)).astype(int)
+        elif self._candidates and random.random() < CANDIDATE_FRACTION:
             number, candidate = self._candidates[random.integers(len(self._candidates))]
             centre = self.scans[number].candidates[candidate]
             start = np.rint(centre - size / 2 + size * random.uniform(-0.25, 0.25, 3)).astype(int)
         else:
             number = int(random.integers(len(self.scans)))
-            spare = np.array(self.scans[number].voxels.shape) - size
-            start = random.integers(np.minimum(spare, 0), np.maximum(spare, 0) + 1)
-        return self._cut(self.scans[number], start)
+            slack = np.array(self.scans[number].voxels.shape) - size
+            start = random.integers(np.minimum(slack, 0), np.maximum(slack, 0) + 1)
+        return self._crop(self.scans[number], start)
 
-    def _cut(self, scan: PackedScan, start: NDArray[np.int_]) -> LabelledPatch:
+    def _crop(self, scan: PackedScan, start: NDArray[np.int_]) -> LabelledPatch:
         size, shape = np.array(self.input.patch_size), np.array(scan.voxels.shape)
         start = np.clip(start, np.minimum(shape - size, 0), np.maximum(shape - size, 0))
         low, high = np.maximum(start, 0), np.minimum(start + size, shape)

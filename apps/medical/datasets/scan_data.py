@@ -1,4 +1,4 @@
-"""What every data set of annotated scans does: patches of its two parts to learn from, whole scans to score on."""
+"""The base class of data sets of annotated scans: patches for training and validation, whole scans for evaluation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanData(ABC):
-    """Annotated scans. ``train_patches`` and ``validation_patches`` are drawn in an epoch; by default two for each
-    nodule.
+    """Annotated scans. ``train_patches`` and ``validation_patches`` are numbers of patches per epoch, by default two
+    per nodule.
     """
 
     train_patches: int | None = None
@@ -25,7 +25,7 @@ class ScanData(ABC):
 
     @abstractmethod
     def split(self) -> Split:
-        """The scans with their marks, to learn from and to validate on."""
+        """The training and validation scans with their marks."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]: ...
@@ -37,13 +37,13 @@ class ScanData(ABC):
         return self.split().validate(input, self.validation_patches)
 
     def validation_scans(self) -> Iterator[AnnotatedScan]:
-        """The scans that validate, whole."""
+        """The whole validation scans, read one at a time."""
         return self.split().validation_scans()
 
-    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
-        """The scans that are learnt from, whole, evenly chosen, at most ``most``."""
-        return self.split().training_scans(most)
+    def training_scans(self, max_scans: int) -> Iterator[AnnotatedScan]:
+        """At most ``max_scans`` whole training scans, evenly chosen, read one at a time."""
+        return self.split().training_scans(max_scans)
 
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
-        """What is printed before training."""
+        """Figures of the data set that are printed before training."""
         return self.split().facts(input)

@@ -1,4 +1,4 @@
-"""Which CTs a folder holds, under which names a table may call them, and one of them read with its marks."""
+"""Finds the CTs in a folder with the names that a table may use for them, and reads a CT with its marks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from apps.medical.types import NODULE, AnnotatedScan, CTVolume, Float64, Nodule
 from shared.errors import InvalidInputError
 
 Coordinates: TypeAlias = Literal["lps", "ras", "voxel"]
-"""Positions in mm in DICOM's patient frame or in NIfTI's, or indices (i, j, k) from 0 of the array as it is stored."""
+"""Positions in mm in the patient frame of DICOM or NIfTI, or indices (i, j, k) from 0 in the stored array."""
 
-
-_MAX_LOOKED_AT = 100
-"""Files of an archive that are looked at for a patient."""
+_MAX_MEMBERS_READ = 100
+"""Maximum number of files in an archive that are searched for a PatientID."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +40,11 @@ class ScanFile:
 
     path         an image file, an archive, or a folder of DICOM files
     series       the SeriesInstanceUID in that folder; None for other sources
-    folders      further folders that hold slices of the series
-    name         what it is called in tables and in scores
-    patient      what splits keep together
-    excluded     findings that are neither nodules nor free of doubt
-    candidates   places, in the same coordinates, that a simple detector took for nodules and are none
+    folders      further folders with slices of the series
+    name         the name in tables and scores
+    patient      the patient; splits keep scans of a patient together
+    excluded     ambiguous findings, which count neither way
+    candidates   positions, in the same coordinates, of false positives of a simple detector
     """
 
     path: Path
@@ -59,14 +58,14 @@ class ScanFile:
     candidates: tuple[tuple[float, float, float], ...] = ()
 
     def read(self) -> CTVolume:
-        """The volume; refuses what cannot be used, with the file's name."""
+        """Reads the volume. Raises InvalidInputError, with the file's name, if it is unusable."""
         if suffix(self.path):
             return read_image([self.path])
-        places = {self.path, *self.folders}  # what lies below one of them is read with it
-        return read_volume(sorted(place for place in places if not places & {*place.parents}), series=self.series)
+        folders = {self.path, *self.folders}  # reading a folder includes its subfolders
+        return read_volume(sorted(folder for folder in folders if not folders & {*folder.parents}), series=self.series)
 
     def read_annotated(self) -> AnnotatedScan:
-        """The volume with its nodules, each in a box as wide as its diameter."""
+        """Reads the volume with its nodules; the box of each nodule is a cube with its diameter as side."""
         volume = self.read()
         return AnnotatedScan(
             name=self.name,
@@ -76,7 +75,7 @@ class ScanFile:
         )
 
     def to_lps_mm(self, volume: CTVolume, position: ArrayLike) -> Float64:
-        """Positions (..., 3) in this scan's coordinates, in LPS mm."""
+        """Converts positions (..., 3) from the coordinates of this scan's marks to LPS mm."""
         if self.coordinates == "voxel":
             if TURNED in volume.remarks:
                 raise InvalidInputError(f"{self.path.name} is not stored in axial slices; give its marks in LPS mm")
@@ -86,31 +85,33 @@ class ScanFile:
 
 def _nodule(centre: Float64, mark: Mark) -> Nodule:
     x, y, z = (float(value) for value in centre)
-    half = max(mark.diameter_mm, 0.0) / 2
-    box = (x - half, y - half, z - half, x + half, y + half, z + half)
+    radius = max(mark.diameter_mm, 0.0) / 2
+    box = (x - radius, y - radius, z - radius, x + radius, y + radius, z + radius)
     return Nodule(
         centre_lps_mm=(x, y, z), mean_diameter_mm=mark.diameter_mm, score=1.0, box_lps_mm=box, label=mark.label
     )
 
 
 def find_scans(root: Path) -> dict[str, ScanFile]:
-    """The CTs below ``root`` by every name that a table may call them; refuses a folder without any.
+    """The CTs below ``root`` by every name that a table may use for them.
 
-    These are the path from ``root``, the file's name with and without its ending, and for DICOM the folder's name and
-    the SeriesInstanceUID. A series whose slices lie in several folders is one CT. A name that two have is left out.
+    The names are the path relative to ``root``, the file name with and without its suffix, and for DICOM the folder
+    name and the SeriesInstanceUID. A series with slices in several folders is one CT. Names that match more than one CT
+    are left out. Raises InvalidInputError if there is no CT.
     """
     if not root.is_dir():
-        raise InvalidInputError(f"{root} is no folder; name the one that holds the scans with --data.root")
-    named: dict[str, list[ScanFile]] = {}
-    for scan, names in _found(root):
+        raise InvalidInputError(f"{root} is not a folder; give the folder of the scans with --data.root")
+    scans_by_name: dict[str, list[ScanFile]] = {}
+    for scan, names in _list_scans(root):
         for name in {*names, scan.name}:
-            named.setdefault(name, []).append(scan)
-    if not named:
-        raise InvalidInputError(f"{root} holds no CT: no DICOM, NIfTI, NRRD or MetaImage file, and no archive of one")
-    return {name: scans[0] for name, scans in named.items() if len(scans) == 1}
+            scans_by_name.setdefault(name, []).append(scan)
+    if not scans_by_name:
+        raise InvalidInputError(f"{root} holds no CT: no DICOM, NIfTI, NRRD or MetaImage file, and no archive with one")
+    return {name: scans[0] for name, scans in scans_by_name.items() if len(scans) == 1}
 
 
-def _found(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
+def _list_scans(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
+    """Every CT below ``root``, with the names that a table may use besides its own."""
     others: dict[Path, list[Path]] = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative, ending = path.relative_to(root).as_posix(), suffix(path)
@@ -120,24 +121,26 @@ def _found(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
             others.setdefault(path.parent, []).append(path)
             continue
         stem = path.name[: -len(ending)] if ending else path.name
-        patient = (_archived_patient(path) if zipfile.is_zipfile(path) else "") or stem
+        patient = (_patient_in_archive(path) if zipfile.is_zipfile(path) else "") or stem
         yield ScanFile(path=path, name=stem, patient=patient), (relative, path.name, stem)
-    # An export may put a hundred files into a folder, whatever their series.
-    held: dict[_Series, list[Path]] = {}
-    alone = set()
+    # Some exports put a hundred files into each folder, regardless of their series.
+    folders_by_series: dict[_Series, list[Path]] = {}
+    single_series_folders = set()
     for folder, files in others.items():
-        found = _series(files)
+        found = _ct_series(files)
         for series in sorted(found):
-            held.setdefault(series, []).append(folder)
+            folders_by_series.setdefault(series, []).append(folder)
         if len(found) == 1:
-            alone.add(folder)
-    for series, folders in held.items():
-        homes = [folder for folder in folders if folder in alone]
-        whole = Path(os.path.commonpath(folders))
-        inside = {other for other, places in held.items() if any(whole in place.parents for place in places)}
-        if len(folders) > 1 and whole != root and inside == {series}:
-            homes.append(whole)
-        names = {name for home in homes for name in (home.relative_to(root).as_posix(), home.name)}
+            single_series_folders.add(folder)
+    for series, folders in folders_by_series.items():
+        own_folders = [folder for folder in folders if folder in single_series_folders]
+        parent = Path(os.path.commonpath(folders))
+        below_parent = {
+            below for below, paths in folders_by_series.items() if any(parent in path.parents for path in paths)
+        }
+        if len(folders) > 1 and parent != root and below_parent == {series}:
+            own_folders.append(parent)
+        names = {name for folder in own_folders for name in (folder.relative_to(root).as_posix(), folder.name)}
         yield (
             ScanFile(
                 path=folders[0],
@@ -150,13 +153,13 @@ def _found(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
         )
 
 
-def _archived_patient(path: Path) -> str:
-    """The PatientID of the first CT image in an archive; empty where none of its first files is one."""
+def _patient_in_archive(path: Path) -> str:
+    """The PatientID of the first CT image in an archive; empty if there is none among its first files."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist()[:_MAX_LOOKED_AT]:
+        for member in archive.infolist()[:_MAX_MEMBERS_READ]:
             try:
                 with archive.open(member) as file:
                     header = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"])
@@ -173,8 +176,8 @@ class _Series(NamedTuple):
     uid: str
 
 
-def _series(files: Iterable[Path]) -> set[_Series]:
-    """The CT series among the files."""
+def _ct_series(files: Iterable[Path]) -> set[_Series]:
+    """The CT series of the files, by their DICOM headers."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 

@@ -1,4 +1,4 @@
-"""What the data sets of real scans have in common: a split of scans, its patches, its facts."""
+"""A split of real scans into training and validation, with its patches, whole scans and figures."""
 
 from __future__ import annotations
 
@@ -21,56 +21,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The scans to learn from and those to be scored on."""
+    """The training and the validation scans."""
 
     training: tuple[ScanFile, ...]
     validation: tuple[ScanFile, ...]
 
     def train(self, input: ChestInput, length: int | None) -> ScanPatches:
-        """``length`` patches an epoch; None is two for each nodule. Refuses scans without a nodule to learn."""
+        """A data set of ``length`` training patches per epoch; None is two per nodule.
+
+        Raises InvalidInputError if no training scan has a nodule.
+        """
         return _patches(self.training, input, length, "training")
 
     def validate(self, input: ChestInput, length: int | None) -> ScanPatches:
-        """As ``train``, of the scans that are not learnt from."""
+        """A data set of ``length`` validation patches; None is two per nodule."""
         return _patches(self.validation, input, length, "validation")
 
     def validation_scans(self) -> Iterator[AnnotatedScan]:
-        """The validation scans whole, read one at a time."""
+        """The whole validation scans, read one at a time. Raises InvalidInputError if there are none."""
         if not self.validation:
             raise InvalidInputError("there is no validation scan; see the facts of the data set for its split")
         return (scan.read_annotated() for scan in self.validation)
 
-    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
-        """The training scans whole, read one at a time: ``most`` of them, evenly chosen, where there are more."""
-        chosen = np.unique(np.linspace(0, len(self.training) - 1, min(most, len(self.training))).round().astype(int))
+    def training_scans(self, max_scans: int) -> Iterator[AnnotatedScan]:
+        """At most ``max_scans`` whole training scans, evenly chosen, read one at a time."""
+        count = min(max_scans, len(self.training))
+        chosen = np.unique(np.linspace(0, len(self.training) - 1, count).round().astype(int))
         return (self.training[number].read_annotated() for number in chosen.tolist())
 
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
-        """Counts, ranges, and what is doubtful. Packs the scans first where that has not been done."""
+        """Counts and ranges of the data, and doubtful marks. Packs the scans first if they are not packed yet."""
         from apps.medical.datasets.packed_scans import open_scans
 
         parts = [open_scans(scans, input) for scans in (self.training, self.validation)]
-        both = [*parts[0], *parts[1]]
-        diameters = [value for scan in both for value in scan.diameters_mm if value > 0]
+        packed = [*parts[0], *parts[1]]
+        diameters = [diameter for scan in packed for diameter in scan.diameters_mm if diameter > 0]
         shared = {scan.patient for scan in self.training} & {scan.patient for scan in self.validation}
         facts = {
-            "scans": _two(parts, len),
-            "nodules": _two(parts, lambda scans: sum(len(scan.diameters_mm) for scan in scans)),
+            "scans": _count_parts(parts, len),
+            "nodules": _count_parts(parts, lambda scans: sum(len(scan.diameters_mm) for scan in scans)),
             "classes": _classes([mark.label for scan in (*self.training, *self.validation) for mark in scan.nodules]),
             "diameters": _range(diameters, "mm"),
-            "pixel spacing": _range([scan.spacing_mm[0] for scan in both], "mm"),
-            "slice spacing": _range([scan.spacing_mm[2] for scan in both], "mm"),
-            "scans without marks": _two(parts, lambda scans: sum(not scan.diameters_mm for scan in scans)),
-            "scans without lungs": _two(parts, lambda scans: sum(not scan.lungs for scan in scans)),
-            "marks outside their scan": _two(parts, lambda scans: sum(scan.outside for scan in scans)),
-            "marks away from the lungs": _two(parts, lambda scans: sum(scan.away_from_lungs for scan in scans)),
+            "pixel spacing": _range([scan.spacing_mm[0] for scan in packed], "mm"),
+            "slice spacing": _range([scan.spacing_mm[2] for scan in packed], "mm"),
+            "scans without marks": _count_parts(parts, lambda scans: sum(not scan.diameters_mm for scan in scans)),
+            "scans without lungs": _count_parts(parts, lambda scans: sum(not scan.lungs for scan in scans)),
+            "marks outside their scan": _count_parts(parts, lambda scans: sum(scan.outside for scan in scans)),
+            "marks away from the lungs": _count_parts(parts, lambda scans: sum(scan.away_from_lungs for scan in scans)),
             "patients in both parts": str(len(shared)),
         }
         return facts
 
 
-def _two(parts: Sequence[list[PackedScan]], count: Any) -> str:
-    return f"{count(parts[0])} to learn from, {count(parts[1])} to validate on"
+def _count_parts(parts: Sequence[list[PackedScan]], count: Any) -> str:
+    return f"{count(parts[0])} for training, {count(parts[1])} for validation"
 
 
 def _classes(labels: Sequence[str]) -> str:
@@ -93,19 +97,23 @@ def _patches(scans: tuple[ScanFile, ...], input: ChestInput, length: int | None,
     if not nodules and part == "training":
         outside = sum(scan.outside + scan.away_from_lungs for scan in packed)
         raise InvalidInputError(
-            f"none of the {len(packed)} training scans has a nodule to learn from; {outside} marks lie outside of "
-            "their scan or away from its lungs (are they in LPS mm?)"
+            f"none of the {len(packed)} training scans has a nodule within its volume and near its lungs; {outside} "
+            "marks are outside their scan or away from its lungs (are they in LPS mm?)"
         )
     return ScanPatches(packed, input, length or max(2 * nodules, len(packed)))
 
 
-def draw_patients(scans: Sequence[ScanFile], validation_share: float, seed: int, root: Path) -> Split:
-    """Patients in an order that follows from the seed and their names alone; the first validate."""
+def split_patients(scans: Sequence[ScanFile], validation_share: float, seed: int, root: Path) -> Split:
+    """Splits scans by patient: the first ``validation_share`` of the patients, in an order drawn by ``seed``, validate.
+
+    The order depends only on the seed and the patients' names. Raises InvalidInputError, naming ``root``, if there are
+    fewer than two patients.
+    """
     if not 0 < validation_share < 1:
         raise InvalidInputError(f"data.validation_share is {validation_share}; expected between 0 and 1")
     patients = sorted({scan.patient for scan in scans}, key=lambda name: _digest(f"{seed}/{name}"))
     if len(patients) < 2:
-        raise InvalidInputError(f"{root} holds CTs of one patient alone; a split needs two")
+        raise InvalidInputError(f"{root} holds CTs of only one patient; a split needs at least two")
     count = min(max(round(validation_share * len(patients)), 1), len(patients) - 1)
     chosen = set(patients[:count])
     training = tuple(scan for scan in scans if scan.patient not in chosen)
@@ -116,9 +124,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' contents, in their order."""
-    whole = hashlib.sha256()
+def files_digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the SHA-256 of each file, in order."""
+    digest = hashlib.sha256()
     for file in files:
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

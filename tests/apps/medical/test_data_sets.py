@@ -84,9 +84,9 @@ def test_luna16_is_read_as_it_is_published(luna):
     assert [len(scan.nodules) for scan in (*split.training, *split.validation)] == [2, 0, 4]
     assert sum(len(scan.excluded) for scan in (*split.training, *split.validation)) == 122
     facts = data.facts(GRID)
-    assert facts["scans"] == "2 to learn from, 1 to validate on"
-    assert facts["marks outside their scan"] == "1 to learn from, 3 to validate on"
-    assert facts["scans without marks"] == "1 to learn from, 0 to validate on"
+    assert facts["scans"] == "2 for training, 1 for validation"
+    assert facts["marks outside their scan"] == "1 for training, 3 for validation"
+    assert facts["scans without marks"] == "1 for training, 0 for validation"
     assert facts["diameters"] == "4.2 to 23.9 mm, median 7.55"
     assert facts["patients in both parts"] == "0"
     said = data.fingerprint()
@@ -142,7 +142,10 @@ def test_a_scan_is_packed_once_whatever_is_marked_in_it(luna, monkeypatch):
     ("change", "words"),
     [
         (lambda root: (root / "CSVFILES" / "annotations.csv").unlink(), "annotations.csv"),
-        (lambda root: (root / "subset0").rename(root / "subset_0"), "no subset0 to validate on; name a fold of 1, 2"),
+        (
+            lambda root: (root / "subset0").rename(root / "subset_0"),
+            "no subset0 for validation; set data.fold to one of 1, 2",
+        ),
         (lambda root: [path.rename(root / path.name[-1]) for path in root.glob("subset*")], "LUNA16's layout"),
     ],
 )
@@ -171,7 +174,7 @@ def test_scans_of_any_format_and_a_table_are_a_data_set(folder):
         assert scan.lungs and scan.voxels[i, j, k] > 190
         assert scan.voxels[i, j, min(k + 3, scan.voxels.shape[2] - 1)] < 60
     facts = data.facts(COARSE)
-    assert facts["nodules"] == "2 to learn from, 1 to validate on" and facts["patients in both parts"] == "0"
+    assert facts["nodules"] == "2 for training, 1 for validation" and facts["patients in both parts"] == "0"
     assert facts["slice spacing"].startswith("5 to 5 mm")
     (scan,) = data.validation_scans()
     (nodule,) = scan.nodules
@@ -262,7 +265,7 @@ def test_a_split_is_by_patient_or_as_the_table_says(folder):
     ("row", "words"),
     [
         (marked("four", (0, 0, 0)), r"'four' \(row 2\)"),
-        (marked("one", (0, 0, 0)) | {"diameter_mm": 0}, "row 2: 0, 0, 0, 0 are not a place"),
+        (marked("one", (0, 0, 0)) | {"diameter_mm": 0}, "row 2: 0, 0, 0, 0 are not a position"),
         (marked("one", (0, "left", 0)), "row 2: 0, left, 0"),
         ({"scan": "one", "x": 1}, "has no column y, z, diameter_mm; its columns are scan, x"),
     ],
@@ -276,8 +279,11 @@ def test_a_table_that_cannot_be_used_is_refused_with_its_row(folder, row, words)
 def test_marks_beside_their_scans_are_counted_and_said(folder):
     write_table(folder / "marks.csv", [marked(name, (0, 0, 5000)) for name in ("one", "two", "three")])
     data = Marks(root=folder, marks=Path("marks.csv"))
-    assert data.facts(COARSE)["marks outside their scan"].startswith("2 to learn from, 1 to")
-    with pytest.raises(InvalidInputError, match="none of the 2 training scans has a nodule to learn from; 2 marks lie"):
+    assert data.facts(COARSE)["marks outside their scan"].startswith("2 for training, 1 for")
+    with pytest.raises(
+        InvalidInputError,
+        match="none of the 2 training scans has a nodule within its volume and near its lungs; 2 marks are",
+    ):
         data.train(COARSE)
 
 
@@ -363,7 +369,7 @@ def test_the_command_trains_on_luna16_and_evaluates_what_it_has_trained(luna, tm
     command = ["train", "medical", "--recipe", "tiny", *where, *few, "--out", str(run), "--device", "cpu"]
     assert cli.main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 to learn from, 1 to validate on" in said
+    assert "2 for training, 1 for validation" in said
     assert json.loads((run / "result.json").read_text())["steps"] == 4
     assert cli.main(["evaluate", "medical", "--run", str(run), *where]) == 0
     assert "CPM" in capsys.readouterr().out

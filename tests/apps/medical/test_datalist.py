@@ -95,14 +95,14 @@ def test_without_a_validation_list_patients_are_drawn(root: Path) -> None:
         ({"training": [{"box": [BOX]}]}, 'entry 1 names no file in "image"'),
         ({"training": [entry("one"), {"image": "two"}]}, 'entry 2 has no list "box"'),
         ({"training": [entry("one", BOX, label=[])]}, None),
-        ({"training": [entry("one", BOX, label=[0, 0])]}, 'not as many numbers in "label" as boxes'),
-        ({"training": [entry("one", BOX[:5])]}, "entry 1: a box is not of 6 numbers"),
-        ({"training": [entry("one", [*BOX[:5], -15.0])]}, r"no centre and size above 0 mm \(cccwhd\)"),
-        ({"training": [entry("one", BOX), entry("five", BOX)]}, r"does not hold under that name.*'five' \(row 2\)"),
-        ({"training": [entry("one", BOX), entry("a/one.nii.gz", BOX)]}, "lists one and a/one.nii.gz, and .* for both"),
+        ({"training": [entry("one", BOX, label=[0, 0])]}, '"label" does not have one number for each box'),
+        ({"training": [entry("one", BOX[:5])]}, "entry 1: a box does not consist of 6 numbers"),
+        ({"training": [entry("one", [*BOX[:5], -15.0])]}, r"not a centre and a size above 0 mm \(cccwhd\)"),
+        ({"training": [entry("one", BOX), entry("five", BOX)]}, r"names match no file.*'five' \(row 2\)"),
+        ({"training": [entry("one", BOX), entry("a/one.nii.gz", BOX)]}, "lists one and a/one.nii.gz, but .* for both"),
     ],
 )
-def test_what_is_no_such_list_is_refused_with_its_entry(root: Path, parts: Any, words: str | None) -> None:
+def test_an_invalid_list_is_rejected_with_its_entry(root: Path, parts: Any, words: str | None) -> None:
     data = write(root, **parts)
     if words is None:
         parts["training"] += [entry("two")]
@@ -115,7 +115,7 @@ def test_what_is_no_such_list_is_refused_with_its_entry(root: Path, parts: Any, 
 def test_another_file_than_a_table_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "list.csv").write_text(json.dumps({"training": [entry("one", *[BOX] * 200)]}))
     (root / "069.xml").write_text("<LidcReadMessage/>")
-    for name, words in (("list.csv", "has no column scan"), ("069.xml", "are read with --data lidc")):
+    for name, words in (("list.csv", "has no column scan"), ("069.xml", "use --data lidc")):
         assert cli.main(["train", "medical", "--data", "marks", "--data.root", str(root), "--data.marks", name]) == 2
         said = capsys.readouterr().err
         assert words in said and len(said) < 500

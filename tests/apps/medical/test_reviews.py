@@ -143,7 +143,7 @@ def test_a_detector_is_trained_and_scored_on_it(
     words = ["--recipe", "small", "--out", str(tmp_path / "run"), "--device", "cpu", "--limits.steps", "1"]
     few = ["--data.train-patches", "1", "--data.validation-patches", "1", "--limits.batch", "1"]
     assert cli.main(["train", "medical", *words, *data, *few]) == 0
-    assert "nodules: 2 to learn from, 1 to validate on" in capsys.readouterr().out
+    assert "nodules: 2 for training, 1 for validation" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
 
 

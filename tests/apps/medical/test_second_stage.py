@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.medical.app import app
-from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, crop_ends, marks_of
+from apps.medical.datasets.hard_candidates import AMBIGUOUS_MM, MAX_SHIFT, PackedCandidates, crop_ends, detector_marks
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.inference.second_stage import cut_patches, rescored, scalar_inputs
@@ -78,12 +78,14 @@ def test_marks_are_right_wrong_or_left_out(untrained):
     low, high = first.ends_lps_mm()
     here = (low[0] + high[0]) / 2
     nodule = Nodule(centre_lps_mm=tuple(here), mean_diameter_mm=8.0, score=1.0, box_lps_mm=(0, 0, 0, 1, 1, 1))
-    patches, facts, labels = marks_of(untrained, AnnotatedScan(name="0", volume=scan, nodules=(nodule,)), 50, SIZE)
+    patches, facts, labels = detector_marks(
+        untrained, AnnotatedScan(name="0", volume=scan, nodules=(nodule,)), 50, SIZE
+    )
     beyond = np.linalg.norm((low + high) / 2 - here, axis=1) - 4.0
-    expected = (beyond < 0)[(beyond < 0) | (beyond > NEAR_MM)][:50]
+    expected = (beyond < 0)[(beyond < 0) | (beyond > AMBIGUOUS_MM)][:50]
     assert labels.tolist() == expected.astype(float).tolist() and labels[0] == 1
     assert patches.shape == (len(labels), 2, *SIZE) and facts.shape == (len(labels), 2)
-    nothing = marks_of(untrained, AnnotatedScan(name="1", volume=scan, nodules=()), 5, SIZE)
+    nothing = detector_marks(untrained, AnnotatedScan(name="1", volume=scan, nodules=()), 5, SIZE)
     assert len(nothing[2]) == 5 and not nothing[2].any()
 
 
@@ -115,20 +117,20 @@ def test_of_a_cut_scan_marks_near_its_ends_are_kept(untrained):
     slices = scan.to_index_ijk((low + high) / 2)[:, 2]
     near = np.minimum(slices, scan.size_ijk[2] - 1 - slices) * scan.spacing_mm[2] <= 15.0
     assert 0 < near.sum() < len(near)
-    assert len(marks_of(untrained, whole, 1000, SIZE, from_ends_mm=15.0)[2]) == near.sum()
+    assert len(detector_marks(untrained, whole, 1000, SIZE, max_end_distance_mm=15.0)[2]) == near.sum()
     nodule = Nodule(
         centre_lps_mm=tuple((low[0] + high[0]) / 2), mean_diameter_mm=8.0, score=1.0, box_lps_mm=(0, 0, 0, 1, 1, 1)
     )
     excluded = AnnotatedScan(name="0", volume=scan, nodules=(), excluded=(nodule,))
-    away = np.linalg.norm((low + high) / 2 - nodule.centre_lps_mm, axis=1) - 4.0 > NEAR_MM
-    assert len(marks_of(untrained, excluded, 1000, SIZE)[2]) == away.sum() < len(away)
+    away = np.linalg.norm((low + high) / 2 - nodule.centre_lps_mm, axis=1) - 4.0 > AMBIGUOUS_MM
+    assert len(detector_marks(untrained, excluded, 1000, SIZE)[2]) == away.sum() < len(away)
 
 
 def test_what_can_be_seen_is_learnt():
     """Bright marks are nodules: the loss falls, and the order becomes right."""
     random = np.random.default_rng(0)
     labels = (np.arange(48) % 3 == 0).astype(np.float32)
-    around = tuple(n + 2 * SHIFT for n in SIZE)
+    around = tuple(n + 2 * MAX_SHIFT for n in SIZE)
     patches = random.integers(0, 60, size=(48, 2, *around)).astype(np.uint8)
     patches[labels > 0, 0, 8:12, 8:12, 5:7] += 150
     data = PackedCandidates(patches, np.zeros((48, 2), np.float32), labels)
@@ -148,12 +150,12 @@ def test_what_can_be_seen_is_learnt():
 
 
 def test_a_patch_is_shifted_in_training_and_in_its_place_otherwise():
-    place = np.arange(SIZE[0] + 2 * SHIFT, dtype=np.uint8)[:, None, None]
-    patches = np.broadcast_to(place, (1, 2, *(n + 2 * SHIFT for n in SIZE)))
+    place = np.arange(SIZE[0] + 2 * MAX_SHIFT, dtype=np.uint8)[:, None, None]
+    patches = np.broadcast_to(place, (1, 2, *(n + 2 * MAX_SHIFT for n in SIZE)))
     data = PackedCandidates(patches, np.zeros((1, 2), np.float32), np.zeros(1, np.float32))
     (still,) = data.batch([0], None)["image"]
     assert still.shape == (2, *SIZE)
-    assert (255 * still[0, 0]).numpy() == pytest.approx(SHIFT) and (255 * still[0, -1]).numpy() == pytest.approx(17)
+    assert (255 * still[0, 0]).numpy() == pytest.approx(MAX_SHIFT) and (255 * still[0, -1]).numpy() == pytest.approx(17)
     middles = {round(float(data.batch([0], Key(seed=0, epoch=epoch))["image"].mean()), 4) for epoch in range(12)}
     assert len(middles) > 6
 
