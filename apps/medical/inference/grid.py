@@ -147,13 +147,13 @@ def averaged(image: Tensor, times: int) -> Tensor:
 
 def _sum_pool(values: Tensor, axis: int, times: int) -> Tensor:
     """The sums of ``times`` neighbours along an axis; the last sum may have fewer."""
-    first, *others = (values[(slice(None),) * axis + (slice(n, None, times),)] for n in range(times))
-    if others and others[0].shape == first.shape:
-        total, others = first + others[0], others[1:]
+    first, *rest = (values[(slice(None),) * axis + (slice(n, None, times),)] for n in range(times))
+    if rest and rest[0].shape == first.shape:
+        total, rest = first + rest[0], rest[1:]
     else:
         total = first.clone()
-    for other in others:
-        total.narrow(axis, 0, other.shape[axis]).add_(other)
+    for neighbours in rest:
+        total.narrow(axis, 0, neighbours.shape[axis]).add_(neighbours)
     return total
 
 

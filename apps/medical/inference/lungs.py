@@ -195,10 +195,10 @@ def _body_mask(tissue: NDArray[np.bool_], flat: NDArray[np.bool_]) -> NDArray[np
 def _has_body_before(
     body: NDArray[np.bool_], padding: NDArray[np.bool_], body_axis: int, along: int, spacing_mm: Float64
 ) -> NDArray[np.bool_]:
-    """The voxels with body before them along an axis, and all voxels of slices whose start of the image cuts it off.
+    """The voxels that have body before them along an axis, and all voxels of slices whose start cuts off the body.
 
-    The start cuts the body off if the body touches it over ``BODY_CUT_MM`` of a slice, within the first eighth of the
-    image. Further along, the curve of a round field of view cuts the sides of a body whose back lies on the table.
+    The start of a slice cuts off the body if they touch over ``BODY_CUT_MM`` within the first eighth of the image.
+    Further along, the curve of a round field of view cuts the sides of a body whose back lies on the table.
     """
     body_columns, outside = np.moveaxis(body, along, 0), np.moveaxis(padding, along, 0)
     begin = np.argmin(outside, axis=0)

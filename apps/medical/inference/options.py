@@ -19,22 +19,22 @@ class Options:
     max_findings: int = 10
 
 
-def read_options(given: Mapping[str, str]) -> Options:
+def read_options(options: Mapping[str, str]) -> Options:
     """Parses the options ``score`` and ``most`` of a request; ``READER_OPTIONS`` are left to the reader.
 
     Raises InvalidInputError for unknown options and invalid values.
     """
     default = Options()
-    if unknown := sorted(given.keys() - {"score", "most", *READER_OPTIONS}):
+    if unknown := sorted(options.keys() - {"score", "most", *READER_OPTIONS}):
         raise InvalidInputError(
             f"unknown option {unknown[0]}; the options are score, most, {', '.join(READER_OPTIONS)}"
         )
     for name in ("patient", "incomplete"):
-        if (given.get(name) or "no") not in ("yes", "no"):
-            raise InvalidInputError(f"the option {name} is {given[name]!r}; expected yes or no")
+        if (options.get(name) or "no") not in ("yes", "no"):
+            raise InvalidInputError(f"the option {name} is {options[name]!r}; expected yes or no")
     return Options(
-        min_score=_number(given, "score", default.min_score, 0, 1),
-        max_findings=_whole_number(given, "most", default.max_findings, 1, MAX_FINDINGS),
+        min_score=_number(options, "score", default.min_score, 0, 1),
+        max_findings=_whole_number(options, "most", default.max_findings, 1, MAX_FINDINGS),
     )
 
 
