@@ -262,6 +262,7 @@ def _slices_by_series(files: Sequence[Path]) -> dict[str, list[Slice]]:
 
 
 def _series_images(uid: str, folders: tuple[Path, ...], slices: list[Slice]) -> _SeriesImages:
+    """The images of a series, with their grid if they stack to a usable volume."""
     header = slices[0].header
     patient, stated_thickness = str(header.get("PatientID") or ""), header.get("SliceThickness")
     thickness = float(stated_thickness) if isinstance(stated_thickness, float | int) else 0.0
