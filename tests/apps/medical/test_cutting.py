@@ -1,4 +1,4 @@
-"""Boxes around what is needed of an image: everything lies in one, none is too large, and they are few voxels."""
+"""Boxes around the needed parts of an image: they cover everything, none is too large, and they hold few voxels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = (16, 16, 8)
 
 
 def two_lungs(shape=(26, 18, 24)):
-    """Two balls side by side that fill a box but for its corners and the middle."""
+    """Two balls side by side that fill a box except its corners and its centre."""
     places = np.moveaxis(np.indices(shape), 0, -1) / np.subtract(shape, 1)
     return np.any(
         [(((places - (x, 0.5, 0.5)) / (0.22, 0.5, 0.5)) ** 2).sum(axis=-1) <= 1 for x in (0.22, 0.78)], axis=0
@@ -37,7 +37,7 @@ def masks(draw):
 
 
 @given(masks(), st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 2)] * 3))
-def test_all_that_is_needed_lies_in_boxes_of_the_sizes_that_are_allowed(needed, least, shared):
+def test_boxes_cover_all_needed_blocks_and_respect_the_size_limits(needed, least, shared):
     most = max(40, int(np.prod(np.maximum(least, np.add(shared, 2)))))
     found, seen = cut(needed, most, least, shared), np.zeros_like(needed)
     for low, high in found:
@@ -49,7 +49,7 @@ def test_all_that_is_needed_lies_in_boxes_of_the_sizes_that_are_allowed(needed, 
     assert bool(found) == needed.any()
 
 
-def test_two_lungs_are_cut_between_them_and_the_parts_share_a_margin():
+def test_two_lungs_are_split_between_them_with_an_overlap():
     needed = np.zeros((30, 10, 10), bool)
     needed[:10], needed[22:] = True, True
     apart = [(low.tolist(), high.tolist()) for low, high in cut(needed, 1000, (1, 1, 1), (1, 1, 1))]
@@ -59,7 +59,7 @@ def test_two_lungs_are_cut_between_them_and_the_parts_share_a_margin():
     assert first == (0, second[0] + 1) and second[1] == 19
 
 
-def test_trimmed_tiles_of_lungs_are_a_third_fewer_voxels_and_no_larger_than_a_batch():
+def test_trimmed_tiles_of_lungs_save_a_third_of_the_voxels_and_are_at_most_a_batch():
     needed, even = two_lungs(), Tiling()
     trimmed = Tiling(trimmed=True).covering(needed, UNITS)
     whole = even.covering(needed, UNITS)
@@ -71,8 +71,8 @@ def test_trimmed_tiles_of_lungs_are_a_third_fewer_voxels_and_no_larger_than_a_ba
 
 
 @pytest.mark.parametrize(("patch", "trimmed"), [((160, 160, 96), True), ((80, 80, 48), False)])
-def test_tiles_are_trimmed_for_what_has_learnt_from_patches_of_their_size(patch, trimmed):
-    """Heads that normalise over a whole tile judge another tile by other sums."""
+def test_tiles_are_trimmed_for_networks_trained_on_patches_of_their_size(patch, trimmed):
+    """The heads normalise over a whole tile, so that their outputs depend on the tile's size."""
     predictor = NodulePredictor(
         decoder=DECODER, program=lambda inputs: {}, input=ChestInput(patch_size=patch, tile_size=(160, 160, 96))
     )

@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.realdata
-def test_luna16_is_read_as_it_is_published(luna):
+def test_luna16_is_read_as_published(luna):
     data = Luna16(root=luna, fold=1)
     split = data.split()
     assert [scan.name.removeprefix(PREFIX) for scan in split.training] == [UIDS[0], UIDS[2]]
@@ -95,8 +95,8 @@ def test_luna16_is_read_as_it_is_published(luna):
 
 
 @pytest.mark.realdata
-def test_the_real_nodule_lies_in_its_box(luna):
-    """The crop's middle is dense in the packed scan, where the annotation says, and lung is around it."""
+def test_the_box_of_a_real_nodule_contains_it(luna):
+    """The packed scan is dense at the annotated nodule, and lung surrounds it."""
     split = Luna16(root=luna, fold=2).split()
     for packed, diameter in zip(open_scans(split.training, GRID), (7.131301, 4.406866), strict=True):
         (box,) = packed.boxes
@@ -127,7 +127,7 @@ def test_patches_are_drawn_around_nodules_candidates_and_anywhere(luna):
 
 
 @pytest.mark.realdata
-def test_a_scan_is_packed_once_whatever_is_marked_in_it(luna, monkeypatch):
+def test_a_scan_is_packed_once_regardless_of_its_marks(luna, monkeypatch):
     data = Luna16(root=luna)
     data.train(GRID)
     monkeypatch.setattr("apps.medical.datasets.scan_files.ScanFile.read", None)
@@ -149,7 +149,7 @@ def test_a_scan_is_packed_once_whatever_is_marked_in_it(luna, monkeypatch):
         (lambda root: [path.rename(root / path.name[-1]) for path in root.glob("subset*")], "LUNA16's layout"),
     ],
 )
-def test_what_is_not_laid_out_like_luna16_is_refused(luna, change, words):
+def test_other_folder_layouts_are_rejected(luna, change, words):
     change(luna)
     with pytest.raises(InvalidInputError, match=words):
         Luna16(root=luna).train(GRID)
@@ -162,7 +162,7 @@ def test_one_patient_of_luna16_has_two_scans(medical_data):
     assert len(uids) == 888 and len({patients[uid] for uid in uids}) == 887
 
 
-def test_scans_of_any_format_and_a_table_are_a_data_set(folder):
+def test_scans_of_any_format_with_a_table_are_a_data_set(folder):
     data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.4)
     split = data.split()
     assert {scan.name for scan in (*split.training, *split.validation)} == {"one", "two", "1.2.3"}
@@ -182,7 +182,7 @@ def test_scans_of_any_format_and_a_table_are_a_data_set(folder):
     assert "p3" not in str(data.fingerprint()) and str(folder) not in str(data.fingerprint())
 
 
-def test_whole_scans_to_quantise_on_are_of_those_that_are_learnt_from(folder, monkeypatch):
+def test_quantisation_uses_whole_training_scans(folder, monkeypatch):
     data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.4)
     learnt = {scan.name for scan in data.split().training}
     assert {scan.name for scan in data.training_scans(8)} == learnt and len(learnt) == 2
@@ -193,7 +193,7 @@ def test_whole_scans_to_quantise_on_are_of_those_that_are_learnt_from(folder, mo
     assert painted == [(20, 4)] and synthetic.EVALUATION_SEED != 20
 
 
-def test_marks_may_be_indices_or_in_nifti_s_frame_and_columns_have_one_s_own_names(folder):
+def test_marks_may_be_indices_or_ras_and_columns_may_have_any_names(folder):
     lps = chest().to_lps_mm(NODULE_IJK)
     rows = [{"Fall": name, "i": 29.5, "j": 39.5, "k": 9.5, "mm": NODULE_MM} for name in ("one", "two", "three")]
     write_table(folder / "voxel.csv", rows, ";")
@@ -233,7 +233,7 @@ def test_classes_come_from_the_table(folder, tmp_path):
     assert {nodule.label for nodule in findings.nodules} <= {"ground glass", "solid"}
 
 
-def test_figures_are_given_for_each_class_too(folder, perfect):
+def test_scores_are_also_given_per_class(folder, perfect):
     centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
     rows = [marked("one", centre, kind="solid", part="test"), marked("two", centre, kind="nodule", part="test")]
     write_table(folder / "marks.csv", rows)
@@ -244,7 +244,7 @@ def test_figures_are_given_for_each_class_too(folder, perfect):
     )
 
 
-def test_a_split_is_by_patient_or_as_the_table_says(folder):
+def test_a_split_is_by_patient_or_by_the_table(folder):
     centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
     rows = [
         marked("one", centre, who="p1", part="train"),
@@ -270,13 +270,13 @@ def test_a_split_is_by_patient_or_as_the_table_says(folder):
         ({"scan": "one", "x": 1}, "has no column y, z, diameter_mm; its columns are scan, x"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_refused_with_its_row(folder, row, words):
+def test_an_unusable_table_is_rejected_with_its_row(folder, row, words):
     write_table(folder / "marks.csv", [row])
     with pytest.raises(InvalidInputError, match=words):
         Marks(root=folder, marks=Path("marks.csv")).train(COARSE)
 
 
-def test_marks_beside_their_scans_are_counted_and_said(folder):
+def test_marks_outside_their_scans_are_counted_and_reported(folder):
     write_table(folder / "marks.csv", [marked(name, (0, 0, 5000)) for name in ("one", "two", "three")])
     data = Marks(root=folder, marks=Path("marks.csv"))
     assert data.facts(COARSE)["marks outside their scan"].startswith("2 for training, 1 for")
@@ -287,7 +287,7 @@ def test_marks_beside_their_scans_are_counted_and_said(folder):
         data.train(COARSE)
 
 
-def test_a_damaged_scan_is_named(folder):
+def test_the_error_names_a_damaged_scan(folder):
     (folder / "two.nrrd").write_bytes((folder / "two.nrrd").read_bytes()[:5000])
     with pytest.raises(InvalidInputError, match=r"two\.nrrd"):
         Marks(root=folder, marks=Path("marks.csv")).facts(COARSE)
@@ -297,7 +297,7 @@ def test_every_data_set_has_a_name():
     assert list(DATA_SETS) == ["luna16", "lidc", "marks", "synthetic"]
 
 
-def test_a_scan_that_the_file_stores_in_sagittal_slices_takes_no_indices(folder):
+def test_indices_are_rejected_for_a_scan_stored_in_sagittal_slices(folder):
     image = SimpleITK.PermuteAxes(SimpleITK.ReadImage(str(folder / "two.nrrd")), [2, 0, 1])
     SimpleITK.WriteImage(image, str(folder / "two.nrrd"))
     write_table(folder / "marks.csv", [marked("two", (1, 2, 3))])
@@ -315,7 +315,7 @@ def test_a_predictor_is_scored_on_whole_scans_by_luna16_s_protocol(luna, untrain
     assert "LUNA16" in table.title and not any("synthetic" in note for note in table.notes)
 
 
-def test_evaluation_finds_the_marked_nodule_and_counts_the_rest(folder, perfect):
+def test_evaluation_counts_hits_and_false_positives(folder, perfect):
     data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.6)
     table = app.evaluate(perfect, data, None)
     figures = {row[0]: row[1] for row in table.rows}
@@ -325,7 +325,7 @@ def test_evaluation_finds_the_marked_nodule_and_counts_the_rest(folder, perfect)
     assert any(note == "Mean error of the diameter: 1.0 mm, on 2 detected nodules." for note in table.notes)
 
 
-def test_an_operating_point_is_set_on_one_s_own_scans(folder, perfect):
+def test_an_operating_point_is_set_on_the_user_s_scans(folder, perfect):
     scans = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.6).validation_scans()
     point = operating_point(perfect, scans, synthetic=False)
     assert point["operating_score"] == 0.2 and point["sensitivity"] == 1.0 and point["scans"] == 2
@@ -362,7 +362,7 @@ def perfect(untrained, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.realdata
-def test_the_command_trains_on_luna16_and_evaluates_what_it_has_trained(luna, tmp_path, capsys):
+def test_the_command_trains_on_luna16_and_evaluates_the_model(luna, tmp_path, capsys):
     run = tmp_path / "run"
     where = ["--data", "luna16", "--data.root", str(luna), "--data.fold", "1"]
     few = ["--data.train-patches", "4", "--data.validation-patches", "2"]
@@ -377,8 +377,8 @@ def test_the_command_trains_on_luna16_and_evaluates_what_it_has_trained(luna, tm
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.realdata
-def test_learning_further_from_the_shipped_weights_lowers_their_loss_on_real_scans(luna, tmp_path):
-    """The shipped detector has seen synthetic chests alone; a few steps on two real crops teach it these."""
+def test_fine_tuning_the_shipped_weights_lowers_the_loss_on_real_scans(luna, tmp_path):
+    """The shipped detector was trained only on synthetic chests; a few steps on two real crops fit it to these."""
     grid = ["--input.patch-size", "64", "64", "32", "--data.train-patches", "8"]
     where = ["--data", "luna16", "--data.root", str(luna), "--data.fold", "2", *grid]
     more = ["--init", str(shipped(app)[0].path), "--limits.epochs", "2", "--schedule.warmup-steps", "2"]

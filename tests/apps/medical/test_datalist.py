@@ -26,7 +26,7 @@ BOX = [*chest().to_lps_mm(NODULE_IJK).tolist(), 12.0, 10.0, 15.0]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The same chest four times: as MONAI's tutorial lays it out, as MetaImage, as DICOM, and one that no list has."""
+    """The same chest four times: as in MONAI's tutorial, as MetaImage, as DICOM, and once outside any list."""
     folder = tmp_path / "scans"
     for name in ("one", "four"):
         (folder / name).mkdir(parents=True)
@@ -47,7 +47,7 @@ def entry(image: str, *boxes: list[float], **more: Any) -> dict[str, Any]:
     return {"image": image, "box": list(boxes), "label": [0] * len(boxes), **more}
 
 
-def test_a_list_says_what_is_learnt_from_and_what_validates(root: Path) -> None:
+def test_a_list_determines_the_split(root: Path) -> None:
     data = write(
         root,
         training=[entry("one/one.nii.gz", BOX), entry("two/two.nii.gz")],
@@ -61,7 +61,7 @@ def test_a_list_says_what_is_learnt_from_and_what_validates(root: Path) -> None:
     assert data.fingerprint()["scans"] == [2, 1] and data.fingerprint()["nodules"] == [1, 2]
 
 
-def test_a_nodule_lies_where_monai_s_transforms_place_it(root: Path) -> None:
+def test_nodules_are_where_monai_s_transforms_place_them(root: Path) -> None:
     data = write(root, training=[entry("one/one.nii.gz", BOX)], validation=[entry("two.mhd")])
     (listed,) = load_decathlon_datalist(str(root / "dataset_fold0.json"), True, "training", base_dir=str(root))
     ras = np.diag([-3.0, -3.0, 5.0, 1.0])
@@ -74,7 +74,7 @@ def test_a_nodule_lies_where_monai_s_transforms_place_it(root: Path) -> None:
     assert ours == pytest.approx((np.array(box[:3]) + box[3:]) / 2, abs=1e-4)
 
 
-def test_labels_are_classes_where_that_is_asked_for(root: Path) -> None:
+def test_labels_are_classes_on_request(root: Path) -> None:
     write(root, training=[entry("one", BOX, BOX, label=[1, 0])], validation=[entry("two", BOX)])
     data = Marks(root=root, marks=Path("dataset_fold0.json"), class_column="label")
     assert data.fit_input(ChestInput()).classes == ("0", "1")
@@ -112,7 +112,9 @@ def test_an_invalid_list_is_rejected_with_its_entry(root: Path, parts: Any, word
         data.split()
 
 
-def test_another_file_than_a_table_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_tables_are_rejected_with_a_short_message(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "list.csv").write_text(json.dumps({"training": [entry("one", *[BOX] * 200)]}))
     (root / "069.xml").write_text("<LidcReadMessage/>")
     for name, words in (("list.csv", "has no column scan"), ("069.xml", "use --data lidc")):

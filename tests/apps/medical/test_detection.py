@@ -37,7 +37,7 @@ UNITS = (16, 16, 8)
 def detector():
     torch.manual_seed(0)
     made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(ChestInput()).eval()
-    # Spread the scores, which an untrained network keeps together.
+    # Spreads the scores, since those of an untrained network are nearly equal.
     torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
     torch.nn.init.normal_(made.network.regression_head.bbox_reg.weight, std=0.03)
     return made
@@ -50,11 +50,11 @@ def labelled(batch):
 
 
 def assert_same(ours, theirs):
-    """The same boxes with the same scores. Neighbours whose scores differ by rounding alone may change places."""
+    """The boxes and scores are equal. Neighbours whose scores differ only by rounding may be in another order."""
     scores, boxes = theirs["label_scores"], theirs["box"]
     torch.testing.assert_close(ours.scores, scores, rtol=0, atol=1e-5)
     apart = (ours.boxes[:, None] - boxes[None]).abs().amax(dim=2)
-    # One box may be there in several classes.
+    # One box may occur in several classes.
     partner = (apart + 1e3 * (ours.labels[:, None] != theirs["label"][None])).argmin(dim=1)
     assert sorted(partner.tolist()) == list(range(len(boxes)))
     torch.testing.assert_close(ours.boxes, boxes[partner], rtol=0, atol=2e-3)
@@ -63,7 +63,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("shape", [(96, 96, 48), (130, 111, 61)])
-def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
+def test_tiles_give_the_results_of_monai_s_sliding_window(detector, shape):
     torch.manual_seed(1)
     image = torch.rand(shape)
     tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8))
@@ -75,7 +75,7 @@ def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
     assert_same(ours, theirs)
 
 
-def test_one_tile_is_the_detector_itself(detector):
+def test_one_tile_gives_the_results_of_the_detector_itself(detector):
     image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
     ours = detect(detector, image, [Tile((0, 0, 0), (64, 64, 32))])
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_one_tile_is_the_detector_itself(detector):
     assert_same(ours, theirs)
 
 
-def test_the_decoder_of_the_settings_is_that_of_the_detector_that_they_build(detector):
+def test_the_settings_decoder_equals_that_of_the_detector_they_build(detector):
     settings = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3)
     known, held = BoxDecoder.of_settings(settings), BoxDecoder.of_detector(detector)
     assert all(torch.equal(one, other) for one, other in zip(known.anchors, held.anchors, strict=True))
@@ -97,7 +97,7 @@ def test_the_decoder_of_the_settings_is_that_of_the_detector_that_they_build(det
     torch.testing.assert_close(decode(codes, anchors), detector.box_coder.decode_single(codes, anchors))
 
 
-def test_several_classes_are_told_apart_as_monai_does():
+def test_several_classes_are_handled_as_in_monai():
     torch.manual_seed(0)
     grid = ChestInput(classes=("ground glass", "solid", "part-solid"))
     made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid).eval()
@@ -110,7 +110,7 @@ def test_several_classes_are_told_apart_as_monai_does():
     assert_same(ours, theirs)
 
 
-def test_folded_batch_normalisation_changes_no_finding(detector):
+def test_folding_batch_normalisation_changes_no_finding(detector):
     network = fold_batch_norm(detector)
     assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in network.modules())
     assert any(isinstance(module, torch.nn.BatchNorm3d) for module in detector.modules())
@@ -122,7 +122,7 @@ def test_folded_batch_normalisation_changes_no_finding(detector):
 
 
 @given(st.tuples(*[st.integers(16, 500)] * 3))
-def test_fitted_tiles_cover_the_image_and_are_no_more(image):
+def test_fitted_tiles_cover_the_image_without_more_tiles(image):
     whole = Tiling()
     tiling = whole.fitted(image, UNITS)
     padded = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, UNITS, tiling.size, strict=True)]
@@ -135,7 +135,7 @@ def test_fitted_tiles_cover_the_image_and_are_no_more(image):
         assert all(b - a <= tiling.size[axis] - whole.margin[axis] for a, b in pairwise(places))
 
 
-def test_tiles_that_hold_nothing_needed_are_left_out():
+def test_tiles_without_needed_blocks_are_left_out():
     needed = np.zeros((20, 20, 12), bool)
     tiling, units = Tiling(size=(64, 64, 32), margin=(16, 16, 8)), np.array(UNITS)
     assert tiling.covering(needed, UNITS) == []
@@ -148,7 +148,7 @@ def test_tiles_that_hold_nothing_needed_are_left_out():
         assert any((low >= tile.start).all() and (high <= np.add(tile.start, tile.size)).all() for tile in tiles)
 
 
-def test_what_lies_in_no_tile_gives_no_findings(detector):
+def test_regions_outside_all_tiles_give_no_findings(detector):
     image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
     found = detect(detector, image, [Tile((0, 0, 0), (64, 64, 32))])
     assert len(found.scores)
@@ -156,8 +156,8 @@ def test_what_lies_in_no_tile_gives_no_findings(detector):
     assert not len(detect(detector, image, []).scores)
 
 
-def test_tiles_of_several_sizes_are_joined_as_tiles_of_one_are(detector):
-    """The network is called with each on its own; the mean of both counts where they overlap."""
+def test_tiles_of_several_sizes_are_merged_like_tiles_of_one_size(detector):
+    """The network is called with each tile separately, and overlapping outputs are averaged."""
     image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
     first, second = Tile((0, 0, 0), (80, 64, 32)), Tile((64, 0, 0), (64, 64, 32))
     both = detect(detector, image, [first, second])
@@ -172,14 +172,14 @@ def test_tiles_of_several_sizes_are_joined_as_tiles_of_one_are(detector):
     assert far_from_the_seam(both, 100, 128) <= far_from_the_seam(right, 100, 128)
 
 
-def test_one_image_is_convolved_as_two_are(detector):
+def test_one_image_gives_the_same_maps_as_in_a_batch_of_two(detector):
     network, image = fold_batch_norm(detector), torch.rand(2, 1, 64, 64, 32)
     with torch.inference_mode():
         for alone, together in zip(network(image[:1]), network(image), strict=True):
             torch.testing.assert_close(alone[0], together[0], rtol=1e-4, atol=1e-5)
 
 
-def test_suppression_keeps_the_best_of_those_that_overlap():
+def test_suppression_keeps_the_best_of_overlapping_boxes():
     boxes = torch.tensor([[0, 0, 0, 10, 10, 10], [1, 0, 0, 11, 10, 10], [30, 0, 0, 40, 10, 10], [0, 0, 0, 10, 10, 10]])
     kept = suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 10)
     assert kept.tolist() == [1, 2]
@@ -194,7 +194,7 @@ def test_a_nodule_gets_one_mark():
     assert suppress_nested(low, high, np.array([1, 3])) == [1, 3]
 
 
-def test_full_is_the_bundle_s_network():
+def test_the_full_recipe_has_the_bundle_s_network():
     """MONAI's own builder, as the bundle calls it, has the same tensors by name."""
     from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fpn_feature_extractor
     from monai.networks.nets.resnet import resnet50
@@ -211,8 +211,8 @@ def test_full_is_the_bundle_s_network():
     assert sum(p.numel() for p in ours.parameters()) / 1e6 == pytest.approx(20.9, abs=0.1)
 
 
-def test_the_losses_of_a_batch_follow_from_those_of_its_images():
-    # Every negative of the pool is taken, so that chance has no part in it.
+def test_the_losses_of_a_batch_are_the_weighted_means_of_its_images_losses():
+    # All negatives of the pool are used, so that the loss is deterministic.
     detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3, pool_size=1.0).build(ChestInput()).train()
     for layer in detector.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -229,7 +229,7 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_images():
         assert together == pytest.approx(mean.mean.item(), rel=1e-4)
 
 
-def test_the_weights_of_the_losses_are_told_before_the_forward_pass(detector):
+def test_the_weights_of_the_losses_are_known_before_the_forward_pass(detector):
     task = DetectionTask().build()
     task.prepare(detector)
     detector.train()
@@ -243,7 +243,7 @@ def test_the_weights_of_the_losses_are_told_before_the_forward_pass(detector):
     detector.eval()
 
 
-def test_an_image_without_nodules_can_be_learnt_from(detector):
+def test_training_works_on_an_image_without_nodules(detector):
     task = DetectionTask().build()
     detector.train()
     image = torch.rand(2, 1, 64, 64, 32, generator=torch.Generator().manual_seed(4))
@@ -265,8 +265,8 @@ def test_an_image_without_nodules_can_be_learnt_from(detector):
     assert scores.summary()["loss"] == pytest.approx(other.summary()["loss"])
 
 
-def test_a_second_look_finds_what_is_too_large_for_the_first(detector):
-    """A detector without training marks boxes of its anchors' sizes; with a second look there are larger ones."""
+def test_a_second_pass_finds_nodules_that_are_too_large_for_the_first(detector):
+    """An untrained detector marks boxes of the anchors' sizes; a second pass adds larger ones."""
     volume = body_with_lungs()
     lungs = find_lungs(volume)
     twice = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=2)

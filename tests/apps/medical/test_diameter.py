@@ -1,4 +1,4 @@
-"""Diameters: of shapes known by hand, and of blurred ones in lung, free and at the chest wall."""
+"""Diameters of shapes with a known size, and of blurred ones in the lung, free and at the chest wall."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ellipsoid(axes: tuple[float, float, float], turn: float = 0.0) -> np.ndarray
     return np.sqrt((2 * x / axes[0]) ** 2 + (2 * y / axes[1]) ** 2 + (2 * offset[..., 2] / axes[2]) ** 2)
 
 
-def test_the_axes_of_an_oblique_ellipse_are_its_own_and_not_its_box_s():
+def test_the_axes_of_an_oblique_ellipse_are_not_those_of_its_box():
     mask = ellipsoid((20.0, 10.0, 12.0), turn=np.pi / 4) < 1
     middle = mask[:, :, int(CENTRE[2] / SPACING[2])]
     assert axes_mm(middle, (0.7, 0.7)) == pytest.approx((20.0, 10.0), abs=1.0)
@@ -67,12 +67,12 @@ def test_the_ground_glass_of_a_part_solid_nodule_is_measured(core):
 
 @pytest.mark.parametrize("thickness", [1.25, 2.5])
 @pytest.mark.parametrize("size", [8.0, 14.0])
-@pytest.mark.parametrize("lies", [0.0, 0.25, 0.5])
-def test_what_is_half_in_a_slice_is_no_ground_glass(thickness, size, lies):
-    """A solid sphere as a scanner takes it: each slice is the mean over its thickness; ``lies`` in slices."""
+@pytest.mark.parametrize("offset_slices", [0.0, 0.25, 0.5])
+def test_partial_volume_is_not_ground_glass(thickness, size, offset_slices):
+    """A solid sphere in thick slices, each the mean over its thickness, with the centre ``offset_slices`` off."""
     spacing, parts = np.array([0.7, 0.7, thickness]), 4
     shape = np.ceil((size + 20) / spacing).astype(int)
-    centre = shape / 2 * spacing + np.array([0, 0, lies * thickness])
+    centre = shape / 2 * spacing + np.array([0, 0, offset_slices * thickness])
     fine = np.indices(shape * parts).transpose(1, 2, 3, 0)
     depth = np.linalg.norm((fine + 0.5) * spacing / parts - centre, axis=3) / (size / 2)
     image = np.where(depth < 1, 30.0, -850.0).reshape(*(n for k in shape for n in (k, parts))).mean((1, 3, 5))
@@ -82,8 +82,8 @@ def test_what_is_half_in_a_slice_is_no_ground_glass(thickness, size, lies):
     assert found == pytest.approx(size, abs=0.5)
 
 
-def test_a_lobe_of_a_mass_belongs_to_it():
-    """An opening by a third of the box would take off what is 12 mm thick."""
+def test_a_lobe_of_a_mass_is_part_of_it():
+    """An opening with a third of the box would remove parts that are 12 mm thick."""
     spacing = np.array([1.0, 1.0, 2.0])
     x, y, z = ((np.indices((90, 90, 40))[n] + 0.5) * spacing[n] - middle for n, middle in enumerate((40, 45, 40)))
     body, lobe = x**2 + y**2 + z**2 < 20**2, (x > 0) & (x < 36) & (y**2 + z**2 < 6**2)
@@ -92,20 +92,20 @@ def test_a_lobe_of_a_mass_belongs_to_it():
     assert measure(image, ends, spacing) == pytest.approx((56 + 40) / 2, abs=2.5)
 
 
-def test_the_chest_wall_is_no_part_of_a_nodule_that_touches_it():
+def test_the_chest_wall_is_not_part_of_a_nodule_that_touches_it():
     image = np.where(ellipsoid((12.0, 12.0, 12.0)) < 1, 30.0, -860.0)
     image[int((CENTRE[0] + 5) / 0.7) :] = 40.0
     diameter = measure(image.astype(np.float32), box((12.0, 12.0, 12.0)), SPACING)
     assert diameter == pytest.approx(12.0, abs=2.5)
 
 
-def test_where_nothing_stands_out_there_is_no_diameter():
+def test_without_contrast_there_is_no_diameter():
     image = np.full((64, 60, 28), -860, np.float32)
     assert measure(image, box((8.0, 8.0, 8.0)), SPACING) is None
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45])
-def test_a_nodule_is_as_large_in_an_oblique_scan(degrees):
+def test_a_nodule_has_the_same_diameter_in_an_oblique_scan(degrees):
     turn = np.deg2rad(degrees)
     direction = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     k, j, i = np.indices((40, 60, 60))

@@ -1,4 +1,4 @@
-"""A scan beside an earlier one: places are found again, findings paired, and what became of them told."""
+"""Follow-up of a scan against an earlier one: alignment, matching of findings, and their changes."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def lung_box(volume: CTVolume) -> Float64:
     return np.concatenate([ends.min(axis=0), ends.max(axis=0)])
 
 
-def test_a_place_is_found_again_where_the_patient_lay_and_breathed_otherwise(
-    earlier: CTVolume, later: CTVolume
-) -> None:
+def test_alignment_follows_another_position_and_another_breath(earlier: CTVolume, later: CTVolume) -> None:
     found = align(later, lung_box(later), earlier, lung_box(earlier))
     lungs = find_lungs(later)
     assert lungs is not None
@@ -108,10 +106,10 @@ def part(volume: CTVolume, first: int, end: int) -> CTVolume:
 
 
 @pytest.mark.parametrize("share", [(0.0, 0.6), (0.35, 1.0)], ids=["the bases", "the apices"])
-def test_a_scan_of_a_part_of_the_lungs_is_aligned_where_it_lies(
+def test_a_scan_of_a_part_of_the_lungs_is_aligned_to_that_part(
     earlier: CTVolume, later: CTVolume, share: tuple[float, float]
 ) -> None:
-    """A CT of the abdomen has the bases, one of the neck the apices; the other scan has the whole lungs."""
+    """A CT of the abdomen shows the bases, one of the neck the apices; the other scan shows the whole lungs."""
     ends = [round(one * later.size_ijk[2]) for one in share]
     cut = part(later, ends[0], ends[1])
     lungs = find_lungs(cut)
@@ -132,11 +130,11 @@ def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, 
 
 @pytest.fixture(scope="module")
 def shifted() -> Alignment:
-    """The earlier scan lies 100 mm to the left of the later one."""
+    """The earlier scan is 100 mm to the left of the later one."""
     return Alignment(SimpleITK.TranslationTransform(3, (100.0, 0.0, 0.0)), 1.0)
 
 
-def test_each_finding_is_paired_with_what_lies_at_its_place(shifted: Alignment) -> None:
+def test_each_finding_is_matched_to_the_one_at_its_position(shifted: Alignment) -> None:
     now = [sized(1, 0, 10), sized(2, 50, 6), sized(3, 200, 5), sized(4, 300, 6)]
     before = [sized(1, 152, 5.8), sized(2, 103, 8.4), sized(3, 500, 7), sized(4, 400, 7.6)]
     followed, gone = follow(now, before, shifted)
@@ -147,13 +145,13 @@ def test_each_finding_is_paired_with_what_lies_at_its_place(shifted: Alignment) 
     assert gone[0].place_lps_mm == pytest.approx((400, 0, 0), abs=0.1)
 
 
-def test_of_two_neighbours_each_is_paired_with_that_of_its_size(shifted: Alignment) -> None:
+def test_neighbouring_findings_are_matched_by_size(shifted: Alignment) -> None:
     followed, gone = follow([sized(1, 0, 12), sized(2, 7, 4)], [sized(1, 103, 4), sized(2, 104, 12)], shifted)
     assert [one.earlier and one.earlier.rank for one in followed] == [2, 1] and not gone
 
 
 @pytest.mark.parametrize("now, before", [([], []), ([], [1]), ([1], [])])
-def test_a_scan_without_findings_is_compared_too(shifted: Alignment, now: list[int], before: list[int]) -> None:
+def test_a_scan_without_findings_can_be_compared(shifted: Alignment, now: list[int], before: list[int]) -> None:
     followed, gone = follow([sized(n, 0, 5) for n in now], [sized(n, 0, 5) for n in before], shifted)
     assert [one.change for one in followed] == ["new"] * len(now) and len(gone) == len(before)
 
@@ -162,9 +160,7 @@ def test_a_scan_without_findings_is_compared_too(shifted: Alignment, now: list[i
     "volume, earlier, days",
     [(200.0, 100.0, 100.0), (400.0, 100.0, 50.0), (124.0, 100.0, None), (100.0, 200.0, None), (None, 100.0, None)],
 )
-def test_the_doubling_time_is_that_of_exponential_growth(
-    volume: float | None, earlier: float, days: float | None
-) -> None:
+def test_the_doubling_time_assumes_exponential_growth(volume: float | None, earlier: float, days: float | None) -> None:
     one = Followed(
         finding=sized(1, 0, 8, volume), place_lps_mm=(0, 0, 0), earlier=sized(1, 0, 6, earlier), distance_mm=0.0
     )
@@ -190,7 +186,7 @@ def centres(chest: tuple[CTVolume, list[Nodule]], answers: tuple[Path, Path]) ->
     return {findings[one.argmin()]["rank"]: nodule.centre_lps_mm for one, nodule in zip(away, chest[1], strict=True)}
 
 
-def test_the_phantoms_nodules_are_the_same_in_both_scans(
+def test_all_nodules_of_the_phantoms_are_matched(
     answers: tuple[Path, Path],
     centres: dict[int, tuple[float, float, float]],
     tmp_path: Path,
@@ -215,7 +211,7 @@ def predicted(folder: Path, name: str, volume: CTVolume) -> Path:
 
 
 @pytest.mark.parametrize("found, words", [("findings", "not imaged before"), ("gone", "not imaged now")])
-def test_what_one_of_the_scans_does_not_reach_is_neither_new_nor_gone(
+def test_findings_outside_the_other_scan_are_neither_new_nor_gone(
     earlier: CTVolume,
     answers: tuple[Path, Path],
     centres: dict[int, tuple[float, float, float]],
@@ -224,7 +220,7 @@ def test_what_one_of_the_scans_does_not_reach_is_neither_new_nor_gone(
     found: str,
     words: str,
 ) -> None:
-    """One scan has the bases alone; another, of a small field of view, the right lung, which lies at low x."""
+    """One scan shows only the bases; another, with a small field of view, only the right lung, at low x."""
     axis, cut = (2, part(earlier, 0, earlier.size_ijk[2] // 2)) if found == "findings" else (0, right_half(earlier))
     end = cut.to_lps_mm(np.array(cut.size_ijk) - 1)[axis]
     folders = [answers[1], predicted(tmp_path, "cut", cut)]
@@ -242,7 +238,7 @@ def test_what_one_of_the_scans_does_not_reach_is_neither_new_nor_gone(
         assert found == "gone" or told[rank]["change"] == "not imaged"
     said = " ".join(capsys.readouterr().out.split())
     assert said.count(words) == len([one for one in told.values() if one["place_slice"] is None])
-    # What both show is found at its place.
+    # Nodules that both scans show are matched.
     same = {
         (one if found == "findings" else one["earlier"])["rank"]: one for one in content["findings"] if one["earlier"]
     }
@@ -255,7 +251,7 @@ def right_half(volume: CTVolume) -> CTVolume:
     return replace(volume, voxels_zyx=np.ascontiguousarray(volume.voxels_zyx[:, :, : volume.size_ijk[0] // 2]))
 
 
-def test_a_patient_who_had_an_effusion_is_not_taken_for_another(earlier: CTVolume) -> None:
+def test_an_earlier_effusion_does_not_suggest_another_patient(earlier: CTVolume) -> None:
     lungs, box = find_lungs(earlier), lung_box(earlier)
     assert lungs is not None
     k, j, i = np.indices(earlier.voxels_zyx.shape)
@@ -271,7 +267,7 @@ def test_a_patient_who_had_an_effusion_is_not_taken_for_another(earlier: CTVolum
 
 
 @pytest.mark.realdata
-def test_one_lung_of_a_patient_is_found_in_a_scan_of_both(medical_data: Path) -> None:
+def test_a_scan_of_one_lung_is_aligned_to_a_scan_of_both(medical_data: Path) -> None:
     both = read_volume([medical_data / "pyradiomics_lung1" / "lung1_image.nrrd"])
     one = right_half(both)
     found = align(one, lung_box(one), both, lung_box(both))
@@ -290,7 +286,7 @@ def test_one_lung_of_a_patient_is_found_in_a_scan_of_both(medical_data: Path) ->
         (0.85, None, True, "The two scans do not align well (correlation 0.85)"),
     ],
 )
-def test_the_vessels_tell_patients_apart_where_there_are_enough(
+def test_vessels_distinguish_patients_if_there_are_enough(
     answers: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     fit: float,
@@ -304,7 +300,7 @@ def test_the_vessels_tell_patients_apart_where_there_are_enough(
     assert said in remarks and ("are they of the same patient?" in remarks) is is_asked
 
 
-def test_scans_of_two_patients_are_told_of(
+def test_a_warning_is_given_for_scans_of_two_patients(
     answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other, _ = phantom_volume(np.random.default_rng(101), spacing_mm=(1.8, 1.8, 4.0), nodules=1)
@@ -322,7 +318,7 @@ def test_scans_of_two_patients_are_told_of(
         (lambda now: _change_result(now, lungs=None), "no lung was found in the later scan"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_sentence(
+def test_results_that_cannot_be_compared_are_rejected_with_a_message(
     answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change, said: str
 ) -> None:
     now = tmp_path / "now"

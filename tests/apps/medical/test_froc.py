@@ -12,7 +12,7 @@ from apps.medical.metrics.froc import Mark, Truth, bootstrap, cpm, froc, point_a
 ORIGIN = (0.0, 0.0, 0.0)
 
 
-def test_a_hit_lies_strictly_within_the_radius():
+def test_a_hit_is_strictly_within_the_radius():
     truth = [Truth("a", ORIGIN, 8.0)]
     on_the_edge = froc([Mark("a", (4.0, 0.0, 0.0), 0.9)], truth, scans=1)
     assert sensitivity_at(on_the_edge, 8.0) == 0
@@ -22,13 +22,13 @@ def test_a_hit_lies_strictly_within_the_radius():
     assert inside.false_positives_per_scan[-1] == 0
 
 
-def test_the_distance_is_in_space_and_a_negative_diameter_is_ten_millimetres():
+def test_distances_are_3d_and_a_negative_diameter_means_ten_millimetres():
     truth = [Truth("a", ORIGIN, -1.0)]
     assert sensitivity_at(froc([Mark("a", (2.8, 2.8, 2.8), 0.5)], truth, scans=1), 1.0) == 1
     assert sensitivity_at(froc([Mark("a", (3.0, 3.0, 3.0), 0.5)], truth, scans=1), 1.0) == 0
 
 
-def test_of_several_hits_the_strongest_counts_and_the_others_are_ignored():
+def test_only_the_highest_scoring_hit_of_a_nodule_counts():
     marks = [Mark("a", ORIGIN, 0.3), Mark("a", (1.0, 0.0, 0.0), 0.8), Mark("a", (50.0, 0.0, 0.0), 0.5)]
     curve = froc(marks, [Truth("a", ORIGIN, 8.0)], scans=1)
     assert curve.thresholds.tolist() == [np.inf, 0.8, 0.5]
@@ -43,7 +43,7 @@ def test_a_mark_on_an_excluded_finding_counts_neither_way():
     assert curve.sensitivity.max() == 0
 
 
-def test_an_excluded_finding_takes_no_hit_away():
+def test_a_hit_counts_even_if_the_mark_is_also_on_an_excluded_finding():
     truths = [Truth("a", ORIGIN, 6.0, excluded=True), Truth("a", (1.0, 0.0, 0.0), 6.0)]
     assert sensitivity_at(froc([Mark("a", (0.5, 0.0, 0.0), 0.7)], truths, scans=1), 0.125) == 1
 
@@ -53,7 +53,7 @@ def test_a_mark_may_hit_two_nodules():
     assert sensitivity_at(froc([Mark("a", (1.0, 0.0, 0.0), 0.7)], truths, scans=1), 0.125) == 1
 
 
-def test_a_nodule_that_nothing_hits_stays_in_the_denominator():
+def test_a_missed_nodule_stays_in_the_denominator():
     truths = [Truth("a", ORIGIN, 6.0), Truth("b", ORIGIN, 6.0)]
     curve = froc([Mark("a", ORIGIN, 0.9)], truths, scans=2)
     assert curve.sensitivity.max() == 0.5
@@ -63,7 +63,7 @@ def test_a_hundred_marks_are_kept_and_ties_with_the_next_are_dropped():
     far = [Mark("a", (100.0 + n, 0.0, 0.0), 1.0 - n / 1000) for n in range(99)]
     tied = [Mark("a", (-100.0, 0.0, 0.0), 0.5), Mark("a", ORIGIN, 0.5)]
     truth = [Truth("a", ORIGIN, 6.0)]
-    # The 100th and the 101st score are equal: only what lies strictly above stays, 99 marks.
+    # The 100th and the 101st score are equal, so only the 99 marks strictly above are kept.
     curve = froc(far + tied, truth, scans=1)
     assert curve.false_positives_per_scan[-1] == 99
     assert curve.sensitivity[-1] == 0
@@ -71,7 +71,7 @@ def test_a_hundred_marks_are_kept_and_ties_with_the_next_are_dropped():
     assert kept.sensitivity[-1] == 1
 
 
-def test_sensitivity_lies_on_straight_lines_and_cpm_is_its_mean():
+def test_sensitivity_is_interpolated_linearly_and_cpm_is_its_mean():
     # Two scans, two nodules. Thresholds .9: a hit; .8: a false positive; .7: a hit; .6: a false positive.
     truths = [Truth("a", ORIGIN, 6.0), Truth("b", ORIGIN, 6.0)]
     far = (90.0, 0.0, 0.0)
@@ -116,8 +116,8 @@ def test_bootstrap_of_a_perfect_system_has_no_spread():
     assert [interval.mean for interval in found] == pytest.approx([1.0, 1.0, 0.9])
 
 
-def test_scans_without_marks_or_annotations_are_drawn_as_well():
-    """Of two scans one has a false positive: a sample has none, one or two of them in two scans."""
+def test_the_bootstrap_also_draws_scans_without_marks_or_annotations():
+    """One of two scans has a false positive, so a bootstrap sample has none, one or two of them in two scans."""
     (rate,) = bootstrap(
         [Mark("a", ORIGIN, 0.9)],
         [],

@@ -1,4 +1,4 @@
-"""Group normalisation with the faster gradient: torch's own values, in the detector and alone."""
+"""Group normalisation with the faster gradient equals torch's, both alone and in the detector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _gradients(layer: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last_3d])
-def test_values_and_gradients_are_those_of_torch(dtype: torch.dtype, memory: torch.memory_format) -> None:
+def test_values_and_gradients_equal_torch_s(dtype: torch.dtype, memory: torch.memory_format) -> None:
     layer = nn.GroupNorm(8, 16)
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_those_of_torch(dtype: torch.dtype, memory: tor
     use_fast_group_norm(layer)
     assert isinstance(layer, GroupNorm)
     found = _gradients(layer, image)
-    # One rounding to bf16 of the greatest value; fp32 takes torch's own way.
+    # One bf16 rounding of the largest value; fp32 uses torch's own implementation.
     close = 2**-8 if dtype == torch.bfloat16 else 0.0
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == theirs.dtype
@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_torch(dtype: torch.dtype, memory: tor
     assert found[1].is_contiguous(memory_format=memory)
 
 
-def test_bf16_takes_the_faster_gradient() -> None:
+def test_bf16_uses_the_faster_gradient() -> None:
     layer = nn.GroupNorm(8, 16)
     use_fast_group_norm(layer)
     image = _image(torch.bfloat16, torch.channels_last_3d)
@@ -54,7 +54,7 @@ def test_bf16_takes_the_faster_gradient() -> None:
         assert layer(image).grad_fn is None
 
 
-def test_every_group_norm_of_the_detector_has_it() -> None:
+def test_every_group_norm_of_the_detector_uses_it() -> None:
     detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=16, stem=3).build(
         ChestInput(patch_size=(32, 32, 16))
     )

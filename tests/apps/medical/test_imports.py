@@ -1,4 +1,4 @@
-"""Checkpoints of MONAI's model zoo as artifacts. The files are made here by MONAI's own builders: weights of chance."""
+"""Importing checkpoints of MONAI's model zoo. The tests create the files with MONAI's builders and random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COARSE = ChestInput(spacing_mm=(6.0, 6.0, 10.0), tile_size=(64, 64, 16))
 def retinanet(pyramid: torch.nn.Module) -> torch.nn.Module:
     """As the bundle's ``configs/inference.json`` has it."""
     network = RetinaNet(3, num_classes=1, num_anchors=3, feature_extractor=pyramid, size_divisible=[16, 16, 8])
-    # Spread the scores, which an untrained network keeps below the threshold.
+    # Spreads the scores, since those of an untrained network are below the threshold.
     torch.nn.init.normal_(network.classification_head.cls_logits.weight, std=0.3)
     return network
 
@@ -61,7 +61,7 @@ def small(tmp_path_factory) -> Path:
     return file
 
 
-def test_the_bundle_s_file_becomes_the_full_network_and_finds_what_is_there_to_find(bundle):
+def test_the_bundle_s_file_becomes_the_full_network_and_detects(bundle):
     imported = load_monai_bundle([str(bundle)])
     assert imported.recipe.model == full().model
     grid = imported.recipe.input
@@ -80,7 +80,7 @@ def test_the_bundle_s_file_becomes_the_full_network_and_finds_what_is_there_to_f
 
 
 @pytest.mark.parametrize("wrapped", ["model", "state_dict", "network"])
-def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(small, tmp_path, wrapped):
+def test_wrappers_and_prefixes_of_training_scripts_are_removed(small, tmp_path, wrapped):
     plain = read_state_dict(small)
     content = {wrapped: {f"module.{name}": value for name, value in plain.items()}, "epoch": 3, "best": 0.5}
     torch.save(content, tmp_path / "checkpoint.pt")
@@ -90,21 +90,21 @@ def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(small, tmp_path
 
 @pytest.fixture(scope="module")
 def imported(small, tmp_path_factory) -> tuple[Artifact, str]:
-    """What the command makes of ``small``, and what it printed. Its ONNX takes torch long."""
+    """The artifact that the command makes of ``small``, and its output. Exporting ONNX takes torch a long time."""
     models, printed = tmp_path_factory.mktemp("models"), io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert cli.main(["import", "medical", "monai-bundle", str(small), "--registry", str(models)]) == 0
     return Registry(models).newest("lung_nodules"), printed.getvalue()
 
 
-def test_the_command_makes_an_artifact_that_predicts(imported):
+def test_the_command_creates_an_artifact_that_predicts(imported):
     artifact, printed = imported
     assert artifact.manifest.source["importer"] == "monai-bundle"
     assert artifact.manifest.calibration["operating_score"] == 0.5
     assert artifact.manifest.calibration["calibrated"] is False
     model = artifact.recipe()["recipe"]["model"]
     assert (model["block"], model["layers"][:2], model["planes"], model["stem"]) == ("basic", [1, 2], 8, 3)
-    # A coarse grid, for the whole chest has many voxels on the bundle's.
+    # A coarse grid, because the whole chest has many voxels on the bundle's.
     predictor = NodulePredictor(detector=open_detector(artifact), input=COARSE)
     assert predictor.predict([chest()], EVERYTHING)[0].nodules
     assert "largest_relative_difference" in printed
@@ -135,7 +135,7 @@ def test_the_shipped_detector_is_calibrated_together_with_its_second_stage(tmp_p
     assert served.operating_score == written.calibration["operating_score"]
 
 
-def test_an_imported_detector_is_computed_by_programs_that_give_what_torch_gives(imported):
+def test_programs_of_an_imported_detector_give_torch_s_results(imported):
     artifact, tile = imported[0], {"image": torch.rand(1, 1, 64, 48, 16)}
     assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
     found = {}
@@ -160,13 +160,13 @@ class Strange:
         ({"conv.weight": torch.zeros(3)}, "is not a RetinaNet of MONAI"),
     ],
 )
-def test_other_files_are_refused_in_a_sentence(tmp_path, content, words):
+def test_other_files_are_rejected_with_a_message(tmp_path, content, words):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InvalidInputError, match=words):
         load_monai_bundle([str(tmp_path / "other.pt")])
 
 
-def test_a_file_that_is_torn_or_is_not_there_is_refused(small, tmp_path):
+def test_a_truncated_or_missing_file_is_rejected(small, tmp_path):
     (tmp_path / "torn.pt").write_bytes(small.read_bytes()[:2000])
     with pytest.raises(InvalidInputError, match=r"torn\.pt cannot be loaded as weights only"):
         load_monai_bundle([str(tmp_path / "torn.pt")])

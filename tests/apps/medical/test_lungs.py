@@ -1,4 +1,4 @@
-"""Grids laid over a scan, and which of its air is lung."""
+"""Grids over a scan, and the distinction of lung from other air."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.apps.medical.chests import body_with_lungs
 
 
 def ramp(direction: np.ndarray) -> CTVolume:
-    """A volume whose HU are a plane through space."""
+    """A volume whose HU are a linear function of position."""
     volume = CTVolume(
         voxels_zyx=np.zeros((20, 30, 40), np.int16),
         spacing_mm=(1.0, 0.8, 2.0),
@@ -42,7 +42,7 @@ def turned(angle: float) -> np.ndarray:
     [np.eye(3), np.diag([-1.0, -1, 1]), np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), turned(0.3)],
     ids=["LPS", "RAS", "sagittal", "oblique"],
 )
-def test_resampling_keeps_every_point_in_its_place(direction):
+def test_resampling_preserves_positions(direction):
     volume = ramp(direction)
     centre = volume.to_lps_mm([19.5, 14.5, 9.5])
     spacing = np.array([0.7, 0.9, 1.1])
@@ -83,7 +83,7 @@ def test_lungs_are_the_air_within_the_body():
     assert lungs.low_ijk[0] <= 15 and lungs.high_ijk[0] >= 85
 
 
-def test_lungs_that_reach_the_last_slice_are_cut():
+def test_lungs_that_reach_the_last_slice_are_reported_as_cut():
     volume = body_with_lungs()
     part = CTVolume(
         voxels_zyx=volume.voxels_zyx[:20].copy(), spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm
@@ -100,7 +100,7 @@ LEFT, RIGHT = [70.0, 40, 15], [30.0, 40, 15]
 
 
 @pytest.mark.parametrize("fill", [None, -1024])
-def test_a_lung_that_the_field_of_view_cuts_is_searched_and_said_to_be_cut(fill):
+def test_a_lung_cut_by_the_field_of_view_is_searched_and_reported_as_cut(fill):
     """The view ends within the right lung: at the image's side, or at a round view with filler around it."""
     volume = body_with_lungs()
     voxels = volume.voxels_zyx.copy()
@@ -116,7 +116,7 @@ def test_a_lung_that_the_field_of_view_cuts_is_searched_and_said_to_be_cut(fill)
 
 
 @pytest.mark.parametrize("kept", [np.s_[:, :48, :], np.s_[:, 32:, :], np.s_[:, 30:50, :]])
-def test_lungs_whose_back_or_front_lies_beyond_the_field_of_view_are_searched(kept):
+def test_lungs_of_a_body_cut_at_the_back_or_front_are_searched(kept):
     """A small field about the heart ends within the lungs, and with them in the spine or the breast bone."""
     volume = body_with_lungs()
     lungs = find_lungs(changed(volume, volume.voxels_zyx[kept]))
@@ -127,7 +127,7 @@ def test_lungs_whose_back_or_front_lies_beyond_the_field_of_view_are_searched(ke
 
 
 @pytest.mark.parametrize("fill", [-1024, -2000])
-def test_lungs_in_a_round_field_of_view_about_the_heart_are_searched(fill):
+def test_lungs_in_a_round_field_of_view_around_the_heart_are_searched(fill):
     volume = body_with_lungs()
     voxels = volume.voxels_zyx.copy()
     _, y, x = np.indices(voxels.shape)
@@ -137,8 +137,8 @@ def test_lungs_in_a_round_field_of_view_about_the_heart_are_searched(fill):
     assert lungs.contain(np.array([(side, y - 22, 15) for side in (4, 32) for y in (36, 40, 44)])).all()
 
 
-def test_foam_of_the_table_is_no_lung_though_the_body_is_cut_at_the_sides():
-    """The table lies behind the body, its foam as dense as lung, and the field of view ends within it."""
+def test_table_foam_is_not_lung_even_if_the_body_is_cut_at_the_sides():
+    """The foam of the table behind the body is as dense as lung, and the field of view ends within it."""
     volume = body_with_lungs()
     voxels = volume.voxels_zyx.copy()
     voxels[:, 74:, :] = -900
@@ -147,7 +147,7 @@ def test_foam_of_the_table_is_no_lung_though_the_body_is_cut_at_the_sides():
     assert lungs is not None and not lungs.contain(np.array([(x, 78, 15) for x in (5, 40, 75)])).any()
 
 
-def test_severe_emphysema_that_the_field_of_view_cuts_is_no_air_of_the_room():
+def test_severe_emphysema_at_the_edge_of_the_image_is_not_room_air():
     volume = body_with_lungs()
     voxels = np.where(volume.voxels_zyx == -850, -955, volume.voxels_zyx).astype(np.int16)
     lungs = find_lungs(changed(volume, voxels[:, :, 20:]))
@@ -170,7 +170,7 @@ def test_a_collapsed_lung_is_searched():
     assert lungs is not None and not lungs.contain(np.array([LEFT])).any()
 
 
-def test_lung_that_is_open_to_the_room_in_one_slice_is_lost_there_alone():
+def test_lung_connected_to_room_air_in_one_slice_is_lost_only_there():
     volume = body_with_lungs()
     voxels = volume.voxels_zyx.copy()
     voxels[15, :40, 28:33] = -1000
@@ -201,7 +201,7 @@ def with_gas_below(*, lungs: bool) -> CTVolume:
     return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, 0.0))
 
 
-def test_stomach_bowel_and_trachea_are_no_lung():
+def test_stomach_bowel_and_trachea_are_not_lung():
     volume = with_gas_below(lungs=True)
     lungs = find_lungs(volume)
     assert lungs is not None
@@ -211,14 +211,14 @@ def test_stomach_bowel_and_trachea_are_no_lung():
     assert find_lungs(with_gas_below(lungs=False)) is None
 
 
-def test_a_candidate_on_the_edge_of_the_image_is_none_and_a_mass_is_one():
+def test_a_candidate_at_the_image_edge_is_dropped_and_a_mass_is_kept():
     volume = body_with_lungs()
     lungs = find_lungs(volume)
     part = changed(volume, volume.voxels_zyx[:15])
     ends = [part.to_lps_mm([[30.0, 40, k - 2], [30, 40, k + 2]]) for k in (14, 8)]
     low, high = (np.array([pair[n] for pair in ends]) + (2 * n - 1) * np.array([6.0, 6, 0]) for n in (0, 1))
     assert candidates._is_inside(part, (low + high) / 2).tolist() == [False, True]
-    # What fills a lung's middle has no aerated lung near its centre, and lung on most of its sides.
+    # A mass in the centre of a lung has no aerated lung near its own centre, but lung on most of its sides.
     solid = volume.voxels_zyx.copy()
     k, j, i = np.indices(solid.shape)
     solid[((i - 30) * 3) ** 2 + ((j - 40) * 3) ** 2 + ((k - 15) * 5) ** 2 < 36**2] = 40

@@ -1,4 +1,4 @@
-"""A search on a GPU marks what one on a CPU does, and the host waits for the GPU once: tried on a fake one."""
+"""On a GPU the search gives the same marks as on a CPU, and the host waits for the GPU once; tested on a fake GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 
 
 class NothingReadBack(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a value there, and shapes that depend on values."""
+    """Rejects operations that make the host wait for a GPU: reading a value, and shapes that depend on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         there = any(isinstance(one, FakeCudaTensor) for one in args)
@@ -42,7 +42,7 @@ class NothingReadBack(TorchDispatchMode):
 
 @contextmanager
 def counted_waits():
-    """Counts the copies from the fake GPU, and those to it for which the host waits."""
+    """Counts copies from the fake GPU, and copies to it for which the host waits."""
     counts, move, fetch = Counter(), torch.Tensor.to, torch.Tensor.cpu
 
     def to(self, *args, **kwargs):
@@ -99,7 +99,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("second_look", [1, 2])
-def test_a_gpu_is_waited_for_once_and_marks_what_a_cpu_does(second_look):
+def test_the_host_waits_once_for_a_gpu_and_its_marks_equal_a_cpu_s(second_look):
     volume = body_with_lungs()
     expected, _ = search(volume, second_look=second_look)
     with fake_cuda(), NothingReadBack():
@@ -108,7 +108,7 @@ def test_a_gpu_is_waited_for_once_and_marks_what_a_cpu_does(second_look):
     assert waits == {"from the GPU": 1, "to the GPU": 0}
 
 
-def test_where_suppression_came_to_no_end_on_a_gpu_the_host_goes_on(monkeypatch):
+def test_if_suppression_does_not_converge_on_a_gpu_the_host_does_it(monkeypatch):
     volume, on_cpu, on_gpu = body_with_lungs(), MapsOfChance(), MapsOfChance()
     expected, _ = search(volume, network=on_cpu)
     monkeypatch.setattr(shared.suppression, "_ITERATIONS", 1)
@@ -138,8 +138,8 @@ def test_suppression_on_a_device_keeps_the_same_boxes(seed):
     assert torch.equal(kept.labels, expected.labels)
 
 
-def test_a_chain_of_boxes_longer_than_the_rounds_is_left_to_the_host():
-    """Each overlaps the next alone: whether one counts hangs on all before it."""
+def test_a_chain_of_boxes_longer_than_the_number_of_rounds_falls_back_to_the_host():
+    """Each box overlaps only the next, so that whether one is kept depends on all before it."""
     row = torch.arange(60.0) * 6
     low = torch.stack([row, row * 0, row * 0], 1)
     chain = Marks(
@@ -157,7 +157,7 @@ def test_a_chain_of_boxes_longer_than_the_rounds_is_left_to_the_host():
 
 
 @pytest.mark.parametrize("turned", [0.0, 0.2])
-def test_a_gpu_resamples_as_a_cpu_does_and_reads_nothing_back(turned):
+def test_resampling_on_a_gpu_equals_a_cpu_s_without_waiting(turned):
     volume = body_with_lungs()
     lungs = find_lungs(volume)
     grid = cover(volume, lungs.low_ijk, lungs.high_ijk, (2.0, 1.5, 4.0), (16, 16, 8))

@@ -1,4 +1,4 @@
-"""Training patches: packed ones as they are, fresh ones a function of (seed, epoch, index) and new in every epoch."""
+"""Training patches: packed ones are fixed; fresh ones are a function of (seed, epoch, index), new in every epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRID = ChestInput(patch_size=(48, 48, 24), spacing_mm=(1.0, 1.0, 2.0))
 SETTINGS = PackSettings(patches=6, input=GRID, seed=4, per_chest=3)
 
 
-def test_fresh_patches_are_the_same_for_one_key_and_others_in_the_next_epoch():
+def test_fresh_patches_are_reproducible_and_differ_between_epochs():
     key = Key(seed=1, epoch=0)
     both = FreshPatches(SETTINGS).batch(np.array([5, 2]), key)
     again = FreshPatches(dataclasses.replace(SETTINGS)).batch(np.array([2]), key)
@@ -28,7 +28,7 @@ def test_fresh_patches_are_the_same_for_one_key_and_others_in_the_next_epoch():
     assert (later["image"] - again["image"]).abs().mean() > 0.02
 
 
-def test_boxes_lie_in_their_patch_and_dense_tissue_in_them():
+def test_boxes_are_inside_their_patch_and_contain_dense_tissue():
     batch = FreshPatches(SETTINGS).batch(np.arange(6), Key(seed=0, epoch=3))
     assert batch["image"].shape == (6, 1, 48, 48, 24)
     assert batch["image"].min() >= 0 and batch["image"].max() <= 1
@@ -41,7 +41,7 @@ def test_boxes_lie_in_their_patch_and_dense_tissue_in_them():
         assert np.percentile(inside, 80) > (-780 + 1024) / 1324
 
 
-def test_the_small_recipe_trains_on_fresh_patches_and_is_judged_on_packed_ones(monkeypatch, tmp_path):
+def test_the_small_recipe_trains_on_fresh_patches_and_validates_on_packed_ones(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = dataclasses.replace(small().data, train_patches=2, validation_patches=1)
     assert isinstance(data.train(GRID), FreshPatches) and len(data.train(GRID)) == 2

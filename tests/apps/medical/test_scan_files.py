@@ -1,4 +1,4 @@
-"""Which CTs a folder holds, and whose they are."""
+"""The CTs in a folder, and their patients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_archives_of_one_patient_stay_in_one_part(tmp_path: Path):
 
 
 def test_a_series_in_several_folders_is_one_scan(tmp_path: Path):
-    """As a PACS exports it, so many files a folder."""
+    """As some PACS export it, with a fixed number of files per folder."""
     made = chest()
     for number, (name, content) in enumerate(sorted(series(made, PatientID="p3").items())):
         home = tmp_path / "ct" / "p3" / f"DIR{number // 8}"
@@ -43,7 +43,7 @@ def test_a_series_in_several_folders_is_one_scan(tmp_path: Path):
     assert pack_name(scan, ChestInput()) != before
 
 
-def test_the_same_identifiers_of_another_patient_or_study_are_another_scan(tmp_path: Path):
+def test_equal_identifiers_of_another_patient_or_study_are_another_scan(tmp_path: Path):
     for folder, tags in (("a", {}), ("b", {"PatientID": "p4"}), ("c", {"StudyInstanceUID": "9"})):
         (tmp_path / folder).mkdir()
         for name, content in series(chest(), **{"PatientID": "p3", **tags}).items():
@@ -52,7 +52,7 @@ def test_the_same_identifiers_of_another_patient_or_study_are_another_scan(tmp_p
     assert found.keys() == {"a", "b", "c"} and [found[name].folders for name in "abc"] == [()] * 3
 
 
-def test_a_folder_within_a_folder_of_the_series_is_read_once(tmp_path: Path):
+def test_a_subfolder_of_a_series_folder_is_read_once(tmp_path: Path):
     parts = list(series(chest()).items())
     (tmp_path / "a" / "more").mkdir(parents=True)
     for number, (name, content) in enumerate(parts):

@@ -1,4 +1,4 @@
-"""The second stage: what it is shown, what it learns from, and that its score is the one that is published."""
+"""The second stage: its inputs, its training data, and its score in the results."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ SIZE = (16, 16, 8)
 
 
 def marks(*middles: tuple[int, int, int]) -> Candidates:
-    """Marks of 8 by 8 by 4 voxels in an image whose value is the index along x, in hundredths."""
+    """Marks of 8 by 8 by 4 voxels in an image whose values are a hundredth of the index along x."""
     image = (torch.arange(90.0)[:, None, None] / 100).expand(90, 60, 30).contiguous()
     grid = Grid(np.zeros(3), np.array([0.7, 0.7, 1.25]), (90, 60, 30))
     boxes = np.array([[x - 4, y - 4, z - 2, x + 4, y + 4, z + 2] for x, y, z in middles], float)
     return Candidates(image, grid, boxes, np.linspace(0.9, 0.2, len(boxes)), np.zeros(len(boxes), np.int64))
 
 
-def test_a_candidate_is_seen_at_two_scales_about_one_middle():
+def test_patches_of_both_scales_have_the_same_centre():
     patches = cut_patches(marks((45, 30, 15), (2, 30, 15)), SIZE).numpy()
     assert patches.shape == (2, 2, *SIZE)
     middle = [patches[0, scale].mean() for scale in (0, 1)]
     assert middle == pytest.approx([0.445, 0.445], abs=0.01)
-    # Three voxels are one in the wider patch, and beyond the image is nothing.
+    # The wider patch averages three voxels to one, and is 0 outside the image.
     assert np.ptp(patches[0, 0, :, 8, 4]) == pytest.approx(0.15, abs=1e-4)
     assert np.ptp(patches[0, 1, :, 8, 4]) == pytest.approx(0.45, abs=1e-4)
     assert np.all(patches[1, 0, :5] == 0) and patches[1, 0, 10:].min() > 0
 
 
-def test_the_published_score_is_that_of_both_stages():
-    """A network that turns the detector's score round turns the order round; one that repeats it changes nothing."""
+def test_the_final_score_is_that_of_both_stages():
+    """A network that inverts the detector's score reverses the order; one that repeats it changes nothing."""
 
     class Given(torch.nn.Module):
         def __init__(self, sign: float) -> None:
@@ -72,7 +72,7 @@ def test_the_published_score_is_that_of_both_stages():
     assert scalar_inputs(found)[0] == pytest.approx([np.log(9), np.log(5.6)], abs=1e-4)
 
 
-def test_marks_are_right_wrong_or_left_out(untrained):
+def test_marks_are_true_or_false_positives_or_left_out(untrained):
     scan = chest()
     first = untrained.candidates(scan)
     low, high = first.ends_lps_mm()
@@ -89,7 +89,7 @@ def test_marks_are_right_wrong_or_left_out(untrained):
     assert len(nothing[2]) == 5 and not nothing[2].any()
 
 
-def test_a_scan_is_cut_at_both_ends_and_what_is_cut_in_two_is_excluded():
+def test_cropping_the_ends_excludes_nodules_that_are_cut_in_two():
     scan = chest()
     whole = scan.size_ijk[2]
     box = (0, 0, 0, 1, 1, 1)
@@ -110,7 +110,7 @@ def test_a_scan_is_cut_at_both_ends_and_what_is_cut_in_two_is_excluded():
         assert not set(short.nodules) & set(short.excluded)
 
 
-def test_of_a_cut_scan_marks_near_its_ends_are_kept(untrained):
+def test_only_marks_near_the_ends_of_a_cropped_scan_are_kept(untrained):
     scan = chest()
     whole = AnnotatedScan(name="0", volume=scan, nodules=())
     low, high = untrained.candidates(scan).ends_lps_mm()
@@ -126,7 +126,7 @@ def test_of_a_cut_scan_marks_near_its_ends_are_kept(untrained):
     assert len(detector_marks(untrained, excluded, 1000, SIZE)[2]) == away.sum() < len(away)
 
 
-def test_what_can_be_seen_is_learnt():
+def test_training_learns_a_visible_difference():
     """Bright marks are nodules: the loss falls, and the order becomes right."""
     random = np.random.default_rng(0)
     labels = (np.arange(48) % 3 == 0).astype(np.float32)
@@ -149,7 +149,7 @@ def test_what_can_be_seen_is_learnt():
     assert loss.item() < 0.5 * before and scores.summary()["auc"] > 0.95
 
 
-def test_a_patch_is_shifted_in_training_and_in_its_place_otherwise():
+def test_patches_are_shifted_only_in_training():
     place = np.arange(SIZE[0] + 2 * MAX_SHIFT, dtype=np.uint8)[:, None, None]
     patches = np.broadcast_to(place, (1, 2, *(n + 2 * MAX_SHIFT for n in SIZE)))
     data = PackedCandidates(patches, np.zeros((1, 2), np.float32), np.zeros(1, np.float32))
@@ -169,12 +169,12 @@ def test_the_area_under_the_curve_counts_ties_half():
     assert CandidateScores([1.0], [1.0]).summary()["auc"] == 0.5
 
 
-def test_sizes_that_cannot_be_halved_three_times_are_refused():
+def test_sizes_that_are_not_divisible_by_eight_are_rejected():
     with pytest.raises(InvalidInputError, match="multiples of 8"):
         CandidateClassifier(size=(32, 32, 12))
 
 
-def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone(tmp_path):
+def test_a_second_stage_is_only_used_with_the_detector_it_was_trained_on(tmp_path):
     shipped_one = shipped(app)[0]
     digest = shipped_one.manifest.files["weights.safetensors"]["sha256"]
     torch.manual_seed(1)
@@ -207,7 +207,7 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         NodulePredictor.load([open_artifact(folder)], "cpu")
 
 
-def test_a_detector_is_scored_with_the_second_stage_that_has_learnt_from_its_marks(tmp_path):
+def test_a_detector_is_scored_with_the_second_stage_trained_on_its_marks(tmp_path):
     detector, second = shipped(app)
     assert [one.path for one in app.served_with(detector)] == [second.path]
     assert list(app.served_with(second)) == []
@@ -222,7 +222,7 @@ def test_a_detector_is_scored_with_the_second_stage_that_has_learnt_from_its_mar
     assert list(app.served_with(open_artifact(folder))) == []
 
 
-def test_the_second_stage_is_calibrated_by_its_detector(tmp_path, capsys):
+def test_the_second_stage_is_calibrated_with_its_detector(tmp_path, capsys):
     (tmp_path / "marks.csv").write_text("scan,x,y,z,diameter_mm\n")
     data = ["--data", "marks", "--data.root", str(tmp_path), "--data.marks", "marks.csv"]
     words = ["--artifact", str(shipped(app)[1].path), "--registry", str(tmp_path / "models"), *data]

@@ -32,14 +32,14 @@ def chest():
     return draw(np.random.default_rng(3), targets=150)
 
 
-def test_lidc_s_outlines_are_all_read():
+def test_all_outlines_of_lidc_are_read():
     read = read_annotations()
     assert len(read) == 6859
     assert len({annotation.scan_id for annotation in read}) == 883
     assert {annotation.texture for annotation in read} == {1, 2, 3, 4, 5}
 
 
-def test_a_shape_has_the_outline_s_size():
+def test_a_shape_has_the_size_of_its_outline():
     for number in range(0, len(catalogue()), 550):
         width, height, depth = catalogue()[number].extent_mm
         made = outline_shape(number)
@@ -51,7 +51,7 @@ def test_a_shape_has_the_outline_s_size():
         assert 0 < made.diameter_mm <= max(width, height, depth) + 1
 
 
-def test_waves_on_a_grid_are_the_waves_at_its_points():
+def test_waves_on_a_grid_equal_those_at_its_points():
     waves = Waves.draw(np.random.default_rng(0), deviation=2.0, wavelengths_mm=(5, 40))
     axes = [np.linspace(-20, 30, n, dtype=np.float32) for n in (4, 5, 6)]
     grid = waves(*open_grid(*axes))
@@ -59,7 +59,7 @@ def test_waves_on_a_grid_are_the_waves_at_its_points():
     assert grid.ravel() == pytest.approx(waves(*points.T), abs=1e-3)
 
 
-def test_a_nodule_stands_out_where_the_box_says(chest):
+def test_boxes_contain_dense_nodules(chest):
     random = np.random.default_rng(11)
     seen = 0
     while seen < 3:
@@ -74,7 +74,7 @@ def test_a_nodule_stands_out_where_the_box_says(chest):
             seen += 1
 
 
-def test_nodules_lie_in_the_lung_and_apart(chest):
+def test_nodules_are_in_the_lung_and_do_not_overlap(chest):
     low = np.array([-chest.half_width, -chest.half_depth, chest.base], np.float32)
     specs = [NoduleSpec(diameter_mm=diameter, kind="solid") for diameter in (6.0, 7.0, 9.0, 11.0, 13.0, 16.0)]
     placed = place_nodules(np.random.default_rng(5), chest, HERE, low, -low, specs)
@@ -85,7 +85,7 @@ def test_nodules_lie_in_the_lung_and_apart(chest):
             assert np.linalg.norm(nodule.centre_mm - other.centre_mm) > 8
 
 
-def test_the_pleura_has_no_bumps_of_a_nodule_s_size(chest):
+def test_the_pleura_has_no_bumps_of_nodule_size(chest):
     """Unlabelled structures that look like nodules would teach the network to ignore nodules."""
     wavelengths = 2 * np.pi / np.linalg.norm(chest.surface.wave_vectors, axis=1)
     assert wavelengths.min() > 34
@@ -107,7 +107,7 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
 
 
 @pytest.mark.parametrize("diameter_mm", [20.0, 35.0, 55.0, 70.0])
-def test_a_consolidation_is_in_one_piece(diameter_mm):
+def test_a_consolidation_is_one_connected_component(diameter_mm):
     for seed in range(3):
         nodule = draw_nodule(np.random.default_rng(seed), np.zeros(3, np.float32), diameter_mm, "consolidation")
         step = max(1.2, nodule.radius_mm / 25)
@@ -118,7 +118,7 @@ def test_a_consolidation_is_in_one_piece(diameter_mm):
         assert np.abs(axis[np.stack(np.nonzero(inside))]).max() < nodule.reach_mm + 2 * step
 
 
-def test_subsolid_nodules_are_drawn_from_such_outlines():
+def test_subsolid_nodules_use_outlines_of_subsolid_nodules():
     for seed in range(8):
         for kind in ("ground glass", "part-solid"):
             assert draw_nodule(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, kind).shape.texture <= 3
@@ -134,13 +134,13 @@ def test_thick_slices_are_means_of_thin_ones():
     assert read[0, 0] == pytest.approx([0, 0, 25, 0], abs=0.1)
 
 
-def test_mirroring_twice_is_nothing():
+def test_mirroring_twice_changes_nothing():
     boxes = np.array([[1, 2, 3, 10, 12, 8]], np.float32)
     assert np.array_equal(mirror(mirror(boxes, 1, 40), 1, 40), boxes)
     assert mirror(boxes, 0, 40)[0].tolist() == [30, 2, 3, 39, 12, 8]
 
 
-def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
+def test_a_pack_equals_its_samples(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = PackSettings(patches=3, input=GRID, seed=4, per_chest=2)
     pack = open_pack(settings)
@@ -150,7 +150,7 @@ def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
     assert open_pack(settings).images.filename == pack.images.filename
 
 
-def test_a_whole_phantom_has_lungs_tissue_and_truth():
+def test_a_whole_phantom_has_lungs_tissue_and_ground_truth():
     made, truth = volume(
         np.random.default_rng(2), spacing_mm=(3.0, 3.0, 6.0), nodules=3, diameters_mm=(14.0, 20.0), name="small"
     )
@@ -176,7 +176,7 @@ def test_phantoms_have_nodules_of_all_sizes_and_kinds():
 
 
 @pytest.mark.parametrize(("kind", "diameter"), [("cavity", 40.0), ("consolidation", 70.0), ("solid", 60.0)])
-def test_a_mass_has_the_size_that_was_asked_for(kind, diameter):
+def test_a_mass_has_the_requested_size(kind, diameter):
     nodule = draw_nodule(np.random.default_rng(4), np.zeros(3, np.float32), diameter, kind)
     axis = np.arange(-75, 75, 1.5, dtype=np.float32)
     grid = open_grid(axis, axis, axis)
@@ -189,7 +189,7 @@ def test_a_mass_has_the_size_that_was_asked_for(kind, diameter):
     assert np.median(image[inside]) > -200 or kind == "cavity"
 
 
-def test_patches_are_cut_out_of_a_packed_chest(tmp_path, monkeypatch):
+def test_patches_are_cropped_from_a_packed_chest(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     packed = open_chest(8, 0, (4.0, 4.0, 6.0))
     middle = packed.low_mm + np.array([4.0, 4.0, 6.0], np.float32) * 20
@@ -205,7 +205,7 @@ def test_patches_are_cut_out_of_a_packed_chest(tmp_path, monkeypatch):
         assert np.all(made.boxes[:, :3] >= 0) and np.all(made.boxes[:, 3:] <= (24, 24, 16))
 
 
-def test_noise_has_the_deviation_and_the_texture_of_its_kernel():
+def test_noise_has_the_standard_deviation_and_texture_of_its_kernel():
     random = np.random.default_rng(1)
     drawn = [Scanner.draw(random) for _ in range(200)]
     assert min(scanner.noise_hu for scanner in drawn) >= 10 and max(scanner.noise_hu for scanner in drawn) > 65
@@ -213,7 +213,7 @@ def test_noise_has_the_deviation_and_the_texture_of_its_kernel():
     for ramp in (0.0, 1.0):
         noise = dataclasses.replace(plain, ramp=ramp).noise(np.random.default_rng(2), (64, 64, 8))
         power = np.abs(np.fft.fft2(noise, axes=(0, 1))) ** 2
-        # A sharp kernel's noise has next to nothing at low frequencies.
+        # The noise of a sharp kernel has almost no low frequencies.
         low = power[1:4, 1:4].mean() / power.mean()
         assert noise.std() == pytest.approx(50, rel=0.01)
         assert (low < 0.3) == (ramp == 1.0)

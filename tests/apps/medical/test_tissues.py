@@ -20,7 +20,7 @@ def grid_around(centre, half_mm, step_mm=1.0):
 
 
 def painted(chest: Anatomy, centre, half_mm, step_mm=1.0):
-    """HU around a point, without motion, and where they are."""
+    """HU around a point, without motion, and their grid."""
     grid = grid_around(centre, half_mm, step_mm)
     return render_chest(replace(chest, motion_mm=0.0), grid, np.random.default_rng(0))[0], grid
 
@@ -35,20 +35,20 @@ def median_at(chest, body, radius_mm=4.0, along=0.5):
 
 
 @each_chest
-def test_bone_is_dense_and_the_cartilage_between_ribs_and_sternum_is_not(chest):
+def test_bone_is_dense_and_costal_cartilage_is_not(chest):
     bones, x, y, z = chest.skeleton, *grid_around((0, 0, chest.carina - 20), 150, 2.0)
     image = render_chest(replace(chest, motion_mm=0.0), (x, y, z), np.random.default_rng(0))[0]
     bone, cartilage = bones.bone_depth(x, y, z, chest), bones.cartilage_depth(x, y, z, chest)
     assert np.median(image[bone > 1.5]) > 150
     soft = image[(cartilage > 1.5) & (bone < -2)]
     assert len(soft) > 100 and 40 < np.median(soft) < 200
-    # In front, near the middle: there ribs end, and cartilage goes on to the sternum.
+    # At the front, near the midline, ribs end and cartilage continues to the sternum.
     sternum = (np.abs(x) < 10) & (np.abs(y - bones.sternum_y) < 8) & (np.abs(z - chest.carina) < 40)
     assert image[sternum & (bone > 0.5)].max() > 250
 
 
 @each_chest
-def test_ribs_of_the_two_sides_are_no_mirror_images(chest):
+def test_the_two_sides_are_not_mirror_images(chest):
     x, y, z = grid_around((0, 0, chest.carina), 120, 3.0)
     right = chest.lung_depth(x, y, z) > 0
     differs = right != right[::-1]
@@ -61,7 +61,7 @@ def test_blood_muscle_and_fat_of_the_mediastinum(chest):
     assert median_at(chest, descending_aorta, along=0.3) == pytest.approx(chest.blood_hu, abs=25)
     assert spine_muscle.end is not None
     for pad in chest.fat[1:3]:
-        # The outer end of a pad of fat beside the heart: fat, unless the heart or the diaphragm takes its place.
+        # The outer end of a fat pad beside the heart is fat, except where the heart or the diaphragm covers it.
         image, grid = painted(chest, pad.end, 3.0)
         inside = [body.depth(*grid) > -4 for body in chest.heart]
         free = (pad.depth(*grid) > 1) & ~np.any(inside, axis=0) & (chest.above_diaphragm(*grid) > 4)
@@ -69,7 +69,7 @@ def test_blood_muscle_and_fat_of_the_mediastinum(chest):
             assert np.median(image[free]) < -40
 
 
-def test_calcium_of_the_aorta_is_dense_and_only_where_it_was_drawn():
+def test_aortic_calcium_is_dense_and_only_there_if_drawn():
     chest, arch = CHESTS[0], CHESTS[0].great_vessels[2].start
     with_, without = (painted(replace(chest, calcium=c, blood_hu=40.0), arch, 22)[0] for c in (1.0, 0.0))
     bone = chest.skeleton.bone_depth(*grid_around(arch, 22), chest) > -3
@@ -77,7 +77,7 @@ def test_calcium_of_the_aorta_is_dense_and_only_where_it_was_drawn():
     assert ((without > 300) & ~bone).sum() == 0
 
 
-def test_gas_of_the_stomach_lies_below_the_diaphragm_and_is_no_lung():
+def test_stomach_gas_is_below_the_diaphragm_and_not_lung():
     found = 0
     for seed in range(30):
         chest = draw(np.random.default_rng(seed), targets=20)
@@ -94,7 +94,7 @@ def test_gas_of_the_stomach_lies_below_the_diaphragm_and_is_no_lung():
 
 
 @each_chest
-def test_the_trachea_is_one_above_the_carina_and_two_below(chest):
+def test_the_trachea_divides_at_the_carina(chest):
     back = chest.skeleton.spine_y - 47
     above, (x, y, _) = painted(chest, (0, back + 1, chest.carina + 40), 20)
     near = (np.abs(x) < 12) & (np.abs(y - back) < 12)
@@ -115,11 +115,11 @@ def test_vessels_are_connected_from_the_hilum_to_the_last_branch(chest):
         roots = [point for point in np.round(tree.start, 2) if tuple(point) not in ends]
         assert len(tree.start) > 100
         assert {np.sign(root[0]) for root in roots} == {-1.0, 1.0} and len(roots) == 2
-        # They taper, but for a few that two small ones meet.
+        # Segments taper, except for a few where two small ones meet.
         assert (tree.radius[:, 1] <= tree.radius[:, 0] + 1e-4).mean() > 0.95
 
 
-def test_apical_scars_take_lung_away_at_the_top_alone():
+def test_apical_scars_reduce_the_lung_only_at_the_apex():
     chest = replace(CHESTS[0], apical_caps_mm=(0.0, 0.0))
     scarred = replace(chest, apical_caps_mm=(9.0, 0.0))
     for side, top in ((-1, chest.top[0]), (1, chest.top[1])):
