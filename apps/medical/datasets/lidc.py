@@ -32,8 +32,8 @@ class Lidc(ScanData):
     ``root`` holds the CT series in folders, and the XML beside them or in ``annotations``.
 
     annotations        the folder of the XML, if it is not below ``root``
-    readers            how many of the four readers must have outlined a nodule; nodules with fewer outlines, nodules
-                       below 3 mm and non-nodules are excluded: they count neither way
+    readers            the minimum number of the four readers who outlined a nodule; nodules with fewer outlines,
+                       nodules below 3 mm and non-nodules are excluded: they count neither way
     diameter           volume: of the sphere with the same volume, as in LUNA16; axial: the mean of the axes in the
                        slice where the nodule is largest, as findings are measured
     characteristic     a rating of the readers whose median is the class: texture, malignancy and so on
