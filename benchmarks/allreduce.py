@@ -31,7 +31,7 @@ from shared.comms.allreduce import Flat, all_peers, mesh_peers
 from shared.comms.compression import HalfPrecision
 from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join
-from shared.comms.shaped_network import HEADER_BYTES, MTU, Job, missing_rights, shaped_network, succeed
+from shared.comms.shaped_network import HEADER_BYTES, MTU, Job, missing_privileges, shaped_network, succeed
 
 MBIT_S, HOSTS, PER_HOST = 100.0, 2, 4
 SIZES_MB = {25: 3, 100: 1}
@@ -108,7 +108,7 @@ def measure(sizes: dict[int, int]) -> dict[tuple[str, int], list[tuple[float, in
 
 def main() -> None:
     """Measures and reports."""
-    if reason := missing_rights():
+    if reason := missing_privileges():
         report("allreduce", {}, ratio=0.0, ok=False, note=f"skipped: {reason}")
         return
     with shaped_network(HOSTS, MBIT_S) as hosts:

@@ -20,11 +20,11 @@ from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synthetic import synthesise
 from apps.finance.inference.ablation import all_channels
-from apps.finance.inference.calibration import budget_start, counted_rows, reported_scores
+from apps.finance.inference.calibration import count_scored_rows, initial_threshold, reported_scores
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.scoring import FULL, HIGHEST, WEIGHTS
+from apps.finance.inference.scoring import FULL_SCORE_IMPROBABILITY, MAX_IMPROBABILITY, WEIGHTS
 from apps.finance.metrics.nab import Detections, Rows, Scored, count_detections
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Floats
@@ -45,10 +45,10 @@ Weights: TypeAlias = Mapping[str, float]
 
 def combined(channels: Mapping[str, Floats], weights: Weights, power: float, low_volatility_weight: float) -> Floats:
     """(N,) the weighted power mean of the detectors, but at least the weighted score of ``low_volatility``."""
-    values = np.array([np.minimum(channels[name], HIGHEST) ** power for name in weights])
+    values = np.array([np.minimum(channels[name], MAX_IMPROBABILITY) ** power for name in weights])
     mean = np.average(values, axis=0, weights=list(weights.values())) ** (1 / power)
-    minimum = low_volatility_weight * np.minimum(channels["low_volatility"], HIGHEST)
-    return np.asarray(np.clip(np.maximum(mean, minimum) / FULL, 0, 1))
+    minimum = low_volatility_weight * np.minimum(channels["low_volatility"], MAX_IMPROBABILITY)
+    return np.asarray(np.clip(np.maximum(mean, minimum) / FULL_SCORE_IMPROBABILITY, 0, 1))
 
 
 def ways() -> dict[str, tuple[Weights, float, float]]:
@@ -74,7 +74,7 @@ def hit_share(scores: Sequence[Floats], windows: Sequence[Rows]) -> float:
     scored, fixed = list(zip(scores, windows, strict=True)), Control(start=1.0)
     shares = []
     for rate in _FALSE_EVENTS_PER_1000_ROWS:
-        start = budget_start(scored, fixed, rate, allowed=rate * counted_rows(scored) / 1000)
+        start = initial_threshold(scored, fixed, rate, allowed=rate * count_scored_rows(scored) / 1000)
         control = Control(start=start)
         shares.append(count_detections(reported_scores(scored, control, rate), REPORTED).recall)
     return float(np.mean(shares))
@@ -90,7 +90,7 @@ def own_thresholds(
             (_bounded(channels, name), windows)
             for channels, windows in zip(channels_of_series, windows_of_series, strict=True)
         ]
-        starts[name] = np.array([max(budget_start(scored, control, rate), control.least) for rate in _BUDGETS])
+        starts[name] = np.array([max(initial_threshold(scored, control, rate), control.least) for rate in _BUDGETS])
     return starts
 
 
@@ -133,7 +133,7 @@ def hit_by_each(
 
 
 def _bounded(channels: Mapping[str, Floats], name: str) -> Floats:
-    return np.minimum(channels[name], HIGHEST) / FULL
+    return np.minimum(channels[name], MAX_IMPROBABILITY) / FULL_SCORE_IMPROBABILITY
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.report import report
-from shared.comms.shaped_network import Job, missing_rights, shaped_network, succeed
+from shared.comms.shaped_network import Job, missing_privileges, shaped_network, succeed
 
 TOLERANCE = 0.10
 EPOCHS = {"medical": 4, "driving": 4, "finance": 2}
@@ -44,7 +44,7 @@ def train(app: str, compression: str, folder: str) -> float:
 
 def main() -> None:
     """Trains and reports."""
-    if reason := missing_rights():
+    if reason := missing_privileges():
         report("compression", {}, ratio=0.0, ok=False, note=f"skipped: {reason}")
         return
     figures: dict[str, float] = {}

@@ -31,7 +31,7 @@ from apps.finance.app import app
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.splits import first_validation_row
 from apps.finance.datasets.table import Table
-from apps.finance.inference.calibration import budget_start, reported_scores
+from apps.finance.inference.calibration import initial_threshold, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.evaluation import forecast_quality
 from apps.finance.metrics.nab import count_detections
@@ -86,7 +86,7 @@ def _train_and_score(table: Table, folder: Path, epochs: int) -> dict[str, float
     figures = {"quantile loss": float(np.mean(losses)), "steps": float(result.steps)}
     for number in FALSE_EVENTS:
         fixed, rate = predictor.calibration.control(fixed=1.0), predictor.calibration.events_per_1000_rows
-        start = budget_start(scored, fixed, rate, allowed=number * len(scored))
+        start = initial_threshold(scored, fixed, rate, allowed=number * len(scored))
         counted = count_detections(reported_scores(scored, replace(fixed, start=start), rate), REPORTED)
         figures[f"of {counted.windows} stretches hit at {number} false events a series"] = float(counted.hit)
     return figures

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.report import report
 from shared.comms.hooks import gradient_exchange, rehearse, zero_backward
 from shared.comms.joining import join
-from shared.comms.shaped_network import Job, missing_rights, shaped_network, succeed
+from shared.comms.shaped_network import Job, missing_privileges, shaped_network, succeed
 
 MBIT_S, HOSTS, PER_HOST, TURNS = 100.0, 2, 2, 5
 WIDTH, DEPTH, BATCH, MAX_ROWS = 512, 12, 1024, 16384
@@ -116,7 +116,7 @@ def hidden_share(measurements: dict[str, list[float]], step: str, communication:
 
 def main() -> None:
     """Measures and reports."""
-    if reason := missing_rights():
+    if reason := missing_privileges():
         report("ddp_overlap", {}, ratio=0.0, ok=False, note=f"skipped: {reason}")
         return
     with shaped_network(HOSTS, MBIT_S) as hosts:

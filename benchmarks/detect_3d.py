@@ -47,7 +47,7 @@ from benchmarks.report import report
 from shared.app import DenseNetwork, DomainScore
 from shared.deploy.artifact import load_weights
 from shared.deploy.onnx_network import write_onnx
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.openvino import compile_model, open_core, openvino_compute
 from shared.deploy.programs.program import Placement, Program
 from shared.deploy.programs.timing import measure_latency
@@ -111,7 +111,7 @@ def average_precision(name: str, program: str, cases: int) -> DomainScore:
     """AP R40 of a shipped network with a program, on the validation data of its recipe."""
     artifact = Registry(app.weights).newest(name)
     assert app.score is not None
-    with asked_program(program):
+    with use_program(program):
         predictor = app.predictor([artifact], "cpu")
     return app.score(predictor, recipe_of(app, artifact.recipe()).data, cases)[0]
 
@@ -122,7 +122,7 @@ def network(name: str) -> tuple[nn.Module, Detector, Detector, str]:
     recipe = recipe_of(app, artifact.recipe())
     detector = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
     ours = open_detector(artifact, "cpu")
-    with asked_program("torch"):
+    with use_program("torch"):
         reference = open_detector(artifact, "cpu")
     program = ours.program
     assert program is not None
@@ -217,7 +217,7 @@ def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Foun
     preprocessor: Any = detector.data_preprocessor
     fast, voxels = opened.network, preprocessor.voxel_layer
     if int(voxels.max_num_points) > 0:
-        fast.encoder.most_points, fast.encoder.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
+        fast.encoder.max_points, fast.encoder.max_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
 
     def peer() -> list[Found]:
         data = structures.lidar_data([points])
@@ -239,7 +239,7 @@ def second_stage() -> float:
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     boxes = replace(detector, second_stage=None).detect(frame)
     second = detector.second_stage
-    return statistics.median(timed(lambda: second.refined(boxes, frame.points_lidar_m)) for _ in range(REPEATS))
+    return statistics.median(timed(lambda: second.refine(boxes, frame.points_lidar_m)) for _ in range(REPEATS))
 
 
 def timed(call: Callable[[], Any]) -> float:

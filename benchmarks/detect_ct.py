@@ -38,13 +38,13 @@ from apps.medical.inference.grid import cover, reorient_to_lps, resample
 from apps.medical.inference.lungs import find_lungs
 from apps.medical.inference.marks import Detections
 from apps.medical.inference.pipeline import detect
-from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
+from apps.medical.predictor import ALL_FINDINGS, NodulePredictor, open_detector
 from apps.medical.types import CTVolume, Findings
 from benchmarks.report import report
 from shared.app import find
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.store import find_programs
 from shared.deploy.registry import shipped
 from shared.precision import autocast
@@ -65,7 +65,7 @@ def main() -> None:
     _set_threads(1)
     (artifact, *_) = artifacts = shipped(find("medical"))
     predictor = NodulePredictor.load(artifacts, arguments.device)
-    with asked_program("torch"):
+    with use_program("torch"):
         reference = NodulePredictor.load(artifacts, arguments.device)
     scan, title = _scan(quick=arguments.quick)
     scan = reorient_to_lps(scan)
@@ -90,13 +90,13 @@ def main() -> None:
             "ours, same image": lambda: detect(predictor.decoder, image, tiles, batch=batch, network=predictor.network),
             "MONAI, voxels to findings": lambda: _monai_scan(peer, predictor, scan, None),
             "ours, DICOM to findings": lambda: predictor.predict([read_volume([file])]),
-            "ours, DICOM to all marks measured": lambda: predictor.predict([read_volume([file])], EVERYTHING)[0],
+            "ours, DICOM to all marks measured": lambda: predictor.predict([read_volume([file])], ALL_FINDINGS)[0],
         }
         results, seconds, wall = _run_in_turns(calls, 1 if arguments.quick else 3, arguments.device)
-        with asked_program(BF16_PROGRAM):
+        with use_program(BF16_PROGRAM):
             bf16_predictor = NodulePredictor.load(artifacts, arguments.device)
         (one,), (bf16_findings,) = (
-            each.predict([read_volume([file])], EVERYTHING) for each in (reference, bf16_predictor)
+            each.predict([read_volume([file])], ALL_FINDINGS) for each in (reference, bf16_predictor)
         )
         _set_threads(WALL_THREADS)
         two_thread_predictor = NodulePredictor.load(artifacts, arguments.device)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from apps.finance.datasets.windows import tabulate
+from apps.finance.datasets.windows import covariate_table
 from apps.finance.inference.forecasting import forecast
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import QUANTILES
@@ -51,7 +51,7 @@ def main() -> None:
     series = _series(0, rows)
     predictor = FinancePredictor.load(shipped(find("finance")), "cpu")
     model = predictor.model
-    dataset = _peer_dataset([tabulate(series, context=64, horizon=8)])
+    dataset = _peer_dataset([covariate_table(series, context=64, horizon=8)])
     peer = _peer(dataset)
     windows = len(dataset), -(-rows // STRIDE)
     peer()

@@ -47,7 +47,7 @@ print(json.dumps([time.process_time(), int(memory) * 1024 / 1e6]))
 """
 LOAD_PEER = """
 import torch
-from shared.deploy.programs.of_artifact import dense_network
+from shared.deploy.programs.artifact_network import dense_network
 torch.set_num_threads(1)
 dense = dense_network(app, artifact)
 with torch.inference_mode():
@@ -95,8 +95,8 @@ def main() -> None:
 
 def _make_onnx(app: str, artifact: Artifact) -> None:
     """Exports the ONNX file of an artifact into the cache."""
+    from shared.deploy.programs.artifact_network import dense_network
     from shared.deploy.programs.making import make_programs, random_examples
-    from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.store import add_to_cache, weights_digest
 
     dense = dense_network(find(app), artifact)

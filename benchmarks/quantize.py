@@ -29,9 +29,9 @@ from benchmarks.report import report
 from shared.app import App, DenseNetwork, find
 from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.calibration_inputs import calibration_inputs
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.artifact_network import dense_network
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.making import make_programs, random_examples
-from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, is_batched
 from shared.deploy.programs.store import add_to_cache, find_programs, is_accepted, weights_digest
 from shared.deploy.programs.table import find_program
@@ -147,7 +147,7 @@ def measure_programs(
 def library_network(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:
     """The same network of the library's own modules, without folded layers."""
     recipe = recipe_of(app, artifact.recipe())
-    with asked_program("torch"):
+    with use_program("torch"):
         model: Any = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
     module: nn.Module
     if app.name == "medical":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.driving.metrics.kitti_ap import DIFFICULTIES, OVERLAPS, average_precision
+from apps.driving.metrics.kitti_ap import DIFFICULTIES, MIN_OVERLAPS, average_precision
 from apps.driving.metrics.kitti_objects import KittiObjects
 from benchmarks.report import report
 
@@ -46,7 +46,7 @@ def main() -> None:
     average_precision(labels, detections)
     our_all_s = time.perf_counter() - start
     evaluation = mmdet3d_evaluation()
-    min_overlaps = np.array([[list(OVERLAPS.values())] * 3])
+    min_overlaps = np.array([[list(MIN_OVERLAPS.values())] * 3])
     label_annotations, result_annotations = ([_annotations(frame[side]) for frame in rows] for side in (0, 1))
     evaluation.do_eval(label_annotations[:5], result_annotations[:5], [0, 1, 2], min_overlaps, ["bbox", "aos"])
     start = time.perf_counter()
@@ -54,7 +54,7 @@ def main() -> None:
     peer_s = time.perf_counter() - start
     difference = max(
         abs(float(figures[column][index, level, 0]) - ours[f"{name}/{measure}/{difficulty}"])
-        for index, name in enumerate(OVERLAPS)
+        for index, name in enumerate(MIN_OVERLAPS)
         for level, difficulty in enumerate(DIFFICULTIES)
         for measure, column in (("2d", 4), ("aos", 7))
     )

@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.datasets.synth.phantom import volume as phantom
-from apps.medical.predictor import EVERYTHING, NodulePredictor
+from apps.medical.predictor import ALL_FINDINGS, NodulePredictor
 from apps.medical.types import CTVolume, Float64, Nodule
 from benchmarks.report import report
 from shared.app import find
@@ -148,7 +148,7 @@ def _to_tuple(values: Float64) -> tuple[float, float, float]:
 
 
 def _operating_findings(predictor: NodulePredictor, scan: CTVolume) -> Sequence[Nodule]:
-    (findings,) = predictor.predict([replace(scan, images=())], EVERYTHING)
+    (findings,) = predictor.predict([replace(scan, images=())], ALL_FINDINGS)
     return [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
 
 

@@ -27,7 +27,7 @@ import torch
 
 from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synthetic import Synthetic
-from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN, Windows, tabulate
+from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN, Windows, covariate_table
 from apps.finance.models.fast import accelerate
 from apps.finance.models.settings import FinanceModel
 from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
@@ -59,7 +59,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    tables = [tabulate(_series(index, rows), context=64, horizon=8) for index in range(series)]
+    tables = [covariate_table(_series(index, rows), context=64, horizon=8) for index in range(series)]
     difference = parity(tables, device)
     peer = _peer_dataset(tables)
     peer_rate = _peer_rate(peer, batch, batches=5 if quick else 20)

@@ -27,7 +27,7 @@ def choose_device(requested: str | None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor from the host to ``device``; to a GPU from pinned memory, so that the host does not wait."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor

@@ -49,7 +49,7 @@ ClassAxes: TypeAlias = Mapping[str, Axis]
 
 
 @runtime_checkable
-class Classed(Protocol):
+class HasClassAxes(Protocol):
     """A model config that names the tensor axes of the classes, so that fine-tuning can carry their weights over."""
 
     def class_axes(self, classes: Sequence[str]) -> ClassAxes: ...

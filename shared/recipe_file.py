@@ -37,7 +37,7 @@ _RESUMABLE_LIMITS = (
     "loader_threads",
 )
 """The fields of ``Limits`` that may change when a run is resumed; the digest omits them."""
-HOW_COMPUTED = ("strategy", "compile")
+EXECUTION_SETTINGS = ("strategy", "compile")
 """Settings that change how a run computes but not what; a run can be resumed with other values of them."""
 _MAX_ALIASES = 100
 
@@ -64,13 +64,15 @@ def digest(recipe: Recipe) -> str:
     mapping = to_mapping(recipe)
     for name in _RESUMABLE_LIMITS:
         mapping["limits"].pop(name)
-    for name in HOW_COMPUTED:
+    for name in EXECUTION_SETTINGS:
         mapping.pop(name)
     if mapping["ema_decay"] is None:
         mapping.pop("ema_decay")
     # Recipes from before a setting existed keep their digests.
     mapping["input"] = {name: value for name, value in mapping["input"].items() if value is not None}
-    named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith(HOW_COMPUTED)}
+    named = {
+        path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith(EXECUTION_SETTINGS)
+    }
     return hashlib.sha256(json.dumps([_floats_as_integers(mapping), named], sort_keys=True).encode()).hexdigest()
 
 
@@ -83,15 +85,15 @@ def _floats_as_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str, begun_under: str | None = None) -> None:
+def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str, digest_at_start: str | None = None) -> None:
     """Writes ``recipe.yaml``: the application, the recipe's name and digest, all resolved settings and the classes.
 
-    ``begun_under`` is the digest of a run that an earlier version began; its checkpoints contain that digest.
+    ``digest_at_start`` is the digest of a run that an earlier version began; its checkpoints contain that digest.
     """
     document = {
         "app": app,
         "name": name,
-        "digest": begun_under or digest(recipe),
+        "digest": digest_at_start or digest(recipe),
         "recipe": to_mapping(recipe),
         "classes": component_classes(recipe),
     }
@@ -156,7 +158,7 @@ def class_name(recorded: str) -> str:
     return recorded.rsplit(".", 1)[-1]
 
 
-def settings_beside(part: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def comparable_settings(part: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a recipe, in JSON types, for comparison with the ``recorded`` ones.
 
     It omits settings that ``recorded`` does not have if they have their default values, so that a run from before such
@@ -169,7 +171,7 @@ def settings_beside(part: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
             continue
         nested = recorded.get(name)
         if is_dataclass(value) and isinstance(nested, Mapping):
-            kept[name] = settings_beside(value, nested)
+            kept[name] = comparable_settings(value, nested)
         else:
             kept[name] = json.loads(json.dumps(_settings(value), default=str))
     return kept

@@ -44,7 +44,7 @@ class ReviewedCase:
 
     ``result`` is the content of ``result.json``. ``file`` returns a file of the case or, if it has not been generated
     yet, its sources by name; None if there is neither. ``input`` returns the whole input that was analysed, by its name
-    in ``Later.inputs``; None if it was not kept.
+    in ``DeferredFiles.inputs``; None if it was not kept.
     """
 
     id: str

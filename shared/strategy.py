@@ -28,7 +28,7 @@ class Strategy(Protocol):
     pass adds to the gradients without exchanging them; all micro-batches of a step except the last run there. Inside
     ``whole``, the model is evaluated, and each process may call it any number of times.
 
-    A strategy may also keep a state for each process: see ``OwnState``.
+    A strategy may also keep a state for each process: see ``PerProcessState``.
     """
 
     def wrap(self, model: nn.Module) -> nn.Module: ...
@@ -41,7 +41,7 @@ class Strategy(Protocol):
 
 
 @runtime_checkable
-class OwnState(Protocol):
+class PerProcessState(Protocol):
     """A state that each process has for itself and that checkpoints save per process, such as compression errors.
 
     ``own_layout`` describes, in JSON types, the layout that the state belongs to; None if there is no state. A state is

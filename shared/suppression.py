@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _ITERATIONS = 16
 
 
-def suppressed(hits_NN: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
+def greedy_nms(hits_NN: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (N,) whether greedy suppression keeps each ``valid`` box, and (N,) whether that answer is certain.
 
     Boxes are in descending order of score. ``hits_NN[i, j]``, for i < j only, says that box i removes box j if box i is

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 from shared.app import installed
-from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.artifact_network import onnx_file
 from shared.deploy.registry import shipped
 from shared.serve.app import create_app
 from shared.serve.server import listen

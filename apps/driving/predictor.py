@@ -13,7 +13,7 @@ import torch
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
 from apps.driving.inference.options import Options as Options
-from apps.driving.inference.partners import belongs_to
+from apps.driving.inference.partners import is_trained_for
 from apps.driving.inference.video import overlapped
 from apps.driving.models import SECOND_STAGE
 from apps.driving.types import CORRECTABLE_MODELS, Boxes3D, Detections, Frame
@@ -105,7 +105,7 @@ class DrivingPredictor:
         manifests = [artifact.manifest for artifact in detecting]
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
-            second = next((candidate for candidate in artifacts if belongs_to(candidate, artifact)), None)
+            second = next((candidate for candidate in artifacts if is_trained_for(candidate, artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
                 digests[SECOND_STAGE] = weights_digest(second)
@@ -203,7 +203,7 @@ class DrivingPredictor:
                 return name
         return None
 
-    def asks_camera(self, requested: str | None) -> bool:
+    def uses_camera(self, requested: str | None) -> bool:
         """Whether the model for frames with both a sweep and images uses the images."""
         name = requested or self.preferred_model({"lidar": True, "camera": True})
         return name in self.detectors and self.detectors[name].sensor == "camera"
@@ -235,12 +235,12 @@ class DrivingPredictor:
             assert isinstance(detector, CameraDetector)
             found = detector.boxes(frame, images, found)
         elif isinstance(detector, LidarDetector):
-            found = detector.corrected(found, frame)
+            found = detector.postprocess(found, frame)
         thresholds = self.least_scores.get(model, {}) if options.score is None else options.score
         remarks = [*frame.remarks, *([_RENDERED.format(model)] if model in self._rendered else [])]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
             remarks += sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
-            remarks += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)
+            remarks += sweep_checks.missing_sweeps_remarks(frame, detector.earlier_sweeps, model)
         return Detections(boxes=shown_boxes(found, thresholds), model=model, remarks=tuple(remarks))
 
     @property
@@ -264,7 +264,7 @@ def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
     if artifact.manifest.name not in CORRECTABLE_MODELS:
         return []
     roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
-    second = newest_partner(SECOND_STAGE, lambda candidate: belongs_to(candidate, artifact), roots)
+    second = newest_partner(SECOND_STAGE, lambda candidate: is_trained_for(candidate, artifact), roots)
     return [] if second is None else [second]
 
 
@@ -276,6 +276,6 @@ def _detector_for(second: Artifact) -> Artifact:
 
     for name in CORRECTABLE_MODELS:
         roots = (second.path.resolve().parent.parent, WEIGHTS)
-        if (detector := newest_partner(name, lambda candidate: belongs_to(second, candidate), roots)) is not None:
+        if (detector := newest_partner(name, lambda candidate: is_trained_for(second, candidate), roots)) is not None:
             return detector
     return detector_of(from_mapping(BoxInput, second.recipe()["recipe"]["input"]))

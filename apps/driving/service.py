@@ -15,7 +15,7 @@ from apps.driving.outputs.scene import SCENE, read_scene, scene
 from apps.driving.outputs.whole_frame import input_name, whole_frame
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.types import Detections, Frame
-from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
+from shared.deploy.predictor import PICTURE, Decoded, DeferredFiles, Request, Response
 
 _MAX_FRAMES_DRAWN = 8
 
@@ -61,7 +61,7 @@ class DrivingCodec:
             result=found_all,
             files=files,
             model=models.pop() if len(models) == 1 else None,
-            later=Later(
+            later=DeferredFiles(
                 files={PICTURE: drawn_from},
                 sources={SCENE: content},
                 inputs={input_name(index): partial(whole_frame, frame) for index, frame in enumerate(frames)},

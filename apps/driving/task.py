@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.driving.models import structures
-from apps.driving.models.positives import PositiveCounter, divisor_of
+from apps.driving.models.positives import PositiveCounter, recorded_divisors
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
 
@@ -148,7 +148,7 @@ def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], f
     """
     detector: Any = getattr(model, "module", model)
     data = detector.data_preprocessor(data, training=True)
-    with divisor_of(detector.bbox_head) as divisors:
+    with recorded_divisors(detector.bbox_head) as divisors:
         found = model(data["inputs"], data["data_samples"], mode="loss")
     added = {
         name: value if isinstance(value, Tensor) else torch.stack([level.mean() for level in value]).sum()

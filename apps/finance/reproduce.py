@@ -19,7 +19,7 @@ from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.inference.ablation import ablate, all_channels
 from apps.finance.inference.basket_trial import basket_trial
 from apps.finance.inference.budget_trial import budget_tables
-from apps.finance.inference.calibration import ScoredRows, counted_rows, reported_scores
+from apps.finance.inference.calibration import ScoredRows, count_scored_rows, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.detectors.detector import ForecastedSeries
@@ -241,7 +241,7 @@ def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_TableRow
         rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", events))
     table = []
     for name, series_scores in rows:
-        counted = counted_rows(series_scores)
+        counted = count_scored_rows(series_scores)
         for is_fixed in (False, True):
             parts = []
             for budget in _BUDGETS:

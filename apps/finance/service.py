@@ -28,7 +28,7 @@ from apps.finance.outputs.several import max_points, several_result, several_sco
 from apps.finance.outputs.whole_series import COLUMNS, has_other_columns, whole_series
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, LibraryTFT, Series, Window, iso_utc
-from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
+from shared.deploy.predictor import PICTURE, Decoded, DeferredFiles, Request, Response
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class FinanceCodec:
         names += [ROWS] if has_rows_file(outputs, _max_points(outputs)) else []
         return Response(
             result=document,
-            later=Later(
+            later=DeferredFiles(
                 files=dict.fromkeys(names, (SOURCE,)),
                 sources={SOURCE: scored_rows(outputs, context.name, several=several)},
                 inputs={COLUMNS: partial(whole_series, decoded.inputs)} if has_other_columns(decoded.inputs) else {},

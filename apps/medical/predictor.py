@@ -12,7 +12,7 @@ from apps.medical.inference.candidates import Candidates, find_candidates
 from apps.medical.inference.grid import reorient_to_lps, stored_piece, triple
 from apps.medical.inference.options import MAX_FINDINGS
 from apps.medical.inference.options import Options as Options
-from apps.medical.inference.partners import belongs_to
+from apps.medical.inference.partners import is_trained_for
 from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models import MODELS
@@ -53,7 +53,7 @@ LARGE_TILE = 1 << 23
 """Tiles with more voxels than this run with a batch size of 1, to limit memory."""
 
 
-EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
+ALL_FINDINGS = Options(min_score=0.0, max_findings=MAX_FINDINGS)
 """Options that return as many findings as LUNA16 accepts per scan."""
 
 
@@ -115,7 +115,7 @@ class NodulePredictor:
         artifact = next((given for given in artifacts if given.manifest.name != SECOND_STAGE), None)
         if artifact is None:
             artifact = _find_detector(artifacts[0])
-        second = next((given for given in artifacts if belongs_to(given, artifact)), None)
+        second = next((given for given in artifacts if is_trained_for(given, artifact)), None)
         model, input = _settings(artifact)
         decoder = BoxDecoder.of_settings(model)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
@@ -208,14 +208,14 @@ def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
     if artifact.manifest.name == SECOND_STAGE:
         return []
     roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
-    second = newest_partner(SECOND_STAGE, lambda candidate: belongs_to(candidate, artifact), roots)
+    second = newest_partner(SECOND_STAGE, lambda candidate: is_trained_for(candidate, artifact), roots)
     return [] if second is None else [second]
 
 
 def _find_detector(second: Artifact) -> Artifact:
     """The detector that a second stage was trained for, from the same registry or the shipped weights."""
     roots = (second.path.resolve().parent.parent, WEIGHTS)
-    detector = newest_partner(MODELS[0], lambda candidate: belongs_to(second, candidate), roots)
+    detector = newest_partner(MODELS[0], lambda candidate: is_trained_for(second, candidate), roots)
     if detector is None:
         raise InvalidInputError(
             f"the detector that {second.path} was trained for is neither in the same registry nor shipped: name its "
@@ -256,9 +256,9 @@ def _example_tiles(input: ChestInput, divisible: Sequence[int]) -> Tensors:
 
 
 def _example_marks(size: tuple[int, int, int]) -> Tensors:
-    from apps.medical.inference.examples import example_marks
+    from apps.medical.inference.examples import example_candidates
 
-    return example_marks(ChestInput(), size, BATCH)
+    return example_candidates(ChestInput(), size, BATCH)
 
 
 def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
@@ -277,7 +277,7 @@ def measure_nodules(
 
     ``stored`` is the scan as it was provided, to whose voxels the masks refer; ``volume`` if it is None.
     """
-    from apps.medical.inference.diameter import measure
+    from apps.medical.inference.diameter import measure_nodule
 
     hu_xyz = volume.voxels_zyx.transpose(2, 1, 0)
     spacing_mm = np.array(volume.spacing_mm)
@@ -289,7 +289,7 @@ def measure_nodules(
         # The sides along LPS are used as sides along the volume's nearest axes. Transforming the corners of the box
         # would change the lengths in an oblique volume.
         middle, half = volume.to_index_ijk(centre) + 0.5, (high - low) / 2 / spacing_mm
-        found = measure(hu_xyz, np.concatenate([middle - half, middle + half]), spacing_mm)
+        found = measure_nodule(hu_xyz, np.concatenate([middle - half, middle + half]), spacing_mm)
         axes_mm = None if found is None else found.axes_mm
         piece = None
         if found is not None:

@@ -209,11 +209,11 @@ def find_real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[in
     finding; and the seconds that the prediction took.
     """
     from apps.medical.adapters.source import read_volume
-    from apps.medical.inference.evaluation import find_timed
+    from apps.medical.inference.evaluation import timed_prediction
 
     image = read_volume([folder / "lung1_image.nrrd"])
     mask = _mask(folder / "lung1_label.nrrd")
-    findings, seconds = find_timed(predictor, image)
+    findings, seconds = timed_prediction(predictor, image)
     for rank, nodule in enumerate(findings, start=1):
         i, j, k = np.rint(image.to_index_ijk(nodule.centre_lps_mm)).astype(int).clip(0, np.array(image.size_ijk) - 1)
         if mask[k, j, i]:

@@ -27,7 +27,7 @@ from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, se
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.outputs.whole_scan import SCAN, whole_scan
 from apps.medical.types import CTVolume, Findings
-from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
+from shared.deploy.predictor import PICTURE, Decoded, DeferredFiles, Request, Response, programs_of
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class MedicalCodec:
         return Response(
             result=result(volume, findings),
             files=output_files(volume, findings),
-            later=Later(
+            later=DeferredFiles(
                 files=deferred,
                 sources=sources,
                 lasting=() if report is None else (REPORT_SOURCE,),

@@ -45,9 +45,9 @@ def run(command: Data) -> int:
 
 
 def _clear(command: Data) -> int:
-    from shared.data.build_cache import packs, remove_packs
+    from shared.data.build_cache import packs_folder, remove_packs
 
     if command.names:
-        raise InvalidInputError(f"trivium data clear takes no names: it clears all of {packs()}")
-    print_line(f"{remove_packs() / 1e6:,.0f} MB removed from {packs()}")
+        raise InvalidInputError(f"trivium data clear takes no names: it clears all of {packs_folder()}")
+    print_line(f"{remove_packs() / 1e6:,.0f} MB removed from {packs_folder()}")
     return 0

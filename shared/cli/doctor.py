@@ -28,12 +28,12 @@ def run(command: Doctor) -> int:
 
 def _cache_check() -> list[Check]:
     """The size of the cache, and how to clear it."""
-    from shared.data.build_cache import packs, size_of
+    from shared.data.build_cache import packs_folder, size_of
 
-    size = size_of(packs())
-    existing = next(folder for folder in (packs(), *packs().parents) if folder.exists())
+    size = size_of(packs_folder())
+    existing = next(folder for folder in (packs_folder(), *packs_folder().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    found = f"{size / 1e9:.1f} GB of packed training data in {packs()}; {free / 1e9:.0f} GB free"
+    found = f"{size / 1e9:.1f} GB of packed training data in {packs_folder()}; {free / 1e9:.0f} GB free"
     return [Check("cache", True, found, "trivium data clear removes it" if size > _LARGE_CACHE_BYTES else "")]
 
 

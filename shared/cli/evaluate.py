@@ -49,12 +49,12 @@ def _evaluate_by_protocol(
 ) -> None:
     """Prints the application's own table of scores for a predictor, and the program that each of its models used."""
     from shared.deploy.opening import open_predictor
-    from shared.deploy.predictor import described_programs
+    from shared.deploy.predictor import describe_programs
 
     opened = open_predictor(
         app, artifact=command.artifact, run=command.run, device=command.device, program=command.program
     )
-    table, programs = evaluate(opened.predictor, data, command.limit), described_programs(opened.predictor)
+    table, programs = evaluate(opened.predictor, data, command.limit), describe_programs(opened.predictor)
     program_notes = [
         # A run has no version.
         f"{manifest.name}{'' if command.run else f' version {manifest.version}'} was computed with "

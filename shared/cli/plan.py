@@ -16,7 +16,7 @@ from shared.cli.arguments import Plan
 from shared.cli.printing import print_line, print_table
 from shared.comms.cost import LINKS, Cluster, Link
 from shared.comms.profiles import read_profile
-from shared.comms.step_model import DEVICES, Prediction, Way, Workload, predict, rank_ways
+from shared.comms.step_model import DEVICES, CommunicationOption, Prediction, Workload, predict, rank_options
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(command: Plan) -> int:
         busy=command.busy,
         interleaved=command.interleaved,
     )
-    predictions = rank_ways(workload, cluster, None if command.memory_gb is None else command.memory_gb * 1e9)
+    predictions = rank_options(workload, cluster, None if command.memory_gb is None else command.memory_gb * 1e9)
     profile = workload.profile
     print_line(
         f"{profile.name}: {profile.parameters / 1e6:.1f} million parameters, {command.batch} samples on each of "
@@ -89,7 +89,7 @@ def _print_scenario() -> int:
     """Prints the case in which the model predicts 28 % to 12 % communication on 256 nodes, technique by technique."""
     device, inter = "a100", "ethernet-100g"
     cluster = Cluster(nodes=256, per_node=8, intra=LINKS["nvlink3"], inter=LINKS[inter], ports=1)
-    flat = Way(route="flat", compression="none", sharding="DDP")
+    flat = CommunicationOption(route="flat", compression="none", sharding="DDP")
 
     def workload(batch: int, bucket_mb: float = 25.0) -> Workload:
         return Workload(
@@ -142,11 +142,11 @@ def _print_scenario() -> int:
 
 def _calibrate_and_validate(command: Plan) -> int:
     """Fits the model to a job's network, or to a simulated network on this machine, which ``--validate`` measures."""
-    from shared.comms.shaped_network import missing_rights
+    from shared.comms.shaped_network import missing_privileges
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _calibrate_on_job(command)
-    if reason := missing_rights():
+    if reason := missing_privileges():
         print_line(f"skipped: {reason}")
         print(json.dumps({"name": "plan", "ok": False, "note": f"skipped: {reason}"}), flush=True)
         return 1

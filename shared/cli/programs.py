@@ -40,8 +40,8 @@ def run(command: Programs) -> int:
 def _make_all(app: App, artifact: Artifact, names: list[str]) -> bool:
     """Compiles the programs one by one, prints why one cannot be made, and returns whether all were made."""
     from shared.deploy.calibration_inputs import comparison_examples
+    from shared.deploy.programs.artifact_network import dense_network
     from shared.deploy.programs.making import make_programs, random_examples
-    from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.program import ProgramError
     from shared.deploy.programs.store import add_to_cache, weights_digest
 

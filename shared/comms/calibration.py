@@ -25,7 +25,7 @@ from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join
 from shared.comms.profiles import Layer, Profile
 from shared.comms.shaped_network import Job, shaped_network, succeed
-from shared.comms.step_model import Device, Way, Workload, predict
+from shared.comms.step_model import CommunicationOption, Device, Workload, predict
 from shared.errors import InvalidInputError
 
 SWEEP_BYTES = (4_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
@@ -223,7 +223,7 @@ def _compare_steps(cluster: Cluster, measured: Sequence[dict[str, float]]) -> li
             cluster.nodes,
             cluster.per_node,
             f"training step, {route}",
-            predict(workload, cluster, Way(route=route, compression="none", sharding="DDP")).step_s,
+            predict(workload, cluster, CommunicationOption(route=route, compression="none", sharding="DDP")).step_s,
             max(times[route] for times in measured),
         )
         for route in routes

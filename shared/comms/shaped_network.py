@@ -50,11 +50,11 @@ class Host:
         socket.sethostname(self.name)
 
 
-HERE = Host(socket.gethostname(), "", "127.0.0.1")
+LOCALHOST = Host(socket.gethostname(), "", "127.0.0.1")
 """This machine; processes on it need no root rights."""
 
 
-def missing_rights() -> str | None:
+def missing_privileges() -> str | None:
     """Why no network can be created on this machine, or None if it can."""
     if not shutil.which("ip") or not shutil.which("tc"):
         return "the commands ip and tc are missing (Debian: iproute2)"

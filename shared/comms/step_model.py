@@ -67,7 +67,7 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class CommunicationOption:
     """One option for communication: the route and compression of gradients, and the sharding of the model."""
 
     route: Route
@@ -83,7 +83,7 @@ class Prediction:
     activations of a process.
     """
 
-    way: Way
+    way: CommunicationOption
     step_s: float
     compute_s: float
     communication_s: float
@@ -96,7 +96,7 @@ class Prediction:
         return self.exposed_s / self.step_s
 
 
-def predict(workload: Workload, cluster: Cluster, option: Way) -> Prediction:
+def predict(workload: Workload, cluster: Cluster, option: CommunicationOption) -> Prediction:
     """The step of a workload on a cluster with the option ``option``."""
     if option.sharding != "DDP" and option.compression == "powersgd":
         raise InvalidInputError("PowerSGD needs unsharded gradients, which FSDP and HSDP do not keep")
@@ -126,19 +126,19 @@ def predict(workload: Workload, cluster: Cluster, option: Way) -> Prediction:
     )
 
 
-def communication_options() -> Iterator[Way]:
+def communication_options() -> Iterator[CommunicationOption]:
     """All options that the model distinguishes. FSDP and HSDP have one route each, and do not support PowerSGD."""
     compressions: tuple[Compression, ...] = ("none", "bf16", "powersgd")
     routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
     for compression in compressions:
         for route in routes:
-            yield Way(route=route, compression=compression, sharding="DDP")
+            yield CommunicationOption(route=route, compression=compression, sharding="DDP")
         if compression != "powersgd":
-            yield Way(route="ring", compression=compression, sharding="FSDP")
-            yield Way(route="hierarchical", compression=compression, sharding="HSDP")
+            yield CommunicationOption(route="ring", compression=compression, sharding="FSDP")
+            yield CommunicationOption(route="hierarchical", compression=compression, sharding="HSDP")
 
 
-def rank_ways(workload: Workload, cluster: Cluster, memory_bytes: float | None = None) -> list[Prediction]:
+def rank_options(workload: Workload, cluster: Cluster, memory_bytes: float | None = None) -> list[Prediction]:
     """Predictions of all options, fastest first; those that exceed ``memory_bytes`` come last."""
     predictions = [predict(workload, cluster, option) for option in communication_options()]
     limit = math.inf if memory_bytes is None else memory_bytes
@@ -192,7 +192,7 @@ def _ddp_timing(
 
 
 def _sharded_timing(
-    workload: Workload, cluster: Cluster, option: Way, sent_fraction: float, compute: float
+    workload: Workload, cluster: Cluster, option: CommunicationOption, sent_fraction: float, compute: float
 ) -> tuple[float, float]:
     """Like ``_ddp_timing``, for FSDP and HSDP: a bucket's parameters are gathered before its forward and backward pass,
     and its gradients are reduce-scattered after the backward pass.
@@ -220,7 +220,7 @@ def _sharded_timing(
     return 2 * sum(gathers) + sum(reduces), max(clock, link)
 
 
-def _shard_transfer(size: float, cluster: Cluster, option: Way) -> float:
+def _shard_transfer(size: float, cluster: Cluster, option: CommunicationOption) -> float:
     """Seconds of a reduce-scatter or all-gather between the processes that share a copy."""
     if option.sharding == "HSDP" or cluster.nodes == 1:
         return ring_half(size, cluster.per_node, cluster.intra)
@@ -228,7 +228,7 @@ def _shard_transfer(size: float, cluster: Cluster, option: Way) -> float:
     return ring_half(size, cluster.world, slowest)
 
 
-def _replica_reduce(size: float, cluster: Cluster, option: Way) -> float:
+def _replica_reduce(size: float, cluster: Cluster, option: CommunicationOption) -> float:
     """Seconds of the all-reduce of shards between HSDP's copies, one on each node."""
     if option.sharding == "FSDP" or cluster.nodes == 1:
         return 0.0
@@ -236,7 +236,7 @@ def _replica_reduce(size: float, cluster: Cluster, option: Way) -> float:
     return route_seconds("flat", size / cluster.per_node, share)
 
 
-def _sharded_node_bytes(size: float, cluster: Cluster, option: Way, sent_fraction: float) -> float:
+def _sharded_node_bytes(size: float, cluster: Cluster, option: CommunicationOption, sent_fraction: float) -> float:
     if cluster.nodes == 1:
         return 0.0
     if option.sharding == "HSDP":
@@ -244,7 +244,7 @@ def _sharded_node_bytes(size: float, cluster: Cluster, option: Way, sent_fractio
     return 3 * (cluster.world - 1) / cluster.world * size * sent_fraction
 
 
-def _memory(workload: Workload, option: Way, shards: int) -> float:
+def _memory(workload: Workload, option: CommunicationOption, shards: int) -> float:
     """Bytes of parameters, gradients and Adam's two moments in fp32 (16 per parameter), buffers and activations."""
     parameters = workload.profile.parameters
     state_bytes = 16.0 * parameters / shards

@@ -25,7 +25,7 @@ KEPT_DAYS = 30
 """Packs that were not used for this many days are deleted when another pack is built."""
 
 
-def packs() -> Path:
+def packs_folder() -> Path:
     """The folder of the packs: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
     return cache_folder().parent / "packs"
 
@@ -36,7 +36,7 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
     If several processes ask for it at the same time, one builds it and the others wait. The folder appears only when it
     is complete. Deletes what killed processes left incomplete, and packs that were not used for ``KEPT_DAYS``.
     """
-    pack = packs() / name
+    pack = packs_folder() / name
     if not pack.is_dir():
         try:
             pack.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def remove_packs(unused_days: float = 0.0) -> int:
     use the same file.
     """
     freed, cutoff = 0, time.time() - unused_days * 86400
-    for pack in packs().glob("[!.]*"):
+    for pack in packs_folder().glob("[!.]*"):
         with suppress(OSError):
             if pack.is_dir() and pack.stat().st_mtime <= cutoff:
                 with file_lock(pack.with_name(f"{pack.name}.lock"), wait=False):
@@ -109,7 +109,7 @@ def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]
         get_reusable_executor().shutdown(wait=True)
 
 
-def made_ahead(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+def parallel_imap(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
     """Yields the results of ``function`` in the order of the calls, computed in workers like those of ``parallel_map``.
 
     At most one result per core plus one is computed ahead of the consumer. With one call or one core, the results are

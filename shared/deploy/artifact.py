@@ -2,7 +2,7 @@
 
 The directory is a version in a Triton model repository: ``<registry>/<name>/<version>/model.onnx`` next to
 ``<registry>/<name>/config.pbtxt``. Weights are stored as safetensors; an artifact contains no pickles. Artifacts that
-ship with an application may lack ``model.onnx``, which duplicates the weights: ``programs.of_artifact.onnx_file``
+ship with an application may lack ``model.onnx``, which duplicates the weights: ``programs.artifact_network.onnx_file``
 exports it once.
 """
 

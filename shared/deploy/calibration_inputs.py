@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shared.app import App
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, answer, programs_of
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.making import Examples
 from shared.deploy.programs.program import Program, Tensors
 from shared.errors import InvalidInputError
@@ -97,7 +97,7 @@ def calibration_inputs(
     Raises ``InvalidInputError`` if the application cannot read the files, if the network gets fewer than ``min_rows``
     rows, or if an input of the network has the same value everywhere.
     """
-    with asked_program("torch", artifact.manifest.name):
+    with use_program("torch", artifact.manifest.name):
         predictor = app.predictor([artifact, *app.served_with(artifact)], "cpu")
     program = programs_of(predictor).get(artifact.manifest.name)
     if program is None:

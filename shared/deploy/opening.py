@@ -12,7 +12,7 @@ from typing import Any
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.predictor import Codec, Predictor, programs_of
-from shared.deploy.programs.choosing import asked_program, lazy_programs
+from shared.deploy.programs.choosing import lazy_programs, use_program
 from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -52,11 +52,11 @@ def open_predictor(
     chosen_device = choose_device(device)
     if run is None:
         artifacts = shipped(app) if artifact is None else _with_partners(app, open_artifact(artifact))
-        with asked_program(program), lazy_programs() if lazy else nullcontext():
+        with use_program(program), lazy_programs() if lazy else nullcontext():
             return _open_artifacts(app, artifacts, chosen_device)
     from shared.deploy.export import export
 
-    with tempfile.TemporaryDirectory(prefix="trivium-") as folder, asked_program(program or "torch"):
+    with tempfile.TemporaryDirectory(prefix="trivium-") as folder, use_program(program or "torch"):
         opened = _open_artifacts(app, [export(run, app, Path(folder), network=False)], chosen_device)
     for program_of_run in programs_of(opened.predictor).values():
         program_of_run.version = None  # a run has no version

@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Later:
+class DeferredFiles:
     """Files of a response that the codec's ``make`` makes on request.
 
     ``files`` maps each file name, including ``picture.png``, to what it is made from: names in ``sources`` or of files
@@ -55,7 +55,7 @@ class Response:
     """The outputs for a request, the same through every interface.
 
     ``result`` is the content of ``result.json`` in JSON types. It is deterministic and has no times or paths, except
-    for the latencies, measured once, in what ``with_programs`` adds. ``picture`` is a PNG for people to look at.
+    for the latencies, measured once, in what ``add_programs`` adds. ``picture`` is a PNG for people to look at.
     ``files`` maps names (without folders) to contents: outputs in the field's formats, and files for the form's viewer.
     ``model`` is the name of the model that answered, if the application has several. Files that take time and may not
     be needed, including the picture, can be left for ``later``.
@@ -65,7 +65,7 @@ class Response:
     picture: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     model: str | None = None
-    later: Later | None = None
+    later: DeferredFiles | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +122,7 @@ def second_stages_of(predictor: object) -> dict[str, str]:
     return dict(getattr(predictor, "second_stages", {}))
 
 
-def described_programs(predictor: object) -> dict[str, str]:
+def describe_programs(predictor: object) -> dict[str, str]:
     """By model name: the program that it uses, the reason, and remarks on programs that could not be used."""
     return {
         name: "; ".join((f"{program.name}: {program.reason}", *program.remarks))
@@ -130,7 +130,7 @@ def described_programs(predictor: object) -> dict[str, str]:
     }
 
 
-def with_programs(response: Response, predictor: object) -> Response:
+def add_programs(response: Response, predictor: object) -> Response:
     """Adds to the result, by model, the ``versions`` of the artifacts, the ``programs`` and the ``program_reasons``.
 
     A program that no input has needed so far has no name and is left out. If one model answered, only that model and
@@ -163,13 +163,13 @@ def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, A
         preload(lambda: [unloaded[name] for name in likely(request) if name in unloaded])
     decoded = codec.decode(request)
     response = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
-    return with_programs(with_all_files(response, codec), predictor)
+    return add_programs(make_all_files(response, codec), predictor)
 
 
 PICTURE = "picture.png"
 
 
-def with_all_files(response: Response, codec: Any) -> Response:
+def make_all_files(response: Response, codec: Any) -> Response:
     """Returns the response with the files made that it had left for later."""
     if response.later is None:
         return response

@@ -20,10 +20,10 @@ from shared.app import App, DenseNetwork, DomainScore
 from shared.deploy.artifact import Artifact, ProgramEntry, describe_file, write_manifest
 from shared.deploy.calibration_inputs import MAX_ROWS, calibration_inputs
 from shared.deploy.predictor import programs_of
+from shared.deploy.programs.artifact_network import dense_network
 from shared.deploy.programs.choices import clear_choices
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.making import Examples, cache_onnx, largest_error
-from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Format, Placement, Program, Source, is_batched
 from shared.deploy.programs.store import (
     StoredProgram,
@@ -203,7 +203,7 @@ def _measure_scores(
     ``stored`` is the program's file if it is not in the cache yet.
     """
     assert app.score is not None
-    with asked_program(program, artifact.manifest.name, stored):
+    with use_program(program, artifact.manifest.name, stored):
         predictor = app.predictor([artifact, *app.served_with(artifact)], "cpu")
     if programs_of(predictor)[artifact.manifest.name].name != program:
         raise InvalidInputError("; ".join(programs_of(predictor)[artifact.manifest.name].remarks))

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from shared.deploy.artifact import NETWORK, Artifact, Manifest, TensorSpec
-from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.artifact_network import onnx_file
 from shared.deploy.programs.openvino import open_core
 from shared.deploy.programs.store import find_programs
 from shared.deploy.programs.table import find_program

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shared.engine.checkpoint import best_weights
 from shared.errors import InvalidInputError
-from shared.recipe import ClassAxes, Classed, InputSpec, ModelConfig
+from shared.recipe import ClassAxes, HasClassAxes, InputSpec, ModelConfig
 from shared.recipe_file import read_recipe_file
 
 _WEIGHTS = "weights.safetensors"
@@ -118,7 +118,7 @@ def shared_classes(path: Path, model: ModelConfig, input: InputSpec) -> SharedCl
     None if the classes are the same or are not known on both sides.
     """
     own, found = _class_names(getattr(input, "classes", ())), _read_class_names(path)
-    if not isinstance(model, Classed) or not own or not found or own == found:
+    if not isinstance(model, HasClassAxes) or not own or not found or own == found:
         return None
     return SharedClasses(model.class_axes(found), model.class_axes(own))
 

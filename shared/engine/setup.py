@@ -36,16 +36,16 @@ from shared.observe.events import Events
 from shared.precision import ChosenPrecision, choose_precision, refuse_unsupported, widen_small_convolutions
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import (
-    HOW_COMPUTED,
+    EXECUTION_SETTINGS,
     class_name,
+    comparable_settings,
     component_classes,
     differences,
     digest,
     read_recipe_file,
     save_recipe,
-    settings_beside,
 )
-from shared.strategy import OwnState, Strategy
+from shared.strategy import PerProcessState, Strategy
 
 _MAX_WARM_UP_FRACTION = 0.3
 """Longer warm-ups, as a fraction of the run, are logged. The default ``pct_start`` of torch's ``OneCycleLR``."""
@@ -106,7 +106,7 @@ class Training:
     def process_state(self) -> dict[str, Any] | None:
         """The state that only this process has, for the checkpoint; None if the strategy has no such state."""
         strategy = self.strategy
-        if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
+        if not isinstance(strategy, PerProcessState) or (layout := strategy.own_layout()) is None:
             return None
         return {"layout": layout, "state": strategy.own_state()}
 
@@ -219,7 +219,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
             refuse_unknown_monitor(*arguments)
     if group.leader:
         run_digest = checkpoints.recipe_digest
-        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, begun_under=run_digest)
+        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, digest_at_start=run_digest)
     training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
     training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
     for note in notes:
@@ -239,7 +239,7 @@ def _restore_process_state(
     strategy: Strategy, checkpoints: Checkpoints, latest: Path, group: Group, notes: list[str]
 ) -> None:
     """Restores the state of each process if the checkpoint has it for the same layout of processes."""
-    if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
+    if not isinstance(strategy, PerProcessState) or (layout := strategy.own_layout()) is None:
         return
     saved = checkpoints.load_process_state(latest)
     if not group.any(saved is None or saved["layout"] != layout):
@@ -303,13 +303,13 @@ def _checkpoint_to_resume(checkpoints: Checkpoints, run: Run, recipe: Recipe, no
             notes.append(f"{run.path} has no checkpoint: it starts again at its first step")
         return None
     document = read_recipe_file(run.recipe_file)
-    settings = settings_beside(recipe, document["recipe"])
+    settings = comparable_settings(recipe, document["recipe"])
     classes = {path: name for path, name in component_classes(recipe).items() if _has_path(settings, path)}
     changes = [
         *differences(settings, document["recipe"]),
         *differences(_class_names(classes), _class_names(document.get("classes", {}))),
     ]
-    changes = [change for change in changes if not change.startswith(HOW_COMPUTED)]
+    changes = [change for change in changes if not change.startswith(EXECUTION_SETTINGS)]
     if not changes:
         # Use the digest under which the run was started: it does not include settings that were introduced later.
         checkpoints.recipe_digest = document.get("digest", checkpoints.recipe_digest)

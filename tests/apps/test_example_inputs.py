@@ -13,7 +13,7 @@ from apps.driving.models.pointpillars import PointPillars
 from apps.driving.types import CameraInput, LidarInput
 from apps.finance.inference.examples import example_windows
 from apps.finance.types import FinanceInput
-from apps.medical.inference.examples import example_marks, example_tiles
+from apps.medical.inference.examples import example_candidates, example_tiles
 from apps.medical.types import ChestInput
 from shared.app import Sample
 from shared.deploy.sample_inputs import read_sample
@@ -26,7 +26,7 @@ def test_the_tiles_and_marks_of_a_chest_hold_lung_and_tissue():
     assert tiles.shape[:2] == (2, 1) and all(side <= 96 for side in tiles.shape[2:])
     for tile in tiles:
         assert tile.min() >= 0 and tile.max() <= 1 and tile.std() > 0.1
-    marks = example_marks(input, (24, 24, 12), 16)
+    marks = example_candidates(input, (24, 24, 12), 16)
     assert marks["image"].shape == (16, 2, 24, 24, 12) and marks["known"].shape == (16, 2)
     assert marks["image"].std() > 0.1 and len(torch.unique(marks["known"][:, 0])) == 16
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils import tensorboard  # noqa: F401 - slow to import, so imported once here, not in every process
 
-from shared.comms.shaped_network import HERE, Job, succeed
+from shared.comms.shaped_network import LOCALHOST, Job, succeed
 
 PRELOAD = (
     *("torch", "torch.distributed", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"),
@@ -27,7 +27,7 @@ def run(function: Callable[..., Any], *arguments: Any, processes: int = 2, limit
     The function must be defined at the top level of a module. The processes have the environment variables that
     ``torchrun`` would set.
     """
-    job = Job([HERE], processes, _on_one_thread, function, arguments, preload=PRELOAD)
+    job = Job([LOCALHOST], processes, _on_one_thread, function, arguments, preload=PRELOAD)
     return [result for (result,) in succeed(job.results(limit_s))]
 
 

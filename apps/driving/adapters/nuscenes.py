@@ -83,7 +83,7 @@ def describe(path: Path) -> KeyFrameDescriptions:
     with _in_info_layout(info):
         samples = content["data_list"]
         _check_no_repeated_files(samples, info.name)
-        _check_unique_names([name_of(sample) for sample in samples], info.name)
+        _check_unique_names([frame_name(sample) for sample in samples], info.name)
         return KeyFrameDescriptions(info, class_names(content), samples)
 
 
@@ -121,7 +121,7 @@ def _check_unique_names(names: Sequence[str], info: str) -> None:
         raise InvalidInputError(f"{info} has several frames named {repeated!r}; give each a unique token")
 
 
-def name_of(sample: dict[str, Any]) -> str:
+def frame_name(sample: dict[str, Any]) -> str:
     """The token of a key frame, or its number if it has none. Raises ``InvalidInputError`` if it cannot name a file."""
     return _file_name(str(sample.get("token", sample.get("sample_idx", "frame"))), "the token of a key frame")
 
@@ -200,7 +200,7 @@ def read_described(
         )
     instances = sample.get("instances")
     return Frame(
-        name=name_of(sample),
+        name=frame_name(sample),
         points_lidar_m=points,
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),

@@ -230,7 +230,7 @@ class SweepDetections(NamedTuple):
     returns: Floats
 
 
-def found_in_pack(
+def detect_in_pack(
     pack: Pack,
     input: BoxInput,
     merge: Mapping[str, str],
@@ -257,17 +257,17 @@ def found_in_pack(
 
 
 def _build(pack: Pack, input: BoxInput, merge: Mapping[str, str], folder: Path) -> None:
-    from apps.driving.inference.second_stage import points_about
+    from apps.driving.inference.second_stage import points_around
 
     names = [kind.name for kind in input.classes]
     rows: list[tuple[NDArray[np.generic], ...]] = []
-    for index, sweep, found, labelled, numbers, _ in found_in_pack(pack, input, merge):
+    for index, sweep, found, labelled, numbers, _ in detect_in_pack(pack, input, merge):
         draw = np.random.default_rng(index)
         assert found.scores is not None
         labels = np.array([names.index(name) for name in found.names], np.int64)
         objects, overlaps, usable = match_objects(found.array, labels, labelled, numbers)
         background = (overlaps[:, 0] < BACKGROUND_IOU) & (found.scores < BACKGROUND_SCORE)
-        about = points_about(found.array, sweep, input)
+        about = points_around(found.array, sweep, input)
         counts = np.array([len(points) for points in about], np.int64)
         kept = np.flatnonzero(
             usable & (counts > 0) & ~(background & (draw.random(len(background)) < BACKGROUND_DROP_RATE))

@@ -94,7 +94,7 @@ class NuScenes(FrameData):
             with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("w") as table:
                 for scene, description in descriptions:
                     end += lines.write(json.dumps(description).encode() + b"\n")
-                    table.write(json.dumps([end, nuscenes.name_of(description), scene]) + "\n")
+                    table.write(json.dumps([end, nuscenes.frame_name(description), scene]) + "\n")
 
         return get_or_build(f"driving-nuscenes-{key}", make)
 

@@ -61,7 +61,7 @@ def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> di
 
 def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tuple[DetectionScores, int]:
     """The scores of a second stage with its detector on the validation data, and the number of sweeps."""
-    from apps.driving.datasets.found_boxes import found_in_pack
+    from apps.driving.datasets.found_boxes import detect_in_pack
     from apps.driving.inference.second_stage import SecondStage
     from apps.driving.task import DetectionScores
 
@@ -71,7 +71,7 @@ def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tup
     names = [kind.name for kind in input.classes]
     pack = data.pack("validation", input)
     number = 0
-    for sweep in found_in_pack(pack, input, dict(data.merge), second_stage, most=MAX_SWEEPS):
+    for sweep in detect_in_pack(pack, input, dict(data.merge), second_stage, most=MAX_SWEEPS):
         # The detector runs twice on a sweep that covers 360 degrees; only the range ahead is scored.
         detections = sweep.boxes.take(within(sweep.boxes.centre_lidar_m, input.range_m))
         assert detections.scores is not None

@@ -65,7 +65,7 @@ class LidarDetector:
 
     Boxes of a network trained here are moved onto the ground, and a box around the LiDAR, the vehicle that carries it,
     is dropped. Boxes of an imported network are left unchanged. A ``second_stage`` then refines the boxes. ``detect``
-    runs the two steps ``compute`` and ``corrected``.
+    runs the two steps ``compute`` and ``postprocess``.
     """
 
     network: ProgramPillars | LidarNetwork
@@ -84,11 +84,11 @@ class LidarDetector:
         return self.network.layout.earlier_sweeps if isinstance(self.network, LidarNetwork) else 0
 
     def detect(self, frame: Frame) -> Boxes3D:
-        return self.corrected(self.compute(frame), frame)
+        return self.postprocess(self.compute(frame), frame)
 
     @torch.inference_mode()
     def compute(self, frame: Frame) -> Boxes3D:
-        """The network's boxes, before ``corrected``."""
+        """The network's boxes, before ``postprocess``."""
         assert frame.points_lidar_m is not None
         points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
         if not self._needs_second_pass(frame):
@@ -101,13 +101,13 @@ class LidarDetector:
         merged = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
         return _to_boxes3d(*_suppress_duplicates(merged[0], merged[1], merged[2], 0.01), self.input.classes)
 
-    def corrected(self, detections: Boxes3D, frame: Frame) -> Boxes3D:
+    def postprocess(self, detections: Boxes3D, frame: Frame) -> Boxes3D:
         """The network's boxes in a frame, moved onto the ground and refined by the second stage."""
         points = frame.points_lidar_m
         assert points is not None
         if not isinstance(self.network, LidarNetwork):
             detections = self._postprocess(detections, points)
-        return detections if self.second_stage is None else self.second_stage.refined(detections, points)
+        return detections if self.second_stage is None else self.second_stage.refine(detections, points)
 
     def in_range(self, frame: Frame, boxes: Boxes3D) -> NDArray[np.bool_]:
         """(N,) which of the boxes have their centre in the range that the detector covers in such a frame."""

@@ -128,7 +128,7 @@ def kitti_rows(
         frames, [in_image(frame, boxes) for frame, boxes in zip(frames, detections, strict=True)]
     )
     rows: list[Sequence[str]] = []
-    for name in (kind.name for kind in detector.input.classes if kind.name in kitti_ap.OVERLAPS):
+    for name in (kind.name for kind in detector.input.classes if kind.name in kitti_ap.MIN_OVERLAPS):
         counts = (f"{scores[f'{name}/objects/{level}']:.0f}" for level in kitti_ap.DIFFICULTIES)
         rows.append((model, name, "objects", *counts))
         for measure, title in _TITLES.items():

@@ -58,11 +58,11 @@ def predict_folder(
     elif versions := sorted(
         table.parent for prefix in ("", "v1.0-*/") for table in folder.glob(f"{prefix}sample_data.json")
     ):
-        source = _frames_in_nuscenes(versions, images=predictor.asks_camera(options.model))
+        source = _frames_in_nuscenes(versions, images=predictor.uses_camera(options.model))
     elif (info := folder if folder.name == _SAMPLE_JSON else folder / _SAMPLE_JSON).is_file():
-        source = _frames_in_sample_json(info, images=predictor.asks_camera(options.model))
+        source = _frames_in_sample_json(info, images=predictor.uses_camera(options.model))
     elif logs := _log_folders(folder):
-        source = _frames_in_logs(folder, logs, images=predictor.asks_camera(options.model))
+        source = _frames_in_logs(folder, logs, images=predictor.uses_camera(options.model))
     elif cities := cityscapes3d.images_below(folder):
         source = _frames_in_cityscapes(folder, cities)
     else:
@@ -183,7 +183,7 @@ def _frames_in_sample_json(info: Path, *, images: bool) -> _FrameSource:
     read = partial(key_frames.read, labelled=False, earlier=earlier)
     frames = [
         _PendingFrame(
-            nuscenes_adapter.name_of(sample),
+            nuscenes_adapter.frame_name(sample),
             # Images are always read if there is no sweep.
             partial(read, sample, images=images or not sample.get("lidar_points")),
         )

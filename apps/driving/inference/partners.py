@@ -7,7 +7,7 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.programs.store import weights_digest
 
 
-def belongs_to(second_stage: Artifact, detector: Artifact) -> bool:
+def is_trained_for(second_stage: Artifact, detector: Artifact) -> bool:
     """Whether ``second_stage`` is a second stage that was trained on the boxes of ``detector``."""
     if second_stage.manifest.name != SECOND_STAGE:
         return False

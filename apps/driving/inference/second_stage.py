@@ -37,7 +37,7 @@ class SecondStage:
     program: Program | None = None
 
     @torch.inference_mode()
-    def refined(self, detections: Boxes3D, points_N4: Floats) -> Boxes3D:
+    def refine(self, detections: Boxes3D, points_N4: Floats) -> Boxes3D:
         """A detector's boxes with corrected geometry and the score of both stages, sorted by falling score.
 
         Boxes without a point in or around them are dropped.
@@ -83,7 +83,7 @@ def network_inputs(detections: Boxes3D, points_N4: Floats, input: BoxInput) -> t
     detections = detections.take(
         np.flatnonzero(np.isfinite(detections.array).all(axis=1) & (detections.size_m < MAX_SIDE_M).all(axis=1))
     )
-    points_by_box = points_about(detections.array, points_N4, input)
+    points_by_box = points_around(detections.array, points_N4, input)
     counts = np.array([len(points) for points in points_by_box], np.int64)
     occupied = np.flatnonzero(counts)
     detections = detections.take(occupied)
@@ -99,7 +99,7 @@ def network_inputs(detections: Boxes3D, points_N4: Floats, input: BoxInput) -> t
     return detections, {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
-def points_about(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[Floats]:
+def points_around(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[Floats]:
     """For each box the points (M, 3) in and around it, in the box's frame: metres from the centre, x along the box."""
     if not len(boxes_N7):
         return []

@@ -20,7 +20,7 @@ nuScenes' sample their standard deviation is 1.8 times as large along the vehicl
 2's sweeps have no such returns."""
 
 
-def too_few_sweeps(frame: Frame, earlier_sweeps: int, model: str) -> list[str]:
+def missing_sweeps_remarks(frame: Frame, earlier_sweeps: int, model: str) -> list[str]:
     """A remark if the frame has fewer than the ``earlier_sweeps`` that ``model`` was trained on."""
     earlier = len(frame.earlier_sweeps)
     if earlier >= earlier_sweeps:

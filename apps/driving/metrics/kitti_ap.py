@@ -24,7 +24,7 @@ from apps.driving.metrics.kitti_objects import IGNORED_REGION, Integers, KittiOb
 from apps.driving.metrics.overlap import Doubles, paired_bev_iou, paired_box_iou, paired_image_iou
 from apps.driving.types import Boxes3D, Frame
 
-OVERLAPS: Mapping[str, float] = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}
+MIN_OVERLAPS: Mapping[str, float] = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}
 NEIGHBOURING_CLASSES: Mapping[str, Sequence[str]] = {"car": ("van",), "pedestrian": ("person_sitting", "person")}
 """Objects of these classes are ignored for the class; the tracking benchmark calls a sitting person ``Person``."""
 MEASURES = ("2d", "bev", "3d")
@@ -63,7 +63,7 @@ def average_precision(
     truth: KittiObjects,
     detections: KittiObjects,
     *,
-    overlaps: Mapping[str, float] = OVERLAPS,
+    overlaps: Mapping[str, float] = MIN_OVERLAPS,
     measures: Sequence[str] = MEASURES,
 ) -> dict[str, float]:
     """As ``evaluate``, for objects in columns; ``overlaps`` maps each class to evaluate to the IoU that a match must

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.driving.metrics.kitti_ap import DIFFICULTIES, MEASURES, OVERLAPS, average_precision
+from apps.driving.metrics.kitti_ap import DIFFICULTIES, MEASURES, MIN_OVERLAPS, average_precision
 from apps.driving.metrics.kitti_files import KittiFiles, read_folders
 from apps.driving.metrics.nuscenes_detection import ERRORS, RANGES_M, THRESHOLDS_M, evaluate
 from apps.driving.metrics.nuscenes_files import NuscenesFiles, read_submission
@@ -91,7 +91,7 @@ def kitti_table(files: KittiFiles) -> Table:
     scores = average_precision(files.truth, detections, measures=measures)
     shown_measures = [name for name in _TITLES if name in measures or (name == "aos" and "2d" in measures)]
     rows = []
-    for name, min_overlap in OVERLAPS.items():
+    for name, min_overlap in MIN_OVERLAPS.items():
         rows.append([name, "objects", *(f"{scores[f'{name}/objects/{level}']:.0f}" for level in DIFFICULTIES)])
         for measure in shown_measures:
             values = (scores.get(f"{name}/{measure}/{level}") for level in DIFFICULTIES)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apps.driving.models.ops.boxes import nms_rotated, nms_rotated_mask
 from apps.driving.types import LidarInput
-from shared.device import sent
+from shared.device import to_device
 
 BoxTensors: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
@@ -127,7 +127,7 @@ class CameraDecoder:
         """
         levels = [self._level(maps, stride, image_index, scale) for stride in self.strides]
         score_NC, box_N7, direction_N = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        from_pixels = sent(torch.linalg.inv(intrinsics_33).T, box_N7.device)
+        from_pixels = to_device(torch.linalg.inv(intrinsics_33).T, box_N7.device)
         focal, principal_x = float(intrinsics_33[0, 0]), float(intrinsics_33[0, 2])
         pixels = box_N7[:, :2]
         rays = torch.cat([pixels * box_N7[:, 2:3], box_N7[:, 2:3]], dim=1)
@@ -154,7 +154,7 @@ class CameraDecoder:
         score_NC = score.reshape(rows * columns, -1).sigmoid() * centerness.reshape(-1, 1).sigmoid()
         best = _top_indices(score_NC.amax(dim=1), self.suppression.candidates)
         box_N7 = box.reshape(rows * columns, -1)[best, :7].clone()
-        factors = sent(torch.tensor(scale, dtype=box.dtype), box.device)
+        factors = to_device(torch.tensor(scale, dtype=box.dtype), box.device)
         box_N7[:, :2] = (points_N2[best] - box_N7[:, :2]) / factors
         return score_NC[best], box_N7, direction.reshape(-1, 2)[best].argmax(dim=1)
 
@@ -167,7 +167,7 @@ def suppress(bev_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[T
         # The only place where the host waits for the device.
         *kept_flags, is_certain = torch.cat([is_kept, certain[None]]).tolist()
         if is_certain:
-            kept = sent(torch.tensor(kept_flags).nonzero().squeeze(1)[: settings.boxes], index.device)
+            kept = to_device(torch.tensor(kept_flags).nonzero().squeeze(1)[: settings.boxes], index.device)
             return index[kept], label_of[kept]
     index, label_of = (score_NC > settings.min_score).nonzero().unbind(1)
     # All classes at once, each shifted away from the others, so that no box suppresses one of another class.
@@ -238,7 +238,7 @@ class Normalisation:
         largest = [max(image.shape[axis] for image in images_3HW) for axis in (1, 2)]
         height, width = (-(-size // self.stride) * self.stride for size in largest)
         first = images_3HW[0]
-        mean, std = (sent(torch.tensor(v)[:, None, None], first.device) for v in (self.mean, self.std))
+        mean, std = (to_device(torch.tensor(v)[:, None, None], first.device) for v in (self.mean, self.std))
         batch = torch.zeros((len(images_3HW), 3, height, width), device=first.device)
         for row, image in zip(batch, images_3HW, strict=True):
             colours = image.flip(0) if self.is_bgr else image

@@ -148,8 +148,8 @@ def pillar_encoder_from_detector(detector: Any, *, every_point: bool = False) ->
         torch.tensor(voxels.point_cloud_range),
         weight,
         bias,
-        most_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
-        most_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
+        max_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
+        max_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
         dynamic=dynamic,
     )
 

@@ -26,7 +26,7 @@ class PillarEncoder(nn.Module):
 
     ``size`` and ``extent`` are a pillar's sides (3,) and the range (6,) in metres; ``weight`` (10, C) and ``bias`` (C,)
     are those of the encoder's only layer with its normalisation folded in. ``dynamic`` pillars are not padded; other
-    pillars count as padded unless they hold ``most_points`` points.
+    pillars count as padded unless they hold ``max_points`` points.
     """
 
     size: Tensor
@@ -44,12 +44,12 @@ class PillarEncoder(nn.Module):
         weight: Tensor,
         bias: Tensor,
         *,
-        most_points: int = NO_LIMIT,
-        most_pillars: int = NO_LIMIT,
+        max_points: int = NO_LIMIT,
+        max_pillars: int = NO_LIMIT,
         dynamic: bool = False,
     ) -> None:
         super().__init__()
-        self.most_points, self.most_pillars, self.dynamic = most_points, most_pillars, dynamic
+        self.max_points, self.max_pillars, self.dynamic = max_points, max_pillars, dynamic
         self.columns, self.rows = (round(float((extent[n + 3] - extent[n]) / size[n])) for n in (0, 1))
         self.register_buffer("size", size)
         self.register_buffer("offset", size / 2 + extent[:3])
@@ -64,9 +64,9 @@ class PillarEncoder(nn.Module):
     def forward(self, points_N4: Tensor) -> Tensor:
         """The pseudo-image (1, C, rows, columns) of a sweep."""
         grouped = group_pillars(points_N4, *self._grid)
-        if len(grouped.cell) > self.most_pillars:
-            grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
-        grouped = grouped.first(self.most_points)
+        if len(grouped.cell) > self.max_pillars:
+            grouped = group_points(points_N4, *self._grid, self.max_points, self.max_pillars)
+        grouped = grouped.first(self.max_points)
         pillar, cell, count = grouped.voxel, grouped.cell, grouped.count
         points = points_N4.index_select(0, grouped.source)
         pillar_centre = cell.flip(1).to(points.dtype) * self.size + self.offset
@@ -82,7 +82,7 @@ class PillarEncoder(nn.Module):
         pooled = (maximum + shared_part).relu_()
         if not self.dynamic:
             # A pillar that is not full is padded with zeros, which encode to the bias.
-            pooled = torch.where(count[:, None] < self.most_points, torch.maximum(pooled, self.bias), pooled)
+            pooled = torch.where(count[:, None] < self.max_points, torch.maximum(pooled, self.bias), pooled)
         canvas = pooled.new_zeros(pooled.shape[1], self.rows * self.columns)
         canvas[:, cell[:, 1] * self.columns + cell[:, 2]] = pooled.t()
         return canvas.view(1, -1, self.rows, self.columns)

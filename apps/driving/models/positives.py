@@ -34,12 +34,12 @@ class PositiveCounter:
         """The divisor of ``loss_cls``, by the name of each loss, for an input of ``shape`` (B, C, H, W)."""
         zeros = _zeros_like(self._outputs(tuple(shape)), device)
         self._head.forward = lambda *_: zeros
-        with torch.no_grad(), divisor_of(self._head) as divisors:
+        with torch.no_grad(), recorded_divisors(self._head) as divisors:
             losses = self._head.loss([torch.empty(0, device=device)], list(data_samples))
         return {name: divisors[0] for name in losses if "loss" in name}
 
 
-class divisor_of:  # noqa: N801 - used as a function, in a with statement
+class recorded_divisors:  # noqa: N801 - used as a function, in a with statement
     """Records the divisor of each call to the head's ``loss_cls`` in a list, within the context."""
 
     def __init__(self, head: Any) -> None:

@@ -11,7 +11,7 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from apps.finance.adapters.table import Contents
 
-ENDINGS = {
+SUFFIXES = {
     **dict.fromkeys((".csv", ".txt", ".tsv", ""), "CSV"),
     **dict.fromkeys((".parquet", ".pq"), "Parquet"),
     **dict.fromkeys((".xlsx", ".xlsm"), "Excel"),
@@ -24,8 +24,8 @@ def read_contents(path: Path, options: TableOptions = DEFAULT_OPTIONS) -> Conten
     from apps.finance.adapters.excel import read_excel
     from apps.finance.adapters.parquet import read_parquet
 
-    if path.suffix.lower() not in ENDINGS:
+    if path.suffix.lower() not in SUFFIXES:
         raise InvalidInputError(f"{path.name} is not a CSV, Parquet or XLSX file; export the series as one of these")
     if not path.is_file():
         raise InvalidInputError(f"{path.name} does not exist; check its path")
-    return {"CSV": read_csv, "Parquet": read_parquet, "Excel": read_excel}[ENDINGS[path.suffix.lower()]](path, options)
+    return {"CSV": read_csv, "Parquet": read_parquet, "Excel": read_excel}[SUFFIXES[path.suffix.lower()]](path, options)

@@ -34,7 +34,7 @@ def training_windows(
 ) -> Dataset:
     """Windows that lie entirely in the earlier part of their series; rows labelled anomalous are not targets."""
     from apps.finance.datasets.labels import window_rows
-    from apps.finance.datasets.windows import Windows, tabulate
+    from apps.finance.datasets.windows import Windows, covariate_table
 
     if input.library is not None:
         spans = [(0, first_validation_row(len(item.series), validation_share)) for item in items]
@@ -42,7 +42,7 @@ def training_windows(
     tables = []
     for item in items:
         rows = first_validation_row(len(item.series), validation_share)
-        table = tabulate(head(item.series, rows), context=input.context, horizon=input.horizon)
+        table = covariate_table(head(item.series, rows), context=input.context, horizon=input.horizon)
         for first, last in window_rows(item.series.times_ns, item.windows).tolist():
             # Marked as missing, so that it is neither an input nor a target.
             table.rows[input.context + first : input.context + min(last + 1, rows), 1] = 1
@@ -71,12 +71,12 @@ def _not_empty(windows: Dataset, input: FinanceInput) -> Dataset:
 
 def validation_windows(items: Sequence[LabelledSeries], input: FinanceInput, *, validation_share: float) -> Dataset:
     """Windows whose forecasts lie in the later part of their series; their context may begin before it."""
-    from apps.finance.datasets.windows import Windows, tabulate
+    from apps.finance.datasets.windows import Windows, covariate_table
 
     if input.library is not None:
         spans = [(first_validation_row(len(item.series), validation_share), len(item.series)) for item in items]
         return _not_empty(_library_windows(items, spans, input, 2 * input.horizon), input)
-    tables = [tabulate(item.series, context=input.context, horizon=input.horizon) for item in items]
+    tables = [covariate_table(item.series, context=input.context, horizon=input.horizon) for item in items]
     first_rows = [first_validation_row(len(item.series), validation_share) for item in items]
     windows = Windows(
         tables, context=input.context, horizon=input.horizon, stride=2 * input.horizon, first_rows=first_rows

@@ -89,7 +89,7 @@ class Synthetic:
         return synthesise(self.seed, _EVALUATION, self.validation_series, min(_MAX_ROWS, self.rows), 2.0)
 
     def _windows(self, stream: int, number: int, stride: int, input: FinanceInput) -> Windows:
-        from apps.finance.datasets.windows import Windows, tabulate
+        from apps.finance.datasets.windows import Windows, covariate_table
 
         if input.library is not None:
             raise InvalidInputError(
@@ -100,7 +100,7 @@ class Synthetic:
         for index in range(number):
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, stream + index))))
             series = markets.series(generator, length=self.rows).series
-            tables.append(tabulate(series, context=input.context, horizon=input.horizon))
+            tables.append(covariate_table(series, context=input.context, horizon=input.horizon))
         return Windows(tables, context=input.context, horizon=input.horizon, stride=stride)
 
 

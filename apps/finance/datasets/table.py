@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.finance.adapters import ENDINGS, read_contents
+from apps.finance.adapters import SUFFIXES, read_contents
 from apps.finance.adapters.options import TableOptions
 from apps.finance.datasets.columns import number_column, word_column
 from apps.finance.datasets.covariates import covariate_facts, fit_network, further_network
@@ -210,7 +210,7 @@ def _files(path: str) -> list[Path]:
     candidates: Iterable[Path] = [root]
     if root.is_dir():
         visible = (file for file in root.rglob("*") if not any(part[0] == "." for part in file.relative_to(root).parts))
-        candidates = (file for file in visible if file.suffix.lower() in ENDINGS.keys() - {""})
+        candidates = (file for file in visible if file.suffix.lower() in SUFFIXES.keys() - {""})
     elif not root.exists():
         candidates = Path(root.anchor or ".").glob(str(root.relative_to(root.anchor)))
     files = sorted(file for file in candidates if file.is_file())

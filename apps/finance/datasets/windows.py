@@ -62,7 +62,7 @@ class Covariates:
     rows: Floats
 
 
-def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
+def covariate_table(series: Series, *, context: int, horizon: int) -> Covariates:
     """The covariate table of ``series``: O(N) work; each row uses rows at least ``horizon`` earlier (except value and
     time).
 
@@ -337,5 +337,5 @@ def denormalise(forecast: Floats, frame: Floats) -> Floats:
 
 def windows_of(series: Iterable[Series], *, context: int, horizon: int, stride: int = 1) -> Windows:
     """The windows of ``series``."""
-    tables = [tabulate(item, context=context, horizon=horizon) for item in series]
+    tables = [covariate_table(item, context=context, horizon=horizon) for item in series]
     return Windows(tables, context=context, horizon=horizon, stride=stride)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from apps.finance.inference.calibration import ScoredRows, budget_start, reported_scores
+from apps.finance.inference.calibration import ScoredRows, initial_threshold, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
-from apps.finance.inference.scoring import FULL, WEIGHTS, Calibration, combine
+from apps.finance.inference.scoring import FULL_SCORE_IMPROBABILITY, WEIGHTS, Calibration, combine
 from apps.finance.metrics.nab import STANDARD, Rows, count_detections, score_corpus
 from apps.finance.metrics.vus import vus_pr
 from apps.finance.types import Floats
@@ -93,7 +93,7 @@ class _Combination:
     def __call__(self, channels: Channels) -> Floats:
         if not self.names:
             length = len(next(iter(channels.values())))
-            drawn = np.random.default_rng(length).exponential(1 / np.log(10), length) / FULL
+            drawn = np.random.default_rng(length).exponential(1 / np.log(10), length) / FULL_SCORE_IMPROBABILITY
             return np.asarray(np.clip(drawn, 0, 1))
         chosen = {name: channels[name] for name in self.names}
         return combine(chosen, self.power, self.weights)
@@ -112,7 +112,7 @@ def _measure(
     hits: list[int] = []
     standard = 0.0
     for number in false_events:
-        start = budget_start(scored, fixed, rate, allowed=number * len(scored))
+        start = initial_threshold(scored, fixed, rate, allowed=number * len(scored))
         corpus = reported_scores(scored, replace(fixed, start=start), rate)
         hits.append(count_detections(corpus, REPORTED).hit)
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised

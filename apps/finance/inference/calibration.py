@@ -82,7 +82,7 @@ def calibrate(
     for budget in sorted({*_BUDGETS, rate}, reverse=True):
         # A smaller budget must not yield more events. The threshold falls with each event that is due, so that without
         # this maximum a larger budget could need a higher initial threshold.
-        start = max(start, budget_start(scored, control, budget))
+        start = max(start, initial_threshold(scored, control, budget))
         budgets.insert(0, (budget, start))
     calibration = replace(
         calibration,
@@ -101,7 +101,7 @@ def calibrate(
             "rows": sum(len(item.series) for item in (*normal, *labelled)),
             "windows": detections.windows,
             "recall": round(detections.recall, 4),
-            "false_events_per_1000_rows": round(1000 * detections.false_events / max(counted_rows(scored), 1), 4),
+            "false_events_per_1000_rows": round(1000 * detections.false_events / max(count_scored_rows(scored), 1), 4),
             "nab_standard": round(score_corpus(corpus, threshold=REPORTED).normalised, 2),
         },
     }
@@ -168,12 +168,12 @@ def reported_scores(scored: ScoredRows, control: Control, rate: float) -> list[S
     ]
 
 
-def budget_start(scored: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
+def initial_threshold(scored: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
     """The lowest initial threshold at which there are at most ``allowed`` false events.
 
     By default ``allowed`` is ``rate`` events per 1,000 rows after probation.
     """
-    max_false_events = rate * counted_rows(scored) / 1000 if allowed is None else allowed
+    max_false_events = rate * count_scored_rows(scored) / 1000 if allowed is None else allowed
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         threshold = (low + high) / 2
@@ -185,7 +185,7 @@ def budget_start(scored: ScoredRows, control: Control, rate: float, *, allowed: 
     return math.ceil(high * 1e4) / 1e4
 
 
-def counted_rows(scored: ScoredRows) -> int:
+def count_scored_rows(scored: ScoredRows) -> int:
     """The number of rows after the probationary periods."""
     return sum(len(scores) - probation(len(scores)) for scores, _ in scored)
 

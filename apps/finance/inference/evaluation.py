@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from apps.finance.datasets.labels import scored_windows
-from apps.finance.inference.calibration import counted_rows, reported_scores, with_covariates
+from apps.finance.inference.calibration import count_scored_rows, reported_scores, with_covariates
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.forecasting import covariates_of
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
@@ -122,7 +122,7 @@ def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredict
     rate = calibration.events_per_1000_rows
     corpus = reported_scores(scored, calibration.control(), rate)
     detections = count_detections(corpus, REPORTED)
-    counted = max(counted_rows(scored), 1)
+    counted = max(count_scored_rows(scored), 1)
     budget_text = f"with the model's budget of {rate:g} events a 1,000 rows"
     events = "False events" if detections.windows else "Events"
     rows = [

@@ -15,7 +15,7 @@ from apps.finance.inference.detectors.joint import contributing_columns
 from apps.finance.inference.gaps import Gap
 from apps.finance.inference.magnitude import MEMORY, magnitude
 from apps.finance.inference.onset import LOOKBACK_ROWS, onset
-from apps.finance.inference.scoring import HIGHEST
+from apps.finance.inference.scoring import MAX_IMPROBABILITY
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso_utc
 
 Mask = NDArray[np.bool_]
@@ -183,13 +183,13 @@ def _strongest_detector(channels: Mapping[str, Floats], rows: slice, peak: int) 
 
     Rows where a mean over many rows only repeats itself do not count. Ties go to the first in the table.
     """
-    at_peak = {name: min(float(values[peak]), HIGHEST) for name, values in channels.items()}
+    at_peak = {name: min(float(values[peak]), MAX_IMPROBABILITY) for name, values in channels.items()}
     certain = [name for name, value in at_peak.items() if value >= _TIE_SHARE * max(at_peak.values())]
 
     def total(name: str) -> float:
         values = channels[name][rows]
         is_active = _without_echo(values >= _MIN_IMPROBABILITY, _DETECTORS_BY_NAME[name].echo_rows)
-        return float(np.minimum(values, HIGHEST)[is_active].sum())
+        return float(np.minimum(values, MAX_IMPROBABILITY)[is_active].sum())
 
     totals = {name: total(name) for name in certain}
     return next(name for name in certain if totals[name] >= _TIE_SHARE * max(totals.values()))

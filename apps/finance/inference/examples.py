@@ -11,7 +11,7 @@ import numpy as np
 from apps.finance.adapters import read_contents
 from apps.finance.datasets.splits import first_validation_row, head
 from apps.finance.datasets.table import Table
-from apps.finance.datasets.windows import Windows, tabulate
+from apps.finance.datasets.windows import Windows, covariate_table
 from apps.finance.models.calendar import columns_taken
 from apps.finance.samples import samples
 from apps.finance.types import FinanceInput, Series
@@ -31,7 +31,7 @@ def example_windows(input: FinanceInput, batch: int) -> dict[str, Tensor]:
         return next(iter(read_contents(files[0]).series), None)
 
     series = read_sample(samples(), read)
-    table = tabulate(series, context=input.context, horizon=input.horizon)
+    table = covariate_table(series, context=input.context, horizon=input.horizon)
     windows = Windows([table], context=input.context, horizon=input.horizon, stride=1)
     arrays = windows.arrays(np.linspace(0, len(windows) - 1, batch).round().astype(np.int64))
     return {name: torch.from_numpy(arrays[name]) for name in ("encoder_cont", "decoder_cont", "static")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
+from apps.finance.datasets.windows import Covariates, Windows, covariate_table, denormalise
 from apps.finance.metrics.nab import Rows
 from apps.finance.models.calendar import columns_taken
 from apps.finance.models.settings import ProgramForecaster, ProgramLibraryForecaster
@@ -91,7 +91,7 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Forecasts by the application's own network, from the first observed value on."""
     context, horizon = model.context, model.horizon
-    table = tabulate(series, context=context, horizon=horizon)
+    table = covariate_table(series, context=context, horizon=horizon)
     padding = np.zeros((horizon - 1, table.rows.shape[1]))
     padding[:, 1], padding[:, -1] = 1, 1  # missing rows after the end, so that the last window can extend beyond it
     padded = Covariates(np.concatenate([table.rows, padding]))

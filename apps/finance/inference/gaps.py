@@ -9,7 +9,7 @@ import numpy as np
 
 from apps.finance.datasets.windows import trailing_interval_ns
 from apps.finance.inference.detectors.trailing import BLOCK, change, usual_change
-from apps.finance.inference.scoring import FULL
+from apps.finance.inference.scoring import FULL_SCORE_IMPROBABILITY
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Series, Times
 
 _GAP_INTERVALS, _PAUSE_INTERVALS = 5.0, 2.0
@@ -117,7 +117,9 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
             is_between_rows = series.column_of_table and rows[index + 1] == rows[index] + 1
             if similar_pauses < needed and not is_too_early and not is_weekend and not is_between_rows:
                 as_long = len(lengths) - bisect_left(lengths, step)
-                score = float(np.clip(-np.log10((as_long + 1) / (earlier + index + 1)) / FULL, 0, 1))
+                score = float(
+                    np.clip(-np.log10((as_long + 1) / (earlier + index + 1)) / FULL_SCORE_IMPROBABILITY, 0, 1)
+                )
                 last_row, next_row = int(rows[index]), int(rows[index + 1])
                 ordinary = not is_open and _is_ordinary(series, last_row, next_row, step / typical[index])
                 new_gaps.append(Gap(last_row, next_row, step, round(score, 4), ordinary, is_open))

@@ -19,7 +19,7 @@ from apps.finance.inference.detectors import CANDIDATES, DETECTORS, JOINT
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.types import Floats, Forecast, Series
 
-HIGHEST = 8.0
+MAX_IMPROBABILITY = 8.0
 """The maximum -log10 p that a detector contributes."""
 WEIGHTS = {"jump": 2.0, "move": 0.0, "high_volatility": 2.0, "level": 2.0}
 """The detectors' weights in the mean, if not 1. ``move`` has no weight; it only names the events that it sees best."""
@@ -27,7 +27,7 @@ ALONE = {"low_volatility": 0.6, "joint": 0.6}
 """Detectors outside the mean; the score is at least this factor times what they find."""
 BY_FORECAST = {**ALONE, "surprise": 1.0}
 """The same for networks with covariates: only the forecast knows what is normal given the covariates."""
-FULL = 5.0
+FULL_SCORE_IMPROBABILITY = 5.0
 """The root mean square of -log10 p that gives a score of 1."""
 DEFAULT_EVENTS_PER_1000_ROWS = 0.6
 """3.4 events in a series of NAB's average length after probation."""
@@ -119,7 +119,7 @@ def combine(
     ``alone``, each with its own factor. Other values of ``power`` (1 is the mean, infinity the maximum) and ``weights``
     (1 for names that are missing) are for comparison.
     """
-    bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}
+    bounded = {name: np.minimum(values, MAX_IMPROBABILITY) for name, values in channels.items()}
     parts = [factor * bounded.pop(name) for name, factor in alone.items() if name in bounded]
     if bounded:
         counted = {name: weights.get(name, 1.0) for name in bounded if weights.get(name, 1.0)}
@@ -130,7 +130,7 @@ def combine(
             else np.average(values**power, axis=0, weights=mean_weights) ** (1 / power)
         )
         parts.append(mean)
-    score: Floats = np.max(parts, axis=0) / FULL
+    score: Floats = np.max(parts, axis=0) / FULL_SCORE_IMPROBABILITY
     return score
 
 

@@ -17,7 +17,7 @@ from apps.finance.datasets.synth.faults import tick
 from apps.finance.datasets.synth.markets import market
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.datasets.synthetic import synthesise
-from apps.finance.inference.calibration import budget_start, counted_rows, reported_scores
+from apps.finance.inference.calibration import count_scored_rows, initial_threshold, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors.trailing import BLOCK
 from apps.finance.inference.scoring import Calibration
@@ -100,12 +100,12 @@ def run_trial(
     rate = calibration.events_per_1000_rows
     detector_reported = reported_scores(scored, calibration.control(), rate)
     false_events = count_detections(detector_reported, REPORTED).false_events
-    rows = counted_rows(scored)
+    rows = count_scored_rows(scored)
     baseline_scored = [
         (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, scored, strict=True)
     ]
     fixed = calibration.control(fixed=1.0)
-    start = budget_start(baseline_scored, fixed, rate, allowed=false_events)
+    start = initial_threshold(baseline_scored, fixed, rate, allowed=false_events)
     baseline_reported = reported_scores(baseline_scored, replace(fixed, start=start), rate)
     number, hit = _hits(items, detector_reported)
     _, peer_hit = _hits(items, baseline_reported)

@@ -12,7 +12,7 @@ from apps.medical.adapters.series import AXIAL
 from apps.medical.types import CTVolume, Float64
 from shared.errors import InvalidInputError
 
-TURNED = "The file's slices are not axial: its axes were reordered, and slices are counted along the body."
+AXES_REORDERED = "The file's slices are not axial: its axes were reordered, and slices are counted along the body."
 
 
 def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifiers: dict[str, str]) -> CTVolume:
@@ -42,5 +42,5 @@ def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifie
         origin_lps_mm=(float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])),
         direction=direction[:, [i, j, k]],
         identifiers=identifiers,
-        remarks=() if (i, j, k) == (0, 1, 2) else (TURNED,),
+        remarks=() if (i, j, k) == (0, 1, 2) else (AXES_REORDERED,),
     )

@@ -37,7 +37,7 @@ ASSUMED_LPS = (
 NO_ORIGIN = "The file states no origin: positions in mm are relative to its first voxel, not as in the DICOM series."
 
 
-def suffix(file: Path) -> str | None:
+def image_suffix(file: Path) -> str | None:
     """The key in ``READERS`` that a file's name ends with, in any case; None if it ends with none of them."""
     name = file.name.lower()
     return next((ending for ending in sorted(READERS, key=len, reverse=True) if name.endswith(ending)), None)
@@ -45,8 +45,8 @@ def suffix(file: Path) -> str | None:
 
 def read_image(files: Sequence[Path]) -> CTVolume:
     """The volume in the one image or header file among ``files``; the others are its separate data files."""
-    (file,) = [path for path in files if suffix(path)]
-    ending = suffix(file)
+    (file,) = [path for path in files if image_suffix(path)]
+    ending = image_suffix(file)
     assert ending is not None
     return READERS[ending](file, _identifiers(file.name[: -len(ending)]))
 
@@ -55,7 +55,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
     """Reads a NRRD or MetaImage file with the ITK ImageIO class ``image_io``."""
     import SimpleITK
 
-    ending = suffix(file)
+    ending = image_suffix(file)
     assert ending is not None
     header = _checked_header(file, ending)
     # ITK prints warnings that contain the file's name.

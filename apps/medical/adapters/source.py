@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apps.medical.adapters.dicom import read_series
-from apps.medical.adapters.images import read_image, suffix
+from apps.medical.adapters.images import image_suffix, read_image
 from apps.medical.adapters.members import first_few, is_harmless
 from apps.medical.types import CTVolume
 from shared.data.archive import open_archive, unpacked
@@ -30,7 +30,7 @@ def read_volume(files: Sequence[Path], *, series: str | None = None, patient: bo
         with unpacked(files[0]) as folder:
             return read_volume([folder], series=series, patient=patient)
     labelled = [(path, label) for file in files for path, label in _files(file)]
-    images = [path for path, _ in labelled if suffix(path)]
+    images = [path for path, _ in labelled if image_suffix(path)]
     if not images:
         return read_series(files, series=series, patient=patient)
     if len(images) > 1:
@@ -69,6 +69,6 @@ def _is_zip_of_images(file: Path) -> bool:
         return False
     with open_archive(file) as inside:
         names = [member.name for member in inside if not is_harmless(member.name or "?")]
-    return any(suffix(Path(name)) for name in names) and all(
-        suffix(Path(n)) or n.lower().endswith("raw") for n in names
+    return any(image_suffix(Path(name)) for name in names) and all(
+        image_suffix(Path(n)) or n.lower().endswith("raw") for n in names
     )

@@ -23,7 +23,7 @@ from apps.medical.adapters.series import Slice, is_capture, is_scout
 from apps.medical.adapters.stack import stack
 from apps.medical.datasets.lidc_nodules import ImageGrid, PlacedMark, place
 from apps.medical.datasets.lidc_xml import RADIOGRAPH, Message, read_message
-from shared.data.build_cache import get_or_build, made_ahead
+from shared.data.build_cache import get_or_build, parallel_imap
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
@@ -144,7 +144,7 @@ def _build_collection(root: Path, xml: Sequence[Path], others: Sequence[Path]) -
     for path in others:
         by_folder.setdefault(path.parent, []).append(path)
     calls = sorted(by_folder.items())
-    run = made_ahead if len(calls) >= MIN_FOLDERS_FOR_PROCESSES else starmap
+    run = parallel_imap if len(calls) >= MIN_FOLDERS_FOR_PROCESSES else starmap
     images_by_uid: dict[str, list[_SeriesImages]] = {}
     for folder_images in progress_bar(run(_read_folder, calls), len(calls), "reading headers"):
         for images in folder_images:

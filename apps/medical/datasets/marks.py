@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.medical.adapters.images import suffix
+from apps.medical.adapters.images import image_suffix
 from apps.medical.adapters.members import first_few
 from apps.medical.datasets.datalist import read_datalist
 from apps.medical.datasets.delimited import read_columns
@@ -156,7 +156,7 @@ class Marks(ScanData):
         if not self._is_datalist():
             return (scan,)
         path = Path(scan)
-        return scan, path.name, path.name.removesuffix(suffix(path) or "")
+        return scan, path.name, path.name.removesuffix(image_suffix(path) or "")
 
     def _columns(self) -> dict[str, str]:
         names = ("scan", "x", "y", "z", "diameter", "class", "patient", "split")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from apps.medical.datasets.patches import augment, clip_boxes, collate
 from apps.medical.datasets.scan_files import ScanFile
 from apps.medical.types import ChestInput, Float64
-from shared.data.build_cache import get_or_build, packs, parallel_map
+from shared.data.build_cache import get_or_build, packs_folder, parallel_map
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ def _load_voxels(folder: Path) -> NDArray[np.uint8]:
 def open_scans(scans: Sequence[ScanFile], input: ChestInput) -> list[PackedScan]:
     """Opens the packs of the scans, after building the missing ones on all processors."""
     names = [pack_name(scan, input) for scan in scans]
-    missing = [(scan, input) for scan, name in zip(scans, names, strict=True) if not (packs() / name).is_dir()]
+    missing = [(scan, input) for scan, name in zip(scans, names, strict=True) if not (packs_folder() / name).is_dir()]
     if len(missing) < MIN_SCANS_FOR_PROCESSES:
         for scan, grid in missing:
             pack_scan(scan, grid)
     else:
         parallel_map(pack_scan, missing, "packing scans")
-    return [_open_scan(scan, packs() / name, input) for scan, name in zip(scans, names, strict=True)]
+    return [_open_scan(scan, packs_folder() / name, input) for scan, name in zip(scans, names, strict=True)]
 
 
 def pack_name(scan: ScanFile, input: ChestInput) -> str:

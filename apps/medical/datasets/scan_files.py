@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from apps.medical.adapters.axial import TURNED
-from apps.medical.adapters.images import read_image, suffix
+from apps.medical.adapters.axial import AXES_REORDERED
+from apps.medical.adapters.images import image_suffix, read_image
 from apps.medical.adapters.source import read_volume
 from apps.medical.types import NODULE, AnnotatedScan, CTVolume, Float64, Nodule
 from shared.errors import InvalidInputError
@@ -59,7 +59,7 @@ class ScanFile:
 
     def read(self) -> CTVolume:
         """Reads the volume. Raises InvalidInputError, with the file's name, if it is unusable."""
-        if suffix(self.path):
+        if image_suffix(self.path):
             return read_image([self.path])
         folders = {self.path, *self.folders}  # reading a folder includes its subfolders
         return read_volume(sorted(folder for folder in folders if not folders & {*folder.parents}), series=self.series)
@@ -77,7 +77,7 @@ class ScanFile:
     def to_lps_mm(self, volume: CTVolume, position: ArrayLike) -> Float64:
         """Converts positions (..., 3) from the coordinates of this scan's marks to LPS mm."""
         if self.coordinates == "voxel":
-            if TURNED in volume.remarks:
+            if AXES_REORDERED in volume.remarks:
                 raise InvalidInputError(f"{self.path.name} is not stored in axial slices; give its marks in LPS mm")
             return volume.to_lps_mm(position)
         return np.asarray(position, np.float64) * ((-1.0, -1.0, 1.0) if self.coordinates == "ras" else 1.0)
@@ -114,7 +114,7 @@ def _list_scans(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
     """Every CT below ``root``, with the names that a table may use besides its own."""
     others: dict[Path, list[Path]] = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        relative, ending = path.relative_to(root).as_posix(), suffix(path)
+        relative, ending = path.relative_to(root).as_posix(), image_suffix(path)
         if ending is None and zipfile.is_zipfile(path):
             ending = path.suffix
         if ending is None:

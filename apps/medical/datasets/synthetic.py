@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.medical.types import AnnotatedScan, ChestInput
-from shared.data.build_cache import made_ahead
+from shared.data.build_cache import parallel_imap
 
 if TYPE_CHECKING:
     from apps.medical.datasets.synth.pack import Pack, PackSettings
@@ -96,7 +96,7 @@ def phantoms(seed: int, count: int, nodules: int = 5) -> Iterator[AnnotatedScan]
 
     A chest takes one core about twenty seconds. Other processes generate the next ones while the caller uses one.
     """
-    return made_ahead(_phantom, ((seed, number, nodules) for number in range(count)))
+    return parallel_imap(_phantom, ((seed, number, nodules) for number in range(count)))
 
 
 def _phantom(seed: int, number: int, nodules: int) -> AnnotatedScan:

@@ -54,7 +54,7 @@ class Measurement:
     mask_xyz: Mask
 
 
-def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm: Float64) -> Measurement | None:
+def measure_nodule(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm: Float64) -> Measurement | None:
     """Measures the nodule in ``box`` (lower corner, upper corner, in voxels of ``hu_xyz``); z runs along the body.
 
     Returns None if nothing in the box contrasts with the lung.

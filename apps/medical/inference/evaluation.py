@@ -12,7 +12,7 @@ import numpy as np
 
 from apps.medical.metrics.froc import Mark, Truth, cpm, froc, point_at
 from apps.medical.metrics.luna16 import froc_table
-from apps.medical.predictor import EVERYTHING, NodulePredictor
+from apps.medical.predictor import ALL_FINDINGS, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
 from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
@@ -40,10 +40,10 @@ class ScanScores:
     slices_mm: dict[str, float] = field(default_factory=dict)
 
 
-def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
+def timed_prediction(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
     """All findings of a scan by decreasing score, and the seconds from voxels to findings."""
     start = time.perf_counter()
-    (findings,) = predictor.predict([volume], EVERYTHING)
+    (findings,) = predictor.predict([volume], ALL_FINDINGS)
     return findings.nodules, time.perf_counter() - start
 
 
@@ -57,7 +57,7 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
 
 def add_scan(scores: ScanScores, predictor: NodulePredictor, scan: AnnotatedScan) -> None:
     """Adds the findings and annotations of a scan to ``scores``."""
-    findings, seconds = find_timed(predictor, scan.volume)
+    findings, seconds = timed_prediction(predictor, scan.volume)
     scores.scans += 1
     scores.seconds.append(seconds)
     scores.slices_mm[scan.name] = scan.volume.spacing_mm[2]

@@ -39,7 +39,7 @@ def example_tiles(input: ChestInput, divisible: Sequence[int]) -> dict[str, Tens
     return {INPUT: tiles}
 
 
-def example_marks(input: ChestInput, size: tuple[int, int, int], count: int) -> dict[str, Tensor]:
+def example_candidates(input: ChestInput, size: tuple[int, int, int], count: int) -> dict[str, Tensor]:
     """The second stage's inputs for ``count`` candidates at random places in the lungs' box with random scores."""
     import torch
 

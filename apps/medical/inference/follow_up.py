@@ -30,7 +30,7 @@ Change = Literal["new", "larger", "smaller", "stable"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sized:
+class MeasuredFinding:
     """A finding of either scan. ``volume_mm3`` is None if it could not be measured.
 
     ``is_above`` is whether its score reaches the operating score.
@@ -44,15 +44,15 @@ class Sized:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Followed:
+class MatchedFinding:
     """A finding, its position in the earlier scan, and the earlier finding that it matches.
 
     ``distance_mm`` is the distance of the earlier finding from that position.
     """
 
-    finding: Sized
+    finding: MeasuredFinding
     place_lps_mm: tuple[float, float, float]
-    earlier: Sized | None = None
+    earlier: MeasuredFinding | None = None
     distance_mm: float | None = None
 
     @property
@@ -77,16 +77,16 @@ class Followed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gone:
+class UnmatchedFinding:
     """A finding of the earlier scan without a match, and its position in the later scan."""
 
-    earlier: Sized
+    earlier: MeasuredFinding
     place_lps_mm: tuple[float, float, float]
 
 
-def follow(
-    findings: Sequence[Sized], earlier: Sequence[Sized], alignment: Alignment
-) -> tuple[list[Followed], list[Gone]]:
+def match_findings(
+    findings: Sequence[MeasuredFinding], earlier: Sequence[MeasuredFinding], alignment: Alignment
+) -> tuple[list[MatchedFinding], list[UnmatchedFinding]]:
     """Matches ``findings`` to ``earlier``: each of ``findings`` in order, and those of ``earlier`` without a match.
 
     ``alignment`` maps points of the later scan to the earlier one. The matching minimises the total cost, which
@@ -95,7 +95,7 @@ def follow(
     positions = alignment.transform_points([finding.centre_lps_mm for finding in findings])
     pairs, distances = _match(positions, findings, earlier)
     followed = [
-        Followed(
+        MatchedFinding(
             finding=finding,
             place_lps_mm=_triple(position),
             earlier=earlier[pairs[n]] if n in pairs else None,
@@ -106,12 +106,14 @@ def follow(
     unmatched = [finding for n, finding in enumerate(earlier) if n not in pairs.values()]
     later_positions = alignment.inverse_transform_points([finding.centre_lps_mm for finding in unmatched])
     return followed, [
-        Gone(earlier=finding, place_lps_mm=_triple(position))
+        UnmatchedFinding(earlier=finding, place_lps_mm=_triple(position))
         for finding, position in zip(unmatched, later_positions, strict=True)
     ]
 
 
-def _match(positions: Float64, findings: Sequence[Sized], earlier: Sequence[Sized]) -> tuple[dict[int, int], Float64]:
+def _match(
+    positions: Float64, findings: Sequence[MeasuredFinding], earlier: Sequence[MeasuredFinding]
+) -> tuple[dict[int, int], Float64]:
     """Indices of the matching earlier findings by index in ``findings``, and all distances (N, M) in mm."""
     centres = np.array([finding.centre_lps_mm for finding in earlier], np.float64).reshape(-1, 3)
     distances = np.linalg.norm(positions[:, None] - centres, axis=2)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apps.medical.types import CTVolume, Float64, Piece
-from shared.device import sent
+from shared.device import to_device
 
 Number = TypeVar("Number", int, float)
 
@@ -185,7 +185,7 @@ def _resample_separable(
         # A plane exactly at the end of the volume counts as inside, in spite of rounding errors.
         outside = (at < -0.5 - ROUNDING) | (at > volume.size_ijk[source_axes[axis]] - 0.5 + ROUNDING)
         if outside.any():
-            values.index_fill_(2 - axis, sent(torch.from_numpy(np.nonzero(outside)[0]), values.device), air)
+            values.index_fill_(2 - axis, to_device(torch.from_numpy(np.nonzero(outside)[0]), values.device), air)
     return values.permute(2, 1, 0)
 
 
@@ -215,8 +215,8 @@ def _interpolate_within_slices(values: Tensor, axis: int, lower: Tensor, upper: 
 
 def _interpolate(values: Tensor, axis: int, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
     """Interpolates ``values`` along an axis on their device; ``lower``, ``upper`` and ``weight`` are on the host."""
-    begins, ends = (values.index_select(axis, sent(index, values.device)).float() for index in (lower, upper))
-    return torch.lerp(begins, ends, sent(weight, values.device))
+    begins, ends = (values.index_select(axis, to_device(index, values.device)).float() for index in (lower, upper))
+    return torch.lerp(begins, ends, to_device(weight, values.device))
 
 
 def _resample_oblique(

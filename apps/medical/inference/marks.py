@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apps.medical.models.boxes import BoxDecoder
-from shared.suppression import suppressed as suppressed_on_device
+from shared.suppression import greedy_nms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def suppress_marks(decoder: BoxDecoder, marks: Marks, *, on_host: bool) -> Marks
         marks = marks.at(marks.valid.nonzero().squeeze(1))
         return marks.at(suppress(_offset_by_class(marks), marks.scores, decoder.overlap, decoder.detections))
     marks = marks.at(torch.where(marks.valid, marks.scores, -1.0).sort(descending=True, stable=True).indices)
-    kept, certain = suppressed_on_device(_suppression_pairs(_offset_by_class(marks), decoder.overlap), marks.valid)
+    kept, certain = greedy_nms(_suppression_pairs(_offset_by_class(marks), decoder.overlap), marks.valid)
     kept = kept & certain
     chosen = kept.int().sort(descending=True, stable=True).indices[: decoder.detections]
     ended = certain.all() | (kept.sum() >= decoder.detections)

@@ -7,6 +7,6 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.programs.store import weights_digest
 
 
-def belongs_to(second: Artifact, detector: Artifact) -> bool:
+def is_trained_for(second: Artifact, detector: Artifact) -> bool:
     """Whether ``second`` is a second stage that was trained on the candidates of ``detector``."""
     return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights_digest(detector)

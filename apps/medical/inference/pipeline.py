@@ -21,7 +21,7 @@ from apps.medical.inference.marks import Detections, Marks, concatenate, fetch, 
 from apps.medical.inference.tiles import Tile, Voxels
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
-from shared.device import sent
+from shared.device import to_device
 from shared.precision import autocast
 from shared.progress import report_each
 
@@ -139,7 +139,7 @@ def candidates(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list
 def _level_candidates(
     decoder: BoxDecoder, level: int, logits: Tensor, codes: Codes, size: list[int], shape: list[int]
 ) -> Marks:
-    level_anchors = sent(decoder.anchors[level], logits.device)
+    level_anchors = to_device(decoder.anchors[level], logits.device)
     count = len(level_anchors)
     classes = len(logits) // count
     number, score = _best_candidates(logits, decoder.score_threshold, decoder.candidates)
@@ -149,10 +149,10 @@ def _level_candidates(
     # torch.unravel_index would import torch's compiler.
     row, layer = cells[1] * cells[2], cells[2]
     cell = torch.stack([position // row, position // layer % cells[1], position % layer], 1)
-    stride = sent(torch.tensor([n // c for n, c in zip(shape, cells, strict=True)]), cell.device)
+    stride = to_device(torch.tensor([n // c for n, c in zip(shape, cells, strict=True)]), cell.device)
     centre = (cell * stride + stride // 2).to(level_anchors.dtype).repeat(1, 2)
     box = decode(_codes_at(codes, anchor, cell), centre + level_anchors[anchor])
-    box = torch.minimum(box.clamp(min=0), sent(torch.tensor(size * 2, dtype=box.dtype), box.device))
+    box = torch.minimum(box.clamp(min=0), to_device(torch.tensor(size * 2, dtype=box.dtype), box.device))
     valid = (box[:, 3:] >= box[:, :3] + 1).all(dim=1) & (score > decoder.score_threshold)
     return Marks(box.masked_fill(~valid[:, None], 0), score, label, valid)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import averaged
 from apps.medical.models.classifier import SCALES
-from shared.device import sent
+from shared.device import to_device
 
 BATCH = 16
 MAX_CANDIDATES = 80
@@ -52,7 +52,7 @@ def rescored(candidates: Candidates, network: nn.Module, size: tuple[int, int, i
     chosen = candidates.chosen(np.arange(min(len(candidates.scores), MAX_CANDIDATES)))
     if not len(chosen.scores):
         return chosen
-    scalars = sent(torch.from_numpy(scalar_inputs(chosen)), chosen.image.device)
+    scalars = to_device(torch.from_numpy(scalar_inputs(chosen)), chosen.image.device)
     patches = cut_patches(chosen, size)
     logits = [network(patches[n : n + BATCH], scalars[n : n + BATCH]) for n in range(0, len(patches), BATCH)]
     scores = torch.sigmoid(torch.cat(logits)).double().cpu().numpy()

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from apps.medical.adapters.nifti import read_nifti
-from apps.medical.inference.follow_up import Followed, Gone, Sized, follow
+from apps.medical.inference.follow_up import MatchedFinding, MeasuredFinding, UnmatchedFinding, match_findings
 from apps.medical.inference.registration import align
 from apps.medical.inference.same_vessels import vessel_correlation
 from apps.medical.outputs.slab import SLAB
@@ -75,7 +75,7 @@ def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: floa
     slab, earlier_slab = (_volume(sources[1]) for sources in (now, before))
     alignment = align(slab, box, earlier_slab, earlier_box)
     vessels = vessel_correlation(slab, box, earlier_slab, alignment)
-    followed, gone = follow(_sized(result), _sized(earlier), alignment)
+    followed, gone = match_findings(_sized(result), _sized(earlier), alignment)
     listed = [
         pair for pair in followed if pair.finding.is_above or (pair.earlier is not None and pair.earlier.is_above)
     ]
@@ -156,9 +156,9 @@ def _volume(content: bytes) -> CTVolume:
         return read_nifti(file, {})
 
 
-def _sized(result: MedicalResult) -> list[Sized]:
+def _sized(result: MedicalResult) -> list[MeasuredFinding]:
     return [
-        Sized(
+        MeasuredFinding(
             rank=finding["rank"],
             centre_lps_mm=_point(finding["centre_lps_mm"]),
             mean_diameter_mm=finding["mean_diameter_mm"],
@@ -174,7 +174,7 @@ def _point(values: Sequence[float]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _change(pair: Followed, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:
+def _change(pair: MatchedFinding, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:
     ratio, doubling = pair.volume_ratio, None if days is None else pair.doubling_days(days)
     place_slice = _slice(pair.place_lps_mm, earlier_volume)
     return {
@@ -196,7 +196,7 @@ def _change(pair: Followed, earlier_volume: MedicalVolume, days: float | None) -
     }
 
 
-def _gone(finding: Gone, volume: MedicalVolume) -> MedicalGone:
+def _gone(finding: UnmatchedFinding, volume: MedicalVolume) -> MedicalGone:
     return {
         "rank": finding.earlier.rank,
         "mean_diameter_mm": finding.earlier.mean_diameter_mm,

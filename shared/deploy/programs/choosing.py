@@ -57,12 +57,12 @@ _MAX_ERROR: Mapping[Format, float] = {"fp32": MAX_RELATIVE_ERROR["fp32"], "bf16"
 On a real sweep, PointPillars is at 0.16 in bf16, with torch and OpenVINO alike, and at 0.36 in INT8, at nearly the AP
 of fp32.
 """
-_requested: ContextVar[tuple[str, str | None, StoredProgram | None] | None] = ContextVar("asked_program", default=None)
+_requested: ContextVar[tuple[str, str | None, StoredProgram | None] | None] = ContextVar("use_program", default=None)
 _lazy: ContextVar[bool] = ContextVar("programs_on_use", default=False)
 
 
 @contextmanager
-def asked_program(name: str | None, model: str | None = None, stored: StoredProgram | None = None) -> Iterator[None]:
+def use_program(name: str | None, model: str | None = None, stored: StoredProgram | None = None) -> Iterator[None]:
     """Within this context, predictors are loaded with the program ``name``; None changes nothing.
 
     With ``model``, the request is only for the model of that name. ``stored`` is the program's file if it is not in the
@@ -112,7 +112,7 @@ class Network:
 
 
 def open_program(network: Network, device: str = "cpu") -> Program:
-    """Opens the requested program (``asked_program``), else the one chosen before, else the fastest.
+    """Opens the requested program (``use_program``), else the one chosen before, else the fastest.
 
     A program that cannot be loaded is skipped, with a remark in the program's ``remarks`` and in the log.
     """

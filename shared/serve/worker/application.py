@@ -15,12 +15,12 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import (
     Codec,
     Decoded,
-    Later,
+    DeferredFiles,
     Predictor,
     Request,
     Response,
-    described_programs,
-    with_programs,
+    add_programs,
+    describe_programs,
 )
 from shared.errors import InvalidInputError
 from shared.progress import progress_listener
@@ -47,7 +47,7 @@ class ApplicationHandler:
     """Decodes, predicts and encodes. If the predictor supports batches, requests with equal options form a batch.
 
     A batch has at most ``max_batch`` inputs; a request with more is computed alone. With ``keep_inputs`` the replies
-    also contain the inputs, as the codec's ``Later.inputs`` returns them.
+    also contain the inputs, as the codec's ``DeferredFiles.inputs`` returns them.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ApplicationHandler:
         self._app = app
         self._predictor: Predictor[Any, Any] = app.predictor(artifacts, choose_device(device))
         self._codec: Codec[Any, Any] = app.codec(self._predictor)
-        self.programs = described_programs(self._predictor)
+        self.programs = describe_programs(self._predictor)
         self._max_batch = max_batch
         self._keep_inputs = keep_inputs
         self.max_requests = max_batch if getattr(self._predictor, "batching", False) else 1
@@ -146,8 +146,8 @@ class ApplicationHandler:
         began = time.monotonic()
         assert state.decoded is not None and state.outputs is not None
         try:
-            response = with_programs(self._codec.encode(state.decoded, state.outputs), self._predictor)
-            later = response.later or Later(files={})
+            response = add_programs(self._codec.encode(state.decoded, state.outputs), self._predictor)
+            later = response.later or DeferredFiles(files={})
             blobs: list[Blob] = [result_json(response), response.picture, *response.files.values()]
             blobs += later.sources.values()
         except Exception as error:
@@ -172,7 +172,7 @@ class ApplicationHandler:
             blobs,
         )
 
-    def _inputs_to_keep(self, later: Later) -> dict[str, bytes]:
+    def _inputs_to_keep(self, later: DeferredFiles) -> dict[str, bytes]:
         """The inputs to keep; none if they cannot be created, such as for lack of memory. The answer is still sent."""
         if not self._keep_inputs:
             return {}

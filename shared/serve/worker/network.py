@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from shared.deploy.artifact import MANIFEST, Artifact, Manifest, TensorSpec
-from shared.deploy.programs.of_artifact import onnx_file
-from shared.deploy.programs.of_onnx import OnnxProgram, asked_onnx_program
+from shared.deploy.programs.artifact_network import onnx_file
+from shared.deploy.programs.onnx_program import OnnxProgram, requested_onnx_program
 from shared.errors import InvalidInputError
 from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
 from shared.serve.worker.handler import Stage, failure_reply
@@ -261,7 +261,9 @@ def open_network(artifact: Artifact, device: str, program_name: str | None = Non
                 f"{list(spec.shape)} in {MANIFEST}; export the run again"
             )
     program = (
-        asked_onnx_program(artifact, program_name, threads) if program_name and providers == _PROVIDERS["cpu"] else None
+        requested_onnx_program(artifact, program_name, threads)
+        if program_name and providers == _PROVIDERS["cpu"]
+        else None
     )
     return OnnxNetwork(session, program)
 

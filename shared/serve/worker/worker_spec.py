@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.app import GROUP, App
 from shared.deploy.artifact import open_artifact
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.serve.worker.handler import Handler
 
 
@@ -54,5 +54,5 @@ def make_handler(spec: WorkerSpec, app: App | None = None) -> Handler:
     from shared.serve.worker.application import ApplicationHandler
 
     application: App = app or EntryPoint(name="app", value=str(spec.app), group=GROUP).load()
-    with asked_program(spec.program):
+    with use_program(spec.program):
         return ApplicationHandler(application, artifacts, spec.device, spec.max_batch, spec.keep_inputs)

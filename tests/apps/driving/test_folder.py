@@ -201,7 +201,7 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_the_threads
     shutil.rmtree(split / "image_2")
     begun, threads = [threading.Event() for _ in range(5)], []
     begun[4].set()  # there is no fifth
-    compute, refined = LidarDetector.compute, SecondStage.refined
+    compute, refined = LidarDetector.compute, SecondStage.refine
 
     def noted(self, frame):
         begun[int(frame.name)].set()
@@ -216,7 +216,7 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_the_threads
         return refined(self, found, points)
 
     monkeypatch.setattr(LidarDetector, "compute", noted)
-    monkeypatch.setattr(SecondStage, "refined", only_beside_the_next)
+    monkeypatch.setattr(SecondStage, "refine", only_beside_the_next)
     monkeypatch.setenv("TRIVIUM_THREADS", "6")
     assert predict_folder(shipped, split, tmp_path / "out", Options(), print) == 0
     assert threads == [3] * 8 and compute_threads() == 6

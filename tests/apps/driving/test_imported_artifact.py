@@ -21,7 +21,7 @@ from apps.driving.types import Frame
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.predictor import programs_of
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.registry import Registry
 from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
@@ -201,7 +201,7 @@ def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_f
     with torch.inference_mode():
         expected = network_of(imported.recipe.model, imported.network).predict(sweep)
         for name in ("torch", "onnx", "openvino"):
-            with asked_program(name):
+            with use_program(name):
                 predictor = DrivingPredictor.load([artifact], "cpu")
             assert programs_of(predictor)["mmdet3d_lidar"].name == name
             found = predictor.detectors["mmdet3d_lidar"].network.predict(sweep)

@@ -11,7 +11,7 @@ from shapely import Polygon, box
 from apps.driving.adapters.kitti import to_rectified
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.datasets.synth.scenes import scene
-from apps.driving.metrics.kitti_ap import DIFFICULTIES, NEIGHBOURING_CLASSES, OVERLAPS, evaluate
+from apps.driving.metrics.kitti_ap import DIFFICULTIES, MIN_OVERLAPS, NEIGHBOURING_CLASSES, evaluate
 
 
 def solid_overlap(first, second):
@@ -61,7 +61,7 @@ def objects(frame, boxes, box_2d):
 
 def plain(frames, predictions, name, level, overlap, care):
     """AP and AOS of one class, difficulty and overlap, as the kit computes them; DontCare where ``care``."""
-    limits, least = DIFFICULTIES[level], OVERLAPS[name]
+    limits, least = DIFFICULTIES[level], MIN_OVERLAPS[name]
     cases, total = [], 0
     for frame, found in zip(frames, predictions, strict=True):
         camera = frame.cameras["image_2"]

@@ -54,13 +54,13 @@ def assert_same(one, other):
         assert away.min() < 1e-3
 
 
-@pytest.mark.parametrize(("most_points", "most_pillars"), [(32, 1024), (3, 1024), (32, 200)])
-def test_pointpillars(most_points, most_pillars):
+@pytest.mark.parametrize(("max_points", "max_pillars"), [(32, 1024), (3, 1024), (32, 200)])
+def test_pointpillars(max_points, max_pillars):
     torch.manual_seed(0)
     recipe = RECIPES["tiny"]()
     detector = lively(recipe.model.build(recipe.input))
-    detector.data_preprocessor.voxel_layer.max_num_points = most_points
-    detector.data_preprocessor.voxel_layer.max_voxels = (most_pillars, most_pillars)
+    detector.data_preprocessor.voxel_layer.max_num_points = max_points
+    detector.data_preprocessor.voxel_layer.max_voxels = (max_pillars, max_pillars)
     sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
     points = torch.from_numpy(recipe.input.crop(sweep))
     points[:, 3] = torch.rand(len(points))

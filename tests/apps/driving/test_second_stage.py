@@ -20,7 +20,7 @@ from apps.driving.datasets.packing import CLASS
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.box_codes import box_features, decode_boxes, encode_boxes
 from apps.driving.inference.calibration import score_second_stage
-from apps.driving.inference.second_stage import SecondStage, points_about, sample_points
+from apps.driving.inference.second_stage import SecondStage, points_around, sample_points
 from apps.driving.models import SECOND_STAGE
 from apps.driving.models.lidar_rcnn import LidarRCNN
 from apps.driving.predictor import DrivingPredictor
@@ -31,7 +31,7 @@ from apps.driving.types import KITTI_CLASSES, Boxes3D, BoxInput
 from shared import cli
 from shared.data.order import Key
 from shared.deploy.artifact import Artifact, describe_file, open_artifact
-from shared.deploy.predictor import Request, Response, with_programs
+from shared.deploy.predictor import Request, Response, add_programs
 from shared.deploy.registry import Registry, shipped
 from shared.errors import InvalidInputError
 
@@ -60,7 +60,7 @@ def test_points_in_and_around_a_box_are_in_its_frame():
     draw = np.random.default_rng(1)
     boxes = some_boxes(40)
     points = draw.uniform((-40, -40, -4, 0), (70, 40, 3, 1), (60_000, 4)).astype(np.float32)
-    about = points_about(boxes, points, INPUT)
+    about = points_around(boxes, points, INPUT)
     for (x, y, z, length, width, height, yaw), found in zip(boxes.astype(np.float64), about, strict=True):
         east, north, up = (points[:, :3] - (x, y, z)).T
         along, across = np.cos(yaw) * east + np.sin(yaw) * north, np.cos(yaw) * north - np.sin(yaw) * east
@@ -69,8 +69,8 @@ def test_points_in_and_around_a_box_are_in_its_frame():
         wanted = np.stack([along, across, up], axis=1)[inside]
         assert len(found) == len(wanted) > 0
         assert np.sort(found, axis=0) == pytest.approx(np.sort(wanted, axis=0), abs=1e-4)
-    assert points_about(boxes[:0], points, INPUT) == []
-    assert [len(one) for one in points_about(boxes, points[:0], INPUT)] == [0] * len(boxes)
+    assert points_around(boxes[:0], points, INPUT) == []
+    assert [len(one) for one in points_around(boxes, points[:0], INPUT)] == [0] * len(boxes)
 
 
 def test_sampled_points_do_not_depend_on_the_order_of_the_sweep():
@@ -116,19 +116,19 @@ def test_the_published_box_is_the_corrected_one():
     rows = [[5.0 * n, 0, 0, 4, 2, 1.5, np.pi / 2] for n in range(40)]
     found = boxes_of(rows, np.linspace(0.9, 0.2, 40).tolist())
     points = np.concatenate([found.centre_lidar_m[:39], np.zeros((39, 1), np.float32)], axis=1)
-    better = SecondStage(Given(), INPUT).refined(found, points)
+    better = SecondStage(Given(), INPUT).refine(found, points)
     assert len(better) == 39, "the last box has no point"
     assert better.scores == pytest.approx(1 - found.scores[:39][::-1], abs=1e-5)
     assert better.centre_lidar_m[:, 0] == pytest.approx(found.centre_lidar_m[:39, 0][::-1], abs=1e-4)
     assert better.centre_lidar_m[:, 1] == pytest.approx(1.0, abs=1e-5)
-    assert len(SecondStage(Given(), INPUT).refined(boxes_of([], []), points)) == 0
-    assert len(SecondStage(Given(), INPUT).refined(found, points[:0])) == 0
+    assert len(SecondStage(Given(), INPUT).refine(boxes_of([], []), points)) == 0
+    assert len(SecondStage(Given(), INPUT).refine(found, points[:0])) == 0
 
 
 def test_implausible_boxes_are_dropped():
     rows = [[5, 0, 0, 4, 2, 1.5, 0], [5, 0, 0, 1e6, 2, 1.5, 0], [np.nan, 0, 0, 4, 2, 1.5, 0], [1e7, 0, 0, 4, 2, 1.5, 0]]
     points = np.array([[5, 0, 0, 0], [1e7, 0, 0, 0]], np.float32)
-    better = SecondStage(Given(), INPUT).refined(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
+    better = SecondStage(Given(), INPUT).refine(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
     assert len(better) == 2 and better.size_m.max() == 4
 
     class Nothing(Given):
@@ -137,7 +137,7 @@ def test_implausible_boxes_are_dropped():
             found[0, 3] = torch.nan
             return found
 
-    assert len(SecondStage(Nothing(), INPUT).refined(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)) == 1
+    assert len(SecondStage(Nothing(), INPUT).refine(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)) == 1
     low = np.full((1, 9), -800, np.float32)
     with np.errstate(all="raise"):
         assert decode_boxes(some_boxes(1), low)[1].tolist() == [0.0]
@@ -317,7 +317,7 @@ def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
         assert predictor.least_scores["pointpillars"] == {"car": 0.625}
         # Answers to a folder of frames are kept apart by them.
         assert sorted(predictor.digests) == [SECOND_STAGE, "pointpillars"]
-        said = with_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
+        said = add_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
         assert sorted(said) == [SECOND_STAGE, "pointpillars"]
         likely = DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),)))
         assert likely == ["pointpillars", SECOND_STAGE]

@@ -33,7 +33,7 @@ def heading(yaw: float, back: float, name: str = "cyclist", score: float = 0.9) 
         scores=np.array([score], np.float32),
     )
     points = np.array([[10 + 0.6 * back, 4.1, 0.2, 0], [10 + 0.5 * back, 3.9, 0, 0]], np.float32)
-    return float(np.cos(SecondStage(Trusting(), INPUT).refined(found, points).yaw[0]))
+    return float(np.cos(SecondStage(Trusting(), INPUT).refine(found, points).yaw[0]))
 
 
 @pytest.mark.parametrize("yaw", [0.0, np.pi])

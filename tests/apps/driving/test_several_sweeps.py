@@ -58,7 +58,7 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_thre
     alone = [shipped.predict([frame], Options(score=0.1))[0] for frame in sweeps]
     begun, threads = [threading.Event() for _ in range(6)], []
     begun[5].set()  # there is no sixth
-    compute, refined, names = LidarDetector.compute, SecondStage.refined, iter(range(5))
+    compute, refined, names = LidarDetector.compute, SecondStage.refine, iter(range(5))
 
     def noted(self, frame):
         begun[int(frame.name)].set()
@@ -71,7 +71,7 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_thre
         return refined(self, found, points)
 
     monkeypatch.setattr(LidarDetector, "compute", noted)
-    monkeypatch.setattr(SecondStage, "refined", beside_the_next)
+    monkeypatch.setattr(SecondStage, "refine", beside_the_next)
     said = []
     with progress_listener(said.append):
         together = shipped.predict(sweeps, Options(score=0.1))
@@ -81,14 +81,14 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_thre
 
 
 def test_the_error_is_that_of_the_first_failing_sweep(shipped, sweeps, four_threads, monkeypatch):
-    refined = SecondStage.refined
+    refined = SecondStage.refine
 
     def failing(self, found, points):
         if len(points) == len(sweeps[2].points_lidar_m):
             raise InvalidInputError("sweep 2 cannot be corrected")
         return refined(self, found, points)
 
-    monkeypatch.setattr(SecondStage, "refined", failing)
+    monkeypatch.setattr(SecondStage, "refine", failing)
     sweeps[3] = replace(sweeps[3], points_lidar_m=None)
     with pytest.raises(InvalidInputError, match="sweep 2 cannot be corrected"):
         shipped.predict(sweeps)
@@ -103,25 +103,25 @@ def test_a_single_sweep_or_thread_uses_only_the_callers_thread(
     shipped, sweeps, four_threads, monkeypatch, frames, threads
 ):
     torch.set_num_threads(threads)
-    refined, seen = SecondStage.refined, []
+    refined, seen = SecondStage.refine, []
 
     def noted(self, found, points):
         seen.append((threading.current_thread(), torch.get_num_threads()))
         return refined(self, found, points)
 
-    monkeypatch.setattr(SecondStage, "refined", noted)
+    monkeypatch.setattr(SecondStage, "refine", noted)
     assert len(shipped.predict(sweeps[:frames])) == frames
     assert seen == [(threading.current_thread(), threads)] * frames
 
 
 def test_only_the_first_sweep_loads_the_programs(sweeps, four_threads, monkeypatch):
     predictor = open_predictor(app, lazy=True, program="torch").predictor
-    refined, seen = SecondStage.refined, []
+    refined, seen = SecondStage.refine, []
 
     def noted(self, found, points):
         seen.append(threading.current_thread() is threading.main_thread())
         return refined(self, found, points)
 
-    monkeypatch.setattr(SecondStage, "refined", noted)
+    monkeypatch.setattr(SecondStage, "refine", noted)
     assert len(predictor.predict(sweeps[:3])) == 3
     assert seen == [True, False, False]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.finance.datasets.synth import markets
-from apps.finance.datasets.windows import tabulate, trailing_interval_ns
+from apps.finance.datasets.windows import covariate_table, trailing_interval_ns
 from apps.finance.inference.forecasting import forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.settings import FinanceModel
@@ -52,8 +52,8 @@ def test_scores_do_not_change_when_later_rows_are_cut_off(seed, cut, shape, unse
     whole = irregular(seed, 400, shape, unseen)
     part = of(whole.times_ns[:cut], whole.target[:cut])
     np.testing.assert_array_equal(
-        tabulate(whole, context=24, horizon=4).rows[24 + unseen : 24 + cut],
-        tabulate(part, context=24, horizon=4).rows[24 + unseen :],
+        covariate_table(whole, context=24, horizon=4).rows[24 + unseen : 24 + cut],
+        covariate_table(part, context=24, horizon=4).rows[24 + unseen :],
     )
     (one,), (two,) = forecast(_MODEL, [whole], stride=2), forecast(_MODEL, [part], stride=2)
     # The network computes in float32, in an order that depends on the batch size.

@@ -12,7 +12,7 @@ from torch.nn import functional
 from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synth.faults import FAULTS
 from apps.finance.datasets.synth.shapes import SHAPES
-from apps.finance.datasets.windows import COLUMNS, Windows, tabulate, windows_of
+from apps.finance.datasets.windows import COLUMNS, Windows, covariate_table, windows_of
 from apps.finance.inference.forecasting import forecast, normal_scores
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.fast import Resize, accelerate, resize_matrix
@@ -157,7 +157,7 @@ def test_normal_scores_of_a_normal_distribution():
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index():
-    windows = Windows([tabulate(made(3), context=24, horizon=4)], context=24, horizon=4)
+    windows = Windows([covariate_table(made(3), context=24, horizon=4)], context=24, horizon=4)
     indices = np.array([5, 60, 7, 200])
     one = windows.batch(indices, Key(seed=1, epoch=2))
     again = windows.batch(indices[::-1].copy(), Key(seed=1, epoch=2))

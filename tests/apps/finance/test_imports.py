@@ -29,7 +29,7 @@ from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.export import export
 from shared.deploy.predictor import Request, answer, programs_of
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
 
@@ -148,7 +148,7 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
     (series, *_) = (item.series for item in named(tmp_path, frame).cases())
     (by_torch,) = forecast(model, [series], stride=HORIZON)
     for program in ("onnx", "openvino"):
-        with asked_program(program):
+        with use_program(program):
             predictor = FinancePredictor.load([artifact], "cpu")
         assert [one.name for one in programs_of(predictor).values()] == [program]
         (by_program,) = forecast(predictor.model, [series], stride=HORIZON)

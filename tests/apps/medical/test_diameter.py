@@ -19,7 +19,7 @@ SPACING = np.array([0.7, 0.7, 1.25])
 
 def measure(image: np.ndarray, box: np.ndarray, spacing: np.ndarray) -> float | None:
     """The mean diameter."""
-    found = diameter.measure(image, box, spacing)
+    found = diameter.measure_nodule(image, box, spacing)
     return None if found is None else float(np.mean(found.axes_mm))
 
 

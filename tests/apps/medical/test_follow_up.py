@@ -18,7 +18,7 @@ from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
 from apps.medical.app import app
 from apps.medical.datasets.synth.phantom import volume as phantom_volume
-from apps.medical.inference.follow_up import Followed, Sized, follow
+from apps.medical.inference.follow_up import MatchedFinding, MeasuredFinding, match_findings
 from apps.medical.inference.lungs import find_lungs
 from apps.medical.inference.registration import Alignment, align
 from apps.medical.inference.same_vessels import vessel_correlation
@@ -124,8 +124,10 @@ def test_a_scan_of_a_part_of_the_lungs_is_aligned_to_that_part(
     assert np.median(np.linalg.norm(back.transform_points(true) - places, axis=1)) < 3.5 and back.correlation > 0.95
 
 
-def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, above: bool = True) -> Sized:
-    return Sized(rank=rank, centre_lps_mm=(x, 0.0, 0.0), mean_diameter_mm=diameter, volume_mm3=volume, is_above=above)
+def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, above: bool = True) -> MeasuredFinding:
+    return MeasuredFinding(
+        rank=rank, centre_lps_mm=(x, 0.0, 0.0), mean_diameter_mm=diameter, volume_mm3=volume, is_above=above
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def shifted() -> Alignment:
 def test_each_finding_is_matched_to_the_one_at_its_position(shifted: Alignment) -> None:
     now = [sized(1, 0, 10), sized(2, 50, 6), sized(3, 200, 5), sized(4, 300, 6)]
     before = [sized(1, 152, 5.8), sized(2, 103, 8.4), sized(3, 500, 7), sized(4, 400, 7.6)]
-    followed, gone = follow(now, before, shifted)
+    followed, gone = match_findings(now, before, shifted)
     pairs = [(one.finding.rank, one.earlier.rank if one.earlier else None, one.change) for one in followed]
     assert pairs == [(1, 2, "larger"), (2, 1, "stable"), (3, None, "new"), (4, 4, "smaller")]
     assert followed[0].place_lps_mm == (100, 0, 0) and followed[0].distance_mm == 3
@@ -146,13 +148,13 @@ def test_each_finding_is_matched_to_the_one_at_its_position(shifted: Alignment) 
 
 
 def test_neighbouring_findings_are_matched_by_size(shifted: Alignment) -> None:
-    followed, gone = follow([sized(1, 0, 12), sized(2, 7, 4)], [sized(1, 103, 4), sized(2, 104, 12)], shifted)
+    followed, gone = match_findings([sized(1, 0, 12), sized(2, 7, 4)], [sized(1, 103, 4), sized(2, 104, 12)], shifted)
     assert [one.earlier and one.earlier.rank for one in followed] == [2, 1] and not gone
 
 
 @pytest.mark.parametrize("now, before", [([], []), ([], [1]), ([1], [])])
 def test_a_scan_without_findings_can_be_compared(shifted: Alignment, now: list[int], before: list[int]) -> None:
-    followed, gone = follow([sized(n, 0, 5) for n in now], [sized(n, 0, 5) for n in before], shifted)
+    followed, gone = match_findings([sized(n, 0, 5) for n in now], [sized(n, 0, 5) for n in before], shifted)
     assert [one.change for one in followed] == ["new"] * len(now) and len(gone) == len(before)
 
 
@@ -161,7 +163,7 @@ def test_a_scan_without_findings_can_be_compared(shifted: Alignment, now: list[i
     [(200.0, 100.0, 100.0), (400.0, 100.0, 50.0), (124.0, 100.0, None), (100.0, 200.0, None), (None, 100.0, None)],
 )
 def test_the_doubling_time_assumes_exponential_growth(volume: float | None, earlier: float, days: float | None) -> None:
-    one = Followed(
+    one = MatchedFinding(
         finding=sized(1, 0, 8, volume), place_lps_mm=(0, 0, 0), earlier=sized(1, 0, 6, earlier), distance_mm=0.0
     )
     assert one.doubling_days(100) == (None if days is None else pytest.approx(days))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from apps.medical.adapters.axial import TURNED
+from apps.medical.adapters.axial import AXES_REORDERED
 from apps.medical.adapters.images import ASSUMED_LPS, NO_ORIGIN
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
@@ -112,7 +112,7 @@ def test_slices_stored_along_any_axis_become_axial(tmp_path, axes, suffix):
     assert volume.size_ijk == (12, 10, 8) and volume.spacing_mm == pytest.approx((0.8, 0.7, 2.5), abs=1e-4)
     assert np.array_equal(volume.voxels_zyx, values().T)
     assert volume.to_lps_mm([3, 4, 5]) == pytest.approx([-30 + 2.4, 5 + 2.8, -287.5], abs=1e-3)
-    assert volume.remarks == (() if axes == (0, 1, 2) else (TURNED,)) or axes == (1, 0, 2)
+    assert volume.remarks == (() if axes == (0, 1, 2) else (AXES_REORDERED,)) or axes == (1, 0, 2)
 
 
 def test_files_without_a_single_axial_volume_are_refused(tmp_path):

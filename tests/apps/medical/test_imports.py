@@ -14,12 +14,12 @@ from monai.networks.nets.resnet import ResNet, resnet50
 
 from apps.medical.app import app
 from apps.medical.models.imports import load_monai_bundle, read_state_dict
-from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
+from apps.medical.predictor import ALL_FINDINGS, NodulePredictor, open_detector
 from apps.medical.recipes import full
 from apps.medical.types import ChestInput
 from shared import cli
 from shared.deploy.artifact import Artifact
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.program import relative_error
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
@@ -74,7 +74,7 @@ def test_the_bundle_s_file_becomes_the_full_network_and_detects(bundle):
     selector = imported.network.box_selector
     assert (selector.score_thresh, selector.nms_thresh, selector.detections_per_img) == (0.02, 0.22, 300)
     predictor = NodulePredictor(detector=imported.network, input=COARSE, operating_score=0.5)
-    (findings,) = predictor.predict([chest()], EVERYTHING)
+    (findings,) = predictor.predict([chest()], ALL_FINDINGS)
     assert findings.lung_millilitres is not None and findings.lung_millilitres > 500
     assert findings.nodules and all(0.02 < nodule.score <= 1 for nodule in findings.nodules)
 
@@ -106,7 +106,7 @@ def test_the_command_creates_an_artifact_that_predicts(imported):
     assert (model["block"], model["layers"][:2], model["planes"], model["stem"]) == ("basic", [1, 2], 8, 3)
     # A coarse grid, because the whole chest has many voxels on the bundle's.
     predictor = NodulePredictor(detector=open_detector(artifact), input=COARSE)
-    assert predictor.predict([chest()], EVERYTHING)[0].nodules
+    assert predictor.predict([chest()], ALL_FINDINGS)[0].nodules
     assert "largest_relative_difference" in printed
 
 
@@ -140,7 +140,7 @@ def test_programs_of_an_imported_detector_give_torch_s_results(imported):
     assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
     found = {}
     for name in ("torch", "onnx", "openvino"):
-        with asked_program(name):
+        with use_program(name):
             program = NodulePredictor.load([artifact], "cpu").programs["lung_nodules"]
         assert program.name == name
         found[name] = program(tile)

@@ -20,7 +20,7 @@ from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.outputs.result import LUNGS_CUT, NO_LUNGS, case_label, result, result_table
 from apps.medical.outputs.slab import MAX_VOXELS, slab, slab_file, slab_source
-from apps.medical.predictor import EVERYTHING, Options, measure_nodules
+from apps.medical.predictor import ALL_FINDINGS, Options, measure_nodules
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule, SourceImage
 from shared.deploy.predictor import Request, answer
@@ -184,11 +184,11 @@ def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
 
 def test_a_users_own_volume_gives_typed_findings(untrained):
     few, every = (
-        untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, max_findings=2), EVERYTHING)
+        untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, max_findings=2), ALL_FINDINGS)
     )
     assert len(few.nodules) == 2 and few.nodules == every.nodules[:2]
     assert every.lung_millilitres == pytest.approx(few.lung_millilitres)
-    assert untrained.predict([chest(), chest()], EVERYTHING) == [every, every]
+    assert untrained.predict([chest(), chest()], ALL_FINDINGS) == [every, every]
     assert untrained.predict([chest()]) == untrained.predict([chest()], Options())
 
 

@@ -25,7 +25,7 @@ from shared import cli
 from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.opening import open_predictor
-from shared.deploy.predictor import Response, with_programs
+from shared.deploy.predictor import Response, add_programs
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest
@@ -201,7 +201,7 @@ def test_a_second_stage_is_only_used_with_the_detector_it_was_trained_on(tmp_pat
             assert predictor.second_stage is None and predictor.operating_score != 0.25
     alone = NodulePredictor.load([shipped_one], "cpu")
     assert alone.second_stage is None and NAME not in alone.programs
-    said = with_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
+    said = add_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
     assert said["versions"] == {one.manifest.name: one.manifest.version for one in shipped(app)}
     with pytest.raises(InvalidInputError, match="name the detector's artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
-from apps.medical.inference.diameter import measure
+from apps.medical.inference.diameter import measure_nodule
 from apps.medical.inference.grid import reorient_to_lps, stored_piece
 from apps.medical.outputs.labels import LABELS, label_map, pieces_source
 from apps.medical.outputs.report import report_source, structured_report
@@ -30,7 +30,7 @@ from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, se
 from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.service import MedicalCodec
 from apps.medical.types import CTVolume, Findings, Nodule, Piece
-from shared.deploy.predictor import Request, with_all_files
+from shared.deploy.predictor import Request, make_all_files
 from tests.apps.medical.chests import chest, dicom_slice, found, pack, series
 from tests.apps.medical.test_enhanced import enhanced
 from tests.apps.medical.test_report import WHO, groups
@@ -359,7 +359,7 @@ def test_the_volume_of_a_sphere(size_mm, most):
         share = inside.reshape(44, 4, 44, 4, 26, 4).mean(axis=(1, 3, 5))  # of each voxel
         image = ndimage.gaussian_filter(900 * share - 860, (0.6, 0.6, 0.4)).astype(np.float32)
         ends = np.concatenate([(middle - size_mm / 2) / spacing, (middle + size_mm / 2) / spacing])
-        measured = measure(image, ends, spacing)
+        measured = measure_nodule(image, ends, spacing)
         assert measured is not None
         assert measured.mask_xyz.shape == tuple((measured.box[3:] - measured.box[:3]).astype(int))
         errors.append(measured.mask_xyz.sum() * spacing.prod() / (np.pi / 6 * size_mm**3) - 1)
@@ -373,7 +373,7 @@ def test_a_scans_findings_have_masks_and_files(untrained: NodulePredictor, tmp_p
     (volume,) = decoded.inputs
     (findings,) = untrained.predict(decoded.inputs, Options(min_score=0.0, max_findings=20))
     findings = replace(findings, operating_score=findings.nodules[4].score)
-    response = with_all_files(codec.encode(decoded, [findings]), codec)
+    response = make_all_files(codec.encode(decoded, [findings]), codec)
     listed = response.result["findings"]
     pieces = [one.piece for one in findings.nodules]
     assert any(pieces[:5])

@@ -8,14 +8,14 @@ from multiprocessing import forkserver
 
 import pytest
 
-from shared.comms.shaped_network import Host, missing_rights, shaped_network
+from shared.comms.shaped_network import Host, missing_privileges, shaped_network
 from tests.shared.processes import PRELOAD
 
 
 @pytest.fixture(scope="package")
 def hosts() -> Iterator[list[Host]]:
     """Two hosts with 200 Mbit/s between them."""
-    if reason := missing_rights():
+    if reason := missing_privileges():
         pytest.skip(f"no network namespaces here: {reason}")
     # Set this before a job sets fewer modules: all jobs of a session share one fork server.
     multiprocessing.set_forkserver_preload([*PRELOAD, "tests.shared.comms.workers"])

@@ -23,13 +23,13 @@ from shared.comms.cost import (
 )
 from shared.comms.profiles import bert_base, resnet50
 from shared.comms.shaped_network import Job, succeed
-from shared.comms.step_model import DEVICES, Way, Workload, predict, rank_ways
+from shared.comms.step_model import DEVICES, CommunicationOption, Workload, predict, rank_options
 from shared.errors import InvalidInputError
 from tests.shared.comms import workers
 
 SLOW, FAST = Link(alpha_s=1e-4, bytes_s=12.5e6), Link(alpha_s=1e-6, bytes_s=1e9)
 TWO_BY_FOUR = Cluster(nodes=2, per_node=4, intra=FAST, inter=SLOW, tree=False)
-PLAIN = Way(route="flat", compression="none", sharding="DDP")
+PLAIN = CommunicationOption(route="flat", compression="none", sharding="DDP")
 
 
 def test_networks_have_their_published_sizes():
@@ -86,12 +86,12 @@ def test_communication_that_ends_before_the_backward_pass_is_hidden():
 def test_options_that_exceed_the_memory_come_last():
     workload = Workload(profile=bert_base(), batch=8, device=DEVICES["a100"])
     cluster = Cluster(nodes=2, per_node=8, intra=LINKS["nvlink3"], inter=LINKS["ib-hdr"])
-    free, tight = rank_ways(workload, cluster), rank_ways(workload, cluster, memory_bytes=1.5e9)
+    free, tight = rank_options(workload, cluster), rank_options(workload, cluster, memory_bytes=1.5e9)
     assert {one.way.sharding for one in free} == {"DDP", "FSDP", "HSDP"} and len(free) == 13
     assert free == sorted(free, key=lambda one: one.step_s)
     assert tight[0].way.sharding != "DDP" and tight[-1].memory_bytes > 1.5e9
     with pytest.raises(InvalidInputError, match="unsharded gradients"):
-        predict(workload, cluster, Way(route="ring", compression="powersgd", sharding="FSDP"))
+        predict(workload, cluster, CommunicationOption(route="ring", compression="powersgd", sharding="FSDP"))
 
 
 def test_the_network_of_a_job_is_calibrated_and_used_for_a_plan(hosts, tmp_path, capsys):

@@ -20,7 +20,7 @@ from shared.app import DenseNetwork
 from shared.comms.allreduce import mesh_peers
 from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical
-from shared.comms.shaped_network import HERE, Job
+from shared.comms.shaped_network import LOCALHOST, Job
 from shared.comms.sharded import units
 from shared.comms.sharded_state import local_tensor
 from shared.comms.watch import LostProcessError, Member
@@ -250,7 +250,7 @@ def lose_one(path: Path) -> str:
 
 
 def test_a_lost_process_is_named_with_the_collective_of_a_sharded_layer(tmp_path):
-    job = Job([HERE], 2, lose_one, tmp_path / "run", preload=PRELOAD)
+    job = Job([LOCALHOST], 2, lose_one, tmp_path / "run", preload=PRELOAD)
     message = job.result(0, 60)
     job.end()
     assert isinstance(message, str), message

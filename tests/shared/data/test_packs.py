@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import cli
-from shared.data.build_cache import KEPT_DAYS, get_or_build, made_ahead, packs, parallel_map, remove_packs
+from shared.data.build_cache import KEPT_DAYS, get_or_build, packs_folder, parallel_imap, parallel_map, remove_packs
 from shared.errors import InvalidInputError
 
 
@@ -32,7 +32,9 @@ def test_a_pack_is_built_once_for_all_callers() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: get_or_build("one", make), range(16)))
-    assert found == {packs() / "one"} and len(made) == 1 and (packs() / "one" / "content").read_text() == "1"
+    assert (
+        found == {packs_folder() / "one"} and len(made) == 1 and (packs_folder() / "one" / "content").read_text() == "1"
+    )
 
 
 def test_a_failed_build_leaves_nothing_and_is_repeated() -> None:
@@ -42,9 +44,9 @@ def test_a_failed_build_leaves_nothing_and_is_repeated() -> None:
 
     with pytest.raises(OSError, match="no space left"):
         get_or_build("one", fail)
-    assert [path.name for path in packs().iterdir()] == ["one.lock"]
-    assert get_or_build("one", lambda folder: (folder / "whole").touch()) == packs() / "one"
-    assert [path.name for path in (packs() / "one").iterdir()] == ["whole"]
+    assert [path.name for path in packs_folder().iterdir()] == ["one.lock"]
+    assert get_or_build("one", lambda folder: (folder / "whole").touch()) == packs_folder() / "one"
+    assert [path.name for path in (packs_folder() / "one").iterdir()] == ["whole"]
 
 
 def test_a_cache_that_is_no_folder_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +68,7 @@ def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
 
 def test_results_come_in_call_order_and_few_are_computed_ahead(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{number:02}") for number in range(20)]
-    taken = made_ahead(shutil.copy, ((__file__, name) for name in names))
+    taken = parallel_imap(shutil.copy, ((__file__, name) for name in names))
     assert [next(taken), next(taken)] == names[:2]
     # Two are consumed, and at most one per core plus one may be in progress.
     assert len(list(tmp_path.iterdir())) <= 3 + len(os.sched_getaffinity(0))
@@ -75,7 +77,7 @@ def test_results_come_in_call_order_and_few_are_computed_ahead(tmp_path: Path) -
 
 def test_a_failure_ahead_reaches_the_caller(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
-    made = made_ahead(Path.read_text, [(tmp_path / "there",), (tmp_path / "missing",)])
+    made = parallel_imap(Path.read_text, [(tmp_path / "there",), (tmp_path / "missing",)])
     assert next(made) == ""
     with pytest.raises(FileNotFoundError):
         next(made)
@@ -90,7 +92,7 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
         "get_or_build('one', lambda folder: parallel_map(Path.touch, [(folder / 'a',), (folder / 'b',)], 'touching'))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=60, cwd=Path(__file__).parents[3])
-    assert {path.name for path in (packs() / "one").iterdir()} == {"a", "b"}
+    assert {path.name for path in (packs_folder() / "one").iterdir()} == {"a", "b"}
 
 
 def test_an_incomplete_pack_of_a_killed_process_is_deleted() -> None:
@@ -100,26 +102,26 @@ def test_an_incomplete_pack_of_a_killed_process_is_deleted() -> None:
         "get_or_build('one', lambda folder: (folder / 'half').touch() or os.kill(os.getpid(), signal.SIGKILL))\n"
     )
     subprocess.run([sys.executable, "-c", program], timeout=60, cwd=Path(__file__).parents[3])
-    assert [path.name for path in packs().glob(".one-*/*")] == ["half"]
+    assert [path.name for path in packs_folder().glob(".one-*/*")] == ["half"]
     assert get_or_build("two", lambda folder: None).is_dir()
-    assert {path.name for path in packs().iterdir()} == {"one.lock", "two", "two.lock"}
+    assert {path.name for path in packs_folder().iterdir()} == {"one.lock", "two", "two.lock"}
 
 
 def test_a_pack_unused_for_a_month_is_deleted() -> None:
     for name in ("old", "used", "new"):
         get_or_build(name, lambda folder: (folder / "content").write_bytes(bytes(1000)) and None)
     for name in ("old", "used"):
-        os.utime(packs() / name, times=(0, time.time() - (KEPT_DAYS + 1) * 86400))
+        os.utime(packs_folder() / name, times=(0, time.time() - (KEPT_DAYS + 1) * 86400))
     get_or_build("used", lambda folder: pytest.fail("it is there"))
     get_or_build("another", lambda folder: None)
-    assert {path.name for path in packs().iterdir() if path.is_dir()} == {"used", "new", "another"}
+    assert {path.name for path in packs_folder().iterdir() if path.is_dir()} == {"used", "new", "another"}
 
 
 def test_the_cache_is_cleared_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     get_or_build("one", lambda folder: (folder / "content").write_bytes(bytes(2_000_000)) and None)
     assert cli.main(["data", "clear"]) == 0
-    assert f"2 MB removed from {packs()}" in capsys.readouterr().out
-    assert not (packs() / "one").exists() and remove_packs() == 0
+    assert f"2 MB removed from {packs_folder()}" in capsys.readouterr().out
+    assert not (packs_folder() / "one").exists() and remove_packs() == 0
     assert cli.main(["data", "clear", "one"]) == 2
     assert "takes no name" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ import torch
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, TensorSpec, open_artifact, write_manifest
 from shared.deploy.export import export
-from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.artifact_network import onnx_file
 from shared.deploy.programs.openvino import compile_model, openvino_compute
 from shared.deploy.programs.program import Placement
 from shared.deploy.registry import Registry
@@ -181,7 +181,7 @@ def test_an_export_writes_nothing_to_the_caller_s_log(tmp_path: Path) -> None:
 
 def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("shared.deploy.programs.of_artifact.find", lambda name: app)
+    monkeypatch.setattr("shared.deploy.programs.artifact_network.find", lambda name: app)
     whole = export(run, app, tmp_path / "models")
     assert onnx_file(whole) == whole.path / "model.onnx"
     files = {name: stated for name, stated in whole.manifest.files.items() if name != "model.onnx"}
@@ -207,9 +207,9 @@ def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
 def test_an_openvino_program_is_written_for_triton_s_backend(app, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-    of_onnx = export(run, app, tmp_path / "models")
-    expected = ort.InferenceSession(of_onnx.network).run(["y"], {"x": x})[0]
-    for artifact in (of_onnx, export(run, app, tmp_path / "models", programs=["openvino"])):
+    onnx_program = export(run, app, tmp_path / "models")
+    expected = ort.InferenceSession(onnx_program.network).run(["y"], {"x": x})[0]
+    for artifact in (onnx_program, export(run, app, tmp_path / "models", programs=["openvino"])):
         home = write_openvino_model(artifact, tmp_path / "triton")
         version = home / str(artifact.manifest.version)
         assert {file.name for file in version.iterdir()} == {"model.xml", "model.bin"}
@@ -219,10 +219,10 @@ def test_an_openvino_program_is_written_for_triton_s_backend(app, run, tmp_path,
     assert (version / "model.xml").read_bytes() == (artifact.path / "openvino.xml").read_bytes()
     text = (home / "config.pbtxt").read_text()
     assert 'backend: "openvino"' in text and 'default_model_filename: "model.xml"' in text
-    write_openvino_model(of_onnx, tmp_path / "triton", "openvino-bf16")
+    write_openvino_model(onnx_program, tmp_path / "triton", "openvino-bf16")
     assert 'key: "HINT_BF16"' in (home / "config.pbtxt").read_text()
     with pytest.raises(InvalidInputError, match="no program openvino-int8; `trivium quantize"):
-        write_openvino_model(of_onnx, tmp_path / "other", "openvino-int8")
+        write_openvino_model(onnx_program, tmp_path / "other", "openvino-int8")
     with pytest.raises(InvalidInputError, match="onnx is not an OpenVINO program"):
-        write_openvino_model(of_onnx, tmp_path / "other", "onnx")
+        write_openvino_model(onnx_program, tmp_path / "other", "onnx")
     assert not (tmp_path / "other").exists()

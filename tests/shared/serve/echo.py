@@ -18,7 +18,7 @@ from PIL import Image
 
 from shared.app import App, Sample
 from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
-from shared.deploy.predictor import Decoded, Later, Request, Response
+from shared.deploy.predictor import Decoded, DeferredFiles, Request, Response
 from shared.errors import InvalidInputError
 from shared.progress import report_stage
 from shared.serve.service import Service
@@ -83,7 +83,9 @@ class Echo:
             return Response(
                 result={"doubled": outputs[0]},
                 files={"doubled.csv": table.encode()},
-                later=Later(files=files, sources=sources, inputs={"given": lambda: self._given(decoded.inputs[0])}),
+                later=DeferredFiles(
+                    files=files, sources=sources, inputs={"given": lambda: self._given(decoded.inputs[0])}
+                ),
             )
         return Response(
             result={"doubled": outputs[0], "options": decoded.context},

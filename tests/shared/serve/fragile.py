@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.app import App
-from shared.deploy.predictor import Decoded, Later, Request, Response
+from shared.deploy.predictor import Decoded, DeferredFiles, Request, Response
 
 
 class Fragile:
@@ -43,7 +43,7 @@ class Fragile:
 
     def encode(self, decoded: Decoded[str], outputs: Sequence[int]) -> Response:
         large = bytes(int(decoded.context.get("bytes", 0)))
-        given = Later(files={}, inputs={"given": lambda: bytes(len(large))})
+        given = DeferredFiles(files={}, inputs={"given": lambda: bytes(len(large))})
         return Response(result={"process": outputs[0]}, picture=b"\x89PNG", files={"large": large}, later=given)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.device import sent
-from shared.suppression import suppressed
+from shared.device import to_device
+from shared.suppression import greedy_nms
 
 _PAIRS_PER_BATCH = 1 << 17
 _BLOCK = 128
@@ -83,7 +83,7 @@ def nms_rotated_mask(sorted_N5: Tensor, valid_N: Tensor, iou_threshold: float) -
     """(N,) which of the valid boxes, sorted best first, greedy suppression keeps; () whether the result is certain.
 
     It equals the result of ``nms_rotated``, but all pairs are compared and no value is read on the host, so that a GPU
-    never waits and the kernels can be captured in a graph. For up to a few hundred boxes; see ``suppressed`` for when
+    never waits and the kernels can be captured in a graph. For up to a few hundred boxes; see ``greedy_nms`` for when
     the result is not certain.
     """
     count = len(sorted_N5)
@@ -91,7 +91,7 @@ def nms_rotated_mask(sorted_N5: Tensor, valid_N: Tensor, iou_threshold: float) -
     overlap = _paired_iou(sorted_N5[earlier], sorted_N5[later]).float()
     is_overlapping = torch.zeros(count * count, dtype=torch.bool, device=sorted_N5.device)
     is_overlapping = is_overlapping.scatter(0, earlier * count + later, overlap >= iou_threshold).view(count, count)
-    kept, certain = suppressed(is_overlapping, valid_N)
+    kept, certain = greedy_nms(is_overlapping, valid_N)
     return kept, certain.all()
 
 
@@ -146,7 +146,7 @@ def _paired_iou(a_P5: Tensor, b_P5: Tensor, *, over_first: bool = False) -> Tens
     a, b = a_P5.double(), b_P5.double()
     size_a, size_b = a[:, None, 2:4] / 2, b[:, None, 2:4] / 2
     cosine, sine = _cosine_and_sine(b[:, 4:] - a[:, 4:])
-    signs = sent(torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=a.dtype), a.device)
+    signs = to_device(torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=a.dtype), a.device)
     corners_a, corners_b = size_a * signs, size_b * signs
     rotation = torch.stack([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)], dim=1)
     # The corners of the second box in the frame of the first, and those of the first in the frame of the second.

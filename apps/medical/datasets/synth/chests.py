@@ -22,7 +22,7 @@ from apps.medical.datasets.synth.anatomy import Anatomy, draw
 from apps.medical.datasets.synth.fields import Array, Coordinates, open_grid
 from apps.medical.datasets.synth.frame import Frame
 from apps.medical.datasets.synth.tissue import render_chest
-from shared.data.build_cache import get_or_build, packs, parallel_map
+from shared.data.build_cache import get_or_build, packs_folder, parallel_map
 
 WINDOW_HU = (-1024.0, 500.0)
 MARGIN_MM = 22.0
@@ -67,7 +67,9 @@ class PackedChest:
 
 def pack_chests(seed: int, count: int, spacing_mm: tuple[float, float, float]) -> None:
     """Packs the first ``count`` chests, if missing, on all processors. Each takes one processor half a minute."""
-    missing = [(seed, n, spacing_mm) for n in range(count) if not (packs() / _name(seed, n, spacing_mm)).is_dir()]
+    missing = [
+        (seed, n, spacing_mm) for n in range(count) if not (packs_folder() / _name(seed, n, spacing_mm)).is_dir()
+    ]
     parallel_map(_pack, missing, "packing synthetic chests")
 
 

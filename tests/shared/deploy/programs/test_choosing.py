@@ -10,7 +10,7 @@ import torch
 from shared.app import DenseNetwork
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs import choosing
-from shared.deploy.programs.choosing import asked_program, lazy_programs
+from shared.deploy.programs.choosing import lazy_programs, use_program
 from shared.deploy.programs.onnx_runtime import OnnxRuntime
 from shared.deploy.programs.openvino import OpenVino
 from shared.deploy.programs.program import ArrayCompute, Compute, relative_error
@@ -48,7 +48,7 @@ def test_only_a_program_from_a_file_is_preloaded(artifact: Artifact) -> None:
         (artifact.path / "model.onnx").unlink()
         assert len(program({"image": torch.rand(2, 1, 8, 12), "gain": torch.ones(2)})["mean"]) == 2
         assert program.name == "onnx" and "fastest here" in program.reason
-    with lazy_programs(), asked_program("onnx"):
+    with lazy_programs(), use_program("onnx"):
         assert opened(artifact).reader is None
 
 

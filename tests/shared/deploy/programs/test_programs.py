@@ -25,7 +25,7 @@ from shared.deploy.artifact import (
     write_manifest,
 )
 from shared.deploy.programs.choices import clear_choices, read_choice, valid_choices
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.inductor import find_compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
@@ -124,7 +124,7 @@ def test_a_package_for_another_cpu_is_refused_before_it_is_loaded(
 
     monkeypatch.setattr("torch._inductor.aoti_load_package", loaded)
     monkeypatch.setattr("shared.deploy.programs.inductor.vector_instructions", lambda: frozenset({"avx", "avx2"}))
-    with asked_program("aotinductor"):
+    with use_program("aotinductor"):
         program = opened(artifact)
     assert program.name != "aotinductor"
     requested, *others = program.remarks
@@ -182,11 +182,11 @@ def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: 
 
 
 def test_a_requested_program_is_used(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    with asked_program("openvino"):
+    with use_program("openvino"):
         assert opened(artifact).name == "openvino" and opened(artifact).reason == "it was requested"
     monkeypatch.setenv("TRIVIUM_PROGRAM", "onnx")
     assert opened(artifact).name == "onnx"
-    with pytest.raises(InvalidInputError, match="no program 'tvm'"), asked_program("tvm"):
+    with pytest.raises(InvalidInputError, match="no program 'tvm'"), use_program("tvm"):
         pass
 
 
@@ -197,7 +197,7 @@ def test_torch_computes_with_as_many_threads_as_every_other_runtime(
     try:
         for count in (1, 3):
             monkeypatch.setenv("TRIVIUM_THREADS", str(count))
-            with asked_program("torch"):
+            with use_program("torch"):
                 assert opened(artifact).name == "torch" and torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
@@ -220,7 +220,7 @@ def test_a_signal_is_handled_after_another_thread_freed_an_openvino_model(folder
 
 def test_openvino_caches_compiled_models_by_content(artifact: Artifact, folder: Path) -> None:
     given = {"image": torch.rand(2, 1, 6, 4), "gain": torch.ones(2)}
-    with asked_program("openvino"):
+    with use_program("openvino"):
         first = opened(artifact)(given)
         kept = cache_folder(artifact) / "compiled"
         assert list(kept.rglob("*.blob"))
@@ -240,7 +240,7 @@ def test_openvino_caches_compiled_models_by_content(artifact: Artifact, folder: 
 
 
 def test_a_program_that_cannot_be_loaded_is_skipped_with_a_remark(artifact: Artifact) -> None:
-    with asked_program("torchscript"):
+    with use_program("torchscript"):
         program = opened(artifact)
     assert program.name != "torchscript"
     assert "the requested program torchscript cannot be used: there is no torchscript.pt" in program.remarks[0]
@@ -260,7 +260,7 @@ def test_a_program_of_other_weights_is_not_used(artifact: Artifact, tmp_path: Pa
     (aside / "torchscript.pt").write_bytes((folder / "torchscript.pt").read_bytes())
     entries = make_programs(network(), ["torchscript"], aside, "other weights", random_examples(network()))
     add_to_cache(artifact, aside, entries)
-    with asked_program("torchscript"):
+    with use_program("torchscript"):
         program = opened(artifact)
     assert program.name != "torchscript" and "made from weights other than" in program.remarks[0]
 
@@ -275,7 +275,7 @@ def test_an_artifact_s_own_program_of_other_weights_is_not_used(
     files = {**artifact.manifest.files, "torchscript.pt": describe_file(artifact.path / "torchscript.pt")}
     for weights, expected in (("other weights", False), (weights_digest(artifact), True)):
         programs = {**artifact.manifest.programs, "torchscript": replace(entries["torchscript"], weights=weights)}
-        with asked_program("torchscript"):
+        with use_program("torchscript"):
             program = opened(Artifact(artifact.path, replace(artifact.manifest, programs=programs, files=files)))
         assert (program.name == "torchscript") is expected
         assert expected or "made from weights other than" in program.remarks[0]
@@ -286,7 +286,7 @@ def test_an_altered_program_in_the_cache_is_not_used(artifact: Artifact, tmp_pat
     aside.mkdir()
     digest = weights_digest(artifact)
     add_to_cache(artifact, aside, make_programs(network(), ["torchscript"], aside, digest, random_examples(network())))
-    with asked_program("torchscript"):
+    with use_program("torchscript"):
         assert opened(artifact).name == "torchscript"
         file = cache_folder(artifact) / "torchscript.pt"
         file.write_bytes(file.read_bytes() + b" ")
@@ -305,7 +305,7 @@ def test_an_onnx_file_of_unknown_weights_is_replaced(artifact: Artifact, request
     write_manifest(artifact.path, replace(artifact.manifest, programs={}, files=files))
     changed = open_artifact(artifact.path)
     inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
-    with asked_program(requested):
+    with use_program(requested):
         first, second = opened(changed, build=lambda: other), opened(changed, build=lambda: other)
     for program in (first, second):
         assert requested in (None, program.name)
@@ -320,7 +320,7 @@ def test_an_onnx_file_with_fixed_sizes_is_replaced_once(artifact: Artifact) -> N
     image = replace(artifact.manifest.inputs[0], shape=(-1, 1, 8, 12))
     fixed = Artifact(artifact.path, replace(artifact.manifest, inputs=(image, artifact.manifest.inputs[1])))
     inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
-    with asked_program("onnx"):
+    with use_program("onnx"):
         program = opened(fixed)
         assert program.name == "onnx" and not program.remarks
         assert relative_error(load_eager(network())(inputs), program(inputs)) < 1e-4
@@ -341,6 +341,6 @@ def test_if_no_onnx_can_be_made_torch_is_used_with_a_remark(artifact: Artifact) 
 
 def test_missing_cpu_instructions_are_reported(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.deploy.programs.openvino.cpu_has_bf16", lambda: False)
-    with asked_program("openvino-bf16"):
+    with use_program("openvino-bf16"):
         program = opened(artifact)
     assert "the requested program openvino-bf16 cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]

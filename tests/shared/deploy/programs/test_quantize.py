@@ -21,7 +21,7 @@ from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, describe_file, o
 from shared.deploy.calibration_inputs import calibration_inputs
 from shared.deploy.predictor import Decoded, Request, Response
 from shared.deploy.programs import openvino
-from shared.deploy.programs.choosing import Network, asked_program, open_program
+from shared.deploy.programs.choosing import Network, open_program, use_program
 from shared.deploy.programs.program import Placement, Program
 from shared.deploy.programs.store import StoredProgram, find_programs
 from shared.deploy.quantize import quantize
@@ -130,7 +130,7 @@ def test_a_quantised_program_is_accepted_or_rejected_by_its_score(artifact: Arti
     assert entry.scores["accepted"] is True and entry.scores["before"][0]["value"] == 0.8
     assert entry.scores["after"][0]["count"] == "3 nodules" and "12 inputs of images.txt" in entry.inputs
     assert 0 < entry.error < 0.3 and any("CPM: 0.8 before, 0.799 after" in line for line in lines)
-    with asked_program("openvino-int8"):
+    with use_program("openvino-int8"):
         program = BlurPredictor(artifact).programs["blur"]
     assert program.name == "openvino-int8"
     image = torch.rand(3, 1, 8, 8)
@@ -158,14 +158,14 @@ def test_a_rejected_program_is_used_only_by_name_and_with_a_remark(artifact: Art
     with pytest.raises(InvalidInputError, match="loses more than 1% of a score in INT8"):
         quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
     assert BlurPredictor(artifact).programs["blur"].name != "openvino-int8"
-    with asked_program("openvino-int8"):
+    with use_program("openvino-int8"):
         program = BlurPredictor(artifact).programs["blur"]
     assert program.name == "openvino-int8"
     scores = "CPM 0.8 before, 0.7 after"
     assert f"the requested program openvino-int8 was rejected for its score: {scores}" in program.remarks
     forced = quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"), force=True)
     assert forced.scores["accepted"] is True and forced.scores["forced"] is True
-    with asked_program("openvino-int8"):
+    with use_program("openvino-int8"):
         assert not BlurPredictor(artifact).programs["blur"].remarks
 
 
@@ -188,7 +188,7 @@ def test_an_accepted_program_stays_if_another_attempt_is_rejected(
         describe_file(file),
         describe_file(file.with_suffix(".bin")),
     )
-    with asked_program("openvino-int8"):
+    with use_program("openvino-int8"):
         program = BlurPredictor(held).programs["blur"]
     assert program.name == "openvino-int8" and not program.remarks
 
@@ -221,7 +221,7 @@ def test_a_quantised_program_becomes_part_of_the_artifact(
     held = open_artifact(artifact.path)
     assert held.manifest.programs["openvino-int8"] == entry
     assert {"openvino-int8.xml", "openvino-int8.bin"} <= held.manifest.files.keys()
-    with asked_program("openvino-int8"):
+    with use_program("openvino-int8"):
         assert BlurPredictor(held).programs["blur"].name == "openvino-int8"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.deploy.artifact import Artifact
-from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.artifact_network import onnx_file
 from shared.deploy.programs.program import ArrayCompute, Arrays, Placement, ProgramError, Source
 from shared.deploy.programs.store import cache_folder
 from shared.deploy.programs.table import find_program
@@ -30,7 +30,7 @@ class OnnxProgram:
     reason: str = ""
 
 
-def asked_onnx_program(artifact: Artifact, name: str, threads: int) -> OnnxProgram | None:
+def requested_onnx_program(artifact: Artifact, name: str, threads: int) -> OnnxProgram | None:
     """The program ``name`` if it is an OpenVINO program that reads ``model.onnx`` and can be used here; else None.
 
     A program other than ONNX Runtime's is used only on request: clients that send tensors expect the network's own
