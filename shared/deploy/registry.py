@@ -88,8 +88,8 @@ class Registry:
         """The artifacts that an application serves: the live version of each of its models, then their partners.
 
         Models in an earlier root come first, so that a user-trained model is the default even if shipped models have
-        other names. Models in the same root are in the application's order. The partner of a model is the partner's
-        live version if it belongs to the model, else the newest version that does and is not retired, or none. Models
+        other names. Models in the same root are in the application's order. Each model gets the live version of a
+        partner if that belongs to the model, else the newest version that does and is not retired, or none. Models
         without a version are left out. Raises ``InvalidInputError`` if no model is left.
         """
         models = [name for name in app.models if name not in app.partners]
@@ -145,7 +145,10 @@ def misplacement(path: Path) -> str | None:
         return None
     if stated_version == f"{path.parent.name} version {int(path.name)}":
         return None
-    return f"{path} holds {stated_version} by its {MANIFEST}; move it to the folder of that name and number"
+    return (
+        f"{path} was copied or renamed: its {MANIFEST} says {stated_version}; move it to the folder of that name "
+        "and number"
+    )
 
 
 def shipped(app: App) -> list[Artifact]:

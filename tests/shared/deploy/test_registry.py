@@ -32,7 +32,7 @@ def test_a_version_in_a_wrong_folder_is_ignored_with_a_warning(
         assert registry.newest("echo").manifest.version == 2
     sentences = [record.getMessage() for record in caplog.records]
     assert len(sentences) == 1, "once"
-    assert f"{tmp_path / copy} holds echo version 2 by its manifest.json" in sentences[0]
+    assert f"{tmp_path / copy} was copied or renamed: its manifest.json says echo version 2" in sentences[0]
 
 
 def test_a_model_with_only_a_misplaced_version_has_no_version(tmp_path: Path) -> None:
