@@ -42,9 +42,9 @@ def export(
     run = Run(run_dir, app.name, "")
     document = read_recipe_file(run.recipe_file)
     recipe = recipe_of(app, document)
-    weights_of_best, progress = read_while_training(lambda: _best_weights(run))
+    best_weights, progress = read_while_training(lambda: _best_weights(run))
     model = recipe.model.build(recipe.input)
-    model.load_state_dict(weights_of_best)
+    model.load_state_dict(best_weights)
     model.eval()
     calibration: dict[str, Any] = app.calibrate(recipe, model) if app.calibrate is not None else {}
     origin = training_origin(recipe.init)

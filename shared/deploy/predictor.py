@@ -40,8 +40,8 @@ class DeferredFiles:
     the case, because the application's own routes make more files from them.
 
     ``inputs`` has functions that return the complete analysed input, under new names, for ``trivium reviews``. They are
-    called only if the server keeps inputs (``TRIVIUM_KEEP_INPUTS``), as long as the case. They must not reveal personal
-    data that the other files do not reveal.
+    called only if the server keeps inputs (``TRIVIUM_KEEP_INPUTS``), and the results are then kept as long as the case.
+    They must not reveal personal data that the other files do not reveal.
     """
 
     files: Mapping[str, tuple[str, ...]]

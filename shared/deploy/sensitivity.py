@@ -100,9 +100,9 @@ class Evaluator:
 def output_error(expected: Sequence[Arrays], found: Sequence[Arrays], logits: Sequence[str]) -> float:
     """The root mean square, over the kinds of outputs, of the difference relative to the outputs' standard deviation.
 
-    ``logits`` (B, C, ...) are converted to scores. Other outputs with the same spatial size are weighted in each cell
-    by the highest score there, of either network. Outputs whose names differ only in a trailing number, such as the
-    levels of a pyramid, are one kind.
+    ``logits`` (B, C, ...) are converted to scores. In each cell, these scores and all outputs with the same spatial
+    size are weighted by the highest score there, of either network. Outputs whose names differ only in a trailing
+    number, such as the levels of a pyramid, are one kind.
     """
     expected_scores, found_scores = (
         [_logits_to_scores(outputs_of_row, logits) for outputs_of_row in outputs] for outputs in (expected, found)
@@ -216,8 +216,8 @@ def find_candidates(
 class LayerSearch:
     """Undoes the quantisation of a network layer by layer.
 
-    ``remaining`` are the layers that are still quantised, ``floating`` those moved to floating point. ``current`` is
-    the current model, ``error`` its output error.
+    ``remaining`` are the layers still to be tried, ``floating`` those moved to floating point. ``current`` is the
+    current model, ``error`` its output error.
     """
 
     fully_quantised: Int8Candidate

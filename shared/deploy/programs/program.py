@@ -205,7 +205,7 @@ def is_batched(dense: DenseNetwork) -> bool:
 
 
 MAX_RELATIVE_ERROR: Mapping[Format, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02, "int8": 0.5}
-"""The maximum ``relative_error`` of a program against torch in fp32. INT8 is judged by the domain's score instead."""
+"""The maximum ``relative_error`` of a program against torch in fp32. For INT8 the domain's score decides as well."""
 
 
 def relative_error(expected: Tensors, found: Tensors, all_rows: Tensors | None = None) -> float:

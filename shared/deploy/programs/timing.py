@@ -13,7 +13,8 @@ _SECONDS, _MIN_RUNS, _MAX_RUNS = 0.25, 2, 20
 def measure_latency(
     programs: Mapping[str, Program], example: Tensors, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """The minimum latency of a call of each program, in milliseconds. The programs are called in turns.
+    """The minimum latency of a call of each program, in milliseconds. The programs are called in turns,
+    each at least 2 and at most 20 times, until its calls add up to 0.25 s.
 
     ``clock`` returns seconds; ``time.process_time`` measures CPU time, which other load on the machine disturbs less.
     """
