@@ -33,7 +33,7 @@ from shared.deploy.programs.artifact_network import dense_network
 from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, is_batched
-from shared.deploy.programs.store import add_to_cache, find_programs, is_accepted, weights_digest
+from shared.deploy.programs.store import add_to_cache, is_accepted, stored_programs, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure_latency
 from shared.deploy.programs.torch_eager import load_eager
@@ -94,13 +94,13 @@ def measure_programs(
     dense = dense_network(app, artifact)
     examples = calibration_inputs(app, artifact, [])
     for name in ("onnx", "openvino"):
-        if name not in find_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
+        if name not in stored_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
             with tempfile.TemporaryDirectory() as folder:
                 entries = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
                 add_to_cache(artifact, Path(folder), entries)
     int8: Method = "dynamic" if app.name == "finance" else "static"
     is_within_loss, description = True, ""
-    stored = find_programs(artifact)[0].get(PROGRAMS[int8])
+    stored = stored_programs(artifact)[0].get(PROGRAMS[int8])
     try:
         if requantise or stored is None or not is_accepted(stored.entry):
             data = recipe_of(app, artifact.recipe()).data
@@ -125,7 +125,7 @@ def measure_programs(
         )
     }
     place = Placement("cpu", set_compute_threads())
-    files = find_programs(artifact)[0]
+    files = stored_programs(artifact)[0]
     for name in names:
         runtime, format = find_program(name)
         file = files.get(name) or (files.get("openvino") if name == "openvino-bf16" else None)

@@ -80,9 +80,9 @@ def _artifact_checks(check_name: str, registry: Path) -> list[Check]:
 def _program_descriptions(artifact: Artifact) -> list[str]:
     """The program that the artifact's network uses on this machine and why, and remarks on unusable programs."""
     from shared.deploy.programs.choices import valid_choices
-    from shared.deploy.programs.store import find_programs
+    from shared.deploy.programs.store import stored_programs
 
-    _, remarks = find_programs(artifact)
+    _, remarks = stored_programs(artifact)
     descriptions = [f"{choice.program}, {choice.reason}" for choice in valid_choices(artifact)]
     return [*(descriptions or ["not measured yet; trivium programs measures it"]), *remarks]
 

@@ -29,8 +29,8 @@ from shared.deploy.programs.store import (
     StoredProgram,
     add_to_cache,
     cache_folder,
-    find_programs,
     is_accepted,
+    stored_programs,
     weights_digest,
 )
 from shared.deploy.programs.table import find_program
@@ -172,7 +172,7 @@ def _store_program(artifact: Artifact, name: str, stored: StoredProgram, force: 
     entry = stored.entry
     if force and not entry.scores["accepted"]:
         entry = replace(entry, scores={**entry.scores, "accepted": True, "forced": True})
-    existing = find_programs(artifact)[0].get(name)
+    existing = stored_programs(artifact)[0].get(name)
     if entry.scores["accepted"] or existing is None or not is_accepted(existing.entry):
         add_to_cache(artifact, stored.path.parent, {name: entry})
         clear_choices(artifact)
@@ -212,7 +212,7 @@ def _measure_scores(
 
 def _find_or_make_onnx(artifact: Artifact, dense: DenseNetwork) -> Path:
     """The path of the network's ONNX file; if there is none, it is exported into the cache, for OpenVINO as well."""
-    programs, _ = find_programs(artifact)
+    programs, _ = stored_programs(artifact)
     return programs["onnx"].path if "onnx" in programs else cache_onnx(artifact, dense)
 
 

@@ -1,7 +1,7 @@
 """Writes an artifact's programs as models of a Triton model repository.
 
 The format of ``config.pbtxt`` is defined by ``model_config.proto`` in Triton's repository "common". A test parses the
-configurations with the messages that tritonclient generates from it.
+configurations with the protobuf classes that the package tritonclient has generated from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from shared.deploy.artifact import NETWORK, Artifact, Manifest, TensorSpec
 from shared.deploy.programs.artifact_network import onnx_file
 from shared.deploy.programs.openvino import open_core
-from shared.deploy.programs.store import find_programs
+from shared.deploy.programs.store import stored_programs
 from shared.deploy.programs.table import find_program
 from shared.errors import InvalidInputError
 
@@ -161,7 +161,7 @@ def write_openvino_model(artifact: Artifact, repository: Path, program: str = "o
         raise InvalidInputError(
             f"{program} is not an OpenVINO program; choose one of {', '.join(_openvino_programs())}"
         )
-    stored = find_programs(artifact)[0].get("openvino" if format == "bf16" else program)
+    stored = stored_programs(artifact)[0].get("openvino" if format == "bf16" else program)
     if stored is None and format == "int8":
         raise InvalidInputError(
             f"{artifact.path} has no program {program}; `trivium quantize {artifact.path}` makes it"

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.app import App, DenseNetwork, find
 from shared.atomic_files import file_lock
 from shared.deploy.artifact import NETWORK, WEIGHTS, Artifact, load_weights
-from shared.deploy.programs.store import create_cache_folder, find_programs, weights_digest
+from shared.deploy.programs.store import create_cache_folder, stored_programs, weights_digest
 from shared.errors import InvalidInputError
 from shared.recipes import recipe_of
 
@@ -38,7 +38,7 @@ def onnx_file(artifact: Artifact) -> Path:
     if not artifact.manifest.has_network:
         raise InvalidInputError(f"{artifact.path} has no dense network that can be run on its own")
     with file_lock(create_cache_folder(artifact) / ".onnx.lock"):
-        if (stored := find_programs(artifact)[0].get("onnx")) is not None:
+        if (stored := stored_programs(artifact)[0].get("onnx")) is not None:
             return stored.path
         from shared.deploy.programs.making import cache_onnx
 

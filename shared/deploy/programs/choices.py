@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shared.deploy.programs.machine import describe_machine
 from shared.deploy.programs.program import Placement
-from shared.deploy.programs.store import cache_folder, find_programs
+from shared.deploy.programs.store import cache_folder, stored_programs
 from shared.deploy.programs.table import RUNTIMES
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
 def _conditions(artifact: Artifact, device: str) -> list[str]:
     """What a choice depends on besides the machine: the runtimes' versions and the existing programs."""
     versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _is_available(name, device)]
-    return [*versions, *sorted(find_programs(artifact)[0]), _CHOICE_VERSION]
+    return [*versions, *sorted(stored_programs(artifact)[0]), _CHOICE_VERSION]
 
 
 def _choice_file(artifact: Artifact, place: Placement, conditions: Sequence[str]) -> Path:

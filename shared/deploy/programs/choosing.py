@@ -35,7 +35,7 @@ from shared.deploy.programs.program import (
     relative_error,
     rms_error,
 )
-from shared.deploy.programs.store import StoredProgram, cache_folder, find_programs, is_accepted, is_rejected
+from shared.deploy.programs.store import StoredProgram, cache_folder, is_accepted, is_rejected, stored_programs
 from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.deploy.programs.timing import measure_latency
 from shared.errors import InvalidInputError
@@ -211,7 +211,7 @@ def candidates_on(device: str) -> list[str]:
 
 def _find_files(network: Network, place: Placement) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
     """The program files of the network by name, without an ONNX file in which varying axes are fixed, and remarks."""
-    found, remarks = find_programs(network.artifact)
+    found, remarks = stored_programs(network.artifact)
     fixed = [
         name
         for spec in network.artifact.manifest.inputs
@@ -241,14 +241,14 @@ def _ensure_onnx(
         reason = "onnxscript is not installed; install trivium[export]"
     if reason is not None:
         return files, (*remarks, f"no ONNX file was made: {reason}")
-    report_stage("compiling the network, once")
+    report_stage("exporting the network to ONNX, once")
     try:
         if not (dense := build()).has_onnx:
             return files, remarks
         cache_onnx(network.artifact, dense)
     except Exception as error:  # torch's exporter raises many kinds of errors for a network that it cannot trace
         return files, (*remarks, f"no ONNX file could be made: {str(error).strip().partition(chr(10))[0]}")
-    return {**files, "onnx": find_programs(network.artifact)[0]["onnx"]}, remarks
+    return {**files, "onnx": stored_programs(network.artifact)[0]["onnx"]}, remarks
 
 
 def _load(

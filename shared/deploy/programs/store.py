@@ -64,7 +64,7 @@ def create_cache_folder(artifact: Artifact) -> Path:
     return folder
 
 
-def find_programs(artifact: Artifact) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
+def stored_programs(artifact: Artifact) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
     """Returns the usable programs of an artifact by name, and remarks on missing or altered ones.
 
     An ONNX file without an entry is not used: it may have been made from other weights. A program made on this machine

@@ -29,7 +29,7 @@ from shared.deploy.programs.choosing import use_program
 from shared.deploy.programs.inductor import find_compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
-from shared.deploy.programs.store import add_to_cache, cache_folder, find_programs, weights_digest
+from shared.deploy.programs.store import add_to_cache, cache_folder, stored_programs, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import load_eager
 from shared.errors import InvalidInputError
@@ -313,7 +313,7 @@ def test_an_onnx_file_of_unknown_weights_is_replaced(artifact: Artifact, request
     (remark,) = first.remarks
     assert "does not say from which weights it was made" in remark and "--make onnx" in remark
     assert not second.remarks
-    assert find_programs(changed)[0]["onnx"].path.parent == cache_folder(changed)
+    assert stored_programs(changed)[0]["onnx"].path.parent == cache_folder(changed)
 
 
 def test_an_onnx_file_with_fixed_sizes_is_replaced_once(artifact: Artifact) -> None:

@@ -23,7 +23,7 @@ from shared.deploy.predictor import Decoded, Request, Response
 from shared.deploy.programs import openvino
 from shared.deploy.programs.choosing import Network, open_program, use_program
 from shared.deploy.programs.program import Placement, Program
-from shared.deploy.programs.store import StoredProgram, find_programs
+from shared.deploy.programs.store import StoredProgram, stored_programs
 from shared.deploy.quantize import quantize
 from shared.errors import InvalidInputError
 
@@ -179,11 +179,11 @@ def test_an_accepted_program_stays_if_another_attempt_is_rejected(
     if into_artifact:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     held = open_artifact(artifact.path)
-    file = find_programs(held)[0]["openvino-int8"].path
+    file = stored_programs(held)[0]["openvino-int8"].path
     before = describe_file(file), describe_file(file.with_suffix(".bin"))
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
         quantize(make_app(0.7), held, data, files=given(tmp_path, "16"))
-    found = find_programs(held)[0]["openvino-int8"]
+    found = stored_programs(held)[0]["openvino-int8"]
     assert found == StoredProgram(file, entry) and before == (
         describe_file(file),
         describe_file(file.with_suffix(".bin")),
@@ -200,7 +200,7 @@ def test_an_accepted_program_of_the_artifact_precedes_a_rejected_one_in_the_cach
     data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
         quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
-    refused = find_programs(artifact)[0]["openvino-int8"]
+    refused = stored_programs(artifact)[0]["openvino-int8"]
     assert refused.entry is not None
     accepted = replace(refused.entry, scores={"accepted": True})
     files = dict(artifact.manifest.files)
@@ -208,7 +208,7 @@ def test_an_accepted_program_of_the_artifact_precedes_a_rejected_one_in_the_cach
         shutil.copy(made, artifact.path / made.name)
         files[made.name] = describe_file(made)
     held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}, files=files))
-    assert find_programs(held)[0]["openvino-int8"] == StoredProgram(artifact.path / refused.path.name, accepted)
+    assert stored_programs(held)[0]["openvino-int8"] == StoredProgram(artifact.path / refused.path.name, accepted)
 
 
 @pytest.mark.filterwarnings("ignore")
