@@ -51,22 +51,22 @@ def combined(channels: Mapping[str, Floats], weights: Weights, power: float, low
     return np.asarray(np.clip(np.maximum(mean, minimum) / FULL_SCORE_IMPROBABILITY, 0, 1))
 
 
-def ways() -> dict[str, tuple[Weights, float, float]]:
-    """The combinations by name: weights, power, and the weight of ``low_volatility``; the shipped one comes first."""
+def combinations() -> dict[str, tuple[Weights, float, float]]:
+    """The combinations by name: weights, power, and the weight of ``low_volatility``. Power 2 and 0.6 are shipped."""
     names = [name for name in DETECTORS if name != "low_volatility"]
     shipped = {name: WEIGHTS.get(name, 1.0) for name in names if WEIGHTS.get(name, 1.0)}
     transformer = {"surprise": 1.0, "drift": 1.0}
-    combinations: dict[str, tuple[Weights, float, float]] = {}
+    by_name: dict[str, tuple[Weights, float, float]] = {}
     for power in _MEAN_POWERS:
-        for alone in _LOW_VOLATILITY_WEIGHTS:
-            name_of_combination = f"power {power:g}, low_volatility {alone:g}"
-            combinations[name_of_combination] = shipped, power, alone
-            combinations[f"{name_of_combination}, with the Transformer"] = {**shipped, **transformer}, power, alone
+        for low_volatility_weight in _LOW_VOLATILITY_WEIGHTS:
+            title = f"power {power:g}, low_volatility {low_volatility_weight:g}"
+            by_name[title] = shipped, power, low_volatility_weight
+            by_name[f"{title}, with the Transformer"] = {**shipped, **transformer}, power, low_volatility_weight
     for weight in _CHANNEL_WEIGHTS:
         weighted = {name: weight if name in ("jump", "high_volatility", "level") else 1.0 for name in shipped}
-        combinations[f"three count {weight:g} times"] = weighted, 2.0, 0.6
-        combinations[f"three count {weight:g} times, with move"] = {**weighted, "move": 1.0}, 2.0, 0.6
-    return combinations
+        by_name[f"three count {weight:g} times"] = weighted, 2.0, 0.6
+        by_name[f"three count {weight:g} times, with move"] = {**weighted, "move": 1.0}, 2.0, 0.6
+    return by_name
 
 
 def hit_share(scores: Sequence[Floats], windows: Sequence[Rows]) -> float:
@@ -163,13 +163,13 @@ def main() -> None:
 
     on_synthetic, on_real = channels_of(synthetic), channels_of(real)
     sums: dict[str, list[float]] = {}
-    for name, (members, power, alone) in ways().items():
-        scores = [combined(channels, members, power, alone) for channels in on_synthetic]
+    for name, (weights, power, low_volatility_weight) in combinations().items():
+        scores = [combined(channels, weights, power, low_volatility_weight) for channels in on_synthetic]
         synthetic_share = hit_share(scores, [windows for _, windows in synthetic])
         shares = []
         for folder in folders:
             indices = [index for index, name in enumerate(names) if not name.startswith(folder + "/")]
-            scores = [combined(on_real[index], members, power, alone) for index in indices]
+            scores = [combined(on_real[index], weights, power, low_volatility_weight) for index in indices]
             shares.append(hit_share(scores, [real[index][1] for index in indices]))
         sums[name] = [synthetic_share + share for share in shares]
         print(

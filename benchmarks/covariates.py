@@ -2,8 +2,9 @@
 
 The table is synthetic: two years of the hourly electric load of two regions, which depends on the hour, the weekday,
 the temperature (heating and cooling) and holidays, which are named in a column. The labelled anomalies are stretches of
-6 to 12 hours in which the load is as if it were 10 degrees warmer or colder, as on a holiday on an ordinary day, or as
-on an ordinary day on a holiday. They stand out only given the covariates, and some of them, at night, hardly do.
+6 to 12 hours in which the load is that of weather 10 degrees warmer or colder, that of a holiday although it is an
+ordinary day, or that of an ordinary day although it is a holiday. They stand out only given the
+covariates, and some of them, at night, hardly do.
 
 Two networks are trained on the same rows, with the same settings and number of epochs: the one that `trivium train
 finance --data table` trains on values and times, and the one with `--data.known temperature,holiday`. Both are

@@ -45,7 +45,7 @@ from shared.app import find
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import use_program
-from shared.deploy.programs.store import find_programs
+from shared.deploy.programs.store import stored_programs
 from shared.deploy.registry import shipped
 from shared.precision import autocast
 from shared.threads import set_compute_threads
@@ -95,7 +95,7 @@ def main() -> None:
         results, seconds, wall = _run_in_turns(calls, 1 if arguments.quick else 3, arguments.device)
         with use_program(BF16_PROGRAM):
             bf16_predictor = NodulePredictor.load(artifacts, arguments.device)
-        (one,), (bf16_findings,) = (
+        (fp32_findings,), (bf16_findings,) = (
             each.predict([read_volume([file])], ALL_FINDINGS) for each in (reference, bf16_predictor)
         )
         _set_threads(WALL_THREADS)
@@ -103,7 +103,7 @@ def main() -> None:
         walls = [_wall_seconds(lambda: two_thread_predictor.predict([read_volume([file])])) for _ in range(WALL_TURNS)]
         fastest_wall_s = min(walls[1:])
     ours, monai_centres = results["ours, DICOM to all marks measured"], results["MONAI, voxels to findings"]
-    score_change = _largest_change(one, ours)
+    score_change = _largest_change(fp32_findings, ours)
     distance_mm = _nearest_distance_mm(monai_centres, np.array([n.centre_lps_mm for n in ours.nodules[:20]]))
     figures = {f"{name} (CPU-seconds)": value for name, value in seconds.items()}
     figures |= {f"{name} (s)": value for name, value in wall.items()}
@@ -120,7 +120,7 @@ def main() -> None:
     int8, bf16_ok = program.name.endswith("int8"), True
     if bf16_predictor.programs[artifact.manifest.name].name == BF16_PROGRAM:  # elsewhere the processor has no bf16
         figures[f"largest change of the {NUM_COMPARED_SCORES} best scores in bf16"] = bf16_change = _largest_change(
-            one, bf16_findings
+            fp32_findings, bf16_findings
         )
         bf16_ok = arguments.quick or bf16_change <= SCORES_BAR
     fast_enough = arguments.quick or (
@@ -149,7 +149,7 @@ def _wall_seconds(call: Callable[[], Any]) -> float:
 
 def _int8_scores(artifact: Artifact, name: str) -> str:
     """The domain scores before and after of an INT8 program, from its entry."""
-    stored = find_programs(artifact)[0].get(name)
+    stored = stored_programs(artifact)[0].get(name)
     scores = stored.entry.scores if stored is not None else {}
     pairs = zip(scores.get("before", []), scores.get("after", []), strict=True)
     return "".join(
@@ -223,8 +223,8 @@ def _run_in_turns(
                 torch.cuda.synchronize()
             if turn:
                 times[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    seconds = {name: statistics.median(one for one, _ in samples) for name, samples in times.items()}
-    return results, seconds, {name: min(one for _, one in samples) for name, samples in times.items()}
+    seconds = {name: statistics.median(cpu_s for cpu_s, _ in samples) for name, samples in times.items()}
+    return results, seconds, {name: min(wall_s for _, wall_s in samples) for name, samples in times.items()}
 
 
 def _monai_detect(detector: Any, image: torch.Tensor, dtype: torch.dtype | None) -> Detections:

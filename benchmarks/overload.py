@@ -196,7 +196,7 @@ def measure(rate: float, seconds: float) -> list[Phase]:
                     name = f"{offered_rate:.0f} a second offered"
                     phases.append(
                         run_phase(name, server.pid, lambda o=offered_rate: offer(host, port, o, seconds), seconds)
-                    )  # type: ignore[misc]
+                    )
             finally:
                 server.terminate()
     return phases

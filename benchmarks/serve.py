@@ -255,7 +255,7 @@ def main() -> int:
             name: values(server.ask(*requests_of[name]), binary, names, name == "ours")
             for name, server in servers.items()
         }
-        # A requested program may round: then each value may differ by this fraction of the largest.
+        # A requested program may round: then each value may differ by 5 % of the largest.
         absolute_tolerance = 0.05 * float(np.abs(answers["plain"]).max()) if arguments.program else 1e-5
         equal = all(
             np.allclose(answers["ours"], outputs, rtol=1e-3, atol=absolute_tolerance) for outputs in answers.values()

@@ -78,8 +78,7 @@ class LoadResult:
 
     @property
     def saturation(self) -> float:
-        """The mean over the pieces of the saturation rate, which is the mean of the rates before and after the
-        piece."""
+        """The saturation rate: of each piece the mean of the rates before and after it, averaged over the pieces."""
         return float(np.mean([np.mean(pair) for pair in pairwise(self.saturations)]))
 
     @property
@@ -109,8 +108,7 @@ def hold_load(pieces: int, seconds: float, trial: float, measure_rate: Callable[
 
 
 def pause_for(rate: float, answer_ms: float) -> int:
-    """The pause in milliseconds between an answer and the next request of a connection that gives ``rate`` per
-    second."""
+    """Milliseconds between an answer and the next request of a connection, for ``rate`` requests per second in all."""
     return max(1, round(1e3 * CONNECTIONS / rate - answer_ms))
 
 
@@ -123,7 +121,7 @@ def main() -> int:
         print(json.dumps({"name": "soak", "ok": False, "note": "wrk is not installed: apt-get install wrk"}))
         return 1
     app, model, _ = NETWORKS["forecaster"]
-    artifact = next(measured for measured in shipped(find(app)) if measured.manifest.name == model)
+    artifact = next(each for each in shipped(find(app)) if each.manifest.name == model)
     generator = np.random.default_rng(0)
     rows = {t.name: generator.standard_normal((1, *t.shape[1:])).astype(np.float32) for t in artifact.manifest.inputs}
     body, headers, _ = bodies(list(artifact.manifest.inputs), rows, False)

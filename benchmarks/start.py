@@ -47,16 +47,16 @@ def main() -> None:
     figures: dict[str, float] = {}
     starts, notes = [], []
     for name, app in installed().items():
-        sample = next(sample_values for sample_values in app.samples() if sample_values.synthetic)
+        sample = next(sample for sample in app.samples() if sample.synthetic)
         with tempfile.TemporaryDirectory(prefix="trivium-start-") as folder:
             files = [str(file) for file in sample.files(Path(folder))]
             command = ["predict", name, *files, "--out", str(Path(folder) / "out")]
-            samples = [json.loads(_run(_TWICE, *command)) for _ in range(turns + 1)][1:]
-        first, second = (statistics.median(sample_values[n] for sample_values in samples) for n in (0, 1))
+            runs = [json.loads(_run(_TWICE, *command)) for _ in range(turns + 1)][1:]
+        first, second = (statistics.median(run[n] for run in runs) for n in (0, 1))
         starts.append(first - second)
         figures |= {f"{name}, first prediction (CPU s)": first, f"{name}, another one (CPU s)": second}
         figures[f"{name}, start (CPU s)"] = first - second
-        notes.append(f"{name} {'imports' if samples[0][2] else 'does not import'} torch")
+        notes.append(f"{name} {'imports' if runs[0][2] else 'does not import'} torch")
     torch = statistics.median(float(_run(_TORCH)) for _ in range(turns))
     figures |= {"import torch alone (CPU s)": torch, "load of the machine": os.getloadavg()[0]}
     note = (

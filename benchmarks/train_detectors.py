@@ -327,7 +327,8 @@ def mmdet3d_parity(recipe: Any) -> dict[str, float]:
             raise AssertionError("mmdet3d's pipeline and ours read different points or labels from the same files")
         if (boxes - batch["boxes"][index]).abs().max() > MAX_BOX_DIFFERENCE:
             raise AssertionError("mmdet3d's pipeline and ours read different boxes from the same files")
-    # In double precision: in single precision, rounding alone changes the first layers' gradients by a percent.
+    # In double precision: in single precision, rounding alone changes the first layers' gradients by a percent, through
+    # the normalisation layers.
     for model in (ours, peer):
         model.double()
     batch["points"] = [points.double() for points in batch["points"]]

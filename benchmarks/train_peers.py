@@ -57,8 +57,7 @@ class Steps:
     loaded: list[Times] = field(default_factory=list)
 
     def medians(self) -> tuple[Times, Times]:
-        """The median times of whole steps and of their data, without the first two steps and the unfinished last
-        one."""
+        """The median times of whole steps and of their data, without the first two steps and the unfinished last."""
         whole = [end.since(start) for start, end in zip(self.starts, self.starts[1:], strict=False)][2:]
         data = [end.since(start) for start, end in zip(self.starts, self.loaded, strict=False)][2:-1]
         return _median(whole), _median(data)
