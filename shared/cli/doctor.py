@@ -52,10 +52,11 @@ def _server_check() -> list[Check]:
     if not uses_worker_processes(settings):
         why = "TRIVIUM_WORKERS is 0" if SUPPORTED else "this system has no memfd and SOCK_SEQPACKET"
         remedy = "" if SUPPORTED else "a crash of a model ends the server; run the server on Linux"
-        return [Check("server", True, f"models compute in its own process: {why}", remedy)]
+        return [Check("server", True, f"models compute in the server's own process: {why}", remedy)]
     max_bytes = settings.worker_memory_bytes or half_of_memory()
     limit = "" if max_bytes is None else f", each of at most {max_bytes / 1e9:.1f} GB"
-    return [Check("server", True, f"{len(settings.worker_devices)} worker process for each model{limit}")]
+    count = len(settings.worker_devices)
+    return [Check("server", True, f"{count} worker process{'es' if count > 1 else ''} for each model{limit}")]
 
 
 def _artifact_checks(check_name: str, registry: Path) -> list[Check]:

@@ -74,5 +74,5 @@ def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> i
     from shared.deploy.opening import open_predictor
 
     opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, lazy=True)
-    num_failed = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
-    return 1 if num_failed else 0
+    num_skipped = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
+    return 1 if num_skipped else 0

@@ -17,7 +17,7 @@ Settings = TypeVar("Settings")
 _TYRO_CONFIG = (tyro.conf.AvoidSubcommands,)
 _TRAIN_OPTIONS = ("recipe", "data", "out", "optimizer", "schedule", "strategy", "device")
 """The options of ``trivium train`` that are not settings of the recipe."""
-_OTHER_FRAMEWORKS = {"lr": "learning-rate", "num-workers": "loader-threads"}
+_SETTING_ALIASES = {"lr": "learning-rate", "num-workers": "loader-threads"}
 """Names of settings in other frameworks, and our names for them."""
 
 
@@ -90,7 +90,7 @@ def _refuse_unknown(word: str, known: Sequence[str], prog: str) -> NoReturn:
     group, _, last = name.rpartition(".")
     siblings = [flag for flag in known if group and flag.startswith(f"{group}.")]
     last_parts = {flag: flag.rpartition(".")[2] for flag in siblings or known}
-    near_parts = get_close_matches(_OTHER_FRAMEWORKS.get(last, last), last_parts.values(), n=2)
+    near_parts = get_close_matches(_SETTING_ALIASES.get(last, last), last_parts.values(), n=2)
     close_flags = get_close_matches(name, [flag for flag in known if ("." in flag) == bool(group)], cutoff=0.8)
     suggestions = close_flags or [flag for flag, end in last_parts.items() if end in near_parts] or siblings
     hint = f"; there is --{', --'.join(suggestions)}" if suggestions else ""
