@@ -174,7 +174,7 @@ def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: 
     (file,) = cache_folder(artifact).glob("choice-*.json")
     # As one that was made among other programs, or by another version of a runtime.
     file.with_name("choice-0123456789abcdef.json").write_bytes(file.read_bytes())
-    assert valid_choices(artifact) == [choice], "what holds no more is not told of"
+    assert valid_choices(artifact) == [choice], "a choice that is no longer valid is left out"
     file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
     assert opened(artifact, build=never).name == "onnx"
     clear_choices(artifact)
