@@ -181,9 +181,7 @@ def main() -> None:
     control = predictor.calibration.control()
     starts = own_thresholds(on_synthetic, [windows for _, windows in synthetic], control)
     hit = [hit_by_each(on_real, [windows for _, windows in real], starts, control, number) for number in (1.5, 3.5)]
-    print(
-        f"each detector with a threshold of its own: {hit[0]} and {hit[1]} windows at 1.5 and 3.5 false events a file"
-    )
+    print(f"each detector with its own threshold: {hit[0]} and {hit[1]} windows at 1.5 and 3.5 false events a file")
 
 
 if __name__ == "__main__":

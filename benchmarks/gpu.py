@@ -109,7 +109,7 @@ def main() -> None:
     figures |= file_figures | ct_files(min(scan_timings, key=lambda timing: timing[0])[1], device)
     outputs_agree &= same_boxes
     if device == "cpu":
-        notes.append("there is no GPU: small sizes on the CPU, which say nothing of a GPU's speed")
+        notes.append("there is no GPU: small sizes on the CPU, which say nothing about the speed of a GPU")
     notes.append(f"overlapped frames have the boxes of one by one: {'yes' if same_boxes else 'NO'}")
     notes.append(f"the goals are {FRAMES_GOAL:g} frames a second from JPEG files, and {SCAN_GOAL:g} s from DICOM's")
     note = "; ".join([f"on {device}, medians of {REPEATS}", *notes])

@@ -133,7 +133,7 @@ class TritonPythonModel:
         ]
         return utils.InferenceResponse(output_tensors=tensors)
 '''
-"""``model.py`` beside ``model.onnx``: for a Triton without the ONNX Runtime backend."""
+"""The content of ``model.py``, next to ``model.onnx``, for a Triton without the ONNX Runtime backend."""
 
 
 def write_python_model(artifact: Artifact, repository: Path) -> Path:
