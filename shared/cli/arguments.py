@@ -117,7 +117,7 @@ class Calibrate:
     artifact: Folder = None
     """An artifact's directory; by default the one the registry serves, or else the one that ships."""
     data: DataSet = None
-    """The data set whose validation part is calibrated on; `trivium models APP` lists the data sets."""
+    """Calibrate on the validation part of this data set; `trivium models APP` lists the data sets."""
     registry: Path = Path("models")
     """A directory in Triton's model repository layout; created if it is missing."""
 
@@ -136,7 +136,7 @@ class Import:
     arguments: Annotated[Positional[tuple[str, ...]], arg(metavar="[ARGUMENT ...]")] = ()
     """The arguments of the importer, such as the checkpoint file."""
     data: DataSet = None
-    """A data set to compute what the checkpoint lacks, such as encoders, which are refitted."""
+    """A data set from which to compute what the checkpoint lacks, such as encoders, which are refitted."""
     option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Settings that the checkpoint does not contain, as name=value; each `--option` takes one or more."""
     registry: Path = Path("models")

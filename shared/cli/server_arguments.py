@@ -158,8 +158,8 @@ class Keys:
 class Versions:
     """List the versions of a running server's models and their stages, or change which version is live.
 
-    The new version is loaded while the old one finishes its requests; no request is dropped. If the server needs a key,
-    set TRIVIUM_KEY.
+    The old version keeps answering while the new one is loaded, and then finishes its requests; no request is dropped.
+    If the server needs a key, set TRIVIUM_KEY.
 
     Example: trivium versions
 
