@@ -41,7 +41,7 @@ MAX_ERROR_RATIO = 2.0
 """Smoothed or plain quantisation is not searched further if its error is more than this many times the other's."""
 
 _TIMED_RUNS = 3
-Run = Callable[["Arrays"], dict[str, NDArray[Any]]]
+ArrayFunction = Callable[["Arrays"], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +71,12 @@ class Evaluator:
     rows: Sequence[Arrays]
     expected: Sequence[Arrays]
     logits: Sequence[str]
-    compile_model: Callable[[Any], Run]
+    compile_model: Callable[[Any], ArrayFunction]
 
-    def error(self, run: Run) -> float:
+    def error(self, run: ArrayFunction) -> float:
         return output_error(self.expected, [run(row) for row in self.rows], self.logits)
 
-    def milliseconds(self, *runs: Run) -> list[float]:
+    def milliseconds(self, *runs: ArrayFunction) -> list[float]:
         """The minimum CPU time, in milliseconds, of a call with the last row, for each of the runs, taken in turns."""
         seconds: list[list[float]] = [[] for _ in runs]
         for _ in range(_TIMED_RUNS):

@@ -1,7 +1,7 @@
 """The programs of an artifact: those in the artifact itself, and those made on this machine, in the user's cache.
 
-Programs that can be made from an artifact's weights in seconds are not shipped. Only INT8 programs, which take minutes,
-and an ONNX file small enough to be loaded before torch is imported, are.
+Programs that can be made from an artifact's weights in seconds are not shipped. The exceptions are ONNX files small
+enough to be loaded before torch is imported. INT8 programs take minutes to make and are shipped.
 """
 
 from __future__ import annotations
