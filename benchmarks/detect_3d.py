@@ -63,7 +63,8 @@ AP_LOSS_BARS = {"bf16": 0.5, "int8": 1.0}
 """The maximum loss in points of AP."""
 CAMERAS = 6
 MAX_DIFFERENCE = 2e-3
-Found = tuple[Tensor, Tensor, Tensor]
+Detections = tuple[Tensor, Tensor, Tensor]
+"""Boxes, scores and labels."""
 
 
 def main() -> None:
@@ -172,7 +173,9 @@ def large() -> None:
     report("detect_3d --large", figures, ratio=ratio, ok=best <= LARGE_BAR, note=note)
 
 
-def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+def cameras(
+    detector: nn.Module, opened: Detector
+) -> tuple[Callable[[], list[Detections]], Callable[[], list[Detections]]]:
     """Runs six synthetic images one by one through ``test_step``, and as one batch through ours."""
     from mmengine.dataset import pseudo_collate
 
@@ -184,7 +187,7 @@ def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Fo
     intrinsics = torch.from_numpy(np.stack([view.intrinsics for view in views]))
     assert isinstance(opened, CameraDetector)
 
-    def peer() -> list[Found]:
+    def peer() -> list[Detections]:
         results = []
         for index, image in enumerate(images):
             data = structures.camera_data([image], intrinsics[index : index + 1])
@@ -195,7 +198,7 @@ def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Fo
                 )
         return results
 
-    def ours() -> list[Found]:
+    def ours() -> list[Detections]:
         with torch.inference_mode():
             maps = opened.program({"image": opened.colours(images)})
             return [opened.decode(maps, n, intrinsics[n].float(), (1.0, 1.0)) for n in range(len(images))]
@@ -203,7 +206,9 @@ def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Fo
     return peer, ours
 
 
-def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+def sweep(
+    detector: nn.Module, opened: Detector
+) -> tuple[Callable[[], list[Detections]], Callable[[], list[Detections]]]:
     """Runs one synthetic sweep through ``test_step`` and through ours.
 
     Here ours uses as many points per pillar as mmdet3d, so that both find the same boxes.
@@ -219,13 +224,13 @@ def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Foun
     if int(voxels.max_num_points) > 0:
         fast.encoder.max_points, fast.encoder.max_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
 
-    def peer() -> list[Found]:
+    def peer() -> list[Detections]:
         data = structures.lidar_data([points])
         item: dict[str, Any] = {"inputs": {"points": points}, "data_samples": data["data_samples"][0]}
         with torch.no_grad():
             return [structures.instance_tensors(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d)]
 
-    def ours() -> list[Found]:
+    def ours() -> list[Detections]:
         with torch.inference_mode():
             return [fast.predict(points)]
 
@@ -258,7 +263,7 @@ def interleaved(peer: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def same(expected: Found, found: Found) -> bool:
+def same(expected: Detections, found: Detections) -> bool:
     """Whether both have the same number of boxes, and each expected box has an equal."""
     if len(expected[1]) != len(found[1]):
         return False

@@ -10,7 +10,7 @@ written as DICOM, else a phantom. CPU-seconds are those of one thread. The wall 
 measured on two threads, as the minimum of nine scans, because a machine of several tenants is seldom idle.
 
 The bars: ours is at least 9 times as fast as MONAI; a scan takes at most 3 CPU-seconds, and 2 s on two idle cores; bf16
-scores are within 0.01 of fp32; an INT8 program only if its CPM was accepted.
+scores are within 0.01 of fp32; an INT8 program is used only if its CPM was accepted.
 
     python -m benchmarks.detect_ct [--quick]
 """
