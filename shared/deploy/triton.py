@@ -106,7 +106,7 @@ import triton_python_backend_utils as utils
 
 
 class TritonPythonModel:
-    """One instance."""
+    """One model instance."""
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
@@ -114,8 +114,8 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-        self.inputs = {one["name"]: "reshape" in one for one in config["input"]}
-        self.outputs = {one["name"]: "reshape" in one for one in config["output"]}
+        self.inputs = {tensor["name"]: "reshape" in tensor for tensor in config["input"]}
+        self.outputs = {tensor["name"]: "reshape" in tensor for tensor in config["output"]}
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -126,10 +126,10 @@ class TritonPythonModel:
             array = utils.get_input_tensor_by_name(request, name).as_numpy()
             feeds[name] = array.reshape(len(array)) if reshaped else array
         names = list(self.outputs)
-        found = self.session.run(names, feeds)
+        results = self.session.run(names, feeds)
         tensors = [
             utils.Tensor(name, np.ascontiguousarray(value.reshape(-1, 1) if self.outputs[name] else value))
-            for name, value in zip(names, found)
+            for name, value in zip(names, results)
         ]
         return utils.InferenceResponse(output_tensors=tensors)
 '''
