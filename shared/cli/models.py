@@ -42,15 +42,17 @@ def _importer_usage(name: str, importer: Importer) -> str:
 def _shipped_rows(app: App) -> list[tuple[str, str, str]]:
     from shared.deploy.artifact import open_artifact
 
-    rows = []
+    shipped_rows = []
     for path in sorted(app.weights.glob("*/[0-9]*")):
         try:
             manifest = open_artifact(path).manifest
         except InvalidInputError as error:
-            rows.append(("shipped", path.parent.name, str(error)))
+            shipped_rows.append(("shipped", path.parent.name, str(error)))
             continue
-        rows.append(("shipped", f"{manifest.name} {manifest.version}", str(manifest.data.get("description", ""))))
-    return rows
+        shipped_rows.append(
+            ("shipped", f"{manifest.name} {manifest.version}", str(manifest.data.get("description", "")))
+        )
+    return shipped_rows
 
 
 def _first_doc_line(documented: Any) -> str:
