@@ -14,7 +14,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
 	  --require-hashes -r requirements.lock
-	@# pip compiles on one processor. A few packages hold files that are no Python of this version.
+	@# pip would compile on one core. A few packages contain files that are not valid in this Python version.
 	@$(BIN)/python -m compileall -q -j 0 .venv/lib/python*/site-packages >/dev/null || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
@@ -32,16 +32,16 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Two processes, each on one thread: tests are many small computations. One that crashes ends the run: xdist would
-# start another in its place, and may then wait for ever for tests that nobody holds. Hundreds of processes are started
-# by tests; where PYTHONDONTWRITEBYTECODE is set, each would compile its modules anew.
+# Two processes with one thread each, because tests are many small computations. A crash ends the run: xdist would start
+# another process and might then wait forever for tests that were lost. Tests start hundreds of processes, and each would
+# compile its modules again if PYTHONDONTWRITEBYTECODE were set.
 test: check
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope --max-worker-restart 0
 
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# Needs uv (https://docs.astral.sh/uv). The lock holds names, versions and digests, and no address.
+# Needs uv (https://docs.astral.sh/uv). The lock has names, versions and digests, but no index address.
 lock:
 	uv pip compile pyproject.toml --extra all --extra dev --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet --output-file requirements.lock
