@@ -15,7 +15,7 @@ from shared.serve.app import create_app
 from shared.serve.settings import Settings
 
 INVALID_OPTIONS = (
-    ("medical", {"colour": "red"}, "no option colour"),
+    ("medical", {"colour": "red"}, "unknown option colour"),
     ("medical", {"score": "high"}, "expected a number from 0 to 1"),
     ("medical", {"most": "1000"}, "expected a number from 1 to 100"),
     ("driving", {"colour": "red"}, "unknown option colour"),

@@ -277,7 +277,7 @@ def test_the_decoders_copy_nothing_that_the_host_would_wait_for(monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, "to", moved)
         monkeypatch.setattr(torch.Tensor, "new_tensor", made)
-        monkeypatch.setattr(fakes, "_on_cuda", index)
+        monkeypatch.setattr(fakes, "_wrap_index", index)
         with pytest.raises(AssertionError, match="the host waits"):
             heads[0] + torch.ones(1).to(cuda)
         boxes, *_ = CameraDecoder(strides=tuple(sizes))(there, 0, intrinsics, (0.5, 0.5))

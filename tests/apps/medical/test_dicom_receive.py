@@ -148,7 +148,7 @@ def test_a_scout_is_discarded_with_its_own_log_message(tmp_path, caplog):
 def test_a_full_spool_refuses_images_until_there_is_room(tmp_path, caplog):
     first, *_ = made = images()
     size = len(first.PixelData) + 3000
-    with Receiver(tmp_path, most_bytes=2 * size) as receiver:
+    with Receiver(tmp_path, max_bytes=2 * size) as receiver:
         assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
         assert send(receiver.port, made[:1]) == [0xA700]
         assert "no room" in caplog.text or "bytes" in caplog.text
@@ -192,7 +192,7 @@ def test_a_series_with_an_aborted_association_waits_longer(tmp_path, monkeypatch
 def test_a_series_with_an_image_that_found_no_room_waits_longer(tmp_path):
     first, *others = images()
     size = len(first.PixelData) + 3000
-    with Receiver(tmp_path, most_bytes=2 * size) as receiver:
+    with Receiver(tmp_path, max_bytes=2 * size) as receiver:
         first.PixelData = bytes(2 * size)
         assert send(receiver.port, [first, *others]) == [0xA700, 0, 0, 0xA700]
         wait_for(lambda: not receiver.server.active_associations)

@@ -203,7 +203,7 @@ def test_a_second_stage_is_only_used_with_the_detector_it_was_trained_on(tmp_pat
     assert alone.second_stage is None and NAME not in alone.programs
     said = add_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
     assert said["versions"] == {one.manifest.name: one.manifest.version for one in shipped(app)}
-    with pytest.raises(InvalidInputError, match="name the detector's artifact"):
+    with pytest.raises(InvalidInputError, match="name its artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")
 
 
