@@ -21,7 +21,7 @@ INVALID_OPTIONS = (
     ("driving", {"colour": "red"}, "unknown option colour"),
     ("driving", {"score": "nan"}, "a number from 0 to 1"),
     ("driving", {"model": "smoke"}, "unknown model 'smoke'"),
-    ("finance", {"colour": "red"}, "no option 'colour'"),
+    ("finance", {"colour": "red"}, "unknown option colour"),
     ("finance", {"threshold": "2"}, "at most 1"),
     ("finance", {"events_per_day": "1", "threshold": "0.3"}, "give one of them"),
     ("finance", {"sample": "none such"}, "no sample 'none such'"),

@@ -270,7 +270,7 @@ def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
     """The typed options of a request, checked as far as possible without its file. Raises InvalidInputError for unknown
     options."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise InvalidInputError(f"there is no option {unknown[0]!r}; the options are {', '.join(_OPTIONS)}")
+        raise InvalidInputError(f"unknown option {unknown[0]}; the options are {', '.join(_OPTIONS)}")
     return table_options(options), _wanted_events(options)
 
 

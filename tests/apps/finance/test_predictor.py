@@ -117,7 +117,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
         ({"events_per_1000_rows": "-1"}, "events_per_1000_rows is -1; give a number above 0"),
         ({"events_per_1000_rows": "200"}, "one event every 5 rows; ask for at most 10 events in 1,000"),
         ({"value": "bid"}, "no column of numbers called 'bid'"),
-        ({"colour": "red"}, "no option 'colour'"),
+        ({"colour": "red"}, "unknown option colour"),
     ],
 )
 def test_invalid_options_are_refused(predictor, file, options, sentence):
