@@ -116,7 +116,7 @@ def test_doctor_reports_an_artifact_version_copied_under_another_number(capsys, 
     shutil.copytree(tmp_path / "echo" / "1", tmp_path / "echo" / "2")
     assert cli.main(["doctor"]) == 1
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())  # long paths wrap within their cells
-    assert "fault" in text and "echo version 1 by its manifest.json" in text
+    assert "fault" in text and "its manifest.json says echo version 1" in text
 
 
 def test_optimizer_settings_are_options_of_train(tmp_path):
