@@ -201,3 +201,9 @@ def watched_page(browser: Browser, **options: Any) -> Iterator[Page]:
     context.close()
     unexpected = [error for error in errors if not any(text in error for text in expected)]
     assert not unexpected, "\n".join(unexpected)
+
+
+@pytest.fixture
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache folder, so that packs are built anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -23,9 +23,7 @@ ALL_ROUND = LidarInput(range_m=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
 HALF_SIZE = CameraInput(image=(192, 640), focal_px=360.77)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def test_cityscapes_3d_labels_project_to_their_2d_boxes(tmp_path):

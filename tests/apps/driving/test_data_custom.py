@@ -16,10 +16,7 @@ from shared import cli
 from shared.errors import InvalidInputError
 from tests.apps.driving.pcd_files import pcd
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module")

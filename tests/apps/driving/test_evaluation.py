@@ -27,10 +27,7 @@ from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.recipe import resolve
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 class Told:

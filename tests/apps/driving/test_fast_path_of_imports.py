@@ -13,10 +13,7 @@ from shared.deploy.artifact import open_artifact
 from tests.apps.driving.own_camera_checkpoints import own_camera_config
 from tests.apps.driving.own_checkpoints import own_config, save, trained
 
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def of_great_means(detector):

@@ -24,9 +24,7 @@ from tests.apps.driving.test_own_camera import photograph
 NAMES = tuple(name.lower() for name in CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def config(**head):

@@ -21,9 +21,7 @@ from tests.apps.driving.own_checkpoints import CLASSES, RANGE, SIZES, own_config
 NAMES = tuple(name.lower() for name in CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module")

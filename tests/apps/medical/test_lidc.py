@@ -34,9 +34,7 @@ VOLUME_MM = (6 / np.pi * 4 * 4 * 2 * 3 * 3 * 5) ** (1 / 3)
 """The diameter of a sphere of the chest's nodule's volume."""
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
