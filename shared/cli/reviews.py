@@ -35,11 +35,15 @@ def run(command: Reviews) -> int:
     if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
         raise InvalidInputError(f"{command.out} already exists; name a new folder with --out")
     try:
+        from shared.store.groups import check_group
+
         store = open_store(must_exist=True, folder=command.store)
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
     with closing(store):
-        cases, remarks = _reviewed_cases(store, app.name, command.reviewer)
+        if command.group is not None:
+            check_group(store.engine, command.group)
+        cases, remarks = _reviewed_cases(store, app.name, command.reviewer, command.group)
         if not cases:
             raise InvalidInputError(
                 f"the store {store.folder} holds no case of {app.name} {_describe_selection(store, command)}"
@@ -64,16 +68,17 @@ def run(command: Reviews) -> int:
 
 
 def _describe_selection(store: CaseStore, command: Reviews) -> str:
-    """Describes the requested reviews for an error message; names the store's reviewers if one was requested."""
+    """Describes the requested reviews for an error message; names the reviewers if one was requested."""
+    of_group = "" if command.group is None else f"of the group {command.group} "
     if command.reviewer is None:
-        return "that was reviewed"
-    reviewers = {review.reviewer for reviews in store.reviews.of_app(command.app).values() for review in reviews}
-    names = ", ".join(sorted(filter(None, reviewers)))
-    return f"that was reviewed by {command.reviewer}{f'; reviewers are {names}' if names else ''}"
+        return f"{of_group}that was reviewed"
+    all_reviews = store.reviews.of_app(command.app, command.group).values()
+    names = ", ".join(sorted({review.reviewer for reviews in all_reviews for review in reviews if review.reviewer}))
+    return f"{of_group}that was reviewed by {command.reviewer}{f'; reviewers are {names}' if names else ''}"
 
 
 def _reviewed_cases(
-    store: CaseStore, app: str, reviewer: str | None
+    store: CaseStore, app: str, reviewer: str | None, group: str | None
 ) -> tuple[list[tuple[ReviewedCase, str]], list[str]]:
     """Selects the newest review of each case and the last-reviewed case of each input.
 
@@ -81,7 +86,7 @@ def _reviewed_cases(
     """
     by_input: dict[str, tuple[ReviewedCase, str]] = {}
     num_several = num_repeated = 0
-    for case_id, reviews in store.reviews.of_app(app).items():
+    for case_id, reviews in store.reviews.of_app(app, group).items():
         review = next((each for each in reviews if reviewer is None or each.reviewer == reviewer), None)
         case = None if review is None else store.get(app, case_id)
         if review is None or case is None or (reviewed := _reviewed_case(store, case, review)) is None:

@@ -108,6 +108,8 @@ class Reviews:
     """The folder of the store; by default TRIVIUM_STORE, or else store."""
     reviewer: Annotated[str | None, arg(metavar="NAME")] = None
     """Use only reviews of this reviewer; by default the newest review of each case."""
+    group: Annotated[str | None, arg(metavar="GROUP")] = None
+    """Use only cases of this group of keys; by default of all groups, and those without a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +119,16 @@ class Purge:
     Example: trivium purge --older-than 30d
 
     Example: trivium purge --app medical --older-than 12h
+
+    Example: trivium purge --group radiology --older-than 30d
     """
 
     older_than: Annotated[str, arg(metavar="AGE")]
     """The minimum age in days or hours, such as 30d or 12h."""
     app: Annotated[str | None, arg(metavar="APP")] = None
-    """Delete only cases and jobs of this application."""
+    """Delete only cases and jobs of this application; by default of all."""
+    group: Annotated[str | None, arg(metavar="GROUP")] = None
+    """Delete only cases and jobs of this group of keys; by default of all groups, and those without a group."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def run(command: Backup | Restore | Purge) -> int:
 
 def _purge(command: Purge) -> None:
     from shared.store.disk import raising_disk_full
+    from shared.store.groups import check_group
     from shared.store.jobs import JobStore
 
     days = _age_in_days(command.older_than)
@@ -44,10 +45,13 @@ def _purge(command: Purge) -> None:
         raising_disk_full("not all old cases and jobs could be deleted"),
         closing(open_store(must_exist=True)) as store,
     ):
+        if command.group is not None:
+            check_group(store.engine, command.group)
         jobs = JobStore(store.engine, store.folder, server="purge")
         known_apps = {*store.apps(), *jobs.apps()}
         for app in sorted(known_apps) if command.app is None else [command.app]:
-            num_cases, num_jobs = store.expire(app, days=days), jobs.expire(app, days)
+            num_cases = store.expire(app, days=days, group=command.group)
+            num_jobs = jobs.expire(app, days, command.group)
             print(f"{app}: {num_cases} cases and {num_jobs} ended jobs deleted")
         if not known_apps:
             print(f"{store.folder}: no cases, no jobs")

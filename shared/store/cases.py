@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -220,13 +220,19 @@ class CaseStore:
         return {group: (int(number), int(size)) for group, number, size in rows}
 
     def expire(
-        self, app: str, *, days: float | None = None, number: int | None = None, max_bytes: int | None = None
+        self,
+        app: str,
+        *,
+        days: float | None = None,
+        number: int | None = None,
+        max_bytes: int | None = None,
+        group: str | None = None,
     ) -> int:
         """Deletes an application's cases older than ``days``, and the oldest ones above ``number`` or ``max_bytes``.
 
         The limits apply to each group separately, and to the cases without a group, so no group's cases displace those
-        of another. A case that alone takes more than ``max_bytes`` is deleted and displaces no other. Returns the
-        number of deleted cases.
+        of another. With ``group``, only cases of that group are deleted. A case that alone takes more than
+        ``max_bytes`` is deleted and displaces no other. Returns the number of deleted cases.
         """
         number_limit, bytes_limit = (_UNLIMITED if limit is None else limit for limit in (number, max_bytes))
         since_ns = 0 if days is None else time.time_ns() - round(days * _DAY_NS)
@@ -234,7 +240,8 @@ class CaseStore:
         fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= bytes_limit)
         rank = func.row_number().over(partition_by=CaseRow.group, order_by=newest).label("rank")
         taken = fitting.over(partition_by=CaseRow.group, order_by=newest, rows=(None, 0)).label("taken")
-        kept = select(CaseRow.id, CaseRow.created_ns, CaseRow.bytes, rank, taken).where(CaseRow.app == app).subquery()
+        selected = CaseRow.app == app if group is None else and_(CaseRow.app == app, CaseRow.group == group)
+        kept = select(CaseRow.id, CaseRow.created_ns, CaseRow.bytes, rank, taken).where(selected).subquery()
         too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > number_limit
         too_large = or_(kept.c.bytes > bytes_limit, kept.c.taken > bytes_limit)
         with Session(self.engine) as session:

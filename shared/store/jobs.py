@@ -309,11 +309,17 @@ class JobStore:
         with Session(self._engine) as session:
             return sorted(session.scalars(select(JobRow.app).distinct()))
 
-    def expire(self, app: str, days: float) -> int:
-        """Deletes jobs of an application that ended more than ``days`` ago, but not their cases; returns the number."""
+    def expire(self, app: str, days: float, group: str | None = None) -> int:
+        """Deletes jobs of an application that ended more than ``days`` ago, but not their cases; returns the number.
+
+        With ``group``, only jobs of that group.
+        """
         ended = JobRow.state.in_(FINAL), JobRow.changed_ns < time.time_ns() - round(days * 86_400 * _NS)
+        query = delete(JobRow).where(JobRow.app == app, *ended)
+        if group is not None:
+            query = query.where(JobRow.group == group)
         with Session(self._engine) as session, session.begin():
-            result = session.execute(delete(JobRow).where(JobRow.app == app, *ended))
+            result = session.execute(query)
         return int(result.rowcount)  # type: ignore[attr-defined]
 
     @property

@@ -91,14 +91,19 @@ class ReviewStore:
         with Session(self._engine) as session:
             return [_to_review(row) for row in session.scalars(query)]
 
-    def of_app(self, app: str) -> dict[str, list[Review]]:
-        """The reviews of an application's cases, by case id: the oldest case first, its newest review first."""
+    def of_app(self, app: str, group: str | None = None) -> dict[str, list[Review]]:
+        """The reviews of an application's cases, by case id: the oldest case first, its newest review first.
+
+        With ``group``, only those of the group's cases.
+        """
         query = (
             select(ReviewRow)
             .join(CaseRow, CaseRow.id == ReviewRow.case_id)
             .where(CaseRow.app == app)
             .order_by(CaseRow.created_ns, CaseRow.id, ReviewRow.reviewed_ns.desc())
         )
+        if group is not None:
+            query = query.where(CaseRow.group == group)
         reviews: dict[str, list[Review]] = {}
         with Session(self._engine) as session:
             for row in session.scalars(query):

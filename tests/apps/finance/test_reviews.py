@@ -17,6 +17,7 @@ from shared import cli
 from shared.app import find
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
+from shared.store.keys import Keys
 
 HOURS = 400
 SPIKES = {"A": (200, 300), "B": (250,), "C": ()}
@@ -162,3 +163,32 @@ def test_a_table_that_the_server_keeps_is_written_whole(
     assert rows[9]["close"] == "" and rows[200]["close"] == "160.8" and rows[200]["label"] == "1"
     names = {one.series.column for one in Table(path=str(tmp_path / "out" / "series"), labels="label").cases()}
     assert names == {"close", "value"}
+
+
+def test_a_groups_reviewed_cases_are_exported_without_those_of_others(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = client.app.state.services["finance"]  # type: ignore[attr-defined]
+    own = service.settings.model_copy(update={"store": tmp_path / "store", "require_key": True})
+    cases = {}
+    with TestClient(create_app(own, {"finance": service.app})) as keyed:
+        stored = Keys(keyed.app.state.store.engine)  # type: ignore[attr-defined]
+        for group, key in {name: stored.add(f"{name}-1", "user", name) for name in ("desk", "treasury")}.items():
+            keyed.headers["X-Api-Key"] = key
+            home, _ = hand_in(keyed, {"A": (200,)})  # the same table in both groups
+            assert keyed.put(home, json={"verdicts": {"1": "accepted"}}).status_code == 200
+            cases[group] = home.split("/")[-2]
+        assert export(keyed, tmp_path / "desk", "--group", "desk") == 0
+        assert "left out" not in capsys.readouterr().out, "the other group's analysis of the table does not count"
+        assert [row["case"] for row in exported_cases(tmp_path / "desk")] == [cases["desk"]]
+        assert export(keyed, tmp_path / "all") == 0
+        assert [row["case"] for row in exported_cases(tmp_path / "all")] == [cases["treasury"]], "the last review"
+        assert export(keyed, tmp_path / "none", "--group", "desk", "--reviewer", "treasury-1") == 2
+        problem = " ".join(capsys.readouterr().err.split())
+        assert "of the group desk that was reviewed by treasury-1; reviewers are desk-1" in problem
+        assert export(keyed, tmp_path / "none", "--group", "desc") == 2
+        assert "no group 'desc'; its groups are desk, treasury" in " ".join(capsys.readouterr().err.split())
+
+
+def exported_cases(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "cases.csv").read_text().splitlines()))

@@ -18,6 +18,7 @@ from shared.review import Review
 from shared.store.backup import ROWS, backup, restore
 from shared.store.cases import CaseStore
 from shared.store.jobs import Job, JobStore, NewJob
+from shared.store.keys import Keys
 from shared.store.records import Origin
 from tests.shared.store.test_cases import keep
 
@@ -64,11 +65,11 @@ def test_a_backup_contains_the_reviews_of_its_cases(tmp_path: Path, monkeypatch:
         assert store.reviews.of_app("echo") == {kept.id: [replace(said, missed=({"x": 1.5},))]}
 
 
-def add_job(jobs: JobStore, folder: Path) -> Job:
+def add_job(jobs: JobStore, folder: Path, group: str | None = None) -> Job:
     uploads = folder / "uploads"
     uploads.mkdir()
     (uploads / "a.csv").write_bytes(b"1")
-    job = NewJob(app="echo", origin=Origin("json"), files=[uploads / "a.csv"], options={}, sample=None)
+    job = NewJob(app="echo", origin=Origin("json", group), files=[uploads / "a.csv"], options={}, sample=None)
     return jobs.add(job, uploads)
 
 
@@ -158,6 +159,28 @@ def test_old_cases_are_purged_while_a_server_runs(
         assert [job.id for job in jobs.recent("echo")] == [waiting.id]
         assert [case.id for case in serving.recent("echo")] == [new.id] and serving.file(old, "out.csv") is None
         assert cli.main(["purge", "--older-than", "a month"]) == 2
+
+
+def test_a_purge_of_a_group_leaves_the_cases_and_jobs_of_others(
+    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(CaseStore(stores[0])) as serving:
+        jobs = JobStore(serving.engine, serving.folder, server="one")
+        with monkeypatch.context() as earlier:
+            earlier.setattr("time.time_ns", lambda: 1_700_000_000 * 10**9)
+            for group in ("radiology", "oncology", None):
+                keep(serving, group=group)
+                assert jobs.cancel(add_job(jobs, tmp_path, group))
+        Keys(serving.engine).add("cardiology-1", "user", "cardiology")
+        assert cli.main(["purge", "--older-than", "30d", "--group", "radiolgy"]) == 2
+        problem = " ".join(capsys.readouterr().err.split())
+        assert "no group 'radiolgy'; its groups are cardiology, oncology, radiology" in problem
+        assert cli.main(["purge", "--older-than", "30d", "--group", "cardiology"]) == 0
+        assert "echo: 0 cases and 0 ended jobs deleted" in capsys.readouterr().out
+        assert cli.main(["purge", "--older-than", "30d", "--group", "radiology"]) == 0
+        assert "echo: 1 cases and 1 ended jobs deleted" in capsys.readouterr().out
+        assert serving.kept_by_group("echo").keys() == {"oncology", None}
+        assert {job.group for job in jobs.recent("echo")} == {"oncology", None}
 
 
 @pytest.mark.parametrize("name", ["../escaped", "cases/" + "a" * 32 + "/../../escaped", "/etc/escaped", "other/file"])

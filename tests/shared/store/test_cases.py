@@ -27,7 +27,13 @@ A = InputFile(name="a.csv", bytes=1, sha256="a" * 64)
 B = InputFile(name="b.csv", bytes=1, sha256="b" * 64)
 
 
-def keep(store: CaseStore, app: str = "echo", inputs: tuple[InputFile, ...] = (A,), **outputs: object) -> Case:
+def keep(
+    store: CaseStore,
+    app: str = "echo",
+    inputs: tuple[InputFile, ...] = (A,),
+    group: str | None = None,
+    **outputs: object,
+) -> Case:
     given = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | outputs
     return store.add(
         app=app,
@@ -35,6 +41,7 @@ def keep(store: CaseStore, app: str = "echo", inputs: tuple[InputFile, ...] = (A
         inputs=inputs,
         options={"k": "v"},
         artifact=("net", 3),
+        group=group,
         outputs=Outputs(**given | {"result": json.dumps(given["result"]).encode()}),  # type: ignore[arg-type]
     )
 
