@@ -130,6 +130,7 @@ def log_config(*, quiet: bool, as_json: bool = False) -> dict[str, Any]:
     logs["handlers"]["plain"] = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
     logs["loggers"]["trivium.access"] = {"handlers": ["plain"], "level": level, "propagate": False}
     logs["loggers"]["trivium"] = {"handlers": ["default"], "level": level, "propagate": False}
+    logs["root"] = {"handlers": ["default"], "level": "WARNING"}  # those of libraries, such as the database's driver
     return logs
 
 

@@ -62,8 +62,7 @@ def connect(address: str, alternative: str) -> Engine:
             _migrate(connection, masked_url, alternative)
     except SQLAlchemyError as error:
         engine.dispose()
-        reason = getattr(error, "orig", None) or error
-        raise InvalidInputError(f"the store's database {masked_url} cannot be used: {reason}") from error
+        raise InvalidInputError(f"the store's database {masked_url} cannot be used: {reason_of(error)}") from error
     except InvalidInputError:
         engine.dispose()
         raise
@@ -100,6 +99,14 @@ def is_database_gone(error: BaseException) -> bool:
         return False
     fields = cause.args[0] if cause is not None and cause.args else None
     return str(fields.get("C", "")).startswith(_UNAVAILABLE_STATES) if isinstance(fields, dict) else True
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an error of the database or its driver, without SQLAlchemy's additions, in one line."""
+    cause = getattr(error, "orig", None) or error
+    fields = cause.args[0] if cause.args else None
+    # pg8000 raises with PostgreSQL's fields of an error (protocol, section 55.8); M is the message.
+    return " ".join(str(fields["M"] if isinstance(fields, dict) and "M" in fields else cause).split())
 
 
 def sqlite_url(path: Path) -> str:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import error_answer, json_error
-from shared.store.database import is_database_gone
+from shared.store.database import is_database_gone, reason_of
 from shared.store.disk import DiskFull, is_disk_full
 
 log = logging.getLogger("trivium.serve")
@@ -54,7 +54,7 @@ class UnexpectedErrors:
                 await error_answer(scope, str(full), full.status)(scope, receive, send)
                 return
             if is_database_gone(error) and not response_started:
-                log.error("%s: the store's database cannot be reached: %s", _request_line(scope), error)
+                log.error("%s: the store's database cannot be reached: %s", _request_line(scope), reason_of(error))
                 refusal = error_answer(scope, _NO_DATABASE, 503)
                 refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
                 await refusal(scope, receive, send)

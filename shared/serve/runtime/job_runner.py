@@ -12,9 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from shared.errors import InvalidInputError
 from shared.serve.runtime.limits import Busy
+from shared.serve.runtime.recurring_error import RecurringError, is_temporary
 from shared.serve.worker.handler import WorkerFault
-from shared.store.database import is_database_gone
-from shared.store.disk import is_disk_full
+from shared.store.database import reason_of
 from shared.store.jobs import FINAL, Job, JobStore
 
 log = logging.getLogger("trivium.serve")
@@ -46,6 +46,9 @@ class JobRunner:
     ) -> None:
         self._app, self._jobs, self._compute = app, jobs, compute
         self._heartbeat_timeout_s = 0.0 if exclusive else _HEARTBEAT_TIMEOUT_S
+        self._claim_error = RecurringError(
+            log, f"the jobs of {app} cannot be claimed", f"the jobs of {app} are claimed again"
+        )
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._running: tuple[str, asyncio.Task[str]] | None = None
@@ -88,7 +91,7 @@ class JobRunner:
             try:
                 current = await run_in_threadpool(self._jobs.get, job.app, job.id)
             except Exception as error:
-                if not _is_temporary(error):
+                if not is_temporary(error):
                     raise
             if current is None:
                 return
@@ -110,16 +113,13 @@ class JobRunner:
         while True:
             try:
                 job = await run_in_threadpool(self._jobs.claim, self._app, self._heartbeat_timeout_s, _MAX_ATTEMPTS)
+                self._claim_error.ended()
                 self._heartbeat_timeout_s = _HEARTBEAT_TIMEOUT_S
                 if job is not None:
                     await self._run_job(job)
                     continue
             except Exception as error:
-                message = f"the jobs of {self._app} cannot be claimed"
-                if _is_temporary(error):
-                    log.error("%s: %s", message, error)
-                else:
-                    log.exception(message)
+                self._claim_error.occurred(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_INTERVAL_S):
                     await self._wake.wait()
@@ -139,7 +139,8 @@ class JobRunner:
             try:
                 await run_in_threadpool(self._jobs.release, job)
             except Exception as error:
-                log.error("the job %s is not released; it restarts when its heartbeat has timed out: %s", job.id, error)
+                message = "the job %s is not released; it restarts when its heartbeat has timed out: %s"
+                log.error(message, job.id, reason_of(error))
             raise
         finally:
             self._running = None
@@ -158,8 +159,9 @@ class JobRunner:
         except InvalidInputError as refusal:
             await self._write_with_retries(self._jobs.fail, job, str(refusal), refusal.status)
         except Exception as error:
-            if _is_temporary(error):
-                log.error("the answer of the job %s is not kept: the store cannot be written: %s", job.id, error)
+            if is_temporary(error):
+                message = "the answer of the job %s is not kept: the store cannot be written: %s"
+                log.error(message, job.id, reason_of(error))
                 await self._release_counted(job)
                 return
             if isinstance(error, WorkerFault):
@@ -180,7 +182,7 @@ class JobRunner:
                 await run_in_threadpool(change, *arguments)
                 return
             except Exception as error:
-                if not _is_temporary(error) or time.monotonic() >= end:
+                if not is_temporary(error) or time.monotonic() >= end:
                     raise
             await asyncio.sleep(_WRITE_RETRY_INTERVAL_S)
 
@@ -194,7 +196,7 @@ class JobRunner:
             try:
                 is_claimed = await run_in_threadpool(self._jobs.send_heartbeat, job, stage)
             except Exception as error:
-                if not _is_temporary(error):
+                if not is_temporary(error):
                     log.exception("the stage of the job %s cannot be stored", job.id)
                 continue
             if not is_claimed:
@@ -205,8 +207,3 @@ class JobRunner:
     async def _notify_followers(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def _is_temporary(error: BaseException) -> bool:
-    """Whether a later attempt to write the store may succeed: its database cannot be reached, or its disk is full."""
-    return is_database_gone(error) or is_disk_full(error)

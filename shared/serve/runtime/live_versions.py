@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
+from shared.serve.runtime.recurring_error import RecurringError
 from shared.store.promotions import Promotions, Stage
 
 log = logging.getLogger("trivium.serve")
@@ -74,6 +75,9 @@ class LiveVersions:
         self._change_lock = asyncio.Lock()
         self._stopped_versions: set[tuple[str, int]] = set()
         self._before_reload: dict[str, int] = {}
+        self._follow_error = RecurringError(
+            log, "cannot follow the live versions in the store", "follows the live versions in the store again"
+        )
 
     def models(self) -> list[str]:
         """The names of all models."""
@@ -170,8 +174,9 @@ class LiveVersions:
                             # Expected for a partner until the model that it belongs to has been switched too.
                             log.warning("%s", refusal)
                 await self._stop_retired()
-        except Exception:
-            log.exception("cannot follow the live versions in the store")
+            self._follow_error.ended()
+        except Exception as error:
+            self._follow_error.occurred(error)
 
     async def _switch(self, model: str, version: int) -> None:
         """Loads a version wherever its model is used, and makes it live."""

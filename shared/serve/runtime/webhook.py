@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from shared.bounded_connection import BoundedConnection, BoundedTLSConnection
 from shared.errors import InvalidInputError
 from shared.job_client import in_one_line
+from shared.serve.runtime.recurring_error import RecurringError
 from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
 from shared.store.jobs import Job, JobStore
@@ -105,13 +106,16 @@ class Webhook:
     async def run(self, jobs: JobStore) -> None:
         """Sends notifications until it is cancelled, and then does not wait for the one being sent."""
         thread = Threads("webhook", 1)
+        what = "for jobs to notify the webhook of"
+        search_error = RecurringError(log, f"cannot look {what}", f"looks {what} again")
         try:
             while True:
                 try:
                     while await thread.run(self._deliver_one, jobs):
                         pass
+                    search_error.ended()
                 except Exception as error:
-                    log.error("cannot look for jobs to notify the webhook of: %s", error)
+                    search_error.occurred(error)
                 await asyncio.sleep(_POLL_INTERVAL_S)
         finally:
             thread.close()
