@@ -35,6 +35,28 @@ def test_a_version_in_a_wrong_folder_is_ignored_with_a_warning(
     assert f"{tmp_path / copy} was copied or renamed: its manifest.json says echo version 2" in sentences[0]
 
 
+def test_a_version_that_replaces_a_misplaced_one_is_found_without_a_restart(tmp_path: Path) -> None:
+    write_artifact(tmp_path, 1)
+    copy = shutil.copytree(tmp_path / "echo" / "1", tmp_path / "echo" / "2")
+    registry = Registry(tmp_path)
+    assert list(registry.versions("echo")) == [1]
+    shutil.rmtree(copy)
+    write_artifact(tmp_path, 2)
+    assert list(registry.versions("echo")) == [1, 2]
+
+
+def test_the_digests_of_a_version_that_was_written_again_are_checked(tmp_path: Path) -> None:
+    write_artifact(tmp_path, 1)
+    registry = Registry(tmp_path)
+    path = registry.newest("echo").path
+    shutil.rmtree(path)
+    write_artifact(tmp_path, 1)
+    (network,) = path.glob("*.onnx")
+    network.write_bytes(network.read_bytes()[:-1] + b"?")
+    with pytest.raises(InvalidInputError, match=network.name):
+        registry.newest("echo")
+
+
 def test_a_model_with_only_a_misplaced_version_has_no_version(tmp_path: Path) -> None:
     write_artifact(tmp_path, 1)
     (tmp_path / "echo" / "1").rename(tmp_path / "echo" / "9")
