@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -225,7 +226,8 @@ class JobStore:
     def claim(self, app: str, heartbeat_timeout_s: float, max_attempts: int) -> Job | None:
         """Claims the oldest job that is queued, or whose server sent no heartbeat for ``heartbeat_timeout_s``.
 
-        Returns None if there is no such job. Groups take turns, so that a group does not wait for all jobs of another.
+        Returns None if there is no such job. Groups take turns, so that a group does not wait for all jobs of another:
+        if servers share the store, a group with fewer running jobs comes first.
         A job that was already started ``max_attempts`` times fails. The silence of a server is measured by this
         server's monotonic clock from the moment it saw the last heartbeat, because the clocks of servers differ and can
         be changed.
@@ -237,10 +239,15 @@ class JobStore:
         now, known = time.monotonic(), self._heartbeats.get(app, {})
         heartbeats = [(job.id, job.changed_ns) for job in candidates if job.state == "running"]
         first_seen = self._heartbeats[app] = {heartbeat: known.get(heartbeat, now) for heartbeat in heartbeats}
-        in_turn = sorted(candidates, key=lambda job: self._last_claims.get((app, job.group), float("-inf")))
+        running, claimable = Counter[str | None](), []
+        for job in candidates:
+            if job.state == "running" and now - first_seen[job.id, job.changed_ns] < heartbeat_timeout_s:
+                running[job.group] += 1
+            else:
+                claimable.append(job)
+        last = self._last_claims
+        in_turn = sorted(claimable, key=lambda job: (running[job.group], last.get((app, job.group), float("-inf"))))
         for job_id, attempts, state, changed_ns, group in in_turn:
-            if state == "running" and now - first_seen[job_id, changed_ns] < heartbeat_timeout_s:
-                continue
             unclaimed = (JobRow.state == state) & (JobRow.changed_ns == changed_ns)
             if attempts >= max_attempts:
                 problem = f"it was started {attempts} times, and each time its server or worker ended"

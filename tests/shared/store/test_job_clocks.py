@@ -47,9 +47,9 @@ def servers(tmp_path: Path, clock: Clock) -> Iterator[tuple[JobStore, JobStore]]
         yield tuple(JobStore(store.engine, store.folder, name, has_webhook=True) for name in ("one", "two"))  # type: ignore[misc]
 
 
-def add(jobs: JobStore, folder: Path) -> Job:
+def add(jobs: JobStore, folder: Path, group: str | None = None) -> Job:
     (folder / "upload").mkdir()
-    job = NewJob(app="echo", origin=Origin("json"), files=[], options={}, sample="three")
+    job = NewJob(app="echo", origin=Origin("json", group), files=[], options={}, sample="three")
     return jobs.add(job, folder / "upload")
 
 
@@ -105,3 +105,21 @@ def test_the_webhook_is_retried_soon_after_the_clock_was_set_back(
     assert one.claim_notification(15, 86_400) is None, "the next attempt is after fifteen seconds, not at every poll"
     clock.passes(16)
     assert one.claim_notification(15, 86_400) is not None
+
+
+def test_a_group_does_not_get_all_servers_while_another_waits(
+    servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
+) -> None:
+    one, two = servers
+    submitted = []
+    for group in ("desk", "desk", "desk", "treasury"):
+        submitted.append(add(one, tmp_path, group).id)
+        clock.passes(1)
+
+    def claimed(jobs: JobStore) -> str | None:
+        job = jobs.claim("echo", 60, 3)
+        return None if job is None else job.id
+
+    assert claimed(one) == submitted[0] and claimed(two) == submitted[3], "not the second one of the desk"
+    assert one.mark_done(one.get("echo", submitted[0]), "c" * 32)  # type: ignore[arg-type]
+    assert claimed(one) == submitted[1]
