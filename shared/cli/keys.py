@@ -34,16 +34,16 @@ def run(command: Keys) -> int:
     # Keys can be added before the server has ever run.
     exists = is_store(settings.store, settings.store_url)
     with closing(open_store(must_exist=command.action != "add" or exists)) as store:
-        keys, folder = StoredKeys(store.engine), store.folder.absolute()
+        keys, location = StoredKeys(store.engine), store.location
         match command.action:
             case "add":
                 groups = {key.group for key in keys.all()}
                 print(keys.add(command.name, command.role, command.group))
                 who = command.role if command.group is None else f"{command.role} of the group {command.group}"
-                print(f"the key of {command.name}, {who}, in {folder}; it is shown only once", file=sys.stderr)
+                print(f"the key of {command.name}, {who}, in {location}; it is shown only once", file=sys.stderr)
                 if command.group is not None and command.group not in groups:
                     print(f"no other key has the group {command.group}; see trivium keys list", file=sys.stderr)
-                if not exists:
+                if not exists and not store.shared:
                     print("this store is new: only a server with TRIVIUM_STORE set to it has the key", file=sys.stderr)
             case "revoke":
                 keys.revoke(command.name)
@@ -52,7 +52,7 @@ def run(command: Keys) -> int:
                 rows = [
                     (key.name, key.role, key.group or "", f"{_format_time(key.created_ns)} UTC") for key in keys.all()
                 ]
-                print_table(Table(title=f"{folder}", columns=("name", "role", "group", "added"), rows=rows))
+                print_table(Table(title=location, columns=("name", "role", "group", "added"), rows=rows))
     return 0
 
 

@@ -84,6 +84,11 @@ class CaseStore:
         if not shared_with_server:
             self._remove_partial_cases()
 
+    @property
+    def location(self) -> str:
+        """The store's folder, or the URL of its database without the password, for messages."""
+        return self.engine.url.render_as_string() if self.shared else str(self.folder.absolute())
+
     def add(
         self,
         *,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import cli
 from shared.errors import InvalidInputError
 from shared.review import Review
 from shared.store.backup import backup, restore
@@ -133,3 +134,17 @@ def test_a_backup_goes_from_sqlite_to_postgresql(server: str, tmp_path: Path) ->
         assert large.get("moved", case.id) == case and large.file(case, "out.csv") is not None
         given = large.kept_input(case, "given")
         assert given is not None and given.read_bytes() == b"whole"
+
+
+def test_keys_are_said_to_be_in_the_database_whose_password_is_not_shown(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("TRIVIUM_STORE_URL", server)
+    assert cli.main(["keys", "add", "anna"]) == 0
+    added = capsys.readouterr().err
+    assert cli.main(["keys", "list"]) == 0
+    listed = "".join(capsys.readouterr().out.split())  # the title is broken into lines
+    for told in (added, listed):
+        assert server.rpartition("@")[2] in told and "secret" not in told and str(tmp_path) not in told
+    assert "store is new" not in added, "other servers may already use the database"
