@@ -13,6 +13,7 @@ from starlette.routing import Match
 from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error, wants_page
 from shared.serve.middleware.per_client import TooMany
+from shared.serve.oip.routes import EXTENSIONS
 from shared.serve.pages import Pages
 from shared.serve.runtime.connection import drain_body
 from shared.serve.runtime.limits import Busy
@@ -53,6 +54,8 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
         if error.status_code == 400 and str(error.detail) == _UNREADABLE_JSON:
             return answer(request, "the request body cannot be read: send JSON in UTF-8", 400)
         not_found = f"there is nothing at {request.url.path}"
+        if request.url.path.startswith("/v2/"):  # such as shared memory, which Triton's clients offer
+            not_found += f"; the protocol's extensions on this server are {', '.join(EXTENSIONS)}"
         sentence = not_found if error.status_code == 404 and error.detail == "Not Found" else str(error.detail)
         return answer(request, sentence, error.status_code, error.headers)
 
