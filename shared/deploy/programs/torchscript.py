@@ -33,12 +33,24 @@ class TorchScript:
         return None
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Traces and freezes the network, and stores the names of its inputs and outputs in the same file."""
+        """Traces and freezes the network, and stores the names of its inputs and outputs in the same file.
+
+        Raises ``ProgramError`` if torch cannot trace the network.
+        """
         import torch
 
         jit, module = _jit(), dense.module.cpu().eval()
         with torch.no_grad(), _ignore_deprecation():
-            traced = jit.trace(module, tuple(value.cpu() for value in dense.inputs.values()), check_trace=False)
+            try:
+                traced = jit.trace(module, tuple(value.cpu() for value in dense.inputs.values()), check_trace=False)
+            except Exception as error:
+                # Tracing reads every property of every submodule. Those of a network that is a Lightning module, such
+                # as pytorch-forecasting's, raise errors of any type without a trainer.
+                reason = str(error).strip().partition("\n")[0]
+                raise ProgramError(
+                    f"torchscript cannot be made: torch {torch.__version__} cannot trace this network ({reason}); use "
+                    "onnx or aotinductor"
+                ) from error
             frozen = jit.freeze(traced)
             names = {"inputs.txt": "\n".join(dense.inputs), "outputs.txt": "\n".join(dense.outputs)}
             jit.save(frozen, str(folder / "torchscript.pt"), _extra_files=names)

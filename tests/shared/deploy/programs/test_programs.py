@@ -153,6 +153,20 @@ def test_a_program_with_other_outputs_is_not_made(tmp_path: Path) -> None:
         make_programs(dense, ["torchscript"], tmp_path, "", random_examples(dense))
 
 
+def test_a_network_that_torch_cannot_trace_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    class Attached(nn.Module):
+        @property
+        def trainer(self) -> object:
+            raise RuntimeError("not attached to a trainer")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    dense = DenseNetwork(module=nn.Sequential(Attached()), inputs={"x": torch.rand(2, 2)}, outputs=("y",))
+    with pytest.raises(ProgramError, match=r"torchscript cannot be made: .*not attached to a trainer.*onnx"):
+        make_programs(dense, ["torchscript"], tmp_path, "", random_examples(dense))
+
+
 def test_programs_are_named_by_runtime_and_format() -> None:
     names = program_names()
     assert {"torch", "torch-bf16", "onnx", "openvino-int8", "cudagraph-fp16"} <= set(names)
