@@ -284,13 +284,15 @@ class Data:
 
     Example: trivium data list
 
+    Example: trivium data list nab
+
     Example: trivium data clear
     """
 
     action: Positional[Literal["list", "fetch", "verify", "clear"]]
     """The action. clear removes the training data that was packed into the user's cache; no training may be running."""
     names: Positional[tuple[str, ...]] = ()
-    """Names of data sets; list and verify take all of them by default."""
+    """Names of data sets; list and verify take all of them by default. list NAME says where to get a missing one."""
 
 
 @dataclass(frozen=True, kw_only=True)

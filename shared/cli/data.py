@@ -41,6 +41,9 @@ def run(command: Data) -> int:
         for entry in selected
     ]
     print_table(Table(title="Data sets", columns=("name", "what", "size", "licence", "where"), rows=rows))
+    for entry in selected if command.names else ():
+        if entry.locate() is None:
+            print_line(f"{entry.name}: {entry.how_to_get()}")
     return 0
 
 

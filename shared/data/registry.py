@@ -53,11 +53,17 @@ class Entry:
         """Like ``locate``, but raises ``InvalidInputError`` with a remedy if any file is missing."""
         root = self.locate()
         if root is None:
-            raise InvalidInputError(
-                f"the data set {self.name} is not on this machine; run `trivium data fetch {self.name}`, or set "
-                f"TRIVIUM_DATA to a folder that contains {self.files[0].path}. Source: {self.source}"
-            )
+            raise InvalidInputError(f"the data set {self.name} is not on this machine; {self.how_to_get()}")
         return root
+
+    def how_to_get(self) -> str:
+        """What a user does to have the data set on this machine, and its source."""
+        if all(file.url for file in self.files):
+            return f"run `trivium data fetch {self.name}`. Source: {self.source}"
+        return (
+            f"get it from its source and put it into {cache_folder()}, or into a folder that TRIVIUM_DATA names, so "
+            f"that this folder contains {self.files[0].path}. Source: {self.source}"
+        )
 
     def verify(self) -> list[str]:
         """The problems of the files on this machine: missing, or a wrong size or checksum. Empty if there are none."""
@@ -78,15 +84,14 @@ class Entry:
         """
         if (root := self.locate()) is not None:
             return root
+        if not all(file.url for file in self.files):
+            raise InvalidInputError(f"{self.name} cannot be downloaded file by file; {self.how_to_get()}")
         root = cache_folder()
         for file in self.files:
             target = root / file.path
             if target.is_file() and _find_problem(target, file) is None:
                 continue
-            if file.url is None:
-                raise InvalidInputError(
-                    f"{file.path} has no direct address; download it manually to {target}. Source: {self.source}"
-                )
+            assert file.url is not None
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + ".partial")
             try:

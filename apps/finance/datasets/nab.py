@@ -20,6 +20,7 @@ from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from shared.data.dataset import Dataset
+    from shared.data.registry import Entry
 
 FOLDERS = 7
 """The number of data folders in the whole benchmark."""
@@ -30,7 +31,8 @@ _LABELS = "labels/combined_windows.json"
 class Nab:
     """The available files of the Numenta Anomaly Benchmark in the folder ``root``.
 
-    The default is the copy that ``trivium data`` knows. The shipped models are never trained on it.
+    Without ``root``, the 45 files that ``trivium data list nab`` names, on which the published tables rest, wherever
+    they are; a clone of NAB's repository has more. The shipped models are never trained on them.
     """
 
     root: Path | None = None
@@ -40,12 +42,7 @@ class Nab:
 
     def folder(self) -> Path:
         """The benchmark's folder. Raises InvalidInputError if it is not one."""
-        if self.root is not None:
-            root = self.root
-        else:
-            from shared.data.registry import read_registry
-
-            root = read_registry(Path(__file__).parent / "registry.json")["nab"].require() / "finance" / "nab"
+        root = self.root if self.root is not None else _entry().require() / "finance" / "nab"
         if not (root / _LABELS).is_file():
             raise InvalidInputError(f"{root} has no {_LABELS}; give the folder of NAB's repository with --data.root")
         return root
@@ -53,7 +50,11 @@ class Nab:
     def names(self) -> list[str]:
         """The available files, named as in the labels: ``realTweets/Twitter_volume_AAPL.csv``."""
         root = self.folder()
-        return sorted(name for name in self._labels() if (root / "data" / name).is_file())
+        names = sorted(name for name in self._labels() if (root / "data" / name).is_file())
+        if self.root is not None:
+            return names
+        listed = {file.path for file in _entry().files}
+        return [name for name in names if f"finance/nab/data/{name}" in listed]
 
     def read(self, name: str) -> LabelledSeries:
         """One file with its windows."""
@@ -100,6 +101,12 @@ class Nab:
     def _labels(self) -> dict[str, list[list[str]]]:
         labels: dict[str, list[list[str]]] = json.loads((self.folder() / _LABELS).read_text(encoding="utf-8"))
         return labels
+
+
+def _entry() -> Entry:
+    from shared.data.registry import read_registry
+
+    return read_registry(Path(__file__).parent / "registry.json")["nab"]
 
 
 def _nanoseconds(text: str) -> int:

@@ -26,6 +26,7 @@ from apps.finance.inference.scoring import Calibration
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import tiny
 from apps.finance.types import Detection, FinanceInput, Forecast, Series
+from shared.data.registry import read_registry
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.recipe_file import save_recipe
@@ -319,6 +320,20 @@ def test_nab_is_a_data_set_to_train_and_to_score_on(data_root: Path, monkeypatch
 def test_a_folder_that_is_not_the_benchmarks_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"has no labels/combined_windows\.json; give the folder of NAB"):
         Nab(root=tmp_path).train(INPUT)
+
+
+def test_a_clone_of_nab_gives_the_files_of_the_published_table(tmp_path, monkeypatch):
+    """Only the names of the files matter: the clone has the other folders, and their windows among the labels."""
+    monkeypatch.setenv("TRIVIUM_DATA", str(tmp_path))
+    listed = [file.path for file in read_registry(app.data_registry)["nab"].files]
+    further = "finance/nab/data/realKnownCause/nyc_taxi.csv"
+    for path in (*listed, further):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    series = {path.removeprefix("finance/nab/data/"): [] for path in (*listed, further) if path.endswith(".csv")}
+    (tmp_path / "finance/nab/labels/combined_windows.json").write_text(json.dumps(series))
+    assert len(Nab().names()) == 45
+    assert len(Nab(root=tmp_path / "finance/nab").names()) == 46
 
 
 @pytest.mark.parametrize("usual", ["0.00", "-0.0", "no", "None", "N/A", "FALSE", "normal", ""])

@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from shared import cli
 from shared.app import installed
 from shared.data.registry import read_registry
 from shared.errors import InvalidInputError
@@ -91,8 +92,18 @@ def test_a_file_without_address_is_refused_with_instructions(public):
     document = json.loads(registry.read_text())
     document[0]["files"][0]["url"] = None
     registry.write_text(json.dumps(document))
-    with pytest.raises(InvalidInputError, match="download it manually"):
-        read_registry(registry)["prices"].fetch()
+    entry = read_registry(registry)["prices"]
+    for action in (entry.fetch, entry.require):
+        with pytest.raises(
+            InvalidInputError, match=r"put it into .*trivium.data, or .* contains finance/prices.csv"
+        ) as e:
+            action()
+        assert "data fetch" not in str(e.value) and entry.source in str(e.value)
+
+
+def test_the_list_says_where_a_named_data_set_comes_from(capsys):
+    assert cli.main(["data", "list", "nab"]) == 0
+    assert "a clone of https://github.com/numenta/NAB" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_registries_of_the_applications_are_valid():
