@@ -71,7 +71,8 @@ def table(quick: bool) -> Table:
     rows.append(resnext(quick))
     notes = [
         f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them used "
-        "for training. AP R40 in % by KITTI's protocol (IoU 0.7 for cars, 0.5 for others), moderate; bars are for 100.",
+        "for training. AP R40 in % by KITTI's protocol (IoU 0.7 for cars, 0.5 for others), moderate. A bar is "
+        "the value to be reached, in 100 scenes.",
         "Real: the frames of the data registry, at the score thresholds chosen on synthetic scenes; the shipped "
         f"networks were trained on synthetic scenes only. Counted: objects with at least {MIN_POINTS} returns; in "
         "KITTI only the easy and moderate ones, and a box on another one is ignored. So few frames show whether cars "
@@ -79,7 +80,10 @@ def table(quick: bool) -> Table:
         "Peer, on the same frames: PointPillars without its second stage.",
     ]
     if not all(real.values()):
-        notes.append("The real frames are not on this machine; set TRIVIUM_DATA to the folder that holds them.")
+        notes.append(
+            "Not all real frames are on this machine; `trivium data list kitti_object nuscenes_sample av2_7fab2350` "
+            "says where to get them."
+        )
     return Table(title="3D object detection", columns=("figure", "peer", "trivium"), rows=rows, notes=notes)
 
 

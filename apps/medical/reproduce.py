@@ -58,8 +58,8 @@ def reproduce(quick: bool) -> Table:
     for scan in progress_bar(phantoms(EVALUATION_SEED, count), count, "generating and searching phantoms"):
         for found, predictor in zip(scores, predictors, strict=True):
             add_scan(found, predictor, scan)
-    rows = _headline(scores[0], predictors[0].operating_score, device)
-    rows += _by_size_kind_and_slices(scores[0])
+    sensitivity, *others = _headline(scores[0], predictors[0].operating_score, device)
+    rows = [sensitivity, *_by_size_kind_and_slices(scores[0]), *others]
     if len(scores) > 1:
         rows.append(_previous_model(scores[1], artifacts[1].manifest.version, scores[0]))
     rows.append(_real_scan(predictors[0]))
@@ -150,7 +150,7 @@ def _by_size_kind_and_slices(scores: ScanScores) -> list[list[str]]:
         if count:
             low, high = wilson_interval(hits, count)
             figure = f"{100 * hits / count:.0f} %, {hits} of {count} (95 % CI {100 * low:.0f} to {100 * high:.0f})"
-            rows.append([f"... of these, {name}", "-", "-", figure])
+            rows.append([f"Sensitivity at that score: {name}", "-", "-", figure])
     return rows
 
 
@@ -196,7 +196,7 @@ def _real_scan(predictor: NodulePredictor) -> list[str]:
     name = "Rank and mean diameter of the real nodule (pyradiomics lung1)"
     root = read_registry(ROOT / "datasets" / "registry.json")["lung1"].locate()
     if root is None:
-        return [name, "-", "-", "the scan is not on this machine"]
+        return [name, "-", "-", "the scan is not on this machine; `trivium data list lung1` says where to get it"]
     match, seconds = find_real_nodule(predictor, root / "medical" / "pyradiomics_lung1")
     figure = "not found" if match is None else f"{match[0]}, {match[1]:.1f} mm where its mask has {match[2]:.1f}"
     return [name, "-", "-", f"{figure} ({seconds:.2f} s)"]
