@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from shared.app import find
 from shared.cli.arguments import Calibrate
@@ -11,6 +12,8 @@ from shared.cli.settings import parse_data
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.recipes import named_data_set, recipe_of
+
+_LINE_LENGTH = 120
 
 
 def run(command: Calibrate, settings: Sequence[str]) -> int:
@@ -50,7 +53,21 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
         model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
         calibration = app.calibrate(recipe, model)
     written = write_recalibrated(command.registry, artifact, calibration, data.fingerprint())
-    for name, value in calibration.items():
-        print_line(f"{name}: {artifact.manifest.calibration.get(name, '-')} -> {value}"[:300])
+    for line in _changes(artifact.manifest.calibration, written.manifest.calibration) or ["no setting has changed"]:
+        print_line(line)
     print_line(f"{written.path}")
     return 0
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that has changed; values too long for a line, such as tables, are not printed."""
+    lines = []
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(value, Mapping):
+            changes = _changes(old if isinstance(old, Mapping) else {}, value)
+            lines += [f"{name}.{line}" for line in changes]
+        elif value != old:
+            change = f"{name}: {'-' if old is None else old} -> {value}"
+            lines.append(change if len(change) <= _LINE_LENGTH else f"{name}: changed")
+    return lines

@@ -133,6 +133,19 @@ def test_an_imported_checkpoint_is_calibrated_and_predicts(app, checkpoint, caps
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
 
 
+def test_calibrate_prints_only_the_settings_that_change(app, checkpoint, capsys):
+    measured = {"recall": 0.75, "rows": 20}
+    app(calibrate=lambda recipe, model: {"threshold": 0.5, "measured": measured, "curve": list(range(100))})
+    assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
+    words = ["calibrate", "line", "--registry", "own", "--data", "folder", "--data.root", "points"]
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:-1] == ["measured.recall: - -> 0.75", "measured.rows: - -> 20", "curve: changed"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:-1] == ["no setting has changed"]
+
+
 def test_by_default_the_newest_version_in_the_registry_is_calibrated(app, checkpoint, capsys):
     import_line = ["import", "line", "file", str(checkpoint), "--registry"]
     for registry in ("line/weights", "line/weights", "own"):
