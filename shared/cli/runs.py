@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,19 @@ def run(command: Runs) -> int:
         )
         print_line(title if comparison.settings else f"{title} none")
         for name, values in comparison.settings.items():
-            print_line(f"  {name} {_runs_by_value(comparison.runs, values)}")
+            if not _is_implied(name, values, comparison.settings):
+                print_line(f"  {name} {_runs_by_value(comparison.runs, values)}")
     return 0
+
+
+def _is_implied(name: str, values: Sequence[Any], differing: Container[str]) -> bool:
+    """Whether the runs that have a setting agree on it, and the others lack it because a component is of another class.
+
+    The component's class is printed; its settings would say no more.
+    """
+    has_other_class = any(name[:end] in differing for end, character in enumerate(name) if character == ".")
+    own = [value for value in values if value is not None]
+    return has_other_class and all(value == own[0] for value in own)
 
 
 def _row(summary: RunSummary) -> Sequence[str]:

@@ -17,7 +17,7 @@ from shared import cli
 from shared.atomic_files import file_lock, is_locked
 from shared.errors import InvalidInputError
 from shared.observe.events import Events, read_events, read_last_events
-from shared.optimizers import AdamW
+from shared.optimizers import SGD, AdamW
 from tests.shared.engine import line
 
 
@@ -71,6 +71,18 @@ def test_runs_with_the_same_value_are_listed_together(working_directory, capsys)
     shutil.rmtree(working_directory / "runs" / "d")
     assert cli.main(["runs"]) == 0
     assert "  optimizer.learning_rate 0.0003 (runs/b), else 0.001\n" in capsys.readouterr().out
+
+
+def test_settings_of_another_class_are_listed_if_the_runs_that_have_them_differ(working_directory, capsys):
+    optimizers = {"adam": AdamW(), "slow": SGD(momentum=0.8), "fast": SGD(momentum=0.95)}
+    for name, optimizer in optimizers.items():
+        line.run(replace(line.recipe(steps=5), optimizer=optimizer), working_directory / "runs" / name)
+    assert cli.main(["runs"]) == 0
+    printed = capsys.readouterr().out
+    assert "  optimizer AdamW (runs/adam), else SGD\n" in printed
+    assert "  optimizer.momentum - (runs/adam), 0.95 (runs/fast), 0.8 (runs/slow)\n" in printed
+    assert "optimizer.betas" not in printed and "optimizer.nesterov" not in printed
+    assert "optimizer.betas" in list_runs(capsys)[1][0]["settings"]
 
 
 @pytest.mark.parametrize(
