@@ -51,9 +51,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        # torch puts the reason after advice to load the file in a way that executes code in it.
+        # torch puts advice to load the file in a way that executes code in it around the reason.
         text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-        reason = text.splitlines()[0][:160] if text else type(error).__name__
+        reason = text.splitlines()[0].partition(". ")[0][:160] if text else type(error).__name__
         raise InvalidInputError(
             f"{path.name} cannot be loaded as weights only ({reason}); name the bundle's models/model.pt, or a file "
             "that torch.save(model.state_dict(), FILE) wrote"
