@@ -4,7 +4,7 @@ All loops train the same tiny network with the same optimizer (AdamW as the reci
 clipping at norm 1, fp32 and batches, on one thread of one process, in turns. Each loop makes its batches itself from
 the same tensors. A step is timed from one call of the loss to the next. The figure of a loop is the lower quartile of
 its fastest turn, which other load on the machine disturbs least. ``bare`` has neither clipping nor schedule. A peer
-that is not installed is left out, and the note says so (``pip install trivium[bench]``).
+that is not installed is left out, and the note says so (``.venv/bin/pip install 'trivium[bench]'``).
 
 The bar: at most 150 µs above the bare loop with clipping and schedule, and below Lightning, Fabric and accelerate.
 """
