@@ -26,8 +26,8 @@ from shared.errors import InvalidInputError
 
 _ZIP_SIGNATURE = b"PK\x03\x04"
 """The first bytes of a zip archive, the format that torch saves in."""
-_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "network")
-"""Keys of the weights in checkpoints: mmengine and Lightning; MONAI's tutorials; timm and MONAI's bundles; MONAI."""
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "net", "model", "network")
+"""Keys of the weights: mmengine and Lightning; MONAI's tutorials (two); timm and MONAI's bundles; MONAI."""
 
 
 class Stub:

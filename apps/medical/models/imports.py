@@ -1,16 +1,16 @@
 """Imports public checkpoints of the nodule detector: weights only, by parameter name.
 
-``monai-bundle`` takes ``models/model.pt`` of the bundle lung_nodule_ct_detection of MONAI's model zoo (version 0.6.8,
-Apache-2.0; github.com/Project-MONAI/model-zoo, also on huggingface.co/MONAI): the state dict of a RetinaNet over a
-ResNet-50, trained on LUNA16. Preprocessing and decoding follow the bundle's ``configs/inference.json``. The bundle's
-configurations are not read because they contain expressions that MONAI would evaluate. Checkpoints of the same detector
-over a ResNet of another depth or width are accepted too; the sizes are inferred from the tensors.
+``monai-bundle`` takes the bundle lung_nodule_ct_detection of MONAI's model zoo (version 0.6.8, Apache-2.0;
+github.com/Project-MONAI/model-zoo, also on huggingface.co/MONAI), or only its ``models/model.pt``: the state dict of a
+RetinaNet over a ResNet-50, trained on LUNA16. Preprocessing and decoding follow the bundle's
+``configs/inference.json``. The bundle's configurations are not read because they contain expressions that MONAI would
+evaluate. Checkpoints of the same detector over a ResNet of another depth or width are accepted too; the sizes are
+inferred from the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from apps.medical.models.retinanet import RetinaNet3D
     from shared.recipe import DataConfig
 
-WRAPPERS = ("model", "state_dict", "network", "net", "model_state_dict")
-"""Keys under which training scripts store a network's state dict next to other content."""
+WEIGHTS = "models/model.pt"
+"""The weights in the folder of a bundle."""
 
 PREFIXES = ("module.", "network.", "detector.network.", "model.")
 """Prefixes that data parallelism and the detector around the network add to parameter names."""
@@ -39,35 +39,32 @@ TOLERANCE = 1e-4
 """Largest difference of the two forward passes relative to the largest output; their memory layouts differ."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the network's own parameter names. No other object in the file is created.
+def find_weights(path: Path) -> Path:
+    """The file of weights: ``path``, or ``models/model.pt`` if ``path`` is the folder of a bundle.
 
-    Raises InvalidInputError for a file that torch cannot load with ``weights_only``, and for one without a state dict.
+    Raises InvalidInputError if there is no such file, and for the archive in which the model zoo distributes a bundle.
     """
-    import torch
-
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise InvalidInputError(f"the folder {path} has no {WEIGHTS}; give the bundle's folder or its {WEIGHTS}")
+        return path / WEIGHTS
     if not path.is_file():
-        raise InvalidInputError(f"{path} does not exist; name the bundle's models/model.pt")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        # torch puts advice to load the file in a way that executes code in it around the reason.
-        text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-        reason = text.splitlines()[0].partition(". ")[0][:160] if text else type(error).__name__
-        raise InvalidInputError(
-            f"{path.name} cannot be loaded as weights only ({reason}); name the bundle's models/model.pt, or a file "
-            "that torch.save(model.state_dict(), FILE) wrote"
-        ) from error
-    for name in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{path.name} contains a {type(content).__name__} instead of a state dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise InvalidInputError(
-            f"{path.name} contains no named tensors; its keys are {first_few(list(map(str, content)))}"
-        )
+        raise InvalidInputError(f"{path} does not exist; give the bundle's folder or its {WEIGHTS}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(WEIGHTS) for name in archive.namelist()):
+                raise InvalidInputError(f"{path.name} is the archive of a bundle; unpack it and give its folder")
+    return path
+
+
+def read_network(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the network's own parameter names, without the prefixes in ``PREFIXES``.
+
+    Only tensors are restored (``shared.deploy.checkpoint_file``). Raises InvalidInputError if there are none.
+    """
+    from shared.deploy.checkpoint_file import read_state_dict
+
+    tensors = read_state_dict(path)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -149,7 +146,7 @@ def monai_network(settings: RetinaNet3D) -> nn.Module:
 
 
 def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) -> Imported:
-    """Imports the bundle's ``model.pt`` and compares it with MONAI's own network on a patch of noise.
+    """Imports the weights of a bundle's folder or file, and compares them with MONAI's own network on a patch of noise.
 
     The checkpoint has no operating score, so it is 0.5 until ``trivium calibrate`` sets it on annotated scans. Raises
     ``ArithmeticError`` if the outputs of the two networks differ by more than rounding.
@@ -160,8 +157,8 @@ def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) 
     from apps.medical.recipes import full
     from apps.medical.types import ChestInput
 
-    path = Path(arguments[0])
-    tensors = read_state_dict(path)
+    path = find_weights(Path(arguments[0]))
+    tensors = read_network(path)
     settings = settings_of(tensors, path.name)
     recipe = replace(full(), model=settings, input=ChestInput(tile_size=full().input.tile_size))
     with torch.random.fork_rng():
@@ -206,8 +203,8 @@ def largest_difference(reference: nn.Module, network: nn.Module) -> float:
 
 IMPORTERS: Mapping[str, Importer] = {
     "monai-bundle": Importer(
-        summary="models/model.pt of MONAI's lung_nodule_ct_detection: a RetinaNet trained on LUNA16",
-        arguments=("MODEL.PT",),
+        summary="MONAI's bundle lung_nodule_ct_detection, or its models/model.pt: a RetinaNet trained on LUNA16",
+        arguments=("MODEL.PT|FOLDER",),
         load=load_monai_bundle,
     )
 }
