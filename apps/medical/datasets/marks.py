@@ -84,7 +84,7 @@ class Marks(ScanData):
             names = self._possible_names(row["scan"])
             scan = next((scans_by_name[name] for name in names if name in scans_by_name), None)
             if scan is None:
-                unknown.append(f"{row['scan']!r} (row {number})")
+                unknown.append(f"{row['scan']!r} ({self._row_name(number)})")
                 continue
             if self._is_datalist() and listed.setdefault(scan, row["scan"]) != row["scan"]:
                 raise InvalidInputError(
@@ -95,7 +95,8 @@ class Marks(ScanData):
             for column, values in (("patient", patients), ("split", parts)):
                 if column in row and values.setdefault(scan, row[column]) != row[column]:
                     raise InvalidInputError(
-                        f"{self.marks.name}, row {number}: the {column} differs from an earlier row of the same scan"
+                        f"{self.marks.name}, {self._row_name(number)}: the {column} differs from an earlier one of the "
+                        "same scan"
                     )
         if unknown:
             raise InvalidInputError(
@@ -133,8 +134,9 @@ class Marks(ScanData):
             x, y, z, diameter_mm = (float("nan"),) * 4
         if not (abs(x) + abs(y) + abs(z) < float("inf") and 0 < diameter_mm < float("inf")):
             raise InvalidInputError(
-                f"{self.marks.name}, row {number}: {', '.join(row[name] for name in ('x', 'y', 'z', 'diameter'))} are "
-                "not a position and a diameter above 0 mm"
+                f"{self.marks.name}, {self._row_name(number)}: "
+                f"{', '.join(row[name] for name in ('x', 'y', 'z', 'diameter'))} are not a position and a diameter "
+                "above 0 mm"
             )
         return Mark(centre=(x, y, z), diameter_mm=diameter_mm, label=row.get("class", NODULE))
 
@@ -147,6 +149,10 @@ class Marks(ScanData):
             raise InvalidInputError(f"a data list has its classes in label, not in {self.class_column}")
         for number, row in read_datalist(self._table_file()):
             yield number, row if self.class_column else {key: cell for key, cell in row.items() if key != "class"}
+
+    def _row_name(self, number: int) -> str:
+        """The name of a row in errors: a table has rows, a data list entries."""
+        return f"{'entry' if self._is_datalist() else 'row'} {number}"
 
     def _is_datalist(self) -> bool:
         return self.marks.suffix.lower() == ".json"

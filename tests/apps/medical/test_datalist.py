@@ -98,7 +98,7 @@ def test_without_a_validation_list_patients_are_drawn(root: Path) -> None:
         ({"training": [entry("one", BOX, label=[0, 0])]}, '"label" does not have one number for each box'),
         ({"training": [entry("one", BOX[:5])]}, "entry 1: a box does not consist of 6 numbers"),
         ({"training": [entry("one", [*BOX[:5], -15.0])]}, r"not a centre and a size above 0 mm \(cccwhd\)"),
-        ({"training": [entry("one", BOX), entry("five", BOX)]}, r"names match no file.*'five' \(row 2\)"),
+        ({"training": [entry("one", BOX), entry("five", BOX)]}, r"names match no file.*'five' \(entry 2\)"),
         ({"training": [entry("one", BOX), entry("a/one.nii.gz", BOX)]}, "lists one and a/one.nii.gz, but .* for both"),
     ],
 )
