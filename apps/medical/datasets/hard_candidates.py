@@ -32,7 +32,8 @@ WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "lung_nodules"
 VERSION = 5
 PARTS = ("patches", "facts", "labels")
 AMBIGUOUS_MM = 5.0
-"""A mark that misses the surface of a nodule by less than this is ambiguous."""
+"""A mark outside a nodule but closer to its surface than this is ambiguous. So is one inside an excluded finding or
+this close to it."""
 
 MAX_END_DISTANCE_MM = 25.0
 """Marks of a cropped scan are only kept up to this distance from its ends. The others equal those of the whole scan."""
@@ -138,7 +139,7 @@ def detector_marks(
     *,
     max_end_distance_mm: float = np.inf,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """The highest-scoring marks of a detector on a scan, without ambiguous ones.
+    """The highest-scoring marks of a detector on a scan, without ambiguous ones and those at excluded findings.
 
     Returns patches (N, 2, X, Y, Z) in 0..255, the second stage's scalar inputs (N, 2), and labels (N,), 1 for nodules.
     All marks are within ``max_end_distance_mm`` of the first or the last slice.

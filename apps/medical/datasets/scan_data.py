@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanData(ABC):
     """Annotated scans. ``train_patches`` and ``validation_patches`` are numbers of patches per epoch, by default two
-    per nodule.
+    per nodule, or one per scan if that is more.
     """
 
     train_patches: int | None = None

@@ -27,14 +27,14 @@ class Split:
     validation: tuple[ScanFile, ...]
 
     def train(self, input: ChestInput, length: int | None) -> ScanPatches:
-        """A data set of ``length`` training patches per epoch; None is two per nodule.
+        """A data set of ``length`` training patches per epoch; None is two per nodule, or one per scan if that is more.
 
         Raises InvalidInputError if no training scan has a nodule.
         """
         return _patches(self.training, input, length, "training")
 
     def validate(self, input: ChestInput, length: int | None) -> ScanPatches:
-        """A data set of ``length`` validation patches; None is two per nodule."""
+        """A data set of ``length`` validation patches; None is two per nodule, or one per scan if that is more."""
         return _patches(self.validation, input, length, "validation")
 
     def validation_scans(self) -> Iterator[AnnotatedScan]:

@@ -31,7 +31,7 @@ LARGE_MM = 12.0
 """The second pass only contributes boxes with a larger mean in-plane side: the first is better at smaller ones."""
 
 EDGE_MM = 3.0
-"""Candidates whose centre is closer to the edge of the image are dropped, since most of them is outside it."""
+"""Candidates whose centre is closer to the edge of the image are dropped, since up to half of them is outside it."""
 
 SIDE_MM = 1.5
 """Candidates whose box comes this close to a side of the image are dropped too. If a small field of view cuts off the
@@ -139,7 +139,7 @@ def _is_at_lung(volume: CTVolume, lungs: Lungs, low: Float64, high: Float64) -> 
 
 
 def _is_inside(volume: CTVolume, points_lps_mm: Float64, margin_mm: float = EDGE_MM) -> NDArray[np.bool_]:
-    """Whether each point is at least ``margin_mm``, or a quarter of the volume's length, from the volume's edges."""
+    """Whether each point is at least ``margin_mm`` inside the volume, or a quarter of its length if that is less."""
     last, spacing = np.array(volume.size_ijk) - 1, np.array(volume.spacing_mm)
     index = volume.to_index_ijk(points_lps_mm)
     edge_distance_mm = (np.minimum(index, last - index) + 0.5) * spacing

@@ -63,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def use_fast_group_norm(model: nn.Module) -> None:
-    """Replaces torch's own throughout the model; the parameters remain the same tensors."""
+    """Replaces every ``nn.GroupNorm`` of the model by ``GroupNorm``; the parameters remain the same tensors."""
     for module in model.modules():
         if type(module) is nn.GroupNorm and module.affine:
             module.__class__ = GroupNorm

@@ -19,7 +19,7 @@ class Frame:
 
     @classmethod
     def draw(cls, random: np.random.Generator, centre_mm: Array) -> Frame:
-        """Half of the frames are upright, the others rotated by a few degrees per axis and scaled by up to 22 %."""
+        """Half of the frames are upright, the others rotated by a few degrees per axis and scaled by about a fifth."""
         if random.random() < 0.5:
             return cls(centre_mm)
         a, b, c = random.normal(size=3) * (0.2, 0.1, 0.1)

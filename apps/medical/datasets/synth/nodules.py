@@ -31,7 +31,7 @@ _COMPONENT_STEP_MM, _COMPONENT_CELLS, _COMPONENT_EXTENT = 1.0, 40, 1.5
 """The grid on which connected components are found: its minimum step, cells per radius, and half extent in radii."""
 
 MIN_LUNG_DEPTH_MM = -1.5
-"""Nodules extend to this depth in the lung, which is inside the pleura."""
+"""Nodules extend to this depth in the lung. It is negative, so they extend into the pleura."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
