@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from shared.errors import InvalidInputError
 from shared.optimizers import AdamW, CosineRestarts
@@ -148,8 +148,11 @@ class Recipe:
 
     ``init`` is the source of the initial weights: an artifact, a run, or a file of weights; by default they are random.
     ``ema_decay``, if given (0.999, 0.9999), keeps an exponential moving average of the weights, which is validated and
-    exported in place of the last weights. ``compile`` compiles the forward pass with ``torch.compile``.
+    exported in place of the last weights. ``compile`` compiles the forward pass with ``torch.compile``. The class
+    attribute ``data_sets``, if given, has the data sets that the recipe can train on, by name, in place of the app's.
     """
+
+    data_sets: ClassVar[Mapping[str, type[DataConfig]] | None] = None
 
     model: ModelConfig
     data: DataConfig

@@ -71,12 +71,22 @@ def _overridden(part: str, given: Recipe, chosen: Recipe, adapted: Recipe) -> li
     ]
 
 
-def named_data_set(app: App, name: str) -> type[DataConfig]:
-    """The config class of the data set with this name. Raises ``InvalidInputError`` for an unknown name."""
-    known = app.data_sets() if app.data_sets is not None else {}
+def named_data_set(app: App, name: str, recipe: Recipe | None = None) -> type[DataConfig]:
+    """The config class of the data set with this name, for training ``recipe`` if that is given.
+
+    Raises ``InvalidInputError`` for an unknown name, and for a data set that the recipe cannot train on.
+    """
+    known = _data_sets(app, recipe)
     if name not in known:
-        raise InvalidInputError(f"{app.name} has no data set {name!r}; it has {', '.join(known) or 'none'}")
+        user = app.name if recipe is None or recipe.data_sets is None else f"this recipe of {app.name}"
+        raise InvalidInputError(f"{user} has no data set {name!r}; it has {', '.join(known) or 'none'}")
     return known[name]
+
+
+def _data_sets(app: App, recipe: Recipe | None) -> Mapping[str, type[DataConfig]]:
+    if recipe is not None and recipe.data_sets is not None:
+        return recipe.data_sets
+    return app.data_sets() if app.data_sets is not None else {}
 
 
 def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = None) -> Recipe:
@@ -94,7 +104,7 @@ def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = N
     if data is not None:
         return replace(recipe, data=data)
     if recorded is not None:
-        recipe = replace(recipe, data=_read_data(app, recipe.data, recorded, class_name(classes.get("data", ""))))
+        recipe = replace(recipe, data=_read_data(app, recipe, recorded, class_name(classes.get("data", ""))))
     if mismatch := class_mismatch(recipe, classes):
         raise InvalidInputError(
             f"the recorded classes differ from those of {app.name}'s recipe {document['name']}, whose {mismatch}; use "
@@ -130,16 +140,17 @@ def _with_recorded_components(base: Recipe, classes: Mapping[str, str], settings
     return from_mapping(base, remaining)
 
 
-def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any], kind_name: str) -> DataConfig:
-    """The recorded data set: that of the named recipe, or one of the application that has these settings."""
-    for kind in (app.data_sets() if app.data_sets is not None else {}).values():
+def _read_data(app: App, recipe: Recipe, recorded: Mapping[str, Any], kind_name: str) -> DataConfig:
+    """The recorded data set: that of the named recipe, or one that the recipe can train on and has these settings."""
+    base, known = recipe.data, _data_sets(app, recipe)
+    for kind in known.values():
         if kind.__name__ == kind_name != type(base).__name__:
             data: DataConfig = from_mapping(kind, recorded, "data.")
             return data
     try:
         return from_mapping(base, recorded)
     except InvalidInputError:
-        for kind in (app.data_sets() if app.data_sets is not None else {}).values():
+        for kind in known.values():
             try:
                 matching: DataConfig = from_mapping(kind, recorded)
                 return matching

@@ -38,8 +38,8 @@ def test_the_command_line_accepts_documented_commands(page, command):
     settings = [word for word in rest if word != "--"]
     if isinstance(parsed, commands.Train):
         app = find(parsed.app)
-        data = None if parsed.data is None else named_data_set(app, parsed.data)
         recipe = choose_recipe(app, parsed.recipe)[1]
+        data = None if parsed.data is None else named_data_set(app, parsed.data, recipe)
         parse_recipe(recipe, data, settings, "trivium train", named_components(parsed))
     elif isinstance(parsed, commands.Quantize) and parsed.data is not None:
         # The artifact names the application, but does not exist here: use the application that has the data set.

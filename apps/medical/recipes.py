@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from apps.medical.datasets.hard_candidates import HardCandidates
+from apps.medical.datasets.scan_candidates import CANDIDATE_DATA_SETS
 from apps.medical.datasets.synthetic import Synthetic
 from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.retinanet import RetinaNet3D
@@ -87,6 +89,8 @@ def tiles() -> NoduleRecipe:
 class CandidateRecipe(Recipe):
     """Recipe of the second stage, which is trained on the marks of a trained detector."""
 
+    data_sets: ClassVar[Mapping[str, type[DataConfig]] | None] = CANDIDATE_DATA_SETS
+
     model: CandidateClassifier = field(default_factory=CandidateClassifier)
     data: DataConfig = field(default_factory=HardCandidates)
     task: CandidateTask = field(default_factory=CandidateTask)
@@ -94,7 +98,9 @@ class CandidateRecipe(Recipe):
 
 
 def candidates() -> CandidateRecipe:
-    """The second stage: 1 to 2 hours on one core to compute the shipped detector's marks, then minutes of training."""
+    """The second stage: 1 to 2 hours on one core to find the shipped detector's marks on phantoms, then minutes of
+    training. With ``--data`` it is trained on the marks of a detector on real scans.
+    """
     return CandidateRecipe(
         optimizer=AdamW(learning_rate=2e-3, weight_decay=5e-2),
         schedule=CosineRestarts(warmup_steps=100, period=12.0),

@@ -23,7 +23,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     """Trains and prints the best scores. An existing run of the same recipe resumes where it stopped."""
     app = find(command.app)
     name, base = choose_recipe(app, command.recipe)
-    data = None if command.data is None else named_data_set(app, command.data)
+    data = None if command.data is None else named_data_set(app, command.data, base)
     options = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
     prog = f"trivium train {app.name} {options} --"
     recipe = with_initial_network(app, parse_recipe(base, data, settings, prog, named_components(command)), base)

@@ -1,5 +1,7 @@
 """Training data of the second stage: the detector's true and false positives on phantoms, packed once.
 
+``scan_candidates`` has the same for real scans.
+
 A mark is a nodule if its distance from the centre of one is less than the radius (LUNA16's rule). Marks that narrowly
 miss a nodule are ambiguous and left out. The highest-scoring marks of each scan, which are the hard ones, are kept.
 Each scan is also used with its upper and lower end cut off, as in a CT of the abdomen or the neck, because a vessel
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 from apps.medical.types import AnnotatedScan, ChestInput, Float64, Nodule
 from shared.data.build_cache import get_or_build
 from shared.deploy.programs.store import weights_digest
+from shared.errors import InvalidInputError
+from shared.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from apps.medical.predictor import NodulePredictor
@@ -80,32 +84,78 @@ class HardCandidates:
 
     def artifact(self) -> Artifact:
         """The artifact of the detector."""
-        from shared.deploy.artifact import open_artifact
-        from shared.deploy.registry import Registry
-
-        return open_artifact(self.detector) if self.detector else Registry(WEIGHTS).newest(DETECTOR)
+        return open_detector_artifact(self.detector)
 
     def _open_pack(self, seed: int, scans: int) -> PackedCandidates:
         settings = [VERSION, weights_digest(self.artifact()), seed, scans, self.nodules, self.per_scan, self.size]
         name = f"marks-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
-        folder = get_or_build(name, lambda new_folder: self._build(seed, scans, new_folder))
-        return PackedCandidates(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS))
+        return open_candidates(get_or_build(name, lambda new_folder: self._build(seed, scans, new_folder)))
 
     def _build(self, seed: int, scans: int, folder: Path) -> None:
         from apps.medical.datasets.synthetic import phantoms
-        from apps.medical.predictor import NodulePredictor
 
-        predictor = NodulePredictor.load([self.artifact()], "cpu")
-        size = (self.size[0] + 2 * MAX_SHIFT, self.size[1] + 2 * MAX_SHIFT, self.size[2] + 2 * MAX_SHIFT)
-        marks = []
-        for number, scan in enumerate(phantoms(seed, scans, self.nodules)):
+        chests = progress_bar(phantoms(seed, scans, self.nodules), scans, "searching phantoms")
+        pack_candidates(self.artifact(), chests, self.per_scan, self.size, seed, folder)
+
+
+def open_detector_artifact(folder: Path | None) -> Artifact:
+    """The artifact of a detector; the newest shipped one if ``folder`` is None.
+
+    Raises InvalidInputError if the folder has no artifact, or that of another model.
+    """
+    from shared.deploy.artifact import open_artifact
+    from shared.deploy.registry import Registry
+
+    if folder is None:
+        return Registry(WEIGHTS).newest(DETECTOR)
+    artifact = open_artifact(folder)
+    if artifact.manifest.name != DETECTOR:
+        raise InvalidInputError(
+            f"{folder} is the model {artifact.manifest.name}; give the artifact of a detector with --data.detector"
+        )
+    return artifact
+
+
+def pack_candidates(
+    detector: Artifact,
+    scans: Iterable[AnnotatedScan],
+    per_scan: int,
+    size: tuple[int, int, int],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Writes the marks of ``detector`` on the scans into ``folder``: at most ``per_scan`` on a scan and its crop each.
+
+    Raises InvalidInputError if there are none.
+    """
+    from apps.medical.predictor import NodulePredictor
+
+    predictor = NodulePredictor.load([detector], "cpu")
+    padded = (size[0] + 2 * MAX_SHIFT, size[1] + 2 * MAX_SHIFT, size[2] + 2 * MAX_SHIFT)
+    facts, labels = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.float32)]
+    # The patches of a thousand scans would not fit into memory.
+    with (folder / "patches.bin").open("w+b") as file:
+        for number, scan in enumerate(scans):
             cropped = crop_ends(scan, np.random.default_rng((seed, number)))
-            marks.append(detector_marks(predictor, scan, self.per_scan, size))
-            marks.append(
-                detector_marks(predictor, cropped, self.per_scan, size, max_end_distance_mm=MAX_END_DISTANCE_MM)
-            )
-        for name, parts in zip(PARTS, zip(*marks, strict=True), strict=True):
-            np.save(folder / f"{name}.npy", np.concatenate(parts))
+            for part, max_distance in ((scan, np.inf), (cropped, MAX_END_DISTANCE_MM)):
+                marks = detector_marks(predictor, part, per_scan, padded, max_end_distance_mm=max_distance)
+                file.write(marks[0].tobytes())
+                facts.append(marks[1])
+                labels.append(marks[2])
+        count = sum(map(len, labels))
+        if not count:
+            raise InvalidInputError(f"the detector {detector.path} marks nothing in the scans")
+        shape = (count, 2, *padded)
+        patches = np.lib.format.open_memmap(folder / "patches.npy", mode="w+", dtype=np.uint8, shape=shape)
+        patches[:] = np.memmap(file, np.uint8, "r", shape=shape)
+    (folder / "patches.bin").unlink()
+    np.save(folder / "facts.npy", np.concatenate(facts))
+    np.save(folder / "labels.npy", np.concatenate(labels))
+
+
+def open_candidates(folder: Path) -> PackedCandidates:
+    """Opens what ``pack_candidates`` wrote."""
+    return PackedCandidates(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS))
 
 
 def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:

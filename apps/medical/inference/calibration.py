@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from apps.medical.datasets.hard_candidates import HardCandidates
+from apps.medical.datasets.scan_candidates import ScanCandidates
 from apps.medical.datasets.synthetic import Synthetic, phantoms
 from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
@@ -36,7 +37,7 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
     false positives. For other data sets they are the validation scans that selected the checkpoint during training, so
     the stated sensitivity is slightly optimistic.
     """
-    if isinstance(recipe.data, HardCandidates):
+    if isinstance(recipe.data, HardCandidates | ScanCandidates):
         return calibrate_second(recipe, model, recipe.data.artifact())
     if isinstance(recipe.model, CandidateClassifier):
         raise InvalidInputError(
