@@ -213,8 +213,13 @@ def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
 
 
 def _find_detector(second: Artifact) -> Artifact:
-    """The detector that a second stage was trained for, from the same registry or the shipped weights."""
-    roots = (second.path.resolve().parent.parent, WEIGHTS)
+    """The detector that a second stage was trained for.
+
+    It is in the same registry, in that of the artifact that the training used (a run is in no registry), or shipped.
+    """
+    roots = [second.path.resolve().parent.parent, WEIGHTS]
+    if recorded := second.recipe()["recipe"].get("data", {}).get("detector"):
+        roots.insert(1, Path(recorded).resolve().parent.parent)
     detector = newest_partner(MODELS[0], lambda candidate: is_trained_for(second, candidate), roots)
     if detector is None:
         raise InvalidInputError(

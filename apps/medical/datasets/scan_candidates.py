@@ -115,17 +115,29 @@ def _as_list(marks: Sequence[Mark]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Luna16Candidates(ScanCandidates, Luna16):
-    """A detector's candidates in the scans of LUNA16, or of `trivium reviews`."""
+    """A detector's candidates in the scans of LUNA16, or of `trivium reviews`.
+
+    The scans' settings are those of the data set luna16. ``detector`` is the folder of the detector's artifact, by
+    default the shipped one; at most ``per_scan`` candidates of a scan are used; ``size`` is the model's patch size.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class LidcCandidates(ScanCandidates, Lidc):
-    """A detector's candidates in the scans of LIDC-IDRI."""
+    """A detector's candidates in the scans of LIDC-IDRI.
+
+    The scans' settings are those of the data set lidc. ``detector`` is the folder of the detector's artifact, by
+    default the shipped one; at most ``per_scan`` candidates of a scan are used; ``size`` is the model's patch size.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarksCandidates(ScanCandidates, Marks):
-    """A detector's candidates in CTs of your own with a table of marks."""
+    """A detector's candidates in CTs of your own with a table of marks.
+
+    The scans' settings are those of the data set marks. ``detector`` is the folder of the detector's artifact, by
+    default the shipped one; at most ``per_scan`` candidates of a scan are used; ``size`` is the model's patch size.
+    """
 
 
 CANDIDATE_DATA_SETS: Mapping[str, type[DataConfig]] = {

@@ -26,6 +26,7 @@ from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.opening import open_predictor
 from shared.deploy.predictor import Response, add_programs
+from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest
@@ -214,12 +215,40 @@ def test_a_detector_is_scored_with_the_second_stage_trained_on_its_marks(tmp_pat
     folder = tmp_path / "lung_nodules" / "3"
     shutil.copytree(detector.path, folder)
     assert [one.path for one in app.served_with(open_artifact(folder))] == [second.path]
-    weights = {name: value + 1 for name, value in detector.weights().items()}
+    with_other_weights(folder)
+    assert list(app.served_with(open_artifact(folder))) == []
+
+
+def with_other_weights(folder):
+    """Changes the weights of a copied artifact, as further training would."""
+    weights = {name: value + 1 for name, value in open_artifact(folder).weights().items()}
     save_file(weights, folder / "weights.safetensors")
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["files"]["weights.safetensors"] = describe_file(folder / "weights.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert list(app.served_with(open_artifact(folder))) == []
+
+
+def test_a_second_stage_finds_the_detector_that_its_training_used(tmp_path):
+    """A run is in no registry, and neither is its detector, which the recipe names."""
+    own = tmp_path / "models" / "lung_nodules" / str(shipped(app)[0].manifest.version)
+    shutil.copytree(shipped(app)[0].path, own)
+    with_other_weights(own)
+    second = tmp_path / "runs" / "second"
+    shutil.copytree(shipped(app)[1].path, second)
+    manifest = json.loads((second / "manifest.json").read_bytes())
+    manifest["data"]["detector"] = weights_digest(open_artifact(own))
+    (second / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInputError, match="neither in the same registry nor shipped"):
+        NodulePredictor.load([open_artifact(second)], "cpu")
+    recipe = yaml.safe_load((second / "recipe.yaml").read_text())
+    recipe["recipe"]["data"]["detector"] = str(own)
+    (second / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    manifest["files"]["recipe.yaml"] = describe_file(second / "recipe.yaml")
+    (second / "manifest.json").write_text(json.dumps(manifest))
+    predictor = NodulePredictor.load([open_artifact(second)], "cpu")
+    assert predictor.second_stage is not None and predictor.digests["lung_nodules"] == weights_digest(
+        open_artifact(own)
+    )
 
 
 def test_the_second_stage_is_calibrated_with_its_detector(tmp_path, capsys):
