@@ -63,7 +63,7 @@ class Marks(ScanData):
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()
         return {
-            "description": "CTs of one's own with a table of marks",
+            "description": "CTs with a table of marks",
             "synthetic": False,
             "scans": [len(split.training), len(split.validation)],
             "nodules": [sum(len(scan.nodules) for scan in part) for part in (split.training, split.validation)],

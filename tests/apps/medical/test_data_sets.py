@@ -226,7 +226,7 @@ def test_an_operating_point_is_set_on_the_user_s_scans(folder, perfect):
 
 @pytest.fixture
 def perfect(untrained, monkeypatch):
-    """A predictor that finds the chest's nodule with a diameter 1 mm too large, and another thing."""
+    """A predictor that finds the chest's nodule with a diameter 1 mm too large, and has one false positive."""
     x, y, z = chest().to_lps_mm(NODULE_IJK)
 
     def predict(batch, options=None):

@@ -39,7 +39,7 @@ BREATH_MM = 12.0
 
 @pytest.fixture(scope="module")
 def chest() -> tuple[CTVolume, list[Nodule]]:
-    """That of the samples, in larger voxels, and its nodules."""
+    """The phantom of the samples with larger voxels, and its nodules."""
     random = np.random.default_rng(PHANTOM_SEED)
     return phantom_volume(random, spacing_mm=(1.6, 1.6, 4.0), nodules=4, diameters_mm=(7, 22))
 
@@ -51,7 +51,7 @@ def earlier(chest: tuple[CTVolume, list[Nodule]]) -> CTVolume:
 
 @pytest.fixture(scope="module")
 def later(earlier: CTVolume) -> CTVolume:
-    """The same chest turned, breathed out, in thinner slices, elsewhere in the scanner."""
+    """The same chest, rotated and after exhalation, in thinner slices and at another position in the scanner."""
     made = CTVolume(
         voxels_zyx=np.zeros((100, *earlier.voxels_zyx.shape[1:]), np.int16),
         spacing_mm=(1.6, 1.6, 3.0),
@@ -67,7 +67,7 @@ def later(earlier: CTVolume) -> CTVolume:
 
 
 def place_before(places: Float64, earlier: CTVolume) -> Float64:
-    """Where places of ``later`` are in ``earlier``."""
+    """Maps positions in ``later`` to positions in ``earlier``."""
     middle = earlier.to_lps_mm((np.array(earlier.size_ijk) - 1) / 2)
     moved = (places - [15.0, -20.0, 120.0 - earlier.origin_lps_mm[2]] - middle) @ TURNED.T + middle
     height = (moved[:, 2] - earlier.origin_lps_mm[2]) / (earlier.size_ijk[2] * earlier.spacing_mm[2])
@@ -100,7 +100,7 @@ def test_alignment_follows_another_position_and_another_breath(earlier: CTVolume
 
 
 def part(volume: CTVolume, first: int, end: int) -> CTVolume:
-    """Its slices from ``first`` to before ``end``."""
+    """The slices of a volume from ``first`` up to, but not including, ``end``."""
     x, y, z = volume.to_lps_mm([0, 0, first]).tolist()
     return replace(volume, voxels_zyx=volume.voxels_zyx[first:end], origin_lps_mm=(x, y, z))
 
@@ -173,14 +173,14 @@ def test_the_doubling_time_assumes_exponential_growth(volume: float | None, earl
 def answers(
     earlier: CTVolume, later: CTVolume, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Path]]:
-    """What ``trivium predict`` writes of both scans."""
+    """The outputs of ``trivium predict`` for both scans."""
     folder = tmp_path_factory.mktemp("answers")
     yield predicted(folder, "now", later), predicted(folder, "before", earlier)
 
 
 @pytest.fixture(scope="module")
 def centres(chest: tuple[CTVolume, list[Nodule]], answers: tuple[Path, Path]) -> dict[int, tuple[float, float, float]]:
-    """Of the chest's nodules, by the ranks of their findings in the earlier scan."""
+    """The centres of the chest's nodules, by the ranks of their findings in the earlier scan."""
     findings = json.loads((answers[1] / "result.json").read_text())["findings"]
     places = np.array([one["centre_lps_mm"] for one in findings])
     away = [np.linalg.norm(places - nodule.centre_lps_mm, axis=1) for nodule in chest[1]]

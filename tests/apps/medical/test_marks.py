@@ -60,7 +60,7 @@ def counted_waits():
         yield counts
 
 
-class MapsOfChance(torch.nn.Module):
+class RandomMaps(torch.nn.Module):
     """Logits and codes for the default detector's strides, the same for images of one shape."""
 
     calls = 0
@@ -78,7 +78,7 @@ class MapsOfChance(torch.nn.Module):
 
 
 def search(volume, device="cpu", second_look=2, network=None):
-    """What is marked, the lungs' image being on the device before; and how often the host waited."""
+    """The marks, with the image of the lungs already on the device, and the number of times the host waited."""
     seen = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=second_look)
     lungs, tiling = find_lungs(volume), Tiling(size=(64, 64, 32), margin=(16, 16, 8))
     grid = cover(volume, lungs.low_ijk, lungs.high_ijk, seen.spacing_mm, [n * second_look for n in (16, 16, 8)])
@@ -87,7 +87,7 @@ def search(volume, device="cpu", second_look=2, network=None):
     with pytest.MonkeyPatch.context() as patch, counted_waits() as counts:
         patch.setattr(candidates, "resample", lambda *_: image)
         found = find_candidates(
-            DECODER, volume, lungs, input=seen, tiling=tiling, network=network or MapsOfChance(), device=device
+            DECODER, volume, lungs, input=seen, tiling=tiling, network=network or RandomMaps(), device=device
         )
     return (found.boxes, found.scores, found.labels), counts
 
@@ -109,7 +109,7 @@ def test_the_host_waits_once_for_a_gpu_and_its_marks_equal_a_cpu_s(second_look):
 
 
 def test_if_suppression_does_not_converge_on_a_gpu_the_host_does_it(monkeypatch):
-    volume, on_cpu, on_gpu = body_with_lungs(), MapsOfChance(), MapsOfChance()
+    volume, on_cpu, on_gpu = body_with_lungs(), RandomMaps(), RandomMaps()
     expected, _ = search(volume, network=on_cpu)
     monkeypatch.setattr(shared.suppression, "_ITERATIONS", 1)
     with fake_cuda():

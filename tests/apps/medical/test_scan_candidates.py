@@ -1,4 +1,4 @@
-"""The second stage on scans of one's own: the recipe ``candidates`` with the data sets of real scans."""
+"""The second stage on the user's scans: the recipe ``candidates`` with the data sets of real scans."""
 
 from __future__ import annotations
 
