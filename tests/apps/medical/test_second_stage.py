@@ -13,7 +13,15 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.medical.app import app
-from apps.medical.datasets.hard_candidates import AMBIGUOUS_MM, MAX_SHIFT, PackedCandidates, crop_ends, detector_marks
+from apps.medical.datasets import synthetic
+from apps.medical.datasets.hard_candidates import (
+    AMBIGUOUS_MM,
+    MAX_SHIFT,
+    HardCandidates,
+    PackedCandidates,
+    crop_ends,
+    detector_marks,
+)
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.inference.second_stage import cut_patches, rescored, scalar_inputs
@@ -21,7 +29,7 @@ from apps.medical.models.classifier import NAME, CandidateClassifier
 from apps.medical.predictor import NodulePredictor
 from apps.medical.task import CandidateScores, CandidateTask
 from apps.medical.types import AnnotatedScan, ChestInput, Nodule
-from shared import cli
+from shared import cli, progress_bar
 from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.opening import open_predictor
@@ -29,7 +37,7 @@ from shared.deploy.predictor import Response, add_programs
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
-from tests.apps.medical.chests import chest
+from tests.apps.medical.chests import annotated_chests, chest
 
 SIZE = (16, 16, 8)
 
@@ -125,6 +133,24 @@ def test_only_marks_near_the_ends_of_a_cropped_scan_are_kept(untrained):
     excluded = AnnotatedScan(name="0", volume=scan, nodules=(), excluded=(nodule,))
     away = np.linalg.norm((low + high) / 2 - nodule.centre_lps_mm, axis=1) - 4.0 > AMBIGUOUS_MM
     assert len(detector_marks(untrained, excluded, 1000, SIZE)[2]) == away.sum() < len(away)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_marks_on_phantoms_are_packed_once_with_progress(untrained, monkeypatch, capsys):
+    """The search takes an hour or two, which must not pass in silence."""
+    monkeypatch.setattr(NodulePredictor, "load", lambda artifacts, device: untrained)
+    monkeypatch.setattr(synthetic, "phantoms", lambda seed, count, nodules: annotated_chests(seed, count))
+    monkeypatch.setattr(progress_bar, "FIRST_LINE_S", 0.0)
+    data = HardCandidates(scans=1, validation_scans=1, per_scan=5, size=SIZE)
+    pack = data.train(ChestInput())
+    assert capsys.readouterr().err.startswith("searching phantoms: 1 of 1, ")
+    (scan,) = annotated_chests(0, 1)
+    padded = tuple(n + 2 * MAX_SHIFT for n in SIZE)
+    patches, facts, labels = detector_marks(untrained, scan, 5, padded)
+    assert 5 <= len(pack) <= 10 and pack.patches.shape == (len(pack), 2, *padded)
+    assert np.array_equal(pack.patches[:5], patches) and np.array_equal(pack.facts[:5], facts)
+    assert np.array_equal(pack.labels[:5], labels)
+    assert len(data.train(ChestInput())) == len(pack) and not capsys.readouterr().err
 
 
 def test_training_learns_a_visible_difference():
