@@ -30,6 +30,9 @@ def run(command: Export) -> int:
         f"{name} {file_entry['bytes'] / 1e6:.1f} MB" for name, file_entry in artifact.manifest.files.items()
     )
     print_line(f"{artifact.path}: {sizes}")
+    if (reason := artifact.manifest.training.get("without_onnx")) is not None:
+        print_line(f"no ONNX was made: {reason}")
+        print_line("trivium serve and trivium predict compute this artifact; Triton and ONNX Runtime cannot")
     for name, program in artifact.manifest.programs.items():
         differs = f"differs from torch by {program.error:.1e} on {program.inputs}"
         print_line(f"{name}: {program.latency_ms} ms a call, {differs}")

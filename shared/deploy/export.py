@@ -36,8 +36,12 @@ def export(
 
     The version appears complete or not at all. With ``network=False`` it has no ONNX file. ``programs`` are further
     programs to make, which are compared with torch on the network's inputs on ``files``, or else on the application's
-    samples. Raises ``InvalidInputError`` for a run without a checkpoint, ``ArithmeticError`` if a program differs from
-    torch, and ``ProgramError`` for a program that cannot be made on this machine.
+    samples. If the model has no dense network, there is no ONNX file, and ``training["without_onnx"]`` of the manifest
+    says why.
+
+    Raises ``InvalidInputError`` for a run without a checkpoint, or for ``programs`` of a model without a dense network,
+    ``ArithmeticError`` if a program differs from torch, and ``ProgramError`` for a program that cannot be made on this
+    machine.
     """
     run = Run(run_dir, app.name, "")
     document = read_recipe_file(run.recipe_file)
@@ -75,6 +79,8 @@ def export(
         except NotImplementedError as error:
             # A network without a dense part, such as one that was imported and then fine-tuned, is served by torch.
             manifest.training["without_onnx"] = str(error)
+            if others := [name for name in programs if name != "onnx"]:
+                raise InvalidInputError(f"{', '.join(others)} cannot be made: {error}; export without them") from error
     weights, recipe_text = model.state_dict(), run.recipe_file.read_text(encoding="utf-8")
     examples = None
     if dense is not None and programs:

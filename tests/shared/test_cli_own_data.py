@@ -200,6 +200,21 @@ def test_a_network_that_cannot_be_exported_is_imported_without_onnx(app, checkpo
     assert not Path("models/line/config.pbtxt").exists()
 
 
+def test_an_export_without_onnx_says_why_and_what_still_computes_it(app, capsys):
+    def no_network(recipe, model):
+        raise NotImplementedError("this operator has no ONNX form")
+
+    app(dense=no_network)
+    assert train("--data", "folder", "--data.root", "points", "--limits.steps", "2") == 0
+    assert cli.main(["export", "run", "--programs", "onnx,openvino"]) == 2
+    assert "openvino cannot be made: this operator has no ONNX form" in capsys.readouterr().err
+    assert not list(Path("models").glob("line/[0-9]*"))
+    assert cli.main(["export", "run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no ONNX was made: this operator has no ONNX form" in printed and "Triton" in printed
+    assert not open_artifact(Path("models/line/1")).manifest.has_network
+
+
 def test_an_imported_model_needs_a_data_set_to_be_scored_on(app, checkpoint, capsys):
     assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
     assert cli.main(["evaluate", "line", "--artifact", "models/line/1", "--device", "cpu"]) == 2
