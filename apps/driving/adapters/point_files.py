@@ -24,7 +24,8 @@ _POSITION = ("x", "y", "z")
 _COLUMNS = (*_POSITION, "intensity")
 _MAX_COLUMNS = 32
 """An array with more columns is refused; it probably has its points in columns instead of rows."""
-_INTENSITY_NAMES = ("intensity", "i", "reflectivity", "remission", "scalar_intensity")
+_REFLECTIVITY = "reflectivity"
+_INTENSITY_NAMES = ("intensity", "i", _REFLECTIVITY, "remission", "scalar_intensity")
 """Names of the intensity in PCD files and structured arrays, the most common first."""
 _MAX_INTENSITY, _MAX_DISTANCE_M = 255.0, 1000.0
 
@@ -157,10 +158,17 @@ def _is_number(kind: np.dtype[Any]) -> bool:
 
 
 def _points_from_columns(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tuple[str, ...]]:
-    """(N, 4) from columns by name, and a remark if intensity is missing or not a number."""
+    """(N, 4) from columns by name, and remarks if the intensity is missing, not a number, or replaced."""
     if missing := [field for field in _POSITION if field not in columns]:
         raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(columns)[:200] or 'none'}")
     intensity = next((field for field in _INTENSITY_NAMES if field in columns), None)
+    remarks: tuple[str, ...] = ()
+    if intensity is not None and _is_photon_count(columns, intensity):
+        remarks = (
+            f"The intensity of {name} goes beyond {_MAX_INTENSITY:.0f}, as Ouster's photon counts do: its reflectivity "
+            "is used instead.",
+        )
+        intensity = _REFLECTIVITY
     with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are dropped later
         all_points = np.zeros((columns["x"].size, 4), np.float32)
         for number, field in enumerate((*_POSITION, *([] if intensity is None else [intensity]))):
@@ -171,8 +179,19 @@ def _points_from_columns(columns: Mapping[str, NDArray[Any]], name: str) -> tupl
     unknown = ~np.isfinite(all_points[:, 3]) & np.isfinite(all_points[:, :3]).all(axis=1)
     if unknown.any():
         all_points[unknown, 3] = 0
-        return all_points, (f"The intensity of {unknown.sum()} points of {name} is not a number: {consequence}",)
-    return all_points, ()
+        return all_points, (
+            *remarks,
+            f"The {intensity} of {unknown.sum()} points of {name} is not a number: {consequence}",
+        )
+    return all_points, remarks
+
+
+def _is_photon_count(columns: Mapping[str, NDArray[Any]], intensity: str) -> bool:
+    """Whether the intensity exceeds 255 and the calibrated reflectivity, which Ouster's driver writes too, does not."""
+    if _REFLECTIVITY not in columns or intensity == _REFLECTIVITY or not columns[intensity].size:
+        return False
+    largest = [float(np.nanmax(columns[field].astype(np.float64), initial=0)) for field in (intensity, _REFLECTIVITY)]
+    return largest[1] <= _MAX_INTENSITY < largest[0]
 
 
 def _scaled(points: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:

@@ -79,6 +79,22 @@ def test_float32_sweeps_may_have_ring_and_time_after_the_intensity(tmp_path, col
     assert remarks == (() if columns == 4 else (more,))
 
 
+@pytest.mark.parametrize(
+    ("largest", "expected", "said"), [(255, 1.0, "its reflectivity is used"), (4000, 1.0, "clipped")]
+)
+def test_ousters_reflectivity_replaces_its_photon_counts(points, tmp_path, largest, expected, said):
+    """Ouster's driver writes both; only the reflectivity is calibrated, unless old firmware writes that in 16 bits."""
+    named = np.zeros(50, [("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4"), ("reflectivity", "u2")])
+    for column, field in enumerate(("x", "y", "z")):
+        named[field] = points[:, column]
+    named["intensity"], named["reflectivity"] = 1800, 51
+    named["reflectivity"][0] = largest
+    np.save(tmp_path / "sweep.npy", named)
+    found, remarks = read_sweep(tmp_path / "sweep.npy")
+    assert len(remarks) == 1 and said in remarks[0] and found[0, 3] == expected
+    assert found[1:, 3] == pytest.approx(0.2 if largest == 255 else 1.0)
+
+
 def test_intensity_above_255_is_clipped_with_a_remark(points, tmp_path):
     # For example Ouster's signal photons.
     np.save(tmp_path / "sweep.npy", points * np.float32([1, 1, 1, 3000]))
