@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from apps.driving.adapters import kitti
+from apps.driving.adapters.kitti_layouts import IMAGES
+from apps.driving.adapters.point_files import SWEEPS
 from apps.driving.adapters.projection import to_camera, to_pixels
 from apps.driving.datasets.frame_data import FrameData, Input, Split
 from apps.driving.datasets.sampling import SweepSampling
 from apps.driving.datasets.split import every_fifth, listing_digest, names_in
-from apps.driving.types import Camera, Floats, Frame
+from apps.driving.types import Camera, Floats, Frame, LidarInput
 from shared.errors import InvalidInputError
 
 
@@ -43,6 +45,18 @@ class Kitti(FrameData):
 
     def frames(self, split: Split, input: Input | None = None) -> KittiFrames:
         return KittiFrames(frames_root=self._frames_root(), ids=tuple(self._ids(split)))
+
+    def facts(self, input: Input) -> dict[str, Any]:
+        """As ``FrameData.facts``, and how many sweeps cannot be cropped, because the size of their image is unknown."""
+        facts = FrameData.facts(self, input)
+        training = KittiFrames(frames_root=self._frames_root(), ids=tuple(self._ids("train")))
+        if isinstance(input, LidarInput) and (count := training.without_image()):
+            facts["without image_2"] = (
+                f"{count} of {len(training)} training frames: their sweeps are not cropped to the camera's view, and "
+                "what KITTI does not label outside of it is trained as background; add the images, unless your labels "
+                "cover all of the sweep"
+            )
+        return facts
 
     def _frames_root(self) -> Path:
         for frames_root in (self.root / "training", self.root):
@@ -87,13 +101,20 @@ class KittiFrames:
             frame = replace(frame, points_lidar_m=in_view(frame.points_lidar_m, camera))
         return frame
 
+    def without_image(self) -> int:
+        """The number of frames without a file in image_2."""
+        return sum(not self._files(frame_id, "image_2", IMAGES) for frame_id in self.ids)
+
+    def _files(self, frame_id: str, part: str, suffixes: Sequence[str]) -> list[Path]:
+        files = (self.frames_root / part / f"{frame_id}{suffix}" for suffix in suffixes)
+        return [file for file in files if file.is_file()]
+
     def digest(self) -> str:
         files = [
             file
             for frame_id in self.ids
-            for part, suffixes in (("velodyne", ("bin",)), ("image_2", ("png", "jpg")), ("calib", ("txt",)))
-            for suffix in suffixes
-            if (file := self.frames_root / part / f"{frame_id}.{suffix}").is_file()
+            for part, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("calib", (".txt",)))
+            for file in self._files(frame_id, part, suffixes)
         ]
         labels = [self.frames_root / "label_2" / f"{frame_id}.txt" for frame_id in self.ids]
         return listing_digest(self.frames_root, [*files, *labels], "kitti")

@@ -25,6 +25,7 @@ from apps.driving.types import Boxes3D, CameraInput, LidarInput
 from shared.cli.settings import parse_recipe
 from shared.data.order import Key
 from shared.errors import InvalidInputError
+from tests.apps.driving.pcd_files import pcd
 
 ALL_ROUND = LidarInput(range_m=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
 HALF_SIZE = CameraInput(image=(192, 640), focal_px=360.77)
@@ -94,6 +95,27 @@ def test_a_changed_label_file_makes_a_new_pack(kitti_root, tmp_path):
     after = Kitti(root=root).pack("train", LidarInput())
     assert before.folder != after.folder
     assert len(after.table(0)) < len(before.table(0))
+
+
+def test_a_changed_pcd_sweep_makes_a_new_pack(kitti_root, tmp_path):
+    shutil.copytree(kitti_root, tmp_path / "copy")
+    sweeps = tmp_path / "copy" / "training" / "velodyne"
+    for file in sweeps.glob("*.bin"):
+        points = np.fromfile(file, np.float32).reshape(-1, 4)
+        (sweeps / f"{file.stem}.pcd").write_bytes(pcd(points))
+        file.unlink()
+    data = Kitti(root=tmp_path / "copy")
+    before = data.frames("train").digest()
+    changed = sweeps / f"{data.frames('train').ids[0]}.pcd"
+    changed.write_bytes(pcd(points[:100]))
+    assert data.frames("train").digest() != before
+
+
+def test_facts_count_the_sweeps_that_cannot_be_cropped_to_an_image(kitti_root, tmp_path):
+    assert "without image_2" not in Kitti(root=kitti_root).facts(LidarInput())
+    shutil.copytree(kitti_root, tmp_path / "copy", ignore=shutil.ignore_patterns("*.png"))
+    facts = Kitti(root=tmp_path / "copy").facts(LidarInput())
+    assert facts["without image_2"].startswith("5 of 5 training frames: their sweeps are not cropped")
 
 
 def test_classes_keep_their_settings_and_new_ones_have_the_mean_size_of_their_labels(kitti_root):
