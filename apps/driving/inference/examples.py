@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from apps.driving.adapters.registry import read_frames
 from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models.decoding import Normalisation
+from apps.driving.models.head_maps import canvas_size
+from apps.driving.models.library import dense_parts
 from apps.driving.models.pillars import PillarEncoder
 from apps.driving.samples import samples
 from apps.driving.types import Boxes3D, BoxInput, CameraInput, Frame, LidarInput
@@ -20,6 +23,7 @@ from shared.deploy.sample_inputs import read_sample
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from apps.driving.inference.detect import LidarDetector
     from apps.driving.models.detectors import PointLayout
 
 
@@ -44,6 +48,28 @@ def example_pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: Poin
     points = torch.from_numpy(input.crop(frame.points_lidar_m if layout is None else layout.points(frame)))
     pseudo_image: Tensor = encoder.cpu()(points if layout is None else layout.to_network(points))
     return pseudo_image
+
+
+def example_canvas(detector: LidarDetector) -> Tensor:
+    """The pseudo-image (1, C, rows, columns) that the backbone of an imported detector gets for a sample sweep.
+
+    ``detector`` has no program.
+    """
+    wrapped: Any = detector.network
+    network: nn.Module = wrapped.detector
+    backbone = dense_parts(network)[0]
+    canvases: list[Tensor] = []
+
+    def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        canvases.append(arguments[0].clone())
+
+    handle = backbone.register_forward_pre_hook(record)
+    try:
+        detector.detect(_sample_frame("lidar"))
+    finally:
+        handle.remove()
+    # A range that none of the sample's points is in leaves nothing to encode.
+    return canvases[0] if canvases else torch.zeros(1, *canvas_size(network))
 
 
 def example_image(input: CameraInput, colours: Normalisation) -> Tensor:

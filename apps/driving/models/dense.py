@@ -12,8 +12,9 @@ from torch import nn
 
 from apps.driving.models import fcos3d, lidar_rcnn, pointpillars
 from apps.driving.models.configurations import MMDet3DModel
-from apps.driving.models.fast import FoldedHeads, fast_fcos3d, has_fast_pillars
+from apps.driving.models.fast import FoldedHeads, fast_fcos3d, fold_batch_norms, has_fast_pillars
 from apps.driving.models.fast_layers import is_deformable
+from apps.driving.models.head_maps import dense_maps
 from apps.driving.models.pillars import HEADS
 from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.app import DenseNetwork
@@ -23,27 +24,34 @@ from shared.recipe import Recipe
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     """The dense network of a model that the recipe built, with example inputs.
 
-    Raises ``NotImplementedError`` for a model that cannot be exported: an FCOS3D with deformable convolution, and all
-    imported models but KITTI's PointPillars.
+    Raises ``NotImplementedError`` for a model that cannot be exported: an FCOS3D with deformable convolution, an
+    imported camera model, and an imported model whose fast path differs from mmdet3d's modules.
     """
     if isinstance(recipe.model, lidar_rcnn.LidarRCNN) and isinstance(recipe.input, BoxInput):
         return dense_boxes(model, recipe.input)
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return dense_pillars(model, recipe.model, recipe.input)
-    if isinstance(recipe.model, MMDet3DModel) and not recipe.model.fast:
-        raise NotImplementedError("it is not exported: its fast path differs from mmdet3d's modules, which compute it")
-    if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
-        return dense_heads(model)
+    if isinstance(recipe.model, MMDet3DModel):
+        return dense_imported(recipe.model, model)
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
-        raise NotImplementedError(
-            f"the dense network of {type(recipe.model).__name__} is not exported, because only mmdet3d's modules "
-            "make maps in its layout; torch computes it"
-        )
+        raise NotImplementedError(f"{type(recipe.model).__name__} has no dense network to export")
     if is_deformable(model):
         raise NotImplementedError(
             "it has a deformable convolution, which is torchvision's and is not exported to ONNX; torch computes it"
         )
     return dense_camera(model)
+
+
+def dense_imported(model: MMDet3DModel, detector: nn.Module) -> DenseNetwork:
+    """The dense network of a detector that mmdet3d built from one of its configurations, or from the user's own."""
+    if not model.fast:
+        raise NotImplementedError("it is not exported: its fast path differs from mmdet3d's modules, which compute it")
+    if model.sensor == "camera":
+        raise NotImplementedError(
+            "an imported camera network is not exported; torch computes it. An FCOS3D of your own gets ONNX when it "
+            "is trained further (trivium train driving --recipe fcos3d_full --init ARTIFACT)"
+        )
+    return dense_heads(detector) if has_fast_pillars(detector) else dense_maps(fold_batch_norms(detector))
 
 
 def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
@@ -60,7 +68,7 @@ def dense_boxes(network: nn.Module, input: BoxInput) -> DenseNetwork:
 
 
 def dense_heads(detector: nn.Module) -> DenseNetwork:
-    """The dense network of a PointPillars that mmdet3d built from one of its configurations, or from the user's own."""
+    """The dense network of an imported PointPillars for which ``has_fast_pillars`` is true."""
     canvas: Any = detector.middle_encoder
     shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
     example = {"pseudo_image": torch.rand(shape, generator=torch.Generator().manual_seed(0))}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
 from apps.driving.models.fast import FastPointPillars, fast_camera, fold_batch_norms, has_fast_pillars
+from apps.driving.models.head_maps import compute_by
 from apps.driving.models.own_camera import ImageResize
 from apps.driving.types import Camera, Floats, Frame
 from shared.deploy.programs.program import Program
@@ -124,6 +125,8 @@ class LidarNetwork:
             self.detector = FastPointPillars(detector, program=program).to(device)
         elif fast:
             self.detector = fold_batch_norms(detector)
+            if program is not None:
+                compute_by(program, self.detector)
 
     def predict(self, points_NC: Tensor) -> BoxTensors:
         """Detections in points (N, 4 or 5), with boxes in the LiDAR frame of ``Frame``; none if there are no points."""
@@ -206,7 +209,7 @@ def network_of(
     model: MMDet3DModel, detector: nn.Module, *, fast: bool = True, program: Program | None = None
 ) -> LidarNetwork | CameraNetwork:
     """Wraps ``detector``, which ``model`` built, with its weights, for prediction; ``program`` is made from
-    ``dense_heads``."""
+    ``dense_imported``."""
     fast = fast and model.fast
     if model.sensor == "lidar":
         return LidarNetwork(detector, point_layout(model), fast=fast, program=program)

@@ -55,17 +55,43 @@ class FastDeformConv(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         pack, taps = self.pack, self.pack.weight[0, 0].numel()
-        min_margin = min(side - kernel for side, kernel in zip(image_BCHW.shape[2:], pack.kernel_size, strict=True))
-        # mmcv pads a map that is smaller than the kernel.
-        if pack.groups != 1 or min_margin < 0 or not _is_supported(image_BCHW) or pack.weight.dtype != torch.float32:
+        is_exported = torch.compiler.is_exporting()
+        if not is_exported and not self._can_sample(image_BCHW):
             return pack(image_BCHW)  # type: ignore[no-any-return]
+        # The exporter would fix the batch in mmcv's own operator, but knows torchvision's.
+        convolve = _torchvision_deform_conv if is_exported else sampled_deform_conv
         offsets_and_masks = pack.conv_offset(image_BCHW)
         geometry = pack.stride, pack.padding, pack.dilation
         if not hasattr(pack, "bias"):  # DCN, which has no masks either
-            return sampled_deform_conv(image_BCHW, offsets_and_masks, None, pack.weight, None, *geometry)
+            return convolve(image_BCHW, offsets_and_masks, None, pack.weight, None, *geometry)
         offset_channels = 2 * taps * pack.deform_groups
         offsets, masks = offsets_and_masks[:, :offset_channels], offsets_and_masks[:, offset_channels:].sigmoid()
-        return sampled_deform_conv(image_BCHW, offsets, masks, pack.weight, pack.bias, *geometry)
+        return convolve(image_BCHW, offsets, masks, pack.weight, pack.bias, *geometry)
+
+    def _can_sample(self, image_BCHW: Tensor) -> bool:
+        pack = self.pack
+        margins = [side - kernel for side, kernel in zip(image_BCHW.shape[2:], pack.kernel_size, strict=True)]
+        # mmcv pads a map that is smaller than the kernel.
+        is_plain = pack.groups == 1 and min(margins) >= 0 and pack.weight.dtype == torch.float32
+        return is_plain and _is_supported(image_BCHW)
+
+
+def _torchvision_deform_conv(
+    image_BCHW: Tensor,
+    offsets: Tensor,
+    masks: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``sampled_deform_conv`` by torchvision's operator, which is exported as ONNX's DeformConv."""
+    import torchvision
+
+    return torchvision.ops.deform_conv2d(  # type: ignore[no-any-return]
+        image_BCHW, offsets, weight, bias, tuple(stride), tuple(padding), tuple(dilation), masks
+    )
 
 
 def sampled_deform_conv(
