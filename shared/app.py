@@ -275,6 +275,13 @@ def _import_and_call(place: str, *arguments: Any) -> Any:
     return resolve_name(place)(*arguments)
 
 
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that ``function`` calls with further arguments, imported if it is one of ``on_use``; else itself."""
+    while isinstance(function, partial):
+        function = resolve_name(function.args[0]) if function.func is _import_and_call else function.func
+    return function
+
+
 @cache
 def installed() -> dict[str, App]:
     """The installed applications by name. One that cannot be imported is skipped, with a warning in the log."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from shared.app import App, Importer, Table, find, installed
+from shared.app import App, Importer, Table, called, find, installed
 from shared.cli.arguments import Models
 from shared.cli.printing import print_table
 from shared.errors import InvalidInputError
@@ -22,7 +22,7 @@ def run(command: Models) -> int:
 
 def rows(app: App) -> list[tuple[str, str, str]]:
     """The recipes, shipped artifacts, data sets and importers of an application: kind, name and summary of each."""
-    recipes = [("recipe", name, _first_doc_line(build)) for name, build in app.recipes().items()]
+    recipes = [("recipe", name, _first_doc_line(called(build))) for name, build in app.recipes().items()]
     sets = app.data_sets() if app.data_sets is not None else {}
     data = [
         ("data set", name, f"{_first_doc_line(data_class)} {_required_flags(data_class)}".strip())
@@ -56,8 +56,9 @@ def _shipped_rows(app: App) -> list[tuple[str, str, str]]:
 
 
 def _first_doc_line(documented: Any) -> str:
-    text = (documented.__doc__ or "").strip()
-    return str(text.splitlines()[0]) if text and not text.startswith(f"{documented.__name__}(") else ""
+    """The first line of a docstring; empty for one that a dataclass generates."""
+    text, name = (documented.__doc__ or "").strip(), getattr(documented, "__name__", "")
+    return str(text.splitlines()[0]) if text and not text.startswith(f"{name}(") else ""
 
 
 def _required_flags(data_class: type[Any]) -> str:

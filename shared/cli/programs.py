@@ -20,20 +20,26 @@ def run(command: Programs) -> int:
     """Compiles the requested programs, measures the fastest again, and prints the program of each model."""
     from shared.deploy.artifact import open_artifact
     from shared.deploy.programs.choices import clear_choices
-    from shared.deploy.registry import shipped
+    from shared.deploy.registry import shipped, ships_models
 
     apps = [find(command.app)] if command.app else list(installed().values())
     if command.artifact is not None and not command.app:
         raise InvalidInputError("name the application of the artifact: trivium programs APP --artifact DIR")
     failed = False
     for app in apps:
+        if command.artifact is None and not command.app and not ships_models(app):
+            continue
         artifacts = shipped(app) if command.artifact is None else [open_artifact(command.artifact)]
         for artifact in artifacts:
             artifact.must_belong_to(app.name)
             if command.make:
                 failed |= not _make_all(app, artifact, command.make.split(","))
                 clear_choices(artifact)
-        print_table(_program_table(app, artifacts, command.device))
+        table = _program_table(app, artifacts, command.device)
+        if table.rows:
+            print_table(table)
+        else:
+            print_line(f"{app.name}: its predictor computes with modules of its own, so no program is chosen for it")
     return 1 if failed else 0
 
 

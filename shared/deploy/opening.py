@@ -53,16 +53,27 @@ def open_predictor(
     if run is None:
         artifacts = shipped(app) if artifact is None else _with_partners(app, open_artifact(artifact))
         with use_program(program), lazy_programs() if lazy else nullcontext():
-            return _open_artifacts(app, artifacts, chosen_device)
+            opened = _open_artifacts(app, artifacts, chosen_device)
+        _refuse_unused(app, program, opened.predictor)
+        return opened
     from shared.deploy.export import export
 
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder, use_program(program or "torch"):
         opened = _open_artifacts(app, [export(run, app, Path(folder), network=False)], chosen_device)
+    _refuse_unused(app, program, opened.predictor)
     for program_of_run in programs_of(opened.predictor).values():
         program_of_run.version = None  # a run has no version
         if program is None:  # no other program was made for a run beforehand
             program_of_run.reason = "a run uses torch unless a program is named"
     return opened
+
+
+def _refuse_unused(app: App, program: str | None, predictor: Predictor[Any, Any]) -> None:
+    if program is not None and not programs_of(predictor):
+        raise InvalidInputError(
+            f"the predictor of {app.name} computes with modules of its own, not with a program such as {program}; "
+            "leave out --program"
+        )
 
 
 def _with_partners(app: App, artifact: Artifact) -> list[Artifact]:

@@ -80,7 +80,9 @@ def quantize(
     computed.
     """
     if app.score is None:
-        raise InvalidInputError(f"{app.name} has no score to compare a quantised network by")
+        raise InvalidInputError(
+            f"{app.name} has no score to compare a quantised network by; its App needs a function `score`"
+        )
     name = PROGRAMS[method]
     runtime, format = find_program(name)
     if (reason := runtime.why_not(format, "cpu")) is not None:

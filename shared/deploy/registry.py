@@ -163,8 +163,21 @@ def misplacement(path: Path) -> str | None:
     )
 
 
+def ships_models(app: App) -> bool:
+    """Whether any model ships with the application."""
+    registry = Registry(app.weights)
+    return any(registry.versions(name) for name in app.models)
+
+
 def shipped(app: App) -> list[Artifact]:
-    """The artifacts that ship with the application, one for each of its models, the default first."""
+    """The artifacts that ship with the application, one for each of its models, the default first.
+
+    Raises ``InvalidInputError`` if there are none.
+    """
+    if not ships_models(app):
+        raise InvalidInputError(
+            f"{app.name} ships no model; train one and name the artifact that `trivium export RUN` makes"
+        )
     return Registry(app.weights).serving(app)
 
 

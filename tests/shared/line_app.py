@@ -134,6 +134,7 @@ def make_app(root: Path, **changes: Callable[..., Any] | None) -> App:
         "score_files": score_files,
         "calibrate": calibrate,
         "dense": dense,
+        "recipes": lambda: {"tiny": tiny},
     }
     return App(
         name="line",
@@ -142,7 +143,6 @@ def make_app(root: Path, **changes: Callable[..., Any] | None) -> App:
         notice="",
         root=root,
         models=("line",),
-        recipes=lambda: {"tiny": tiny},
         predictor=LinePredictor.load,
         samples=lambda: (),
         reproduce=lambda quick: Table(title="", columns=(), rows=()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from shared import cli
+from shared.app import on_use
 from shared.deploy.artifact import open_artifact
 from tests.shared.engine import line
-from tests.shared.line_app import make_app
+from tests.shared.line_app import make_app, tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -243,3 +245,32 @@ def test_models_lists_recipes_data_sets_and_importers(app, capsys):
     assert cli.main(["models"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "A few steps." in printed and "--data.root" in printed and "Reads a safetensors file." in printed
+
+
+def test_models_lists_recipes_that_are_imported_on_use(app, capsys):
+    recipes = {"deferred": on_use("tests.shared.line_app:tiny"), "changed": partial(tiny), "plain": lambda: tiny()}
+    app(recipes=lambda: recipes)
+    assert cli.main(["models", "line"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert [f"{name} │ A few steps." in printed for name in recipes] == [True, True, False] and "plain" in printed
+
+
+def test_an_application_that_ships_no_model_says_so(app, monkeypatch, capsys):
+    monkeypatch.setattr("shared.cli.programs.installed", lambda: {"line": app()})
+    Path("points.csv").write_text("1,2\n")
+    assert cli.main(["programs"]) == 0  # of the other applications
+    assert cli.main(["programs", "line"]) == 2
+    assert cli.main(["predict", "line", "points.csv", "--out", "out"]) == 2
+    assert capsys.readouterr().err.count("line ships no model; train one and name the artifact") == 2
+
+
+def test_a_program_is_refused_for_a_predictor_that_uses_none(app, capsys):
+    assert train() == 0 and cli.main(["export", "run", "--registry", "models"]) == 0
+    artifact = ["--artifact", "models/line/1"]
+    assert cli.main(["programs", "line", *artifact]) == 0
+    assert "computes with modules of its own" in capsys.readouterr().out
+    Path("points.csv").write_text("1,2\n")
+    predict = ["predict", "line", "points.csv", *artifact, "--out", "out"]
+    assert cli.main([*predict, "--program", "onnx"]) == 2
+    assert "leave out --program" in capsys.readouterr().err
+    assert cli.main(predict) == 0
