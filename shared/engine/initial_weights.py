@@ -67,12 +67,15 @@ class LoadedWeights:
 def load_initial_weights(model: nn.Module, path: Path, classes: SharedClasses | None = None) -> LoadedWeights:
     """Loads the weights at ``path`` into ``model`` by name and returns what was loaded and what was not.
 
+    If no name matches, the name of the one attribute that holds the model, such as ``net.``, is left out.
+
     The model may have a new head: tensors that are missing or of a different shape keep their values. With ``classes``,
     the tensors that it names receive the values of the classes in common. Raises ``InvalidInputError`` if no tensor
     matches in name and shape.
     """
     found = {_without_wrapper_prefix(name): value for name, value in read_weights(path).items()}
     own = model.state_dict()
+    found = _without_attribute_name(found, own)
     by_class = {} if classes is None else _match_classes(found, own, classes)
     # Tensors with a class axis are matched by class only: with the same shape, a row may belong to a different class.
     by_name = found if classes is None else {name: value for name, value in found.items() if name not in classes.model}
@@ -226,6 +229,24 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} contains no named tensors, neither at the top level nor under {', '.join(_NESTED_KEYS)}"
         )
     return weights
+
+
+def _without_attribute_name(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a module that holds the model in an attribute (``net.`` in a LightningModule), by its own names.
+
+    Nothing is renamed if a tensor already has a name of the model, or if two attributes fit equally well.
+    """
+    if any(name in own for name in found):
+        return found
+    fits: dict[str, int] = {}
+    for name, value in found.items():
+        attribute, _, rest = name.partition(".")
+        fits[attribute] = fits.get(attribute, 0) + (rest in own and own[rest].shape == value.shape)
+    best = max(fits.values(), default=0)
+    if best == 0 or list(fits.values()).count(best) > 1:
+        return found
+    prefix = next(attribute for attribute, number in fits.items() if number == best) + "."
+    return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
 def _without_wrapper_prefix(name: str) -> str:

@@ -40,8 +40,9 @@ def write(path, content):
         ),
         ("w.ckpt", lambda state: {"state_dict": state, "epoch": 1, "pytorch-lightning_version": "2.6"}),
         ("w.pt", lambda state: {"model": {f"module.{name}": value for name, value in state.items()}}),
+        ("w.ckpt", lambda state: {"state_dict": {f"net.{name}": value for name, value in state.items()}}),
     ],
-    ids=["safetensors", "state dict", "mmengine", "Lightning", "wrapped"],
+    ids=["safetensors", "state dict", "mmengine", "Lightning", "wrapped", "LightningModule with a network"],
 )
 def test_weights_are_loaded_by_name_from_files_of_every_layout(tmp_path, file, wrap):
     source, target = network(), network()
@@ -63,6 +64,17 @@ def test_a_new_head_keeps_its_values_and_is_listed(tmp_path):
     assert found.summary() == (
         "1 of 4 tensors start from these weights; missing: 0.bias; extra: extra; of a different shape: 2.weight, 2.bias"
     )
+
+
+def test_of_several_modules_in_a_file_the_one_that_fits_is_loaded(tmp_path):
+    state = {f"student.{name}": value for name, value in network().state_dict().items()}
+    state |= {f"head.{name}": value for name, value in network(outputs=5).state_dict().items()}
+    found = load_initial_weights(target := network(), write(tmp_path / "w.pt", state))
+    assert len(found.loaded) == 4 and torch.equal(target[0].weight, state["student.0.weight"])
+    assert set(found.extra) == {name for name in state if name.startswith("head.")}
+    state |= {name.replace("student", "teacher"): value for name, value in state.items() if "student" in name}
+    with pytest.raises(InvalidInputError, match=r"none of its 12 tensors fits .* such as student\.0\.weight"):
+        load_initial_weights(network(), write(tmp_path / "w.pt", state))
 
 
 def test_files_without_weights_for_the_model_are_refused(tmp_path):
