@@ -18,16 +18,23 @@ from shared.engine.noise import noise_seed, seed_generators
 from shared.engine.out_of_memory import retry_on_out_of_memory
 from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
+from shared.observe.events import OnEvent
 from shared.precision import autocast
 from shared.recipe import Recipe
 from shared.strategy import join_group
 
 
-def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
+def fit(
+    recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False, on_event: OnEvent | None = None
+) -> Result:
     """Trains ``recipe`` in ``run``, starting from the newest checkpoint of the run, and returns the result.
 
     Under ``torchrun`` the processes share every global batch. A run that is killed and started again, on any number of
     processes, sees the same batches and augmentations as a run without interruption.
+
+    ``on_event`` is called in the first process with each event of ``events.jsonl``, in JSON types: ``train`` every
+    ``limits.log_every`` steps, ``validation``, ``communication``, ``begin`` and ``end``, each with its ``step``. An
+    error in it ends the run.
 
     Raises ``InvalidInputError`` before the first step for input that would fail later, ``DivergenceError`` if a loss or
     a gradient is not finite, and torch's ``OutOfMemoryError`` if halving the micro-batch does not help or there are
@@ -35,7 +42,7 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
     ``SystemExit(138)`` and ``KeyboardInterrupt`` respectively.
     """
     with join_group(recipe.strategy, device) as group, ExitStack() as stack:
-        training = set_up(recipe, run, group, stack, quiet=quiet)
+        training = set_up(recipe, run, group, stack, quiet=quiet, on_event=on_event)
         with InterruptHandler() as interrupt_handler:
             outcome = _train(training, StopCheck(recipe.limits, group, interrupt_handler))
         group.barrier()

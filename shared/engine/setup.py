@@ -32,7 +32,7 @@ from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
 from shared.errors import InvalidInputError
-from shared.observe.events import Events
+from shared.observe.events import Events, OnEvent
 from shared.precision import ChosenPrecision, choose_precision, refuse_unsupported, widen_small_convolutions
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import (
@@ -111,7 +111,9 @@ class Training:
         return {"layout": layout, "state": strategy.own_state()}
 
 
-def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool) -> Training:
+def set_up(
+    recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool, on_event: OnEvent | None = None
+) -> Training:
     """Builds the run, restores it from its newest checkpoint, and refuses input that would fail later.
 
     Resources that must be closed at the end of the run are entered on ``stack``.
@@ -220,7 +222,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     if group.leader:
         run_digest = checkpoints.recipe_digest
         save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, digest_at_start=run_digest)
-    training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
+    training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step, on_event))
     training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
     for note in notes:
         log.info(note)

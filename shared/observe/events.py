@@ -6,27 +6,32 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from shared.atomic_files import write_whole
 
 _TAIL_BYTES = 2**16
+OnEvent: TypeAlias = Callable[[dict[str, Any]], object]
 
 
 class Events:
     """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; does nothing if ``path`` is None.
 
+    ``on_event`` is called with each event after it was written.
+
     A run that resumes after ``step`` steps drops the events of later steps, which it will repeat. If an error ends the
     run, its last event is ``end`` with the reason ``failed``.
     """
 
-    def __init__(self, path: Path | None, step: int = 0) -> None:
+    def __init__(self, path: Path | None, step: int = 0, on_event: OnEvent | None = None) -> None:
         self._file = None
         self._board: Any = None
         self._step = step
+        self._on_event = on_event
         if path is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -49,6 +54,8 @@ class Events:
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._board.add_scalar(f"{event}/{name}", value, step)
+        if self._on_event is not None:
+            self._on_event(line)
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +70,7 @@ class Events:
             self._board.close()
 
     def _write_end(self, error: BaseException) -> None:
-        with suppress(OSError):  # on a full disk, the error itself must be reported
+        with suppress(Exception):  # on a full disk, or if on_event fails, the error itself must be reported
             if isinstance(error, Exception):
                 self.write("end", self._step, reason="failed", why=f"{type(error).__name__}: {error}")
             else:
