@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.report import report
+from benchmarks.report import progress, report
 from shared.comms.shaped_network import Job, missing_privileges, shaped_network, succeed
 
 TOLERANCE = 0.10
@@ -52,7 +52,10 @@ def main() -> None:
     worst = 0.0
     with shaped_network(2, 1000) as hosts, tempfile.TemporaryDirectory() as folder:
         for app in EPOCHS:
-            losses = {name: succeed(Job(hosts, 1, train, app, name, folder).results(600))[0] for name in COMPRESSIONS}
+            losses = {}
+            for name in COMPRESSIONS:
+                progress(f"{app}, compression {name}")
+                losses[name] = succeed(Job(hosts, 1, train, app, name, folder).results(600))[0]
             for name, loss in losses.items():
                 figures[f"{app}, {name}: validation loss"] = loss
                 over = loss / losses["none"] - 1

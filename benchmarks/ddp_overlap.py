@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.report import report
+from benchmarks.report import progress, report
 from shared.comms.hooks import gradient_exchange, rehearse, zero_backward
 from shared.comms.joining import join
 from shared.comms.shaped_network import Job, missing_privileges, shaped_network, succeed
@@ -99,7 +99,9 @@ def measure() -> dict[str, list[float]]:
         rows = torch.tensor(min(MAX_ROWS, int(BATCH * timed(communicate("flat")) / compute_s)))
         dist.broadcast(rows, 0)
         seconds_by_action: dict[str, list[float]] = {"rows of a batch": [float(rows)] * TURNS}
-        for _ in range(TURNS):
+        for turn in range(TURNS):
+            if group.leader:
+                progress(f"turn {turn + 1} of {TURNS}, {int(rows)} rows in a batch")
             for name, action in actions.items():
                 seconds_by_action.setdefault(name, []).append(timed(action))
         return seconds_by_action

@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.report import report
+from benchmarks.report import progress, report
 from shared.app import find
 from shared.deploy.artifact import Artifact
 from shared.deploy.registry import shipped
@@ -76,6 +76,7 @@ def main() -> None:
                 _make_onnx(app, artifact)
             samples: dict[str, list[tuple[float, float]]] = {"peer": [], "ours": []}
             for _ in range(1 if quick else 3):
+                progress(f"{model}: the library's classes, then ours")
                 for name, code in (("peer", LOAD_PEER), ("ours", LOAD_OURS)):
                     samples[name].append(_run_process(app, model, code))
             seconds = [statistics.median(one for one, _ in samples[name]) for name in ("peer", "ours")]

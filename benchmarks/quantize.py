@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.report import report
+from benchmarks.report import progress, report
 from shared.app import App, DenseNetwork, find
 from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.calibration_inputs import calibration_inputs
@@ -68,6 +68,7 @@ def main() -> None:
             model = artifact.manifest.name
             if model in SCORED_WITH_DETECTOR or (arguments.models and model not in arguments.models):
                 continue
+            progress(f"{model}: its programs are made where missing, scored and timed")
             milliseconds_by_program, note, is_within_loss = measure_programs(
                 app, artifact, arguments.cases, requantise=arguments.again
             )
@@ -104,7 +105,7 @@ def measure_programs(
     try:
         if requantise or stored is None or not is_accepted(stored.entry):
             data = recipe_of(app, artifact.recipe()).data
-            entry = quantize(app, artifact, data, method=int8, cases=cases)
+            entry = quantize(app, artifact, data, method=int8, cases=cases, report=progress)
         else:
             entry = stored.entry
         is_within_loss = not entry.scores.get("forced", False)

@@ -1,10 +1,12 @@
-"""Prints the results of a benchmark: a table for people, and a last line of JSON for programs."""
+"""Prints the progress of a benchmark, and its results: a table for people, a last line of JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +27,14 @@ def hardware() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {cores} cores{gpu}, torch {torch.__version__}"
+
+
+_START = time.monotonic()
+
+
+def progress(text: str) -> None:
+    """Says on standard error what is done or begins now, with the seconds since the start."""
+    print(f"{time.monotonic() - _START:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def report(name: str, figures: dict[str, float], *, ratio: float, ok: bool, note: str = "") -> None:

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import progress, report
 from benchmarks.serve_peers import LITSERVE, PLAIN
 from shared.deploy.registry import shipped
 
@@ -262,7 +262,8 @@ def main() -> int:
         )
         measurements: dict[str, list[dict[str, float]]] = {}
         rates_alone: dict[int, list[float]] = {1: [], 16: []}
-        for _ in range(rounds):
+        for number in range(rounds):
+            progress(f"round {number + 1} of {rounds}")
             for count, rates in rates_alone.items():
                 rates.append(network_rate(network, server_cores, seconds / 2, count))
             for clients in (1, 16, 64):
