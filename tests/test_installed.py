@@ -126,9 +126,13 @@ def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, 
         ["evaluate", "digits", "--run", "run", "--device", "cpu"],
         ["export", "run", "--registry", "registry"],
         ["predict", "digits", "digit0.png", "digit1.png", "--artifact", artifact, "--out", "out"],
+        ["models", "digits"],
+        ["quantize", artifact, "--cases", "297"],
+        ["predict", "digits", "digit0.png", "--artifact", artifact, "--out", "int8", "--program", "openvino-int8"],
     )
     assert json.loads((home / "run" / "result.json").read_text())["scores"]["accuracy"] > 0.85
-    assert printed.count("accuracy") >= 2
+    assert printed.count("accuracy") >= 2 and "Trains in seconds on one core." in printed
+    assert json.loads((home / "int8" / "result.json").read_text())["programs"] == {"digits": "openvino-int8"}
     found = json.loads((home / "out" / "result.json").read_text())["digits"]
     assert [row["digit"] for row in found] == [int(digits[-1]), int(digits[-2])]
     assert "Handwritten digits: digits: 2" in printed and "probability" in printed
@@ -145,7 +149,7 @@ def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, 
                 assert server.poll() is None and time.monotonic() < deadline, server.stderr and server.stderr.read()
             parts = [("files", (f"digit{n}.png", (home / f"digit{n}.png").read_bytes())) for n in (0, 1)]
             answer = httpx.post(f"{address}/api/digits/predict", files=parts, timeout=60)
-            assert answer.status_code == 200 and answer.json()["result"] == {"digits": found}, answer.text
+            assert answer.status_code == 200 and answer.json()["result"]["digits"] == found, answer.text
             assert httpx.get(f"{address}/v2/models/digits").json()["inputs"][0]["shape"] == [-1, 64]
             assert "Handwritten digits" in httpx.get(f"{address}/digits").text
             server.send_signal(signal.SIGINT)

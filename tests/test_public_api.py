@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -25,19 +27,37 @@ from tests.shared.engine import line
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+(MODULE,) = (example for example in EXAMPLES if example.startswith("# points.py"))
+(PROJECT,) = re.findall(r"^```toml\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 EXPORTS = [
+    "AdamW",
     "App",
+    "Constant",
+    "CosineRestarts",
+    "DDP",
     "Dataset",
+    "Decoded",
+    "DenseNetwork",
+    "DomainScore",
+    "FSDP",
     "InvalidInputError",
+    "Limits",
     "LoadedModel",
+    "MeanScores",
     "Predictor",
     "Recipe",
+    "Request",
+    "Response",
     "Run",
+    "SGD",
+    "Steps",
     "Task",
     "WeightedLoss",
     "export",
     "fit",
     "load",
+    "on_use",
+    "open_network",
     "read_weights",
     "serve",
 ]
@@ -51,7 +71,7 @@ def python(code: str, folder: Path, **settings: str) -> subprocess.CompletedProc
 
 
 def test_the_package_exports_exactly_these_names():
-    assert trivium.__all__ == EXPORTS == sorted(EXPORTS)
+    assert sorted(trivium.__all__) == EXPORTS == sorted(EXPORTS)
     assert dir(trivium) == EXPORTS
     for name in EXPORTS:
         assert getattr(trivium, name) is not None
@@ -81,10 +101,41 @@ def test_every_export_is_documented_with_an_example():
 
 def test_the_examples_run(tmp_path):
     shutil.copy(ROOT / "tests" / "data" / "metric.csv", tmp_path)
-    done = python("\n".join(example for example in EXAMPLES if "trivium.serve" not in example), tmp_path)
+    (tmp_path / "points.py").write_text(MODULE)
+    code = "\n".join(example for example in EXAMPLES if example != MODULE and "trivium.serve" not in example)
+    done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tft-anomaly version 1" in done.stdout and "nowhere.csv does not exist" in done.stdout
     assert re.search(r"^metric.csv, value: \d+ events in 800 rows", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
+    """It is installed by hand, as pip would do, because building a wheel takes longer than all the commands."""
+    project = tomllib.loads(PROJECT)
+    metadata = tmp_path / "trivium_points-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: trivium-points\nVersion: 0.1.0\n")
+    (entry,) = project["project"]["entry-points"]["trivium.apps"].items()
+    (metadata / "entry_points.txt").write_text("[trivium.apps]\n{} = {}\n".format(*entry))
+    (module,) = project["tool"]["setuptools"]["py-modules"]
+    (tmp_path / f"{module}.py").write_text(MODULE)
+    (tmp_path / "pairs.csv").write_text("3,1\n2,5\n")
+    assert len([line for line in MODULE.splitlines() if line.strip()]) <= 72
+    commands = (
+        "train points --out run --device cpu --data.count 1024 --schedule.warmup-steps 0 --optimizer.learning-rate 0.1",
+        "export run --registry models",
+        "programs points --artifact models/points/1",
+        "predict points pairs.csv --artifact models/points/1 --out out",
+        "predict points pairs.csv --artifact models/points/1 --out torch --program torch",
+    )
+    code = f"from shared.cli.main import main; print([main(line.split()) for line in {commands!r}])"
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = python(code, tmp_path, **environment)
+    assert done.stdout.endswith("[0, 0, 0, 0, 0]\n"), done.stdout + done.stderr
+    for folder in ("out", "torch"):
+        result = json.loads((tmp_path / folder / "result.json").read_text())
+        assert result["differences"] == pytest.approx([2, -3], abs=0.1)
+        assert result["versions"] == {"points": 1} and result["programs"]["points"]
 
 
 def test_the_serving_example_serves_until_it_is_interrupted(tmp_path):

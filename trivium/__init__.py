@@ -15,44 +15,80 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from shared.app import App
+    from shared.app import App, DenseNetwork, DomainScore, on_use
     from shared.data.dataset import Dataset
     from shared.deploy.artifact import Artifact
-    from shared.deploy.predictor import Codec, Predictor
+    from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
+    from shared.deploy.programs.artifact_network import open_network
     from shared.engine.initial_weights import read_weights
     from shared.engine.loop import fit
+    from shared.engine.mean_scores import MeanScores
     from shared.engine.run import Run
     from shared.engine.task import Task, WeightedLoss
     from shared.errors import InvalidInputError
-    from shared.recipe import Recipe
+    from shared.optimizers import SGD, AdamW, Constant, CosineRestarts, Steps
+    from shared.recipe import Limits, Recipe
+    from shared.strategy import DDP, FSDP
 
 __all__ = [
+    "DDP",
+    "FSDP",
+    "SGD",
+    "AdamW",
     "App",
+    "Constant",
+    "CosineRestarts",
     "Dataset",
+    "Decoded",
+    "DenseNetwork",
+    "DomainScore",
     "InvalidInputError",
+    "Limits",
     "LoadedModel",
+    "MeanScores",
     "Predictor",
     "Recipe",
+    "Request",
+    "Response",
     "Run",
+    "Steps",
     "Task",
     "WeightedLoss",
     "export",
     "fit",
     "load",
+    "on_use",
+    "open_network",
     "read_weights",
     "serve",
 ]
 
 _MODULES = {
+    "AdamW": "shared.optimizers",
     "App": "shared.app",
+    "Constant": "shared.optimizers",
+    "CosineRestarts": "shared.optimizers",
+    "DDP": "shared.strategy",
     "Dataset": "shared.data.dataset",
+    "Decoded": "shared.deploy.predictor",
+    "DenseNetwork": "shared.app",
+    "DomainScore": "shared.app",
+    "FSDP": "shared.strategy",
     "InvalidInputError": "shared.errors",
+    "Limits": "shared.recipe",
+    "MeanScores": "shared.engine.mean_scores",
     "Predictor": "shared.deploy.predictor",
     "Recipe": "shared.recipe",
+    "Request": "shared.deploy.predictor",
+    "Response": "shared.deploy.predictor",
     "Run": "shared.engine.run",
+    "SGD": "shared.optimizers",
+    "Steps": "shared.optimizers",
     "Task": "shared.engine.task",
     "WeightedLoss": "shared.engine.task",
     "fit": "shared.engine.loop",
+    "on_use": "shared.app",
+    "open_network": "shared.deploy.programs.artifact_network",
     "read_weights": "shared.engine.initial_weights",
 }
 

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
-from shared.app import App, on_use
+import trivium
 
-app = App(
+app = trivium.App(
     name="digits",
     title="Handwritten digits",
     summary="Reads the digit in an image.",
     notice="An example.",
     root=Path(__file__).parent,
     models=("digits",),
-    recipes=lambda: {"small": on_use("digits_app.parts:small")},
-    dense=on_use("digits_app.parts:dense"),
-    predictor=on_use("digits_app.parts:DigitPredictor"),
-    codec=lambda predictor: on_use("digits_app.parts:DigitCodec")(),
+    recipes=lambda: {"small": trivium.on_use("digits_app.parts:small")},
+    dense=trivium.on_use("digits_app.parts:dense"),
+    predictor=trivium.on_use("digits_app.parts:DigitPredictor"),
+    codec=lambda predictor: trivium.on_use("digits_app.parts:DigitCodec")(),
+    training_cases=trivium.on_use("digits_app.parts:training_cases"),
+    score=trivium.on_use("digits_app.parts:score"),
 )

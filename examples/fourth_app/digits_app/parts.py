@@ -11,12 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from shared.app import DenseNetwork
-from shared.deploy.artifact import Artifact, load_weights
-from shared.deploy.predictor import Decoded, Request, Response
-from shared.errors import InvalidInputError
-from shared.optimizers import AdamW
-from shared.recipe import Limits, Recipe
+import trivium
+from digits_app import app
 
 
 class Images:  # a Dataset: images (N, 64) in [0, 1] and their digits (N)
@@ -53,18 +49,6 @@ class Network:  # a ModelConfig
         return nn.Sequential(nn.Linear(64, self.width), nn.ReLU(), nn.Linear(self.width, 10))
 
 
-@dataclass
-class Accuracy:  # the Scores of one process; the engine merges those of several processes
-    correct: int = 0
-    total: int = 0
-
-    def merge(self, other: "Accuracy") -> None:
-        self.correct, self.total = self.correct + other.correct, self.total + other.total
-
-    def summary(self) -> dict[str, float]:
-        return {"accuracy": self.correct / self.total, "loss": 1 - self.correct / self.total}
-
-
 @dataclass(frozen=True)
 class Classify:  # a Task, and the TaskConfig that builds it
     def build(self) -> "Classify":
@@ -73,49 +57,67 @@ class Classify:  # a Task, and the TaskConfig that builds it
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(model(batch["image"]), batch["digit"])
 
-    def evaluate(self, model: nn.Module, batch: Any, scores: Accuracy) -> None:
-        scores.correct += int((model(batch["image"]).argmax(1) == batch["digit"]).sum())
-        scores.total += len(batch["digit"])
+    def evaluate(self, model: nn.Module, batch: Any, scores: trivium.MeanScores) -> None:
+        logits = model(batch["image"])
+        losses = nn.functional.cross_entropy(logits, batch["digit"], reduction="none")
+        scores.add(loss=losses, accuracy=logits.argmax(1) == batch["digit"])
 
-    def scores(self) -> Accuracy:
-        return Accuracy()
+    def scores(self) -> trivium.MeanScores:
+        return trivium.MeanScores()
 
 
-def small() -> Recipe:
+def small() -> trivium.Recipe:
     """Trains in seconds on one core."""
-    optimizer, limits = AdamW(learning_rate=0.01), Limits(epochs=20)
-    return Recipe(model=Network(), data=Digits(), task=Classify(), optimizer=optimizer, limits=limits)
+    optimizer, limits = trivium.AdamW(learning_rate=0.01), trivium.Limits(epochs=20)
+    return trivium.Recipe(model=Network(), data=Digits(), task=Classify(), optimizer=optimizer, limits=limits)
 
 
-def dense(recipe: Recipe, network: nn.Module) -> DenseNetwork:
+def dense(recipe: trivium.Recipe, network: nn.Module) -> trivium.DenseNetwork:
     """The part of the model that is exported as ONNX: all of it."""
-    return DenseNetwork(module=network, inputs={"image": torch.rand(2, 64)}, outputs=("logits",))
+    return trivium.DenseNetwork(module=network, inputs={"image": torch.rand(2, 64)}, outputs=("logits",))
 
 
 class DigitPredictor:  # a Predictor: images (64,) in, digits and their probabilities out
     batching = True  # a batch takes little longer than one image, so the server predicts waiting requests together
 
-    def __init__(self, artifacts: Sequence[Artifact], device: str) -> None:
-        artifact = artifacts[0]
-        settings = artifact.recipe()["recipe"]["model"]
-        self.network, self.device = load_weights(Network(width=settings["width"]).build(), artifact, device), device
+    def __init__(self, artifacts: Sequence[Any], device: str) -> None:
+        self.network = trivium.open_network(app, artifacts[0], device)
+        self.programs = {"digits": self.network}
 
-    @torch.no_grad()
     def predict(self, batch: Sequence[Any], options: None = None) -> list[tuple[int, float]]:
-        rows = self.network(torch.tensor(np.stack(batch)).to(self.device)).softmax(1).cpu()
-        return [(int(row.argmax()), float(row.max())) for row in rows]
+        logits = self.network.arrays({"image": np.stack(batch)})["logits"]
+        rows = np.exp(logits - logits.max(1, keepdims=True))
+        return [(int(row.argmax()), float(row.max() / row.sum())) for row in rows]
+
+
+def training_cases(data: Digits, input: Any, limit: int) -> Any:
+    """Inputs of the predictor on which `trivium quantize` calibrates."""
+    return iter(data.train(input).image[:limit].numpy())
+
+
+def score(predictor: DigitPredictor, data: Digits, limit: int | None) -> list[trivium.DomainScore]:
+    """The score that INT8 must keep."""
+    images = data.validation(None)
+    found = predictor.predict(list(images.image[:limit].numpy()))
+    right = [digit == int(true) for (digit, _), true in zip(found, images.digit, strict=False)]
+    description = data.fingerprint()["description"]
+    return [
+        trivium.DomainScore(
+            name="accuracy", value=float(np.mean(right)), count=f"{len(right)} images", data=description
+        )
+    ]
 
 
 class DigitCodec:  # a Codec: image files with a light digit on a dark background in; result.json and a picture out
-    def decode(self, request: Request) -> Decoded[Any]:
+    def decode(self, request: trivium.Request) -> trivium.Decoded[Any]:
         try:
             images = [Image.open(path).convert("L").resize((8, 8)) for path in request.files]
         except OSError as error:
-            raise InvalidInputError(f"{request.files[0].name} is not an image") from error
+            raise trivium.InvalidInputError(f"{request.files[0].name} is not an image") from error
         inputs = tuple(np.asarray(image, np.float32).ravel() / 255 for image in images)
-        return Decoded(inputs=inputs, options=None, context=images[0].resize((256, 256)))
+        return trivium.Decoded(inputs=inputs, options=None, context=images[0].resize((256, 256)))
 
-    def encode(self, decoded: Decoded[Any], outputs: Sequence[tuple[int, float]]) -> Response:
+    def encode(self, decoded: trivium.Decoded[Any], outputs: Sequence[tuple[int, float]]) -> trivium.Response:
         decoded.context.save(picture := io.BytesIO(), "PNG")
         rows = [{"digit": digit, "probability": round(probability, 4)} for digit, probability in outputs]
-        return Response(result={"digits": rows}, picture=picture.getvalue())
+        return trivium.Response(result={"digits": rows}, picture=picture.getvalue())

@@ -8,6 +8,8 @@ from pathlib import Path
 from shared.app import App, DenseNetwork, find
 from shared.atomic_files import file_lock
 from shared.deploy.artifact import NETWORK, WEIGHTS, Artifact, load_weights
+from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.program import Program
 from shared.deploy.programs.store import create_cache_folder, stored_programs, weights_digest
 from shared.errors import InvalidInputError
 from shared.recipes import recipe_of
@@ -19,6 +21,19 @@ def dense_network(app: App, artifact: Artifact) -> DenseNetwork:
     """The dense network that ``trivium export`` would write. Raises ``NotImplementedError`` if the model has none."""
     recipe = recipe_of(app, artifact.recipe())
     return app.dense(recipe, load_weights(recipe.model.build(recipe.input), artifact, "cpu"))
+
+
+def open_network(app: App, artifact: Artifact, device: str = "cpu") -> Program:
+    """Opens the artifact's dense network, for the predictor of an application: maps inputs by name to outputs by name.
+
+    The program is the one that the user requests, else the fastest on this machine, timed once on the example inputs
+    that ``App.dense`` returns. A predictor with ``programs = {artifact.manifest.name: program}`` can be quantised.
+    """
+
+    def build() -> DenseNetwork:
+        return dense_network(app, artifact)
+
+    return open_program(Network(artifact=artifact, build=build, example=lambda: build().inputs, varying={}), device)
 
 
 def onnx_file(artifact: Artifact) -> Path:
