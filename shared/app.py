@@ -159,7 +159,7 @@ class Gateway(Protocol):
 class App:
     """One vertical. Its functions are imported when they are first called (``on_use``), so finding an app is cheap.
 
-    Fields whose default is None are optional. Arguments of functions are in parentheses.
+    Fields with a default are optional. Arguments of functions are in parentheses.
 
     notice       what it must not be used for
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
@@ -215,14 +215,14 @@ class App:
 
     name: str
     title: str
-    summary: str
-    notice: str
     root: Path
     models: tuple[str, ...]
     recipes: Callable[[], Mapping[str, Callable[[], Recipe]]]
     dense: Callable[[Recipe, nn.Module], DenseNetwork]
     predictor: Callable[[Sequence[Artifact], str], Predictor[Any, Any]]
     codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]]
+    summary: str = ""
+    notice: str = ""
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
     read_options: Callable[[Mapping[str, str]], object] | None = None

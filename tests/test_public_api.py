@@ -120,6 +120,7 @@ def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
     (module,) = project["tool"]["setuptools"]["py-modules"]
     (tmp_path / f"{module}.py").write_text(MODULE)
     (tmp_path / "pairs.csv").write_text("3,1\n2,5\n")
+    (tmp_path / "words.csv").write_text("three,one\n")
     assert len([line for line in MODULE.splitlines() if line.strip()]) <= 72
     commands = (
         "train points --out run --device cpu --data.count 1024 --schedule.warmup-steps 0 --optimizer.learning-rate 0.1",
@@ -127,11 +128,13 @@ def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
         "programs points --artifact models/points/1",
         "predict points pairs.csv --artifact models/points/1 --out out",
         "predict points pairs.csv --artifact models/points/1 --out torch --program torch",
+        "predict points words.csv --artifact models/points/1 --out none",
     )
     code = f"from shared.cli.main import main; print([main(line.split()) for line in {commands!r}])"
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = python(code, tmp_path, **environment)
-    assert done.stdout.endswith("[0, 0, 0, 0, 0]\n"), done.stdout + done.stderr
+    assert done.stdout.endswith("[0, 0, 0, 0, 0, 2]\n"), done.stdout + done.stderr
+    assert "words.csv is not a CSV of two numbers a line" in done.stderr
     for folder in ("out", "torch"):
         result = json.loads((tmp_path / folder / "result.json").read_text())
         assert result["differences"] == pytest.approx([2, -3], abs=0.1)
