@@ -43,7 +43,7 @@ from apps.driving.models.dense import dense_camera
 from apps.driving.models.fcos3d import FCOS3D, OUTPUTS, ImageToHeads, example_image
 from apps.driving.models.pillars import ProgramPillars
 from apps.driving.types import CameraInput
-from benchmarks.report import report
+from benchmarks.report import one_thread, report
 from shared.app import DenseNetwork, DomainScore
 from shared.deploy.artifact import load_weights
 from shared.deploy.onnx_network import write_onnx
@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    set_compute_threads()
+    one_thread()
     if arguments.large:
         large()
         return

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.report import progress, report
+from benchmarks.report import one_thread, progress, report
 from shared.app import App, DenseNetwork, find
 from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.calibration_inputs import calibration_inputs
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="quantise again even if there is an INT8 program")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    threads = set_compute_threads()
+    threads = one_thread()
     figures: dict[str, float] = {}
     notes, smallest_ratio, accepted = [], float("inf"), True
     for name in ("medical", "driving", "finance"):

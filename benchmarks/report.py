@@ -29,6 +29,18 @@ def hardware() -> str:
     return f"{name}, {cores} cores{gpu}, torch {torch.__version__}"
 
 
+def one_thread() -> int:
+    """Computes with one thread from now on, unless TRIVIUM_THREADS or OMP_NUM_THREADS is set; returns the number.
+
+    CPU-seconds of several threads include those in which they wait for each other, on a busy machine most of them.
+    """
+    from shared.threads import set_compute_threads
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("TRIVIUM_THREADS", "1")
+    return set_compute_threads()
+
+
 _START = time.monotonic()
 
 
