@@ -79,7 +79,6 @@ class FinancePredictor:
             artifact=artifact,
             build=dense_network,
             example=example,
-            varying={},
             formats=("fp32",),
             most_threads=1,
             rows=CPU_BATCH,

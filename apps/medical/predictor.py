@@ -20,7 +20,6 @@ from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.classifier import NAME as SECOND_STAGE
 from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.dense import (
-    VARYING,
     ProgramLogits,
     ProgramMaps,
     dense_classifier,
@@ -124,7 +123,6 @@ class NodulePredictor:
                 artifact=artifact,
                 build=lambda: dense_network(open_detector(artifact, device)),
                 example=lambda: _example_tiles(input, decoder.size_divisible),
-                varying=VARYING,
             ),
             device,
         )
@@ -245,7 +243,6 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
             artifact=artifact,
             build=build,
             example=lambda: _example_marks(settings.size),
-            varying={},
             formats=("fp32", "bf16", "fp16"),
         ),
         device,

@@ -55,7 +55,6 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
             example=lambda: {
                 "pseudo_image": example_pseudo_image(pillar_encoder(model, lidar_settings, weights), lidar_settings)
             },
-            varying={},
         )
         program = open_program(network, device)
         pillars = ProgramPillars(model, lidar_settings, weights, program)
@@ -65,7 +64,6 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         artifact=artifact,
         build=lambda: dense_camera(load_weights(model.build(camera_settings), artifact, device)),
         example=lambda: {"image": example_image(camera_settings, model.colours)},
-        varying={"image": (2, 3)},
     )
     return CameraDetector(open_program(network, device), camera_settings, device, colours=model.colours)
 
@@ -93,7 +91,6 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
         artifact=artifact,
         build=lambda: dense_boxes(load_weights(model.build(input), artifact, device), input),
         example=lambda: example_boxes(input, BATCH),
-        varying={},
         formats=("fp32", "bf16", "fp16"),
     )
     program = open_program(network, device)
@@ -144,7 +141,6 @@ def _open_imported(
         artifact=artifact,
         build=lambda: dense_imported(model, detector),
         example=example,
-        varying={},
         # What rounding to 16 bits costs was measured for KITTI's PointPillars only.
         formats=("fp32", "bf16", "fp16", "int8") if has_encoder else ("fp32", "int8"),
     )

@@ -35,8 +35,6 @@ class Maps(nn.Module):
 
 INPUT = "image"
 OUTPUTS = tuple(f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3))
-VARYING = {INPUT: (2, 3, 4)}
-"""Axes of varying size: tiles are fitted to the lungs, so their sizes differ between scans."""
 
 
 def dense(recipe: Any, detector: Any) -> DenseNetwork:

@@ -33,7 +33,7 @@ def open_network(app: App, artifact: Artifact, device: str = "cpu") -> Program:
     def build() -> DenseNetwork:
         return dense_network(app, artifact)
 
-    return open_program(Network(artifact=artifact, build=build, example=lambda: build().inputs, varying={}), device)
+    return open_program(Network(artifact=artifact, build=build, example=lambda: build().inputs), device)
 
 
 def onnx_file(artifact: Artifact) -> Path:

@@ -3,8 +3,8 @@
 The fastest program is measured once, on an input of the usual size. The choice is remembered in the user's cache, by
 weights, machine, number of threads and versions of the runtimes, so that a machine keeps giving the same answers.
 Programs whose outputs on that input differ too much from those of torch in fp32 are rejected.
-If the weights have no usable ONNX file (missing, of a fixed input size, or made from unknown weights), one is exported
-first. That takes seconds, and the file stays in the cache.
+If the weights have no usable ONNX file (missing, or made from unknown weights), one is exported first. That takes
+seconds, and the file stays in the cache.
 """
 
 from __future__ import annotations
@@ -95,16 +95,14 @@ class Network:
     """An artifact's dense network, for which programs are opened.
 
     ``build`` builds it from torch modules with its weights, which may take seconds. ``example`` returns inputs of the
-    usual size and content, on which programs are timed and compared. ``varying`` names, by input, the axes besides the
-    batch that differ between calls: a program file in which they are fixed cannot be used. ``formats`` are the formats
-    that may be chosen without a request. ``most_threads`` limits the threads of a network whose operations are too
-    small for more; ``rows`` is the usual number of rows of a call.
+    usual size and content, on which programs are timed and compared. ``formats`` are the formats that may be chosen
+    without a request. ``most_threads`` limits the threads of a network whose operations are too small for more;
+    ``rows`` is the usual number of rows of a call.
     """
 
     artifact: Artifact
     build: Callable[[], DenseNetwork]
     example: Callable[[], Tensors]
-    varying: Mapping[str, Sequence[int]]
     max_batch: int | None = None
     formats: Sequence[Format] = ("fp32", "bf16", "fp16", "int8")
     most_threads: int | None = None
@@ -142,7 +140,7 @@ def _not_loaded(inputs: Tensors) -> dict[str, Tensor]:
 
 def _choose_and_load(network: Network, device: str, requested: str | None, stored: StoredProgram | None) -> Program:
     place = _place_for(network, device)
-    candidates, remarks = _find_files(network, place)
+    candidates, remarks = stored_programs(network.artifact)
     build = _build_once(network)
     if requested is not None:
         if stored is not None:
@@ -182,7 +180,7 @@ def _preload_chosen(network: Network, device: str) -> Program | None:
     choice = read_choice(network.artifact, place)
     if choice is None or not _reads_file(choice.program):
         return None
-    candidates, remarks = _find_files(network, place)
+    candidates, remarks = stored_programs(network.artifact)
     program = _load(choice.program, network, candidates, network.build, place)
     return replace(program, reason=choice.reason, remarks=_log_remarks(remarks))
 
@@ -207,20 +205,6 @@ def candidates_on(device: str) -> list[str]:
     if cpu_has_bf16():
         formats = ["torch-bf16", "openvino-bf16", *formats]
     return [name for name in (*formats, "openvino-int8", "onnx-int8") if name.partition("-")[0] in RUNTIMES]
-
-
-def _find_files(network: Network, place: Placement) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
-    """The program files of the network by name, without an ONNX file in which varying axes are fixed, and remarks."""
-    found, remarks = stored_programs(network.artifact)
-    fixed = [
-        name
-        for spec in network.artifact.manifest.inputs
-        for name, axes in network.varying.items()
-        if spec.name == name and any(spec.shape[axis] != -1 for axis in axes)
-    ]
-    if fixed and "onnx" in found and found["onnx"].path.parent == network.artifact.path:
-        del found["onnx"]
-    return found, remarks
 
 
 def _ensure_onnx(

@@ -330,18 +330,6 @@ def test_an_onnx_file_of_unknown_weights_is_replaced(artifact: Artifact, request
     assert stored_programs(changed)[0]["onnx"].path.parent == cache_folder(changed)
 
 
-def test_an_onnx_file_with_fixed_sizes_is_replaced_once(artifact: Artifact) -> None:
-    image = replace(artifact.manifest.inputs[0], shape=(-1, 1, 8, 12))
-    fixed = Artifact(artifact.path, replace(artifact.manifest, inputs=(image, artifact.manifest.inputs[1])))
-    inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
-    with use_program("onnx"):
-        program = opened(fixed)
-        assert program.name == "onnx" and not program.remarks
-        assert relative_error(load_eager(network())(inputs), program(inputs)) < 1e-4
-        made = (cache_folder(fixed) / "model.onnx").stat().st_mtime_ns
-        assert opened(fixed).name == "onnx" and (cache_folder(fixed) / "model.onnx").stat().st_mtime_ns == made
-
-
 def test_if_no_onnx_can_be_made_torch_is_used_with_a_remark(artifact: Artifact) -> None:
     class Branches(Edges):
         def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

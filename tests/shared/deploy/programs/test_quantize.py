@@ -50,7 +50,7 @@ class BlurPredictor:
 
     def __init__(self, artifact: Artifact, brightness: float = 1.0) -> None:
         example = {"image": brightness * torch.rand(1, 1, 8, 8)}
-        program = open_program(Network(artifact=artifact, build=dense, example=lambda: example, varying={}))
+        program = open_program(Network(artifact=artifact, build=dense, example=lambda: example))
         self.programs: dict[str, Program] = {"blur": program}
 
     def predict(self, batch: Sequence[Tensor], options: Any = None) -> list[Tensor]:
