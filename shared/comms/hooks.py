@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 
-from shared.comms.allreduce import (
-    Flat,
-    Ring,
-    Route,
-    all_peers,
-    mesh_peers,
-)
+from shared.comms.allreduce import Flat, Ring, Route, all_peers, mesh_peers
 from shared.comms.compression import Compressor, HalfPrecision, NoCompression, Part, PowerSGD
 from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical, Stages
-
-
-class Bucket(Protocol):
-    """The bucket that DDP passes to a hook (``torch.distributed.GradBucket``)."""
-
-    def buffer(self) -> Tensor: ...
-
-    def is_last(self) -> bool: ...
-
-    def gradients(self) -> list[Tensor]: ...
-
-    def parameters(self) -> list[Tensor]: ...
 
 
 class GradientExchange:
@@ -50,7 +33,7 @@ class GradientExchange:
         self._direct = isinstance(route, Flat) and type(compressor) is NoCompression
         self._stages = Stages(0 if self._direct or isinstance(route, Hierarchical) else 1, group.device)
 
-    def __call__(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
+    def __call__(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Starts to average a bucket. Returns a future of the averaged flat gradient."""
         flat, last = bucket.buffer(), bucket.is_last()
         self.whole = last
@@ -93,7 +76,7 @@ class GradientExchange:
         assert work is not None
         return work.get_future().then(ended)
 
-    def _parts_of(self, bucket: Bucket, flat: Tensor) -> list[Part]:
+    def _parts_of(self, bucket: GradBucket, flat: Tensor) -> list[Part]:
         """The name, offset and shape of each parameter's gradient in the bucket."""
         start = flat.storage_offset()
         return [

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from fastapi.concurrency import run_in_threadpool
 
@@ -15,24 +15,12 @@ from shared.errors import InvalidInputError
 from shared.serve.runtime.recurring_error import RecurringError
 from shared.store.promotions import Promotions, Stage
 
+if TYPE_CHECKING:
+    from shared.serve.oip.networks import Networks
+    from shared.serve.service import Service
+
 log = logging.getLogger("trivium.serve")
 _POLL_INTERVAL_S = 5.0
-
-
-class ModelUser(Protocol):
-    """A service whose workers predict with some models, and can be replaced."""
-
-    def loaded_versions(self, model: str) -> list[int] | None:
-        """The versions of a model that it predicts with (may be empty); None if the service is not loaded."""
-        ...
-
-    def needs(self, model: str) -> bool:
-        """Whether it cannot predict without the model."""
-        ...
-
-    async def reload(self) -> None:
-        """Replaces the workers by new ones; the old ones first answer the requests that they have."""
-        ...
 
 
 class LiveState:
@@ -68,8 +56,8 @@ class LiveVersions:
         self,
         live: LiveState,
         registry: Registry,
-        users: Mapping[str, ModelUser],
-        networks: NetworkVersions,
+        users: Mapping[str, Service],
+        networks: Networks,
     ) -> None:
         self._live, self._registry, self._users, self._networks = live, registry, users, networks
         self._change_lock = asyncio.Lock()
@@ -243,23 +231,3 @@ class LiveVersions:
             usable = [version for version in versions if not self._live.retired(model, version)]
             return [stored] if stored in usable else usable[-1:]
         return [version for version in loaded if version in versions]
-
-
-class NetworkVersions(Protocol):
-    """The dense networks of the models, by version."""
-
-    async def read_new_versions(self, name: str) -> None:
-        """Finds new versions in the registry."""
-        ...
-
-    async def load_version(self, name: str, version: int) -> None:
-        """Loads a version that is going live, if another version of the model is loaded."""
-        ...
-
-    async def retire_version(self, name: str, version: int) -> None:
-        """Ends the workers of a version once they have answered; it gets new ones only when it is promoted again."""
-        ...
-
-    async def reload(self, name: str) -> None:
-        """Replaces the loaded workers by new ones."""
-        ...
