@@ -16,13 +16,6 @@ from shared.deploy.programs.store import stored_programs
 from shared.deploy.programs.table import find_program
 from shared.errors import InvalidInputError
 
-_TRITON_TYPES = {
-    "FP32": "TYPE_FP32",
-    "FP16": "TYPE_FP16",
-    "INT64": "TYPE_INT64",
-    "INT32": "TYPE_INT32",
-    "BOOL": "TYPE_BOOL",
-}
 BACKENDS = {
     "onnx": ("onnxruntime", "model.onnx"),
     "openvino": ("openvino", "model.xml"),
@@ -81,14 +74,14 @@ def _tensor_section(section: str, specs: tuple[TensorSpec, ...], num_batch_axes:
         # Triton needs at least one dimension besides the batch.
         dims = ", ".join(map(str, spec.shape[num_batch_axes:])) or "1"
         reshape = "" if spec.shape[num_batch_axes:] else " reshape: { shape: [ ] }"
-        items.append(f'  {{ name: "{spec.name}" data_type: {_TRITON_TYPES[spec.datatype]} dims: [ {dims} ]{reshape} }}')
+        items.append(f'  {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} dims: [ {dims} ]{reshape} }}')
     return f"{section} [\n" + ",\n".join(items) + "\n]"
 
 
 def _warm_up(inputs: tuple[TensorSpec, ...], num_batch_axes: int) -> str:
     """A warm-up request of zeros, so that everything is loaded before the first real request."""
     lines = [
-        f'    inputs {{ key: "{spec.name}" value: {{ data_type: {_TRITON_TYPES[spec.datatype]} '
+        f'    inputs {{ key: "{spec.name}" value: {{ data_type: TYPE_{spec.datatype} '
         f"dims: [ {', '.join(map(str, spec.shape[num_batch_axes:])) or '1'} ] zero_data: true }} }}"
         for spec in inputs
     ]
