@@ -1,4 +1,4 @@
-"""Precision and recall at a given score threshold, for so few frames that an average precision would be noise.
+"""True and false positives among the detections shown, for so few frames that an average precision would be noise.
 
 A detection is a true positive if its BEV IoU with an object of its class is high enough, or if its centre is near
 enough to the object's (as nuScenes matches; Caesar et al. 2020). Detections are matched in order of falling score, each
@@ -7,7 +7,7 @@ with at most one object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,8 @@ from apps.driving.adapters.projection import image_boxes
 from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
 from apps.driving.types import Boxes3D, Frame
 
-Criterion = Literal["iou", "centre", "relative"]
-IGNORED_CLASSES = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
+Criterion = Literal["iou", "centre"]
+_IGNORED_CLASSES = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Matches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Numbers of matches. Precision is 1 if there are no detections, recall is 1 if there are no objects."""
+    """Numbers of matches."""
 
     true_positives: int
     false_negatives: int
@@ -48,14 +48,6 @@ class Counts:
     def objects(self) -> int:
         return self.true_positives + self.false_negatives
 
-    @property
-    def precision(self) -> float:
-        return self.true_positives / self.detections if self.detections else 1.0
-
-    @property
-    def recall(self) -> float:
-        return self.true_positives / self.objects if self.objects else 1.0
-
 
 def match(
     frame: Frame,
@@ -65,19 +57,18 @@ def match(
     criterion: Criterion = "iou",
     threshold: float = 0.5,
     fewest_points: int = 0,
-    ignored_classes: Mapping[str, Sequence[str]] = IGNORED_CLASSES,
 ) -> Matches:
     """Matches detections of class ``name`` with the truth of a frame.
 
-    ``threshold`` is the minimum BEV IoU ("iou"), or the maximum distance of the centres: in metres ("centre"), or as a
-    fraction of the object's distance from the LiDAR ("relative"). Objects of the class's ``ignored_classes``, objects
-    with fewer returns than ``fewest_points``, and DontCare regions (which hold over half of the detection's area in the
-    image) are ignored: a detection there is not a false positive, and they are not false negatives.
+    ``threshold`` is the minimum BEV IoU ("iou"), or the maximum distance of the centres in metres ("centre"). Objects
+    of similar classes, objects with fewer returns than ``fewest_points``, and DontCare regions (which hold over half of
+    the detection's area in the image) are ignored: a detection there is not a false positive, and they are not false
+    negatives.
     """
     truth = frame.truth
     if truth is None:
         raise ValueError(f"frame {frame.name} has no truth")
-    ignored_names = ignored_classes.get(name, ())
+    ignored_names = _IGNORED_CLASSES.get(name, ())
     has_few_points = np.zeros(len(truth), bool) if truth.point_counts is None else truth.point_counts < fewest_points
     is_wanted = np.array([object_name == name for object_name in truth.names], bool) & ~has_few_points
     is_ignored = (
@@ -115,13 +106,10 @@ def count(
     criterion: Criterion = "iou",
     threshold: float = 0.5,
     fewest_points: int = 0,
-    score: float = 0.0,
 ) -> Counts:
-    """The numbers of matches of class ``name`` in all frames, over detections with at least ``score``."""
+    """The numbers of matches of class ``name`` in all frames."""
     true_positives = false_negatives = false_positives = 0
     for frame, predicted in zip(frames, predictions, strict=True):
-        if predicted.scores is not None:
-            predicted = predicted.take(predicted.scores >= score)
         result = match(frame, predicted, name, criterion=criterion, threshold=threshold, fewest_points=fewest_points)
         true_positives += len(result.true_positives)
         false_negatives += len(result.false_negatives)
@@ -135,8 +123,6 @@ def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doub
         plane = [0, 1, 3, 4, 6]
         return bev_iou(truth_boxes[:, plane], predicted_boxes[:, plane])
     distance: Doubles = np.linalg.norm(truth_boxes[:, None, :2] - predicted_boxes[None, :, :2], axis=-1)
-    if criterion == "relative":
-        distance = distance / np.maximum(np.linalg.norm(truth_boxes[:, :2], axis=1), 1e-6)[:, None]
     return -distance
 
 

@@ -4,10 +4,6 @@ Batch normalisation is folded into the preceding convolution, convolutions run w
 deformable convolutions sample all channels at once. PointPillars also encodes only the points, where mmdet3d pads every
 pillar to 32 points with zeros and encodes those too, and it computes its anchors once. Outputs are equal up to the
 rounding of 32-bit sums.
-
-If a pillar has more points than its network takes, mmdet3d takes the first ones in the order of the file. Files are
-written beam by beam, from the top one down, and a network trained on sweeps in random order has not seen pillars
-without their lowest points: with ``every_point`` it gets all of them.
 """
 
 from __future__ import annotations
@@ -135,21 +131,20 @@ class FoldedHeads(nn.Module):
         return tuple(branch(features) for branch in self.branches)
 
 
-def pillar_encoder_from_detector(detector: Any, *, every_point: bool = False) -> PillarEncoder:
+def pillar_encoder_from_detector(detector: Any) -> PillarEncoder:
     """The pillar encoder of a detector for which ``has_fast_pillars`` is true."""
     dynamic = _has_dynamic_pillars(detector)
     voxels = detector.data_preprocessor.voxel_layer
     layer = detector.voxel_encoder.pfn_layers[0].eval()
     linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
     weight, bias = fold_layer(linear.weight, norm.state_dict(), norm.eps)
-    unlimited = dynamic or every_point
     return PillarEncoder(
         torch.tensor(voxels.voxel_size),
         torch.tensor(voxels.point_cloud_range),
         weight,
         bias,
-        max_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
-        max_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
+        max_points=NO_LIMIT if dynamic else int(voxels.max_num_points),
+        max_pillars=NO_LIMIT if dynamic else int(voxels.max_voxels[1]),
         dynamic=dynamic,
     )
 
@@ -157,17 +152,16 @@ def pillar_encoder_from_detector(detector: Any, *, every_point: bool = False) ->
 class FastPointPillars(nn.Module):
     """PointPillars that encodes no padding, from an mmdet3d detector whose pillar encoder has one layer.
 
-    With ``every_point`` the numbers of points per pillar and of pillars are not limited, as with dynamic pillars.
     ``program`` computes the dense network; without it torch does.
     """
 
-    def __init__(self, detector: Any, *, every_point: bool = False, program: Program | None = None) -> None:
+    def __init__(self, detector: Any, *, program: Program | None = None) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
                 "the fast path supports VoxelNet only with a pillar encoder of one layer over x, y, z and intensity"
             )
-        self.encode = pillar_encoder_from_detector(detector, every_point=every_point)
+        self.encode = pillar_encoder_from_detector(detector)
         self.heads: nn.Module = FoldedHeads(detector) if program is None else ProgramHeads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = CachedAnchors(self.bbox_head.prior_generator)

@@ -121,7 +121,9 @@ def pillar_encoder(model: PointPillars, input: LidarInput, weights: Mapping[str,
 class ProgramPillars(nn.Module):
     """PointPillars whose dense network is a program, from the settings and weights of an artifact.
 
-    It encodes every point of a pillar, as ``FastPointPillars`` with ``every_point`` does.
+    It encodes every point of a pillar. mmdet3d takes the first ones in the order of the file, and files are written
+    beam by beam, from the top one down: a network trained on sweeps in random order has not seen pillars without their
+    lowest points.
     """
 
     def __init__(self, model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor], program: Program) -> None:

@@ -1,9 +1,8 @@
-"""Precision and recall at a threshold, by hand."""
+"""True and false positives, by hand."""
 
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from apps.driving.datasets.synth.image import black_camera
 from apps.driving.metrics.matching import Counts, count, match
@@ -34,10 +33,7 @@ def test_the_highest_score_is_matched_first_and_each_object_once():
     assert result.true_positives.tolist() == [[0, 0]]
     assert result.false_negatives.tolist() == [1]
     assert result.false_positives.tolist() == [1, 2]
-    totals = count([truth], [found], "car")
-    assert totals == Counts(true_positives=1, false_negatives=1, false_positives=2)
-    assert totals.precision == pytest.approx(1 / 3)
-    assert totals.recall == pytest.approx(1 / 2)
+    assert count([truth], [found], "car") == Counts(true_positives=1, false_negatives=1, false_positives=2)
 
 
 def test_centre_distance_ignores_size_but_not_position():
@@ -46,16 +42,6 @@ def test_centre_distance_ignores_size_but_not_position():
     assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
     assert count([truth], [found], "car", criterion="centre", threshold=1).true_positives == 0
     assert count([truth], [found], "car", criterion="iou", threshold=0.5).true_positives == 0
-
-
-def test_the_centre_distance_limit_may_grow_with_the_objects_distance():
-    truth = frame(boxes([(10, 0), (40, 30)]))
-    found = boxes([(11.5, 0), (44, 31)], scores=[0.9, 0.8])
-    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(
-        true_positives=1, false_negatives=1, false_positives=1
-    )
-    assert count([truth], [found], "car", criterion="relative", threshold=0.2).true_positives == 2
-    assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
 
 
 def test_detections_on_ignored_classes_sparse_objects_and_regions_are_no_false_positives():
@@ -72,9 +58,7 @@ def test_detections_on_ignored_classes_sparse_objects_and_regions_are_no_false_p
     assert count([frame(truth, ignore_boxes_2d=everywhere)], [stray], "car").false_positives == 0
 
 
-def test_scores_below_the_threshold_are_ignored():
-    truth = frame(boxes([(10, 0)]))
-    found = boxes([(10, 0), (30, 0)], scores=[0.6, 0.3])
-    assert count([truth], [found], "car", score=0.5) == Counts(true_positives=1, false_negatives=0, false_positives=0)
-    assert count([truth], [Boxes3D.empty()], "car").precision == 1
-    assert count([frame(Boxes3D.empty())], [Boxes3D.empty()], "car").recall == 1
+def test_frames_without_objects_or_detections_count_nothing_false():
+    nothing = Boxes3D.empty()
+    assert count([frame(boxes([(10, 0)]))], [nothing], "car").false_negatives == 1
+    assert count([frame(nothing)], [nothing], "car") == Counts(true_positives=0, false_negatives=0, false_positives=0)

@@ -76,26 +76,6 @@ def test_pointpillars(max_points, max_pillars):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_every_point_of_a_pillar_takes_part_where_that_is_asked_for(dynamic):
-    torch.manual_seed(0)
-    recipe = RECIPES["tiny"]()
-    detector = lively(replace(recipe.model, points_per_pillar=3, dynamic=dynamic).build(recipe.input))
-    sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
-    points = torch.from_numpy(recipe.input.crop(sweep))
-    points[:, 3] = torch.rand(len(points))
-    fast = FastPointPillars(detector, every_point=True)
-    if not dynamic:
-        # mmdet3d's own pillars, so large that none is full.
-        detector.data_preprocessor.voxel_layer.max_num_points = 4000
-        detector.data_preprocessor.voxel_layer.max_voxels = (4000, 4000)
-    with torch.inference_mode():
-        expected = structures.predict(detector, structures.lidar_data([points]))[0]
-        assert_same(expected, fast.predict(points))
-        shuffled = points[torch.randperm(len(points))]
-        torch.testing.assert_close(fast.encode(shuffled), fast.encode(points), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
 def test_pointpillars_of_a_program_s_weights_alone(dynamic):
     torch.manual_seed(0)
     recipe = RECIPES["tiny"]()
@@ -109,6 +89,8 @@ def test_pointpillars_of_a_program_s_weights_alone(dynamic):
         expected = structures.predict(detector, structures.lidar_data([points]))[0]
         ours = ProgramPillars(recipe.model, recipe.input, detector.state_dict(), program)
         assert_same(expected, ours.predict(points))
+        shuffled = points[torch.randperm(len(points))]
+        torch.testing.assert_close(ours.encoder(shuffled), ours.encoder(points), rtol=1e-4, atol=1e-5)
 
 
 def test_headings_all_round_come_back_from_what_mmdet3d_would_have_the_head_say():
