@@ -25,6 +25,7 @@ from shared.comms.group import Group
 from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
 from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_namespace
+from shared.device import choose_device
 from shared.errors import InvalidInputError
 
 _POLL_INTERVAL_S = 0.05
@@ -42,9 +43,7 @@ def join(
 
     Raises ``LostProcessError`` on every remaining process if another one is dead, stopped or too slow.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("torch finds no usable GPU on this machine; omit --device, or use --device cpu")
+    kind = choose_device(device)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
