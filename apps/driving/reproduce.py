@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from apps.driving.adapters import argoverse2, kitti, nuscenes
-from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.scenes import MIN_POINTS, scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
 from apps.driving.inference.evaluation import in_image
@@ -33,7 +33,6 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
 from shared.progress_bar import progress_bar
 
-MIN_POINTS = 5
 _ROOT = Path(__file__).parent
 _CLASSES = ("car", "pedestrian", "cyclist")
 _SEED = 90_001

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from shared.data.dataset import Dataset
     from shared.data.registry import Entry
 
-FOLDERS = 7
-"""The number of data folders in the whole benchmark."""
 _LABELS = "labels/combined_windows.json"
 
 
