@@ -6,7 +6,7 @@ Times are UTC nanoseconds since 1970 (int64). Values are float64. A missing valu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -114,6 +114,12 @@ class Series:
     def target(self) -> Floats:
         """(N,) the column that is scored."""
         return self.values[self.column]
+
+    def from_row(self, first: int) -> Series:
+        """The rows from ``first`` on."""
+        values = {name: numbers[first:] for name, numbers in self.values.items()}
+        words = {name: cells[first:] for name, cells in self.words.items()}
+        return replace(self, times_ns=self.times_ns[first:], values=values, words=words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,6 +52,20 @@ def number_column(series: Series, column: str) -> Floats | None:
     return None if (_words_of(series, column) != "").any() else np.full(len(series), np.nan)
 
 
+def numbers_of(series: Series, column: str) -> Floats:
+    """(N,) a covariate as numbers, NaN where missing; booleans are 1 and 0. Raises InvalidInputError if it holds other
+    words."""
+    numbers = number_column(series, column)
+    if numbers is None:
+        numbers = boolean_numbers(series.words[column])
+    if numbers is None:
+        word = next(cell for cell in series.words[column] if cell)
+        raise InvalidInputError(
+            f"{series.name}: column {column!r} holds {word!r}, but the network was trained on numbers in this column"
+        )
+    return numbers
+
+
 def word_column(series: Series, column: str) -> Words:
     """(N,) a covariate as words; numbers are formatted as text, missing values are empty texts."""
     if column not in series.values:

@@ -10,8 +10,8 @@ are known ``horizon`` rows before it, given the times of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
 _DAYS, _WEEKS, _BLOCK, _HISTORY = 4, 2, 64, 2000
-_MIN_CONTEXT = 16
+MIN_CONTEXT = 16
 _MIN_SPREAD_SHARE, _MIN_RELATIVE_SCALE = 0.1, 1e-5
 _MIN_STEP = 0.02
 _FULL_ORIGIN_CORRELATION = 0.8
@@ -131,6 +131,20 @@ def last_seen(values: Floats) -> Floats:
     return np.where(row >= 0, values[row], np.nan)
 
 
+def last_values(series: Series, rows: int) -> dict[str, float]:
+    """The last value of each column within the first ``rows`` rows; columns without a value there are left out."""
+    finite = {name: np.flatnonzero(np.isfinite(numbers[:rows])) for name, numbers in series.values.items()}
+    return {name: float(series.values[name][found[-1]]) for name, found in finite.items() if len(found)}
+
+
+def after_values(series: Series, before: Mapping[str, float]) -> Series:
+    """The series with the last values ``before`` it, by column, where its first row has none: a network takes the value
+    before in place of a missing one."""
+    missing = [name for name in before if not np.isfinite(series.values[name][0])]
+    filled = {name: np.concatenate([[before[name]], series.values[name][1:]]) for name in missing}
+    return replace(series, values={**series.values, **filled}) if filled else series
+
+
 def fill_missing(values: Floats) -> Floats:
     """(N,) missing values replaced by the one before; leading ones by the first value, or by 0 if there is none."""
     finite = np.isfinite(values)
@@ -215,7 +229,7 @@ class Windows:
         starts_by_series, offset = [], 0
         for table, first_row in zip(tables, first_rows or [0] * len(tables), strict=True):
             last = len(table.rows) - context - horizon
-            min_start = max(min(_MIN_CONTEXT, max(last, 0)), first_row)
+            min_start = max(min(MIN_CONTEXT, max(last, 0)), first_row)
             starts_by_series.append(offset + np.arange(min_start, last + 1, stride, dtype=np.int64))
             offset += len(table.rows)
         self.starts = np.concatenate(starts_by_series)
@@ -244,7 +258,7 @@ def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
     keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
     windows[:, :, 2:4] *= keep_day[:, None, None]
     windows[:, :, 4:6] *= (keep_day & keep_week)[:, None, None]
-    oldest = np.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _MIN_CONTEXT), 0).astype(np.int64)
+    oldest = np.where(draws[:, 2] < 0.1, draws[:, 3] * (context - MIN_CONTEXT), 0).astype(np.int64)
     windows[:, :context, 1][np.arange(context)[None] < oldest[:, None]] = 1
     sign = np.where(draws[:, 4] < 0.5, -1.0, 1.0)[:, None]
     for column in (0, 2, 4):

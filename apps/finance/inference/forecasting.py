@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from apps.finance.datasets.windows import Covariates, Windows, covariate_table, denormalise
+from apps.finance.datasets.windows import MIN_CONTEXT, Covariates, Windows, covariate_table, denormalise
 from apps.finance.metrics.nab import Rows
 from apps.finance.models.calendar import columns_taken
 from apps.finance.models.settings import ProgramForecaster, ProgramLibraryForecaster
@@ -45,12 +45,14 @@ def forecast(
     device: str = "cpu",
     batch: int | None = None,
     first: int = 0,
+    rows_before: int = 0,
 ) -> list[Forecast]:
     """Forecasts each of ``series`` from its row ``first`` on with a trained network, one window every ``stride`` rows.
 
     Each row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest window; ``surprise`` (N,
     K) has the normal score of the observed value for each window, the latest first; NaN where there is no forecast, as
-    before the first observed value. Raises ValueError if ``stride`` does not divide the horizon.
+    before the first observed value. ``rows_before`` is the number of each series' first row, if it is the end of a
+    longer series: its windows then lie as in the whole. Raises ValueError if ``stride`` does not divide the horizon.
     """
     horizon = model.horizon
     if batch is None:
@@ -62,9 +64,10 @@ def forecast(
     for item in series:
         library = library_network(model)
         if library is not None:
-            levels, batches = library.quantiles, _library_batches(library, item, stride, device, batch, first)
+            levels = library.quantiles
+            batches = _library_batches(library, item, stride, device, batch, first, rows_before)
         else:
-            levels, batches = QUANTILES, _batches(model, item, stride, device, batch, first)
+            levels, batches = QUANTILES, _batches(model, item, stride, device, batch, first, rows_before)
         forecasts.append(_assemble(batches, len(item), levels, horizon=horizon, stride=stride))
     return forecasts
 
@@ -87,7 +90,7 @@ def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
 
 
 def _batches(
-    model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int
+    model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int, rows_before: int
 ) -> Iterator[_Batch]:
     """Forecasts by the application's own network, from the first observed value on."""
     context, horizon = model.context, model.horizon
@@ -95,7 +98,8 @@ def _batches(
     padding = np.zeros((horizon - 1, table.rows.shape[1]))
     padding[:, 1], padding[:, -1] = 1, 1  # missing rows after the end, so that the last window can extend beyond it
     padded = Covariates(np.concatenate([table.rows, padding]))
-    windows = Windows([padded], context=context, horizon=horizon, stride=stride)
+    first_rows = [MIN_CONTEXT + -rows_before % stride] if rows_before else None
+    windows = Windows([padded], context=context, horizon=horizon, stride=stride, first_rows=first_rows)
     observed = np.flatnonzero(np.isfinite(series.target))
     first_observed = observed[0] if len(observed) else len(series)
     windows.starts = windows.starts[windows.starts > max(int(first_observed), first - horizon)]
@@ -128,15 +132,23 @@ def _library_batches(
     device: str,
     batch: int,
     earliest: int,
+    rows_before: int,
 ) -> Iterator[_Batch]:
     """Forecasts by a network of pytorch-forecasting, from rows that have a full context before them."""
     import torch
 
     from apps.finance.models.library_tft import LibraryWindows
 
-    windows = LibraryWindows(series, model.settings, context=model.context, horizon=model.horizon)
-    starts = np.arange(model.context, len(series), stride, dtype=np.int64)
+    starts = np.arange(model.context + -rows_before % stride, len(series), stride, dtype=np.int64)
     starts = starts[starts > earliest - model.horizon]
+    windows = LibraryWindows(
+        series,
+        model.settings,
+        context=model.context,
+        horizon=model.horizon,
+        earliest=int(starts[0]) if len(starts) else 0,
+        rows_before=rows_before,
+    )
     values = np.concatenate([series.target, np.full(model.horizon, np.nan)])
     for start in report_each(range(0, len(starts), batch), "forecasting, part"):
         first = starts[start : start + batch]
@@ -146,7 +158,9 @@ def _library_batches(
         actual = values[first[:, None] + np.arange(model.horizon)]
         # In units of each window's spread, so that the minimum band width means the same for every series.
         context_values = values[first[:, None] - model.context + np.arange(model.context)]
-        spread = np.maximum(np.nan_to_num(np.nanstd(context_values, axis=1)), 1e-9)[:, None]
+        spread, has_values = np.zeros(len(first)), np.isfinite(context_values).any(axis=1)
+        spread[has_values] = np.nanstd(context_values[has_values], axis=1)
+        spread = np.maximum(spread, 1e-9)[:, None]
         scores = normal_scores(np.nan_to_num(actual / spread), expected / spread[..., None], model.quantiles)
         scores[~np.isfinite(actual)] = np.nan
         yield first, expected, scores

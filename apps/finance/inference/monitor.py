@@ -12,25 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from apps.finance.datasets.windows import after_values
 from apps.finance.inference.conformal import Reported, report
 from apps.finance.inference.corporate_actions import corporate_actions
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.forecasting import forecast, library_network
 from apps.finance.inference.gaps import gaps
-from apps.finance.inference.monitor_state import (
-    SeriesState,
-    append_rows,
-    drop_old_rows,
-    last_rows,
-    read_state,
-    write_state,
-)
+from apps.finance.inference.monitor_rows import read_rows
+from apps.finance.inference.monitor_state import SeriesState, append_rows, drop_old_rows, read_state, write_state
 from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import clip_scores, combine, improbability_of, without_forecast
-from apps.finance.types import DAY_NS, Anomaly, Floats, Forecast, Series, Times
+from apps.finance.types import Anomaly, Floats, Forecast, LibraryTFT, Series, Times, Words
 from shared.errors import InvalidInputError
-from shared.utc_time import iso_utc
 
 if TYPE_CHECKING:
     from apps.finance.predictor import FinancePredictor
@@ -39,10 +33,6 @@ MIN_HISTORY = 65
 """A budget by the day starts from the interval of the first 64 steps."""
 _RECENT_ROWS = 192
 """Events are reported at most this many rows after they begin. One just after a gap is reported late, if it lasts."""
-_MIN_TIME_NS = 10**16
-"""Smaller numbers are probably not nanoseconds."""
-_MAX_STEP_NS = 366 * DAY_NS
-"""A row this long after the one before has a wrong time: if it were accepted, all rows until then would be ignored."""
 
 
 class Monitor:
@@ -67,20 +57,17 @@ class Monitor:
                 f"a monitor of {series.name} needs at least {MIN_HISTORY} rows of history, and there are "
                 f"{len(series)}; give more rows: a thousand are better, and 10,000 better still"
             )
-        if predictor.trained_on is not None:
-            raise InvalidInputError(
-                "the network takes covariates, or the names of series, from its table, but a monitor receives only "
-                "values; predict on the whole series, or monitor with a network that takes only the value"
-            )
-        if library_network(predictor.model) is not None:
-            raise InvalidInputError(
-                "an imported network numbers its rows from the beginning of a file, so that it cannot continue from "
-                "the last ones; monitor with the shipped model, or with one trained here"
-            )
+        network = library_network(predictor.model)
+        if network is not None:
+            series = _series_for_network(series, network.settings)
+            # A series or column that the network does not know is refused now, not at the first event.
+            last = len(series) - 1
+            with predictor.threads():
+                forecast(predictor.model, [series], stride=predictor.stride, device=predictor.device, first=last)
         rate = options.budget(predictor.calibration).rate(series)
-        no_rows = replace(series, times_ns=series.times_ns[:0], values={n: v[:0] for n, v in series.values.items()})
-        monitor = cls(predictor, SeriesState(series=no_rows, factor=np.empty(0), rate=rate), options)
-        monitor._state, _ = monitor._advance(series.times_ns, series.values)
+        empty = SeriesState(series=series.from_row(len(series)), factor=np.empty(0), rate=rate)
+        monitor = cls(predictor, empty, options)
+        monitor._state, _ = monitor._advance(series.times_ns, {**series.values, **series.words})
         return monitor
 
     @classmethod
@@ -114,10 +101,10 @@ class Monitor:
         ``times`` (M,) are UTC nanoseconds as integers, or anything ``pandas.to_datetime`` reads, taken as UTC if they
         have no zone; they must increase. Rows at or before the last known time are ignored, so rows may be sent again.
         ``values`` (M,) belongs to the scored column, NaN where missing, or maps each column of the series to (M,), as a
-        DataFrame does. A single row may be two scalars, or a time and a row of a DataFrame. Raises
-        ``InvalidInputError`` and changes nothing if the rows cannot be used.
+        DataFrame does: numbers, and texts in columns that a network takes as words. A single row may be two scalars, or
+        a time and a row of a DataFrame. Raises ``InvalidInputError`` and changes nothing if the rows cannot be used.
         """
-        times_ns, columns = self._parse_rows(times, values)
+        times_ns, columns = read_rows(self._state.series, times, values)
         self._state, events = self._advance(times_ns, columns)
         return events
 
@@ -125,44 +112,9 @@ class Monitor:
         """Writes the state to a file, atomically; ``LoadedModel.monitor`` continues from it."""
         write_state(Path(path), self._state, {"model": _model_id(self._predictor), "options": asdict(self.options)})
 
-    def _parse_rows(self, times: Any, values: Any) -> tuple[Times, dict[str, Floats]]:
-        """The times (M,) and columns (M,) of the new rows among those given. Raises InvalidInputError for unusable
-        rows."""
-        series = self._state.series
-        times_ns = _to_nanoseconds(times)
-        is_mapping = isinstance(values, Mapping) or (hasattr(values, "keys") and series.column in values)  # pandas'
-        values_by_name = values if is_mapping else {series.column: values}
-        if missing := [name for name in series.values if name not in values_by_name]:
-            raise InvalidInputError(
-                f"{series.name} has the columns {', '.join(series.values)}, of which {', '.join(missing)} is missing; "
-                "pass a mapping or a DataFrame with all of them, with NaN for missing values"
-            )
-        columns = {}
-        for name in series.values:
-            try:
-                numbers = np.atleast_1d(np.asarray(values_by_name[name], np.float64))
-            except (ValueError, TypeError) as error:
-                raise InvalidInputError(f"the values of {name} are not numbers: {error}") from error
-            if numbers.shape != times_ns.shape:
-                raise InvalidInputError(
-                    f"there are {times_ns.size} times but {numbers.size} values of {name}; pass one value for each time"
-                )
-            columns[name] = np.where(np.isfinite(numbers), numbers, np.nan)
-        if (np.diff(times_ns) <= 0).any():
-            raise InvalidInputError(
-                f"the times of the rows of {series.name} must increase; sort the rows and keep one row for each time"
-            )
-        new = times_ns > series.times_ns[-1]
-        steps = np.diff(times_ns[new], prepend=series.times_ns[-1])
-        if (too_late := np.flatnonzero(steps > _MAX_STEP_NS)).size:
-            raise InvalidInputError(
-                f"the row at {iso_utc(times_ns[new][too_late[0]] / 1e9)} of {series.name} is "
-                f"{steps[too_late[0]] / DAY_NS:,.0f} days after the one before; correct its time or leave it "
-                "out, or, if the series did pause that long, start a monitor from the history"
-            )
-        return times_ns[new], {name: numbers[new] for name, numbers in columns.items()}
-
-    def _advance(self, times_ns: Times, values: Mapping[str, Floats]) -> tuple[SeriesState, tuple[Anomaly, ...]]:
+    def _advance(
+        self, times_ns: Times, columns: Mapping[str, Floats | Words]
+    ) -> tuple[SeriesState, tuple[Anomaly, ...]]:
         """The state after further rows, and the events that are new with them; if there is no state yet, all events are
         new."""
         old, predictor, fixed = self._state, self._predictor, self.options.threshold
@@ -170,20 +122,21 @@ class Monitor:
         if not number:
             self.scores = self.thresholds = np.empty(0)
             return old, ()
-        extended = append_rows(old.series, times_ns, values)
+        extended = append_rows(old.series, times_ns, columns)
         offset = len(extended) - first - number  # the first row of ``extended`` with carried results
-        raw = last_rows(extended, offset)
+        raw = extended.from_row(offset)
         actions = corporate_actions(raw)
         factor = np.concatenate([old.factor, np.full(number, old.factor[-1] if len(old.factor) else 1.0)])
         for action in actions:
             if action.row >= first:
                 factor[offset + action.row :] *= action.factor
         adjusted = replace(extended, values={**extended.values, extended.column: extended.target / factor})
-        forecasted = ForecastedSeries(
-            last_rows(adjusted, offset), without_forecast(len(raw)), first, {**old.carried}, adjusted
-        )
+        by_forecast = predictor.calibration.by_forecast
+        known = self._forecast(adjusted, factor, offset, first) if by_forecast else without_forecast(len(raw))
+        forecasted = ForecastedSeries(adjusted.from_row(offset), known, first, {**old.carried}, adjusted)
         channels = improbability_of(forecasted, predictor.calibration)
-        combined, budget = combine(channels), self.options.budget(predictor.calibration)
+        combined = combine(channels, alone=predictor.calibration.alone)
+        budget = self.options.budget(predictor.calibration)
         due = budget.expected(raw, old.before, old.due)
         control = predictor.calibration.control(old.rate, fixed=fixed)
         update = report(combined, due, control, first=first, state=old.control_state)
@@ -230,10 +183,16 @@ class Monitor:
 
     def _forecast(self, adjusted: Series, factor: Floats, offset: int, since: int) -> Forecast:
         """The forecasts of the rows from ``offset`` on; only those from row ``offset + since`` on are computed."""
-        predictor = self._predictor
+        predictor, state = self._predictor, self._state
+        series = after_values(adjusted, _divided(state.earlier, adjusted.column, float(factor[0])))
         with predictor.threads():
             (forecasted,) = forecast(
-                predictor.model, [adjusted], stride=predictor.stride, device=predictor.device, first=offset + since
+                predictor.model,
+                [series],
+                stride=predictor.stride,
+                device=predictor.device,
+                first=offset + since,
+                rows_before=state.before - offset,
             )
         quantiles = forecasted.quantiles[offset:] * factor[offset:, None]
         return replace(forecasted, quantiles=quantiles, surprise=forecasted.surprise[offset:])
@@ -250,25 +209,21 @@ def _model_id(predictor: FinancePredictor) -> str:
     return f"{predictor.name}, {hashlib.sha256(calibration.encode()).hexdigest()[:16]}"
 
 
-def _to_nanoseconds(times: Any) -> Times:
-    """(M,) times in UTC nanoseconds."""
-    array = np.atleast_1d(times)
-    if array.dtype.kind == "f" and len(array):
-        raise InvalidInputError(
-            f"the time {array[-1]} is a floating-point number, which is not exact; pass integers or pandas Timestamps"
-        )
-    if array.dtype.kind not in "iuf":
-        import pandas as pd
+def _series_for_network(series: Series, settings: LibraryTFT) -> Series:
+    """The series with the columns of a network over covariates as the network takes them.
 
-        try:
-            parsed = pd.DatetimeIndex(pd.to_datetime(list(array), utc=True))
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidInputError(f"the times cannot be read: {error}") from error
-        if parsed.isna().any():
-            raise InvalidInputError("a row has no time; leave it out")
-        return np.asarray(parsed.as_unit("ns").asi8, np.int64)
-    if len(array) and int(np.abs(array).max()) < _MIN_TIME_NS:
+    Raises InvalidInputError if a column is missing, and for a network whose forecast of a row depends on later rows.
+    """
+    from apps.finance.models.library_tft import typed_covariates
+
+    if not settings.network.get("causal_attention", True):
         raise InvalidInputError(
-            f"the time {array[-1]} in nanoseconds is in 1970; multiply seconds by 10**9, or pass pandas Timestamps"
+            "the network was made with causal_attention=False: it forecasts a row from the covariates of later rows, "
+            "which a monitor does not have yet; predict on the whole series, or train with causal_attention=True"
         )
-    return array.astype(np.int64)
+    return typed_covariates(series, settings)
+
+
+def _divided(earlier: Mapping[str, float], column: str, factor: float) -> dict[str, float]:
+    """The ``earlier`` values with that of the scored column without the effect of corporate actions."""
+    return {name: value / factor if name == column else value for name, value in earlier.items()}

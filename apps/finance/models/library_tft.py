@@ -7,16 +7,17 @@ the two, and an import compares the network with the library's own forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.finance.datasets.columns import boolean_numbers, number_column, word_code, word_column
+from apps.finance.datasets.columns import numbers_of, word_code, word_column
 from apps.finance.datasets.labels import window_rows
-from apps.finance.datasets.windows import fill_missing, last_seen, same_time_before, uniform
-from apps.finance.models.calendar import CALENDAR
+from apps.finance.datasets.windows import after_values, fill_missing, last_seen, last_values, same_time_before, uniform
+from apps.finance.models.calendar import CALENDAR, columns_taken
 from apps.finance.types import WEEK_NS, FinanceInput, Floats, LabelledSeries, LibraryTFT, Series, iso_utc
 from shared.app import DenseNetwork
 from shared.data.dataset import Batch
@@ -127,18 +128,35 @@ def random_windows(settings: LibraryTFT, *, context: int, horizon: int, batch: i
 class LibraryWindows:
     """The windows of one series in the form that the network takes, one for each start row of a forecast.
 
-    Start rows are rows of the series with a full context before them. Raises InvalidInputError if the series lacks a
-    covariate, and if the network has an embedding of series names that does not contain the series' name.
+    Start rows are rows of the series with a full context before them, the earliest of which is row ``earliest``.
+    ``rows_before`` is the number of the series' first row, for a network that counts rows. Raises InvalidInputError if
+    the series lacks a covariate, and if the network has an embedding of series names that does not contain the series'
+    name.
     """
 
-    def __init__(self, series: Series, settings: LibraryTFT, *, context: int, horizon: int) -> None:
+    def __init__(
+        self,
+        series: Series,
+        settings: LibraryTFT,
+        *,
+        context: int,
+        horizon: int,
+        earliest: int = 0,
+        rows_before: int = 0,
+    ) -> None:
         self.settings, self.context, self.horizon = settings, context, horizon
         self.names = list(settings.network["x_reals"])
+        self._first = first = max(earliest - context, 0)
+        lagged = values_before(series, horizon, first) if settings.trained_here else {}
+        if settings.trained_here:
+            for name in settings.known:
+                if name in settings.scalers:
+                    refuse_missing(series, name, settings, context, horizon, first)
+        series = after_values(series.from_row(first), last_values(series, first)) if first else series
         # Beyond the end, covariates repeat their last value; forecasts of those rows are discarded.
         target = fill_missing(series.target)
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
-        lagged = values_before(series, horizon) if settings.trained_here else {}
         for index, name in enumerate(self.names):
             if name in self._computed():
                 continue
@@ -146,11 +164,9 @@ class LibraryWindows:
                 self.reals[:, index] = np.pad(lagged[name], (0, horizon), mode="edge")
             elif name in settings.scalers or settings.trained_here:
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
-                if name in settings.known:
-                    refuse_missing(series, name, settings, context, horizon)
                 values = np.pad(covariate(series, name, settings), (0, horizon), mode="edge")
                 if name == settings.time_idx:
-                    values = np.arange(len(values), dtype=np.float64)
+                    values = rows_before + first + np.arange(len(values), dtype=np.float64)
                 self.reals[:, index] = (values - mean) / deviation
         codes = [_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
         self.codes = (
@@ -167,7 +183,7 @@ class LibraryWindows:
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """``reals``, ``categories`` and ``target_scale`` of ``LibraryForecaster.forward``."""
         settings, length = self.settings, self.context + self.horizon
-        rows = np.asarray(starts)[:, None] - self.context + np.arange(length)
+        rows = np.asarray(starts)[:, None] - self._first - self.context + np.arange(length)
         reals = torch.from_numpy(self.reals[rows])
         target = self.target[torch.from_numpy(rows)]
         scale = self._scale(target[:, : self.context])
@@ -266,14 +282,14 @@ class LibraryTrainingWindows:
         return batch
 
 
-def values_before(series: Series, horizon: int) -> dict[str, Floats]:
-    """By covariate name (N,): the median of the values at the same time on earlier days and in earlier weeks, and the
-    share of these that exist.
+def values_before(series: Series, horizon: int, first: int = 0) -> dict[str, Floats]:
+    """By covariate name (N - first,): the median of the values at the same time on earlier days and in earlier weeks,
+    and the share of these that exist.
 
     Each uses only rows at least ``horizon`` earlier.
     """
-    days = same_time_before(series, horizon=horizon)
-    weeks = same_time_before(series, horizon=horizon, lag_ns=WEEK_NS, count=2)
+    days = same_time_before(series, horizon=horizon, first=first)
+    weeks = same_time_before(series, horizon=horizon, lag_ns=WEEK_NS, count=2, first=first)
     names = (*_LAGGED_VALUES.items(),)
     return {
         name: values
@@ -282,18 +298,21 @@ def values_before(series: Series, horizon: int) -> dict[str, Floats]:
     }
 
 
-def refuse_missing(series: Series, name: str, settings: LibraryTFT, context: int, horizon: int) -> None:
-    """Raises InvalidInputError if a known numeric covariate has no value in all rows of some forecast."""
+def refuse_missing(series: Series, name: str, settings: LibraryTFT, context: int, horizon: int, first: int = 0) -> None:
+    """Raises InvalidInputError if a known numeric covariate has no value in all rows of some forecast after row
+    ``first``."""
     column = settings.columns[name]
-    missing = ~np.isfinite(_numbers(series, column))
+    begin = max(first - horizon, 0)
+    series, context = series.from_row(begin), max(context - begin, 0)
+    missing = ~np.isfinite(numbers_of(series, column))
     missing[:context] = False  # rows that are not forecast
     rows_without_value = np.arange(len(missing)) - np.maximum.accumulate(np.where(missing, -1, np.arange(len(missing))))
     if (rows_without_value >= horizon).any():
         row = int(np.argmax(rows_without_value >= horizon))
-        first, last = (iso_utc(int(series.times_ns[edge])) for edge in (row - horizon + 1, row))
+        start, end = (iso_utc(int(series.times_ns[edge])) for edge in (row - horizon + 1, row))
         raise InvalidInputError(
             f"{series.name}: column {column!r} is known ahead of time to the network, but has no value in the "
-            f"{horizon} rows from {first} to {last}, which are forecast at once; fill it in (with 0 if an empty cell "
+            f"{horizon} rows from {start} to {end}, which are forecast at once; fill it in (with 0 if an empty cell "
             "means none)"
         )
 
@@ -304,6 +323,27 @@ def _library_normalizer(settings: LibraryTFT) -> Any:
     return EncoderNormalizer(method=settings.method, center=settings.center, transformation=settings.transformation)
 
 
+def typed_covariates(series: Series, settings: LibraryTFT) -> Series:
+    """The series with the network's columns as the network takes them: numbers, or words.
+
+    A file in which a column is empty, or has only booleans or numbers, leaves open which. Raises InvalidInputError if
+    the series lacks a column, and if it holds words where the network takes numbers.
+    """
+    values, words = dict(series.values), dict(series.words)
+    reals, categories = settings.network["x_reals"], settings.network.get("x_categoricals") or []
+    for column in columns_taken(settings):
+        covariate_name = next((name for name, taken in settings.columns.items() if taken == column), column)
+        if covariate_name in reals and column in words:
+            values[column] = numbers_of(series, column)
+            del words[column]
+        elif covariate_name in categories:
+            words[column] = word_column(series, column)
+            values.pop(column, None)
+        elif column not in values:
+            covariate(series, covariate_name, settings)  # raises the error that names the column
+    return replace(series, values=values, words=words)
+
+
 def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     """(N,) a real covariate: the row's number, a column of the series, or a function of its times.
 
@@ -311,7 +351,7 @@ def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     Raises InvalidInputError if the series has no such column.
     """
     if name in settings.columns:
-        values = last_seen(_numbers(series, settings.columns[name]))
+        values = last_seen(numbers_of(series, settings.columns[name]))
         return np.where(np.isnan(values), settings.scalers[name][0], values)
     if name == settings.time_idx:
         return np.arange(len(series), dtype=np.float64)
@@ -320,23 +360,10 @@ def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     if name in CALENDAR:
         return CALENDAR[name](series.times_ns).astype(np.float64)
     if name in series.words:
-        return fill_missing(_numbers(series, name))
+        return fill_missing(numbers_of(series, name))
     raise InvalidInputError(
         f"{series.name} has no column {name!r}, which the model needs as a covariate; it has {', '.join(series.values)}"
     )
-
-
-def _numbers(series: Series, column: str) -> Floats:
-    """(N,) a numeric column, NaN where missing. Raises InvalidInputError if it holds words."""
-    numbers = number_column(series, column)
-    if numbers is None:
-        numbers = boolean_numbers(series.words[column])
-    if numbers is None:
-        word = next(cell for cell in series.words[column] if cell)
-        raise InvalidInputError(
-            f"{series.name}: column {column!r} holds {word!r}, but the network was trained on numbers in this column"
-        )
-    return numbers
 
 
 def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:

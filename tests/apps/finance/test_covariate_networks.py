@@ -18,7 +18,6 @@ from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.inference.calibration import calibrate, from_manifest
 from apps.finance.inference.evaluation import evaluate
 from apps.finance.models import tft
-from apps.finance.models.library_tft import LibraryForecaster
 from apps.finance.models.stored import stored_settings
 from apps.finance.outputs.whole_series import read_whole_series
 from apps.finance.predictor import FinancePredictor
@@ -34,7 +33,7 @@ from shared.recipe_file import read_recipe_file
 from shared.recipes import recipe_of
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
-from tests.apps.finance.loads import INPUT, forecaster, frame, library, table, written
+from tests.apps.finance.loads import INPUT, Knowing, forecaster, frame, library, table, written
 
 pytestmark = [
     # Warnings of pytorch-forecasting and Lightning on import and on building a network.
@@ -162,20 +161,6 @@ def test_fitted_covariates_are_printed_before_training(tmp_path):
     assert facts["observed until now"].startswith("wind (mean ") and facts["names of series"] == "embedded"
 
 
-class Knowing(LibraryForecaster):
-    """A network that knows exactly how ``frame`` computes the load, except for the noise."""
-
-    def forward(self, reals: torch.Tensor, categories: torch.Tensor, target_scale: torch.Tensor) -> torch.Tensor:
-        mean, deviation = self.settings.scalers["of_temperature"]
-        temperature = reals[:, self.context :, self.settings.network["x_reals"].index("of_temperature")]
-        names = self.settings.network["x_categoricals"]
-        code = categories[:, self.context :, names.index("of_holiday")]
-        ordinary = code == self.settings.categories["of_holiday"][""]
-        level = 50.0 * categories[:, self.context :, names.index("series")]
-        load = level + 3 * (mean + deviation * temperature) - 20 * (~ordinary).float()
-        return load[..., None] + torch.tensor([-2.05, -1.28, -0.67, 0.0, 0.67, 1.28, 2.05])
-
-
 def test_a_value_unusual_only_given_its_covariates_is_found_by_its_forecast(tmp_path):
     """A holiday with the load of a working day: within the usual range, but far from its forecast."""
     data = table(written(tmp_path, frame()))
@@ -272,10 +257,8 @@ def test_a_file_without_a_covariate_is_refused_with_the_columns_name(predictor, 
         answered(predictor, written(tmp_path, made), **options)
 
 
-def test_a_network_over_covariates_has_no_monitor_and_is_not_scored_on_other_series(predictor, trained):
+def test_a_network_over_covariates_is_not_scored_on_series_without_them(predictor, trained):
     (series, *_) = (item.series for item in table(trained / "load.csv").cases())
-    with pytest.raises(InvalidInputError, match="a monitor receives only values"):
-        predictor.monitor(series)
     synthetic = Synthetic(series=2, validation_series=1, rows=400)
     with pytest.raises(InvalidInputError, match="of Synthetic lack the columns temperature, holiday, wind"):
         evaluate(predictor, synthetic, None)

@@ -17,12 +17,12 @@ import pytest
 import trivium
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth import markets
-from apps.finance.inference.monitor import Monitor
 from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import Calibration
 from apps.finance.outputs.series_csv import write_csv
-from apps.finance.types import DAY_NS, MINUTE_NS, Anomaly, Series, usual_interval_ns
+from apps.finance.types import DAY_NS, MINUTE_NS, Series, usual_interval_ns
 from shared.errors import InvalidInputError
+from tests.apps.finance.following import assert_as_in_the_part, assert_as_in_the_whole
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
@@ -36,58 +36,6 @@ BEGAN_NS = 1_500_000_000 * 10**9
 def of(times: np.ndarray, values: dict[str, np.ndarray], **facts: bool) -> Series:
     column = next(iter(values))
     return Series(name="s", times_ns=times, values=values, column=column, interval_ns=usual_interval_ns(times), **facts)
-
-
-def rows_of(series: Series, first: int, last: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    return series.times_ns[first:last], {name: values[first:last] for name, values in series.values.items()}
-
-
-def until(series: Series, row: int) -> Series:
-    times, values = rows_of(series, 0, row)
-    return replace(series, times_ns=times, values=values)
-
-
-def kind(event: Anomaly) -> tuple[str, int]:
-    return event.channel if event.channel in ("gap", "corporate_action") else "", event.start_ns
-
-
-def follow(model, series: Series, begin: int, options: Options, folder, seed: int, steps=(1, 2, 7, 64, 300, 700)):
-    """Sends all rows from ``begin`` on in random parts, saving and resuming in between; returns the results."""
-    generator = np.random.default_rng(seed)
-    monitor, row, events, scores, thresholds = model.monitor(until(series, begin), options), begin, [], [], []
-    while row < len(series):
-        end = min(row + int(generator.choice(steps)), len(series))
-        events += [(end, event) for event in monitor.update(*rows_of(series, row, end))]
-        scores.append(monitor.scores)
-        thresholds.append(monitor.thresholds)
-        row = end
-        if generator.uniform() < 0.1:
-            monitor.save(folder / "state.npz")
-            monitor = model.monitor(folder / "state.npz")
-    assert len({kind(event) for _, event in events}) == len(events), "each event once"
-    return monitor, events, np.concatenate(scores), np.concatenate(thresholds)
-
-
-def assert_as_in_the_whole(model, series, begin, options, folder, seed, **more) -> tuple[Monitor, list]:
-    (whole,) = model.predict([series], options)
-    monitor, events, scores, thresholds = follow(model, series, begin, options, folder, seed, **more)
-    np.testing.assert_allclose(scores, whole.scores[begin:], atol=1e-9)
-    np.testing.assert_allclose(thresholds, whole.thresholds[begin:], atol=1e-9)
-    later = {kind(event) for event in whole.anomalies if event.start_ns >= series.times_ns[begin]}
-    assert {kind(event) for _, event in events} == later
-    return monitor, events
-
-
-def assert_as_in_the_part(model, series: Series, options: Options, end: int, event: Anomaly) -> None:
-    """Asserts that a prediction on the rows until ``end`` has the same event."""
-    (part,) = model.predict([until(series, end)], options)
-    (same,) = [other for other in part.anomalies if kind(other) == kind(event)]
-    assert (same.end_ns, same.peak_ns, same.channel, same.direction, same.observed, same.note, same.since_ns) == (
-        (event.end_ns, event.peak_ns, event.channel, event.direction, event.observed, event.note, event.since_ns)
-    )
-    assert (same.size, same.deviations) == pytest.approx((event.size, event.deviations), rel=1e-3)
-    figures = event.score, event.low, event.expected, event.high
-    assert figures == pytest.approx((same.score, same.low, same.expected, same.high), rel=1e-3)
 
 
 @pytest.mark.realdata
@@ -288,6 +236,22 @@ def test_invalid_and_compressed_states_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InvalidInputError, match="not a complete state of a monitor"):
             untrained().monitor(path)
+
+
+def test_a_state_that_the_former_version_saved_is_continued_as_the_whole(tmp_path):
+    """The file has the first 100 rows of ``quiet``, with the format of before monitors took words."""
+    shipped = Path(__file__).parents[2] / "data" / "finance" / "monitor_format_1.npz"
+    options, series = Options(events_per_day=2.0), quiet(900)
+    monitor = untrained().monitor(shipped)
+    assert monitor.options == options and len(monitor.series) == 100
+    (whole,) = untrained().predict([series], options)
+    events = monitor.update(series.times_ns, series.values)
+    np.testing.assert_allclose(monitor.scores, whole.scores[100:], atol=1e-9)
+    np.testing.assert_allclose(monitor.thresholds, whole.thresholds[100:], atol=1e-9)
+    later = {event.start_ns for event in whole.anomalies if event.start_ns >= series.times_ns[100]}
+    assert {event.start_ns for event in events} == later and len(later) > 1
+    monitor.save(tmp_path / "s.npz")
+    assert untrained().monitor(tmp_path / "s.npz").update(series.times_ns, series.values) == ()
 
 
 def test_a_state_is_refused_if_the_model_or_the_options_differ_or_it_is_damaged(tmp_path):
