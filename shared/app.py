@@ -55,6 +55,7 @@ class Sample:
     """A case that the forms offer.
 
     ``files`` takes a folder and returns the paths to predict on; it creates generated files in that folder.
+    ``columns`` are the names of its columns, if it is a table.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Sample:
     synthetic: bool
     source: str
     files: Callable[[Path], Sequence[Path]]
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,8 +209,9 @@ class App:
     kinds        file name suffixes. If given, file names may contain names of persons, and a case stores the suffix
                  instead
     job_bytes    the form submits larger uploads as jobs, because they take longer than a user waits
-    input_needed for the form: what a file must contain for the network of an artifact, in which case no samples are
-                 offered; returns None for a network that takes any file of the application
+    input_needed for the form: what a file must contain for the network of an artifact; returns None for a network that
+                 takes any file of the application
+    sample_fault why the network of an artifact cannot read a sample, which is then not offered; None if it can
     sample_jobs  whether the samples are that large, so that the form submits them as jobs and shows the stage
     reproduce    returns the headline table; with ``quick`` it takes minutes on two cores
     """
@@ -230,6 +233,7 @@ class App:
     partners: Mapping[str, Callable[[Artifact, Artifact], bool]] = field(default_factory=dict)
     job_bytes: int = 20_000_000
     input_needed: Callable[[Artifact], str | None] | None = None
+    sample_fault: Callable[[Artifact, Sample], str | None] | None = None
     sample_jobs: bool = False
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None

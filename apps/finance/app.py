@@ -34,5 +34,6 @@ app = App(
     result_table=on_use("apps.finance.outputs.events_table:events_table"),
     samples=on_use("apps.finance.samples:samples"),
     input_needed=on_use("apps.finance.models.stored:input_needed"),
+    sample_fault=on_use("apps.finance.models.stored:sample_fault"),
     reproduce=on_use("apps.finance.reproduce:reproduce"),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apps.finance.types import TRUTH
 from shared.app import Sample
 from shared.data.registry import read_registry
 
@@ -17,6 +18,7 @@ _NAB = (
     ("cpu_load", "realAWSCloudwatch/ec2_cpu_utilization_825cc2.csv", "CPU load of a server, every 5 minutes (2014)"),
     ("travel_time", "realTraffic/TravelTime_387.csv", "Travel time on a road, irregular (2015)"),
 )
+_BARS = ("timestamp", "open", "high", "low", "close", "volume")
 _SEED = 20
 _REGISTRY = Path(__file__).parent / "datasets" / "registry.json"
 
@@ -30,6 +32,7 @@ def samples() -> Sequence[Sample]:
             synthetic=True,
             source="made on the spot by apps.finance.datasets.synth",
             files=_market,
+            columns=(*_BARS, TRUTH),
         )
     ]
     entries = read_registry(_REGISTRY)
@@ -38,13 +41,13 @@ def samples() -> Sequence[Sample]:
         for name, path, title in _NAB:
             source = "Numenta Anomaly Benchmark, MIT"
             file = root / "finance" / "nab" / "data" / path
-            available.append(Sample(name=name, title=title, synthetic=False, source=source, files=_existing(file)))
+            available.append(_real(name, title, source, file, ("timestamp", "value")))
     root = entries["btc_perp"].locate() if "btc_perp" in entries else None
     if root is not None:
         file = root / entries["btc_perp"].files[0].path
         title = "A BTC perpetual in minute bars, January 2022"
         source = "nautechsystems/nautilus_trader, test data, LGPL-3.0"
-        available.append(Sample(name="btc_perp", title=title, synthetic=False, source=source, files=_existing(file)))
+        available.append(_real("btc_perp", title, source, file, _BARS))
     return available
 
 
@@ -58,8 +61,11 @@ def minute_bars() -> list[Series]:
     return [series for file in files for series in read_contents(file).series]
 
 
-def _existing(file: Path) -> Callable[[Path], Sequence[Path]]:
-    return lambda folder: [file]
+def _real(name: str, title: str, source: str, file: Path, columns: Sequence[str]) -> Sample:
+    """A sample of real data in an existing file."""
+    return Sample(
+        name=name, title=title, synthetic=False, source=source, files=lambda folder: [file], columns=tuple(columns)
+    )
 
 
 def _market(folder: Path) -> Sequence[Path]:

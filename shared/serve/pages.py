@@ -79,7 +79,7 @@ class Pages:
         @router.api_route(f"/{app.name}", methods=["GET", "HEAD"])
         def form() -> HTMLResponse:
             needed = service.samples.input_needed()
-            samples = app.samples() if needed is None else ()
+            samples = service.samples.available()
             return self.render(template, app=app, samples=samples, needed=needed, artifacts=service.manifests)
 
 

@@ -35,13 +35,27 @@ class OfferedSamples:
 
     def available(self) -> Sequence[Sample]:
         """The samples that the default model can read now."""
-        return self.app.samples() if self.input_needed() is None else ()
+        return [sample for sample in self.app.samples() if self.fault(sample) is None]
 
-    def get(self, name: str) -> Sample:
-        """The sample called ``name``. Raises ``InvalidInputError`` if it is unknown or the model cannot read it."""
-        samples = {sample.name: sample for sample in self.available()}
+    def fault(self, sample: Sample, model: str | None = None) -> str | None:
+        """Why the model named, by default the first, cannot read a sample; None if it can, or cannot be opened."""
+        if self.app.sample_fault is None:
+            return None
+        try:
+            served = self.registry.serving(self.app)
+        except InvalidInputError as refusal:
+            log.warning("%s: %s", self.app.name, refusal)
+            return None
+        artifact = next((artifact for artifact in served if artifact.manifest.name == model), served[0])
+        return self.app.sample_fault(artifact, sample)
+
+    def get(self, name: str, model: str | None = None) -> Sample:
+        """The sample called ``name``. Raises ``InvalidInputError`` if it is unknown, or with the reason if the model
+        cannot read it."""
+        samples = {sample.name: sample for sample in self.app.samples()}
         if name not in samples:
-            raise InvalidInputError(
-                f"{self.app.name} has no sample {name!r}; available: {', '.join(samples) or 'none'}"
-            )
+            available = ", ".join(sample.name for sample in self.available())
+            raise InvalidInputError(f"{self.app.name} has no sample {name!r}; available: {available or 'none'}")
+        if fault := self.fault(samples[name], model):
+            raise InvalidInputError(fault)
         return samples[name]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apps.finance.adapters.columns import matching_label
 from apps.finance.models.calendar import columns_taken
 from apps.finance.models.settings import FinanceModel
 from apps.finance.types import FinanceInput
+from shared.app import Sample
 from shared.deploy.artifact import Artifact
 from shared.recipe_file import from_mapping
 
@@ -38,3 +40,23 @@ def input_needed(artifact: Artifact) -> str | None:
         "CSV, Parquet or Excel. The model was trained on a specific table and takes files with the same columns: "
         f"times, {', '.join(columns)}."
     )
+
+
+def sample_fault(artifact: Artifact, sample: Sample) -> str | None:
+    """Why the artifact's network cannot read a sample: which columns, or names of series, it lacks; None if it can."""
+    _, input = stored_settings(artifact.recipe()["recipe"])
+    library = input.library
+    if library is None:
+        return None
+    needed = [*columns_taken(library)]
+    if library.trained_here:
+        needed.insert(0, library.columns[library.target])
+    lacking = [repr(name) for name in needed if matching_label(name, list(sample.columns)) is None]
+    if not library.trained_here and len(library.categories.get(library.group, ())) > 1:
+        lacking.append("a name of series that the network knows")
+    if not lacking:
+        return None
+    return (
+        f"the sample {sample.name!r} lacks {', '.join(lacking)}; its columns are "
+        f"{', '.join(map(repr, sample.columns))}. Send a file instead. {input_needed(artifact) or ''}"
+    ).rstrip()

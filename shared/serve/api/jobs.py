@@ -99,7 +99,7 @@ def _add(
         service.app.read_options(options)
     service.check_model(options.get("model"))
     if job.sample is not None:
-        service.samples.get(job.sample)
+        service.samples.get(job.sample, options.get("model"))
     with raising_disk_full("the job cannot be stored"):
         return service.jobs.add(job, folder, identifier)
 

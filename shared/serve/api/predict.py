@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
@@ -56,6 +57,8 @@ async def _submit(service: Service, upload: Upload, folder: Path, origin: Origin
     check_upload(upload)
     sample, files = upload.fields.get("sample"), tuple(upload.files)
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
+    if sample is not None:
+        await run_in_threadpool(service.samples.get, sample, options.get("model"))
     predictor_request = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
     return await service.submit(predictor_request, origin, sample=sample, folder=folder, arrived=upload.arrived)
 

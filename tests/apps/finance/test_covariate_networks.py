@@ -22,6 +22,7 @@ from apps.finance.models.stored import stored_settings
 from apps.finance.outputs.whole_series import read_whole_series
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import tiny
+from apps.finance.samples import samples
 from apps.finance.service import FinanceCodec
 from apps.finance.types import Series
 from shared.cli.main import main
@@ -125,21 +126,46 @@ def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trai
     assert "takes temperature, holiday as known ahead of time and wind as observed;" in capsys.readouterr().err
 
 
-def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
-    def client(registry: Path) -> TestClient:
-        settings = Settings(store=tmp_path / registry.name, registry=registry, device="cpu", warm=False)
-        return TestClient(create_app(settings, {"finance": app}))
+def client(folder: Path, registry: Path) -> TestClient:
+    settings = Settings(store=folder / registry.name, registry=registry, device="cpu", warm=False)
+    return TestClient(create_app(settings, {"finance": app}))
 
-    with client(trained / "models") as own:
+
+def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
+    with client(tmp_path, trained / "models") as own:
         assert own.get("/api/finance/samples").json() == {"samples": []}
         page = html.unescape(own.get("/finance").text)
         needed = "times, 'load', the value, 'region', the names of series, 'temperature', 'holiday', 'wind'."
         assert needed in page and "data-sample" not in page
-        assert own.post("/api/finance/jobs", data={"sample": "synthetic_market"}).status_code == 422
+        for route in ("jobs", "predict"):
+            refused = own.post(f"/api/finance/{route}", data={"sample": "synthetic_market"})
+            assert refused.status_code == 422
+            lacking = "'synthetic_market' lacks 'load', 'temperature', 'holiday', 'wind'; its columns are 'timestamp', "
+            assert lacking in refused.json()["detail"] and needed in refused.json()["detail"]
+            unknown = own.post(f"/api/finance/{route}", data={"sample": "another"})
+            assert (unknown.status_code, "available: none" in unknown.json()["detail"]) == (422, True)
     (tmp_path / "empty").mkdir()
-    with client(tmp_path / "empty") as shipped:
+    with client(tmp_path, tmp_path / "empty") as shipped:
         assert any(one["name"] == "synthetic_market" for one in shipped.get("/api/finance/samples").json()["samples"])
         assert 'data-sample="synthetic_market"' in shipped.get("/finance").text
+
+
+def test_samples_that_have_the_columns_are_offered_and_predicted_on(tmp_path, monkeypatch):
+    """A network over price and volume reads the samples that are bars."""
+    for sample in samples():
+        (path, *_) = sample.files(tmp_path)
+        assert path.read_text(encoding="utf-8").partition("\n")[0].split(",") == [*sample.columns]
+    data = ["--data", "table", "--data.path", str(tmp_path / "synthetic_market.csv"), "--data.value", "close"]
+    words = ["train", "finance", "--recipe", "tiny", *data, "--data.observed", "volume", "--device", "cpu"]
+    assert main([*words, "--limits.steps", "1", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr(tft, "dense", _refuse_to_export)
+    assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "models")]) == 0
+    with client(tmp_path, tmp_path / "models") as server:
+        offered = [sample["name"] for sample in server.get("/api/finance/samples").json()["samples"]]
+        assert "synthetic_market" in offered and "twitter_aapl" not in offered
+        assert 'data-sample="synthetic_market"' in server.get("/finance").text
+        answered = server.post("/api/finance/predict", data={"sample": "synthetic_market"})
+        assert answered.status_code == 200 and answered.json()["result"]["series"]["column"] == "close"
 
 
 def test_the_table_a_server_keeps_includes_its_text_columns(predictor, trained):
