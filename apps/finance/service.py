@@ -92,6 +92,8 @@ class FinanceCodec:
         if self.library is not None:
             notes += unknown_notes(series, self.library) + unit_notes(series, self.library, self.context)
             notes += horizon_notes(series, self.library, self.horizon)
+        elif self.imported is not None:
+            notes += unknown_notes(series, self.imported)
         notes += _ended_notes(series)
         notes += tuple(note for note in map(adjustment_note, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)

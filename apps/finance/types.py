@@ -48,7 +48,8 @@ class LibraryTFT:
     be forecast; and code 0 in ``categories`` stands for words that no training row has. The size of such a network
     comes from the model's settings, and its loss is measured in each series' own deviations; the loss of an imported
     checkpoint is in the units of the series, as in its library. If ``further``, training continues from a network of
-    another table and keeps its scalers, words and series names.
+    another table and keeps its scalers, words and series names. ``unknown_words`` names the categories of an imported
+    network whose encoder has code 0 for missing and unknown words.
     """
 
     network: Mapping[str, Any]
@@ -67,6 +68,7 @@ class LibraryTFT:
     known: tuple[str, ...] = ()
     trained_here: bool = False
     further: bool = False
+    unknown_words: tuple[str, ...] = ()
 
     @property
     def covariates(self) -> tuple[str, ...]:

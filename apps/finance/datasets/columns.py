@@ -11,6 +11,8 @@ from shared.errors import InvalidInputError
 
 _BOOLEANS = {"true": "true", "1": "true", "1.0": "true", "false": "false", "0": "false", "0.0": "false"}
 """How programs write booleans, in lower case: pandas True, Parquet and JSON true, spreadsheets TRUE, databases 1."""
+_MISSING_WORDS = ("nan", "None", "<NA>")
+"""What pandas writes for a missing cell that is converted to text, as the library's users do."""
 
 
 def are_booleans(words: Iterable[str]) -> bool:
@@ -39,6 +41,29 @@ def word_code(word: str, codes: Mapping[str, int]) -> int:
         return codes.get(word, 0)
     matches = (code for known, code in codes.items() if boolean_word(known) == boolean_word(word))
     return next(matches, 0)
+
+
+def imported_code(word: str, known: Mapping[str, int], unknown: int | None = None) -> int | None:
+    """The code of a table's word in an encoder of the library; ``unknown`` if it has none.
+
+    Files write some words otherwise than pandas does: an empty cell is nan, 1 is 1.0, and true is True.
+    """
+    if word in known:
+        return known[word]
+    if not word:
+        return next((known[missing] for missing in _MISSING_WORDS if missing in known), unknown)
+    labels = [label for label in known if label not in _MISSING_WORDS]
+    if are_booleans(labels):
+        return next((known[label] for label in labels if boolean_word(label) == boolean_word(word)), unknown)
+    number = _number(word)
+    same = [label for label in labels if number is not None and _number(label) == number]
+    return known[same[0]] if len(same) == 1 else unknown
+
+
+def _number(word: str) -> float | None:
+    """The number that a word is in digits, else None."""
+    digits = word.removeprefix("-").replace(".", "", 1)
+    return float(word) if digits.isascii() and digits.isdigit() else None
 
 
 def number_column(series: Series, column: str) -> Floats | None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from apps.finance.datasets.columns import are_booleans, boolean_word, number_column, word_code, word_column
+from apps.finance.datasets.columns import (
+    are_booleans,
+    boolean_word,
+    imported_code,
+    number_column,
+    word_code,
+    word_column,
+)
 from apps.finance.datasets.splits import first_validation_row, head
 from apps.finance.datasets.windows import fill_missing
 from apps.finance.types import (
@@ -142,14 +149,20 @@ def covariate_facts(input: FinanceInput) -> Mapping[str, str]:
 def unknown_notes(series: Sequence[Series], library: LibraryTFT) -> tuple[str, ...]:
     """A note for each category with words or series names that the training data did not contain; they share code 0."""
     notes = []
-    for name, codes in library.categories.items():
+    for name in library.categories if library.trained_here else library.unknown_words:
+        codes = library.categories[name]
         if name == library.group:
             present, kind = {item.name for item in series}, "series"
-        else:
-            column = library.columns[name]
+        elif library.trained_here or all(name in {**item.values, **item.words} for item in series):
+            column = library.columns.get(name, name)
             cells = {cell for item in series for cell in np.unique(word_column(item, column).astype(str)).tolist()}
-            cells = {cell for cell in cells if word_code(cell, codes) == 0}
+            if library.trained_here:
+                cells = {cell for cell in cells if word_code(cell, codes) == 0}
+            else:
+                cells = {cell for cell in cells if cell and imported_code(cell, codes) is None}
             present, kind = {cell or "(empty)" for cell in cells}, f"words of column {column!r}"
+        else:
+            continue  # a part of the times
         new = sorted(present - codes.keys())
         if new:
             listed = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")

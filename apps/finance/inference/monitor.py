@@ -214,7 +214,7 @@ def _series_for_network(series: Series, settings: LibraryTFT) -> Series:
 
     Raises InvalidInputError if a column is missing, and for a network whose forecast of a row depends on later rows.
     """
-    from apps.finance.models.library_tft import typed_covariates
+    from apps.finance.models.library_covariates import typed_covariates
 
     if not settings.network.get("causal_attention", True):
         raise InvalidInputError(

@@ -5,7 +5,7 @@ Networks trained here take the sine and cosine ones, which have no values that t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -49,10 +49,17 @@ CALENDAR: dict[str, Callable[[Times], np.ndarray]] = {
 }
 
 
+def is_of_calendar(name: str, codes: Mapping[str, int]) -> bool:
+    """Whether a category is computed from the times: it has a name of the calendar, and its words are whole numbers."""
+    return name in CALENDAR and all(word.isdigit() or word == "nan" for word in codes)
+
+
 def columns_taken(library: LibraryTFT) -> tuple[str, ...]:
     """The columns of a table that a network, trained here or elsewhere, takes in addition to the value."""
     if library.trained_here:
         return library.covariates
     target = library.target
     computed = {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length", library.time_idx}
-    return tuple(name for name in library.network["x_reals"] if name not in computed | CALENDAR.keys())
+    reals = [name for name in library.network["x_reals"] if name not in computed | CALENDAR.keys()]
+    categories = [name for name in library.network.get("x_categoricals") or [] if name != library.group]
+    return (*reals, *(name for name in categories if not is_of_calendar(name, library.categories.get(name, {}))))

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from apps.finance.datasets.windows import fill_missing
-from apps.finance.models.calendar import CALENDAR, columns_taken
-from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft, covariate
+from apps.finance.models.calendar import columns_taken
+from apps.finance.models.library_covariates import covariate
+from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft
 from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
@@ -54,8 +55,10 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
             "hyper_parameters and dataset_parameters of such a checkpoint"
         )
     _refuse_unsupported(hyper, parameters, path.name)
-    items = _read_series(data, path.name, _covariate_columns(hyper, parameters))
+    categories, unknown_words = _read_categories(hyper, parameters, path.name)
+    items = _read_series(data, path.name, _covariate_columns(hyper, parameters, categories))
     settings = _read_settings(hyper, parameters, items, path.name)
+    settings = replace(settings, categories=categories, unknown_words=unknown_words)
     input = FinanceInput(
         context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]), library=settings
     )
@@ -92,17 +95,12 @@ def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any],
     target, groups = parameters["target"], parameters["group_ids"]
     static = set(parameters.get("static_reals") or []) | set(hyper["static_reals"])
     static -= {"encoder_length", f"{target}_center", f"{target}_scale"}
-    changing = {*hyper["time_varying_categoricals_encoder"], *hyper["time_varying_categoricals_decoder"]}
     faults = {
         "several targets": not isinstance(target, str),
         "several columns that name a series": len(groups) != 1,
         "lagged values": bool(parameters.get("lags")),
         "groups of categorical variables": bool(parameters.get("variable_groups") or hyper["categorical_groups"]),
         f"the static value {', '.join(sorted(static))}": bool(static),
-        f"the static category {', '.join(hyper['static_categoricals'])}": bool(
-            set(hyper["static_categoricals"]) - set(groups)
-        ),
-        f"the category {', '.join(sorted(changing - CALENDAR.keys()))}": bool(changing - CALENDAR.keys()),
         "inputs without the target": target not in hyper["time_varying_reals_encoder"],
         "an output that is not a set of quantiles": not isinstance(hyper["output_size"], int)
         or hyper["output_size"] < 3,
@@ -115,11 +113,44 @@ def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any],
             )
 
 
-def _covariate_columns(hyper: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+def _read_categories(
+    hyper: Mapping[str, Any], parameters: Mapping[str, Any], name: str
+) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
+    """The codes of each category, and the categories that have a code for unknown words, from the checkpoint's
+    ``NaNLabelEncoder`` objects: their plain state is read, the objects are not restored."""
+    encoders, labels = parameters.get("categorical_encoders") or {}, hyper.get("embedding_labels") or {}
+    categories: dict[str, dict[str, int]] = {}
+    unknown_words = []
+    for key in hyper["x_categoricals"]:
+        encoder = encoders.get(key)
+        kind = str(getattr(encoder, "stands_for", "NaNLabelEncoder")).rpartition(".")[2]
+        if kind != "NaNLabelEncoder":
+            raise InvalidInputError(f"{name} encodes the category {key} by {kind}; only NaNLabelEncoder is supported")
+        state = getattr(encoder, "state", None) or {}
+        classes = state.get("classes_") or labels.get(key) or {}
+        is_plain = all(isinstance(label, (str, float, int)) for label in (*classes, *classes.values()))
+        if not classes or not is_plain or sorted(classes.values()) != list(range(len(classes))):
+            raise InvalidInputError(
+                f"{name} does not hold the words of its category {key} as plain texts; train with that column as texts "
+                "(astype(str)) and a network made by TemporalFusionTransformer.from_dataset"
+            )
+        if len(classes) > (size := hyper["embedding_sizes"][key][0]):
+            raise InvalidInputError(f"{name} has {len(classes)} words of {key}, but its network knows {size}")
+        categories[key] = {str(label): int(code) for label, code in classes.items()}
+        if state.get("add_nan"):
+            unknown_words.append(key)
+    return categories, tuple(unknown_words)
+
+
+def _covariate_columns(
+    hyper: Mapping[str, Any], parameters: Mapping[str, Any], categories: Mapping[str, Mapping[str, int]]
+) -> tuple[str, ...]:
     """The columns of the table that the network takes in addition to the value."""
-    network = {"x_reals": hyper["x_reals"]}
+    network = {name: hyper[name] for name in ("x_reals", "x_categoricals")}
     target, time_idx, group = parameters["target"], parameters["time_idx"], parameters["group_ids"][0]
-    return columns_taken(LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=()))
+    return columns_taken(
+        LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=(), categories=categories)
+    )
 
 
 def _read_series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[LabelledSeries]:
@@ -164,14 +195,13 @@ def _read_settings(
         center=bool(state.get("center", True)),
         transformation=state.get("transformation"),
     )
-    return _fit_encoders(settings, kind, bool(state.get("_groups")), hyper, parameters, items)
+    return _fit_encoders(settings, kind, bool(state.get("_groups")), parameters, items)
 
 
 def _fit_encoders(
     settings: LibraryTFT,
     kind: str,
     grouped: bool,
-    hyper: Mapping[str, Any],
     parameters: Mapping[str, Any],
     items: Sequence[LabelledSeries],
 ) -> LibraryTFT:
@@ -184,9 +214,6 @@ def _fit_encoders(
     )
     names = [*(parameters.get("time_varying_known_reals") or []), *(parameters.get("time_varying_unknown_reals") or [])]
     frame = library_frame(settings, items, [name for name in names if name not in (settings.target, settings.time_idx)])
-    calendar = [*(parameters.get("time_varying_known_categoricals") or [])]
-    for name in calendar:
-        frame[name] = np.concatenate([CALENDAR[name](item.series.times_ns) for item in items]).astype(int).astype(str)
     # The library warns about names and scales that are given by the checkpoint.
     import warnings
 
@@ -199,8 +226,6 @@ def _fit_encoders(
             group_ids=[settings.group],
             max_encoder_length=parameters["max_encoder_length"],
             max_prediction_length=parameters["max_prediction_length"],
-            static_categoricals=list(hyper["static_categoricals"]),
-            time_varying_known_categoricals=calendar,
             time_varying_known_reals=list(parameters.get("time_varying_known_reals") or []),
             time_varying_unknown_reals=list(parameters.get("time_varying_unknown_reals") or []),
             target_normalizer=normalizer,
@@ -211,17 +236,6 @@ def _fit_encoders(
     fitted = data.get_parameters()
     codings = fitted["categorical_encoders"]
     scalers = {key: (float(scaler.mean_[0]), float(scaler.scale_[0])) for key, scaler in fitted["scalers"].items()}
-    labels = hyper.get("embedding_labels") or {}
-    categories = {
-        key: {str(label): int(code) for label, code in (labels.get(key) or codings[key].classes_).items()}
-        for key in hyper["x_categoricals"]
-    }
-    for key, known in categories.items():
-        if len(known) > (size := hyper["embedding_sizes"][key][0]):
-            raise InvalidInputError(
-                f"the network knows {size} different {key}, but the data has {len(known)}; name the data that it was "
-                "trained on"
-            )
     scales: dict[str, tuple[float, float]] = {}
     if settings.normalizer == "series":
         codes = codings.get(settings.group)
@@ -231,7 +245,7 @@ def _fit_encoders(
                 np.asarray(fitted["target_normalizer"].get_parameters(group, [settings.group])).ravel().tolist()
             )
             scales[name] = (float(center), float(scale))
-    return replace(settings, scalers=scalers, categories=categories, target_scales=scales)
+    return replace(settings, scalers=scalers, target_scales=scales)
 
 
 def library_frame(settings: LibraryTFT, items: Sequence[LabelledSeries], names: Sequence[str]) -> Any:

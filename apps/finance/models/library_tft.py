@@ -7,25 +7,26 @@ the two, and an import compares the network with the library's own forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.finance.datasets.columns import numbers_of, word_code, word_column
 from apps.finance.datasets.labels import window_rows
-from apps.finance.datasets.windows import after_values, fill_missing, last_seen, last_values, same_time_before, uniform
-from apps.finance.models.calendar import CALENDAR, columns_taken
-from apps.finance.types import WEEK_NS, FinanceInput, Floats, LabelledSeries, LibraryTFT, Series, iso_utc
+from apps.finance.datasets.windows import after_values, fill_missing, last_values, uniform
+from apps.finance.models.library_covariates import (
+    LAGGED_VALUES,
+    category_codes,
+    covariate,
+    refuse_missing,
+    values_before,
+)
+from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT, Series
 from shared.app import DenseNetwork
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
-from shared.errors import InvalidInputError
 
-_LAGGED_VALUES = {"day_before": "day_before_known", "week_before": "week_before_known"}
-"""Lagged values of the target that a network trained here takes, in the target's units, and whether they exist."""
 _UNKNOWN_SHARE = 0.05
 """The share of training windows in which a category gets the code of unknown words, so that this code is trained."""
 
@@ -168,7 +169,7 @@ class LibraryWindows:
                 if name == settings.time_idx:
                     values = rows_before + first + np.arange(len(values), dtype=np.float64)
                 self.reals[:, index] = (values - mean) / deviation
-        codes = [_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
+        codes = [category_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
         self.codes = (
             np.stack([np.pad(column, (0, horizon), mode="edge") for column in codes], axis=1) if codes else None
         )
@@ -190,8 +191,8 @@ class LibraryWindows:
         for index, name in enumerate(self.names):
             if name == settings.target:
                 reals[:, :, index] = self._transformed(target, scale)
-            elif settings.trained_here and name in _LAGGED_VALUES:
-                exists = reals[:, :, self.names.index(_LAGGED_VALUES[name])] > 0
+            elif settings.trained_here and name in LAGGED_VALUES:
+                exists = reals[:, :, self.names.index(LAGGED_VALUES[name])] > 0
                 reals[:, :, index] = torch.where(exists, self._transformed(reals[:, :, index], scale), 0.0)
             elif name == "relative_time_idx":
                 reals[:, :, index] = torch.arange(-self.context, self.horizon) / self.context
@@ -282,105 +283,7 @@ class LibraryTrainingWindows:
         return batch
 
 
-def values_before(series: Series, horizon: int, first: int = 0) -> dict[str, Floats]:
-    """By covariate name (N - first,): the median of the values at the same time on earlier days and in earlier weeks,
-    and the share of these that exist.
-
-    Each uses only rows at least ``horizon`` earlier.
-    """
-    days = same_time_before(series, horizon=horizon, first=first)
-    weeks = same_time_before(series, horizon=horizon, lag_ns=WEEK_NS, count=2, first=first)
-    names = (*_LAGGED_VALUES.items(),)
-    return {
-        name: values
-        for pair, lagged in zip(names, (days, weeks), strict=True)
-        for name, values in zip(pair, lagged, strict=True)
-    }
-
-
-def refuse_missing(series: Series, name: str, settings: LibraryTFT, context: int, horizon: int, first: int = 0) -> None:
-    """Raises InvalidInputError if a known numeric covariate has no value in all rows of some forecast after row
-    ``first``."""
-    column = settings.columns[name]
-    begin = max(first - horizon, 0)
-    series, context = series.from_row(begin), max(context - begin, 0)
-    missing = ~np.isfinite(numbers_of(series, column))
-    missing[:context] = False  # rows that are not forecast
-    rows_without_value = np.arange(len(missing)) - np.maximum.accumulate(np.where(missing, -1, np.arange(len(missing))))
-    if (rows_without_value >= horizon).any():
-        row = int(np.argmax(rows_without_value >= horizon))
-        start, end = (iso_utc(int(series.times_ns[edge])) for edge in (row - horizon + 1, row))
-        raise InvalidInputError(
-            f"{series.name}: column {column!r} is known ahead of time to the network, but has no value in the "
-            f"{horizon} rows from {start} to {end}, which are forecast at once; fill it in (with 0 if an empty cell "
-            "means none)"
-        )
-
-
 def _library_normalizer(settings: LibraryTFT) -> Any:
     from pytorch_forecasting.data.encoders import EncoderNormalizer
 
     return EncoderNormalizer(method=settings.method, center=settings.center, transformation=settings.transformation)
-
-
-def typed_covariates(series: Series, settings: LibraryTFT) -> Series:
-    """The series with the network's columns as the network takes them: numbers, or words.
-
-    A file in which a column is empty, or has only booleans or numbers, leaves open which. Raises InvalidInputError if
-    the series lacks a column, and if it holds words where the network takes numbers.
-    """
-    values, words = dict(series.values), dict(series.words)
-    reals, categories = settings.network["x_reals"], settings.network.get("x_categoricals") or []
-    for column in columns_taken(settings):
-        covariate_name = next((name for name, taken in settings.columns.items() if taken == column), column)
-        if covariate_name in reals and column in words:
-            values[column] = numbers_of(series, column)
-            del words[column]
-        elif covariate_name in categories:
-            words[column] = word_column(series, column)
-            values.pop(column, None)
-        elif column not in values:
-            covariate(series, covariate_name, settings)  # raises the error that names the column
-    return replace(series, values=values, words=words)
-
-
-def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
-    """(N,) a real covariate: the row's number, a column of the series, or a function of its times.
-
-    Missing values take the value before them; leading ones take the training mean if the network is trained here.
-    Raises InvalidInputError if the series has no such column.
-    """
-    if name in settings.columns:
-        values = last_seen(numbers_of(series, settings.columns[name]))
-        return np.where(np.isnan(values), settings.scalers[name][0], values)
-    if name == settings.time_idx:
-        return np.arange(len(series), dtype=np.float64)
-    if name in series.values:
-        return fill_missing(series.values[name])
-    if name in CALENDAR:
-        return CALENDAR[name](series.times_ns).astype(np.float64)
-    if name in series.words:
-        return fill_missing(numbers_of(series, name))
-    raise InvalidInputError(
-        f"{series.name} has no column {name!r}, which the model needs as a covariate; it has {', '.join(series.values)}"
-    )
-
-
-def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
-    known = settings.categories[name]
-    if settings.trained_here:
-        if name == settings.group:
-            return np.full(len(series), known.get(series.name, 0), np.int64)
-        words, positions = np.unique(word_column(series, settings.columns[name]).astype(str), return_inverse=True)
-        return np.array([word_code(str(word), known) for word in words], np.int64)[positions]
-    if name == settings.group:
-        if series.name in known or len(known) == 1:
-            return np.full(len(series), known.get(series.name, next(iter(known.values()))), np.int64)
-        raise InvalidInputError(
-            f"the model knows the series {', '.join(list(known)[:10])}, but not {series.name!r}; use a table whose "
-            "series column names one of them (the option 'series')"
-        )
-    calendar_values = CALENDAR[name](series.times_ns).astype(np.int64)
-    if missing := sorted({str(value) for value in calendar_values.tolist()} - known.keys()):
-        raise InvalidInputError(f"the model was not trained on the {name} {missing[0]}, which {series.name} has")
-    return np.array([known[str(value)] for value in calendar_values.tolist()], np.int64)
