@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import polars as pl
 
@@ -106,6 +108,18 @@ def has_decimal_commas(column: pl.Series) -> bool:
     text = column.drop_nulls().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
     text = text.filter(text.str.contains(_DIGITS))
     return bool(text.str.contains(_FORMS[","]).all() and not text.str.contains(_FORMS["."]).all())
+
+
+def decimal_mark(columns: Iterable[pl.Series]) -> str | None:
+    """The decimal mark of a table whose text columns have numbers with both marks, such as 10.003,77; None if none has,
+    or if they differ. Whoever wrote them separates thousands in other columns too, where 1.234 alone is ambiguous."""
+    marks: set[str] = set()
+    for column in columns:
+        if column.dtype == pl.String:
+            text = column.drop_nulls().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
+            both = text.filter(text.str.contains(_DIGITS) & text.str.contains(",.*\\.|\\..*,"))
+            marks |= {mark for mark, form in _FORMS.items() if len(both) and both.str.contains(form).all()}
+    return marks.pop() if len(marks) == 1 else None
 
 
 def find_formatted_amount(column: pl.Series) -> str | None:

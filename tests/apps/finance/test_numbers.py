@@ -51,6 +51,26 @@ def test_points_separate_thousands_if_another_column_has_decimal_commas(tmp_path
     assert read(tmp_path, cells, TableOptions(decimal=","), mark, "date;close;x").target[0] == 1234
 
 
+@pytest.mark.parametrize(
+    ("cells", "mark", "expected"),
+    [
+        (["12.002,51;98.953", "9.999,99;950", "10.000,5;4.500"], ";", [98953, 950, 4500]),
+        (["12,002.51;98,953", "9,999.99;950", "10,000.5;4,500"], ";", [98953, 950, 4500]),
+        (["12,002.51\t98,953", "9,999.99\t950", "10,000.5\t4,500"], "\t", [98953, 950, 4500]),
+    ],
+)
+def test_a_column_with_both_marks_says_how_the_other_columns_separate_thousands(tmp_path, cells, mark, expected):
+    """A broker's prices and volumes: 98,953 in a file with semicolons was read as a number with a decimal comma."""
+    series = read(tmp_path, cells, mark=mark, head=mark.join(("date", "close", "volume")))
+    assert series.target[0] == 12002.51 and series.values["volume"].tolist() == expected
+
+
+def test_columns_with_different_marks_leave_a_third_one_ambiguous(tmp_path):
+    cells = ["12.002,51;98,953.5;1.234", "9.999,99;950;1.235", "10.000,5;4,500.5;1.236"]
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
+        read(tmp_path, cells, TableOptions(value="x"), ";", "date;close;volume;x")
+
+
 def test_points_separate_thousands_in_tab_separated_files_with_german_dates(tmp_path):
     (tmp_path / "a.csv").write_text("Datum\tKurs\n01.01.2024\t1.234\n02.01.2024\t1.235\n")
     with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which may be 1234 or 1\.234.*option decimal"):
