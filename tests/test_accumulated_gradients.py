@@ -55,14 +55,14 @@ def test_counted_micro_batches_have_the_gradient_of_the_whole_batch(app: str, na
         torch.manual_seed(0)
         factors = count_factors(task.count, parts, SINGLE_PROCESS)
         for micro_batch, factor in zip(parts, factors, strict=True):
-            found = task.loss(model, micro_batch.batch)
-            losses = found if isinstance(found, dict) else {"loss": found}
+            loss_terms = task.loss(model, micro_batch.batch)
+            losses = loss_terms if isinstance(loss_terms, dict) else {"loss": loss_terms}
             for key, loss in losses.items():
                 assert isinstance(loss, WeightedLoss) and key in factor
                 if app != "medical":
                     assert float(task.count(micro_batch.batch)[key]) == float(loss.weight)
             if counted:
-                loss = total(weighted_terms(found, micro_batch.weight, SINGLE_PROCESS, factor, parts=len(parts)))
+                loss = total(weighted_terms(loss_terms, micro_batch.weight, SINGLE_PROCESS, factor, parts=len(parts)))
             else:
                 loss = torch.stack([loss.mean for loss in losses.values()]).sum() * micro_batch.weight
             loss.backward()

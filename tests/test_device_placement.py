@@ -56,8 +56,8 @@ def test_a_training_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, g
         model = recipe.model.build(recipe.input).to(device).train()
         optimizer = recipe.optimizer.build(model)
         torch.manual_seed(1)
-        found = task.loss(model, to_device(data.batch(indices, None), device))
-        loss = combine(found, 1.0, Group(0, 1, device))
+        loss_terms = task.loss(model, to_device(data.batch(indices, None), device))
+        loss = combine(loss_terms, 1.0, Group(0, 1, device))
         assert loss.device == device
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -97,8 +97,8 @@ def test_a_training_step_in_bf16_has_nearly_the_loss_of_one_in_fp32(app: str, na
                 parameter.data[0] += 1.0
         torch.manual_seed(1)
         with autocast(autocast_dtype(precision, cpu), cpu):
-            found = task.loss(model, batch)
-        loss = combine(found, 1.0, Group(0, 1, cpu))
+            loss_terms = task.loss(model, batch)
+        loss = combine(loss_terms, 1.0, Group(0, 1, cpu))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
         assert norm > 0 and all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())

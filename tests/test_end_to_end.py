@@ -109,11 +109,11 @@ def test_torchrun_trains_on_two_processes(tmp_path):
         "--out",
         str(tmp_path / "run"),
     ]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
     begin = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[0])
     assert begin["world"] == 2
-    assert done.stdout.count("ended by") == 1
+    assert completed.stdout.count("ended by") == 1
 
 
 def test_shared_loads_no_domain_library(tmp_path):
@@ -125,5 +125,5 @@ def test_shared_loads_no_domain_library(tmp_path):
         "domain = {'lightning', 'pytorch_lightning', 'monai', 'mmdet3d', 'pytorch_forecasting'}\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in domain))\n"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    completed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == ""

@@ -28,8 +28,8 @@ def test_a_luna16_submission_is_scored(luna16, capsys):
     words += ["--series", "seriesuids"]
     paths = [word if word.startswith("--") else str(luna16 / f"{word}.csv") for word in words]
     assert main(["evaluate", "medical", *paths]) == 0
-    shown = capsys.readouterr().out
-    assert "CPM" in shown and "1.0000" in shown and "marks ignored: on excluded findings" in shown
+    output = capsys.readouterr().out
+    assert "CPM" in output and "1.0000" in output and "marks ignored: on excluded findings" in output
 
 
 def test_kitti_result_files_are_scored(tmp_path, capsys):
@@ -40,8 +40,8 @@ def test_kitti_result_files_are_scored(tmp_path, capsys):
     (tmp_path / "val.txt").write_text("000000\n000001\n")
     words = ["--results", str(tmp_path / "out"), f"--labels={tmp_path / 'label_2'}", "--frames"]
     assert main(["evaluate", "driving", *words, str(tmp_path / "val.txt")]) == 0
-    shown = capsys.readouterr().out
-    assert "2 of 3 labelled frames" in shown and "3D 0.7" in shown
+    output = capsys.readouterr().out
+    assert "2 of 3 labelled frames" in output and "3D 0.7" in output
 
 
 def test_detector_scores_are_evaluated_on_nab(tmp_path, capsys):

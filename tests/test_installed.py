@@ -61,9 +61,9 @@ def trivium(site: Path, home: Path, environment: dict[str, str]):
 
     def run(*words: str) -> str:
         command = [str(site / "bin" / "trivium"), *words]
-        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        completed = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        return completed.stdout
 
     return run
 
@@ -75,9 +75,9 @@ def commands(home: Path, environment: dict[str, str]):
     def run(*command_lines: list[str]) -> str:
         code = f"import sys; from shared.cli.main import main; sys.exit(max(map(main, {list(command_lines)!r})))"
         command = [sys.executable, "-P", "-c", code]
-        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        completed = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        return completed.stdout
 
     return run
 
@@ -108,9 +108,11 @@ def test_python_imports_trivium_in_a_folder_with_packages_of_the_same_names(site
     code = (
         "import trivium; print(trivium.__file__); print(trivium.App.__module__); import shared; print(shared.__file__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
-    face, module, package = done.stdout.split()
-    assert face.startswith(str(site)) and module == "shared.app" and package.startswith(str(site)), done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
+    init_file, module, package = completed.stdout.split()
+    assert init_file.startswith(str(site)) and module == "shared.app" and package.startswith(str(site)), (
+        completed.stderr
+    )
 
 
 def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, environment, commands):
@@ -148,8 +150,8 @@ def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, 
             while not is_up(f"{address}/v2/health/live"):
                 assert server.poll() is None and time.monotonic() < deadline, server.stderr and server.stderr.read()
             parts = [("files", (f"digit{n}.png", (home / f"digit{n}.png").read_bytes())) for n in (0, 1)]
-            answer = httpx.post(f"{address}/api/digits/predict", files=parts, timeout=60)
-            assert answer.status_code == 200 and answer.json()["result"]["digits"] == found, answer.text
+            response = httpx.post(f"{address}/api/digits/predict", files=parts, timeout=60)
+            assert response.status_code == 200 and response.json()["result"]["digits"] == found, response.text
             assert httpx.get(f"{address}/v2/models/digits").json()["inputs"][0]["shape"] == [-1, 64]
             assert "Handwritten digits" in httpx.get(f"{address}/digits").text
             server.send_signal(signal.SIGINT)

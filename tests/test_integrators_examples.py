@@ -46,11 +46,11 @@ def run(language: str, text: str, server: str, folder: Path) -> str:
     script = text.replace(SERVER.removeprefix("http://"), server.removeprefix("http://"))
     command = ["bash", "-euo", "pipefail", "-c", script] if language == "bash" else [sys.executable, "-c", script]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert completed.returncode == 0, f"{text}\n{completed.stdout}\n{completed.stderr}"
+    return completed.stdout
 
 
 def test_there_are_examples_in_bash_and_python() -> None:

@@ -40,26 +40,26 @@ def uploads(files: list[Path]) -> list[Path]:
 @pytest.mark.browser
 def test_command_route_and_form_give_the_same_result(case, server: str, page: Page, tmp_path: Path):
     app, files = case
-    chosen = uploads(files)
-    assert cli.main(["predict", app, *map(str, chosen), "--out", str(tmp_path / "out")]) == 0
+    upload_files = uploads(files)
+    assert cli.main(["predict", app, *map(str, upload_files), "--out", str(tmp_path / "out")]) == 0
     by_command = json.loads((tmp_path / "out" / "result.json").read_text())
     assert by_command[FINDINGS_KEYS[app]], "the shipped weights find nothing in the synthetic sample"
     assert (tmp_path / "out" / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
-    parts = [("files", (path.name, path.read_bytes())) for path in chosen]
-    answer = httpx.post(f"{server}/api/{app}/predict", files=parts, timeout=120)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["result"] == by_command
+    parts = [("files", (path.name, path.read_bytes())) for path in upload_files]
+    json_response = httpx.post(f"{server}/api/{app}/predict", files=parts, timeout=120)
+    assert json_response.status_code == 200, json_response.text
+    assert json_response.json()["result"] == by_command
 
     page.goto(f"{server}/{app}")
     with page.expect_response(
         lambda response: response.url.endswith(f"/api/{app}/predict"), timeout=120_000
-    ) as waiting:
-        page.set_input_files("input[type=file]", [str(path) for path in chosen])
+    ) as response_info:
+        page.set_input_files("input[type=file]", [str(path) for path in upload_files])
         page.click("[data-case-form] button[type=submit]")
-    by_form = waiting.value.json()
+    by_form = response_info.value.json()
     assert by_form["result"] == by_command
-    assert by_form["interface"] == "form" and answer.json()["interface"] == "json"
+    assert by_form["interface"] == "form" and json_response.json()["interface"] == "json"
     page.locator("#result > *").first.wait_for()
 
 
@@ -71,6 +71,8 @@ def test_command_and_route_refuse_invalid_input_with_the_same_message(app, serve
     message = capsys.readouterr().err
     assert "letter.txt" in message
     assert not (tmp_path / "out").exists() and sorted(tmp_path.iterdir()) == [bad]
-    answer = httpx.post(f"{server}/api/{app}/predict", files=[("files", ("letter.txt", bad.read_bytes()))], timeout=120)
-    assert 400 <= answer.status_code < 500
-    assert message.strip().replace(str(bad), bad.name) == f"trivium: {answer.json()['detail']}"
+    response = httpx.post(
+        f"{server}/api/{app}/predict", files=[("files", ("letter.txt", bad.read_bytes()))], timeout=120
+    )
+    assert 400 <= response.status_code < 500
+    assert message.strip().replace(str(bad), bad.name) == f"trivium: {response.json()['detail']}"

@@ -40,19 +40,19 @@ def test_a_job_with_an_invalid_option_is_refused_at_once(
     client: TestClient, app: str, fields: dict[str, str], words: str
 ):
     upload = {} if "sample" in fields else {"files": [("files", ("a.bin", b"1"))]}
-    answer = client.post(f"/api/{app}/jobs", data=fields, **upload)
-    assert answer.status_code == 422 and words in answer.json()["detail"]
+    response = client.post(f"/api/{app}/jobs", data=fields, **upload)
+    assert response.status_code == 422 and words in response.json()["detail"]
     assert client.get(f"/api/{app}/jobs").json()["jobs"] == []
     if "sample" not in fields:
-        assert answer.json() == client.post(f"/api/{app}/predict", data=fields, **upload).json()
+        assert response.json() == client.post(f"/api/{app}/predict", data=fields, **upload).json()
 
 
 def test_jobs_and_predictions_refuse_a_model_that_is_not_loaded(client: TestClient):
     fields = {"model": "mmdet3d_lidar", "sample": "synthetic"}
-    answer = client.post("/api/driving/jobs", data=fields)
-    assert answer.json() == {"detail": "the model mmdet3d_lidar is not loaded; loaded: pointpillars, fcos3d"}
-    assert answer.status_code == 422 and client.get("/api/driving/jobs").json()["jobs"] == []
-    assert answer.json() == client.post("/api/driving/predict", data=fields).json()
+    response = client.post("/api/driving/jobs", data=fields)
+    assert response.json() == {"detail": "the model mmdet3d_lidar is not loaded; loaded: pointpillars, fcos3d"}
+    assert response.status_code == 422 and client.get("/api/driving/jobs").json()["jobs"] == []
+    assert response.json() == client.post("/api/driving/predict", data=fields).json()
 
 
 def test_options_are_read_without_torch() -> None:

@@ -98,13 +98,13 @@ def test_nothing_imports_the_app_object(app):
 @pytest.mark.parametrize("app", APPS)
 def test_the_domain_library_is_imported_only_where_allowed(app):
     allowed = {"models"} if app == "finance" else {"models", "datasets"}
-    wrong = [
+    misplaced = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in python_files(ROOT / "apps" / app)
         for name in imported(path)
         if name.split(".")[0] in LIBRARIES[app] and path.relative_to(ROOT / "apps" / app).parts[0] not in allowed
     ]
-    assert wrong == []
+    assert misplaced == []
 
 
 @pytest.mark.parametrize("app", APPS)

@@ -92,13 +92,17 @@ MISSED = {
 def test_reviews_and_missed_findings_match_their_schemas(document: dict[str, Any], app: str) -> None:
     operations = document["paths"][f"/api/{app}/cases/{{case_id}}/review"]
     body = operations["put"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    answer = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
-    sent = {"verdicts": {"1": "accepted"}, "missed": [MISSED[app]], "note": ""}
-    jsonschema.validate(sent, schema(document, body.rsplit("/", 1)[1]))
-    read = {"case": "c", "reviewer": None, "reviews": [sent | {"reviewer": "Ada", "reviewed": "2024-01-01T00:00:00Z"}]}
-    jsonschema.validate(read, schema(document, answer.rsplit("/", 1)[1]))
-    read["reviews"][0]["missed"] = [{}]  # type: ignore[index]
-    for wrong, name in ((sent | {"missed": [{}]}, body), (read, answer)):
+    answer_schema = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    review = {"verdicts": {"1": "accepted"}, "missed": [MISSED[app]], "note": ""}
+    jsonschema.validate(review, schema(document, body.rsplit("/", 1)[1]))
+    answer_body = {
+        "case": "c",
+        "reviewer": None,
+        "reviews": [review | {"reviewer": "Ada", "reviewed": "2024-01-01T00:00:00Z"}],
+    }
+    jsonschema.validate(answer_body, schema(document, answer_schema.rsplit("/", 1)[1]))
+    answer_body["reviews"][0]["missed"] = [{}]  # type: ignore[index]
+    for wrong, name in ((review | {"missed": [{}]}, body), (answer_body, answer_schema)):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema(document, name.rsplit("/", 1)[1]))
 
@@ -189,8 +193,8 @@ def test_request_and_response_headers_are_described(client: TestClient, document
         assert part.status_code == 206 and part.content == whole.content[:4]
         changed = client.get(address, headers={"Range": "bytes=0-3", "If-Range": '"another"'})
         assert changed.status_code == 200 and changed.content == whole.content
-        none = client.get(address, headers={"Range": "bytes=99999999-"})
-        for answer in (whole, part, none):
+        unsatisfiable = client.get(address, headers={"Range": "bytes=99999999-"})
+        for answer in (whole, part, unsatisfiable):
             headers = described["responses"][str(answer.status_code)]["headers"]
             assert headers and all(name in answer.headers for name in headers), answer.status_code
     job = client.post("/api/driving/jobs", data={"sample": "synthetic"})
@@ -218,7 +222,7 @@ def test_inference_is_described_with_json_and_binary_tensors(client: TestClient,
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     tensors = bytes(4 * sum(math.prod(shape) for shape in shapes.values()))
     headers = {length: str(len(head)), "Content-Type": content_types[1]}
-    answer = client.post("/v2/models/tft-anomaly/infer", content=head + tensors, headers=headers)
-    assert answer.headers["Content-Type"] == content_types[1] and answer.status_code == 200
-    header = json.loads(answer.content[: int(answer.headers[length])])
+    response = client.post("/v2/models/tft-anomaly/infer", content=head + tensors, headers=headers)
+    assert response.headers["Content-Type"] == content_types[1] and response.status_code == 200
+    header = json.loads(response.content[: int(response.headers[length])])
     jsonschema.validate(header, schema(document, "InferenceResponse"))

@@ -103,10 +103,10 @@ def test_the_examples_run(tmp_path):
     shutil.copy(ROOT / "tests" / "data" / "metric.csv", tmp_path)
     (tmp_path / "points.py").write_text(MODULE)
     code = "\n".join(example for example in EXAMPLES if example != MODULE and "trivium.serve" not in example)
-    done = python(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "tft-anomaly version 1" in done.stdout and "nowhere.csv does not exist" in done.stdout
-    assert re.search(r"^metric.csv, value: \d+ events in 800 rows", done.stdout, re.MULTILINE), done.stdout
+    completed = python(code, tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert "tft-anomaly version 1" in completed.stdout and "nowhere.csv does not exist" in completed.stdout
+    assert re.search(r"^metric.csv, value: \d+ events in 800 rows", completed.stdout, re.MULTILINE), completed.stdout
 
 
 def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
@@ -132,9 +132,9 @@ def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
     )
     code = f"from shared.cli.main import main; print([main(line.split()) for line in {commands!r}])"
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = python(code, tmp_path, **environment)
-    assert done.stdout.endswith("[0, 0, 0, 0, 0, 2]\n"), done.stdout + done.stderr
-    assert "words.csv is not a CSV of two numbers a line" in done.stderr
+    completed = python(code, tmp_path, **environment)
+    assert completed.stdout.endswith("[0, 0, 0, 0, 0, 2]\n"), completed.stdout + completed.stderr
+    assert "words.csv is not a CSV of two numbers a line" in completed.stderr
     for folder in ("out", "torch"):
         result = json.loads((tmp_path / folder / "result.json").read_text())
         assert result["differences"] == pytest.approx([2, -3], abs=0.1)
@@ -171,11 +171,11 @@ def test_local_packages_named_shared_and_apps_do_not_shadow_trivium(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
     code = "import trivium; print(trivium.App.__module__, trivium.load)"
-    done = python(code, tmp_path)
-    assert done.returncode == 0 and "shared.app" in done.stdout, done.stderr
+    completed = python(code, tmp_path)
+    assert completed.returncode == 0 and "shared.app" in completed.stdout, completed.stderr
     (tmp_path / "shared" / "__init__.py").write_text("")
-    done = python("import shared, trivium", tmp_path)
-    assert done.returncode == 1 and "another package called shared is already imported" in done.stderr
+    completed = python("import shared, trivium", tmp_path)
+    assert completed.returncode == 1 and "another package called shared is already imported" in completed.stderr
 
 
 def test_a_checkpoint_and_its_exported_artifact_predict_the_same(tmp_path):

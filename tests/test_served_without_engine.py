@@ -32,8 +32,8 @@ print(models, sorted(name for name in sys.modules if name.startswith(training)))
 @pytest.mark.usefixtures("networks_of_shipped")
 def test_the_server_predicts_without_training_code(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(tmp_path / "store")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=450)
-    assert done.returncode == 0, done.stderr
-    models, training = done.stdout.strip().splitlines()[-1].rsplit(" [", 1)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=450)
+    assert completed.returncode == 0, completed.stderr
+    models, training_modules = completed.stdout.strip().splitlines()[-1].rsplit(" [", 1)
     assert all(name in models for name in ("lung_nodules", "pointpillars", "fcos3d", "tft-anomaly"))
-    assert training == "]"
+    assert training_modules == "]"

@@ -53,18 +53,18 @@ def test_the_slope_of_a_line_is_exact() -> None:
     assert growth == pytest.approx(3) and error < 1e-9
 
 
-@pytest.mark.parametrize("later", [1400.0, 700.0, 350.0])
-def test_the_load_is_held_when_the_machine_becomes_slower_or_faster(later: float) -> None:
-    asked: list[float] = []
+@pytest.mark.parametrize("later_saturation", [1400.0, 700.0, 350.0])
+def test_the_load_is_held_when_the_machine_becomes_slower_or_faster(later_saturation: float) -> None:
+    durations_s: list[float] = []
 
     def ask(seconds: float, pause_ms: int) -> float:
         # The server answers connections in turn: each waits for the others, at most as long as all of them take.
-        saturation = 700.0 if sum(asked) < 150 else later
-        asked.append(seconds)
+        saturation = 700.0 if sum(durations_s) < 150 else later_saturation
+        durations_s.append(seconds)
         return saturation * 1000 / max(1000, (2 + pause_ms) * saturation / CONNECTIONS)
 
-    held = hold_load(10, 60.0, 5.0, ask)
-    assert len(held.rates) == 10 and sum(seconds == 60.0 for seconds in asked) == 10
+    load = hold_load(10, 60.0, 5.0, ask)
+    assert len(load.rates) == 10 and sum(seconds == 60.0 for seconds in durations_s) == 10
     # One minute was measured at the former speed, all others at the present one.
-    assert held.rates[-1] / held.saturations[-1] == pytest.approx(TARGET_SHARE, abs=0.05)
-    assert held.share == pytest.approx(TARGET_SHARE, abs=0.08)
+    assert load.rates[-1] / load.saturations[-1] == pytest.approx(TARGET_SHARE, abs=0.05)
+    assert load.share == pytest.approx(TARGET_SHARE, abs=0.08)

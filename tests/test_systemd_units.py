@@ -36,8 +36,8 @@ def test_there_is_a_unit_for_the_server_and_one_for_the_gateway():
 def test_systemd_verifies_the_unit(unit, tmp_path):
     (tmp_path / unit.name).write_text(unit.read_text(encoding="utf-8").replace(PROGRAM, "/bin/true"), encoding="utf-8")
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and unit.name not in done.stdout + done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0 and unit.name not in completed.stdout + completed.stderr
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

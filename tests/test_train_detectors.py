@@ -28,7 +28,7 @@ def test_the_peer_and_ours_have_the_same_losses_and_gradients(sides, tmp_path):
     script += "from benchmarks import train_detectors as benchmark\nfolder = pathlib.Path(sys.argv[1])\n"
     script += f"{sides}\nprint(json.dumps(found))"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "data")],
         cwd=ROOT,
         env=environment,
@@ -36,7 +36,7 @@ def test_the_peer_and_ours_have_the_same_losses_and_gradients(sides, tmp_path):
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stderr
+    found = json.loads(completed.stdout.splitlines()[-1])
     assert found["difference of losses"] < 1e-6
     assert found["difference of gradients"] < 1e-5

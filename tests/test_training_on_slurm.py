@@ -77,11 +77,11 @@ def test_each_task_of_a_job_array_is_requeued_separately(slurm: Slurm, tmp_path:
     """One of the tasks has the ID of the whole array as its SLURM_JOB_ID."""
     job = submit(slurm, tmp_path, "--array=1-2", "--nodes=1", WAITS="yes", **stub)
     wait_until(lambda: len([path for path in tmp_path.iterdir() if path.name.isdecimal()]) == 2)
-    for task, other in ((f"{job}_1", f"{job}_2"), (f"{job}_2", f"{job}_1")):
-        before = slurm.facts(other)["Restarts"]
+    for task, other_task in ((f"{job}_1", f"{job}_2"), (f"{job}_2", f"{job}_1")):
+        before = slurm.facts(other_task)["Restarts"]
         slurm.run("scancel", "--signal=TERM", task)
         assert slurm.wait(task, restarts=1)["Restarts"] == "1"
-        assert slurm.facts(other)["Restarts"] == before
+        assert slurm.facts(other_task)["Restarts"] == before
     slurm.run("scancel", job)
 
 
@@ -114,9 +114,9 @@ def test_a_job_that_slurm_requeues_itself_is_requeued_once(slurm: Slurm, tmp_pat
     """The job is preempted without a grace time, so it has already ended when its script asks for its state."""
     job = submit(slurm, tmp_path, "--partition=no-grace", "--exclusive", WAITS="yes", **stub)
     wait_until(lambda: (tmp_path / job).exists() and len(records(tmp_path, job)) == 2)
-    other = preempt(slurm)
+    preempting_job = preempt(slurm)
     assert slurm.wait(job, restarts=1)["Restarts"] == "1"
-    assert slurm.wait(other)["JobState"] == "COMPLETED"
+    assert slurm.wait(preempting_job)["JobState"] == "COMPLETED"
     wait_until(lambda: len(records(tmp_path, job)) == 4)
     slurm.run("scancel", job)
     facts = slurm.wait(job)
@@ -150,10 +150,12 @@ def test_a_stopped_and_preempted_training_ends_with_the_same_weights(slurm: Slur
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), log.read_text()
     assert log.read_text().count("start the same command again to resume") == 2
     for name in ("model.safetensors", "optimizer.safetensors"):
-        whole, resumed = (
+        uninterrupted, resumed = (
             load_file(tmp_path / folder / "checkpoints" / "step-00000200" / name) for folder in ("whole", "run")
         )
-        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+        assert uninterrupted.keys() == resumed.keys() and all(
+            torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted
+        )
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 120) -> None:
