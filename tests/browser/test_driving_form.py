@@ -161,13 +161,13 @@ def test_a_click_on_a_row_selects_it_and_a_click_on_the_background_deselects(pag
     page.goto(f"{site.address}/driving")
     page.get_by_role("button", name="One frame").click()
     rows = page.locator(".objects tbody tr")
-    chosen = page.locator(".objects tr[aria-selected=true]")
+    selected = page.locator(".objects tr[aria-selected=true]")
     rows.nth(1).click()
-    expect(chosen).to_have_count(1)
+    expect(selected).to_have_count(1)
     image = page.locator("canvas[aria-label^='Camera']")
     # A click on the background clears the selection.
     image.click(position={"x": 5, "y": 5})
-    expect(chosen).to_have_count(0)
+    expect(selected).to_have_count(0)
 
 
 def test_a_button_switches_to_another_frame(page: Page, site: Site) -> None:

@@ -42,13 +42,13 @@ def open_sample(page: Page, site: Site, name: str) -> None:
 def test_a_late_frame_does_not_replace_the_one_requested_last(page: Page, site: Site) -> None:
     open_sample(page, site, "Two frames")
     first = page.locator("h2.found").inner_text()
-    held: list[Route] = []
-    page.route("**/000001_points.bin", lambda route: held.append(route))
+    held_routes: list[Route] = []
+    page.route("**/000001_points.bin", lambda route: held_routes.append(route))
     page.get_by_role("button", name="000001").click()
-    until(lambda: page.wait_for_timeout(50) is None and bool(held), 30)
+    until(lambda: page.wait_for_timeout(50) is None and bool(held_routes), 30)
     page.get_by_role("button", name="000000").click()
     page.wait_for_timeout(500)
-    held[0].continue_()
+    held_routes[0].continue_()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(500)
     expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
@@ -90,7 +90,7 @@ def test_keys_step_through_frames_and_keep_labels_and_filter(page: Page, site: S
 
 def test_many_frames_are_listed_with_their_box_counts_in_order_or_by_count(page: Page, site: Site) -> None:
     page.goto(f"{site.address}/driving")
-    shown = page.evaluate(
+    state = page.evaluate(
         """async () => {
           const { frameSwitcher } = await import("/static/driving/frames.js");
           const asked = [];
@@ -116,7 +116,7 @@ def test_many_frames_are_listed_with_their_box_counts_in_order_or_by_count(page:
         }"""
     )
     total, upper = sum(n % 7 for n in range(200)), sum(n % 7 for n in range(101))
-    assert shown == [
+    assert state == [
         2,
         [f"200 frames, {total} boxes: ", "f0 (0 boxes)"],
         [f"200 frames, {total} boxes: ", "f6 (6 boxes)"],
@@ -132,9 +132,9 @@ def test_the_box_counts_of_the_frames_follow_the_filter(page: Page, site: Site) 
     expect(buttons).to_have_text([f"00000{n} {len(truth)}" for n, truth in enumerate(site.truths)])
     page.get_by_text("Filter").click()
     page.get_by_label("Score of at least").fill("0.75")
-    left = page.locator(".objects tbody tr").count()
-    assert left < len(site.truths[0])
-    expect(buttons.first).to_have_text(f"000000 {left}")
+    remaining = page.locator(".objects tbody tr").count()
+    assert remaining < len(site.truths[0])
+    expect(buttons.first).to_have_text(f"000000 {remaining}")
 
 
 def test_boxes_are_filtered_by_score_and_class_in_every_view(page: Page, site: Site) -> None:
@@ -159,7 +159,7 @@ def test_boxes_are_filtered_by_score_and_class_in_every_view(page: Page, site: S
 
 def test_hovering_over_a_box_shows_its_position(page: Page, site: Site) -> None:
     open_sample(page, site, "One frame")
-    plan, chosen = page.locator(PLAN), page.locator(".objects tr[aria-selected=true]")
+    plan, selected = page.locator(PLAN), page.locator(".objects tr[aria-selected=true]")
     page.locator(".objects tbody tr").first.hover()
     expect(page.locator(".objects [role=status]")).to_have_text(
         re.compile(
@@ -167,7 +167,7 @@ def test_hovering_over_a_box_shows_its_position(page: Page, site: Site) -> None:
         )
     )
     page.locator("canvas[aria-label^='Camera']").click(position={"x": 5, "y": 5})
-    expect(chosen).to_have_count(0)
+    expect(selected).to_have_count(0)
     plan.scroll_into_view_if_needed()
     box = plan.bounding_box()
     assert box is not None
@@ -175,9 +175,9 @@ def test_hovering_over_a_box_shows_its_position(page: Page, site: Site) -> None:
         page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * (1 - step / 100))
         page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * (1 - step / 100))
         page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * (1 - step / 100))
-        if chosen.count():
+        if selected.count():
             break
-    expect(chosen).to_have_count(1)
+    expect(selected).to_have_count(1)
     assert count_white_pixels(page, PLAN) > 0
 
 

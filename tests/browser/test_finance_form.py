@@ -140,8 +140,8 @@ def test_events_are_sorted_and_filtered_by_score(page: Page, site: str, tmp_path
 
 
 def test_events_sorted_before_the_chart_is_loaded_stay_sorted(page: Page, site: str) -> None:
-    held: list[Route] = []
-    page.route("**/series.json", lambda route: held.append(route))
+    held_routes: list[Route] = []
+    page.route("**/series.json", lambda route: held_routes.append(route))
     page.goto(f"{site}/finance")
     page.get_by_label("Events wanted per 1,000 rows").fill("8")
     with page.expect_request("**/series.json"):
@@ -150,7 +150,7 @@ def test_events_sorted_before_the_chart_is_loaded_stay_sorted(page: Page, site: 
     rows = page.locator(".events tbody tr")
     strongest = rows.first.inner_text()
     rows.first.get_by_role("button").first.click()
-    for route in held:
+    for route in held_routes:
         route.continue_()
     expect(page.locator(".chart canvas")).to_have_count(2)
     assert rows.first.inner_text() == strongest
@@ -176,11 +176,11 @@ def test_keys_step_through_the_events_in_list_order_and_announce_their_start(pag
         expect(status).to_contain_text(f"Event {place + 1} of {rows.count()}: {start} UTC")
     second = rows.nth(1).locator("td[data-label=Score]").inner_text()
     page.get_by_label("with a score of at least").fill(second)
-    left = page.locator(".events tbody tr:not([hidden])").count()
+    remaining = page.locator(".events tbody tr:not([hidden])").count()
     chart.focus()
     for _ in range(5):
         page.keyboard.press("ArrowDown")
-    expect(status).to_contain_text(f"Event {left} of {left}: ")
+    expect(status).to_contain_text(f"Event {remaining} of {remaining}: ")
 
 
 def test_another_column_of_the_series_can_be_selected(page: Page, site: str) -> None:

@@ -40,12 +40,12 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     expect(page.get_by_text("Left out: 1 weaker mark of")).to_be_visible()
     slices = page.get_by_role("img", name="Axial CT")
     expect(slices).to_have_count(3)
-    shown = "Axial CT, slice {} of 20 in the file, {}, lung window"
-    expect(slices.nth(1)).to_have_attribute("aria-label", shown.format(10, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", shown.format(10, "before"))
+    label = "Axial CT, slice {} of 20 in the file, {}, lung window"
+    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(10, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(10, "before"))
     page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
-    expect(slices.nth(1)).to_have_attribute("aria-label", shown.format(13, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", shown.format(13, "before"))
+    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(13, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(13, "before"))
 
 
 def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
@@ -79,5 +79,5 @@ def test_reviewer_names_do_not_change_the_text_direction_around_them(page: Page,
     expect(page.locator(".findings.missed")).to_contain_text(f"Added by {hebrew}")
     open_chest(page, site)
     page.get_by_text("Compare with an earlier scan").click()
-    listed = page.get_by_label("The case of the earlier scan").locator("option").first
-    expect(listed).to_contain_text(f", reviewed by {hebrew}, Ada gnol")
+    option = page.get_by_label("The case of the earlier scan").locator("option").first
+    expect(option).to_contain_text(f", reviewed by {hebrew}, Ada gnol")

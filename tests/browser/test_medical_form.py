@@ -248,22 +248,22 @@ def test_a_click_shows_a_position_and_a_drag_measures(page: Page, site: str) -> 
     box = canvas.bounding_box()
     assert box is not None
     # The image shows the lungs and their surroundings, scaled to fit its frame.
-    shown = slab(chest(), Findings(nodules=(), operating_score=0.5, lung_box_lps_mm=BOX_MM))
-    wide, high = shown.size_ijk[0] * 3.0, shown.size_ijk[1] * 3.0
+    slab_volume = slab(chest(), Findings(nodules=(), operating_score=0.5, lung_box_lps_mm=BOX_MM))
+    wide, high = slab_volume.size_ijk[0] * 3.0, slab_volume.size_ijk[1] * 3.0
     scale = min(box["width"] / wide, box["height"] / high)
     left, top = box["x"] + (box["width"] - wide * scale) / 2, box["y"] + (box["height"] - high * scale) / 2
-    across, down, _ = (shown.to_index_ijk(AT_MM[0]) + 0.5) * 3.0
-    words = page.locator(".slices")
+    across, down, _ = (slab_volume.to_index_ijk(AT_MM[0]) + 0.5) * 3.0
+    readout = page.locator(".slices")
     page.mouse.click(left + across * scale, top + down * scale)
-    expect(words).to_contain_text(re.compile(r"60 HU at R (59|60)\.\d, [AP] 0\.\d, F 355\.0 mm"))
+    expect(readout).to_contain_text(re.compile(r"60 HU at R (59|60)\.\d, [AP] 0\.\d, F 355\.0 mm"))
     page.keyboard.press("Escape")
     page.mouse.move(left + 60 * scale, top + 60 * scale)
     page.mouse.down()
     page.mouse.move(left + 160 * scale, top + 60 * scale, steps=4)
     page.mouse.up()
-    expect(words).to_contain_text(re.compile(r"(99\.[5-9]|100\.[0-5]) mm measured"))
+    expect(readout).to_contain_text(re.compile(r"(99\.[5-9]|100\.[0-5]) mm measured"))
     page.keyboard.press("Escape")
-    expect(words).not_to_contain_text("measured")
+    expect(readout).not_to_contain_text("measured")
 
 
 def test_findings_can_be_reordered_and_the_keys_follow_the_order(page: Page, site: str) -> None:
@@ -365,14 +365,14 @@ def test_progress_and_errors_are_scrolled_into_view(page: Page, site: str, tmp_p
     page.goto(f"{site}/medical")
     (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
     page.get_by_label("Chest CT").set_input_files(tmp_path / "scan.nii.gz")
-    held: list[Route] = []
-    page.route(re.compile("/api/medical/(predict|jobs)$"), lambda route: held.append(route))
+    held_routes: list[Route] = []
+    page.route(re.compile("/api/medical/(predict|jobs)$"), lambda route: held_routes.append(route))
     # Scroll until the button is at the bottom edge of the window.
     page.get_by_role("button", name="Find nodules").evaluate(
         "button => { button.scrollIntoView({ block: 'end' }); button.click(); }"
     )
     expect(page.locator("[data-status]")).to_have_text(re.compile("Working|Uploaded|Uploading"))
     expect(page.locator("[data-status]")).to_be_in_viewport(ratio=1)
-    held[0].continue_()
+    held_routes[0].continue_()
     expect(page.locator("[data-error]")).to_contain_text("scan.nii.gz")
     expect(page.locator("[data-error]")).to_be_in_viewport(ratio=1)

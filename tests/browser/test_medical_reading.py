@@ -137,9 +137,9 @@ def test_a_scan_that_was_not_searched_does_not_name_a_model(page: Page, site: st
     open_chest(page, site)
 
     def without_lungs(route: Route) -> None:
-        answer = route.fetch().json()
-        answer["result"] |= {"lungs": None, "findings": [], "versions": {"known": 1}}
-        route.fulfill(json=answer)
+        case = route.fetch().json()
+        case["result"] |= {"lungs": None, "findings": [], "versions": {"known": 1}}
+        route.fulfill(json=case)
 
     page.route(re.compile(r"/api/medical/cases/[0-9a-f]+$"), without_lungs)
     page.reload()
@@ -163,12 +163,12 @@ def test_the_slice_is_visible_when_a_finding_far_down_the_list_is_chosen(page: P
 def test_the_current_row_is_legible_with_forced_colours(page: Page, site: str) -> None:
     page.emulate_media(forced_colors="active")
     page.goto(f"{site}/medical")
-    seen = page.evaluate(
+    colours = page.evaluate(
         """() => {
         document.querySelector("#result").innerHTML = `<button aria-pressed=true>on</button>
           <button aria-pressed=false>off</button><table class=events><tr class=current><td>now</td></tr></table>`;
         const look = (node) => [getComputedStyle(node).color, getComputedStyle(node).backgroundColor];
         return [...document.querySelectorAll("#result button, #result td")].map(look); }"""
     )
-    on, off, row = seen
+    on, off, row = colours
     assert on != off and on == row and on[0] != on[1]

@@ -176,8 +176,8 @@ def save_review(page: Page, site: str, **review: Any) -> None:
     """Saves another reader's review of the case that is shown, not through the page."""
     case = re.search(r"case=([0-9a-f]+)", page.url)
     assert case is not None
-    answer = page.request.put(f"{site}/api/medical/cases/{case[1]}/review", data=review)
-    assert answer.ok, answer.text()
+    response = page.request.put(f"{site}/api/medical/cases/{case[1]}/review", data=review)
+    assert response.ok, response.text()
 
 
 def test_verdicts_of_other_readers_are_shown_beside_the_finding(page: Page, site: str) -> None:
@@ -240,8 +240,8 @@ def test_the_form_says_that_a_case_of_an_earlier_version_has_no_report(page: Pag
     page.expected_errors += ["409"]  # type: ignore[attr-defined]
     with medical_site(tmp_path) as site:
         upload_and_analyse(page, site, pack(tmp_path, series(chest())))
-        (kept,) = tmp_path.glob("store/cases/*/.lasting-report.json")
-        kept.unlink()
+        (report_file,) = tmp_path.glob("store/cases/*/.lasting-report.json")
+        report_file.unlink()
         page.get_by_label("Accept finding 2").check()
         files = page.locator(".downloads")
         expect(files).to_contain_text("The case has no DICOM report")
@@ -303,10 +303,10 @@ def test_the_reviewed_report_is_offered_once_a_finding_is_accepted(page: Page, s
     # A later review by another reader does not replace this reader's review on the page or in the report.
     case = re.search(r"case=([0-9a-f]+)", page.url)
     assert case is not None
-    other = page.request.put(
+    grace_response = page.request.put(
         f"{site}/api/medical/cases/{case[1]}/review", data={"reviewer": "Grace", "verdicts": {"1": "accepted"}}
     )
-    assert other.ok
+    assert grace_response.ok
     page.reload()
     with page.expect_download() as download:
         link.click()
@@ -346,11 +346,11 @@ def test_a_verdict_given_before_the_earlier_review_is_loaded_does_not_overwrite_
     open_chest(page, site)
     with page.expect_response(is_save):
         page.get_by_label("Accept finding 1").check()
-    held: list[Route] = []
+    held_routes: list[Route] = []
 
     def hold(route: Route) -> None:
         if route.request.method == "GET":
-            held.append(route)
+            held_routes.append(route)
         else:
             route.fallback()
 
@@ -358,7 +358,7 @@ def test_a_verdict_given_before_the_earlier_review_is_loaded_does_not_overwrite_
     page.reload()
     page.get_by_label("Reject finding 2").check()
     with page.expect_response(is_save):
-        held[0].continue_()
+        held_routes[0].continue_()
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
 
 

@@ -155,7 +155,7 @@ def test_files_and_folders_can_be_dropped(page: Page, address: str) -> None:
 
 def test_the_page_handles_dragged_files_everywhere_but_not_dragged_text(page: Page, address: str) -> None:
     page.goto(f"{address}/echo")
-    caught = page.evaluate(
+    is_handled = page.evaluate(
         """() => ["file", "text"].map((kind) => {
           const transfer = new DataTransfer();
           if (kind === "file") transfer.items.add(new File(["1"], "a.csv"));
@@ -164,7 +164,7 @@ def test_the_page_handles_dragged_files_everywhere_but_not_dragged_text(page: Pa
           return !document.body.dispatchEvent(drag);
         })"""
     )
-    assert caught == [True, False]
+    assert is_handled == [True, False]
 
 
 def test_beside_a_result_the_form_collapses_to_one_button(page: Page, address: str, tmp_path: Path) -> None:

@@ -81,16 +81,18 @@ def test_a_failed_save_is_retried_until_the_server_accepts_it(page: Page, site: 
 
 def test_a_page_asks_before_it_is_left_with_a_verdict_that_is_not_saved(page: Page, site: str) -> None:
     open_chest(page, site)
-    held: list[Route] = []
-    page.route(_REVIEW_URL, lambda route: held.append(route) if route.request.method == "GET" else route.fallback())
+    held_routes: list[Route] = []
+    page.route(
+        _REVIEW_URL, lambda route: held_routes.append(route) if route.request.method == "GET" else route.fallback()
+    )
     page.reload()
     page.get_by_label("Accept finding 1").check()
-    with page.expect_event("dialog") as asked:
+    with page.expect_event("dialog") as dialog_info:
         page.on("dialog", lambda dialog: dialog.dismiss())
         page.close(run_before_unload=True)
-    assert asked.value.type == "beforeunload"
+    assert dialog_info.value.type == "beforeunload"
     with page.expect_response(is_save):
-        held[0].continue_()
+        held_routes[0].continue_()
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted"}
 
 
@@ -117,13 +119,15 @@ def test_an_unsaved_verdict_stays_with_the_reader_who_gave_it(page: Page, site: 
 def test_a_save_does_not_overwrite_a_note_that_is_being_typed(page: Page, site: str) -> None:
     open_chest(page, site)
     page.get_by_text("Reviewer and note").click()
-    held: list[Route] = []
-    page.route(_REVIEW_URL, lambda route: held.append(route) if route.request.method == "PUT" else route.fallback())
+    held_routes: list[Route] = []
+    page.route(
+        _REVIEW_URL, lambda route: held_routes.append(route) if route.request.method == "PUT" else route.fallback()
+    )
     page.get_by_label("Accept finding 1").check()
     note = page.get_by_label("Note")
     note.press_sequentially("2 is a ves")
     with page.expect_response(is_save):
-        held[0].continue_()
+        held_routes[0].continue_()
     page.unroute(_REVIEW_URL)
     expect(page.locator(".reviewers")).to_contain_text("1 accepted")
     note.press_sequentially("sel")
