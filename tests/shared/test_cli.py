@@ -39,14 +39,14 @@ def imported(arguments: list[str]) -> tuple[set[str], float]:
         "print('\\n'.join(sys.modules), file=sys.stderr)"
     )
     start = processor_seconds()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return set(done.stderr.split()), processor_seconds() - start
+    completed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(completed.stderr.split()), processor_seconds() - start
 
 
 def processor_seconds() -> float:
     """The CPU-seconds of the child processes that have ended."""
-    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return taken.ru_utime + taken.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_is_fast_and_loads_no_large_library():
@@ -60,10 +60,10 @@ def test_help_is_fast_and_loads_no_large_library():
 
 def test_finding_the_applications_loads_no_large_library():
     code = "import sys; from shared.app import installed; print(*installed()); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) >= {"medical", "driving", "finance"}
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(completed.stdout.split()) >= {"medical", "driving", "finance"}
     heavy = {"torch", "numpy", "polars", "monai", "mmdet3d", "pytorch_forecasting", "lightning", "fastapi"}
-    assert not set(done.stderr.split()) & heavy
+    assert not set(completed.stderr.split()) & heavy
 
 
 @pytest.mark.parametrize("command", COMMANDS)

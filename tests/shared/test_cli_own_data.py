@@ -27,10 +27,10 @@ def app(tmp_path, monkeypatch):
     """Installs the application; arguments change its fields."""
 
     def install(**changes):
-        made = make_app(tmp_path / "line", **changes)
-        monkeypatch.setattr("shared.app.installed", lambda: {"line": made})
-        monkeypatch.setattr("shared.cli.models.installed", lambda: {"line": made})
-        return made
+        line = make_app(tmp_path / "line", **changes)
+        monkeypatch.setattr("shared.app.installed", lambda: {"line": line})
+        monkeypatch.setattr("shared.cli.models.installed", lambda: {"line": line})
+        return line
 
     monkeypatch.chdir(tmp_path)
     install()

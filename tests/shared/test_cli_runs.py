@@ -174,7 +174,7 @@ def test_the_best_score_ignores_the_validation_at_an_early_stop(working_director
 
 
 def test_a_run_that_is_training_is_listed_as_running(working_directory, capsys):
-    seen = {}
+    listed = {}
 
     class Watched(line.Regression):
         calls = 0
@@ -184,14 +184,14 @@ def test_a_run_that_is_training_is_listed_as_running(working_directory, capsys):
             if Watched.calls == 12:
                 code = "import sys; from shared.cli.main import main; sys.exit(main(['runs', '.', '--json']))"
                 environment = {**os.environ, "PYTHONPATH": str(line.ROOT)}
-                done = subprocess.run(
+                completed = subprocess.run(
                     [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
                 )
-                seen.update(json.loads(done.stdout)["runs"][0])
+                listed.update(json.loads(completed.stdout)["runs"][0])
             return super().loss(model, batch)
 
     assert line.train(working_directory / "run", Watched).steps == 30
-    assert (seen["state"], seen["steps"], seen["best_step"]) == ("running", 10, 10)
+    assert (listed["state"], listed["steps"], listed["best_step"]) == ("running", 10, 10)
     assert list_runs(capsys, "run")[0]["run"]["state"] == "ended"
 
 
@@ -271,8 +271,10 @@ def test_the_command_loads_no_large_library(working_directory):
     line.train(working_directory / "runs" / "one", steps=5)
     code = "import sys; from shared.cli.main import main; main(['runs']); print(*sys.modules, file=sys.stderr)"
     environment = {**os.environ, "PYTHONPATH": str(line.ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "runs/one" in done.stdout and not set(done.stderr.split()) & {"torch", "numpy", "tensorboard"}
+    completed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "runs/one" in completed.stdout and not set(completed.stderr.split()) & {"torch", "numpy", "tensorboard"}
 
 
 def test_only_the_end_of_a_long_event_file_is_read(working_directory):

@@ -14,6 +14,6 @@ HOSTILE_NAMES = ["[/foo]", "[bold]AAPL[/bold]", "\x1b]0;owned\x07\x1b[31mred", "
 def test_markup_and_control_characters_in_a_name_have_no_effect(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_table(Table(title=name, columns=("series", name), rows=[[name, "1"]], notes=[name]))
     print_line(name)
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     visible = name.replace("\x1b", "").replace("\x07", "")
-    assert shown.count(visible) == 5 and "\x1b" not in shown and "\x07" not in shown
+    assert output.count(visible) == 5 and "\x1b" not in output and "\x07" not in output

@@ -132,11 +132,11 @@ def test_settings_of_protocols_are_flags(capsys):
 
     with pytest.raises(SystemExit):
         main(["train", "finance", "--recipe", "tiny", "--", "--help"])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for flag in (
         "--optimizer.learning-rate",
         "--schedule.warmup-steps",
         "--limits.micro-batch",
         "--init",
     ):
-        assert flag in shown
+        assert flag in output

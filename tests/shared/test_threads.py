@@ -35,8 +35,8 @@ def test_torch_s_threads_are_divided_in_the_calling_thread_and_in_new_ones():
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        with pytest.raises(KeyError), torch_threads_divided(2), ThreadPoolExecutor(1) as other:
-            assert torch.get_num_threads() == other.submit(torch.get_num_threads).result() == 3
+        with pytest.raises(KeyError), torch_threads_divided(2), ThreadPoolExecutor(1) as pool:
+            assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
             raise KeyError
         assert torch.get_num_threads() == 6
         with torch_threads_divided(8):

@@ -20,5 +20,5 @@ def hosts() -> Iterator[list[Host]]:
     # Set this before a job sets fewer modules: all jobs of a session share one fork server.
     multiprocessing.set_forkserver_preload([*PRELOAD, "tests.shared.comms.workers"])
     forkserver.ensure_running()
-    with shaped_network(2, 200) as made:
-        yield made
+    with shaped_network(2, 200) as network_hosts:
+        yield network_hosts

@@ -87,8 +87,8 @@ def test_options_that_exceed_the_memory_come_last():
     workload = Workload(profile=bert_base(), batch=8, device=DEVICES["a100"])
     cluster = Cluster(nodes=2, per_node=8, intra=LINKS["nvlink3"], inter=LINKS["ib-hdr"])
     free, tight = rank_options(workload, cluster), rank_options(workload, cluster, memory_bytes=1.5e9)
-    assert {one.way.sharding for one in free} == {"DDP", "FSDP", "HSDP"} and len(free) == 13
-    assert free == sorted(free, key=lambda one: one.step_s)
+    assert {option.way.sharding for option in free} == {"DDP", "FSDP", "HSDP"} and len(free) == 13
+    assert free == sorted(free, key=lambda option: option.step_s)
     assert tight[0].way.sharding != "DDP" and tight[-1].memory_bytes > 1.5e9
     with pytest.raises(InvalidInputError, match="unsharded gradients"):
         predict(workload, cluster, CommunicationOption(route="ring", compression="powersgd", sharding="FSDP"))
@@ -103,5 +103,5 @@ def test_the_network_of_a_job_is_calibrated_and_used_for_a_plan(hosts, tmp_path,
     links = ["--inter", f"{file}:inter", "--intra", f"{file}:intra"]
     assert main(["plan", "--model", "resnet50", "--nodes", "2", "--gpus", "4", "--ports", "1", *links]) == 0
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["share"] > 0.5
-    for refused in succeed(Job(hosts, 1, workers.calibrate, str(file)).results(120)):
-        assert refused == 2
+    for exit_code in succeed(Job(hosts, 1, workers.calibrate, str(file)).results(120)):
+        assert exit_code == 2

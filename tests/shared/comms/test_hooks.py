@@ -54,10 +54,10 @@ def test_half_precision_halves_the_bytes_on_the_interface_with_ddp_and_hsdp(host
         for strategy, factor, (sent, gradients) in zip(strategies, factors, found, strict=True):
             # Packet headers add one per cent.
             assert sent == pytest.approx(factor, rel=0.05), strategy
-            for one, other in zip(gradients, plain, strict=True):
+            for gradient, expected in zip(gradients, plain, strict=True):
                 exact = strategy.compression == "none"
                 assert torch.allclose(
-                    *map(torch.tensor, (one, other)), rtol=1e-5 if exact else 2e-2, atol=1e-7 if exact else 1e-5
+                    *map(torch.tensor, (gradient, expected)), rtol=1e-5 if exact else 2e-2, atol=1e-7 if exact else 1e-5
                 )
 
 
@@ -77,9 +77,9 @@ def powersgd_runs(hosts, tmp_path_factory):
 def test_an_interrupted_run_with_powersgd_is_the_same_run(powersgd_runs, route):
     whole, parts = (powersgd_runs / f"{route}-{name}" for name in ("whole", "parts"))
     assert len(list((parts / "checkpoints" / "step-00000005").glob("process-*.json"))) == 4
-    one, other = weights(whole, 10), weights(parts, 10)
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
+    uninterrupted, resumed = weights(whole, 10), weights(parts, 10)
+    for name, tensor in uninterrupted.items():
+        assert torch.equal(tensor, resumed[name]), name
 
 
 def test_on_a_different_number_of_processes_the_errors_start_from_zero(hosts, powersgd_runs):
@@ -90,6 +90,6 @@ def test_on_a_different_number_of_processes_the_errors_start_from_zero(hosts, po
 
 
 def test_unused_parameters_are_named_unless_the_task_declares_them(hosts, tmp_path):
-    for refused, trained in succeed(Job(hosts[:1], 2, workers.train_half_used, tmp_path).results(60)):
-        assert refused.startswith("a step left parameters unused (unused.weight, unused.bias)")
+    for refusal, trained in succeed(Job(hosts[:1], 2, workers.train_half_used, tmp_path).results(60)):
+        assert refusal.startswith("a step left parameters unused (unused.weight, unused.bias)")
         assert trained == "trained"

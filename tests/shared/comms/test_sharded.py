@@ -62,8 +62,8 @@ class Network:
 
 def recipe(strategy: StrategyConfig, steps: int, optimizer: OptimizerConfig | None = None) -> Recipe:
     """With clipping, micro-batches and averaged weights; processes evaluate different numbers of batches."""
-    made = line.recipe(steps=steps, clip_norm=0.5, batch=20, micro_batch=5, evaluation_batch=6)
-    return replace(made, model=Network(), ema_decay=0.9, strategy=strategy, optimizer=optimizer or ADAMW)
+    recipe = line.recipe(steps=steps, clip_norm=0.5, batch=20, micro_batch=5, evaluation_batch=6)
+    return replace(recipe, model=Network(), ema_decay=0.9, strategy=strategy, optimizer=optimizer or ADAMW)
 
 
 def train(runs: list[tuple[str, Recipe]]) -> int:
@@ -99,10 +99,12 @@ def state(path: Path, step: int = 12) -> dict[str, torch.Tensor]:
 def test_a_sharded_run_equals_the_ddp_run_with_clipping_and_micro_batches(runs):
     norms = [event["norm"] for event in read_events(runs / "ddp" / "events.jsonl") if event["event"] == "train"]
     assert max(norms) > 0.5
-    one, other = state(runs / "ddp"), state(runs / "fsdp")
-    assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+    ddp_state, fsdp_state = state(runs / "ddp"), state(runs / "fsdp")
+    assert ddp_state.keys() == fsdp_state.keys() and any(name.startswith("optimizer") for name in ddp_state)
+    for name, tensor in ddp_state.items():
+        torch.testing.assert_close(
+            fsdp_state[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text
+        )
 
 
 def test_an_interrupted_sharded_run_is_the_same_run(runs):
@@ -124,10 +126,10 @@ def test_an_artifact_of_a_sharded_run_equals_that_of_ddp(runs, tmp_path):
         recipes=lambda: {"line": lambda: recipe(SHARDED, 12, PLAIN)},
         dense=lambda recipe, model: DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",)),
     )
-    one, other = (export(runs / name, app, tmp_path / name, network=False) for name in ("ddp", "fsdp"))
-    assert one.weights().keys() == other.weights().keys() == Layered().state_dict().keys()
-    for name, tensor in one.weights().items():
-        torch.testing.assert_close(other.weights()[name], tensor, rtol=1e-5, atol=1e-6)
+    ddp_artifact, fsdp_artifact = (export(runs / name, app, tmp_path / name, network=False) for name in ("ddp", "fsdp"))
+    assert ddp_artifact.weights().keys() == fsdp_artifact.weights().keys() == Layered().state_dict().keys()
+    for name, tensor in ddp_artifact.weights().items():
+        torch.testing.assert_close(fsdp_artifact.weights()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def same_by_any_number(steps: int) -> Recipe:
@@ -150,9 +152,9 @@ def hybrid(path: str) -> list[str]:
     train([(f"{path}/four", same_by_any_number(12)), (f"{path}/moved", same_by_any_number(7))])
     messages = []
     for words, strategy in REFUSED.items():
-        with pytest.raises(InvalidInputError) as refused:
+        with pytest.raises(InvalidInputError) as raised:
             line.run(replace(recipe(strategy, 4), compile="--compile" in words), Path(path) / "refused")
-        messages.append(str(refused.value))
+        messages.append(str(raised.value))
     return messages
 
 
@@ -165,11 +167,11 @@ def four_processes(tmp_path_factory):
 
 def test_two_copies_sharded_over_two_processes_each_train_like_ddp(four_processes):
     folder, _ = four_processes
-    one, other, compressed = (state(folder / name, 4) for name in ("ddp", "hybrid", "bf16"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+    ddp_state, hybrid_state, compressed = (state(folder / name, 4) for name in ("ddp", "hybrid", "bf16"))
+    for name, tensor in ddp_state.items():
+        torch.testing.assert_close(hybrid_state[name], tensor, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(compressed[name], tensor, rtol=0.02, atol=2e-3)
-    assert any(not torch.equal(compressed[name], other[name]) for name in one)
+    assert any(not torch.equal(compressed[name], hybrid_state[name]) for name in ddp_state)
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=list(REFUSED))
@@ -181,9 +183,9 @@ def test_impossible_settings_are_refused_on_every_process(four_processes, number
 def test_two_processes_resume_a_run_sharded_over_four(four_processes):
     folder, _ = four_processes
     run(train, [(str(folder / "moved"), same_by_any_number(12))])
-    one, other = state(folder / "four"), state(folder / "moved")
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    four_state, moved_state = state(folder / "four"), state(folder / "moved")
+    for name, tensor in four_state.items():
+        torch.testing.assert_close(moved_state[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 class Forked(nn.Module):
@@ -210,7 +212,7 @@ class LeavesOut(line.Regression):
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         found = model(batch["x"])
-        return sum((one - batch["y"]).square().mean() for one in found[: 2 - int(os.environ["RANK"])])
+        return sum((output - batch["y"]).square().mean() for output in found[: 2 - int(os.environ["RANK"])])
 
     def evaluate(self, model: nn.Module, batch: Any, scores: Any) -> None:
         super().evaluate(lambda x: model(x)[0], batch, scores)
@@ -224,9 +226,9 @@ def leave_out(path: str) -> None:
 
 def test_processes_may_leave_different_parameters_unused_if_the_task_declares_it(tmp_path):
     run(leave_out, str(tmp_path))
-    one, other = state(tmp_path / "ddp", 4), state(tmp_path / "fsdp", 4)
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+    ddp_state, fsdp_state = state(tmp_path / "ddp", 4), state(tmp_path / "fsdp", 4)
+    for name, tensor in ddp_state.items():
+        torch.testing.assert_close(fsdp_state[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 class Killed(line.Regression):
@@ -282,11 +284,11 @@ def pretend_to_be_one_of_many(nodes: int, per_node: int) -> dict[str, Any]:
     Hierarchical(inside, across, inside, device=group.device).all_reduce(flat)
     mesh = dist.device_mesh.DeviceMesh.from_group(inside.group, "cpu", mesh_dim_names=("shard",))
     model = fully_shard(nn.Linear(16, 64), mesh=mesh)
-    held = {name: tuple(local_tensor(parameter).shape) for name, parameter in model.named_parameters()}
+    local_shapes = {name: tuple(local_tensor(parameter).shape) for name, parameter in model.named_parameters()}
     return {
         "inside": dist.get_process_group_ranks(inside.group),
         "across": dist.get_process_group_ranks(across.group),
-        "held": held,
+        "held": local_shapes,
         "finite": bool(flat.isfinite().all()),
     }
 

@@ -54,11 +54,13 @@ def test_slurm_describes_the_switches_and_the_order_keeps_rings_inside():
 def test_a_ring_leaves_every_switch_once_for_any_names_and_input_order(switches, racks, hosts, chance):
     names = [f"n{number}" for number in range(switches * racks * hosts)]
     chance.shuffle(names)
-    left = iter(names)
+    unused = iter(names)
     tree = Tree(
         "top",
         tuple(
-            Tree(f"s{s}", tuple(Tree(f"s{s}r{r}", tuple(Tree(next(left)) for _ in range(hosts))) for r in range(racks)))
+            Tree(
+                f"s{s}", tuple(Tree(f"s{s}r{r}", tuple(Tree(next(unused)) for _ in range(hosts))) for r in range(racks))
+            )
             for s in range(switches)
         ),
     )
@@ -125,9 +127,9 @@ def test_latencies_reveal_racks_and_noise_does_not_create_any():
 def test_an_unreadable_topology_is_refused_with_the_file_name(tmp_path, text, words):
     file = tmp_path / "topology"
     file.write_text(text)
-    with pytest.raises(InvalidInputError, match=words) as refused:
+    with pytest.raises(InvalidInputError, match=words) as raised:
         read_topology(file)
-    assert str(file) in str(refused.value)
+    assert str(file) in str(raised.value)
 
 
 def test_host_lists():
@@ -140,8 +142,8 @@ def test_the_command_prints_tree_and_order(tmp_path, capsys):
     file = tmp_path / "topology.conf"
     file.write_text(SLURM)
     assert main(["topology", str(file), "--hosts", "node[1-12]"]) == 0
-    shown = capsys.readouterr().out
-    assert "our order: node1 node2 node3" in shown and "rack1: node7 node8" in shown
+    output = capsys.readouterr().out
+    assert "our order: node1 node2 node3" in output and "rack1: node7 node8" in output
     assert main(["topology", str(file), "--hosts", "node99"]) == 2
 
 
@@ -149,8 +151,8 @@ def test_the_gpus_of_a_host_are_ordered_by_their_switches(tmp_path, capsys):
     file = tmp_path / "nccl.xml"
     file.write_text(NCCL)
     assert main(["topology", str(file)]) == 0
-    shown = capsys.readouterr().out
-    assert "launcher's order: gpu0 gpu1 gpu2" in shown and "CUDA_VISIBLE_DEVICES=0,2,1" in shown
+    output = capsys.readouterr().out
+    assert "launcher's order: gpu0 gpu1 gpu2" in output and "CUDA_VISIBLE_DEVICES=0,2,1" in output
     with pytest.raises(InvalidInputError, match=r"nccl\.xml describes the GPUs of one host"):
         members_in_order([Member("node0", 0, 1, 0)], file)
 
@@ -171,8 +173,8 @@ def test_hosts_from_every_source_are_ordered_by_their_switches(tmp_path, capsys,
         rows = [[h, *("" if h == o else "5" if rack[h] == rack[o] else "20" for o in hosts)] for h in hosts]
         file.write_text("\n".join(",".join(row) for row in [["host", *hosts], *rows]))
     assert main(["topology", str(file)]) == 0
-    shown = capsys.readouterr().out
-    assert f"our order: {' '.join([*hosts[::2], *hosts[1::2]])}" in shown
+    output = capsys.readouterr().out
+    assert f"our order: {' '.join([*hosts[::2], *hosts[1::2]])}" in output
     tree = read_topology(file)
     assert ring_crossings(hosts_in_order(hosts, tree), tree)[0].most == 1
     assert ring_crossings(sorted(hosts), tree)[0].most > 3

@@ -55,9 +55,9 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
                 expected = value.clone()
                 flat.all_reduce(expected)
                 for name, route in routes.items():
-                    got = value.clone()
-                    route.all_reduce(got)
-                    found[name, str(dtype), size] = int((got != expected).sum())
+                    total = value.clone()
+                    route.all_reduce(total)
+                    found[name, str(dtype), size] = int((total != expected).sum())
         return {"nodes": group.nodes, "hosts": [m.host for m in group.members], "found": found}
 
 
@@ -108,16 +108,16 @@ def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, st
             distances = []
             for _ in range(rounds):
                 x = torch.randn(8, 33, generator=torch.Generator().manual_seed(group.rank))
-                for total, one in zip(sums, (plain, wrapped), strict=True):
-                    one.zero_grad()
-                    one(x).square().mean().backward()
-                    total += torch.cat([p.grad.reshape(-1) for p in one.parameters()])
+                for total, model_of_route in zip(sums, (plain, wrapped), strict=True):
+                    model_of_route.zero_grad()
+                    model_of_route(x).square().mean().backward()
+                    total += torch.cat([p.grad.reshape(-1) for p in model_of_route.parameters()])
                 distances.append(float((sums[1] - sums[0]).norm() / sums[0].norm()))
             errors = strategy.own_state().get("errors", {})
-            kept = [
+            residuals = [
                 group.sum(errors.get(name, torch.zeros_like(p)).reshape(-1)) for name, p in model.named_parameters()
             ]
-            explained = float((sums[1] + torch.cat(kept) - sums[0]).norm() / sums[0].norm())
+            explained = float((sums[1] + torch.cat(residuals) - sums[0]).norm() / sums[0].norm())
             found[route, compression] = distances, explained
         return found
 
@@ -196,7 +196,7 @@ def meet_without(absent: int) -> str:
             message = str(error)
     store.set(f"left {rank}", "")
     if rank == absent:  # the one that holds the store leaves last
-        store.wait([f"left {other}" for other in range(world)])
+        store.wait([f"left {member}" for member in range(world)])
     return message
 
 

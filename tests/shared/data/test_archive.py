@@ -24,10 +24,10 @@ def pack(path, members, method=zipfile.ZIP_DEFLATED):
 
 def refused(archive, words, tmp_path, limits=LIMITS, status=422):
     """``open_archive`` and ``unpack`` both refuse, and nothing is written outside the folder."""
-    with pytest.raises(InvalidInputError, match=words) as caught, open_archive(archive, limits) as members:
+    with pytest.raises(InvalidInputError, match=words) as raised, open_archive(archive, limits) as members:
         for member in members:
             member.read()
-    assert caught.value.status == status
+    assert raised.value.status == status
     with pytest.raises(InvalidInputError, match=words):
         unpack(archive, tmp_path / "into", limits)
 
@@ -118,10 +118,10 @@ def test_a_member_beyond_its_stated_size_is_not_read_into_memory(tmp_path):
     """200 MB of zeros with a stated size of 100 kB."""
     archive = pack(tmp_path / "liar.zip", [("zeros", b"\0" * 200_000_000)])
     content = bytearray(archive.read_bytes())
-    stated = (100_000).to_bytes(4, "little")
-    content[22:26] = stated
+    stated_size = (100_000).to_bytes(4, "little")
+    content[22:26] = stated_size
     at = content.index(b"PK\1\2")
-    content[at + 24 : at + 28] = stated
+    content[at + 24 : at + 28] = stated_size
     archive.write_bytes(content)
     tracemalloc.start()
     refused(archive, "zeros cannot be unpacked", tmp_path)

@@ -16,9 +16,9 @@ from shared.data.order import Key, Permutation, samples_of_rank
 @given(length=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 2**31))
 def test_an_epoch_contains_no_sample_twice(length, batch, seed):
     order = Permutation(seed=seed, length=length, batch=batch)
-    seen = np.concatenate([order.indices(step) for step in range(order.steps_per_epoch)])
-    assert len(set(seen.tolist())) == len(seen)
-    assert len(seen) == (order.steps_per_epoch * batch if length >= batch else length)
+    indices = np.concatenate([order.indices(step) for step in range(order.steps_per_epoch)])
+    assert len(set(indices.tolist())) == len(indices)
+    assert len(indices) == (order.steps_per_epoch * batch if length >= batch else length)
 
 
 def test_epochs_differ_and_are_reproducible():
@@ -40,12 +40,12 @@ def test_processes_share_a_batch_without_overlap(length, world):
 def test_noise_depends_on_seed_epoch_and_sample():
     draw = Key(seed=1, epoch=2).generator(3).random(4)
     assert Key(seed=1, epoch=2).generator(3).random(4).tolist() == draw.tolist()
-    for other in (
+    for generator in (
         Key(seed=0, epoch=2).generator(3),
         Key(seed=1, epoch=1).generator(3),
         Key(seed=1, epoch=2).generator(4),
     ):
-        assert other.random(4).tolist() != draw.tolist()
+        assert generator.random(4).tolist() != draw.tolist()
 
 
 class Numbers:
@@ -73,12 +73,12 @@ def test_the_loader_keeps_the_order(threads, handover_s):
 def test_the_switch_interval_is_short_only_while_threads_load_batches(ends):
     before = sys.getswitchinterval()
     loader = Loader(Numbers(), Permutation(seed=0, length=50, batch=5), device=torch.device("cpu"), handover_s=0)
-    steps, seen = loader.steps(0, 9), []
+    steps, intervals_s = loader.steps(0, 9), []
     for _ in islice(steps, None if ends == "at the end" else 6):
-        seen.append(sys.getswitchinterval())
+        intervals_s.append(sys.getswitchinterval())
     steps.close()
     # The first three batches are loaded in the training thread.
-    assert seen[:3] == [before] * 3 and all(found <= 1e-3 for found in seen[3:]) and len(seen) > 3
+    assert intervals_s[:3] == [before] * 3 and all(found <= 1e-3 for found in intervals_s[3:]) and len(intervals_s) > 3
     assert sys.getswitchinterval() == before
 
 

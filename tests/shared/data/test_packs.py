@@ -24,16 +24,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_pack_is_built_once_for_all_callers() -> None:
-    made = []
+    built_folders = []
 
     def make(folder: Path) -> None:
-        made.append(folder)
+        built_folders.append(folder)
         (folder / "content").write_text("1")
 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: get_or_build("one", make), range(16)))
     assert (
-        found == {packs_folder() / "one"} and len(made) == 1 and (packs_folder() / "one" / "content").read_text() == "1"
+        found == {packs_folder() / "one"}
+        and len(built_folders) == 1
+        and (packs_folder() / "one" / "content").read_text() == "1"
     )
 
 
@@ -68,19 +70,19 @@ def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
 
 def test_results_come_in_call_order_and_few_are_computed_ahead(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{number:02}") for number in range(20)]
-    taken = parallel_imap(shutil.copy, ((__file__, name) for name in names))
-    assert [next(taken), next(taken)] == names[:2]
+    results = parallel_imap(shutil.copy, ((__file__, name) for name in names))
+    assert [next(results), next(results)] == names[:2]
     # Two are consumed, and at most one per core plus one may be in progress.
     assert len(list(tmp_path.iterdir())) <= 3 + len(os.sched_getaffinity(0))
-    assert list(taken) == names[2:]
+    assert list(results) == names[2:]
 
 
 def test_a_failure_ahead_reaches_the_caller(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
-    made = parallel_imap(Path.read_text, [(tmp_path / "there",), (tmp_path / "missing",)])
-    assert next(made) == ""
+    results = parallel_imap(Path.read_text, [(tmp_path / "there",), (tmp_path / "missing",)])
+    assert next(results) == ""
     with pytest.raises(FileNotFoundError):
-        next(made)
+        next(results)
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "model.onnx").write_bytes(b"a network")
         (tmp_path / "recipe.yaml").write_text("app: line\nname: line\nrecipe: {model: {}}\n")
         files = {name: describe_file(tmp_path / name) for name in described}
-        given: dict[str, Any] = {"inputs": (), "outputs": (), "scores": {}, "data": {}, "files": files}
-        write_manifest(tmp_path, Manifest(name="line", version=1, app="line", **given))
+        fields: dict[str, Any] = {"inputs": (), "outputs": (), "scores": {}, "data": {}, "files": files}
+        write_manifest(tmp_path, Manifest(name="line", version=1, app="line", **fields))
         return tmp_path
 
     return write
@@ -121,9 +121,9 @@ def test_a_network_that_cannot_be_built_is_reported(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["recipe.yaml"] = describe_file(path / "recipe.yaml")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InvalidInputError, match="a network that cannot be built") as refused:
+    with pytest.raises(InvalidInputError, match="a network that cannot be built") as raised:
         trivium.load("finance", artifact=path)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])

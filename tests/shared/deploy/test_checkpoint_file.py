@@ -146,8 +146,8 @@ def test_a_truncated_file_is_reported_as_truncated_wherever_it_ends(tmp_path, ne
     torch.save(content, path, _use_new_zipfile_serialization=new_layout)
     whole = path.read_bytes()
     header = (1, 3, 15, 21) if new_layout else ()
-    for kept in (*header, *range(1500, len(whole), 700), len(whole) - 1):
-        path.write_bytes(whole[:kept])
+    for length in (*header, *range(1500, len(whole), 700), len(whole) - 1):
+        path.write_bytes(whole[:length])
         with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read: it is truncated; copy or save it again$"):
             read_checkpoint(path)
 

@@ -175,8 +175,8 @@ def test_an_export_writes_nothing_to_the_caller_s_log(tmp_path: Path) -> None:
         "write_onnx(dense, Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "INFO" not in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "INFO" not in completed.stderr
 
 
 def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
     monkeypatch.setattr("shared.deploy.programs.artifact_network.find", lambda name: app)
     whole = export(run, app, tmp_path / "models")
     assert onnx_file(whole) == whole.path / "model.onnx"
-    files = {name: stated for name, stated in whole.manifest.files.items() if name != "model.onnx"}
+    files = {name: entry for name, entry in whole.manifest.files.items() if name != "model.onnx"}
     (whole.path / "model.onnx").rename(tmp_path / "model.onnx")
     write_manifest(whole.path, replace(whole.manifest, files=files))
     bare = open_artifact(whole.path)
@@ -192,13 +192,13 @@ def test_a_missing_onnx_file_is_made_once(app, run, tmp_path, monkeypatch):
     expected = ort.InferenceSession(tmp_path / "model.onnx").run(["y"], {"x": x})[0]
     (found,) = open_network(bare, "cpu").compute([{"x": x}], 8)
     np.testing.assert_allclose(found["y"], expected, rtol=1e-5, atol=1e-6)
-    made = onnx_file(bare)
-    assert made.is_relative_to(tmp_path / "cache")
-    written = made.stat().st_mtime_ns
-    assert (write_python_model(bare, tmp_path / "triton") / "1" / "model.onnx").read_bytes() == made.read_bytes()
-    assert onnx_file(bare) == made and made.stat().st_mtime_ns == written
-    other = replace(whole.manifest.programs["onnx"], weights="those of another network")
-    assert onnx_file(Artifact(whole.path, replace(whole.manifest, programs={"onnx": other}))) == made
+    cached_onnx = onnx_file(bare)
+    assert cached_onnx.is_relative_to(tmp_path / "cache")
+    written = cached_onnx.stat().st_mtime_ns
+    assert (write_python_model(bare, tmp_path / "triton") / "1" / "model.onnx").read_bytes() == cached_onnx.read_bytes()
+    assert onnx_file(bare) == cached_onnx and cached_onnx.stat().st_mtime_ns == written
+    other_entry = replace(whole.manifest.programs["onnx"], weights="those of another network")
+    assert onnx_file(Artifact(whole.path, replace(whole.manifest, programs={"onnx": other_entry}))) == cached_onnx
     without = Artifact(bare.path, replace(bare.manifest, inputs=(), outputs=()))
     with pytest.raises(InvalidInputError, match="no dense network"):
         onnx_file(without)

@@ -38,7 +38,7 @@ class Line:
 
     def predict(self, batch: Sequence[float], options: Any = None) -> list[float]:
         program = next(iter(self.programs.values()))
-        return [float(program.arrays({"x": np.array([one])})["y"][0]) for one in batch]
+        return [float(program.arrays({"x": np.array([number])})["y"][0]) for number in batch]
 
     def decode(self, request: Request) -> Decoded[float]:
         return Decoded(inputs=(self.read(),), options=None)
@@ -68,10 +68,10 @@ def test_the_model_is_loaded_while_the_input_is_read() -> None:
 
 
 def test_an_input_that_is_refused_does_not_wait_for_the_model() -> None:
-    refused = Event()
+    is_refused = Event()
 
     def reader() -> Program:
-        assert refused.wait(TIMEOUT_S)
+        assert is_refused.wait(TIMEOUT_S)
         return doubling()
 
     def read() -> float:
@@ -81,7 +81,7 @@ def test_an_input_that_is_refused_does_not_wait_for_the_model() -> None:
     with pytest.raises(InvalidInputError, match="this is no number"):
         Line({"line": lazy_program(fail_if_called, reader)}, read=read).answer()
     assert is_preloading() and time.monotonic() - began < TIMEOUT_S / 2
-    refused.set()
+    is_refused.set()
 
 
 def test_a_command_that_refuses_its_input_exits_while_a_model_is_loading(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_command_that_refuses_its_input_exits_while_a_model_is_loading(tmp_pat
         "--out",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=9 * TIMEOUT_S)
-    assert done.returncode == 2 and done.stderr.startswith("trivium: table.csv"), done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=9 * TIMEOUT_S)
+    assert completed.returncode == 2 and completed.stderr.startswith("trivium: table.csv"), completed.stderr
     assert list(tmp_path.iterdir()) == [file]
 
 

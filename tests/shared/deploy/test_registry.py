@@ -70,9 +70,9 @@ def test_a_version_with_an_invalid_manifest_does_not_stop_the_server(tmp_path: P
     broken = tmp_path / "registry" / "echo" / "2"
     broken.mkdir()
     os.mkfifo(broken / "manifest.json") if manifest == "pipe" else (broken / "manifest.json").write_text(manifest)
-    with pytest.raises(InvalidInputError) as refused:
+    with pytest.raises(InvalidInputError) as raised:
         open_artifact(broken)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300 + len(str(broken))
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300 + len(str(broken))
     settings = Settings(
         hosts="testserver", store=tmp_path / "store", registry=tmp_path / "registry", warm=False, workers=0
     )

@@ -38,12 +38,12 @@ def manifest(*specs: TensorSpec) -> Manifest:
 
 
 @pytest.mark.parametrize("program", list(BACKENDS))
-@pytest.mark.parametrize("given", [IMAGE, ANY_SIZE])
-def test_a_configuration_matches_triton_s_schema(schema: Any, program: str, given: TensorSpec) -> None:
-    config = text_format.Parse(triton_config(manifest(given, SCORE), program), schema.ModelConfig())
+@pytest.mark.parametrize("input_spec", [IMAGE, ANY_SIZE])
+def test_a_configuration_matches_triton_s_schema(schema: Any, program: str, input_spec: TensorSpec) -> None:
+    config = text_format.Parse(triton_config(manifest(input_spec, SCORE), program), schema.ModelConfig())
     assert (config.name, config.max_batch_size) == ("net", 8)
     assert (config.backend, config.default_model_filename) == BACKENDS[program]
-    assert list(config.input[0].dims) == list(given.shape[1:])
+    assert list(config.input[0].dims) == list(input_spec.shape[1:])
     assert list(config.output[0].dims) == [1] and not config.output[0].reshape.shape
     assert config.version_policy.latest.num_versions == 1 and config.instance_group[0].count == 1
     kind, group = schema.ModelInstanceGroup, config.instance_group[0]
@@ -51,7 +51,7 @@ def test_a_configuration_matches_triton_s_schema(schema: Any, program: str, give
     assert ("HINT_BF16" in config.parameters) == (program == "openvino-bf16")
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
     # Zeros of a size that is not known cannot be sent.
-    assert len(config.model_warmup) == (given is IMAGE)
+    assert len(config.model_warmup) == (input_spec is IMAGE)
     for warm in config.model_warmup:
         assert list(warm.inputs["image"].dims) == [3, 192, 640] and warm.inputs["image"].zero_data
 
@@ -78,5 +78,5 @@ def test_the_page_lists_the_shipped_models_that_triton_can_serve_unchanged() -> 
     lacking = lacking.partition(" lack the ")[0]
     for config in ROOT.glob("apps/*/weights/*/config.pbtxt"):
         served = max(config.parent.glob("[0-9]*"), key=lambda folder: int(folder.name))
-        there = (served / NETWORK).is_file()
-        assert (f"`{config.parent.name}`" in whole, f"`{config.parent.name}`" in lacking) == (there, not there)
+        has_onnx = (served / NETWORK).is_file()
+        assert (f"`{config.parent.name}`" in whole, f"`{config.parent.name}`" in lacking) == (has_onnx, not has_onnx)

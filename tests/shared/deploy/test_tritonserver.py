@@ -54,8 +54,8 @@ def triton(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iter
     backend.mkdir(parents=True)
     for file in (*(packages / _TRITON / "backends" / "python").glob("*.*"), _stub(packages)):
         (backend / file.name).symlink_to(file)
-    asked = [str(venv / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
-    libpython = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    libdir_command = [str(venv / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
+    libpython = subprocess.run(libdir_command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
     environment = os.environ | {
         "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(packages),
@@ -73,7 +73,10 @@ def triton(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "--exit-timeout-secs=5",
     ]
     log = folder / "log.txt"
-    with log.open("w") as told, subprocess.Popen(command, env=environment, stdout=told, stderr=told) as process:
+    with (
+        log.open("w") as log_file,
+        subprocess.Popen(command, env=environment, stdout=log_file, stderr=log_file) as process,
+    ):
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{ports[0]}/v2/health/ready", log)
             yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics"
@@ -114,16 +117,16 @@ def test_a_real_tritonserver_answers_as_trivium_serve_does(
         values = random.normal(size=shape).astype(np.float32)
         inputs.append({"name": spec.name, "datatype": "FP32", "shape": shape, "data": values.ravel().tolist()})
     path = f"/v2/models/{manifest.name}/infer"
-    asked = urllib.request.Request(triton[0] + path, json.dumps({"inputs": inputs}).encode())
-    with urllib.request.urlopen(asked, timeout=30) as answered:
-        theirs = json.load(answered)["outputs"]
+    request = urllib.request.Request(triton[0] + path, json.dumps({"inputs": inputs}).encode())
+    with urllib.request.urlopen(request, timeout=30) as response:
+        theirs = json.load(response)["outputs"]
     ours = client.post(path, json={"inputs": inputs}).raise_for_status().json()["outputs"]
-    assert [one["name"] for one in theirs] == [one["name"] for one in ours]
-    for one, other in zip(theirs, ours, strict=True):
-        assert (one["shape"], one["datatype"]) == (other["shape"], other["datatype"])
-        np.testing.assert_allclose(one["data"], other["data"], rtol=1e-5, atol=1e-6)
-    with urllib.request.urlopen(triton[1], timeout=30) as answered:
-        metrics = answered.read().decode()
+    assert [tensor["name"] for tensor in theirs] == [tensor["name"] for tensor in ours]
+    for their_tensor, our_tensor in zip(theirs, ours, strict=True):
+        assert (their_tensor["shape"], their_tensor["datatype"]) == (our_tensor["shape"], our_tensor["datatype"])
+        np.testing.assert_allclose(their_tensor["data"], our_tensor["data"], rtol=1e-5, atol=1e-6)
+    with urllib.request.urlopen(triton[1], timeout=30) as response:
+        metrics = response.read().decode()
     # The request to warm up counts too.
     assert f'nv_inference_count{{model="{manifest.name}",version="{manifest.version}"}} 4' in metrics
 

@@ -112,6 +112,6 @@ def train_counted(path):
 def test_micro_batches_on_three_processes_train_what_one_process_trains(tmp_path):
     run(train_counted, tmp_path / "three", processes=3)
     line.run(without_dropout(Counted), tmp_path / "one")
-    one, three = weights(tmp_path / "one", 30), weights(tmp_path / "three", 30)
-    for name, tensor in one.items():
+    one_step, three = weights(tmp_path / "one", 30), weights(tmp_path / "three", 30)
+    for name, tensor in one_step.items():
         torch.testing.assert_close(three[name], tensor, rtol=1e-4, atol=1e-5)

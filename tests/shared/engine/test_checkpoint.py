@@ -37,32 +37,32 @@ STATE = {
 }
 
 
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other) and one.dtype == other.dtype
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
-    return one == other
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second) and first.dtype == second.dtype
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
+    return first == second
 
 
 def test_the_state_of_every_component_is_restored_exactly(tmp_path):
     checkpoints = Checkpoints(tmp_path, recipe_digest="d")
     model = torch.nn.Linear(2, 1)
     checkpoints.save({"model": model, "ema": Anything(STATE)}, Progress(step=5, samples=3))
-    other, ema = torch.nn.Linear(2, 1), Anything({})
-    assert checkpoints.load(checkpoints.latest(), {"model": other, "ema": ema}) == Progress(step=5, samples=3)
-    assert torch.equal(other.weight, model.weight) and equal(STATE, ema.state)
+    restored, ema = torch.nn.Linear(2, 1), Anything({})
+    assert checkpoints.load(checkpoints.latest(), {"model": restored, "ema": ema}) == Progress(step=5, samples=3)
+    assert torch.equal(restored.weight, model.weight) and equal(STATE, ema.state)
     assert model_state(checkpoints.latest()).keys() == {"weight", "bias"}
     with pytest.raises(InvalidInputError, match="contains ema, model, and the run has model; name a new run"):
-        checkpoints.load(checkpoints.latest(), {"model": other})
+        checkpoints.load(checkpoints.latest(), {"model": restored})
 
 
 def test_a_resumed_optimizer_handles_a_channels_last_parameter(tmp_path):
     """Files store contiguous tensors; a fused step reads a parameter and its momentum in memory order."""
 
-    def made():
+    def make_model_and_optimizer():
         torch.manual_seed(0)
         model = torch.nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
         return model, AdamW(learning_rate=0.1).build(model)
@@ -73,29 +73,29 @@ def test_a_resumed_optimizer_handles_a_channels_last_parameter(tmp_path):
         model(torch.rand(2, 4, 5, 5, 5)).square().mean().backward()
         optimizer.step()
 
-    model, optimizer = made()
+    model, optimizer = make_model_and_optimizer()
     step(model, optimizer, 1)
     checkpoints = Checkpoints(tmp_path, recipe_digest="d")
     checkpoints.save({"model": model, "optimizer": optimizer}, Progress(step=1))
-    resumed, again = made()
-    checkpoints.load(checkpoints.latest(), {"model": resumed, "optimizer": again})
+    resumed, resumed_optimizer = make_model_and_optimizer()
+    checkpoints.load(checkpoints.latest(), {"model": resumed, "optimizer": resumed_optimizer})
     step(model, optimizer, 2)
-    step(resumed, again, 2)
+    step(resumed, resumed_optimizer, 2)
     assert not resumed.weight.is_contiguous() and torch.equal(resumed.weight, model.weight)
 
 
 def test_a_process_that_does_not_write_takes_part_in_a_save(tmp_path):
-    asked = []
+    calls = []
 
     class Spread(Anything):
         def state_dict(self):
-            asked.append(True)
+            calls.append(True)
             return {}
 
     Checkpoints(tmp_path, recipe_digest="d", group=Group(1, 2, torch.device("cpu"))).save(
         {"model": Spread({})}, Progress(step=1)
     )
-    assert asked and not list(tmp_path.iterdir())
+    assert calls and not list(tmp_path.iterdir())
 
 
 def test_a_state_that_json_and_safetensors_cannot_hold_is_an_error(tmp_path):

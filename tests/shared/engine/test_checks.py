@@ -89,11 +89,11 @@ def test_a_monitor_that_only_the_whole_data_set_scores_is_accepted(tmp_path):
 
 def test_another_recipe_in_the_directory_is_refused_with_what_differs(tmp_path):
     train(tmp_path, steps=5)
-    other = replace(line.recipe(steps=7), optimizer=AdamW(learning_rate=0.5), seed=1)
+    other_recipe = replace(line.recipe(steps=7), optimizer=AdamW(learning_rate=0.5), seed=1)
     with pytest.raises(
         InvalidInputError, match=r"optimizer.learning_rate is 0.5, not 0.02; seed is 1, not 0; continue"
     ):
-        line.run(other, tmp_path)
+        line.run(other_recipe, tmp_path)
     with pytest.raises(InvalidInputError, match="optimizer is SGD, not AdamW"):
         line.run(replace(line.recipe(), optimizer=SGD(learning_rate=0.02)), tmp_path)
 
@@ -154,19 +154,19 @@ def test_a_data_config_may_supply_its_own_order(tmp_path):
         def indices(self, step):
             return np.arange(40)[::-1][step % 4 * 10 :][:10]
 
-    made = []
+    data_sets = []
 
     class Data(line.Data):
         def train(self, input=None):
-            made.append(line.Points(40))
-            return made[-1]
+            data_sets.append(line.Points(40))
+            return data_sets[-1]
 
         def order(self, seed, batch):
             return Backwards()
 
     result = line.run(replace(line.recipe(), data=Data()), tmp_path)
     assert result.steps == 12 and result.epochs == 3
-    assert made[0].asked[-1] == list(range(9, -1, -1))
+    assert data_sets[0].asked[-1] == list(range(9, -1, -1))
 
 
 @pytest.mark.parametrize("log_every", [5, 100])

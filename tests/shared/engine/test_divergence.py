@@ -11,9 +11,9 @@ from shared.optimizers import SGD, AdamW
 
 @pytest.fixture
 def guard() -> FiniteGuard:
-    made = FiniteGuard(torch.device("cpu"))
-    made._on_host = False
-    return made
+    finite_guard = FiniteGuard(torch.device("cpu"))
+    finite_guard._on_host = False
+    return finite_guard
 
 
 @pytest.mark.parametrize("settings", [AdamW(), SGD()], ids=["AdamW", "SGD"])

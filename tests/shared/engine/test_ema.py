@@ -57,23 +57,23 @@ def test_the_average_follows_its_formula_and_the_decay_warms_up():
         decay = min(0.3, (1 + number) / (10 + number))
         expected = {n: decay * expected[n] + (1 - decay) * v for n, v in model.state_dict().items()}
         ema.update()
-    own = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     with ema.applied(ALONE):
         for name, value in model.state_dict().items():
             if name == "0.num_batches_tracked":
                 assert value == 5
             else:
                 torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert same(own, model.state_dict())
+    assert same(before, model.state_dict())
 
 
 def test_a_run_validates_saves_and_exports_the_average(tmp_path):
     result = line.run(recipe(), tmp_path)
-    kept = model_state(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest())
-    assert not torch.equal(kept["1.weight"], weights(tmp_path, 30)["1.weight"])
-    assert torch.equal(kept["1.weight"], kept["2.twin"])
+    saved_weights = model_state(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest())
+    assert not torch.equal(saved_weights["1.weight"], weights(tmp_path, 30)["1.weight"])
+    assert torch.equal(saved_weights["1.weight"], saved_weights["2.twin"])
     model = Normalised().build()
-    model.load_state_dict(kept)
+    model.load_state_dict(saved_weights)
     scores = evaluate(model, line.Regression(), line.Points(13), 4, ALONE)
     assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
     # The same training without averaging ends with the weights that went into the average.

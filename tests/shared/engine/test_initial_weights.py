@@ -100,25 +100,25 @@ def test_a_run_starts_from_another_run_or_an_artifact_and_logs_it(tmp_path):
     artifact = tmp_path / "artifact"
     artifact.mkdir()
     save_file(start, artifact / "weights.safetensors")
-    seen = {}
+    first_weights = {}
 
     def watched(name):
         class Watched(line.Regression):
             def loss(self, model, batch):
-                seen.setdefault(name, {key: value.clone() for key, value in model.state_dict().items()})
+                first_weights.setdefault(name, {key: value.clone() for key, value in model.state_dict().items()})
                 return super().loss(model, batch)
 
         return Watched
 
     for init in (tmp_path / "first", artifact):
         line.run(replace(line.recipe(watched(init.name), steps=2), init=init), tmp_path / f"from-{init.name}")
-        assert all(torch.equal(seen[init.name][name], value) for name, value in start.items())
+        assert all(torch.equal(first_weights[init.name][name], value) for name, value in start.items())
         events = (tmp_path / f"from-{init.name}" / "events.jsonl").read_text()
         assert "4 of 4 tensors start from these weights" in events
     # A resumed run continues from its own checkpoint.
     line.run(replace(line.recipe(watched("again"), steps=4), init=artifact), tmp_path / "from-artifact")
-    own = weights(tmp_path / "from-artifact", 2)
-    assert all(torch.equal(seen["again"][name], value) for name, value in own.items())
+    own_weights = weights(tmp_path / "from-artifact", 2)
+    assert all(torch.equal(first_weights["again"][name], value) for name, value in own_weights.items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,11 +128,11 @@ class Classes(InputSpec):
 
 @pytest.mark.parametrize("start", ["", "checkpoints/weights.safetensors"], ids=["run", "file"])
 def test_no_class_starts_from_the_weights_of_another_class_in_common(tmp_path, start):
-    def begun(name, classes, init=None):
+    def events_of_run(name, classes, init=None):
         line.run(replace(line.recipe(steps=2), input=Classes(classes=classes), init=init), tmp_path / name)
         return (tmp_path / name / "events.jsonl").read_text()
 
-    begun("first", ("pedestrian", "cyclist", "car"))
+    events_of_run("first", ("pedestrian", "cyclist", "car"))
     init = tmp_path / "first"
     if start:
         init = tmp_path / "artifact" / "weights.safetensors"
@@ -141,16 +141,18 @@ def test_no_class_starts_from_the_weights_of_another_class_in_common(tmp_path, s
         shutil.copy(tmp_path / "first" / "recipe.yaml", init.parent)
     message = r"trained on the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
     with pytest.raises(InvalidInputError, match=message):
-        begun("other", ("car", "pedestrian", "truck"), init)
-    assert "weights of other classes: truck in place of cyclist" in begun("new", ("pedestrian", "truck", "car"), init)
-    same = begun("same", ("pedestrian", "cyclist", "car"), init)
+        events_of_run("other", ("car", "pedestrian", "truck"), init)
+    assert "weights of other classes: truck in place of cyclist" in events_of_run(
+        "new", ("pedestrian", "truck", "car"), init
+    )
+    same = events_of_run("same", ("pedestrian", "cyclist", "car"), init)
     assert "it was trained" not in same and "of other classes" not in same
     # A head with a different number of classes takes nothing from the trained one, whatever the names.
     message = (
         "it was trained on the classes pedestrian, cyclist, car, and this run has {}: the number of classes differs"
     )
-    assert message.format("car, pedestrian") in begun("fewer", ("car", "pedestrian"), init)
-    more = begun("more", ("pedestrian", "cyclist", "car", "tram"), init)
+    assert message.format("car, pedestrian") in events_of_run("fewer", ("car", "pedestrian"), init)
+    more = events_of_run("more", ("pedestrian", "cyclist", "car", "tram"), init)
     assert message.format("pedestrian, cyclist, car, tram") in more
     assert "from scratch; --data.classes pedestrian cyclist car keeps them" in more
 

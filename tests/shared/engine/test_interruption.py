@@ -58,14 +58,14 @@ def handlers_of_a_new_process():
     ],
 )
 def test_a_signal_saves_a_checkpoint_of_the_current_step(tmp_path, capsys, number, ends_as, code):
-    handlers = [signal.getsignal(one) for one in SIGNALS]
+    handlers = [signal.getsignal(signal_number) for signal_number in SIGNALS]
     train(tmp_path / "whole")
     with pytest.raises(ends_as) as raised:
         fit(line.recipe(interrupted_at(13, number)), Run(tmp_path / "run", "line", "line"), device="cpu")
     assert raised.value.args == code
     assert "stopped and saved at step 13; start the same command again to resume" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-00000013").is_dir()
-    assert [signal.getsignal(one) for one in SIGNALS] == handlers
+    assert [signal.getsignal(signal_number) for signal_number in SIGNALS] == handlers
     assert train(tmp_path / "run").steps == 30
     for name, tensor in weights(tmp_path / "whole", 30).items():
         assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
@@ -110,9 +110,9 @@ def test_the_command_exits_with_143_on_sigterm(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 143, done.stderr
-    assert "stopped and saved at step 2; start the same command again to resume" in done.stdout
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert completed.returncode == 143, completed.stderr
+    assert "stopped and saved at step 2; start the same command again to resume" in completed.stdout
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
@@ -143,10 +143,10 @@ def test_a_redirected_log_has_a_line_for_every_logging_step(tmp_path):
     code += "from shared.engine.loop import fit; from shared.engine.run import Run\n"
     code += "fit(line.recipe(), Run(Path(sys.argv[1]), 'line', 'quick'), device='cpu')\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=True
     )
-    lines = done.stdout.splitlines()
+    lines = completed.stdout.splitlines()
     assert lines[0] == "line quick: on cpu, fp32, set in the recipe"
     assert [row.split(":")[1].strip() for row in lines if " loss " in row and "/30" in row] == [
         f"step {step}/30, epoch {-(-step // 10)}/3" for step in range(5, 31, 5)

@@ -81,15 +81,15 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     result = train(tmp_path / "run", keep=2)
-    kept = {p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")}
-    assert {"step-00000025", "step-00000030", f"step-{result.best_step:08d}"} == kept
+    kept_checkpoints = {p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert {"step-00000025", "step-00000030", f"step-{result.best_step:08d}"} == kept_checkpoints
 
 
 def test_a_different_recipe_does_not_resume_the_run(tmp_path):
     train(tmp_path / "run", steps=5)
-    other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
+    other_recipe = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
     with pytest.raises(InvalidInputError, match="a different recipe"):
-        line.run(other, tmp_path / "run")
+        line.run(other_recipe, tmp_path / "run")
 
 
 def test_a_run_that_predates_a_setting_resumes_with_its_default(tmp_path):
@@ -116,8 +116,8 @@ def test_early_stopping(tmp_path):
     result = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
     assert result.reason == "early" and result.steps == 30
     assert result.best_step == min(result.history, key=lambda entry: entry["loss"])["step"]
-    again = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
-    assert again.reason == "early" and again.steps == 30
+    resumed = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
+    assert resumed.reason == "early" and resumed.steps == 30
 
 
 def test_a_run_that_stopped_early_continues_with_a_smaller_min_delta(tmp_path):
@@ -148,8 +148,8 @@ def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_p
 def test_a_run_that_reached_its_time_limit_stays_ended(tmp_path):
     first = train(tmp_path, minutes=1e-9)
     assert first.reason == "minutes" and first.steps == 5
-    again = train(tmp_path, minutes=1e-9)
-    assert again.steps == 5 and again.history == first.history
+    resumed = train(tmp_path, minutes=1e-9)
+    assert resumed.steps == 5 and resumed.history == first.history
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):

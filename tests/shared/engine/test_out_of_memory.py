@@ -46,40 +46,40 @@ class Counted(Uncounted):
         return {"square": (batch["x"][:, :1] > 0.3).sum()}
 
 
-def on_a_small_device(kind, most, *, from_call=1, until_call=10**9):
+def on_a_small_device(kind, max_samples, *, from_call=1, until_call=10**9):
     """The task on a device with memory for ``most`` samples; records the sizes of its micro-batches.
 
     It runs out after the forward pass, by when statistics are changed and random numbers drawn.
     """
-    given = []
+    batch_sizes = []
 
     class Small(kind):
         def loss(self, model, batch):
-            given.append(len(batch["x"]))
+            batch_sizes.append(len(batch["x"]))
             found = super().loss(model, batch)
-            if len(batch["x"]) > most and from_call <= len(given) < until_call:
+            if len(batch["x"]) > max_samples and from_call <= len(batch_sizes) < until_call:
                 raise torch.OutOfMemoryError(TOLD)
             return found
 
-    return Small, given
+    return Small, batch_sizes
 
 
 def go(path, task, network=None, **limits):
-    made = line.recipe(task, **{"batch": 8, "log_every": 1, **limits})
-    return line.run(replace(made, model=network or Normalised()), path)
+    recipe = line.recipe(task, **{"batch": 8, "log_every": 1, **limits})
+    return line.run(replace(recipe, model=network or Normalised()), path)
 
 
-def assert_same(one, other, step):
-    for name, tensor in weights(one, step).items():
-        assert torch.equal(weights(other, step)[name], tensor), name
+def assert_same(first_run, second_run, step):
+    for name, tensor in weights(first_run, step).items():
+        assert torch.equal(weights(second_run, step)[name], tensor), name
 
 
 @pytest.mark.parametrize("kind", [line.Regression, Counted])
 def test_a_run_out_of_memory_equals_the_run_with_the_smaller_micro_batch(tmp_path, kind):
-    small, given = on_a_small_device(kind, 2)
+    small, batch_sizes = on_a_small_device(kind, 2)
     result = go(tmp_path / "small", small)
     go(tmp_path / "two", kind, micro_batch=2)
-    assert given[:6] == [8, 4, 2, 2, 2, 2] and set(given[2:]) == {2}
+    assert batch_sizes[:6] == [8, 4, 2, 2, 2, 2] and set(batch_sizes[2:]) == {2}
     assert result.steps == 15
     assert_same(tmp_path / "small", tmp_path / "two", 15)
     losses = [
@@ -90,9 +90,9 @@ def test_a_run_out_of_memory_equals_the_run_with_the_smaller_micro_batch(tmp_pat
 
 
 def test_the_steps_before_are_those_of_the_larger_micro_batch(tmp_path):
-    small, given = on_a_small_device(Counted, 5, from_call=4)
+    small, batch_sizes = on_a_small_device(Counted, 5, from_call=4)
     go(tmp_path / "small", small)
-    assert given[:6] == [8, 8, 8, 8, 4, 4]
+    assert batch_sizes[:6] == [8, 8, 8, 8, 4, 4]
     go(tmp_path / "parts", Counted, steps=3)
     go(tmp_path / "parts", Counted, micro_batch=4)
     assert_same(tmp_path / "small", tmp_path / "parts", 15)
@@ -103,12 +103,12 @@ def test_the_run_logs_the_smaller_micro_batch_and_resumes_with_it(tmp_path, caps
     fit(line.recipe(small, steps=7), Run(tmp_path / "run", "line", "tiny"), device="cpu")
     expected = "line tiny: out of memory at step 1: retrying it, and running all later steps, in micro-batches of 2"
     assert expected in capsys.readouterr().out
-    (noted,) = [one for one in read_events(tmp_path / "run" / "events.jsonl") if one["event"] == "out_of_memory"]
+    (noted,) = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "out_of_memory"]
     assert (noted["step"], noted["micro_batch"]) == (0, 2)
     # It no longer runs out of memory, and only the restored size makes the parts small.
-    roomy, given = on_a_small_device(line.Regression, 100)
+    roomy, batch_sizes = on_a_small_device(line.Regression, 100)
     fit(line.recipe(roomy), Run(tmp_path / "run", "line", "tiny"), device="cpu")
-    assert set(given) == {2}
+    assert set(batch_sizes) == {2}
     assert "in micro-batches of 2, because larger ones did not fit into the memory" in capsys.readouterr().out
     whole, _ = on_a_small_device(line.Regression, 2, until_call=3)
     train(tmp_path / "whole", whole)
@@ -118,33 +118,33 @@ def test_the_run_logs_the_smaller_micro_batch_and_resumes_with_it(tmp_path, caps
 def test_a_different_micro_batch_on_the_command_line_is_tried(tmp_path):
     small, _ = on_a_small_device(line.Regression, 1, until_call=4)
     train(tmp_path, small, steps=5)
-    roomy, given = on_a_small_device(line.Regression, 100)
+    roomy, batch_sizes = on_a_small_device(line.Regression, 100)
     train(tmp_path, roomy, micro_batch=3)
-    assert set(given) == {2}  # four samples in parts of at most three
+    assert set(batch_sizes) == {2}  # four samples in parts of at most three
     assert read_progress(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest()).micro_batch is None
 
 
 def test_tensors_of_the_failed_step_are_freed_before_the_retry(tmp_path):
-    kept = []
+    references = []
 
     class Small(line.Regression):
         def loss(self, model, batch):
-            assert all(one() is None for one in kept)
+            assert all(reference() is None for reference in references)
             found = super().loss(model, batch)
             if len(batch["x"]) > 1:
-                kept.append(weakref.ref(found["square"]))
+                references.append(weakref.ref(found["square"]))
                 raise torch.OutOfMemoryError(TOLD)
             return found
 
     train(tmp_path, Small, steps=1)
-    assert len(kept) == 2
+    assert len(references) == 2
 
 
 def test_a_single_sample_that_does_not_fit_ends_the_run(tmp_path):
-    small, given = on_a_small_device(line.Regression, 0, from_call=12)
+    small, batch_sizes = on_a_small_device(line.Regression, 0, from_call=12)
     with pytest.raises(torch.OutOfMemoryError) as raised:
         train(tmp_path, small)
-    assert given[11:] == [4, 2, 1]
+    assert batch_sizes[11:] == [4, 2, 1]
     assert raised.value.__notes__ == [
         "A single sample does not fit into the memory; use a smaller network or smaller inputs"
     ]
@@ -174,10 +174,10 @@ def test_steps_that_were_loaded_ahead_are_loaded_again(handover_s):
 
 
 def run_out_on_the_second(path):
-    small, given = on_a_small_device(line.Regression, 1, from_call=3)
+    small, batch_sizes = on_a_small_device(line.Regression, 1, from_call=3)
     with pytest.raises(Exception) as raised:
         train(path, small)
-    return type(raised.value).__name__, given
+    return type(raised.value).__name__, batch_sizes
 
 
 def test_with_several_processes_each_ends_with_the_error(tmp_path):

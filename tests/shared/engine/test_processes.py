@@ -31,8 +31,8 @@ def train_by_a_clock_of_its_own(path: Path) -> str:
 
 
 def test_processes_agree_on_the_end_of_the_time_limit(tmp_path):
-    one, other = run(train_by_a_clock_of_its_own, tmp_path / "run")
-    assert one == other and one.startswith("minutes ")
+    first_end, second_end = run(train_by_a_clock_of_its_own, tmp_path / "run")
+    assert first_end == second_end and first_end.startswith("minutes ")
 
 
 def train_to(path: Path, steps: int) -> int:
@@ -55,9 +55,9 @@ def train_calmly(path: Path) -> None:
 def test_without_noise_in_the_model_three_processes_train_what_one_trains(tmp_path):
     train_calmly(tmp_path / "1")
     run(train_calmly, tmp_path / "3", processes=3)
-    one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
-    for name, tensor in one.items():
-        torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
+    one_process, three_processes = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
+    for name, tensor in one_process.items():
+        torch.testing.assert_close(three_processes[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 class Normalised(line.Network):
@@ -101,12 +101,12 @@ def test_weighted_means_are_the_same_on_any_number_of_processes(tmp_path):
         events = read_events(tmp_path / str(processes) / "events.jsonl")
         losses[processes] = [event["loss"] for event in events if event["event"] == "train"]
     assert len(losses[1]) == 30 and losses[3] == pytest.approx(losses[1], rel=1e-4)
-    one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
-    for name, tensor in one.items():
-        torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
+    one_process, three_processes = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
+    for name, tensor in one_process.items():
+        torch.testing.assert_close(three_processes[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def refused(path: Path) -> str:
+def refusal(path: Path) -> str:
     with pytest.raises(InvalidInputError) as raised:
         train(path)
     return str(raised.value)
@@ -114,5 +114,5 @@ def refused(path: Path) -> str:
 
 def test_every_process_raises_what_the_leader_refuses(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for message in run(refused, tmp_path):
+    for message in run(refusal, tmp_path):
         assert "holds files but is not a run" in message

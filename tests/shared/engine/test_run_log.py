@@ -70,16 +70,16 @@ def test_the_speed_is_that_of_the_resumed_process(capsys):
 )
 def test_an_ended_run_logs_the_reason_and_how_to_continue(limits, words, tmp_path, capsys):
     assert log_lines(tmp_path, capsys, **limits)[-1] == words
-    again = log_lines(tmp_path, capsys, **limits)
-    assert again[-1] == words and not any(row.startswith("step") for row in again)
+    resumed_lines = log_lines(tmp_path, capsys, **limits)
+    assert resumed_lines[-1] == words and not any(row.startswith("step") for row in resumed_lines)
 
 
 def test_different_settings_are_refused_with_the_two_remedies(tmp_path):
     line.train(tmp_path / "run", steps=5)
-    other = replace(line.recipe(), optimizer=AdamW(learning_rate=0.5))
+    other_recipe = replace(line.recipe(), optimizer=AdamW(learning_rate=0.5))
     remedies = r"\(--recipe .*run/recipe.yaml\), or name a new run, which --init .*run starts from its weights"
     with pytest.raises(InvalidInputError, match=remedies):
-        line.run(other, tmp_path / "run")
+        line.run(other_recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def test_why_a_run_ends():
 
 
 def test_an_extra_evaluation_at_a_stop_is_not_a_scheduled_one():
-    made = history(1.0, 2.0, 2.0)
-    assert scheduled_entries(made, 10) == made
-    assert scheduled_entries(made, 20) == made[:2]
+    entries = history(1.0, 2.0, 2.0)
+    assert scheduled_entries(entries, 10) == entries
+    assert scheduled_entries(entries, 20) == entries[:2]
     assert scheduled_entries([], 20) == []
 
 

@@ -43,8 +43,8 @@ class Fragile:
 
     def encode(self, decoded: Decoded[str], outputs: Sequence[int]) -> Response:
         large = bytes(int(decoded.context.get("bytes", 0)))
-        given = DeferredFiles(files={}, inputs={"given": lambda: bytes(len(large))})
-        return Response(result={"process": outputs[0]}, picture=b"\x89PNG", files={"large": large}, later=given)
+        deferred = DeferredFiles(files={}, inputs={"given": lambda: bytes(len(large))})
+        return Response(result={"process": outputs[0]}, picture=b"\x89PNG", files={"large": large}, later=deferred)
 
 
 def _unused(*_: object) -> Any:

@@ -21,10 +21,12 @@ def test_every_answer_has_the_identifier_of_its_log_line(
 ) -> None:
     began = datetime.now(UTC)
     with caplog.at_level(logging.INFO, "trivium.access"):
-        given = echo_client.get("/v2/health/live?secret=1", headers={"X-Request-Id": "abc-1"})
-        made = [echo_client.get("/none", headers={"X-Request-Id": bad}) for bad in ("", "a b", "x" * 200, 'a"\n')[:3]]
+        response = echo_client.get("/v2/health/live?secret=1", headers={"X-Request-Id": "abc-1"})
+        responses = [
+            echo_client.get("/none", headers={"X-Request-Id": bad}) for bad in ("", "a b", "x" * 200, 'a"\n')[:3]
+        ]
     lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
-    assert given.headers["X-Request-Id"] == "abc-1"
+    assert response.headers["X-Request-Id"] == "abc-1"
     moments = [began - timedelta(milliseconds=1), *(datetime.fromisoformat(line.pop("time")) for line in lines)]
     assert moments == sorted(moments) and moments[-1] <= datetime.now(UTC)
     assert lines[0] | {"ms": 0} == {
@@ -35,7 +37,7 @@ def test_every_answer_has_the_identifier_of_its_log_line(
         "status": 200,
         "ms": 0,
     }
-    assert [line["request"] for line in lines[1:]] == [answer.headers["X-Request-Id"] for answer in made]
+    assert [line["request"] for line in lines[1:]] == [answer.headers["X-Request-Id"] for answer in responses]
     assert len({line["request"] for line in lines}) == 4 and {line["status"] for line in lines[1:]} == {404}
 
 
@@ -44,8 +46,8 @@ def test_the_log_line_has_the_trace_id_of_the_request(
 ) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"  # the example of W3C's Trace Context
     with caplog.at_level(logging.INFO, "trivium.access"):
-        for given in (f"00-{trace}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01", "nonsense"):
-            echo_client.get("/v2/health/live", headers={"traceparent": given})
+        for traceparent in (f"00-{trace}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01", "nonsense"):
+            echo_client.get("/v2/health/live", headers={"traceparent": traceparent})
     lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
     assert [line.get("trace") for line in lines] == [trace, None, None]
 
@@ -67,9 +69,9 @@ def test_one_client_cannot_take_all_the_places(serve: Callable[..., TestClient],
     with ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(client.post, PREDICT, files=[csv(n)]) for n in (1, 2)]
         until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
-        refused = client.post(PREDICT, files=[csv(3)])
-        assert int(refused.headers["Retry-After"]) > 0 and "TRIVIUM_MAX_PER_CLIENT" in refused.json()["detail"]
+        response = client.post(PREDICT, files=[csv(3)])
+        assert int(response.headers["Retry-After"]) > 0 and "TRIVIUM_MAX_PER_CLIENT" in response.json()["detail"]
         assert client.get("/api/echo/cases").status_code == 200, "reading is not limited"
         echo.gate.set()
-        assert {one.result().status_code for one in inside} == {200}
+        assert {future.result().status_code for future in inside} == {200}
     assert client.post(PREDICT, files=[csv(3)]).status_code == 200

@@ -84,8 +84,8 @@ def test_the_page_shows_the_cases_and_jobs_of_each_group(serve: Callable[..., Te
     rows = [
         re.findall(r"<td[^>]*>(?:<a[^>]*>)?([^<]+)", row) for row in text.partition("Waiting jobs")[2].split("<tr>")
     ]
-    named = {row[0]: (row[2], row[4]) for row in rows if row}
-    assert named == {"desk": ("2", "0"), "lab": ("0", "2"), "keys without a group": ("1", "0")}
+    by_group = {row[0]: (row[2], row[4]) for row in rows if row}
+    assert by_group == {"desk": ("2", "0"), "lab": ("0", "2"), "keys without a group": ("1", "0")}
     until(lambda: all(client.get(url, headers=root).json()["state"] == "done" for url in waiting))
 
 
@@ -93,8 +93,8 @@ def test_clients_that_are_not_operators_do_not_see_the_page(
     echo_client: TestClient, serve: Callable[..., TestClient]
 ) -> None:
     for client in (echo_client, TestClient(echo_client.app, client=("192.0.2.7", 50000))):
-        refused = client.get("/admin", headers={"Accept": "text/html"})
-        assert refused.status_code == 403 and "own machine" in refused.text
+        response = client.get("/admin", headers={"Accept": "text/html"})
+        assert response.status_code == 403 and "own machine" in response.text
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,19 @@ REQUESTS, TIMES, SLACK_S = 40, 4, 0.5
 def client(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> Iterator[TestClient]:
     """A server with two applications, each in its own worker process."""
     write_artifact(tmp_path / "registry", 1, app="steady", name="steady")
-    given = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "deadline_s": 60})
-    with TestClient(create_app(given, {**fragile, "steady": installed()["steady"]})) as found:
+    server_settings = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "deadline_s": 60})
+    with TestClient(create_app(server_settings, {**fragile, "steady": installed()["steady"]})) as found:
         yield found
 
 
 def seconds(client: TestClient) -> float:
     """The 95th percentile of the seconds that the steady application takes to answer."""
-    taken = []
+    durations_s = []
     for _ in range(REQUESTS):
         began = time.monotonic()
         assert client.post("/api/steady/predict", files=[csv(1)]).status_code == 200
-        taken.append(time.monotonic() - began)
-    return sorted(taken)[int(0.95 * REQUESTS)]
+        durations_s.append(time.monotonic() - began)
+    return sorted(durations_s)[int(0.95 * REQUESTS)]
 
 
 def worker(client: TestClient, app: str) -> int:

@@ -24,10 +24,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def held(store: Path) -> Iterator[None]:
+def database_locked(store: Path) -> Iterator[None]:
     """Locks the database as another program that writes to it would."""
-    with closing(sqlite3.connect(store / "trivium.sqlite", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(store / "trivium.sqlite", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield
 
 
@@ -42,9 +42,9 @@ def test_the_log_has_no_file_names_if_a_job_cannot_be_stored(
     serve: Callable[..., TestClient], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve()
-    with caplog.at_level(logging.DEBUG), held(settings.store):
-        answer = client.post("/api/echo/jobs", files={"files": ("MUELLER^HANS.csv", b"1\n")})
-    assert answer.status_code == 503 and "cannot be reached at the moment" in answer.json()["detail"]
+    with caplog.at_level(logging.DEBUG), database_locked(settings.store):
+        response = client.post("/api/echo/jobs", files={"files": ("MUELLER^HANS.csv", b"1\n")})
+    assert response.status_code == 503 and "cannot be reached at the moment" in response.json()["detail"]
     assert "locked" in caplog.text and "MUELLER" not in caplog.text
 
 
@@ -53,20 +53,20 @@ def test_a_path_cannot_inject_lines_into_the_log(
 ) -> None:
     client = serve()
 
-    def away(*_: object) -> None:
+    def fail_with_reset(*_: object) -> None:
         raise ConnectionResetError("away")
 
-    monkeypatch.setattr(CaseStore, "get", away)
+    monkeypatch.setattr(CaseStore, "get", fail_with_reset)
     with caplog.at_level(logging.ERROR):
-        answer = client.get("/api/echo/cases/x%0AERROR: the disk burns%1B[31m")
-    assert answer.status_code == 503
+        response = client.get("/api/echo/cases/x%0AERROR: the disk burns%1B[31m")
+    assert response.status_code == 503
     (line,) = caplog.messages
     assert line.splitlines() == [line] and r"x\nERROR: the disk burns\x1b[31m" in line
 
 
 @pytest.fixture
-def named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with a key, named in the environment."""
+def store_with_key(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a key, store_with_key in the environment."""
     with closing(CaseStore(settings.store)) as store:
         Keys(store.engine).add("berta", "user")
     monkeypatch.setenv("TRIVIUM_STORE", str(settings.store))
@@ -75,21 +75,21 @@ def named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def told_in_a_sentence(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.main(words) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("trivium: the store's database cannot be used (") and told.count("\n") == 1
-    return told
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("trivium: the store's database cannot be used (") and stderr.count("\n") == 1
+    return stderr
 
 
 def test_a_command_says_that_another_program_holds_the_database(
-    named: Path, capsys: pytest.CaptureFixture[str]
+    store_with_key: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with held(named):
+    with database_locked(store_with_key):
         assert "another program has locked it" in told_in_a_sentence(capsys, "keys", "add", "anna")
 
 
 @pytest.mark.parametrize("command", [("keys", "add", "anna"), ("keys", "list"), ("serve", "--port", "0")])
 def test_a_command_says_what_to_do_if_the_database_is_damaged(
-    named: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+    store_with_key: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
-    damage(named)
+    damage(store_with_key)
     assert "restore a backup into an empty store with `trivium restore`" in told_in_a_sentence(capsys, *command)

@@ -27,19 +27,19 @@ def loaded(client: TestClient) -> TestClient:
 def test_a_step_past_the_deadline_is_answered_with_504(
     serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    go, whole = threading.Event(), getattr(echo, step)
+    go, original = threading.Event(), getattr(echo, step)
 
     entered = threading.Event()
 
-    def held(*given: Any) -> Any:
+    def wait_for_go(*arguments: Any) -> Any:
         entered.set()
         assert go.wait(20)
-        return whole(*given)
+        return original(*arguments)
 
-    monkeypatch.setattr(echo, step, held)
+    monkeypatch.setattr(echo, step, wait_for_go)
     client = loaded(serve(deadline_s=0.5))
-    answer = client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 504 and "deadline" in answer.json()["detail"]
+    response = client.post(PREDICT, files=[csv(1)])
+    assert response.status_code == 504 and "deadline" in response.json()["detail"]
     assert entered.is_set()
     go.set()
     assert client.get("/api/echo/cases").json()["cases"] == []
@@ -49,16 +49,16 @@ def test_a_case_that_is_stored_after_the_deadline_is_removed(serve: Serve, monke
     go, done, add, remove = threading.Event(), threading.Event(), CaseStore.add, CaseStore.remove
     added: list[Any] = []
 
-    def held(self: CaseStore, **given: Any) -> Any:
+    def add_late(self: CaseStore, **arguments: Any) -> Any:
         assert go.wait(20)
-        added.append(add(self, **given))
+        added.append(add(self, **arguments))
         return added[-1]
 
     def removed(self: CaseStore, case: Any) -> None:
         remove(self, case)
         done.set()
 
-    monkeypatch.setattr(CaseStore, "add", held)
+    monkeypatch.setattr(CaseStore, "add", add_late)
     monkeypatch.setattr(CaseStore, "remove", removed)
     client = loaded(serve(deadline_s=0.5))
     assert client.post(PREDICT, files=[csv(1)]).status_code == 504
@@ -74,12 +74,12 @@ def test_an_answer_is_sent_before_later_requests_are_computed(
     number, decode, go = 8, echo.decode, threading.Event()
     echo.batching = False
 
-    def held(request: Any) -> Any:
+    def decode_late(request: Any) -> Any:
         if request.files[0].read_text() != "0":
             assert go.wait(20)
         return decode(request)
 
-    monkeypatch.setattr(echo, "decode", held)
+    monkeypatch.setattr(echo, "decode", decode_late)
     client = loaded(serve())
     with ThreadPoolExecutor(number) as pool:
         first = pool.submit(client.post, PREDICT, files=[csv(0)])
@@ -87,7 +87,7 @@ def test_an_answer_is_sent_before_later_requests_are_computed(
         others = [pool.submit(client.post, PREDICT, files=[csv(n)]) for n in range(1, number)]
         try:
             assert first.result(timeout=10).status_code == 200
-            assert not any(one.done() for one in others)
+            assert not any(future.done() for future in others)
         finally:
             go.set()
-        assert all(one.result().status_code == 200 for one in others)
+        assert all(future.result().status_code == 200 for future in others)

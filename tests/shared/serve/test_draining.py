@@ -95,10 +95,10 @@ def test_accepted_requests_are_answered_and_new_ones_refused(tmp_path: Path, num
             assert httpx.post(f"{server.address}/v2/models/echo/infer", json={}).json() == {
                 "error": "the server is being shut down; try again in a few seconds"
             }
-            assert server.get("/v2/health/live") == 200 and not any(one.done() for one in accepted)
+            assert server.get("/v2/health/live") == 200 and not any(future.done() for future in accepted)
         finally:
             server.compute()
-        assert [one.result().status_code for one in accepted] == [200] * NUMBER
+        assert [future.result().status_code for future in accepted] == [200] * NUMBER
     assert "Traceback" not in server.end()
 
 

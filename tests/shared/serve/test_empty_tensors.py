@@ -44,14 +44,14 @@ with TestClient(create_app(Settings(store=Path(sys.argv[1]), hosts="testserver",
 
 @pytest.mark.usefixtures("networks_of_shipped")
 def test_shipped_models_answer_zero_rows_and_refuse_other_empty_tensors(tmp_path: Path) -> None:
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    seen = set()
-    for line in ended.stdout.splitlines():
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    models = set()
+    for line in completed.stdout.splitlines():
         described, zero, status, answer = json.loads(line)
-        seen.add(described["name"])
+        models.add(described["name"])
         if zero == 0 and any(-1 in output["shape"][1:] for output in described["outputs"]):
             assert status == 400 and "depends on them" in answer["error"]
         elif zero == 0:
@@ -61,7 +61,7 @@ def test_shipped_models_answer_zero_rows_and_refuse_other_empty_tensors(tmp_path
             assert all(output["data"] == [] for output in answer["outputs"])
         else:
             assert status == 400, answer
-    assert {"lung_nodules", "pointpillars", "fcos3d", "tft-anomaly"} <= seen
+    assert {"lung_nodules", "pointpillars", "fcos3d", "tft-anomaly"} <= models
 
 
 @pytest.fixture
@@ -82,18 +82,18 @@ def test_zero_rows_as_binary_data_are_answered_as_binary_data(echo_client: TestC
         "parameters": {"binary_data_output": True},
     }
     body = json.dumps(header).encode()
-    answer = echo_client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(body))})
-    assert answer.status_code == 200, answer.text
-    assert int(answer.headers["Inference-Header-Content-Length"]) == len(answer.content)
-    outputs = json.loads(answer.content)["outputs"]
+    response = echo_client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(body))})
+    assert response.status_code == 200, response.text
+    assert int(response.headers["Inference-Header-Content-Length"]) == len(response.content)
+    outputs = json.loads(response.content)["outputs"]
     assert [output["shape"] for output in outputs] == [[0, 2], [0]]
     assert all(output["parameters"] == {"binary_data_size": 0} for output in outputs)
 
 
 @pytest.mark.usefixtures("unused_network")
 def test_zero_rows_in_only_some_inputs_are_refused(echo_client: TestClient) -> None:
-    answer = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "shape": [1], "data": [1]}]})
-    assert answer.status_code == 400 and "'batch'" in answer.json()["error"]
+    response = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "shape": [1], "data": [1]}]})
+    assert response.status_code == 400 and "'batch'" in response.json()["error"]
 
 
 @pytest.mark.usefixtures("unused_network")
@@ -104,8 +104,8 @@ def test_zero_rows_are_refused_if_the_manifest_does_not_fix_the_output_shape(
     manifest = json.loads(path.read_text())
     manifest["outputs"][0]["shape"] = [-1, -1]
     path.write_text(json.dumps(manifest))
-    answer = serve().post(INFER, json={"inputs": [X, INDEX]})
-    assert answer.status_code == 400 and "the shape of the output 'y' depends on them" in answer.json()["error"]
+    response = serve().post(INFER, json={"inputs": [X, INDEX]})
+    assert response.status_code == 400 and "the shape of the output 'y' depends on them" in response.json()["error"]
 
 
 def test_a_network_without_a_batch_axis_refuses_empty_tensors() -> None:

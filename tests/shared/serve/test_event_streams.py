@@ -44,12 +44,12 @@ def test_event_streams_are_limited_per_client_and_in_total(address: str) -> None
             return stack.enter_context(httpx.stream("GET", url, headers=headers, timeout=60))
 
         first, second = follow("10.0.0.1"), follow("10.0.0.1")
-        refused = follow("10.0.0.1")
-        assert refused.status_code == 429 and int(refused.headers["Retry-After"]) > 0
-        assert "TRIVIUM_MAX_PER_CLIENT" in json.loads(refused.read())["detail"]
-        assert [one.status_code for one in (first, second, follow("10.0.0.2"))] == [200] * 3
-        refused = follow("10.0.0.3")
-        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) > 0
+        response = follow("10.0.0.1")
+        assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
+        assert "TRIVIUM_MAX_PER_CLIENT" in json.loads(response.read())["detail"]
+        assert [stream.status_code for stream in (first, second, follow("10.0.0.2"))] == [200] * 3
+        response = follow("10.0.0.3")
+        assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
         first.close()
         until(lambda: follow("10.0.0.3").status_code == 200)
     assert httpx.get(address + job["url"]).status_code == 200
@@ -71,8 +71,8 @@ def test_one_group_cannot_take_all_event_streams(
             return stack.enter_context(httpx.stream("GET", address + job["events"], headers=header, timeout=20))
 
         assert [follow(desk).status_code for _ in range(3)] == [200] * 3
-        refused = follow(desk)
-        assert refused.status_code == 503 and "of the group desk" in json.loads(refused.read())["detail"]
+        response = follow(desk)
+        assert response.status_code == 503 and "of the group desk" in json.loads(response.read())["detail"]
         assert follow(lab).status_code == 200
 
 

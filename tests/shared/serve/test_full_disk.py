@@ -44,20 +44,20 @@ def test_an_answer_that_cannot_be_kept_has_a_remark_and_is_held_for_a_while(
 ) -> None:
     with monkeypatch.context() as full:
         full.setattr(cases, "publish", fail(error))
-        answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 200 and answer.json()["result"]["doubled"] == [2]
-    remark = answer.json()["remark"]
+        response = echo_client.post(PREDICT, files=[csv(1)])
+    assert response.status_code == 200 and response.json()["result"]["doubled"] == [2]
+    remark = response.json()["remark"]
     assert remark.startswith("the answer was computed but is not kept: the disk of the store is full")
     assert "TRIVIUM_KEEP_DAYS" in remark
     assert list((settings.store / "cases").iterdir()) == [], "no files are left"
-    place = f"/api/echo/cases/{answer.json()['case']}"
-    assert echo_client.get(place).json() == answer.json()
-    assert echo_client.get(answer.json()["picture"]).content.startswith(b"\x89PNG")
-    assert echo_client.get(answer.json()["files"]["doubled.csv"]).text == "2.0"
+    place = f"/api/echo/cases/{response.json()['case']}"
+    assert echo_client.get(place).json() == response.json()
+    assert echo_client.get(response.json()["picture"]).content.startswith(b"\x89PNG")
+    assert echo_client.get(response.json()["files"]["doubled.csv"]).text == "2.0"
     assert echo_client.get("/api/echo/cases").json()["cases"] == []
     assert echo_client.delete(place).status_code == 204 and echo_client.get(place).status_code == 404
-    kept = echo_client.post(PREDICT, files=[csv(1)])
-    assert kept.status_code == 200 and kept.json()["remark"] is None, "once there is space"
+    stored_response = echo_client.post(PREDICT, files=[csv(1)])
+    assert stored_response.status_code == 200 and stored_response.json()["remark"] is None, "once there is space"
 
 
 def test_a_database_that_cannot_grow_leaves_no_files(
@@ -66,8 +66,8 @@ def test_a_database_that_cannot_grow_leaves_no_files(
     error = OperationalError("INSERT", {}, Exception("database or disk is full"))
     with monkeypatch.context() as full:
         full.setattr(Session, "add", fail(error))
-        answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 200 and "the disk of the store is full" in answer.json()["remark"]
+        response = echo_client.post(PREDICT, files=[csv(1)])
+    assert response.status_code == 200 and "the disk of the store is full" in response.json()["remark"]
     assert list((settings.store / "cases").iterdir()) == []
 
 
@@ -75,8 +75,8 @@ def test_an_upload_without_disk_space_is_refused_with_507(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads._Form, "write", fail(OSError(errno.ENOSPC, "No space left on device")))
-    answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 507 and "the upload cannot be stored" in answer.json()["detail"]
+    response = echo_client.post(PREDICT, files=[csv(1)])
+    assert response.status_code == 507 and "the upload cannot be stored" in response.json()["detail"]
 
 
 @pytest.mark.parametrize("error", [*FAULTS, OSError("No space left on device (os error 28)")])
@@ -85,12 +85,12 @@ def test_reading_an_archive_or_a_sample_without_disk_space_is_507(
 ) -> None:
     with monkeypatch.context() as full:
         full.setattr(echo, "decode", fail(error))
-        answer = echo_client.post(PREDICT, files=[csv(1)])
+        response = echo_client.post(PREDICT, files=[csv(1)])
         job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
         until(lambda: echo_client.get(job["url"]).json()["state"] == "failed")
-    assert answer.status_code == 507 and "TMPDIR" in answer.json()["detail"]
-    told = echo_client.get(job["url"]).json()
-    assert told["status"] == 507 and told["problem"] == answer.json()["detail"]
+    assert response.status_code == 507 and "TMPDIR" in response.json()["detail"]
+    failed_job = echo_client.get(job["url"]).json()
+    assert failed_job["status"] == 507 and failed_job["problem"] == response.json()["detail"]
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200, "once there is space"
 
 
@@ -108,13 +108,13 @@ def test_a_server_with_a_full_disk_is_not_ready_and_says_why(
     with monkeypatch.context() as full:
         usage = namedtuple("usage", "total used free")
         full.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
-        answer = echo_client.get(READY)
-        assert answer.status_code == 503 and answer.json()["ready"] is False
-        assert answer.json()["reason"].startswith("the disk of the store has 1 MB left; free space there")
+        response = echo_client.get(READY)
+        assert response.status_code == 503 and response.json()["ready"] is False
+        assert response.json()["reason"].startswith("the disk of the store has 1 MB left; free space there")
     with monkeypatch.context() as full:
         full.setattr(disk.tempfile, "TemporaryFile", fail(OSError(errno.EDQUOT, "Disk quota exceeded")))
-        answer = echo_client.get(READY)
-        assert answer.status_code == 503 and "Disk quota exceeded" in answer.json()["reason"]
+        response = echo_client.get(READY)
+        assert response.status_code == 503 and "Disk quota exceeded" in response.json()["reason"]
     assert echo_client.get(READY).status_code == 200
 
 
@@ -123,10 +123,10 @@ def rows_need_space(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None
     """A disk so full that SQLite cannot delete a row before the files of a case are deleted."""
     execute = Session.execute
 
-    def executed(session: Session, statement: Any, *given: Any, **named: Any) -> Any:
+    def executed(session: Session, statement: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(statement, Delete) and any((settings.store / "cases").iterdir()):
             raise OperationalError("DELETE", {}, Exception("database or disk is full"))
-        return execute(session, statement, *given, **named)
+        return execute(session, statement, *arguments, **options)
 
     monkeypatch.setattr(Session, "execute", executed)
 
@@ -160,8 +160,8 @@ def test_a_job_without_disk_space_is_refused_with_507(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: Exception
 ) -> None:
     monkeypatch.setattr(Session, "add", fail(error))
-    answer = echo_client.post("/api/echo/jobs", files=[csv(1)])
-    assert answer.status_code == 507 and "the job cannot be stored: the disk" in answer.json()["detail"]
+    response = echo_client.post("/api/echo/jobs", files=[csv(1)])
+    assert response.status_code == 507 and "the job cannot be stored: the disk" in response.json()["detail"]
     assert list((settings.store / "jobs").iterdir()) == []
 
 
@@ -170,18 +170,18 @@ def test_a_job_continues_once_there_is_space(
 ) -> None:
     monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     failures = [OperationalError("UPDATE", {}, Exception("database or disk is full")) for _ in range(3)]
-    done = JobStore.mark_done
+    mark_done = JobStore.mark_done
 
-    def done_later(*given: Any) -> bool:
+    def done_later(*arguments: Any) -> bool:
         if failures:
             raise failures.pop()
-        return done(*given)
+        return mark_done(*arguments)
 
     monkeypatch.setattr(JobStore, "mark_done", done_later)
     job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
     until(lambda: echo_client.get(job["url"]).json()["state"] not in ("queued", "running"))
-    told = echo_client.get(job["url"]).json()
-    assert (told["state"], told["attempts"]) == ("done", 1)
+    job_status = echo_client.get(job["url"]).json()
+    assert (job_status["state"], job_status["attempts"]) == ("done", 1)
 
 
 def test_the_answer_of_a_job_is_stored_once_there_is_disk_space(
@@ -196,7 +196,7 @@ def test_the_answer_of_a_job_is_stored_once_there_is_disk_space(
     until(lambda: echo_client.get(job["url"]).json()["state"] == "done")
     case = echo_client.get(echo_client.get(job["url"]).json()["case"]).json()
     assert case["remark"] is None and case["result"]["doubled"] == [2]
-    assert [one["case"] for one in echo_client.get("/api/echo/cases").json()["cases"]] == [case["case"]]
+    assert [entry["case"] for entry in echo_client.get("/api/echo/cases").json()["cases"]] == [case["case"]]
     assert (settings.store / "cases" / case["case"] / "result.json").is_file()
     assert echo_client.get(case["files"]["sum.txt"]).text == "2.0"
 
@@ -204,5 +204,5 @@ def test_the_answer_of_a_job_is_stored_once_there_is_disk_space(
 def test_other_writes_without_disk_space_are_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     error = OperationalError("INSERT", {}, Exception("database or disk is full"))
     monkeypatch.setattr(Promotions, "promote", fail(error))
-    answer = echo_client.post("/api/models/echo/promote", json={"version": 1})
-    assert answer.status_code == 507 and "nothing was kept: the disk" in answer.json()["detail"]
+    response = echo_client.post("/api/models/echo/promote", json={"version": 1})
+    assert response.status_code == 507 and "nothing was kept: the disk" in response.json()["detail"]

@@ -51,8 +51,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server with one case and one job, which answers fast."""
     folder, echo = tmp_path_factory.mktemp("fuzz"), Echo()
     echo.gate.set()
-    given = Settings(store=folder / "store", device="cpu", warm=False, workers=0, deadline_s=10, max_files=5)
-    server = create_app(given, {"echo": make_app(folder / "echo", echo)})
+    settings = Settings(store=folder / "store", device="cpu", warm=False, workers=0, deadline_s=10, max_files=5)
+    server = create_app(settings, {"echo": make_app(folder / "echo", echo)})
     with serving(server) as address, httpx.Client(base_url=address, timeout=30) as found:
         yield found
 
@@ -73,7 +73,7 @@ def with_real_names(document: dict[str, Any], client: httpx.Client) -> dict[str,
 def test_every_route_answers_as_its_description_says(client: httpx.Client) -> None:
     document = with_real_names(client.get("/openapi.json").json(), client)
     schema = schemathesis.openapi.from_dict(document)
-    asked = set()
+    operations_called = set()
     for result in schema.get_all_operations():
         operation = result.ok()
         if operation.method.upper() == "DELETE":
@@ -86,8 +86,8 @@ def test_every_route_answers_as_its_description_says(client: httpx.Client) -> No
             case.validate_response(answer, checks=CHECKS)
 
         ask()
-        asked.add(operation.path)
-    assert {"/api/echo/predict", "/api/echo/jobs", "/v2/models/{name}/infer"} <= asked
+        operations_called.add(operation.path)
+    assert {"/api/echo/predict", "/api/echo/jobs", "/v2/models/{name}/infer"} <= operations_called
 
 
 SPECS = [
@@ -175,6 +175,6 @@ def test_a_packet_from_a_worker_is_a_message_or_raises_broken_message(packet: by
     ),
 )  # fmt: skip
 def test_a_form_is_parsed_or_refused(client: httpx.Client, body: bytes, kind: str) -> None:
-    answer = client.post("/api/echo/predict", content=body, headers={"Content-Type": kind.encode("latin-1")})
-    assert answer.status_code in (200, 400, 413, 415, 422), answer.text
-    assert answer.status_code == 200 or answer.json()["detail"]
+    response = client.post("/api/echo/predict", content=body, headers={"Content-Type": kind.encode("latin-1")})
+    assert response.status_code in (200, 400, 413, 415, 422), response.text
+    assert response.status_code == 200 or response.json()["detail"]

@@ -61,17 +61,17 @@ def everyone(keyed: TestClient) -> Header:
 
 def predicted(client: TestClient, header: Header) -> str:
     """The identifier of a case submitted with the key."""
-    answer = client.post(PREDICT, files=[csv(1)], headers=header)
-    assert answer.status_code == 200, answer.text
-    found: str = answer.json()["case"]
+    response = client.post(PREDICT, files=[csv(1)], headers=header)
+    assert response.status_code == 200, response.text
+    found: str = response.json()["case"]
     return found
 
 
 def done(client: TestClient, header: Header, **more: str) -> dict[str, str]:
     """A finished job submitted with the key."""
-    taken = client.post(JOBS, files=[csv(2)], headers={**header, **more})
-    assert taken.status_code == 202, taken.text
-    url = taken.json()["url"]
+    response = client.post(JOBS, files=[csv(2)], headers={**header, **more})
+    assert response.status_code == 202, response.text
+    url = response.json()["url"]
     until(lambda: client.get(url, headers=header).json()["state"] == "done")
     found: dict[str, str] = client.get(url, headers=header).json()
     return found
@@ -110,22 +110,22 @@ def test_no_route_reveals_another_groups_case_or_job(
     job = done(keyed, desk)
     case = job["case_id"]
     real = {"case_id": case, "job_id": job["job"], "file": "result.json"}
-    asked = 0
+    checked = 0
     for path, operations in keyed.app.openapi()["paths"].items():  # type: ignore[attr-defined]
         if "{case_id}" not in path and "{job_id}" not in path:
             continue
         for method in operations:
             body = {"verdicts": {}} if method == "put" else None
-            named, unknown = path.format(**real), path.format(**dict.fromkeys(real, "none"))
-            refused = keyed.request(method, named, json=body, headers=stranger)
-            assert refused.status_code == 404, (method, path)
-            nothing = keyed.request(method, unknown, json=body, headers=stranger).json()["detail"]
-            told = refused.json()["detail"].replace(case, "none").replace(job["job"], "none")
-            assert told == nothing, "the answer is the same as for one that does not exist"
+            known_path, unknown_path = path.format(**real), path.format(**dict.fromkeys(real, "none"))
+            response = keyed.request(method, known_path, json=body, headers=stranger)
+            assert response.status_code == 404, (method, path)
+            unknown_detail = keyed.request(method, unknown_path, json=body, headers=stranger).json()["detail"]
+            refused_detail = response.json()["detail"].replace(case, "none").replace(job["job"], "none")
+            assert refused_detail == unknown_detail, "the answer is the same as for one that does not exist"
             if method == "get":
-                assert keyed.get(named, headers=colleague).status_code == 200, path
-            asked += 1
-    assert asked >= 10
+                assert keyed.get(known_path, headers=colleague).status_code == 200, path
+            checked += 1
+    assert checked >= 10
     for path, last in ((CASES, case), (JOBS, job["job"])):
         assert keyed.get(path, params={"before": last}, headers=stranger).status_code == 404
         assert keyed.get(path, params={"before": last}, headers=colleague).status_code == 200
@@ -135,7 +135,7 @@ def test_no_route_reveals_another_groups_case_or_job(
 def test_no_application_route_reveals_another_groups_case(settings: Settings) -> None:
     client = TestClient(create_app(settings.model_copy(update={"require_key": True})))
     store, stranger = client.app.state.store, add(client, "treasury-1", "treasury")  # type: ignore[attr-defined]
-    asked = []
+    checked_apps = []
     for app in installed():
         case, own = (
             store.add(
@@ -155,11 +155,11 @@ def test_no_application_route_reveals_another_groups_case(settings: Settings) ->
             for method in operations:
                 body = {} if method == "put" else None
                 for first, prior in ((case, case), (own, case))[: 2 if path.endswith("/comparison") else 1]:
-                    named = path.format(case_id=first, file="result.json")
-                    refused = client.request(method, named, params={"prior": prior}, json=body, headers=stranger)
-                    assert refused.status_code == 404 and f"has no case '{case}'" in refused.text, (method, path)
-                    asked.append(path)
-    assert {"/api/medical/cases/{case_id}/comparison", "/api/driving/cases/{case_id}"} <= set(asked)
+                    known_path = path.format(case_id=first, file="result.json")
+                    response = client.request(method, known_path, params={"prior": prior}, json=body, headers=stranger)
+                    assert response.status_code == 404 and f"has no case '{case}'" in response.text, (method, path)
+                    checked_apps.append(path)
+    assert {"/api/medical/cases/{case_id}/comparison", "/api/driving/cases/{case_id}"} <= set(checked_apps)
 
 
 def test_idempotency_keys_are_separate_for_each_group(
@@ -191,9 +191,9 @@ def test_the_byte_limit_applies_to_each_group(serve: Callable[..., TestClient]) 
     client.__exit__(None, None, None)
     client = serve(require_key=True, keep_bytes=2 * size)
     desk, stranger = add(client, "desk-2", "desk"), add(client, "treasury-1", "treasury")
-    kept = [predicted(client, desk), *cases(client, desk)[1:]]
+    remaining = [predicted(client, desk), *cases(client, desk)[1:]]
     flood = [predicted(client, stranger) for _ in range(3)]
-    assert cases(client, desk) == kept and len(kept) == 2 and cases(client, stranger) == flood[:0:-1]
+    assert cases(client, desk) == remaining and len(remaining) == 2 and cases(client, stranger) == flood[:0:-1]
 
 
 def test_the_jobs_of_a_group_leave_room_for_other_groups_and_take_turns(
@@ -204,16 +204,16 @@ def test_the_jobs_of_a_group_leave_room_for_other_groups_and_take_turns(
     echo.gate.clear()
 
     def handed_in(header: Header) -> str:
-        taken = client.post(JOBS, files=[csv(2)], headers=header)
-        assert taken.status_code == 202, taken.text
-        found: str = taken.json()["url"]
+        response = client.post(JOBS, files=[csv(2)], headers=header)
+        assert response.status_code == 202, response.text
+        found: str = response.json()["url"]
         return found
 
     flood = [handed_in(desk)]
     until(echo.entered.is_set)
     flood += [handed_in(desk), handed_in(desk)]
-    refused = client.post(JOBS, files=[csv(2)], headers=desk)
-    assert refused.status_code == 503 and "the maximum number of jobs of the group desk" in refused.json()["detail"]
+    response = client.post(JOBS, files=[csv(2)], headers=desk)
+    assert response.status_code == 503 and "the maximum number of jobs of the group desk" in response.json()["detail"]
     others = [handed_in(stranger), handed_in(nobody)]
     echo.gate.set()
     every = [*flood, *others]
@@ -238,12 +238,12 @@ def test_the_requests_of_a_group_leave_places_for_other_groups_and_take_turns(
         until(echo.entered.is_set)
         inside += [handed_in(desk, "flood") for _ in range(3)]
         until(lambda: waiting(client, 3))
-        refused = client.post(PREDICT, files=[csv(2)], headers=desk)
-        assert refused.status_code == 503 and "as many requests of the group desk as it can hold" in refused.text
+        response = client.post(PREDICT, files=[csv(2)], headers=desk)
+        assert response.status_code == 503 and "as many requests of the group desk as it can hold" in response.text
         inside += [handed_in(stranger, "other"), handed_in(nobody, "nobody's")]
         until(lambda: waiting(client, 5))
         echo.gate.set()
-        assert {one.result().status_code for one in inside} == {200}
+        assert {future.result().status_code for future in inside} == {200}
     assert echo.units[0] == "flood" and set(echo.units[1:3]) == {"other", "nobody's"}, "not behind the flood"
     assert client.post(PREDICT, files=[csv(2)], headers=desk).status_code == 200
 
@@ -277,7 +277,7 @@ def test_a_file_on_request_does_not_wait_for_the_requests_of_another_group(
         picture = pool.submit(client.get, later["picture"], headers=stranger)
         echo.gate.set()
         assert picture.result().status_code == 200
-        assert {one.result().status_code for one in inside} == {200}
+        assert {future.result().status_code for future in inside} == {200}
 
 
 def test_a_caller_without_a_group_gets_a_file_of_a_group_at_its_limit(
@@ -287,20 +287,20 @@ def test_a_caller_without_a_group_gets_a_file_of_a_group_at_its_limit(
     desk, nobody = add(client, "d", "desk"), add(client, "anna")
     later = client.post(PREDICT, files=[csv(1)], data={"later": "yes"}, headers=desk).json()
     with all_places_taken(client, echo, desk) as (pool, inside):
-        refused = client.get(later["picture"], headers=desk)
+        response = client.get(later["picture"], headers=desk)
         picture = pool.submit(client.get, later["picture"], headers=nobody)
         until(lambda: picture.done() or waiting(client, 2))
         echo.gate.set()
-        assert (refused.status_code, picture.result().status_code) == (503, 200)
-        assert {one.result().status_code for one in inside} == {200}
+        assert (response.status_code, picture.result().status_code) == (503, 200)
+        assert {future.result().status_code for future in inside} == {200}
 
 
 def test_a_key_of_a_group_cannot_read_the_counters_of_all_groups(
     keyed: TestClient, desk: Header, everyone: Header
 ) -> None:
     for path in ("/v2/models/stats", "/v2/models/echo/stats", "/v2/models/echo/versions/2/stats"):
-        refused = keyed.get(path, headers=desk)
-        assert refused.status_code == 403 and "use a key without a group" in refused.json()["error"]
+        response = keyed.get(path, headers=desk)
+        assert response.status_code == 403 and "use a key without a group" in response.json()["error"]
         assert keyed.get(path, headers=everyone).status_code == 200
 
 
@@ -337,7 +337,7 @@ def test_keys_are_added_with_a_group_on_the_command_line(
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
     assert cli.main(["keys", "add", "desk-1", "--group", "desk"]) == 0
-    assert "user of the group desk" in (told := capsys.readouterr().err) and "no other key has the group" in told
+    assert "user of the group desk" in (stderr := capsys.readouterr().err) and "no other key has the group" in stderr
     assert cli.main(["keys", "add", "desk-3", "--group", "desk"]) == 0
     assert "no other key" not in capsys.readouterr().err
     assert cli.main(["keys", "add", "desk-4", "--group", "Desk"]) == 0

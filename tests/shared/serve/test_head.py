@@ -23,11 +23,11 @@ def test_head_is_answered_like_get_without_a_body(settings: Settings, echo_app: 
         paths = ["/healthz", "/metrics", "/v2/health/live", "/v2/health/ready", case["url"], case["picture"]]
         same = {"content-type", "content-length", "content-security-policy", "cache-control"}
         for path in [*paths, *case["files"].values()]:
-            head, got = client.head(path), client.get(path)
-            assert head.status_code == got.status_code == 200, path
+            head, get = client.head(path), client.get(path)
+            assert head.status_code == get.status_code == 200, path
             varying = {"content-length"} if path in ("/metrics", "/healthz") else set()
             for name in same - varying:
-                assert head.headers.get(name) == got.headers.get(name), (path, name)
+                assert head.headers.get(name) == get.headers.get(name), (path, name)
         assert client.head("/api/echo/cases/none").status_code == 404
         assert client.head("/api/echo/predict").status_code == 405
         # No body precedes the next answer on the connection.
@@ -37,4 +37,6 @@ def test_head_is_answered_like_get_without_a_body(settings: Settings, echo_app: 
         connection.request("GET", "/v2/health/live")
         assert connection.getresponse().read() == b'{"live":true}'
         connection.close()
-        assert not [one for one in client.get("/openapi.json").json()["paths"].values() if "head" in one]
+        assert not [
+            operations for operations in client.get("/openapi.json").json()["paths"].values() if "head" in operations
+        ]

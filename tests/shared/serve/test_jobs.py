@@ -29,10 +29,10 @@ JOBS = "/api/echo/jobs"
 
 
 def add(client: TestClient, *numbers: float, **options: str) -> dict[str, Any]:
-    answer = client.post(JOBS, files=[csv(*numbers)], data=options)
-    assert answer.status_code == 202, answer.text
-    assert answer.headers["Location"] == answer.json()["url"]
-    found: dict[str, Any] = answer.json()
+    response = client.post(JOBS, files=[csv(*numbers)], data=options)
+    assert response.status_code == 202, response.text
+    assert response.headers["Location"] == response.json()["url"]
+    found: dict[str, Any] = response.json()
     return found
 
 
@@ -52,22 +52,22 @@ def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
     until(lambda: echo_client.get(job["url"]).json()["stage"] == "doubling, part 1 of 2")
     assert len(list((settings.store / "jobs").iterdir())) == 1
     echo.gate.set()
-    told = events(echo_client, job)
-    assert told[-1]["state"] == "done" and told[-1] == echo_client.get(job["url"]).json()
-    case = echo_client.get(told[-1]["case"]).json()
-    assert (told[0]["case_id"], told[-1]["case_id"]) == (None, case["case"])
+    reported = events(echo_client, job)
+    assert reported[-1]["state"] == "done" and reported[-1] == echo_client.get(job["url"]).json()
+    case = echo_client.get(reported[-1]["case"]).json()
+    assert (reported[0]["case_id"], reported[-1]["case_id"]) == (None, case["case"])
     assert (
         case["result"] == {"doubled": [2, 4], "options": {"unit": "mm"}} and case["inputs"][0]["name"] == "numbers.csv"
     )
     until(lambda: not any((settings.store / "jobs").iterdir()))  # the files are removed once they are not needed
-    assert [one["job"] for one in echo_client.get(JOBS).json()["jobs"]] == [job["job"]]
+    assert [entry["job"] for entry in echo_client.get(JOBS).json()["jobs"]] == [job["job"]]
 
 
 def test_a_sample_can_be_a_job_and_requests_do_not_wait_behind_jobs(echo_client: TestClient, echo: Echo) -> None:
     job = echo_client.post(JOBS, data={"sample": "three"}).json()
     assert echo_client.post("/api/echo/predict", files=[csv(7)]).json()["result"]["doubled"] == [14]
-    done = events(echo_client, job)[-1]
-    assert echo_client.get(done["case"]).json()["result"]["doubled"] == [2, 4, 6]
+    final = events(echo_client, job)[-1]
+    assert echo_client.get(final["case"]).json()["result"]["doubled"] == [2, 4, 6]
 
 
 def test_jobs_are_counted_separately_from_requests(echo_client: TestClient) -> None:
@@ -82,13 +82,13 @@ def test_jobs_are_counted_separately_from_requests(echo_client: TestClient) -> N
 
 def test_a_failed_job_keeps_no_file_names(echo_client: TestClient) -> None:
     job = echo_client.post(JOBS, files=[("files", ("Mueller_Hans.csv", b"1,two"))]).json()
-    told = events(echo_client, job)[-1]
-    assert told["state"] == "failed" and "the file is not a CSV of numbers" in told["problem"]
+    final = events(echo_client, job)[-1]
+    assert final["state"] == "failed" and "the file is not a CSV of numbers" in final["problem"]
     assert "Mueller" not in echo_client.get(JOBS).text
     assert without_names("a.csv and ba.csv differ", ["a.csv", "ba.csv"]) == "file 1 and file 2 differ"
     assert without_names("12 and 1 differ by 10.1 mm", ["1", "12", "10"]) == "12 and 1 differ by 10.1 mm"
-    told = without_names("Mueller/scan.dcm of a.zip, scan.dcm too", ["a.zip"], ["Mueller/", "Mueller/scan.dcm"])
-    assert told == "a file of the archive of the file, a file of the archive too"
+    redacted = without_names("Mueller/scan.dcm of a.zip, scan.dcm too", ["a.zip"], ["Mueller/", "Mueller/scan.dcm"])
+    assert redacted == "a file of the archive of the file, a file of the archive too"
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_failed_job_states_the_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = echo_client.post(JOBS, files=[("files", ("bad.csv", content))], data=options).json()
-    told = events(echo_client, job)[-1]
-    assert told["state"] == "failed" and told["status"] == status and words in told["problem"]
-    assert "secret" not in told["problem"]
+    final = events(echo_client, job)[-1]
+    assert final["state"] == "failed" and final["status"] == status and words in final["problem"]
+    assert "secret" not in final["problem"]
     if status == 500:  # the job's log line has the number under which the worker has logged the cause
         line = next(record.message for record in caplog.records if job["job"] in record.message)
         number = line.split("(error ")[1].rstrip(")")
@@ -143,9 +143,9 @@ def test_the_next_server_resumes_a_job_whose_server_was_killed(serve: Serve, ech
         database.commit()
     echo.gate.set()
     second = serve()
-    told = events(second, job)[-1]
-    assert told["state"] == "done" and told["attempts"] == 2
-    assert second.get(told["case"]).json()["result"]["doubled"] == [10]
+    final = events(second, job)[-1]
+    assert final["state"] == "done" and final["attempts"] == 2
+    assert second.get(final["case"]).json()["result"]["doubled"] == [10]
 
 
 def test_a_job_that_kills_every_server_is_given_up(serve: Serve, settings: Settings, echo: Echo) -> None:
@@ -157,8 +157,8 @@ def test_a_job_that_kills_every_server_is_given_up(serve: Serve, settings: Setti
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
         database.execute("UPDATE jobs SET state = 'running', server = 'killed', attempts = 3")
         database.commit()
-    told = events(serve(), job)[-1]
-    assert told["state"] == "failed" and "started 3 times" in told["problem"]
+    final = events(serve(), job)[-1]
+    assert final["state"] == "failed" and "started 3 times" in final["problem"]
     echo.gate.set()
 
 
@@ -167,9 +167,9 @@ def test_jobs_above_the_limit_are_refused(serve: Serve, echo: Echo) -> None:
     assert client.post(JOBS, data={}).status_code in (415, 422)
     echo.gate.clear()
     add(client, 1)
-    refused = client.post(JOBS, files=[csv(2)])
-    assert refused.status_code == 503 and "TRIVIUM_MAX_JOBS" in refused.json()["detail"]
-    assert refused.json()["detail"].endswith(f"again in {refused.headers['Retry-After']} seconds")
+    response = client.post(JOBS, files=[csv(2)])
+    assert response.status_code == 503 and "TRIVIUM_MAX_JOBS" in response.json()["detail"]
+    assert response.json()["detail"].endswith(f"again in {response.headers['Retry-After']} seconds")
     assert client.get(f"{JOBS}/none").status_code == client.get(f"{JOBS}/none/events").status_code == 404
     echo.gate.set()
 
@@ -185,7 +185,7 @@ def test_a_job_is_accepted_while_requests_are_refused_for_lack_of_room(serve: Se
             job = add(client, 3)
         finally:
             echo.gate.set()
-        assert [one.result().status_code for one in waiting] == [200, 200]
+        assert [future.result().status_code for future in waiting] == [200, 200]
     assert events(client, job)[-1]["state"] == "done"
 
 
@@ -238,9 +238,9 @@ def test_a_repeated_submission_with_the_same_key_returns_the_existing_job(
     echo_client: TestClient, echo: Echo, settings: Settings
 ) -> None:
     def hand_in(key: str, number: float = 1, **options: str) -> str:
-        answer = echo_client.post(JOBS, files=[csv(number)], data=options, headers={"Idempotency-Key": key})
-        assert answer.status_code == 202 and answer.headers["Location"].endswith(answer.json()["job"])
-        return str(answer.json()["job"])
+        response = echo_client.post(JOBS, files=[csv(number)], data=options, headers={"Idempotency-Key": key})
+        assert response.status_code == 202 and response.headers["Location"].endswith(response.json()["job"])
+        return str(response.json()["job"])
 
     echo.gate.clear()
     first = hand_in("MUELLER-7")
@@ -284,9 +284,9 @@ def test_files_that_a_killed_server_left_of_ended_jobs_are_removed(
     until(echo.entered.is_set)
     first.__exit__(None, None, None)
     echo.gate.set()
-    left = settings.store / "jobs" / ("0" * 32)
-    left.mkdir()
-    (left / "scan.nii.gz").write_bytes(b"1")
+    leftover_folder = settings.store / "jobs" / ("0" * 32)
+    leftover_folder.mkdir()
+    (leftover_folder / "scan.nii.gz").write_bytes(b"1")
     assert events(serve(), job)[-1]["state"] == "done"
     until(lambda: not any((settings.store / "jobs").iterdir()))
 
@@ -294,13 +294,13 @@ def test_files_that_a_killed_server_left_of_ended_jobs_are_removed(
 def database_is_gone(method: Callable[..., Any], times: int, calls: list[int]) -> Callable[..., Any]:
     """The method, whose first ``times`` calls fail because the database is unreachable."""
 
-    def called(*given: Any, **named: Any) -> Any:
+    def fail_first_calls(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) <= times:
             raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
-        return method(*given, **named)
+        return method(*arguments, **options)
 
-    return called
+    return fail_first_calls
 
 
 def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
@@ -309,12 +309,12 @@ def test_a_job_survives_a_database_that_is_unreachable_when_it_ends(
     monkeypatch.setattr(job_runner, "_WRITE_RETRY_INTERVAL_S", 0.01)
     calls: list[int] = []
     monkeypatch.setattr(JobStore, "mark_done", database_is_gone(JobStore.mark_done, 3, calls))
-    told = events(echo_client, add(echo_client, 4))[-1]
-    assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed again for that"
+    final = events(echo_client, add(echo_client, 4))[-1]
+    assert (final["state"], final["attempts"], len(calls)) == ("done", 1, 4), "it is not computed again for that"
     monkeypatch.setattr(CaseStore, "add", database_is_gone(CaseStore.add, 1, []))
-    told = events(echo_client, add(echo_client, 5))[-1]
-    assert (told["state"], told["attempts"]) == ("done", 2), "its answer could not be stored"
-    assert echo_client.get(told["case"]).json()["result"]["doubled"] == [10]
+    final = events(echo_client, add(echo_client, 5))[-1]
+    assert (final["state"], final["attempts"]) == ("done", 2), "its answer could not be stored"
+    assert echo_client.get(final["case"]).json()["result"]["doubled"] == [10]
 
 
 def test_heartbeats_continue_after_the_database_was_unreachable(
@@ -327,9 +327,9 @@ def test_heartbeats_continue_after_the_database_was_unreachable(
     job = add(echo_client, 1)
     until(lambda: len(calls) > 5)
     with closing(CaseStore(settings.store, shared_with_server=True)) as beside:
-        other = JobStore(beside.engine, settings.store, server="another")
-        found = other.get("echo", job["job"])
-        assert found is not None and found.state == "running" and other.cancel(found)
+        other_server = JobStore(beside.engine, settings.store, server="another")
+        found = other_server.get("echo", job["job"])
+        assert found is not None and found.state == "running" and other_server.cancel(found)
     runner = echo_client.app.state.services["echo"].runner  # type: ignore[attr-defined]
     until(lambda: runner._running is None)
     echo.gate.set()
@@ -348,8 +348,8 @@ def test_a_server_shuts_down_while_the_database_is_unreachable(
         away.setattr(JobStore, "release", database_is_gone(JobStore.release, 9, []))
         client.__exit__(None, None, None)
     echo.gate.set()
-    told = events(serve(), job)[-1]
-    assert (told["state"], told["attempts"]) == ("done", 2), (
+    final = events(serve(), job)[-1]
+    assert (final["state"], final["attempts"]) == ("done", 2), (
         "the next server resumes it like the job of a killed server"
     )
 
@@ -364,17 +364,19 @@ def test_an_idle_event_stream_is_kept_open_and_can_be_reopened(
     job = add(echo_client, 1)
     until(echo.entered.is_set)
 
-    def open_after_a_while(*given: Any) -> Any:
+    def open_after_a_while(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 5:
             raise OperationalError("SELECT", {}, Exception("server closed the connection"))
         if len(calls) > 9:
             echo.gate.set()
-        return get(*given)
+        return get(*arguments)
 
     monkeypatch.setattr(JobStore, "get", open_after_a_while)
     with echo_client.stream("GET", job["events"]) as stream:
         lines = [line for line in stream.iter_lines() if line]
     assert lines.count(": keep-alive") >= 3 and lines[-2] == "event: done"
-    again = [line for line in echo_client.get(job["events"], headers={"Last-Event-ID": "1"}).text.splitlines() if line]
-    assert again == lines[-2:], "the first event is the current state"
+    resumed_lines = [
+        line for line in echo_client.get(job["events"], headers={"Last-Event-ID": "1"}).text.splitlines() if line
+    ]
+    assert resumed_lines == lines[-2:], "the first event is the current state"

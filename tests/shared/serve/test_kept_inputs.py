@@ -50,12 +50,12 @@ def test_inputs_are_kept_as_long_as_the_case_and_counted(serve: Serve, settings:
     client = serve(keep_inputs=True)
     case = ask(client, 1, 2)
     home = settings.store / "cases" / case
-    for made in ("picture.png", "files/sum.txt"):
-        assert client.get(f"/api/echo/cases/{case}/{made}").status_code == 200
+    for output in ("picture.png", "files/sum.txt"):
+        assert client.get(f"/api/echo/cases/{case}/{output}").status_code == 200
     assert stored(client, case) == b"[1.0, 2.0]"
     assert {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o600}
-    taken = client.app.state.services["echo"].store.used_bytes("echo")  # type: ignore[attr-defined]
-    assert taken == sum(path.stat().st_size for path in home.iterdir())
+    used_bytes = client.app.state.services["echo"].store.used_bytes("echo")  # type: ignore[attr-defined]
+    assert used_bytes == sum(path.stat().st_size for path in home.iterdir())
     assert client.delete(f"/api/echo/cases/{case}").status_code == 204 and not home.exists()
 
 
@@ -135,17 +135,17 @@ def test_inputs_are_backed_up_and_purged_with_their_case(
 
 
 def test_a_worker_process_returns_inputs_too(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> None:
-    own = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "keep_inputs": True})
-    with TestClient(create_app(own, fragile)) as client:
+    worker_settings = settings.model_copy(update={"workers": 1, "registry": tmp_path / "registry", "keep_inputs": True})
+    with TestClient(create_app(worker_settings, fragile)) as client:
         found = client.post("/api/fragile/predict", files=[csv(1)], data={"bytes": "100000"}).json()
     home = settings.store / "cases" / found["case"]
     assert (home / ".input-given").stat().st_size == (home / "large").stat().st_size == 100_000
 
 
 def test_keep_inputs_is_an_environment_variable_and_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Settings] = []
-    monkeypatch.setattr("shared.serve.server.run", lambda settings, demo: given.append(settings))
+    started_with: list[Settings] = []
+    monkeypatch.setattr("shared.serve.server.run", lambda settings, demo: started_with.append(settings))
     assert cli.main(["serve"]) == cli.main(["serve", "--keep-inputs"]) == 0
     monkeypatch.setenv("TRIVIUM_KEEP_INPUTS", "true")
     assert cli.main(["serve"]) == 0
-    assert [one.keep_inputs for one in given] == [False, True, True] and read_settings().keep_inputs
+    assert [settings.keep_inputs for settings in started_with] == [False, True, True] and read_settings().keep_inputs

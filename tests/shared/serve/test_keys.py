@@ -58,13 +58,13 @@ def test_only_health_probes_are_answered_without_a_key(keyed: TestClient) -> Non
         *("/", "/echo", "/docs", "/openapi.json", "/admin", "/metrics", "/none", "/static/shared/case.js", "/v2"),
         *("/api/echo/cases", "/api/echo/samples", "/api/models", "/v2/models/echo", "//healthz", "/healthz/"),
     ]
-    named = set(keyed.app.openapi()["paths"])  # type: ignore[attr-defined]
-    assert set(PROBES) <= named and len(named) > 20
-    for path in {*paths, *named} - set(PROBES):
+    documented_paths = set(keyed.app.openapi()["paths"])  # type: ignore[attr-defined]
+    assert set(PROBES) <= documented_paths and len(documented_paths) > 20
+    for path in {*paths, *documented_paths} - set(PROBES):
         for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
-            refused = keyed.request(method, path)
-            assert refused.status_code == 401, (method, path)
-    assert refused.headers.get_list("WWW-Authenticate")[0] == 'Bearer realm="Trivium"'
+            response = keyed.request(method, path)
+            assert response.status_code == 401, (method, path)
+    assert response.headers.get_list("WWW-Authenticate")[0] == 'Bearer realm="Trivium"'
     for path in PROBES:
         assert keyed.get(path).status_code in (200, 503)
         assert keyed.post(path).status_code == 401
@@ -77,8 +77,8 @@ def test_only_health_probes_are_answered_without_a_key(keyed: TestClient) -> Non
 )
 def test_an_invalid_key_is_refused_with_a_sentence(keyed: TestClient, given: str) -> None:
     add(keyed, "anna")
-    refused = keyed.get("/api/echo/cases", headers={"Authorization": given.encode("latin-1")})
-    assert refused.status_code == 401 and "TRIVIUM_KEY" in refused.json()["detail"]
+    response = keyed.get("/api/echo/cases", headers={"Authorization": given.encode("latin-1")})
+    assert response.status_code == 401 and "TRIVIUM_KEY" in response.json()["detail"]
     assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": given.encode("latin-1")}).json()["error"]
 
 
@@ -96,14 +96,17 @@ def test_a_key_may_be_sent_as_x_api_key_behind_a_proxy(keyed: TestClient, caplog
 
 def test_a_user_predicts_and_reads_and_an_operator_also_changes_models(keyed: TestClient) -> None:
     user, operator = add(keyed, "user"), add(keyed, "operator", "operator")
-    answer = keyed.post("/api/echo/predict", files=[csv(1)], headers=user)
-    assert answer.status_code == 200
-    assert keyed.get(answer.json()["picture"], headers=user).status_code == 200
+    response = keyed.post("/api/echo/predict", files=[csv(1)], headers=user)
+    assert response.status_code == 200
+    assert keyed.get(response.json()["picture"], headers=user).status_code == 200
     assert keyed.get("/healthz", headers=user).json()["apps"]["echo"]["predictor"] == "loaded"
     changes = [
         *(("GET", "/admin", {}), ("GET", "/metrics", {})),
-        *(("POST", f"/api/models/echo/{what}", {"version": 1}) for what in ("promote", "retire", "rollback", "reload")),
-        *(("POST", f"/v2/repository/models/echo/{what}", {}) for what in ("load", "unload")),
+        *(
+            ("POST", f"/api/models/echo/{action}", {"version": 1})
+            for action in ("promote", "retire", "rollback", "reload")
+        ),
+        *(("POST", f"/v2/repository/models/echo/{action}", {}) for action in ("load", "unload")),
     ]
     for method, path, body in changes:
         refused = keyed.request(method, path, json=body or None, headers=user)
@@ -116,13 +119,13 @@ def test_a_browser_sends_the_key_as_a_password_and_other_sites_cannot_use_it(key
     key = add(keyed, "anna")["Authorization"].removeprefix("Bearer ")
     page = keyed.get("/echo", headers=basic("anna", key))
     assert page.status_code == 200 and "<form" in page.text
-    asked = keyed.get("/echo", headers={"Accept": "text/html"})
-    assert any(one.startswith("Basic ") for one in asked.headers.get_list("WWW-Authenticate"))
-    assert asked.headers["content-type"].startswith("text/html")
-    assert "reload the page and enter the key as the password" in asked.text
+    response = keyed.get("/echo", headers={"Accept": "text/html"})
+    assert any(scheme.startswith("Basic ") for scheme in response.headers.get_list("WWW-Authenticate"))
+    assert response.headers["content-type"].startswith("text/html")
+    assert "reload the page and enter the key as the password" in response.text
     revoked = {"Trivium-Interface": "form", **basic("anna", "trv_revoked")}
-    told = keyed.post("/api/echo/predict", files=[csv(1)], headers=revoked).json()["detail"]
-    assert "reload the page and enter the key as the password" in told
+    detail = keyed.post("/api/echo/predict", files=[csv(1)], headers=revoked).json()["detail"]
+    assert "reload the page and enter the key as the password" in detail
     foreign = {"Origin": "https://elsewhere.example", **basic("anna", key)}
     assert keyed.post("/api/echo/predict", files=[csv(1)], headers=foreign).status_code == 403
 
@@ -140,15 +143,15 @@ def test_the_log_has_the_name_of_the_key_but_not_the_key(keyed: TestClient, capl
 def test_a_revoked_key_is_refused_after_seconds_and_requests_do_not_read_the_database(
     keyed: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, reads = [1000.0], []
-    whole = Keys.all
-    monkeypatch.setattr(known_keys.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Keys, "all", lambda self: reads.append(1) or whole(self))
+    clock_s, reads = [1000.0], []
+    all_keys = Keys.all
+    monkeypatch.setattr(known_keys.time, "monotonic", lambda: clock_s[0])
+    monkeypatch.setattr(Keys, "all", lambda self: reads.append(1) or all_keys(self))
     header = add(keyed, "anna")
     assert {keyed.get("/api/models", headers=header).status_code for _ in range(5)} == {200}
     assert len(reads) == 1
     Keys(keyed.app.state.store.engine).revoke("anna")  # type: ignore[attr-defined]
-    now[0] += 2.0
+    clock_s[0] += 2.0
     assert keyed.get("/api/models", headers=header).status_code == 401
     assert len(reads) == 2
 
@@ -162,8 +165,8 @@ def test_an_expired_key_cache_is_not_used_during_a_database_outage(
         raise OperationalError("SELECT", {}, sqlite3.OperationalError("gone"))
 
     monkeypatch.setattr(Keys, "all", gone)
-    refused = keyed.get("/v2/models/echo", headers=header)
-    assert refused.status_code == 503 and refused.headers["Retry-After"] and "keys" in refused.json()["error"]
+    response = keyed.get("/v2/models/echo", headers=header)
+    assert response.status_code == 503 and response.headers["Retry-After"] and "keys" in response.json()["error"]
     assert keyed.get("/v2/health/live", headers=header).status_code == 200
 
 
@@ -233,14 +236,14 @@ def call(
     **fields: str,
 ) -> grpc.StatusCode:
     """The status of a call."""
-    asked = channel.unary_unary(
+    send = channel.unary_unary(
         f"/{PACKAGE}.GRPCInferenceService/{method}",
-        request_serializer=lambda one: one.SerializeToString(),
+        request_serializer=lambda request: request.SerializeToString(),
         response_deserializer=message(f"{method}Response").FromString,
     )
     metadata = () if key is None else (metadata_of(key),)
     try:
-        asked(message(f"{method}Request")(**fields), metadata=metadata, timeout=60)
+        send(message(f"{method}Request")(**fields), metadata=metadata, timeout=60)
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
@@ -254,8 +257,8 @@ def test_grpc_requires_the_key_in_the_metadata(
     of_group = keys.add("desk-1", "user", "desk")
     assert call(channel, "ServerLive") == grpc.StatusCode.OK
     for key, found in ((None, "UNAUTHENTICATED"), ("trv_x", "UNAUTHENTICATED"), (user, "OK")):
-        for way in (as_bearer, as_header):
-            assert call(channel, "ModelMetadata", key, way, name="echo").name == found
+        for metadata_style in (as_bearer, as_header):
+            assert call(channel, "ModelMetadata", key, metadata_style, name="echo").name == found
     assert call(channel, "RepositoryModelUnload", user, model_name="echo").name == "PERMISSION_DENIED"
     for key, found in ((user, "OK"), (of_group, "PERMISSION_DENIED")):
         assert call(channel, "ModelStatistics", key, name="echo").name == found, "the counters are of all groups"
@@ -271,15 +274,15 @@ def test_a_stream_over_grpc_ends_without_a_key_and_each_request_of_it_is_logged(
     channel, keys = over_grpc
     stream = channel.stream_stream(
         f"/{PACKAGE}.GRPCInferenceService/ModelStreamInfer",
-        request_serializer=lambda one: one.SerializeToString(),
+        request_serializer=lambda request: request.SerializeToString(),
         response_deserializer=message("ModelStreamInferResponse").FromString,
     )
-    asked = [message("ModelInferRequest")(model_name="none")]
-    with pytest.raises(grpc.RpcError) as refused:
-        list(stream(iter(asked)))
-    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    requests = [message("ModelInferRequest")(model_name="none")]
+    with pytest.raises(grpc.RpcError) as raised:
+        list(stream(iter(requests)))
+    assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
     metadata = (("authorization", f"Bearer {keys.add('anna', 'user')}"),)
-    answers = list(stream(iter(asked * 2), metadata=(*metadata, ("x-request-id", "r7"))))
+    answers = list(stream(iter(requests * 2), metadata=(*metadata, ("x-request-id", "r7"))))
     assert len(answers) == 2 and all("no model" in answer.error_message for answer in answers)
     lines = [json.loads(record.message) for record in caplog.records if "ModelStreamInfer" in record.message]
     assert [(line["status"], line.get("key")) for line in lines] == [(401, None), (404, "anna"), (404, "anna")]
@@ -335,7 +338,7 @@ def test_the_commands_read_the_key_from_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("host", "require", "key", "said"),
+    ("host", "require", "key", "message_text"),
     [
         ("127.0.0.1", False, False, ""),
         ("0.0.0.0", False, False, "TRIVIUM_REQUIRE_KEY"),
@@ -344,12 +347,7 @@ def test_the_commands_read_the_key_from_the_environment(
     ],
 )
 def test_a_server_that_is_reachable_without_keys_warns_at_the_start(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    host: str,
-    require: bool,
-    key: bool,
-    said: str,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str, require: bool, key: bool, message_text: str
 ) -> None:
     with closing(CaseStore(tmp_path / "store")) as store:
         keys = Keys(store.engine)
@@ -358,4 +356,4 @@ def test_a_server_that_is_reachable_without_keys_warns_at_the_start(
         settings = Settings(host=host, require_key=require)
         report_startup("http://127.0.0.1:1", {}, settings, KnownKeys(keys) if require else None, demo=False)
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == bool(said) and said in "".join(warned)
+    assert len(warned) == bool(message_text) and message_text in "".join(warned)

@@ -31,30 +31,30 @@ def database() -> Iterator[PostgreSQL]:
 @pytest.fixture
 def client(tmp_path: Path, settings: Settings, fragile: dict[str, App], database: PostgreSQL) -> Iterator[TestClient]:
     """A server with a worker process and a store in PostgreSQL."""
-    given = {"workers": 1, "registry": tmp_path / "registry", "store_url": database.database()}
-    with TestClient(create_app(settings.model_copy(update=given), fragile)) as found:
+    changes = {"workers": 1, "registry": tmp_path / "registry", "store_url": database.database()}
+    with TestClient(create_app(settings.model_copy(update=changes), fragile)) as found:
         yield found
 
 
 def test_acknowledged_work_survives_a_killed_worker_and_a_killed_database(
     client: TestClient, database: PostgreSQL
 ) -> None:
-    kept: list[dict[str, Any]] = []
+    acknowledged: list[dict[str, Any]] = []
     statuses: Counter[int] = Counter()
     ended = threading.Event()
 
     def load() -> None:
         while not ended.is_set():
-            answer = client.post(PREDICT, files=[csv(1)])
-            statuses[answer.status_code] += 1
-            if answer.status_code == 200:
-                kept.append(answer.json())
+            response = client.post(PREDICT, files=[csv(1)])
+            statuses[response.status_code] += 1
+            if response.status_code == 200:
+                acknowledged.append(response.json())
             else:
-                assert answer.status_code == 503 and answer.headers["Retry-After"], answer.text
+                assert response.status_code == 503 and response.headers["Retry-After"], response.text
 
     def goes_on() -> None:
-        before = len(kept)
-        until(lambda: len(kept) > before + 4, 60)
+        before = len(acknowledged)
+        until(lambda: len(acknowledged) > before + 4, 60)
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
@@ -76,5 +76,5 @@ def test_acknowledged_work_survives_a_killed_worker_and_a_killed_database(
         for thread in threads:
             thread.join(60)
     assert set(statuses) == {200, 503} and not any(thread.is_alive() for thread in threads)
-    for case in kept:
+    for case in acknowledged:
         assert client.get(f"/api/fragile/cases/{case['case']}").json() == case

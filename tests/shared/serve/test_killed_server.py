@@ -56,17 +56,17 @@ def test_acknowledged_work_survives_kill_9(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     server = Process(tmp_path, port, "first")
-    kept: list[dict[str, Any]] = []
+    acknowledged: list[dict[str, Any]] = []
     jobs: list[dict[str, Any]] = []
 
     def load(number: int) -> None:
         """Sends requests until the server is gone, and records the answers."""
         try:
             while True:
-                files = [("files", ("n.csv", f"{number},{len(kept)}".encode()))]
-                answer = httpx.post(f"{server.address}/api/echo/predict", files=files, timeout=60)
-                if answer.status_code == 200:
-                    kept.append(answer.json())
+                files = [("files", ("n.csv", f"{number},{len(acknowledged)}".encode()))]
+                response = httpx.post(f"{server.address}/api/echo/predict", files=files, timeout=60)
+                if response.status_code == 200:
+                    acknowledged.append(response.json())
                 if len(jobs) < 6:
                     accepted = httpx.post(f"{server.address}/api/echo/jobs", files=files, timeout=60)
                     assert accepted.status_code == 202
@@ -77,17 +77,17 @@ def test_acknowledged_work_survives_kill_9(tmp_path: Path) -> None:
     threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: len(kept) >= 12 and len(jobs) >= 6, 60)
+    until(lambda: len(acknowledged) >= 12 and len(jobs) >= 6, 60)
     server.kill()
     for thread in threads:
         thread.join(30)
-    again = Process(tmp_path, port, "second")
+    restarted = Process(tmp_path, port, "second")
     try:
-        with httpx.Client(base_url=again.address, timeout=60) as client:
-            for case in kept:
+        with httpx.Client(base_url=restarted.address, timeout=60) as client:
+            for case in acknowledged:
                 place = f"/api/echo/cases/{case['case']}"
                 assert client.get(place).json() == case
                 assert client.get(case["picture"]).content.startswith(b"\x89PNG")
             until(lambda: all(client.get(job["url"]).json()["state"] == "done" for job in jobs), 60)
     finally:
-        again.kill()
+        restarted.kill()

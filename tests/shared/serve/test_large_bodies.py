@@ -71,12 +71,12 @@ def check(answer: HTTPResponse, expected: Any) -> None:
 def test_large_bodies_are_received_one_after_another_over_one_connection(
     connection: HTTPConnection, server: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[large_bodies.BodyReceiver] = []
+    receivers: list[large_bodies.BodyReceiver] = []
     receive = large_bodies.LargeBodyProtocol._receive
     monkeypatch.setattr(
         large_bodies.LargeBodyProtocol,
         "_receive",
-        lambda self, *given: taken.append(receive(self, *given)) or taken[-1],
+        lambda self, *arguments: receivers.append(receive(self, *arguments)) or receivers[-1],
     )
     for seed in range(5):
         body, headers, expected = request(seed)
@@ -84,7 +84,7 @@ def test_large_bodies_are_received_one_after_another_over_one_connection(
         check(connection.getresponse(), expected)
         connection.request("GET", "/v2/health/live")
         assert connection.getresponse().read() == b'{"live":true}'
-    assert len(taken) == 5 and all(one.left == 0 for one in taken)
+    assert len(receivers) == 5 and all(receiver.left == 0 for receiver in receivers)
     memory: SharedMemoryPool = server.state.networks.shared_memory
     # The size of the first answer was not known; the other answers are next to their requests, in the same memory.
     until(lambda: (gc.collect(), len(memory._cached))[1] == 2)
@@ -120,13 +120,13 @@ def test_chunked_sending_pipelining_expect_continue_and_disconnects(
                 at += size
             sent.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" + head + b"\r\n" + body)
             with sent.makefile("rb") as stream:
-                for wanted in (expected, None, expected):
+                for expected_content in (expected, None, expected):
                     assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
                     content = stream.read(int(parse_headers(stream)["Content-Length"]))
-                    if wanted is None:
+                    if expected_content is None:
                         assert content == b'{"live":true}'
                     else:
-                        assert wanted.tobytes() in content
+                        assert expected_content.tobytes() in content
     with socket.create_connection(place, timeout=60) as sent:
         sent.sendall(head + b"\r\n" + body[:500_000])
     connection.request("POST", INFER, body, headers)
@@ -139,13 +139,13 @@ def test_memory_is_reused_once_nothing_refers_to_it() -> None:
     first = memory.take(100_000, 7, 50_000)
     assert (first.start + 7) % 64 == 0 and len(first.body) == 100_000 and len(first.room) >= 50_000
     place = first.descriptor
-    other = memory.take(100_000, 0, 0)
-    assert other.descriptor != place
+    second = memory.take(100_000, 0, 0)
+    assert second.descriptor != place
     del first
-    again = memory.take(90_000, 0, 0)
-    assert again.descriptor == place
+    third = memory.take(90_000, 0, 0)
+    assert third.descriptor == place
     large = memory.take(5_000_000, 0, 0)
-    del large, again, other
+    del large, third, second
     assert sum(map(len, memory._cached)) <= 3 << 20
 
 

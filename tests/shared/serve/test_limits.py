@@ -32,8 +32,8 @@ class Live:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.address + path, timeout=60)
 
-    def post(self, path: str, **given: Any) -> httpx.Response:
-        return httpx.post(self.address + path, timeout=60, **given)
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(self.address + path, timeout=60, **options)
 
     def send(self, path: str, body: bytes, length: int, *headers: str) -> socket.socket:
         """Sends a request whose body should have ``length`` bytes, and does not wait."""
@@ -75,30 +75,30 @@ def live(settings: Settings, echo_app: App) -> Iterator[Callable[..., Live]]:
 def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live], path: str) -> None:
     server = live(queue_length=1, max_batch=1, min_upload_rate=0)
     form = "Content-Type: multipart/form-data; boundary=x"
-    begun = [server.send(path, b"--x", 1000, form) for _ in range(2)]
+    open_requests = [server.send(path, b"--x", 1000, form) for _ in range(2)]
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 503)
-    refused = server.send(path, b"", 1_000_000_000, form)
-    answer = read(refused)
+    refused_connection = server.send(path, b"", 1_000_000_000, form)
+    answer = read(refused_connection)
     assert answer.status == 503 and answer.headers["Retry-After"] == "5"
-    for one in begun:
-        one.close()
+    for connection in open_requests:
+        connection.close()
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code in (400, 415))
 
 
 def test_tensor_bodies_share_a_memory_limit(live: Callable[..., Live]) -> None:
     server = live(min_upload_rate=0)
     headers = {"Inference-Header-Content-Length": "2"}
-    begun = [server.send(INFER, b"", 100_000, "Inference-Header-Content-Length: 2") for _ in range(4)]
+    open_requests = [server.send(INFER, b"", 100_000, "Inference-Header-Content-Length: 2") for _ in range(4)]
     until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 503)
-    begun[0].close()
+    open_requests[0].close()
     until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 400)
 
 
 def test_reserved_memory_is_released() -> None:
     memory = MemoryLimit("it", 10)
-    with memory.reserve(Place()) as reserve, memory.reserve(Place()) as other:
+    with memory.reserve(Place()) as reserve, memory.reserve(Place()) as other_reserve:
         reserve(4)
-        other(6)
+        other_reserve(6)
         with pytest.raises(Busy):
             reserve(1)
     with memory.reserve(Place()) as reserve:
@@ -107,14 +107,18 @@ def test_reserved_memory_is_released() -> None:
 
 def test_one_group_cannot_reserve_all_memory() -> None:
     memory = MemoryLimit("it", 10, max_bytes_of_group=8)
-    with memory.reserve(Place("desk")) as desk, memory.reserve(Place("desk")) as more, memory.reserve(Place()) as other:
+    with (
+        memory.reserve(Place("desk")) as desk,
+        memory.reserve(Place("desk")) as more_desk,
+        memory.reserve(Place()) as no_group,
+    ):
         desk(4)
-        more(4)
+        more_desk(4)
         with pytest.raises(Busy):
-            more(1)
-        other(2)
+            more_desk(1)
+        no_group(2)
         with pytest.raises(Busy):
-            other(1)
+            no_group(1)
 
 
 class Stalled:
@@ -129,25 +133,25 @@ class Stalled:
 
 def test_a_group_at_its_memory_limit_does_not_end_stalled_uploads_of_others() -> None:
     memory, stalled = MemoryLimit("it", 10, max_bytes_of_group=8), Stalled()
-    other, own = Place("treasury"), Place("desk")
-    with memory.reserve(other) as first, memory.reserve(own) as second, memory.reserve(Place("desk")) as third:
+    treasury, desk = Place("treasury"), Place("desk")
+    with memory.reserve(treasury) as first, memory.reserve(desk) as second, memory.reserve(Place("desk")) as third:
         first(3)
-        other.upload = stalled
+        treasury.upload = stalled
         second(6)
         with pytest.raises(Busy):
             third(3)
         assert not stalled.given_up, "that would make no room for the desk"
-        own.upload = Stalled()
+        desk.upload = Stalled()
         third(3)
-        assert own.upload.given_up and not stalled.given_up
+        assert desk.upload.given_up and not stalled.given_up
         third(5)
         assert stalled.given_up
 
 
 def test_a_stalled_upload_is_refused(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
-    begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
-    answer = read(begun)
+    open_request = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
+    answer = read(open_request)
     assert answer.status == 408 and b"no more of the request arrived" in answer.read()
 
 
@@ -168,8 +172,8 @@ def test_the_request_of_a_disconnected_client_is_neither_computed_nor_stored(
     until(echo.entered.is_set)
     waiting = [server.send_form(number) for number in (2, 3)]
     until(lambda: server.pending() == 2)
-    for one in (computed, *waiting):
-        one.close()
+    for connection in (computed, *waiting):
+        connection.close()
     failures = 'nv_inference_request_failure{model="echo",reason="CANCELED",version="2"} 3.0'
     until(lambda: failures in server.get("/metrics").text)
     echo.gate.set()

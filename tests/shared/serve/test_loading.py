@@ -32,7 +32,9 @@ def test_concurrent_callers_wait_for_the_same_load() -> None:
         await asyncio.sleep(0)
         leaving.cancel()
         found = await asyncio.gather(*(model.get() for _ in range(8)))
-        assert len(loads) == 1 and all(one is loads[0] for one in found) and model.value is loads[0] and model.usable
+        assert (
+            len(loads) == 1 and all(value is loads[0] for value in found) and model.value is loads[0] and model.usable
+        )
 
     asyncio.run(ask())
 
@@ -47,9 +49,9 @@ def test_a_failed_load_is_503_is_remembered_and_is_retried() -> None:
 
     async def ask() -> None:
         model = load_once(load)
-        with pytest.raises(InvalidInputError, match="no weights") as refused:
+        with pytest.raises(InvalidInputError, match="no weights") as raised:
             await model.get()
-        assert refused.value.status == 503 and model.failure == "no weights" and model.value is None
+        assert raised.value.status == 503 and model.failure == "no weights" and model.value is None
         with pytest.raises(ArithmeticError):
             await model.get()
         assert model.failure == "ArithmeticError: inside"

@@ -46,9 +46,9 @@ def test_unknown_host_names_are_refused(settings: Settings, echo_app: App, host:
         settings.model_copy(update={"hosts": None}), {"echo": echo_app}, hosts=accepted_hosts("127.0.0.1")
     )
     with TestClient(server) as client:
-        answer = client.get("/api/echo/cases", headers={"Host": host})
-        assert answer.status_code == status
-        assert status == 200 or "TRIVIUM_HOSTS" in answer.json()["detail"]
+        response = client.get("/api/echo/cases", headers={"Host": host})
+        assert response.status_code == status
+        assert status == 200 or "TRIVIUM_HOSTS" in response.json()["detail"]
 
 
 def test_the_settings_name_the_accepted_hosts(serve: Serve) -> None:
@@ -82,7 +82,7 @@ def test_the_settings_name_the_accepted_hosts(serve: Serve) -> None:
     ],
 )
 def test_writes_from_other_sites_are_refused(echo_client: TestClient, headers: dict[str, str], status: int) -> None:
-    answer = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers=headers)
-    assert answer.status_code == status
-    assert status == 200 or "other sites" in answer.json()["detail"]
+    response = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers=headers)
+    assert response.status_code == status
+    assert status == 200 or "other sites" in response.json()["detail"]
     assert echo_client.get("/api/echo/cases", headers=headers).status_code == 200

@@ -49,9 +49,9 @@ def test_the_server_describes_itself_and_its_models(echo_client: TestClient) -> 
 
 
 def test_infer_uses_the_newest_version_or_the_requested_one(echo_client: TestClient) -> None:
-    answer = echo_client.post(INFER, json={"id": "a", "inputs": [INDEX, X]})
-    assert answer.status_code == 200
-    assert answer.json() == {
+    response = echo_client.post(INFER, json={"id": "a", "inputs": [INDEX, X]})
+    assert response.status_code == 200
+    assert response.json() == {
         "model_name": "echo",
         "model_version": "2",
         "id": "a",
@@ -83,13 +83,13 @@ def test_requests_and_answers_can_be_binary(echo_client: TestClient) -> None:
     }
     head = json.dumps(header).encode()
     body = head + struct.pack("<2f", 1, 2) + struct.pack("<q", 2)
-    answer = echo_client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(head))})
-    assert answer.status_code == 200, answer.text
-    length = int(answer.headers["Inference-Header-Content-Length"])
-    described = json.loads(answer.content[:length])["outputs"]
+    response = echo_client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(head))})
+    assert response.status_code == 200, response.text
+    length = int(response.headers["Inference-Header-Content-Length"])
+    described = json.loads(response.content[:length])["outputs"]
     assert described[0] == {"name": "z", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
     assert described[1]["data"] == [4.0, 6.0]
-    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [np.inf], "JSON cannot represent it"
+    assert np.frombuffer(response.content[length:], "<f4").tolist() == [np.inf], "JSON cannot represent it"
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_requests_and_answers_can_be_binary(echo_client: TestClient) -> None:
     ],
 )
 def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words: str) -> None:
-    answer = echo_client.post(path, json={}) if path.endswith("infer") else echo_client.get(path)
-    assert answer.status_code == 404
-    assert list(answer.json()) == ["error"] and words in answer.json()["error"]
+    response = echo_client.post(path, json={}) if path.endswith("infer") else echo_client.get(path)
+    assert response.status_code == 404
+    assert list(response.json()) == ["error"] and words in response.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -142,26 +142,26 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
     ],
 )
 def test_bad_requests_are_refused_with_400(echo_client: TestClient, request_: Any, words: str) -> None:
-    answer = echo_client.post(INFER, content=json.dumps(request_))
-    assert answer.status_code == 400, answer.text
-    assert list(answer.json()) == ["error"] and words in answer.json()["error"]
+    response = echo_client.post(INFER, content=json.dumps(request_))
+    assert response.status_code == 400, response.text
+    assert list(response.json()) == ["error"] and words in response.json()["error"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": [{"name": "x", "data": [NaN]}]}'])
 def test_invalid_json_is_refused_with_400(echo_client: TestClient, body: bytes) -> None:
-    answer = echo_client.post(INFER, content=body)
-    assert answer.status_code == 400 and answer.json()["error"]
+    response = echo_client.post(INFER, content=body)
+    assert response.status_code == 400 and response.json()["error"]
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "9" * 5000])
 def test_a_wrong_header_length_is_refused_with_400(echo_client: TestClient, length: str) -> None:
-    answer = echo_client.post(INFER, content=b"{}", headers={"Inference-Header-Content-Length": length})
-    assert answer.status_code == 400 and "Inference-Header-Content-Length" in answer.json()["error"]
+    response = echo_client.post(INFER, content=b"{}", headers={"Inference-Header-Content-Length": length})
+    assert response.status_code == 400 and "Inference-Header-Content-Length" in response.json()["error"]
 
 
 def test_a_body_above_the_limit_is_refused_with_413(echo_client: TestClient) -> None:
-    answer = echo_client.post(INFER, content=b" " * 100_001)
-    assert answer.status_code == 413 and answer.json()["error"]
+    response = echo_client.post(INFER, content=b" " * 100_001)
+    assert response.status_code == 413 and response.json()["error"]
 
 
 def test_too_much_json_is_refused_and_binary_data_is_the_alternative(serve: Callable[..., TestClient]) -> None:
@@ -183,8 +183,8 @@ def test_too_much_json_is_refused_and_binary_data_is_the_alternative(serve: Call
     binary = client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(header))})
     assert len(body) > 1000 and binary.status_code == 200
     as_json = body.replace(b"true", b"null")
-    refused = client.post(INFER, content=as_json, headers={"Inference-Header-Content-Length": str(len(header))})
-    assert refused.status_code == 422 and "request binary_data" in refused.json()["error"]
+    response = client.post(INFER, content=as_json, headers={"Inference-Header-Content-Length": str(len(header))})
+    assert response.status_code == 422 and "request binary_data" in response.json()["error"]
 
 
 def test_many_rows_are_computed_in_batches(serve: Callable[..., TestClient]) -> None:
@@ -206,23 +206,23 @@ def test_while_networks_compute_the_server_is_live_and_refuses_excess_requests(
 ) -> None:
     go, compute = threading.Event(), OnnxNetwork.compute
 
-    def held(self: OnnxNetwork, *batch: Any) -> Any:
+    def compute_late(self: OnnxNetwork, *batch: Any) -> Any:
         assert go.wait(20)
         return compute(self, *batch)
 
-    monkeypatch.setattr(OnnxNetwork, "compute", held)
+    monkeypatch.setattr(OnnxNetwork, "compute", compute_late)
     client = serve(queue_length=50, max_batch=8)
     with ThreadPoolExecutor(60) as pool:
-        asked = [pool.submit(client.post, INFER, json={"inputs": [X, INDEX]}) for _ in range(60)]
+        futures = [pool.submit(client.post, INFER, json={"inputs": [X, INDEX]}) for _ in range(60)]
         until(lambda: 'failure{model="echo",reason="REJECTED",version="2"} 2.0' in client.get("/metrics").text)
         assert client.get("/v2/health/live").json() == {"live": True}
         assert client.get("/healthz").json()["status"] == "ok"
         assert client.get("/v2/models/echo").status_code == client.get("/echo").status_code == 200
         go.set()
-        answers = [one.result() for one in asked]
-    refused = [answer for answer in answers if answer.status_code == 503]
-    assert len(refused) == 2 and all(answer.headers["Retry-After"] == "5" for answer in refused)
-    assert sum(answer.status_code == 200 for answer in answers) == 58
+        responses = [future.result() for future in futures]
+    rejected = [answer for answer in responses if answer.status_code == 503]
+    assert len(rejected) == 2 and all(answer.headers["Retry-After"] == "5" for answer in rejected)
+    assert sum(answer.status_code == 200 for answer in responses) == 58
 
 
 def test_after_the_deadline_a_network_answers_504(
@@ -232,26 +232,26 @@ def test_after_the_deadline_a_network_answers_504(
     monkeypatch.setattr(OnnxNetwork, "compute", lambda self, batch, most: [go.wait(20)])
     client = serve(deadline_s=0.2)
     assert client.get("/v2/models/echo/ready").status_code == 200, "a model that is not loaded in time answers 503"
-    answer = client.post(INFER, json={"inputs": [X, INDEX]})
+    response = client.post(INFER, json={"inputs": [X, INDEX]})
     go.set()
-    assert answer.status_code == 504 and "deadline" in answer.json()["error"]
+    assert response.status_code == 504 and "deadline" in response.json()["error"]
 
 
 def test_values_that_json_cannot_represent_are_refused_with_a_remedy(echo_client: TestClient) -> None:
-    answer = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "data": [2]}]})
-    assert answer.status_code == 422 and "binary_data" in answer.json()["error"]
+    response = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "data": [2]}]})
+    assert response.status_code == 422 and "binary_data" in response.json()["error"]
 
 
 def test_another_method_is_refused_in_the_protocol_s_error_format(echo_client: TestClient) -> None:
-    answer = echo_client.get(INFER)
-    assert answer.status_code == 405 and list(answer.json()) == ["error"]
+    response = echo_client.get(INFER)
+    assert response.status_code == 405 and list(response.json()) == ["error"]
 
 
 def test_an_altered_network_does_not_answer(echo_client: TestClient, tmp_path: Any) -> None:
     network = tmp_path / "echo" / "weights" / "echo" / "1" / "model.onnx"
     network.write_bytes(network.read_bytes() + b"\0")
-    answer = echo_client.get("/v2/models/echo/versions/1/ready")
-    assert answer.status_code == 503 and "differs from its digest" in answer.json()["error"]
+    response = echo_client.get("/v2/models/echo/versions/1/ready")
+    assert response.status_code == 503 and "differs from its digest" in response.json()["error"]
     assert echo_client.get("/v2/models/echo/versions/2/ready").status_code == 200
 
 
@@ -260,11 +260,11 @@ def test_rows_of_waiting_requests_are_computed_in_one_batch(
 ) -> None:
     go, compute = threading.Event(), OnnxNetwork.compute
 
-    def held(self: OnnxNetwork, *batch: Any) -> Any:
+    def compute_late(self: OnnxNetwork, *batch: Any) -> Any:
         assert go.wait(20)
         return compute(self, *batch)
 
-    monkeypatch.setattr(OnnxNetwork, "compute", held)
+    monkeypatch.setattr(OnnxNetwork, "compute", compute_late)
     client = serve(max_batch=14)
     assert client.get("/v2/models/echo/ready").status_code == 200
 
@@ -292,20 +292,20 @@ def test_a_network_that_differs_from_its_manifest_does_not_answer(
     manifest = json.loads(path.read_text())
     manifest["inputs"][0]["shape"] = [-1, 3]
     path.write_text(json.dumps(manifest))
-    answer = serve().get("/v2/models/echo/ready")
-    assert answer.status_code == 503 and "[-1, 2] there but [-1, 3] in manifest.json" in answer.json()["error"]
+    response = serve().get("/v2/models/echo/ready")
+    assert response.status_code == 503 and "[-1, 2] there but [-1, 3] in manifest.json" in response.json()["error"]
 
 
 def test_a_network_computes_with_the_configured_number_of_threads(
     tmp_path: Path, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, session = [], onnxruntime.InferenceSession
+    thread_counts, session = [], onnxruntime.InferenceSession
 
-    def opened(path: str, options: Any, **more: Any) -> Any:
-        given.append(options.intra_op_num_threads)
-        return session(path, options, **more)
+    def opened(path: str, options: Any, **keywords: Any) -> Any:
+        thread_counts.append(options.intra_op_num_threads)
+        return session(path, options, **keywords)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     monkeypatch.setenv("TRIVIUM_THREADS", "3")
     open_network(open_artifact(echo_app.weights / "echo" / "1"), "cpu")
-    assert given == [3]
+    assert thread_counts == [3]

@@ -33,7 +33,7 @@ def test_statistics_count_requests_and_rows(echo_client: TestClient) -> None:
     assert (newest["inference_count"], newest["execution_count"]) == (1, 1)
     stats = newest["inference_stats"]
     assert stats["success"]["count"] == 1 and stats["success"]["ns"] > 0 and stats["fail"]["count"] == 1
-    assert [one["version"] for one in echo_client.get("/v2/models/echo/stats").json()["model_stats"]] == ["1", "2"]
+    assert [entry["version"] for entry in echo_client.get("/v2/models/echo/stats").json()["model_stats"]] == ["1", "2"]
     assert len(echo_client.get("/v2/models/stats").json()["model_stats"]) == 2
 
 
@@ -52,8 +52,8 @@ def test_a_new_version_is_loaded_and_a_model_unloaded_without_losing_requests(
     assert echo_client.post("/v2/repository/models/echo/unload").json() == {}
     assert set(states().values()) == {"UNAVAILABLE"}
     assert echo_client.post("/v2/repository/index", json={"ready": True}).json() == []
-    for asked in (echo_client.post(INFER, json=BODY), echo_client.get("/v2/models/echo/ready")):
-        assert asked.status_code == 404 and "was unloaded" in asked.json()["error"]
+    for response in (echo_client.post(INFER, json=BODY), echo_client.get("/v2/models/echo/ready")):
+        assert response.status_code == 404 and "was unloaded" in response.json()["error"]
     assert set(states().values()) == {"UNAVAILABLE"}, "only an operator loads it again"
     assert echo_client.get("/v2/health/ready").status_code == 200, "an unloaded model does not make the server unready"
     assert echo_client.post("/v2/repository/models/echo/load").json() == {}
@@ -64,8 +64,8 @@ def test_a_new_version_is_loaded_and_a_model_unloaded_without_losing_requests(
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_bodies_may_be_compressed(echo_client: TestClient, encoding: str, pack: Callable[[bytes], bytes]) -> None:
     packed = pack(json.dumps(BODY).encode())
-    answer = echo_client.post(INFER, content=packed, headers={"Content-Encoding": encoding})
-    assert answer.status_code == 200 and answer.json() == echo_client.post(INFER, json=BODY).json()
+    response = echo_client.post(INFER, content=packed, headers={"Content-Encoding": encoding})
+    assert response.status_code == 200 and response.json() == echo_client.post(INFER, json=BODY).json()
 
 
 @pytest.mark.parametrize(
@@ -79,18 +79,18 @@ def test_bodies_may_be_compressed(echo_client: TestClient, encoding: str, pack: 
 def test_a_body_that_cannot_be_decompressed_or_becomes_too_large_is_refused(
     echo_client: TestClient, content: bytes, encoding: str, status: int
 ) -> None:
-    answer = echo_client.post(INFER, content=content, headers={"Content-Encoding": encoding})
-    assert answer.status_code == status and answer.json()["error"]
+    response = echo_client.post(INFER, content=content, headers={"Content-Encoding": encoding})
+    assert response.status_code == status and response.json()["error"]
 
 
 def test_a_large_answer_is_compressed_if_the_client_accepts_it(echo_client: TestClient) -> None:
     rows = 3000
     inputs = [{**X, "shape": [rows, 2], "data": [1.0] * 2 * rows}, {**INDEX, "shape": [rows], "data": [1] * rows}]
-    asked = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "gzip"})
-    assert asked.headers["Content-Encoding"] == "gzip" and asked.json()["outputs"][0]["shape"] == [rows, 2]
+    response = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "gzip"})
+    assert response.headers["Content-Encoding"] == "gzip" and response.json()["outputs"][0]["shape"] == [rows, 2]
     for accepted in ("identity", "gzip;q=0", "deflate, gzip; q=0.0, br"):
         plain = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": accepted})
-        assert "Content-Encoding" not in plain.headers and plain.json() == asked.json(), accepted
+        assert "Content-Encoding" not in plain.headers and plain.json() == response.json(), accepted
     weighed = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "br, gzip;q=0.5"})
     assert weighed.headers["Content-Encoding"] == "gzip"
 
@@ -100,5 +100,5 @@ def test_a_large_answer_is_compressed_if_the_client_accepts_it(echo_client: Test
     [({"timeout": 10_000_000}, 200), ({"timeout": 1}, 504), ({"timeout": 0}, 400), ({"priority": 3}, 400)],
 )
 def test_parameters_are_applied_or_refused(echo_client: TestClient, parameters: dict[str, Any], status: int) -> None:
-    answer = echo_client.post(INFER, json={**BODY, "parameters": parameters})
-    assert answer.status_code == status, answer.text
+    response = echo_client.post(INFER, json={**BODY, "parameters": parameters})
+    assert response.status_code == status, response.text

@@ -66,8 +66,8 @@ def test_idle_connections_are_closed_in_favour_of_active_ones(server: tuple[subp
         for _ in range(600):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
-                assert answer.status == 200
+            with urllib.request.urlopen(f"{address}{path}", timeout=60) as response:
+                assert response.status == 200
     process.terminate()
     assert process.stdout is not None
     assert "out of system resource" not in process.stdout.read()
@@ -90,18 +90,29 @@ def test_a_connection_with_a_request_is_kept_before_idle_ones(
 
 def test_connections_with_an_unfinished_tls_handshake_are_closed(tmp_path: Path) -> None:
     chain, key = str(tmp_path / "server.crt"), str(tmp_path / "server.key")
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain]
-    subprocess.run(made, check=True, capture_output=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain]
+    subprocess.run(command, check=True, capture_output=True)
     program = _SERVER.replace("header_s=60", "tls_cert=sys.argv[2], tls_key=sys.argv[3]")
     with limited(program, 256, 256, str(tmp_path / "store"), chain, key) as process, ExitStack() as stack:
         port = address_of(process).rpartition(":")[2]
         for _ in range(600):
             stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=60))
         trusted = ssl.create_default_context(cafile=chain)
-        asked = f"https://localhost:{port}/v2/health/live"
-        with urllib.request.urlopen(asked, timeout=60, context=trusted) as answer:
-            assert answer.status == 200
+        url = f"https://localhost:{port}/v2/health/live"
+        with urllib.request.urlopen(url, timeout=60, context=trusted) as response:
+            assert response.status == 200
         process.terminate()
         assert process.stdout is not None and "out of system resource" not in process.stdout.read()
 
@@ -127,8 +138,8 @@ def test_grpc_connections_do_not_use_all_file_descriptors(tmp_path: Path) -> Non
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=60))
             connection.sendall(_HTTP2)
         for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
-                assert answer.status == 200
+            with urllib.request.urlopen(f"{address}{path}", timeout=60) as response:
+                assert response.status == 200
 
 
 def test_a_grpc_connection_without_calls_is_closed(
@@ -145,6 +156,6 @@ def test_a_grpc_connection_without_calls_is_closed(
 
 def test_the_server_raises_its_limit_of_open_files() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
-    shown, _ = limited(_LIMITS, 64, most).communicate(timeout=60)
-    assert shown.split() == [str(most)] * 3
+    limit = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
+    output, _ = limited(_LIMITS, 64, limit).communicate(timeout=60)
+    assert output.split() == [str(limit)] * 3

@@ -225,11 +225,11 @@ async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int]
             found[refusal.status] += 1
         longest = max(longest, clock.now - began)
 
-    asked = []
+    requests = []
     for _ in range(round(rate * seconds)):
-        asked.append(asyncio.ensure_future(ask()))
+        requests.append(asyncio.ensure_future(ask()))
         await asyncio.sleep(1 / rate)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
     return found, longest, worker
 
 
@@ -258,15 +258,15 @@ def test_a_full_server_refuses_before_the_body_arrives(settings: Settings, echo_
         sockets = [_begin(stack, place, "Connection: keep-alive") for _ in range(2)]
         wait_until(lambda: httpx.post(f"{address}/api/echo/predict", timeout=60).status_code == 503)
         for option in ("Connection: close", "Connection: keep-alive"):
-            refused = HTTPResponse(_begin(stack, place, option))
-            refused.begin()
-            assert refused.status == 503 and refused.headers["Retry-After"] == "5"
-            assert b"as many requests as it can hold" in refused.read(), (
+            response = HTTPResponse(_begin(stack, place, option))
+            response.begin()
+            assert response.status == 503 and response.headers["Retry-After"] == "5"
+            assert b"as many requests as it can hold" in response.read(), (
                 "the complete answer, although no body was sent"
             )
-            assert refused.headers["X-Content-Type-Options"] == "nosniff"
-        for one in sockets:
-            one.close()
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+        for connection in sockets:
+            connection.close()
 
 
 def _begin(stack: ExitStack, place: str, option: str) -> socket.socket:

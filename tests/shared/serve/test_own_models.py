@@ -24,23 +24,23 @@ def infer(client: TestClient, path: str) -> float:
         {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0, 0]},
         {"name": "index", "datatype": "INT64", "shape": [1], "data": [0]},
     ]
-    answer = client.post(f"/v2/models/{path}/infer", json={"inputs": inputs})
-    assert answer.status_code == 200
-    return float(answer.json()["outputs"][0]["data"][0])
+    response = client.post(f"/v2/models/{path}/infer", json={"inputs": inputs})
+    assert response.status_code == 200
+    return float(response.json()["outputs"][0]["data"][0])
 
 
 def test_an_own_model_replaces_the_shipped_one(serve: Serve, echo_app: App, tmp_path: Path) -> None:
-    given: list[int] = []
+    loaded_versions: list[int] = []
 
     def predictor(artifacts: object, device: str) -> Echo:
-        given.extend(artifact.manifest.version for artifact in artifacts)  # type: ignore[attr-defined]
+        loaded_versions.extend(artifact.manifest.version for artifact in artifacts)  # type: ignore[attr-defined]
         return echo_app.predictor([], device)  # type: ignore[return-value]
 
     write_artifact(tmp_path / "models", 7)
     settings = Settings(store=tmp_path / "own", registry=tmp_path / "models", device="cpu", warm=False)
     with TestClient(create_app(settings, {"echo": replace(echo_app, predictor=predictor)})) as client:
         case = client.post("/api/echo/predict", files=[csv(1)]).json()
-        assert case["artifact"] == {"name": "echo", "version": 7} and given == [7]
+        assert case["artifact"] == {"name": "echo", "version": 7} and loaded_versions == [7]
         assert client.get("/v2/models/echo").json()["versions"] == ["7"]
         assert infer(client, "echo") == 7
         assert client.get("/v2/models/echo/versions/2").status_code == 404
@@ -76,8 +76,8 @@ def test_a_model_of_another_application_is_not_used(serve: Serve, tmp_path: Path
     write_artifact(tmp_path / "models", 1)
     manifest = tmp_path / "models" / "echo" / "1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"app": "echo"', '"app": "weather"'))
-    answer = serve(registry=tmp_path / "models").post("/api/echo/predict", files=[csv(1)])
-    assert answer.status_code == 503 and "a model of weather, not of echo" in answer.json()["detail"]
+    response = serve(registry=tmp_path / "models").post("/api/echo/predict", files=[csv(1)])
+    assert response.status_code == 503 and "a model of weather, not of echo" in response.json()["detail"]
 
 
 def test_a_missing_registry_is_refused(serve: Serve, tmp_path: Path) -> None:

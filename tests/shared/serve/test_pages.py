@@ -86,8 +86,8 @@ def test_the_openapi_document_has_every_route(echo_client: TestClient) -> None:
 def test_the_openapi_document_has_a_schema_for_every_body_and_answer(echo_client: TestClient) -> None:
     document = echo_client.get("/openapi.json").json()
     schemas, text = document["components"]["schemas"], json.dumps(document)
-    named = {found.rsplit("/", 1)[1] for found in re.findall(r'"\$ref": "([^"]+)"', text)}
-    assert named <= schemas.keys(), "a reference without a schema"
+    referenced = {found.rsplit("/", 1)[1] for found in re.findall(r'"\$ref": "([^"]+)"', text)}
+    assert referenced <= schemas.keys(), "a reference without a schema"
     assert "HTTPValidationError" not in schemas, "refusals have their own schema"
     predict = document["paths"]["/api/echo/predict"]["post"]
     assert predict["operationId"] == "echo_predict"
@@ -102,13 +102,13 @@ def test_the_openapi_document_has_a_schema_for_every_body_and_answer(echo_client
     assert infer["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/InferenceRequest")
     assert schemas["RequestInput"]["required"] == ["name", "datatype", "shape"]
     for path, operations in document["paths"].items():
-        stated = {p["name"] for o in operations.values() for p in o.get("parameters", []) if p["in"] == "path"}
-        assert stated == set(re.findall(r"{(\w+)}", path)), path
+        declared = {p["name"] for o in operations.values() for p in o.get("parameters", []) if p["in"] == "path"}
+        assert declared == set(re.findall(r"{(\w+)}", path)), path
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            said = operation["responses"]
-            assert {"421", "500"} | ({"403", "429", "503"} if method != "get" else set()) <= said.keys(), path
-            untyped = [status for status, answer in said.items() if not answer.get("content") and status != "204"]
+            responses = operation["responses"]
+            assert {"421", "500"} | ({"403", "429", "503"} if method != "get" else set()) <= responses.keys(), path
+            untyped = [status for status, answer in responses.items() if not answer.get("content") and status != "204"]
             assert untyped == [], (method, path)
 
 
@@ -157,9 +157,9 @@ def test_vendored_libraries_equal_the_published_ones() -> None:
     found = sorted((WEB / "static" / "vendor").glob("*/VENDOR.json"))
     assert found
     for path in found:
-        stated = json.loads(path.read_text())
-        assert stated["name"] and stated["version"] and stated["integrity"].startswith("sha512-"), path
-        digests = stated["sha256"]
+        documented = json.loads(path.read_text())
+        assert documented["name"] and documented["version"] and documented["integrity"].startswith("sha512-"), path
+        digests = documented["sha256"]
         assert digests, path
         for name, digest in digests.items():
             assert hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == digest, path.parent / name

@@ -34,7 +34,7 @@ class Server:
 
     def stages(self, model: str) -> dict[str, str]:
         models = self.client.get("/api/models").json()["models"]
-        return dict(next(one["versions"] for one in models if one["model"] == model))
+        return dict(next(entry["versions"] for entry in models if entry["model"] == model))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def server(settings: Settings, echo_app: App, tmp_path: Path) -> Iterator[Server
         write_artifact(tmp_path / "echo" / "weights", version, name="second")
 
     def predictor(artifacts: Any, device: str) -> Echo:
-        made.given = [f"{one.manifest.name} {one.manifest.version}" for one in artifacts]
+        partner_server.given = [f"{artifact.manifest.name} {artifact.manifest.version}" for artifact in artifacts]
         return echo_app.predictor([], device)  # type: ignore[return-value]
 
     app = replace(
@@ -53,8 +53,8 @@ def server(settings: Settings, echo_app: App, tmp_path: Path) -> Iterator[Server
         predictor=predictor,
     )
     with TestClient(create_app(settings, {"echo": app})) as client:
-        made = Server(client)
-        yield made
+        partner_server = Server(client)
+        yield partner_server
 
 
 def test_a_retired_partner_is_not_used_even_if_the_live_one_belongs_to_another_model(server: Server) -> None:
@@ -75,10 +75,10 @@ def test_a_retired_partner_is_not_used_even_if_the_live_one_belongs_to_another_m
 def test_an_altered_partner_is_refused_until_it_is_retired(server: Server, tmp_path: Path) -> None:
     network = next((tmp_path / "echo" / "weights" / "second" / "3").glob("*.onnx"))
     network.write_bytes(network.read_bytes()[:-1] + b"x")
-    refused = server.client.post("/api/echo/predict", files=[csv(1)])
-    assert refused.status_code == 503
-    assert f"{network} is missing or differs" in refused.json()["detail"]
-    assert "trivium versions second --retire 3" in refused.json()["detail"]
+    response = server.client.post("/api/echo/predict", files=[csv(1)])
+    assert response.status_code == 503
+    assert f"{network} is missing or differs" in response.json()["detail"]
+    assert "trivium versions second --retire 3" in response.json()["detail"]
     assert server.stages("second")["3"] == "live"
     assert server.change("second", "retire", 3).json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
     assert server.predicting() == ["echo 2"]

@@ -25,8 +25,8 @@ PERF_ANALYZER = os.environ.get("TRIVIUM_PERF_ANALYZER") or shutil.which("perf_an
 @pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer is not installed")
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_perf_analyzer_measures_a_model_over_both_protocols(tmp_path: Path, protocol: str) -> None:
-    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
-    application = create_app(given, {"finance": find("finance")})
+    settings = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
+    application = create_app(settings, {"finance": find("finance")})
     with serving(application) as address:
         port = application.state.grpc_port
         place = address.removeprefix("http://") if protocol == "http" else f"127.0.0.1:{port}"
@@ -45,13 +45,13 @@ def test_perf_analyzer_measures_a_model_over_both_protocols(tmp_path: Path, prot
             "--input-data",
             "zero",
         ]
-        done = subprocess.run(
+        completed = subprocess.run(
             [*command, "--concurrency-range", "2", *limits, "-f", str(found)],
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     (line,) = csv.DictReader(found.read_text().splitlines())
     assert float(line["Inferences/Second"]) > 0 and "Server Compute Infer" in line

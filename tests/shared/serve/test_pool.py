@@ -42,9 +42,9 @@ class Scripted:
         return not self.gone
 
     def reply(self, *replies: Message) -> None:
-        done = {"inferences": 1, "executions": 1, "infer_s": 0.1}
-        made = [Message({**done, "n": -n}) for n in self.batches[-1]]
-        self.listener.on_replies(self, replies or made)
+        statistics = {"inferences": 1, "executions": 1, "infer_s": 0.1}
+        default_replies = [Message({**statistics, "n": -n}) for n in self.batches[-1]]
+        self.listener.on_replies(self, replies or default_replies)
 
     def end(self, why: str = "SIGABRT", refused: bool = False) -> None:
         self.listener.on_end(self, why, refused=refused)
@@ -130,9 +130,9 @@ def test_any_idle_worker_takes_the_oldest_request() -> None:
 def test_requests_above_the_capacity_are_refused() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 1, 2, 3, 4)
-        with pytest.raises(Busy) as refused:
+        with pytest.raises(Busy) as raised:
             await tasks[3]
-        assert refused.value.status == 503
+        assert raised.value.status == 503
         worker.reply()
         worker.reply()
         assert [await value(task) for task in tasks[:3]] == [-1, -2, -3]
@@ -198,9 +198,9 @@ def test_a_request_that_cannot_start_in_time_is_refused_and_never_computed() -> 
         (first,) = await ask(pool, 1)
         for deadline_s, finish_s in ((0.01, 0.0), (60.0, 60.0)):
             began = time.monotonic()
-            with pytest.raises(Busy, match="no worker free") as refused:
+            with pytest.raises(Busy, match="no worker free") as raised:
                 await pool.answer(Message({"n": 2}), began + deadline_s, finish_s=finish_s)
-            assert refused.value.status == 503
+            assert raised.value.status == 503
         worker.reply()
         assert await value(measured) == 0 and await value(first) == -1
         assert worker.batches == [[8], [0], [1]] and worker.stops == 0
@@ -280,9 +280,9 @@ def test_refusals_and_failures_reach_only_their_own_request() -> None:
         tasks = await ask(pool, 0, 1, 2)
         worker.reply()
         worker.reply(refusal_reply(OutOfMemory()), Message({"fault": "ArithmeticError", "number": "ab"}))
-        with pytest.raises(InvalidInputError) as refused:
+        with pytest.raises(InvalidInputError) as raised:
             await tasks[1]
-        assert refused.value.status == 413
+        assert raised.value.status == 413
         with pytest.raises(WorkerFault, match=r"ArithmeticError \(error ab\)"):
             await tasks[2]
 
@@ -306,9 +306,9 @@ def test_if_no_worker_can_load_the_answer_is_the_reason() -> None:
         workers[0].end("the weights do not fit", refused=True)
         assert not starting.done()
         workers[1].end("SIGABRT")
-        with pytest.raises(InvalidInputError, match=r"ended while loading \(SIGABRT\)") as refused:
+        with pytest.raises(InvalidInputError, match=r"ended while loading \(SIGABRT\)") as raised:
             await starting
-        assert refused.value.status == 503 and all(worker.closed for worker in workers)
+        assert raised.value.status == 503 and all(worker.closed for worker in workers)
 
     play(script, Scripted(), Scripted(), ready=False)
 
@@ -320,9 +320,9 @@ def test_a_worker_that_cannot_be_replaced_is_retried_later(monkeypatch: pytest.M
         worker.end("no GPU", refused=True)
         with pytest.raises(InvalidInputError, match="no GPU"):
             await waiting
-        (refused,) = await ask(pool, 2)
+        (refused_future,) = await ask(pool, 2)
         with pytest.raises(InvalidInputError, match="no GPU") as error:
-            await refused
+            await refused_future
         assert error.value.status == 503 and worker.starts == 2 and not pool.usable
         monkeypatch.setattr("shared.serve.runtime.pool._RETRY_LOADING_S", 0)
         (answered,) = await ask(pool, 3)

@@ -28,9 +28,9 @@ def test_a_server_with_an_altered_network_is_not_ready(serve: Serve, network: Pa
     client = serve(warm=warm)
     until(lambda: client.get("/v2/models/echo/versions/2/ready").status_code == 200)
     until(lambda: not warm or client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded")
-    answer = client.get(READY)
-    assert answer.status_code == 503 and answer.json()["ready"] is False
-    assert answer.json()["reason"].startswith("the model echo ")
+    response = client.get(READY)
+    assert response.status_code == 503 and response.json()["ready"] is False
+    assert response.json()["reason"].startswith("the model echo ")
     assert client.get("/v2/health/live").json() == {"live": True}
 
 
@@ -73,5 +73,5 @@ def test_readiness_covers_a_model_that_was_unloaded_and_loaded_again(serve: Serv
     assert client.post("/v2/repository/models/echo/load").status_code == 200
     pool = client.app.state.networks.find("echo", "2").model.value  # type: ignore[attr-defined]
     pool._slots[0].state = "failed"
-    answer = client.get(READY)
-    assert answer.status_code == 503 and "the model echo" in answer.json()["reason"]
+    response = client.get(READY)
+    assert response.status_code == 503 and "the model echo" in response.json()["reason"]

@@ -34,13 +34,18 @@ def test_a_review_is_kept_until_the_same_reviewer_replaces_it(echo_client: TestC
     assert second["verdicts"] == {} and second["note"] == ""
     found = echo_client.get(home).json()
     assert found["reviews"][0] == second and found["reviewer"] is None
-    assert [(one["reviewer"], one["verdicts"]) for one in found["reviews"]] == [("Ada", {}), (None, {"1": "accepted"})]
+    assert [(review["reviewer"], review["verdicts"]) for review in found["reviews"]] == [
+        ("Ada", {}),
+        (None, {"1": "accepted"}),
+    ]
     (line,) = echo_client.get("/api/echo/cases").json()["cases"]
-    assert line["reviews"] == [{"reviewer": one["reviewer"], "reviewed": one["reviewed"]} for one in found["reviews"]]
+    assert line["reviews"] == [
+        {"reviewer": review["reviewer"], "reviewed": review["reviewed"]} for review in found["reviews"]
+    ]
     assert line["label"].startswith(line["inputs"][0])
     assert "reviewed by Ada" in echo_client.get("/").text
     assert echo_client.delete(home, params={"reviewer": "Ada"}).status_code == 204
-    assert [one["reviewer"] for one in echo_client.get(home).json()["reviews"]] == [None]
+    assert [review["reviewer"] for review in echo_client.get(home).json()["reviews"]] == [None]
 
 
 def test_replacing_a_review_that_was_not_read_is_refused(echo_client: TestClient) -> None:
@@ -49,15 +54,15 @@ def test_replacing_a_review_that_was_not_read_is_refused(echo_client: TestClient
     assert first.status_code == 200
     read = first.json()["reviewed"]
     for replaces in (None, "2020-01-01T00:00:00.000Z"):
-        refused = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}, "replaces": replaces})
-        assert refused.status_code == 412
-        assert refused.json()["detail"] == "the reviewer's review has changed meanwhile; read it again first"
+        response = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}, "replaces": replaces})
+        assert response.status_code == 412
+        assert response.json()["detail"] == "the reviewer's review has changed meanwhile; read it again first"
     # The review of another reviewer is not replaced.
     assert echo_client.put(home, json={"reviewer": "Grace", "replaces": None}).status_code == 200
     second = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "rejected"}, "replaces": read})
     assert second.status_code == 200
-    said = {one["reviewer"]: one["verdicts"] for one in echo_client.get(home).json()["reviews"]}
-    assert said == {"Ada": {"1": "rejected"}, "Grace": {}}
+    verdicts = {review["reviewer"]: review["verdicts"] for review in echo_client.get(home).json()["reviews"]}
+    assert verdicts == {"Ada": {"1": "rejected"}, "Grace": {}}
     assert echo_client.put(home, json={"reviewer": "Ada", "replaces": 5}).status_code == 422
     assert echo_client.delete(home, params={"reviewer": "Ada"}).status_code == 204
     assert echo_client.put(home, json={"reviewer": "Ada", "replaces": read}).status_code == 412
@@ -65,9 +70,9 @@ def test_replacing_a_review_that_was_not_read_is_refused(echo_client: TestClient
 
 def test_a_body_with_another_content_type_is_refused_and_the_type_named(echo_client: TestClient) -> None:
     kind = "application/x-www-form-urlencoded"  # as curl -d sends it
-    refused = echo_client.put(new_case(echo_client), content='{"verdicts": {}}', headers={"Content-Type": kind})
-    assert refused.status_code == 422
-    assert refused.json()["detail"] == (
+    response = echo_client.put(new_case(echo_client), content='{"verdicts": {}}', headers={"Content-Type": kind})
+    assert response.status_code == 422
+    assert response.json()["detail"] == (
         f"the request cannot be read: its content type is {kind}; send JSON as application/json"
     )
 
@@ -84,8 +89,8 @@ def test_a_name_on_the_overview_does_not_change_the_direction_of_text_beside_it(
     home = new_case(echo_client)
     for name in ("Ada \u202egnol\u2069", "\u05e9\u05e8\u05d4", "\u0633\u0627\u0631\u0629\u202e"):
         assert echo_client.put(home, json={"reviewer": name}).status_code == 200
-    shown = "\u2068\u0633\u0627\u0631\u0629\u2069, \u2068\u05e9\u05e8\u05d4\u2069, Ada gnol"
-    assert f"reviewed by {shown}" in echo_client.get("/").text
+    isolated_names = "\u2068\u0633\u0627\u0631\u0629\u2069, \u2068\u05e9\u05e8\u05d4\u2069, Ada gnol"
+    assert f"reviewed by {isolated_names}" in echo_client.get("/").text
 
 
 def test_if_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
@@ -96,14 +101,14 @@ def test_if_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callabl
     home = new_case(client)
     assert client.put(home, json={"verdicts": {"1": "rejected"}}).json()["reviewer"] == "ada"
     client.headers.update(grace)
-    refused = client.put(home, json={"reviewer": "ada", "verdicts": {}})
-    assert refused.status_code == 422
-    assert refused.json()["detail"] == "the name of the key, 'grace', is the reviewer; leave reviewer out"
+    response = client.put(home, json={"reviewer": "ada", "verdicts": {}})
+    assert response.status_code == 422
+    assert response.json()["detail"] == "the name of the key, 'grace', is the reviewer; leave reviewer out"
     assert client.delete(home, params={"reviewer": "ada"}).status_code == 422
     assert client.put(home, json={"verdicts": {"1": "accepted"}}).json()["reviewer"] == "grace"
     found = client.get(home).json()
     assert found["reviewer"] == "grace"
-    assert [one["reviewer"] for one in found["reviews"]] == ["grace", "ada"]
+    assert [review["reviewer"] for review in found["reviews"]] == ["grace", "ada"]
 
 
 @pytest.mark.parametrize(
@@ -123,21 +128,21 @@ def test_if_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callabl
 )
 def test_an_invalid_review_is_refused_with_a_message(echo_client: TestClient, body: str, sentence: str) -> None:
     home = new_case(echo_client)
-    refused = echo_client.put(home, content=body, headers={"Content-Type": "application/json"})
-    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+    response = echo_client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422 and sentence in response.json()["detail"]
     assert echo_client.get(home).json()["reviews"] == []
 
 
 def test_a_body_larger_than_a_review_is_refused(echo_client: TestClient) -> None:
-    refused = echo_client.put(new_case(echo_client), content=b" " * (1 << 20) + b"{}")
-    assert refused.status_code == 413 and "1024 KiB" in refused.json()["detail"]
+    response = echo_client.put(new_case(echo_client), content=b" " * (1 << 20) + b"{}")
+    assert response.status_code == 413 and "1024 KiB" in response.json()["detail"]
 
 
 def test_reviews_are_deleted_with_their_case(echo_client: TestClient, settings: Settings) -> None:
-    for way in ("deleted", "expired"):
+    for removal in ("deleted", "expired"):
         home = new_case(echo_client)
         assert echo_client.put(home, json={"verdicts": {"1": "accepted"}}).status_code == 200
-        if way == "deleted":
+        if removal == "deleted":
             assert echo_client.delete(home.removesuffix("/review")).status_code == 204
         else:
             echo_client.app.state.store.expire("echo", number=0)  # type: ignore[attr-defined]
@@ -148,16 +153,16 @@ def test_reviews_are_deleted_with_their_case(echo_client: TestClient, settings: 
 
 def test_a_case_that_is_not_stored_cannot_be_reviewed(serve: Callable[..., TestClient]) -> None:
     client = serve(keep_bytes=1)
-    refused = client.put(new_case(client), json={"verdicts": {"1": "accepted"}})
-    assert refused.status_code == 409 and "the case cannot be reviewed: the answer was" in refused.json()["detail"]
+    response = client.put(new_case(client), json={"verdicts": {"1": "accepted"}})
+    assert response.status_code == 409 and "the case cannot be reviewed: the answer was" in response.json()["detail"]
 
 
 def test_a_case_whose_result_was_deleted_is_not_reviewed(echo_client: TestClient, settings: Settings) -> None:
     home = new_case(echo_client)
     for folder in (settings.store / "cases").iterdir():
         shutil.rmtree(folder)
-    refused = echo_client.put(home, json={})
-    assert refused.status_code == 404 and "is gone from the store" in refused.json()["detail"]
+    response = echo_client.put(home, json={})
+    assert response.status_code == 404 and "is gone from the store" in response.json()["detail"]
 
 
 @pytest.fixture(scope="module")
@@ -196,5 +201,5 @@ def test_an_invalid_missed_finding_is_refused(
 ) -> None:
     client, home = medical
     body = json.dumps({"missed": [missed]})
-    refused = client.put(home, content=body, headers={"Content-Type": "application/json"})
-    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+    response = client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422 and sentence in response.json()["detail"]

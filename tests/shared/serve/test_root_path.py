@@ -45,7 +45,7 @@ def test_every_address_in_an_answer_begins_with_the_path(under: TestClient) -> N
         json.loads(under.get(job.json()["events"]).text.partition("data: ")[2].partition("\n")[0]),
     ]
     for document in documents:
-        assert addresses(document) and all(one.startswith(f"{ROOT}/api/echo/") for one in addresses(document))
+        assert addresses(document) and all(address.startswith(f"{ROOT}/api/echo/") for address in addresses(document))
     assert job.headers["Location"] == job.json()["url"]
 
 
@@ -62,7 +62,7 @@ def test_pages_only_link_below_the_path(under: TestClient) -> None:
     for path in ("/", "/echo", "/docs", "/none"):
         text = under.get(path, headers={"Accept": "text/html"}).text
         found = re.findall(r'(?:href|src)="(/[^"]*)"', text)
-        assert found and all(one.startswith(f"{ROOT}/") for one in found), path
+        assert found and all(link.startswith(f"{ROOT}/") for link in found), path
         assert f'data-root="{ROOT}"' in text
 
 
@@ -97,10 +97,10 @@ def test_a_root_path_that_is_a_path_of_the_server_is_refused(settings: Settings,
 def test_jobs_are_submitted_and_answers_fetched_behind_nginx(
     settings: Settings, echo_app: App, tmp_path: Path, passed: str
 ) -> None:
-    given = settings.model_copy(update={"hosts": None, "root_path": "/trivium/"})
+    proxied_settings = settings.model_copy(update={"hosts": None, "root_path": "/trivium/"})
     (tmp_path / "a.csv").write_text("1,2")
     with (
-        serving(create_app(given, {"echo": echo_app})) as server,
+        serving(create_app(proxied_settings, {"echo": echo_app})) as server,
         nginx(
             tmp_path / "nginx", documented(server).partition("location ~")[0].replace(server, server + passed)
         ) as proxy,
@@ -120,9 +120,9 @@ def test_jobs_are_submitted_and_answers_fetched_behind_nginx(
 def test_the_documented_nginx_configuration_restricts_operator_paths_in_any_spelling(
     settings: Settings, echo_app: App, tmp_path: Path
 ) -> None:
-    given = settings.model_copy(update={"hosts": None, "root_path": "/trivium"})
+    proxied_settings = settings.model_copy(update={"hosts": None, "root_path": "/trivium"})
     with (
-        serving(create_app(given, {"echo": echo_app})) as server,
+        serving(create_app(proxied_settings, {"echo": echo_app})) as server,
         nginx(tmp_path / "n", documented(server)) as proxy,
         httpx.Client(follow_redirects=True) as client,
     ):

@@ -23,9 +23,9 @@ Serve = Callable[..., TestClient]
 
 
 def test_files_become_a_case_that_can_be_fetched_again(echo_client: TestClient) -> None:
-    answer = echo_client.post("/api/echo/predict", files=[csv(1, 2), csv(3, name="b.csv")], data={"unit": "mm"})
-    assert answer.status_code == 200
-    case = answer.json()
+    response = echo_client.post("/api/echo/predict", files=[csv(1, 2), csv(3, name="b.csv")], data={"unit": "mm"})
+    assert response.status_code == 200
+    case = response.json()
     assert case["app"] == "echo" and case["interface"] == "json"
     assert case["result"] == {"doubled": [2, 4, 6], "options": {"unit": "mm"}}
     assert case["options"] == {"unit": "mm"}
@@ -92,9 +92,9 @@ def test_the_application_s_own_routes_exist_too(echo_client: TestClient) -> None
 def test_unusable_requests_are_refused_with_a_message(
     echo_client: TestClient, form: dict[str, Any], status: int, words: str
 ) -> None:
-    answer = echo_client.post("/api/echo/predict", **form)
-    assert answer.status_code == status, answer.text
-    assert words in answer.json()["detail"] and len(answer.text) < 400
+    response = echo_client.post("/api/echo/predict", **form)
+    assert response.status_code == status, response.text
+    assert words in response.json()["detail"] and len(response.text) < 400
     assert echo_client.get("/api/echo/cases").json() == {"cases": []}
 
 
@@ -102,8 +102,8 @@ def test_unusable_requests_are_refused_with_a_message(
 def test_a_repeated_field_is_refused(echo_client: TestClient, form: dict[str, Any]) -> None:
     fields = {"unit": ["mm", "cm"]} if form else {"sample": ["three", "three"]}
     for route in ("predict", "jobs"):
-        answer = echo_client.post(f"/api/echo/{route}", data=fields, **form)
-        assert answer.status_code == 422 and f"{next(iter(fields))!r} is given twice" in answer.json()["detail"]
+        response = echo_client.post(f"/api/echo/{route}", data=fields, **form)
+        assert response.status_code == 422 and f"{next(iter(fields))!r} is given twice" in response.json()["detail"]
 
 
 def test_a_body_without_content_length_is_refused_at_the_limit(echo_client: TestClient) -> None:
@@ -116,14 +116,14 @@ def test_a_body_without_content_length_is_refused_at_the_limit(echo_client: Test
             sent += 10_000
             yield b"1" * 10_000
 
-    answer = echo_client.post(
+    response = echo_client.post(
         "/api/echo/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"}
     )
-    assert answer.status_code == 413
+    assert response.status_code == 413
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("file_name", "stored_name"),
     [
         ("../../../etc/passwd", "passwd"),
         ("..\\..\\windows\\system.ini", "system.ini"),
@@ -135,20 +135,20 @@ def test_a_body_without_content_length_is_refused_at_the_limit(echo_client: Test
     ],
 )
 def test_names_of_uploads_are_stripped_of_folders(
-    echo_client: TestClient, given: str, kept: str, settings: Settings
+    echo_client: TestClient, file_name: str, stored_name: str, settings: Settings
 ) -> None:
-    raw = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{given}"\r\n\r\n7\r\n--x--\r\n'.encode()
-    answer = echo_client.post(
+    raw = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{file_name}"\r\n\r\n7\r\n--x--\r\n'.encode()
+    response = echo_client.post(
         "/api/echo/predict", content=raw, headers={"Content-Type": "multipart/form-data; boundary=x"}
     )
-    assert answer.status_code == 200, answer.text
-    assert [item["name"] for item in answer.json()["inputs"]] == [kept]
+    assert response.status_code == 200, response.text
+    assert [item["name"] for item in response.json()["inputs"]] == [stored_name]
     assert not any((settings.store / INCOMING).iterdir())
 
 
 def test_files_with_the_same_name_do_not_overwrite_each_other(echo_client: TestClient) -> None:
-    answer = echo_client.post("/api/echo/predict", files=[csv(1), csv(2), csv(3)])
-    assert answer.json()["result"]["doubled"] == [2, 4, 6]
+    response = echo_client.post("/api/echo/predict", files=[csv(1), csv(2), csv(3)])
+    assert response.json()["result"]["doubled"] == [2, 4, 6]
 
 
 @pytest.mark.parametrize(
@@ -164,28 +164,28 @@ def test_files_with_the_same_name_do_not_overwrite_each_other(echo_client: TestC
 )
 def test_unknown_paths_are_not_found(echo_client: TestClient, path: str) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()["case"]
-    answer = echo_client.get(path.format(case=case), headers={"Accept": "text/html"})
-    assert answer.status_code == 404
-    assert answer.json()["detail"]
+    response = echo_client.get(path.format(case=case), headers={"Accept": "text/html"})
+    assert response.status_code == 404
+    assert response.json()["detail"]
 
 
 def test_a_range_of_a_file_is_sent_and_an_invalid_one_is_refused_in_json(echo_client: TestClient) -> None:
     case = echo_client.post("/api/echo/predict", files=[csv(1, 2)]).json()
     address = case["files"]["doubled.csv"]
     whole = echo_client.get(address)
-    for asked, status in (
+    for range_header, status in (
         ("bytes=0-1", 206),
         ("BYTES=0-1", 206),
         ("lines=1-2", 200),
         ("bytes=900-", 416),
         ("bytes=x", 400),
     ):
-        answer = echo_client.get(address, headers={"Range": asked})
-        assert answer.status_code == status, asked
+        response = echo_client.get(address, headers={"Range": range_header})
+        assert response.status_code == status, range_header
         if status == 206:
-            assert answer.content == whole.content[:2] and answer.headers["ETag"] == whole.headers["ETag"]
+            assert response.content == whole.content[:2] and response.headers["ETag"] == whole.headers["ETag"]
         elif status != 200:
-            assert "bytes=0-99" in answer.json()["detail"]
+            assert "bytes=0-99" in response.json()["detail"]
     assert echo_client.get(address, headers={"Range": "bytes=900-"}).headers["Content-Range"] == "bytes */7"
     described = echo_client.get("/openapi.json").json()["paths"]
     for path in ("files/{file}", "picture.png"):
@@ -199,19 +199,19 @@ def test_an_unsupported_method_is_refused_with_the_supported_ones(echo_client: T
         ("GET", "/api/echo/predict", "POST"),
         ("POST", "/v2/models/echo", "GET"),
     ):
-        refused = echo_client.request(method, path)
-        assert refused.status_code == 405 and refused.headers["Allow"] == allowed
-        assert f"{path} accepts {allowed}, not {method}" in refused.text
+        response = echo_client.request(method, path)
+        assert response.status_code == 405 and response.headers["Allow"] == allowed
+        assert f"{path} accepts {allowed}, not {method}" in response.text
 
 
 def test_the_openapi_document_states_the_limits_on_requests(echo_client: TestClient) -> None:
     described = echo_client.get("/openapi.json").json()["paths"]
-    for path, said in (
+    for path, description in (
         ("/api/echo/predict", "At most 200,000 bytes and 5 files; answered within 20 seconds"),
         ("/api/echo/jobs", "At most 200,000 bytes and 5 files; computed for at most 21600 seconds"),
         ("/v2/models/{name}/infer", "At most 100,000 bytes, of which"),
     ):
-        assert described[path]["post"]["requestBody"]["description"].startswith(said)
+        assert described[path]["post"]["requestBody"]["description"].startswith(description)
 
 
 def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_client: TestClient, echo: Echo) -> None:
@@ -235,7 +235,7 @@ def test_only_requests_with_equal_options_are_computed_together(serve: Serve, ec
         until(lambda: 'pending_request_count{model="echo",version="2"} 8.0' in client.get("/metrics").text)
         echo.gate.set()
         assert first.result().status_code == 200
-        answers = [one.result().json()["result"] for one in waiting]
+        answers = [future.result().json()["result"] for future in waiting]
     assert [answer["options"]["unit"] for answer in answers] == units
     assert [answer["doubled"] for answer in answers] == [[2 * n] for n in range(8)]
     assert echo.batches == [1, 4, 4] and sorted(map(str, echo.units)) == ["None", "cm", "mm"]
@@ -249,11 +249,11 @@ def test_a_full_queue_says_when_to_retry(serve: Serve, echo: Echo) -> None:
         until(echo.entered.is_set)
         waiting.append(pool.submit(client.post, "/api/echo/predict", files=[csv(2)]))
         until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
-        refused = client.post("/api/echo/predict", files=[csv(3)])
+        response = client.post("/api/echo/predict", files=[csv(3)])
         echo.gate.set()
-        assert [one.result().json()["result"]["doubled"] for one in waiting] == [[2], [4]]
-    assert refused.status_code == 503
-    assert int(refused.headers["Retry-After"]) > 0 and "as many requests" in refused.json()["detail"]
+        assert [future.result().json()["result"]["doubled"] for future in waiting] == [[2], [4]]
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) > 0 and "as many requests" in response.json()["detail"]
     assert 'nv_inference_request_failure{model="echo",reason="REJECTED",version="2"} 1.0' in client.get("/metrics").text
     assert client.post("/api/echo/predict", files=[csv(3)]).status_code == 200
 
@@ -283,25 +283,27 @@ def test_the_other_routes_answer_while_predictors_are_busy(serve: Serve, echo: E
         assert client.get("/static/shared/style.css").status_code == 200
         assert client.get("/").status_code == 200
         echo.gate.set()
-        assert {one.result().status_code for one in waiting} == {200}
+        assert {future.result().status_code for future in waiting} == {200}
 
 
 @pytest.mark.parametrize("kind", ["cases", "jobs"])
 def test_lists_are_paginated(echo_client: TestClient, kind: str, settings: Settings) -> None:
-    made = [echo_client.post(f"/api/echo/{'jobs' if kind == 'jobs' else 'predict'}", files=[csv(n)]) for n in range(5)]
-    named = [answer.json()[kind[:-1]] for answer in made]
+    responses = [
+        echo_client.post(f"/api/echo/{'jobs' if kind == 'jobs' else 'predict'}", files=[csv(n)]) for n in range(5)
+    ]
+    ids = [response.json()[kind[:-1]] for response in responses]
     until(lambda: len(echo_client.get(f"/api/echo/{kind}").json()[kind]) == 5)
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database, database:
-        database.execute(f"UPDATE {kind} SET created_ns = 1 WHERE id IN (?, ?)", named[1:3])  # created at the same time
+        database.execute(f"UPDATE {kind} SET created_ns = 1 WHERE id IN (?, ?)", ids[1:3])  # created at the same time
 
     def page(**query: str | int) -> list[str]:
         return [line[kind[:-1]] for line in echo_client.get(f"/api/echo/{kind}", params=query).json()[kind]]
 
     first = page(limit=2)
-    assert first == [named[4], named[3]]
+    assert first == [ids[4], ids[3]]
     second = page(limit=2, before=first[-1])
     third = page(limit=2, before=second[-1])
-    assert second[0] == named[0] and second[1:] + third == sorted(named[1:3], reverse=True)
+    assert second[0] == ids[0] and second[1:] + third == sorted(ids[1:3], reverse=True)
     assert page(limit=2, before=third[-1]) == []
     assert echo_client.get(f"/api/echo/{kind}?before=none").status_code == 404
     for limit in (0, 201):
@@ -312,13 +314,15 @@ def test_an_internal_error_is_answered_with_a_number_and_details_are_logged(
     echo_client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "trivium.serve"):
-        answer = echo_client.post("/api/echo/predict", files=[csv(1)], data={"poison": "yes"})
-    assert answer.status_code == 500
-    detail = answer.json()["detail"]
+        response = echo_client.post("/api/echo/predict", files=[csv(1)], data={"poison": "yes"})
+    assert response.status_code == 500
+    detail = response.json()["detail"]
     assert "secret" not in detail
     number = detail.split("error ")[1].split(")")[0]
     assert number in caplog.text and "a secret of the inside" in caplog.text
-    assert answer.headers["X-Request-Id"] in next(one.message for one in caplog.records if number in one.message)
+    assert response.headers["X-Request-Id"] in next(
+        record.message for record in caplog.records if number in record.message
+    )
 
 
 def test_one_bad_request_does_not_affect_its_batch(serve: Serve, echo: Echo) -> None:
@@ -343,7 +347,7 @@ def test_the_predictor_is_loaded_once(serve: Serve, echo_app: Any, echo: Echo) -
     service = client.app.state.services["echo"]  # type: ignore[attr-defined]
     make = service.app.predictor
     object.__setattr__(
-        service.app, "predictor", lambda *given: (loads.append(threading.current_thread()), make(*given))[1]
+        service.app, "predictor", lambda *arguments: (loads.append(threading.current_thread()), make(*arguments))[1]
     )
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), range(8)))
@@ -356,8 +360,8 @@ def test_an_application_without_weights_answers_503_and_is_not_ready(
     for file in (tmp_path / "echo" / "weights").rglob("manifest.json"):
         file.unlink()
     client = serve()
-    answer = client.post("/api/echo/predict", files=[csv(1)])
-    assert answer.status_code == 503 and "holds no version of echo" in answer.json()["detail"]
+    response = client.post("/api/echo/predict", files=[csv(1)])
+    assert response.status_code == 503 and "holds no version of echo" in response.json()["detail"]
     assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "failed"
     assert client.get("/v2/health/ready").status_code == 503
 

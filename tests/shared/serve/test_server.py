@@ -43,13 +43,13 @@ def test_the_demonstration_prints_its_addresses_and_ends_quietly_when_interrupte
         [sys.executable, "-c", _PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        shown = ""
-        while "Ctrl+C" not in shown:
+        output = ""
+        while "Ctrl+C" not in output:
             line = process.stdout.readline()
             assert line, f"it ended: {process.stderr.read()}"
-            shown += line
-        found = re.search(r"http://127\.0\.0\.1:\d+/docs", shown)
-        assert found, shown
+            output += line
+        found = re.search(r"http://127\.0\.0\.1:\d+/docs", output)
+        assert found, output
         with urllib.request.urlopen(found[0], timeout=30) as page:
             assert page.status == 200
         with pytest.raises(urllib.error.HTTPError, match="421"):
@@ -75,8 +75,10 @@ server.run(Settings(store=Path(sys.argv[1]), port=0, warm=False), demo=True)
 
 
 def test_the_garbage_collector_does_not_scan_waiting_requests_repeatedly(tmp_path: Path) -> None:
-    shown = subprocess.run([sys.executable, "-c", _COLLECTOR, str(tmp_path)], stdout=subprocess.PIPE, check=True).stdout
-    frozen, threshold = map(int, shown.split())
+    output = subprocess.run(
+        [sys.executable, "-c", _COLLECTOR, str(tmp_path)], stdout=subprocess.PIPE, check=True
+    ).stdout
+    frozen, threshold = map(int, output.split())
     assert frozen > 10_000 and threshold >= 256 * 150, "256 requests that wait hold fewer objects than that"
 
 
@@ -106,12 +108,12 @@ server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2
 """
 
 
-@pytest.mark.parametrize("what", ["load", "predict"])
+@pytest.mark.parametrize("busy_call", ["load", "predict"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, what: str, number: signal.Signals) -> None:
+def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, busy_call: str, number: signal.Signals) -> None:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", _HELD, str(tmp_path), what, str(port)]
+    command = [sys.executable, "-c", _HELD, str(tmp_path), busy_call, str(port)]
     with (
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
@@ -119,11 +121,11 @@ def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, what: str
         ThreadPoolExecutor(1) as pool,
     ):
         assert process.stdout is not None and process.stderr is not None
-        answer = None
-        if what == "predict":
-            asked = f"http://127.0.0.1:{port}"
-            until(lambda: _answers(f"{asked}/v2/health/live"), 60)
-            answer = pool.submit(httpx.post, f"{asked}/api/echo/predict", data={"sample": "three"}, timeout=60)
+        response = None
+        if busy_call == "predict":
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: _answers(f"{url}/v2/health/live"), 60)
+            response = pool.submit(httpx.post, f"{url}/api/echo/predict", data={"sample": "three"}, timeout=60)
         while (line := process.stdout.readline()) != "held\n":
             assert line, f"it ended: {process.stderr.read()}"
         process.send_signal(number)
@@ -131,7 +133,7 @@ def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, what: str
         assert process.wait(timeout=30) == 0
         assert time.monotonic() - began < 15
         assert "Traceback" not in process.stderr.read()
-        assert answer is None or answer.result().status_code == 503
+        assert response is None or response.result().status_code == 503
 
 
 def _answers(address: str) -> bool:
@@ -175,9 +177,9 @@ def test_an_error_is_one_line_with_its_traceback() -> None:
     except ArithmeticError:
         record = logging.LogRecord("trivium", logging.ERROR, "", 0, "error %s", ("ab12",), sys.exc_info())
     line = JsonLines(worker=7).format(record)
-    told = json.loads(line)
-    assert (told["level"], told["worker"], told["message"]) == ("ERROR", 7, "error ab12") and "\n" not in line
-    assert told["error"].startswith("Traceback") and told["error"].endswith("ArithmeticError: of a worker")
+    entry = json.loads(line)
+    assert (entry["level"], entry["worker"], entry["message"]) == ("ERROR", 7, "error ab12") and "\n" not in line
+    assert entry["error"].startswith("Traceback") and entry["error"].endswith("ArithmeticError: of a worker")
 
 
 def test_a_local_proxy_states_the_address_of_its_client(tmp_path: Path) -> None:

@@ -47,19 +47,19 @@ def connect(stack: ExitStack, address: tuple[str, int], first: bytes) -> socket.
     return found
 
 
-def trickle(sent: socket.socket, most: int) -> int:
+def trickle(sent: socket.socket, max_seconds: int) -> int:
     """Sends a byte every 20 ms until there is an answer; returns the number of bytes sent."""
-    for number in range(most):
+    for number in range(max_seconds):
         if select.select([sent], [], [], 0.02)[0]:
             return number
         sent.sendall(b"x")
-    return most
+    return max_seconds
 
 
 def read(sent: socket.socket) -> tuple[int, str]:
-    answer = HTTPResponse(sent)
-    answer.begin()
-    return answer.status, answer.read().decode()
+    response = HTTPResponse(sent)
+    response.begin()
+    return response.status, response.read().decode()
 
 
 def head(path: str, length: int) -> bytes:
@@ -98,7 +98,9 @@ def test_stalled_uploads_do_not_block_others(
     assert until_status(stack, address, small, (400, 415)) and time.monotonic() - began < 30
     (given_up,) = select.select(slow, [], [], 30)[0]
     assert read(given_up) == (408, given_up_for_another(path))
-    assert not select.select([one for one in slow if one is not given_up], [], [], 0)[0], "the other uploads continue"
+    assert not select.select([connection for connection in slow if connection is not given_up], [], [], 0)[0], (
+        "the other uploads continue"
+    )
 
 
 def test_memory_of_stalled_uploads_is_given_to_others(
@@ -114,13 +116,13 @@ def test_memory_of_stalled_uploads_is_given_to_others(
     assert len(select.select(slow, [], [], 30)[0]) == 1
 
 
-def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, wanted: tuple[int, ...]) -> bool:
+def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, statuses: tuple[int, ...]) -> bool:
     """Sends requests until the status is not 503; returns whether the first was 503 and the last is in ``wanted``."""
     found = [read(connect(stack, address, request))[0]]
     while found[-1] == 503 and len(found) < 500:
         time.sleep(0.01)
         found.append(read(connect(stack, address, request))[0])
-    return found[0] == 503 and found[-1] in wanted
+    return found[0] == 503 and found[-1] in statuses
 
 
 def given_up_for_another(path: str) -> str:
@@ -173,17 +175,17 @@ def test_invalid_http_is_answered_and_logged_with_an_identifier(
     stack: ExitStack, settings: Settings, echo_app: App, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
 ) -> None:
     with caplog.at_level(logging.INFO, "trivium.access"):
-        answer = HTTPResponse(connect(stack, start(stack, settings, echo_app), sent))
-        answer.begin()
-        assert json.loads(answer.read())["detail"]
+        response = HTTPResponse(connect(stack, start(stack, settings, echo_app), sent))
+        response.begin()
+        assert json.loads(response.read())["detail"]
 
         def lines() -> list[dict[str, Any]]:
-            return [json.loads(one.message) for one in caplog.records if one.name == "trivium.access"]
+            return [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
 
         until(lambda: len(lines()) == 1)  # logged once it is answered
     (line,) = lines()
-    assert (line["status"], line["request"]) == (answer.status, answer.getheader("X-Request-Id"))
-    assert answer.status == status and len(line["request"]) == 16
+    assert (line["status"], line["request"]) == (response.status, response.getheader("X-Request-Id"))
+    assert response.status == status and len(line["request"]) == 16
 
 
 def test_a_connection_with_an_incomplete_second_header_is_closed(
@@ -226,8 +228,8 @@ def test_a_connection_with_an_endless_body_after_the_answer_is_closed(
 ) -> None:
     monkeypatch.setattr(protocol, "UNREAD_BODY_PERIOD_S", 0.3)
     size = "Transfer-Encoding: chunked" if chunked else "Content-Length: 2000000000"
-    asked = f"{method} {PREDICT} HTTP/1.1\r\nHost: a\r\n{size}\r\n\r\n".encode()
-    sent = connect(stack, start(stack, settings, echo_app, require_key=True), asked)
+    head = f"{method} {PREDICT} HTTP/1.1\r\nHost: a\r\n{size}\r\n\r\n".encode()
+    sent = connect(stack, start(stack, settings, echo_app, require_key=True), head)
     # Enough at first to count as progress.
     sent.sendall(b"10000\r\n" + b"a" * 65536 + b"\r\n" if chunked else b"a" * 3_000_000)
     assert is_closed(sent, b"1\r\na\r\n" if chunked else b"a")

@@ -30,16 +30,16 @@ CHANGES = [
 
 def key(settings: Settings, role: Role) -> dict[str, str]:
     store = CaseStore(settings.store, settings.store_url)
-    made = Keys(store.engine).add(role, role)
+    api_key = Keys(store.engine).add(role, role)
     store.close()
-    return {"Authorization": f"Bearer {made}"}
+    return {"Authorization": f"Bearer {api_key}"}
 
 
 @pytest.mark.parametrize("path", CHANGES)
 def test_at_most_64_kib_of_a_model_change_are_read(
     serve: Callable[..., TestClient], settings: Settings, path: str
 ) -> None:
-    asked, sent = key(settings, "user"), 0
+    headers, sent = key(settings, "user"), 0
 
     def endless() -> Iterator[bytes]:
         nonlocal sent
@@ -47,8 +47,8 @@ def test_at_most_64_kib_of_a_model_change_are_read(
             sent += 1 << 16
             yield b" " * (1 << 16)
 
-    answer = serve(require_key=True).post(path, content=endless(), headers=asked)
-    assert answer.status_code == 413 and "larger than the limit of 64 KiB" in answer.text
+    response = serve(require_key=True).post(path, content=endless(), headers=headers)
+    assert response.status_code == 413 and "larger than the limit of 64 KiB" in response.text
 
 
 @pytest.mark.parametrize("path", [*CHANGES, "/api/echo/cases/{case_id}/review"])
@@ -60,8 +60,8 @@ def test_the_refusals_of_a_body_are_documented(serve: Callable[..., TestClient],
     described = client.get("/openapi.json").json()["paths"][pattern]
     for body in (b"\xff", b"[" * 20_000):
         headers = {"Content-Type": "application/json"}
-        answer = client.request(method, path.format(case_id=case), content=body, headers=headers)
-        assert answer.status_code == 400 and "body cannot be read: send JSON in UTF-8" in answer.text, answer.text
+        response = client.request(method, path.format(case_id=case), content=body, headers=headers)
+        assert response.status_code == 400 and "body cannot be read: send JSON in UTF-8" in response.text, response.text
     assert {"400", "408", "413"} <= described[method]["responses"].keys()
 
 
@@ -101,16 +101,16 @@ def test_bodies_for_application_routes_have_the_json_limit(
             yield b" " * (1 << 16)
 
     path = "/api/echo/limits/a"
-    answer = own_routes.put(path, content=endless(), headers={"Content-Type": "application/json"})
-    assert answer.status_code == 413 and "larger than the limit of 50000 bytes" in answer.json()["detail"]
+    response = own_routes.put(path, content=endless(), headers={"Content-Type": "application/json"})
+    assert response.status_code == 413 and "larger than the limit of 50000 bytes" in response.json()["detail"]
     assert own_routes.put(path, json=[1, 2, 3]).json() == 3
     assert own_routes.post("/api/echo/table", files={"table": ("a.csv", b"1" * 60_000)}).json() == 60_000
 
 
 def test_a_small_body_changes_models(serve: Callable[..., TestClient], settings: Settings) -> None:
-    asked = key(settings, "operator")
-    answer = serve(require_key=True).post("/api/models/echo/promote", json={"version": 1}, headers=asked)
-    assert answer.status_code == 200 and answer.json()["versions"]["1"] == "live"
+    headers = key(settings, "operator")
+    response = serve(require_key=True).post("/api/models/echo/promote", json={"version": 1}, headers=headers)
+    assert response.status_code == 200 and response.json()["versions"]["1"] == "live"
 
 
 def sending(address: str, head: bytes) -> socket.socket:
@@ -128,6 +128,6 @@ def test_a_model_change_whose_body_does_not_arrive_is_refused(
     server = create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app})
     head = b"POST /api/models/echo/promote HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
     with serving(server, http=header_deadline_protocol(10)) as address, sending(address, head) as sent:
-        answer = HTTPResponse(sent)
-        answer.begin()
-        assert answer.status == 408 and b"send it again" in answer.read()
+        response = HTTPResponse(sent)
+        response.begin()
+        assert response.status == 408 and b"send it again" in response.read()

@@ -44,10 +44,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_pair(folder: Path) -> None:
     """Writes a new certificate and its key into a folder, each atomically."""
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     name = ["-subj", "/CN=trivium", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(folder / "new.key"), "-out", str(folder / "new.crt")]
-    subprocess.run([*made, *name, *files], check=True, capture_output=True)
+    subprocess.run([*command, *name, *files], check=True, capture_output=True)
     (folder / "new.key").rename(folder / "tls.key")
     (folder / "new.crt").rename(folder / "tls.crt")
 
@@ -59,11 +70,11 @@ def ports(home: Path) -> Iterator[dict[str, int]]:
         [sys.executable, "-c", _PROGRAM, str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        said, found = "", {}
+        output, found = "", {}
         while "https" not in found:
             line = process.stdout.readline()
-            assert line, said
-            said += line
+            assert line, output
+            output += line
             if "gRPC listens on port" in line:
                 found["grpc"] = int(line.rsplit(" ", 1)[1])
             if "open https://127.0.0.1:" in line:
@@ -77,18 +88,18 @@ def test_large_and_refused_bodies_over_one_tls_connection(home: Path, ports: dic
     trusted = ssl.create_default_context(cafile=str(home / "tls.crt"))
     with httpx.Client(base_url=f"https://127.0.0.1:{ports['https']}", verify=trusted, timeout=120) as client:
         assert client.get("/v2/health/live").json() == {"live": True}
-        refused = client.post("/api/finance/none", content=bytes(3_000_000))
-        assert refused.status_code == 404
+        response = client.post("/api/finance/none", content=bytes(3_000_000))
+        assert response.status_code == 404
         tensors = client.get("/v2/models/tft-anomaly").json()["inputs"]
         inputs = []
         for tensor in tensors:
             shape = [64 if size == -1 else size for size in tensor["shape"]]
             rows = np.zeros(int(np.prod(shape)), np.float32).tolist()
             inputs.append({"name": tensor["name"], "shape": shape, "datatype": tensor["datatype"], "data": rows})
-        answer = client.post("/v2/models/tft-anomaly/infer", json={"inputs": inputs})
-        assert answer.status_code == 200, answer.text[:500]
-        assert len(answer.request.content) > 100_000
-        assert answer.json()["outputs"][0]["shape"][0] == 64
+        inference = client.post("/v2/models/tft-anomaly/infer", json={"inputs": inputs})
+        assert inference.status_code == 200, inference.text[:500]
+        assert len(inference.request.content) > 100_000
+        assert inference.json()["outputs"][0]["shape"][0] == 64
 
 
 def test_clients_without_trust_or_without_tls_get_no_answer(ports: dict[str, int]) -> None:
@@ -105,16 +116,16 @@ def test_grpc_uses_tls(home: Path, ports: dict[str, int]) -> None:
         (grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}"), False),
     ):
         with channel:
-            asked = channel.unary_unary(
+            call = channel.unary_unary(
                 f"/{PACKAGE}.GRPCInferenceService/ServerLive",
-                request_serializer=lambda one: one.SerializeToString(),
+                request_serializer=lambda request: request.SerializeToString(),
                 response_deserializer=message("ServerLiveResponse").FromString,
             )
             if live:
-                assert asked(message("ServerLiveRequest")(), timeout=60).live
+                assert call(message("ServerLiveRequest")(), timeout=60).live
             else:
                 with pytest.raises(grpc.RpcError):
-                    asked(message("ServerLiveRequest")(), timeout=60)
+                    call(message("ServerLiveRequest")(), timeout=60)
 
 
 def test_an_invalid_certificate_or_key_is_refused_with_a_sentence(
@@ -126,7 +137,7 @@ def test_an_invalid_certificate_or_key_is_refused_with_a_sentence(
     encrypt = ["openssl", "pkey", "-in", str(home / "tls.key"), "-aes256", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run(encrypt, check=True, capture_output=True)
     chain, key = home / "tls.crt", home / "tls.key"
-    for one, other, words in (
+    for cert, private_key, words in (
         (chain, None, "both"),
         (None, key, "both"),
         (chain, tmp_path / "none", "cannot be read"),
@@ -136,7 +147,7 @@ def test_an_invalid_certificate_or_key_is_refused_with_a_sentence(
         (chain, locked, "openssl pkey"),
     ):
         with pytest.raises(InvalidInputError, match=words):
-            read_certificate(one, other)
+            read_certificate(cert, private_key)
     assert cli.main(["serve", "--tls-cert", str(chain), "--port", "0"]) == 2
     assert "--tls-key" in capsys.readouterr().err
 
@@ -144,33 +155,33 @@ def test_an_invalid_certificate_or_key_is_refused_with_a_sentence(
 def test_the_commands_trust_the_authority_in_the_environment(
     home: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
-    assert cli.main(asked) == 2 and "SSL_CERT_FILE" in capsys.readouterr().err
+    arguments = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
+    assert cli.main(arguments) == 2 and "SSL_CERT_FILE" in capsys.readouterr().err
     with pytest.raises(ServerUnavailable, match="SSL_CERT_FILE"):
-        JobClient(asked[-1], "finance").check()
+        JobClient(arguments[-1], "finance").check()
     monkeypatch.setenv("SSL_CERT_FILE", str(home / "tls.crt"))
-    assert cli.main(asked) == 0
-    JobClient(asked[-1], "finance").check()
+    assert cli.main(arguments) == 0
+    JobClient(arguments[-1], "finance").check()
     for wrong, words in (("https://localhost", "mismatch"), ("localhost", "write it as http://")):
-        assert cli.main([*asked[:-1], f"{wrong}:{ports['https']}"]) == 2
-        said = capsys.readouterr().err
-        assert words in said and "SSL_CERT_FILE" not in said
+        assert cli.main([*arguments[:-1], f"{wrong}:{ports['https']}"]) == 2
+        stderr = capsys.readouterr().err
+        assert words in stderr and "SSL_CERT_FILE" not in stderr
 
 
 def test_a_renewed_certificate_is_used_for_new_connections(home: Path, ports: dict[str, int]) -> None:
-    def shown() -> set[str]:
+    def served_certificates() -> set[str]:
         """What a client sees on the two ports."""
         return {ssl.get_server_certificate(("127.0.0.1", port), timeout=60) for port in ports.values()}
 
     before = (home / "tls.crt").read_text()
-    assert shown() == {before}
+    assert served_certificates() == {before}
     (home / "tls.key").write_text("half of a renewal")
     time.sleep(1)
-    assert shown() == {before}
+    assert served_certificates() == {before}
     make_pair(home)
     after = (home / "tls.crt").read_text()
     until = time.monotonic() + 60
-    while shown() != {after}:
+    while served_certificates() != {after}:
         assert time.monotonic() < until
         time.sleep(0.1)
     assert after != before

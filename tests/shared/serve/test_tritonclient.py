@@ -85,11 +85,11 @@ def plain(found: Any) -> Any:
     )
 
 
-def inputs(protocol: Any, rows: Any = ROWS, indices: Any = INDICES, **how: Any) -> list[Any]:
-    made = [protocol.InferInput("x", rows.shape, "FP32"), protocol.InferInput("index", indices.shape, "INT64")]
-    for one, array in zip(made, (rows, indices), strict=True):
-        one.set_data_from_numpy(array, **how)
-    return made
+def inputs(protocol: Any, rows: Any = ROWS, indices: Any = INDICES, **options: Any) -> list[Any]:
+    tensors = [protocol.InferInput("x", rows.shape, "FP32"), protocol.InferInput("index", indices.shape, "INT64")]
+    for tensor, array in zip(tensors, (rows, indices), strict=True):
+        tensor.set_data_from_numpy(array, **options)
+    return tensors
 
 
 def test_the_server_is_live_and_ready_and_describes_itself(client: Any) -> None:
@@ -107,13 +107,13 @@ def test_the_server_is_live_and_ready_and_describes_itself(client: Any) -> None:
 
 
 def test_both_protocols_give_the_same_answer_to_the_same_tensors(client: Any, protocol: Any) -> None:
-    answer = client.infer("echo", inputs(protocol), "2", request_id="a", timeout=int(1e6 * LIMIT_S))
-    np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ROWS + 2)
-    np.testing.assert_array_equal(answer.as_numpy("z"), [20, 10])
-    wanted = [protocol.InferRequestedOutput("z")]
-    first = client.infer("echo", inputs(protocol), model_version="1", outputs=wanted)
+    result = client.infer("echo", inputs(protocol), "2", request_id="a", timeout=int(1e6 * LIMIT_S))
+    np.testing.assert_array_equal(result.as_numpy("y"), 2 * ROWS + 2)
+    np.testing.assert_array_equal(result.as_numpy("z"), [20, 10])
+    requested = [protocol.InferRequestedOutput("z")]
+    first = client.infer("echo", inputs(protocol), model_version="1", outputs=requested)
     assert first.as_numpy("y") is None and first.as_numpy("z").tolist() == [20, 10]
-    response = plain(answer.get_response())
+    response = plain(result.get_response())
     assert (response["id"], response["model_version"]) == ("a", "2")
 
 
@@ -123,21 +123,21 @@ def test_bodies_may_be_compressed_and_tensors_may_be_json(running: Running, algo
     packed = running.http.infer(
         "echo", inputs(http), request_compression_algorithm=algorithm, response_compression_algorithm="gzip"
     )
-    wanted = [http.InferRequestedOutput("y", binary_data=False)]
-    as_json = running.http.infer("echo", inputs(http, binary_data=False), outputs=wanted)
+    requested = [http.InferRequestedOutput("y", binary_data=False)]
+    as_json = running.http.infer("echo", inputs(http, binary_data=False), outputs=requested)
     np.testing.assert_array_equal(packed.as_numpy("y"), as_json.as_numpy("y"))
     large = np.ones((4000, 2), np.float32)
-    answer = running.http.infer(
+    result = running.http.infer(
         "echo", inputs(http, large, np.ones(4000, np.int64)), response_compression_algorithm="gzip"
     )
-    assert answer.as_numpy("y").shape == (4000, 2)
+    assert result.as_numpy("y").shape == (4000, 2)
     if algorithm == "gzip":
         over = running.grpc.infer("echo", inputs(tritonclient.grpc), compression_algorithm="gzip")
         np.testing.assert_array_equal(over.as_numpy("y"), packed.as_numpy("y"))
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "words"),
+    ("parameters", "code", "words"),
     [
         ({"priority": 1}, "INVALID_ARGUMENT", "priority"),
         ({"sequence_id": 5, "sequence_start": True}, "INVALID_ARGUMENT", "sequence_"),
@@ -147,12 +147,12 @@ def test_bodies_may_be_compressed_and_tensors_may_be_json(running: Running, algo
     ],
 )
 def test_parameters_are_applied_or_refused(
-    client: Any, protocol: Any, given: dict[str, Any], code: str, words: str
+    client: Any, protocol: Any, parameters: dict[str, Any], code: str, words: str
 ) -> None:
     statuses = {"INVALID_ARGUMENT": "400", "DEADLINE_EXCEEDED": "504", "NOT_FOUND": "404"}
-    with pytest.raises(InferenceServerException, match=words) as refused:
-        client.infer("echo", inputs(protocol), **given)
-    assert refused.value.status() in (f"StatusCode.{code}", statuses[code])
+    with pytest.raises(InferenceServerException, match=words) as raised:
+        client.infer("echo", inputs(protocol), **parameters)
+    assert raised.value.status() in (f"StatusCode.{code}", statuses[code])
 
 
 def test_classification_shared_memory_and_client_configurations_are_refused(client: Any, protocol: Any) -> None:
@@ -172,7 +172,7 @@ def test_classification_shared_memory_and_client_configurations_are_refused(clie
 def test_the_repository_is_listed_loaded_and_unloaded(client: Any, protocol: Any, running: Running) -> None:
     def states() -> dict[str, str]:
         found = plain(client.get_model_repository_index())
-        return {one["version"]: one["state"] for one in (found if isinstance(found, list) else found["models"])}
+        return {model["version"]: model["state"] for model in (found if isinstance(found, list) else found["models"])}
 
     number = len(states()) + 1
     write_artifact(running.registry, number)
@@ -193,9 +193,9 @@ def test_the_repository_is_listed_loaded_and_unloaded(client: Any, protocol: Any
 
 def test_statistics_count_requests_of_both_protocols(client: Any, protocol: Any) -> None:
     def counted() -> tuple[int, int]:
-        (one,) = plain(client.get_inference_statistics("echo", "1"))["model_stats"]
-        stats = one["inference_stats"]
-        return int(one.get("inference_count", 0)), int(stats["success"].get("ns", 0))
+        (statistics,) = plain(client.get_inference_statistics("echo", "1"))["model_stats"]
+        stats = statistics["inference_stats"]
+        return int(statistics.get("inference_count", 0)), int(stats["success"].get("ns", 0))
 
     before = counted()
     client.infer("echo", inputs(protocol), model_version="1")
@@ -219,7 +219,7 @@ def test_a_stream_continues_after_a_refused_request(running: Running) -> None:
         for _ in range(3):
             assert arrived.acquire(timeout=LIMIT_S), f"3 answers were expected, {len(answers)} came"
         client.stop_stream()
-    assert [isinstance(one, InferenceServerException) for one in answers] == [False, True, False]
+    assert [isinstance(answer, InferenceServerException) for answer in answers] == [False, True, False]
     assert answers[0].parameters["triton_final_response"].bool_param, "each request has one answer, the final one"
 
 
@@ -237,9 +237,9 @@ def test_typed_values_an_identifier_and_a_deadline(running: Running) -> None:
         for change, words in (("int_contents", "fp32_contents"), ("raw", "raw_input_contents")):
             if change == "raw":
                 request.raw_input_contents.append(b"1234")
-            with pytest.raises(grpc.RpcError) as refused:
+            with pytest.raises(grpc.RpcError) as raised:
                 stub.ModelInfer(request, timeout=LIMIT_S)
-            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT and words in refused.value.details()
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT and words in raised.value.details()
         with pytest.raises(grpc.RpcError) as large:
             stub.ModelInfer(service_pb2.ModelInferRequest(raw_input_contents=[bytes(200_000)]), timeout=LIMIT_S)
         assert large.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -252,9 +252,9 @@ def test_a_stopping_server_refuses_new_requests(running: Running) -> None:
     running.state.drain.is_draining = True
     try:
         assert not running.grpc.is_server_ready() and running.grpc.is_server_live()
-        with pytest.raises(InferenceServerException, match="shut down") as refused:
+        with pytest.raises(InferenceServerException, match="shut down") as raised:
             running.grpc.infer("echo", inputs(tritonclient.grpc))
-        assert refused.value.status() == "StatusCode.UNAVAILABLE"
+        assert raised.value.status() == "StatusCode.UNAVAILABLE"
     finally:
         running.state.drain.is_draining = False
 
@@ -305,8 +305,10 @@ def unsent(application: Any, count: int) -> Iterator[tuple[grpc.Channel, list[An
 
 
 def test_a_message_that_does_not_arrive_in_time_is_given_up(tmp_path: Path) -> None:
-    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
-    application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
+    settings = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
+    application = create_app(
+        settings.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())}
+    )
     with serving(application), unsent(application, 2) as (channel, calls):  # all available places
         for call in calls:
             assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.5" in call.details()
@@ -315,8 +317,8 @@ def test_a_message_that_does_not_arrive_in_time_is_given_up(tmp_path: Path) -> N
 
 def test_a_message_below_the_minimum_rate_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
-    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
-    application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
+    settings = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
+    application = create_app(settings, {"echo": make_app(tmp_path / "echo", Echo())})
     with serving(application), unsent(application, 1) as (_, (call,)):
         assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert "less than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
@@ -324,8 +326,8 @@ def test_a_message_below_the_minimum_rate_is_given_up(tmp_path: Path, monkeypatc
 
 def test_stalled_messages_do_not_block_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALLED_S", 0.2)
-    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
-    application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
+    settings = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
+    application = create_app(settings, {"echo": make_app(tmp_path / "echo", Echo())})
     # Another client's connection, because bytes over the stalled connection would count for the stalled calls.
     alone = [("grpc.use_local_subchannel_pool", 1)]
     with (
@@ -337,9 +339,9 @@ def test_stalled_messages_do_not_block_other_calls(tmp_path: Path, monkeypatch: 
         assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=LIMIT_S).live
 
         def status() -> Any:
-            with pytest.raises(grpc.RpcError) as refused:
+            with pytest.raises(grpc.RpcError) as raised:
                 stub.ModelInfer(service_pb2.ModelInferRequest(model_name="none"), timeout=LIMIT_S)
-            return refused.value.code()
+            return raised.value.code()
 
         until(lambda: status() == grpc.StatusCode.NOT_FOUND)
         until(lambda: sum(call.done() for call in calls) == 1)

@@ -85,9 +85,11 @@ def test_the_webhook_gets_each_finished_job_and_no_patient_data(
     bad = client.post(JOBS, files=[("files", ("MUELLER.csv", b"none"))], data={"unit": "MUELLER"}).json()
     good = client.post(JOBS, files=[csv(1)]).json()
     until(lambda: len(receiver.received) == 2 and to_be_told(settings) == 0)
-    told = {json.loads(body)["data"]["job"]: (path, headers, body) for path, headers, body in receiver.received}
+    notifications = {
+        json.loads(body)["data"]["job"]: (path, headers, body) for path, headers, body in receiver.received
+    }
     for job, state in ((bad, "failed"), (good, "done")):
-        path, headers, body = told[job["job"]]
+        path, headers, body = notifications[job["job"]]
         content = json.loads(body)
         assert content.pop("timestamp") >= job["created"]
         data = {"app": "echo", "job": job["job"], "state": state, "url": job["url"]}
@@ -108,11 +110,11 @@ def test_the_webhook_gets_the_group_of_a_job(serve: Serve, receiver: Receiver) -
         for key in [keys.add("desk-1", "user", "desk"), keys.add("anna", "user")]
     ]
 
-    def told() -> dict[str, dict[str, str]]:
+    def notified() -> dict[str, dict[str, str]]:
         return {data["job"]: data for data in (json.loads(body)["data"] for _, _, body in receiver.received)}
 
-    until(lambda: set(told()) == set(jobs))
-    assert told()[jobs[0]]["group"] == "desk" and "group" not in told()[jobs[1]]
+    until(lambda: set(notified()) == set(jobs))
+    assert notified()[jobs[0]]["group"] == "desk" and "group" not in notified()[jobs[1]]
 
 
 def test_the_signature_follows_standard_webhooks() -> None:
@@ -229,6 +231,6 @@ def test_without_a_webhook_nothing_is_sent(serve: Serve, receiver: Receiver, set
     ],
 )
 def test_incomplete_webhook_settings_are_refused_at_the_start(url: str | None, secret: str | None, words: str) -> None:
-    with pytest.raises(InvalidInputError, match=words) as refused:
+    with pytest.raises(InvalidInputError, match=words) as raised:
         webhook.webhook_from_settings(Settings(webhook_url=url, webhook_secret=secret))
-    assert secret is None or secret not in str(refused.value)
+    assert secret is None or secret not in str(raised.value)

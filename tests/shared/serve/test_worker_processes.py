@@ -47,13 +47,13 @@ def serve(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> Iterat
     opened: list[TestClient] = []
 
     def make(**changes: Any) -> TestClient:
-        given = {"workers": 1, "registry": tmp_path / "registry", **changes}
-        opened.append(TestClient(create_app(settings.model_copy(update=given), fragile)).__enter__())
+        settings_changes = {"workers": 1, "registry": tmp_path / "registry", **changes}
+        opened.append(TestClient(create_app(settings.model_copy(update=settings_changes), fragile)).__enter__())
         return opened[-1]
 
     yield make
-    for one in opened:
-        one.__exit__(None, None, None)
+    for client in opened:
+        client.__exit__(None, None, None)
 
 
 def predict(client: TestClient, **options: str) -> Any:
@@ -62,9 +62,9 @@ def predict(client: TestClient, **options: str) -> Any:
 
 def process(client: TestClient) -> int:
     """The process id of the worker that answers."""
-    answer = predict(client)
-    assert answer.status_code == 200, answer.text
-    return int(answer.json()["result"]["process"])
+    response = predict(client)
+    assert response.status_code == 200, response.text
+    return int(response.json()["result"]["process"])
 
 
 def workers(client: TestClient) -> list[dict[str, Any]]:
@@ -100,8 +100,8 @@ def test_metrics_and_the_log_cover_worker_processes(
     client = serve()
     process(client)
     with caplog.at_level(logging.INFO, "trivium.access"):
-        answer = client.post(PREDICT, files=[csv(1)], data={"how": "kill"}, headers={"X-Request-Id": "lost-1"})
-    assert answer.headers["X-Request-Id"] == "lost-1"
+        response = client.post(PREDICT, files=[csv(1)], data={"how": "kill"}, headers={"X-Request-Id": "lost-1"})
+    assert response.headers["X-Request-Id"] == "lost-1"
     line = json.loads(next(record.message for record in caplog.records if record.name == "trivium.access"))
     assert (line["request"], line["status"]) == ("lost-1", 503) and line["ms"] > 0
     process(client)
@@ -109,11 +109,11 @@ def test_metrics_and_the_log_cover_worker_processes(
     assert 'trivium_inference_request_duration_seconds_count{model="fragile",version="1"} 2.0' in text
     assert 'nv_inference_request_failure{model="fragile",reason="REJECTED",version="1"} 1.0' in text
     assert 'trivium_worker_restarts{model="fragile"} 1.0' in text
-    took_us, held = (
+    took_us, resident_bytes = (
         float(re.search(rf'^{name}{{model="fragile".*}} (.*)$', text, re.MULTILINE).group(1))
         for name in ("nv_inference_request_duration_us", "trivium_worker_resident_memory_bytes")
     )
-    assert took_us > 0 and held > 1e6
+    assert took_us > 0 and resident_bytes > 1e6
 
 
 def test_other_workers_continue_while_one_is_lost(serve: Callable[..., TestClient]) -> None:
@@ -123,12 +123,12 @@ def test_other_workers_continue_while_one_is_lost(serve: Callable[..., TestClien
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(predict, client, how="hang")
         until(lambda: "busy" in [worker["state"] for worker in workers(client)])
-        other = process(client)
+        idle_pid = process(client)
         assert not waiting.done()
-        busy = next(worker["pid"] for worker in workers(client) if worker["state"] == "busy")
-        assert {busy, other} >= {first}
-        os.kill(busy, signal.SIGKILL)
-        assert process(client) == other and waiting.result(20).status_code == 503
+        busy_pid = next(worker["pid"] for worker in workers(client) if worker["state"] == "busy")
+        assert {busy_pid, idle_pid} >= {first}
+        os.kill(busy_pid, signal.SIGKILL)
+        assert process(client) == idle_pid and waiting.result(20).status_code == 503
 
 
 def test_readiness_says_that_a_worker_is_being_replaced(serve: Callable[..., TestClient]) -> None:
@@ -180,14 +180,14 @@ def test_networks_have_their_own_processes_and_large_tensors_use_shared_memory(
         {"name": "index", "datatype": "INT64", "shape": [rows], "parameters": {"binary_data_size": index.nbytes}},
     ]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    answer = client.post(
+    response = client.post(
         INFER,
         content=head + x.tobytes() + index.tobytes(),
         headers={"Inference-Header-Content-Length": str(len(head))},
     )
-    assert answer.status_code == 200, answer.text
-    start = int(answer.headers["Inference-Header-Content-Length"])
-    y = np.frombuffer(answer.content, "<f4", 2 * rows, start).reshape(rows, 2)
+    assert response.status_code == 200, response.text
+    start = int(response.headers["Inference-Header-Content-Length"])
+    y = np.frombuffer(response.content, "<f4", 2 * rows, start).reshape(rows, 2)
     np.testing.assert_array_equal(y, 2 * x + 1)
     (worker,) = client.get("/healthz").json()["networks"]["echo version 1"]
     assert worker["pid"] not in (None, os.getpid())
@@ -199,18 +199,18 @@ def test_networks_have_their_own_processes_and_large_tensors_use_shared_memory(
 
 
 def test_a_network_computes_with_the_requested_program(serve: Callable[..., TestClient], tmp_path: Path) -> None:
-    given = {
+    body = {
         "inputs": [
             {"name": "x", "datatype": "FP32", "shape": [3, 2], "data": [1, 2, 3, 4, 5, 6]},
             {"name": "index", "datatype": "INT64", "shape": [3], "data": [0, 1, 0]},
         ]
     }
     answers = []
-    for asked, named in (("openvino", "openvino: it was requested"), ("torchscript", "onnx: its outputs are the")):
-        client = serve(program=asked, store=tmp_path / asked)
-        answers.append(client.post(INFER, json=given).json()["outputs"])
+    for program, reason in (("openvino", "openvino: it was requested"), ("torchscript", "onnx: its outputs are the")):
+        client = serve(program=program, store=tmp_path / program)
+        answers.append(client.post(INFER, json=body).json()["outputs"])
         (worker,) = client.get("/healthz").json()["networks"]["echo version 1"]
-        assert worker["programs"]["echo"].startswith(named)
+        assert worker["programs"]["echo"].startswith(reason)
     assert answers[0] == answers[1] and answers[0][0]["data"] == [3, 5, 7, 9, 11, 13]
 
 
@@ -238,8 +238,8 @@ def test_messages_are_received_unchanged_inline_and_in_shared_memory() -> None:
             found = receive(theirs)
             sending.join()
             assert found is not None
-            for one in unbundle(found):
-                assert [bytes(blob) for blob in one.blobs] == blobs and one.head["text"] == "沪\ud800"
+            for array in unbundle(found):
+                assert [bytes(blob) for blob in array.blobs] == blobs and array.head["text"] == "沪\ud800"
         mine.close()
         assert receive(theirs) is None
 
@@ -258,8 +258,8 @@ def test_shared_bytes_are_sent_with_room_for_the_reply() -> None:
             assert found is not None
             first, second, third = unbundle(found)
             assert bytes(first.blobs[0]) == blob and bytes(first.blobs[1]) == bytes(shared[0].body)
-            assert [bytes(one[:1]) for one in second.blobs] == [b"1", b"2"]
-            assert [bytes(one) for one in third.blobs] == [b"b", b"c"] and third.room is None
+            assert [bytes(blob[:1]) for blob in second.blobs] == [b"1", b"2"]
+            assert [bytes(blob) for blob in third.blobs] == [b"b", b"c"] and third.room is None
             assert write_to_room([bytes(10), bytes(5)], first.room) is None, "small enough for a packet"
             assert write_to_room([bytes(300_000)], first.room) is None, "too large for the room"
             parts = [os.urandom(50_000), os.urandom(20_000)]
@@ -295,7 +295,7 @@ def test_invalid_messages_are_detected(packet: bytes) -> None:
 def test_instances_run_on_the_named_devices(serve: Callable[..., TestClient]) -> None:
     client = serve(instances="cpu=2")
     assert predict(client).status_code == 200
-    until(lambda: [one["state"] for one in workers(client)] == ["idle", "idle"])
+    until(lambda: [worker["state"] for worker in workers(client)] == ["idle", "idle"])
     (group,) = client.get("/v2/models/echo/config").json()["instance_group"]
     assert (group["kind"], group["count"]) == ("KIND_CPU", 2)
 

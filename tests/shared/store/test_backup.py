@@ -35,7 +35,7 @@ def test_a_backup_of_a_store_in_use_restores_completely(
 ) -> None:
     here, there = stores
     with closing(CaseStore(here)) as serving:
-        kept = [keep(serving), keep(serving, app="other", files={"a b.csv": b"2"})]
+        cases = [keep(serving), keep(serving, app="other", files={"a b.csv": b"2"})]
         assert cli.main(["backup", str(tmp_path / "all.tar")]) == 0
         assert "2 cases" in capsys.readouterr().out
         assert cli.main(["backup", str(tmp_path / "all.tar")]) == 2
@@ -43,8 +43,8 @@ def test_a_backup_of_a_store_in_use_restores_completely(
     monkeypatch.setenv("TRIVIUM_STORE", str(there))
     assert cli.main(["restore", str(tmp_path / "all.tar")]) == 0
     with closing(CaseStore(there)) as store:
-        assert [store.get(case.app, case.id) for case in kept] == kept
-        found = store.file(kept[1], "a b.csv")
+        assert [store.get(case.app, case.id) for case in cases] == cases
+        found = store.file(cases[1], "a b.csv")
         assert found is not None and found.read_bytes() == b"2"
         assert found.stat().st_mode & 0o077 == found.parent.stat().st_mode & 0o077 == 0
     capsys.readouterr()
@@ -53,16 +53,16 @@ def test_a_backup_of_a_store_in_use_restores_completely(
 
 
 def test_a_backup_contains_the_reviews_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = Review(reviewer="Ada", reviewed_ns=7, verdicts={2: "rejected"}, missed=[{"x": 1.5}], note="blurred")
+    review = Review(reviewer="Ada", reviewed_ns=7, verdicts={2: "rejected"}, missed=[{"x": 1.5}], note="blurred")
     with closing(CaseStore(tmp_path / "store")) as store:
         kept, gone = keep(store), keep(store)
         for case in (kept, gone):
-            store.reviews.put(case.id, said)
+            store.reviews.put(case.id, review)
         shutil.rmtree(tmp_path / "store" / "cases" / gone.id)  # as if it was deleted while the backup is written
         assert backup(store.engine, store.folder, tmp_path / "all.tar") == 1
     with closing(CaseStore(tmp_path / "other")) as store:
         assert restore(store.engine, store.folder, tmp_path / "all.tar") == 1
-        assert store.reviews.of_app("echo") == {kept.id: [replace(said, missed=({"x": 1.5},))]}
+        assert store.reviews.of_app("echo") == {kept.id: [replace(review, missed=({"x": 1.5},))]}
 
 
 def add_job(jobs: JobStore, folder: Path, group: str | None = None) -> Job:

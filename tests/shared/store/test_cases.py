@@ -34,7 +34,7 @@ def keep(
     group: str | None = None,
     **outputs: object,
 ) -> Case:
-    given = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | outputs
+    fields = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | outputs
     return store.add(
         app=app,
         interface="json",
@@ -42,7 +42,7 @@ def keep(
         options={"k": "v"},
         artifact=("net", 3),
         group=group,
-        outputs=Outputs(**given | {"result": json.dumps(given["result"]).encode()}),  # type: ignore[arg-type]
+        outputs=Outputs(**fields | {"result": json.dumps(fields["result"]).encode()}),  # type: ignore[arg-type]
     )
 
 
@@ -55,9 +55,9 @@ def store(tmp_path: Path) -> Iterator[CaseStore]:
 def test_a_case_outlives_the_server(store: CaseStore, tmp_path: Path) -> None:
     case = keep(store)
     store.close()
-    with closing(CaseStore(tmp_path / "store")) as again:
-        assert again.get("echo", case.id) == case
-        found = again.file(case, "out.csv")
+    with closing(CaseStore(tmp_path / "store")) as reopened:
+        assert reopened.get("echo", case.id) == case
+        found = reopened.file(case, "out.csv")
     assert found is not None and found.read_bytes() == b"1"
     assert (tmp_path / "store" / "cases" / case.id / "result.json").read_text() == '{"found": [1]}'
 
@@ -154,15 +154,15 @@ def test_an_unusable_database_url_is_refused(
     tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pg8000", None)
-    with pytest.raises(InvalidInputError, match=words) as refused:
+    with pytest.raises(InvalidInputError, match=words) as raised:
         CaseStore(tmp_path / "store", url)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(raised.value)
     CaseStore(tmp_path / "store").close()
 
 
 def test_the_digest_of_all_inputs_does_not_depend_on_their_order(store: CaseStore) -> None:
-    one, other = keep(store, inputs=(A, B)), keep(store, inputs=(B, A))
-    assert one.inputs_sha256 == other.inputs_sha256 != keep(store).inputs_sha256
+    in_order, reversed_order = keep(store, inputs=(A, B)), keep(store, inputs=(B, A))
+    assert in_order.inputs_sha256 == reversed_order.inputs_sha256 != keep(store).inputs_sha256
 
 
 def test_inputs_in_a_folder_are_named_by_their_path_from_it(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_many_write_at_once_while_others_read(store: CaseStore, tmp_path: Path) 
 def test_the_journal_is_emptied_only_while_nobody_reads_or_writes(store: CaseStore, tmp_path: Path) -> None:
     database = tmp_path / "store" / "trivium.sqlite"
     journal = database.with_name("trivium.sqlite-wal")
-    for begun in ("BEGIN IMMEDIATE", "BEGIN; SELECT count(*) FROM cases"):
+    for transaction in ("BEGIN IMMEDIATE", "BEGIN; SELECT count(*) FROM cases"):
         keep(store)
-        with closing(sqlite3.connect(database)) as other:
-            other.executescript(begun)
+        with closing(sqlite3.connect(database)) as writer:
+            writer.executescript(transaction)
             began = time.monotonic()
             empty_journal(store.engine)
             assert time.monotonic() - began < 8 and journal.stat().st_size > 0  # it does not wait
@@ -207,11 +207,11 @@ def test_files_of_the_store_are_private_to_its_account(store: CaseStore, tmp_pat
         keep(store, files={"report.txt": b"x"})
     finally:
         os.umask(earlier)
-    made = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
-    assert {path.name for path in made} >= {"store", "cases", "trivium.sqlite", "result.json", "report.txt"}
+    paths = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert {path.name for path in paths} >= {"store", "cases", "trivium.sqlite", "result.json", "report.txt"}
     lock = tmp_path / "store" / "server.lock"
-    assert {path.name: oct(path.stat().st_mode & 0o077) for path in made if path != lock} == {
-        path.name: "0o0" for path in made if path != lock
+    assert {path.name: oct(path.stat().st_mode & 0o077) for path in paths if path != lock} == {
+        path.name: "0o0" for path in paths if path != lock
     }
 
 
@@ -221,8 +221,8 @@ def test_a_store_readable_by_all_becomes_private(store: CaseStore, tmp_path: Pat
     cases, database = tmp_path / "store" / "cases", tmp_path / "store" / "trivium.sqlite"
     cases.chmod(0o755)
     database.chmod(0o644)
-    with closing(CaseStore(tmp_path / "store")) as again:
-        assert again.get("echo", case.id) == case
+    with closing(CaseStore(tmp_path / "store")) as reopened:
+        assert reopened.get("echo", case.id) == case
     assert (cases.stat().st_mode & 0o777, database.stat().st_mode & 0o777) == (0o700, 0o600)
 
 
@@ -346,7 +346,7 @@ def test_a_file_much_larger_than_its_own_sources_is_not_kept(store: CaseStore) -
     later = {"large.bin": ("seed",), "small.bin": ("own",), "first.bin": ("both",), "second.bin": ("both",)}
     sources = {"seed": b"seed", "own": b"own", "both": b"both"}
     case = keep(store, later=later, sources=sources)
-    taken = store.used_bytes("echo")
+    used_bytes = store.used_bytes("echo")
     large = bytes(1_100_000)
     for name in ("large.bin", "small.bin", "first.bin"):
         store.keep(case, name, b"made" if name == "small.bin" else large)
@@ -355,7 +355,7 @@ def test_a_file_much_larger_than_its_own_sources_is_not_kept(store: CaseStore) -
     )
     assert store.file(case, "small.bin") is not None and store.file(case, "first.bin") is not None
     assert store.sources(case, "second.bin") is not None, "another file needs the same source"
-    assert taken < store.used_bytes("echo") < 2 * len(large)
+    assert used_bytes < store.used_bytes("echo") < 2 * len(large)
 
 
 def test_a_lasting_source_is_kept_until_its_case_is_deleted(store: CaseStore) -> None:

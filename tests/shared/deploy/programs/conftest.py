@@ -24,14 +24,16 @@ from tests.shared.deploy.programs.edges import WRITTEN, Edges, network
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs that can be written on any machine."""
-    made = tmp_path_factory.mktemp("programs")
+    program_folder = tmp_path_factory.mktemp("programs")
     dense = network()
-    entries = make_programs(dense, WRITTEN, made, "a digest", random_examples(dense))
+    entries = make_programs(dense, WRITTEN, program_folder, "a digest", random_examples(dense))
     assert set(entries) == set(WRITTEN)
     for entry in entries.values():
         assert entry.weights == "a digest" and entry.error < 1e-4 and entry.latency_ms > 0
-        assert (made / entry.file).is_file() and "random numbers" in entry.inputs and "thread" in entry.machine
-    return made
+        assert (
+            (program_folder / entry.file).is_file() and "random numbers" in entry.inputs and "thread" in entry.machine
+        )
+    return program_folder
 
 
 @pytest.fixture

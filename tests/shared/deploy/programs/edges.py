@@ -41,5 +41,4 @@ def network() -> DenseNetwork:
 
 def opened(artifact: Artifact, build: Callable[[], DenseNetwork] = network, **settings: object) -> Program:
     example = {"image": torch.rand(1, 1, 32, 32), "gain": torch.ones(1)}
-    given = Network(artifact=artifact, build=build, example=lambda: example, **settings)
-    return open_program(given)
+    return open_program(Network(artifact=artifact, build=build, example=lambda: example, **settings))

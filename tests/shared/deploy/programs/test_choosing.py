@@ -56,18 +56,18 @@ def test_a_program_with_wrong_outputs_is_rejected_however_fast(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(value: float) -> Compute:
-        made = {"edges": torch.full((1, 2, 32, 32), value), "mean": torch.full((1,), value)}
-        arrays = {name: tensor.numpy() for name, tensor in made.items()}
+        tensors = {"edges": torch.full((1, 2, 32, 32), value), "mean": torch.full((1,), value)}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         return ArrayCompute(lambda inputs: arrays)
 
     monkeypatch.setattr(OpenVino, "load", lambda self, source, format, place: wrong(0.0))
     monkeypatch.setattr(OnnxRuntime, "load", lambda self, source, format, place: wrong(float("nan")))
     program = opened(artifact)
     assert program.name.startswith("torch")
-    said = "\n".join(program.remarks)
+    remarks = "\n".join(program.remarks)
     difference = "differ from torch's by 1 of the largest, more than the maximum of 0.001"
-    assert f"openvino is rejected: its outputs {difference}" in said
-    assert "onnx is rejected: its outputs differ from torch's by inf" in said
+    assert f"openvino is rejected: its outputs {difference}" in remarks
+    assert "onnx is rejected: its outputs differ from torch's by inf" in remarks
     assert "openvino" not in program.reason and "onnx" not in program.reason
 
 
@@ -99,8 +99,8 @@ def _twice(compute: Compute) -> Compute:
 
 
 def test_a_nan_difference_is_an_infinite_error() -> None:
-    one, nan = {"a": torch.ones(2), "b": torch.ones(2)}, torch.tensor([1.0, float("nan")])
-    assert relative_error(one, {"a": nan, "b": torch.ones(2)}) == float("inf")
-    assert relative_error(one, {"a": torch.ones(1), "b": torch.ones(2)}) == float("inf")
-    assert relative_error(one, {"a": torch.ones(2), "b": torch.full((2,), 1.5)}) == 0.5
+    expected, nan = {"a": torch.ones(2), "b": torch.ones(2)}, torch.tensor([1.0, float("nan")])
+    assert relative_error(expected, {"a": nan, "b": torch.ones(2)}) == float("inf")
+    assert relative_error(expected, {"a": torch.ones(1), "b": torch.ones(2)}) == float("inf")
+    assert relative_error(expected, {"a": torch.ones(2), "b": torch.full((2,), 1.5)}) == 0.5
     assert relative_error({"a": torch.ones(1)}, {"a": torch.full((1,), 1.5)}, {"a": torch.tensor([1.0, 5.0])}) == 0.1

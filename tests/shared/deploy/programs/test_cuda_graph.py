@@ -26,8 +26,8 @@ def test_a_graph_is_captured_for_a_repeated_shape_and_replayed_on_new_inputs() -
         captures.append(found)
 
         def replay() -> None:
-            for kept, new in zip(found, call(), strict=True):
-                kept.copy_(new)
+            for output, new in zip(found, call(), strict=True):
+                output.copy_(new)
 
         return found, replay
 
@@ -38,9 +38,9 @@ def test_a_graph_is_captured_for_a_repeated_shape_and_replayed_on_new_inputs() -
         inputs = {"image": torch.rand(2, 1, 8, width, generator=generator), "gain": torch.tensor([1.0, 2.0 + number])}
         answers.append((compute(inputs), expected(inputs)))
     assert len(captures) == 2
-    for found, wanted in answers:  # an answer is not written over by those after it
+    for found, eager in answers:  # an answer is not written over by those after it
         for name in ("edges", "mean"):
-            torch.testing.assert_close(found[name], wanted[name])
+            torch.testing.assert_close(found[name], eager[name])
 
 
 def test_alternating_between_more_shapes_than_graphs_does_not_recapture() -> None:
@@ -67,8 +67,8 @@ def test_on_a_gpu_each_shape_is_compiled_and_captured(monkeypatch: pytest.Monkey
     settings: list[dict[str, bool]] = []
     captures: list[int] = []
 
-    def compile(module: nn.Module, **given: bool) -> nn.Module:
-        settings.append(given)
+    def compile(module: nn.Module, **options: bool) -> nn.Module:
+        settings.append(options)
         return module
 
     def calling(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
@@ -83,7 +83,7 @@ def test_on_a_gpu_each_shape_is_compiled_and_captured(monkeypatch: pytest.Monkey
         compute = load_compiled(network(), "fp32", "cuda")
         found = [compute({name: value.to("cuda") for name, value in inputs.items()}) for _ in range(3)]
         assert all(value.is_cuda for value in found[-1].values())
-        answers = [{name: value.cpu() for name, value in one.items()} for one in found]
+        answers = [{name: value.cpu() for name, value in outputs.items()} for outputs in found]
     assert settings == [{"dynamic": False}] and len(captures) == 1
     for answer in answers:
         torch.testing.assert_close(answer, expected)
@@ -98,8 +98,8 @@ def test_a_capture_ignores_other_threads(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def replay(self) -> None: ...
 
-    def graph(made: object, **given: str) -> Stands:
-        settings.append(given)
+    def graph(made: object, **options: str) -> Stands:
+        settings.append(options)
         return Stands()
 
     for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
@@ -119,8 +119,8 @@ def test_on_a_gpu_a_graph_is_captured_during_uploads_of_another_thread() -> None
             while not stop.is_set():
                 torch.rand(1 << 16).pin_memory().to("cuda", non_blocking=True)
 
-    other = threading.Thread(target=upload)
-    other.start()
+    uploading_thread = threading.Thread(target=upload)
+    uploading_thread.start()
     try:
         compute, expected = graph_compute(network(), None, "cuda", capture), load_eager(network(), device="cuda")
         for width in (8, 8, 16, 16, 8):
@@ -128,4 +128,4 @@ def test_on_a_gpu_a_graph_is_captured_during_uploads_of_another_thread() -> None
             torch.testing.assert_close(compute(inputs), expected(inputs))
     finally:
         stop.set()
-        other.join()
+        uploading_thread.join()

@@ -26,11 +26,11 @@ def network(channels: int) -> Any:
     image = op.parameter([-1, channels, -1, -1, -1], np.float32)
     image.get_output_tensor(0).set_names({"image"})
     ones, pads = [1, 1, 1], [1, 1, 1]
-    seen: Any = image
+    feature_map: Any = image
     first = random.normal(0, 1 / np.sqrt(27 * channels), (CHANNELS, channels, 3, 3, 3))
     for weights in (first.astype(np.float32), np.full((1, CHANNELS, 3, 3, 3), 1 / 32, np.float32)):
-        seen = op.relu(op.convolution(seen, op.constant(weights), ones, pads, pads, ones))
-    result = op.result(seen)
+        feature_map = op.relu(op.convolution(feature_map, op.constant(weights), ones, pads, pads, ones))
+    result = op.result(feature_map)
     result.get_output_tensor(0).set_names({"found"})
     return openvino.Model([result], [image], "network")
 
@@ -53,7 +53,7 @@ def test_the_bf16_error_is_halved(tmp_path: Path) -> None:
     file = tmp_path / "network.xml"
     openvino.save_model(network(1), file, compress_to_fp16=False)
     found = compile_model(file, "bf16", Placement("cpu", 1))([image])[0]
-    errors = [np.sqrt(np.mean((one - exact) ** 2)) for one in (found, plain)]
+    errors = [np.sqrt(np.mean((output - exact) ** 2)) for output in (found, plain)]
     assert errors[0] < errors[1] / 2, errors
     assert "bf16" in OpenVino.formats
 

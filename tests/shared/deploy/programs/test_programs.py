@@ -92,12 +92,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEnt
         pytest.skip("there is no C++ compiler")
     from torch._inductor import config
 
-    made = tmp_path_factory.mktemp("compiled")
+    root = tmp_path_factory.mktemp("compiled")
     inputs = {"first": torch.rand(2, 2), "second": torch.rand(2, 2)}
     dense = DenseNetwork(module=Weighted(), inputs=inputs, outputs=("y",))
     # What calls the kernels is a long source, which a compiler takes seconds to optimise.
     with config.patch("aot_inductor.compile_wrapper_opt_level", "O0"):
-        return made, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))["aotinductor"]
+        return root, make_programs(dense, ["aotinductor"], root, "", random_examples(dense))["aotinductor"]
 
 
 def test_a_compiled_program_takes_its_inputs_by_name(
@@ -228,29 +228,29 @@ def test_a_signal_is_handled_after_another_thread_freed_an_openvino_model(folder
         "signal.raise_signal(signal.SIGTERM)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(folder / "model.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (completed.returncode, completed.stdout) == (0, "handled\n"), completed.stderr
 
 
 def test_openvino_caches_compiled_models_by_content(artifact: Artifact, folder: Path) -> None:
-    given = {"image": torch.rand(2, 1, 6, 4), "gain": torch.ones(2)}
+    inputs = {"image": torch.rand(2, 1, 6, 4), "gain": torch.ones(2)}
     with use_program("openvino"):
-        first = opened(artifact)(given)
-        kept = cache_folder(artifact) / "compiled"
-        assert list(kept.rglob("*.blob"))
-        assert relative_error(first, opened(artifact)(given)) == 0
-        for blob in kept.rglob("*.blob"):
+        first = opened(artifact)(inputs)
+        compiled_cache = cache_folder(artifact) / "compiled"
+        assert list(compiled_cache.rglob("*.blob"))
+        assert relative_error(first, opened(artifact)(inputs)) == 0
+        for blob in compiled_cache.rglob("*.blob"):
             blob.write_bytes(blob.read_bytes()[:100])
-        assert relative_error(first, opened(artifact)(given)) == 0
-        other = network()
+        assert relative_error(first, opened(artifact)(inputs)) == 0
+        other_network = network()
         with torch.no_grad():
-            other.module.second.bias += 1
-        make_programs(other, ["onnx"], artifact.path.parent, "", random_examples(other))
-        changed, there = artifact.path.parent / "model.onnx", artifact.path / "model.onnx"
-        os.utime(changed, ns=(there.stat().st_atime_ns, there.stat().st_mtime_ns))  # a copy within the same second
-        assert changed.stat().st_size == there.stat().st_size
-        changed.replace(there)
-        assert relative_error(load_eager(other)(given), opened(artifact)(given)) < 1e-4
+            other_network.module.second.bias += 1
+        make_programs(other_network, ["onnx"], artifact.path.parent, "", random_examples(other_network))
+        changed, stored = artifact.path.parent / "model.onnx", artifact.path / "model.onnx"
+        os.utime(changed, ns=(stored.stat().st_atime_ns, stored.stat().st_mtime_ns))  # a copy within the same second
+        assert changed.stat().st_size == stored.stat().st_size
+        changed.replace(stored)
+        assert relative_error(load_eager(other_network)(inputs), opened(artifact)(inputs)) < 1e-4
 
 
 def test_a_program_that_cannot_be_loaded_is_skipped_with_a_remark(artifact: Artifact) -> None:
@@ -311,19 +311,19 @@ def test_an_altered_program_in_the_cache_is_not_used(artifact: Artifact, tmp_pat
 @pytest.mark.parametrize("requested", [None, "onnx"])
 def test_an_onnx_file_of_unknown_weights_is_replaced(artifact: Artifact, requested: str | None) -> None:
     """The ONNX file is next to other weights with the right digests, and the manifest has no entry for it."""
-    other = network()
+    other_network = network()
     with torch.no_grad():
-        other.module.second.bias += 5
-    save_file({key: value.clone() for key, value in other.module.state_dict().items()}, artifact.path / WEIGHTS)
+        other_network.module.second.bias += 5
+    save_file({key: value.clone() for key, value in other_network.module.state_dict().items()}, artifact.path / WEIGHTS)
     files = {**artifact.manifest.files, WEIGHTS: describe_file(artifact.path / WEIGHTS)}
     write_manifest(artifact.path, replace(artifact.manifest, programs={}, files=files))
     changed = open_artifact(artifact.path)
     inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
     with use_program(requested):
-        first, second = opened(changed, build=lambda: other), opened(changed, build=lambda: other)
+        first, second = opened(changed, build=lambda: other_network), opened(changed, build=lambda: other_network)
     for program in (first, second):
         assert requested in (None, program.name)
-        assert relative_error(load_eager(other)(inputs), program(inputs)) < 0.02
+        assert relative_error(load_eager(other_network)(inputs), program(inputs)) < 0.02
     (remark,) = first.remarks
     assert "does not say from which weights it was made" in remark and "--make onnx" in remark
     assert not second.remarks

@@ -117,7 +117,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     return open_artifact(home)
 
 
-def given(folder: Path, text: str) -> list[Path]:
+def images(folder: Path, text: str) -> list[Path]:
     (folder / "images.txt").write_text(text)
     return [folder / "images.txt"]
 
@@ -126,7 +126,7 @@ def given(folder: Path, text: str) -> list[Path]:
 def test_a_quantised_program_is_accepted_or_rejected_by_its_score(artifact: Artifact, tmp_path: Path) -> None:
     data: Any = None
     lines: list[str] = []
-    entry = quantize(make_app(0.799), artifact, data, files=given(tmp_path, "12"), report=lines.append)
+    entry = quantize(make_app(0.799), artifact, data, files=images(tmp_path, "12"), report=lines.append)
     assert entry.scores["accepted"] is True and entry.scores["before"][0]["value"] == 0.8
     assert entry.scores["after"][0]["count"] == "3 nodules" and "12 inputs of images.txt" in entry.inputs
     assert 0 < entry.error < 0.3 and any("CPM: 0.8 before, 0.799 after" in line for line in lines)
@@ -147,23 +147,25 @@ def test_it_is_reported_if_predictors_reject_an_accepted_program(
     data: Any = None
     lines: list[str] = []
     app = replace(make_app(0.8), predictor=lambda artifacts, device: BlurPredictor(artifacts[0], brightness))
-    assert quantize(app, artifact, data, files=given(tmp_path, "12"), report=lines.append).scores["accepted"] is True
-    said = [line for line in lines if line.startswith("openvino-int8 is rejected: its outputs differ from torch's")]
-    assert len(said) == times and all("only with --program openvino-int8" in line for line in said)
+    assert quantize(app, artifact, data, files=images(tmp_path, "12"), report=lines.append).scores["accepted"] is True
+    rejections = [
+        line for line in lines if line.startswith("openvino-int8 is rejected: its outputs differ from torch's")
+    ]
+    assert len(rejections) == times and all("only with --program openvino-int8" in line for line in rejections)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_rejected_program_is_used_only_by_name_and_with_a_remark(artifact: Artifact, tmp_path: Path) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1% of a score in INT8"):
-        quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
+        quantize(make_app(0.7), artifact, data, files=images(tmp_path, "12"))
     assert BlurPredictor(artifact).programs["blur"].name != "openvino-int8"
     with use_program("openvino-int8"):
         program = BlurPredictor(artifact).programs["blur"]
     assert program.name == "openvino-int8"
     scores = "CPM 0.8 before, 0.7 after"
     assert f"the requested program openvino-int8 was rejected for its score: {scores}" in program.remarks
-    forced = quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"), force=True)
+    forced = quantize(make_app(0.7), artifact, data, files=images(tmp_path, "12"), force=True)
     assert forced.scores["accepted"] is True and forced.scores["forced"] is True
     with use_program("openvino-int8"):
         assert not BlurPredictor(artifact).programs["blur"].remarks
@@ -175,21 +177,21 @@ def test_an_accepted_program_stays_if_another_attempt_is_rejected(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into_artifact: bool
 ) -> None:
     data: Any = None
-    entry = quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), into_artifact=into_artifact)
+    entry = quantize(make_app(0.8), artifact, data, files=images(tmp_path, "12"), into_artifact=into_artifact)
     if into_artifact:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    held = open_artifact(artifact.path)
-    file = stored_programs(held)[0]["openvino-int8"].path
+    opened = open_artifact(artifact.path)
+    file = stored_programs(opened)[0]["openvino-int8"].path
     before = describe_file(file), describe_file(file.with_suffix(".bin"))
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
-        quantize(make_app(0.7), held, data, files=given(tmp_path, "16"))
-    found = stored_programs(held)[0]["openvino-int8"]
+        quantize(make_app(0.7), opened, data, files=images(tmp_path, "16"))
+    found = stored_programs(opened)[0]["openvino-int8"]
     assert found == StoredProgram(file, entry) and before == (
         describe_file(file),
         describe_file(file.with_suffix(".bin")),
     )
     with use_program("openvino-int8"):
-        program = BlurPredictor(held).programs["blur"]
+        program = BlurPredictor(opened).programs["blur"]
     assert program.name == "openvino-int8" and not program.remarks
 
 
@@ -199,16 +201,20 @@ def test_an_accepted_program_of_the_artifact_precedes_a_rejected_one_in_the_cach
 ) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
-        quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
-    refused = stored_programs(artifact)[0]["openvino-int8"]
-    assert refused.entry is not None
-    accepted = replace(refused.entry, scores={"accepted": True})
+        quantize(make_app(0.7), artifact, data, files=images(tmp_path, "12"))
+    rejected = stored_programs(artifact)[0]["openvino-int8"]
+    assert rejected.entry is not None
+    accepted = replace(rejected.entry, scores={"accepted": True})
     files = dict(artifact.manifest.files)
-    for made in (refused.path, refused.path.with_suffix(".bin")):
-        shutil.copy(made, artifact.path / made.name)
-        files[made.name] = describe_file(made)
-    held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}, files=files))
-    assert stored_programs(held)[0]["openvino-int8"] == StoredProgram(artifact.path / refused.path.name, accepted)
+    for file in (rejected.path, rejected.path.with_suffix(".bin")):
+        shutil.copy(file, artifact.path / file.name)
+        files[file.name] = describe_file(file)
+    accepted_artifact = Artifact(
+        artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}, files=files)
+    )
+    assert stored_programs(accepted_artifact)[0]["openvino-int8"] == StoredProgram(
+        artifact.path / rejected.path.name, accepted
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -216,13 +222,13 @@ def test_a_quantised_program_becomes_part_of_the_artifact(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data: Any = None
-    entry = quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), into_artifact=True)
+    entry = quantize(make_app(0.8), artifact, data, files=images(tmp_path, "12"), into_artifact=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    held = open_artifact(artifact.path)
-    assert held.manifest.programs["openvino-int8"] == entry
-    assert {"openvino-int8.xml", "openvino-int8.bin"} <= held.manifest.files.keys()
+    opened = open_artifact(artifact.path)
+    assert opened.manifest.programs["openvino-int8"] == entry
+    assert {"openvino-int8.xml", "openvino-int8.bin"} <= opened.manifest.files.keys()
     with use_program("openvino-int8"):
-        assert BlurPredictor(held).programs["blur"].name == "openvino-int8"
+        assert BlurPredictor(opened).programs["blur"].name == "openvino-int8"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +244,7 @@ def test_a_calibration_set_that_is_too_small_or_of_another_domain_is_refused(
 ) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match=sentence):
-        quantize(make_app(0.8), artifact, data, files=given(tmp_path, text))
+        quantize(make_app(0.8), artifact, data, files=images(tmp_path, text))
 
 
 def test_a_network_that_openvino_cannot_compute_is_refused(
@@ -250,7 +256,7 @@ def test_a_network_that_openvino_cannot_compute_is_refused(
     data: Any = None
     monkeypatch.setattr(openvino, "compile_in_memory", compiled)
     with pytest.raises(InvalidInputError, match=r"this network in INT8; .* with --int8 dynamic"):
-        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"))
+        quantize(make_app(0.8), artifact, data, files=images(tmp_path, "12"))
 
 
 def test_a_network_without_onnx_is_refused_before_calibration(
@@ -285,7 +291,7 @@ def test_a_network_with_recurrent_layers_is_refused_before_calibration(
     data: Any = None
     lines: list[str] = []
     with pytest.raises(InvalidInputError, match=r"recurrent layers \(LSTMSequence\), .* with --int8 dynamic"):
-        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), report=lines.append)
+        quantize(make_app(0.8), artifact, data, files=images(tmp_path, "12"), report=lines.append)
     assert not lines
 
 
@@ -300,32 +306,32 @@ def test_calibration_uses_training_cases_unless_files_are_given(
 ) -> None:
     monkeypatch.setattr(calibrating, "recipe_of", lambda app, recipe: SimpleNamespace(input=0.5))
     monkeypatch.setattr(Artifact, "recipe", lambda self: {})
-    asked: list[tuple[Any, Any, int]] = []
+    requests: list[tuple[Any, Any, int]] = []
 
-    def training_cases(data: Any, input: Any, most: int) -> Iterator[Tensor]:
-        asked.append((data, input, most))
+    def training_cases(data: Any, input: Any, max_cases: int) -> Iterator[Tensor]:
+        requests.append((data, input, max_cases))
         return (torch.full((4, 1, 8, 8), input + number / 10) for number in range(data.training))
 
     app = replace(make_app(0.8), training_cases=training_cases)
     data: Any = Images(training=20)
     found = calibration_inputs(app, artifact, data=data)
-    assert asked == [(data, 0.5, 64)]
+    assert requests == [(data, 0.5, 64)]
     assert found.description == "64 inputs of 16 training cases (images of nothing)"
-    assert [float(one["image"].mean()) for one in found.inputs[:3]] == pytest.approx([0.5, 0.6, 0.7])
-    named = calibration_inputs(app, artifact, given(tmp_path, "12"), data=data)
-    assert len(asked) == 1 and named.description == "12 inputs of images.txt"
+    assert [float(inputs["image"].mean()) for inputs in found.inputs[:3]] == pytest.approx([0.5, 0.6, 0.7])
+    named = calibration_inputs(app, artifact, images(tmp_path, "12"), data=data)
+    assert len(requests) == 1 and named.description == "12 inputs of images.txt"
     few: Any = Images(training=1)
     with pytest.raises(InvalidInputError, match=r"gets only 4 inputs from 1 training cases .* needs at least 8"):
         calibration_inputs(app, artifact, data=few)
 
 
 def test_recorded_calls_are_sampled_from_the_whole_case() -> None:
-    kept = calibrating.InputRecorder(max_per_case=4)
+    recorder = calibrating.InputRecorder(max_per_case=4)
     for case in range(20):
         for call in range(100):
-            kept.add({"image": torch.tensor([[100.0 * case + call]])})
-        kept.end_case()
-    values = [int(one["image"]) for one in kept.calls]
+            recorder.add({"image": torch.tensor([[100.0 * case + call]])})
+        recorder.end_case()
+    values = [int(inputs["image"]) for inputs in recorder.calls]
     assert [value // 100 for value in values] == [case for case in range(20) for _ in range(4)]
     within = sorted(value % 100 for value in values)
     assert len(values) == 80 and within[15] < 35 and within[-16] > 65
@@ -343,8 +349,8 @@ def test_artifacts_served_together_are_scored_together(artifact: Artifact, tmp_p
     class Both(BlurPredictor):
         def __init__(self, artifacts: Sequence[Artifact]) -> None:
             super().__init__(artifacts[0])
-            for one in artifacts[1:]:
-                self.programs[one.manifest.name] = BlurPredictor(one).programs["blur"]
+            for artifact in artifacts[1:]:
+                self.programs[artifact.manifest.name] = BlurPredictor(artifact).programs["blur"]
 
     def score(predictor: Any, data: Any, limit: int | None) -> tuple[DomainScore, ...]:
         together.append({name: program.name for name, program in predictor.programs.items()})
@@ -358,12 +364,12 @@ def test_artifacts_served_together_are_scored_together(artifact: Artifact, tmp_p
         served_with=lambda one: [second],
     )
     data: Any = None
-    entry = quantize(app, artifact, data, files=given(tmp_path, "12"))
+    entry = quantize(app, artifact, data, files=images(tmp_path, "12"))
     assert entry.scores["accepted"] is True
-    assert [one["blur"] for one in together] == ["torch", "openvino-int8"]
+    assert [programs["blur"] for programs in together] == ["torch", "openvino-int8"]
     assert together[0]["second"] == together[1]["second"] != "openvino-int8"
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
-        quantize(replace(app, served_with=lambda one: ()), artifact, data, files=given(tmp_path, "12"))
+        quantize(replace(app, served_with=lambda one: ()), artifact, data, files=images(tmp_path, "12"))
 
 
 @pytest.mark.parametrize(("gains", "precision"), [(True, "bf16"), (False, "f32")])

@@ -125,8 +125,8 @@ def test_the_quantisation_of_a_layer_is_undone_in_a_copy(model: Any) -> None:
     quantised = quantise(model, rows(8, seed=0), smoothing=SMOOTHING_ALPHA, correct_biases=False)
     expected = [run(model)(row) for row in rows(2, seed=1)]
 
-    def error(one: Any) -> float:
-        return output_error(expected, [run(one)(row) for row in rows(2, seed=1)], ("logits",))
+    def error(candidate: Any) -> float:
+        return output_error(expected, [run(candidate)(row) for row in rows(2, seed=1)], ("logits",))
 
     before = error(quantised)
     ruined = layer_names(model)[2]
@@ -187,8 +187,14 @@ def test_smoothing_of_unequal_channels_is_folded_into_layers(kind: type[nn.Modul
     for smoothing in (None, SMOOTHING_ALPHA):
         quantised = quantise(model, images, smoothing=smoothing)
         errors[smoothing] = output_error(expected, [run(quantised)(image) for image in images], ("logits",))
-    smoothed = [one for one in quantised.get_ordered_ops() if "smooth_quant" in one.get_friendly_name()]
-    behind = [one.input_value(0).get_node().get_type_name() for one in smoothed if one.get_type_name() == "Multiply"]
+    smoothed = [
+        operation for operation in quantised.get_ordered_ops() if "smooth_quant" in operation.get_friendly_name()
+    ]
+    behind = [
+        operation.input_value(0).get_node().get_type_name()
+        for operation in smoothed
+        if operation.get_type_name() == "Multiply"
+    ]
     assert not {"Relu", "Concat"} & {*behind}, "the factors have gone into the layers before"
     assert errors[SMOOTHING_ALPHA] < 0.5 * errors[None]
 

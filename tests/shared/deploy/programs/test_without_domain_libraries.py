@@ -29,8 +29,8 @@ assert not imported, imported
 
 
 def _run(script: str) -> None:
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_forecast_imports_no_torch(tmp_path: Path) -> None:
