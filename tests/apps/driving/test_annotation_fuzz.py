@@ -285,7 +285,7 @@ def test_a_label_file_of_cityscapes(folder, at, value):
 )
 def test_a_log_of_argoverse(folder, place, column):
     name, changed = place
-    tables = {one: {label: pa.array(cells) for label, cells in columns.items()} for one, columns in LOG.items()}
+    tables = {table: {label: pa.array(cells) for label, cells in columns.items()} for table, columns in LOG.items()}
     if column is None:
         del tables[name][changed]
     elif len(column) == len(tables[name][changed]):

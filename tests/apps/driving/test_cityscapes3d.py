@@ -113,7 +113,7 @@ def test_a_resized_cityscapes_image_gets_a_remark(tmp_path):
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
     write_city(frame, tmp_path, "aachen_000000_000019")
     file, label = (
-        shutil.copy(one, tmp_path) for one in sorted(tmp_path.rglob("aachen_*"), reverse=True) if one.is_file()
+        shutil.copy(file, tmp_path) for file in sorted(tmp_path.rglob("aachen_*"), reverse=True) if file.is_file()
     )
     (read,) = read_frames([Path(label), Path(file)])
     assert not read.remarks
@@ -217,20 +217,20 @@ def test_a_data_set_is_processed_image_by_image(predictor, ask, tmp_path):
     frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
     write_city(frame, tmp_path, "aachen_000000_000019")
     image = write_image(tmp_path, "berlin_000000_000019", (2048, 1024))
-    said = []
-    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 1
-    assert any("berlin_000000_000019_leftImg8bit.png has no berlin_000000_000019_camera.json" in line for line in said)
+    log = []
+    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), log.append) == 1
+    assert any("berlin_000000_000019_leftImg8bit.png has no berlin_000000_000019_camera.json" in line for line in log)
     write_camera(tmp_path, "berlin_000000_000019", STUTTGART)
-    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 0
+    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), log.append) == 0
     written = sorted(file.name for file in (tmp_path / "out" / "cityscapes3d").iterdir())
     assert written == ["aachen_000000_000019_gtBbox3d.json", "berlin_000000_000019_gtBbox3d.json"]
-    assert said[-1].endswith("cityscapes3d, the benchmark's result files of the frames done so far")
+    assert log[-1].endswith("cityscapes3d, the benchmark's result files of the frames done so far")
     (tmp_path / "out2").mkdir()
-    assert predict_folder(predictor, image.parent, tmp_path / "out2", Options(score=0.02), said.append) == 0
+    assert predict_folder(predictor, image.parent, tmp_path / "out2", Options(score=0.02), log.append) == 0
     assert len((tmp_path / "out2" / "frames.jsonl").read_text().splitlines()) == 1
     loose = shutil.copytree(image.parent, tmp_path / "loose")
     shutil.copy(tmp_path / "camera/test/berlin/berlin_000000_000019_camera.json", loose)
-    assert predict_folder(predictor, loose, tmp_path / "out3", Options(score=0.02), said.append) == 0
+    assert predict_folder(predictor, loose, tmp_path / "out3", Options(score=0.02), log.append) == 0
     response = ask(Request(files=(image,), options={"score": "0.02"}))
     assert json.loads(response.files[written[1]]) == json.loads(
         (tmp_path / "out/cityscapes3d" / written[1]).read_text()

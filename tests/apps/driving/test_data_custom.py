@@ -38,9 +38,9 @@ def root(frames, tmp_path):
             sweep.with_suffix(".pcd").write_bytes(pcd(frame.points_lidar_m, "binary_compressed"))
         else:
             frame.points_lidar_m.astype("<f4").tofile(sweep.with_suffix(".bin"))
-        called = {"car": "Vehicle", "van": "Vehicle"}
+        class_names = {"car": "Vehicle", "van": "Vehicle"}
         rows = [
-            " ".join(f"{value:.5f}" for value in box) + f" {called.get(name, name.capitalize())}"
+            " ".join(f"{value:.5f}" for value in box) + f" {class_names.get(name, name.capitalize())}"
             for box, name in zip(frame.truth.array, frame.truth.names, strict=True)
         ]
         (tmp_path / "own" / "labels" / f"drive-{number}.txt").write_text("\n".join(rows) + "\n")
@@ -74,22 +74,22 @@ def test_splits_come_from_image_sets_or_every_fifth_frame(root):
     assert data.frames("train").ids == ("drive-0", "drive-5") and data.frames("validation").ids == ("drive-3",)
     (root / "ImageSets" / "train.txt").unlink()
     assert data.frames("train").ids == tuple(f"drive-{n}" for n in (0, 1, 2, 4, 5))
-    for text, said in (("drive-3\ndrive-9\n", r"val\.txt lists drive-9, which is not in points"), ("", "is empty")):
+    for text, message in (("drive-3\ndrive-9\n", r"val\.txt lists drive-9, which is not in points"), ("", "is empty")):
         (root / "ImageSets" / "val.txt").write_text(text)
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             data.frames("train")
 
 
 def test_sweeps_that_would_be_ignored_are_refused(root):
     (root / "points" / "._drive-0.npy").write_bytes(b"macOS keeps its own here")
     assert len(custom.frame_ids(root)) == 6
-    for name, said in (
+    for name, message in (
         ("drive-1.bin", "two files could be the sweep drive-1"),
         ("x.ply", r"x\.ply: PLY is not supported"),
     ):
         (root / "points" / name).write_bytes(b"0" * 16)
         for read in (lambda: read_frames([root]), lambda: Custom(root=root).frames("train")):
-            with pytest.raises(InvalidInputError, match=said):
+            with pytest.raises(InvalidInputError, match=message):
                 read()
         (root / "points" / name).unlink()
     (root / "points" / "day 2").mkdir()
@@ -120,7 +120,7 @@ def test_all_label_classes_are_trained_unless_some_are_named(root):
 
 def test_an_invalid_label_is_refused_with_its_line(root):
     file = root / "labels" / "drive-0.txt"
-    for text, said in (
+    for text, message in (
         ("1 2 3 4 5 6 Car", r"drive-0\.txt, line 1: 7 columns; expected x, y, z, length"),
         ("1 2 3 4 2 1.5 0 Car\n1 2 3 4 0 1.5 0 Car", r"line 2: the size of Car is not positive"),
         ("\n\n1 2 3 4 2 1.5 -90 Car", "line 3: yaw is -90; expected radians, not degrees"),
@@ -132,7 +132,7 @@ def test_an_invalid_label_is_refused_with_its_line(root):
         ("15000 2000 -500 4.2 1.8 1.5 0 Car", r"a Car at \(15000, 2000, -500\) metres; labels must be in metres from"),
     ):
         file.write_text(text)
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             custom.read_frame(root, "drive-0")
     file.write_text("\n")
     assert len(custom.read_frame(root, "drive-0").truth) == 0

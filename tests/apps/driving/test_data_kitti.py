@@ -195,9 +195,9 @@ def test_bad_sweeps_are_refused(tmp_path):
         ("far.bin", np.full((2, 4), 5e4), "over 1 km away"),
         ("bright.bin", good + [0, 0, 0, 299], "intensity must be in"),
     ):
-        with pytest.raises(InvalidInputError, match=sentence) as refused:
+        with pytest.raises(InvalidInputError, match=sentence) as raised:
             kitti.read(write(tmp_path / name, content))
-        assert name in str(refused.value)
+        assert name in str(raised.value)
 
 
 def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
@@ -321,8 +321,8 @@ def test_only_the_named_files_are_used(synthetic, tmp_path):
     root = tmp_path / "k"
     shutil.copytree(synthetic[1], root)
     sweep, image = root / "velodyne" / "000007.bin", root / "image_2" / "000007.png"
-    (seen,) = kitti.read(image)
-    assert seen.points_lidar_m is None and seen.truth is None and len(seen.cameras) == 1
+    (camera_frame,) = kitti.read(image)
+    assert camera_frame.points_lidar_m is None and camera_frame.truth is None and len(camera_frame.cameras) == 1
     (swept,) = kitti.read(sweep)
     assert swept.points_lidar_m is not None and swept.truth is None and swept.cameras == {}
     (both,) = kitti.read_files([sweep, image])

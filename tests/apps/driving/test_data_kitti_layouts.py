@@ -83,12 +83,12 @@ def test_a_raw_drive_gives_its_frames(drive, synthetic):
 
 
 def test_sequences_are_processed_one_frame_at_a_time(predictor, tracking, tmp_path):
-    said = []
-    assert predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), said.append) == 0
+    log = []
+    assert predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), log.append) == 0
     written = sorted(file.name for file in (tmp_path / "out").glob("*.txt"))
     assert written == ["0000_000000.txt", "0000_000001.txt", "0007_000005.txt"]
-    predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), said.append)
-    assert any("3 frames, 3 of them already done" in line for line in said)
+    predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), log.append)
+    assert any("3 frames, 3 of them already done" in line for line in log)
 
 
 def test_images_without_sweeps_are_read_with_the_calibrations_beside_them(synthetic, monkeypatch):

@@ -90,8 +90,8 @@ def test_a_changed_label_file_makes_a_new_pack(kitti_root, tmp_path):
     root = shutil.copytree(kitti_root, tmp_path / "k")
     before = Kitti(root=root).pack("train", LidarInput())
     file = root / "training" / "label_2" / "000000.txt"
-    kept = [line for line in file.read_text().splitlines() if not line.startswith("Car")]
-    file.write_text("\n".join(kept) + "\n")
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("Car")]
+    file.write_text("\n".join(lines) + "\n")
     after = Kitti(root=root).pack("train", LidarInput())
     assert before.folder != after.folder
     assert len(after.table(0)) < len(before.table(0))
@@ -137,7 +137,10 @@ def test_classes_keep_their_settings_and_new_ones_have_the_mean_size_of_their_la
 
 def test_a_van_is_trained_as_its_merge_target(kitti_root):
     merged, apart = (Kitti(root=kitti_root, merge=merge) for merge in ((("van", "car"),), ()))
-    cars = [sum(int((one.train(LidarInput()).objects(n)[1] == 2).sum()) for n in range(5)) for one in (merged, apart)]
+    cars = [
+        sum(int((data_set.train(LidarInput()).objects(n)[1] == 2).sum()) for n in range(5))
+        for data_set in (merged, apart)
+    ]
     assert cars[0] > cars[1] > 0
 
 
@@ -160,8 +163,8 @@ def test_facts_list_trained_classes_and_scenes_in_both_splits(kitti_root, tmp_pa
 def test_pasting_depends_only_on_the_key_and_avoids_collisions(kitti_root):
     sweeps = Kitti(root=kitti_root).train(LidarInput())
     pasted = sweeps.batch(np.array([0]), Key(seed=1, epoch=0))
-    again = Kitti(root=kitti_root).train(LidarInput()).batch(np.array([3, 0]), Key(seed=1, epoch=0))
-    assert torch.equal(pasted["points"][0], again["points"][1]) and torch.equal(pasted["boxes"][0], again["boxes"][1])
+    second = Kitti(root=kitti_root).train(LidarInput()).batch(np.array([3, 0]), Key(seed=1, epoch=0))
+    assert torch.equal(pasted["points"][0], second["points"][1]) and torch.equal(pasted["boxes"][0], second["boxes"][1])
     plain = sweeps.batch(np.array([0]), None)
     assert len(pasted["labels"][0]) > len(plain["labels"][0])
     points, boxes = sweeps.pack.points(0), sweeps.objects(0)[0]

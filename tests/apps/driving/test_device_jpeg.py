@@ -27,14 +27,14 @@ def nvjpeg(monkeypatch):
     """Replaces torchvision's CUDA decoder by its CPU decoder; returns the list of requested modes."""
     import torchvision.io
 
-    decode, asked = torchvision.io.decode_jpeg, []
+    decode, modes = torchvision.io.decode_jpeg, []
 
     def on_cuda(content, mode, device):
-        asked.append(mode.name)
+        modes.append(mode.name)
         return decode(content, mode).to(device)
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", on_cuda)
-    return asked
+    return modes
 
 
 def save(path, pixels, mode="RGB", **settings):
@@ -42,17 +42,17 @@ def save(path, pixels, mode="RGB", **settings):
     return path
 
 
-@pytest.mark.parametrize(("mode", "asked"), [("RGB", "RGB"), ("L", "GRAY")])
-def test_a_jpeg_is_decoded_on_the_device(tmp_path, pixels, nvjpeg, mode, asked):
+@pytest.mark.parametrize(("mode", "expected_mode"), [("RGB", "RGB"), ("L", "GRAY")])
+def test_a_jpeg_is_decoded_on_the_device(tmp_path, pixels, nvjpeg, mode, expected_mode):
     path = save(tmp_path / "image.jpg", pixels, mode)
     expected = read_image(path)
     with fake_cuda() as device:
         found = read_image(path, "cuda")
         assert found.on_device.device == device
-        there = found.on_device.cpu().permute(1, 2, 0).numpy()
-    assert nvjpeg == [asked] and isinstance(found, DeviceImage)
+        on_device_pixels = found.on_device.cpu().permute(1, 2, 0).numpy()
+    assert nvjpeg == [expected_mode] and isinstance(found, DeviceImage)
     assert found.shape == expected.shape == (60, 90, 3) and found.dtype == np.uint8
-    assert np.array_equal(there, found) and np.abs(found.astype(int) - expected).max() <= 2
+    assert np.array_equal(on_device_pixels, found) and np.abs(found.astype(int) - expected).max() <= 2
     # Views and copies of an image do not carry the pixels on the device.
     assert found[::2].on_device is None and found.copy().on_device is None and (found + 1).on_device is None
 

@@ -56,8 +56,8 @@ def write_tables(root, *, turning, sweeps=12):
                 "filename": f"{folder}/LIDAR_TOP/{number}.bin", "timestamp": round(1e6 * (1000 - number / HZ)),
             }
         )  # fmt: skip
-        seen = (LANDMARKS[:3] - [0, 0, 1.8] - at[:3, 3]) @ at[:3, :3]
-        rows = np.concatenate([seen, LANDMARKS[3:] - [0, 0, 1.8]])
+        landmarks = (LANDMARKS[:3] - [0, 0, 1.8] - at[:3, 3]) @ at[:3, :3]
+        rows = np.concatenate([landmarks, LANDMARKS[3:] - [0, 0, 1.8]])
         points = np.concatenate([rows, [[10.0 * number, 7]] * 4], axis=1).astype("<f4")
         (root / data[-1]["filename"]).write_bytes(points.tobytes())
     tables = {
@@ -105,13 +105,13 @@ def test_a_frame_kept_in_full_is_restored_unchanged(tmp_path):
         reference_offset_m=np.float32([0.06, 0, 0]),
     )
     frame = replace(key_frame(tmp_path), cameras={"CAM_FRONT": camera})
-    kept = read_whole_frame(whole_frame(frame), frame.name)
+    restored = read_whole_frame(whole_frame(frame), frame.name)
     layout = point_layout(MMDet3DModel(config=SSN))
-    assert np.array_equal(layout.points(kept), layout.points(frame)) and len(kept.earlier_sweeps) == 10
-    assert np.array_equal(kept.lidar_to_global, frame.lidar_to_global)
-    (again,) = kept.cameras.values()
-    assert np.array_equal(again.image_HWC, camera.image_HWC)
-    assert np.array_equal(again.reference_offset_m, camera.reference_offset_m)
+    assert np.array_equal(layout.points(restored), layout.points(frame)) and len(restored.earlier_sweeps) == 10
+    assert np.array_equal(restored.lidar_to_global, frame.lidar_to_global)
+    (restored_camera,) = restored.cameras.values()
+    assert np.array_equal(restored_camera.image_HWC, camera.image_HWC)
+    assert np.array_equal(restored_camera.reference_offset_m, camera.reference_offset_m)
 
 
 def test_earlier_sweeps_equal_those_loaded_by_mmdet3d(tmp_path):
@@ -155,7 +155,7 @@ def test_fewer_sweeps_than_in_training_get_a_remark():
     frame = Frame(name="one", points_lidar_m=points, cameras={})
     several = replace(frame, earlier_sweeps=(sweep,) * 9)
     found = predictor.predict([frame, replace(frame, earlier_sweeps=(sweep,)), several])
-    one, two, ten = ([text for text in made.remarks if "together" in text] for made in found)
+    one, two, ten = ([text for text in detections.remarks if "together" in text] for detections in found)
     assert one == ["One sweep is used; mmdet3d_lidar was trained on 10 together and finds fewer objects in fewer."]
     assert (
         two == ["2 sweeps are used; mmdet3d_lidar was trained on 10 together and finds fewer objects in fewer."]

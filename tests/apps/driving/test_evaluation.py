@@ -61,9 +61,9 @@ def predictor_of(detector):
 def cells(table, **wanted):
     """The cells, by column, of the row whose first columns match."""
     for row in table.rows:
-        named = dict(zip(table.columns, row, strict=True))
-        if all(named[column.replace("_", "")] == value for column, value in wanted.items()):
-            return named
+        cells_by_column = dict(zip(table.columns, row, strict=True))
+        if all(cells_by_column[column.replace("_", "")] == value for column, value in wanted.items()):
+            return cells_by_column
     raise AssertionError(f"no row {wanted} in {table.rows}")
 
 

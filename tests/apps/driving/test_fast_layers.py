@@ -80,11 +80,11 @@ def test_gradients_and_autocast_are_left_to_mmcv(modulated):
 def test_folded_layers_can_be_folded_again_and_pickled():
     layer, fast = packed(True, 1, 1, 1, 1)
     both = nn.Sequential(layer, nn.GroupNorm(2, 6))
-    again = pickle.loads(pickle.dumps(fold_batch_norms(fold_batch_norms(both))))
+    restored = pickle.loads(pickle.dumps(fold_batch_norms(fold_batch_norms(both))))
     image = torch.randn(2, 8, 9, 12)
     with torch.inference_mode():
-        assert torch.allclose(again(image), both(image), atol=1e-5)
-        assert torch.equal(again[0](image), fast(image))
+        assert torch.allclose(restored(image), both(image), atol=1e-5)
+        assert torch.equal(restored[0](image), fast(image))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 5, 6), (0, 8, 1, 1)])
@@ -127,7 +127,10 @@ def test_smoke_is_computed_as_exactly_as_by_mmdet3ds_own_modules(smoke):
 
     def error(found):
         pairs = zip(itertools.chain(*found), itertools.chain(*exact), strict=True)
-        return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+        return max(
+            float((found_map - expected_map).abs().max() / expected_map.abs().max())
+            for found_map, expected_map in pairs
+        )
 
     _, detector = smoke
     image = torch.randn(1, 3, 192, 256)
@@ -143,5 +146,9 @@ def test_smoke_has_its_channels_last_and_is_not_sampled_channel_by_channel(smoke
     with torch.inference_mode():
         boxes, scores, _ = network.predict(random_camera())
     assert len(boxes) == len(scores) and bool(boxes.isfinite().all())
-    layer = next(one for one in network.detector.modules() if isinstance(one, nn.Conv2d) and one.kernel_size == (3, 3))
+    layer = next(
+        module
+        for module in network.detector.modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    )
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)

@@ -32,16 +32,16 @@ def test_mmdet3ds_own_modules_predict_if_the_fast_path_differs(kind, tmp_path, c
     detector = of_great_means(trained(config))
     file = save(tmp_path / "a.pth", detector, config.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "ignored_weights: none\nremarks: mmdet3d's own modules compute it, more slowly" in told or kind == "fcos3d"
-    assert "mmdet3d's own modules compute it, more slowly" in told and "its fast path differs from" in told
+    output = capsys.readouterr().out
+    assert "ignored_weights: none\nremarks: mmdet3d's own modules compute it, more slowly" in output or kind == "fcos3d"
+    assert "mmdet3d's own modules compute it, more slowly" in output and "its fast path differs from" in output
     name = "mmdet3d_lidar" if kind == "pointpillars" else "mmdet3d_camera"
     artifact = open_artifact(tmp_path / name / "1")
     assert artifact.manifest.source["parity"]["largest_relative_difference"] > 1e-3
     assert not (artifact.path / "model.onnx").exists()
     network = DrivingPredictor.load([artifact], "cpu").detectors[name].network
-    kept = [module for module in network.detector.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert type(network.detector) is type(detector) and len(kept) > 0
+    batch_norms = [module for module in network.detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert type(network.detector) is type(detector) and len(batch_norms) > 0
     if kind == "pointpillars":
         points = np.random.default_rng(0).uniform([0, -20, -2, 0], [40, 20, 2, 1], (9000, 4)).astype(np.float32)
         (found,) = DrivingPredictor.load([artifact], "cpu").predict(
@@ -56,8 +56,8 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
     detector.backbone.blocks[0][0].weight.data[0] = torch.nan
     file = save(tmp_path / "a.pth", detector, config.pretty_text)
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "a.pth outputs values that are not finite" in told and "an earlier epoch" in told
+    stderr = capsys.readouterr().err
+    assert "a.pth outputs values that are not finite" in stderr and "an earlier epoch" in stderr
 
 
 def test_deformable_convolutions_with_nan_offsets_are_refused(tmp_path, capsys):
@@ -76,8 +76,8 @@ def test_a_truncated_file_is_refused_with_one_sentence(kept, tmp_path, capsys):
     file = save(tmp_path / "a.pth", nn.Linear(1000, 1000), "")
     file.write_bytes(file.read_bytes()[:kept])
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "a.pth cannot be read: it is truncated; copy or save it again" in told and len(told) < 200
+    stderr = capsys.readouterr().err
+    assert "a.pth cannot be read: it is truncated; copy or save it again" in stderr and len(stderr) < 200
 
 
 def test_large_images_are_not_computed_for_the_comparison(tmp_path):

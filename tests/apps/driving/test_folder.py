@@ -44,18 +44,18 @@ def lines(out):
 
 
 def test_answers_are_the_same_as_in_one_call(ask, predictor, split, tmp_path):
-    said = []
-    assert predict_folder(predictor, split.parent, tmp_path / "out", Options(score=0.2), said.append) == 0
+    log = []
+    assert predict_folder(predictor, split.parent, tmp_path / "out", Options(score=0.2), log.append) == 0
     response = ask(Request(files=(split,), options={"score": "0.2"}))
     assert lines(tmp_path / "out") == response.result["frames"]
     written = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.txt")}
     assert written == {name: text for name, text in response.files.items() if name.endswith(".txt")}
     assert sorted(written) == ["000000.txt", "000002.txt", "000003.txt"]
-    assert "4 frames, 0 of them already done" in said[0]
+    assert "4 frames, 0 of them already done" in log[0]
 
 
 def test_an_interrupted_run_resumes(predictor, split, tmp_path, monkeypatch):
-    out, looked, said = tmp_path / "out", [], []
+    out, looked, log = tmp_path / "out", [], []
     compute = type(predictor).compute
 
     def stopped_at_the_third(self, prepared):
@@ -66,37 +66,37 @@ def test_an_interrupted_run_resumes(predictor, split, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(predictor), "compute", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        predict_folder(predictor, split, out, Options(), said.append)
-    assert "the last frame done is 000001" in said[-1]
+        predict_folder(predictor, split, out, Options(), log.append)
+    assert "the last frame done is 000001" in log[-1]
     # The run was interrupted in the middle of a line.
     with (out / "frames.jsonl").open("a") as file:
         file.write('{"name": "0000')
-    assert predict_folder(predictor, split, out, Options(), said.append) == 0
+    assert predict_folder(predictor, split, out, Options(), log.append) == 0
     assert looked == ["000000", "000001", "000002", "000002", "000003"]
     assert [line["name"] for line in lines(out)] == ["000000", "000001", "000002", "000003"]
-    assert predict_folder(predictor, split, out, Options(), said.append) == 0
+    assert predict_folder(predictor, split, out, Options(), log.append) == 0
     assert len(looked) == 5
 
 
 def test_an_unreadable_frame_is_skipped_and_retried(predictor, split, tmp_path):
-    sweep, said = split / "velodyne" / "000002.bin", []
+    sweep, log = split / "velodyne" / "000002.bin", []
     good = sweep.read_bytes()
     sweep.write_bytes(good[:-3])
-    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 1
-    assert any("left out: 000002.bin has" in text for text in said) and "frames left out: 1" in said[-1]
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), log.append) == 1
+    assert any("left out: 000002.bin has" in text for text in log) and "frames left out: 1" in log[-1]
     assert not (tmp_path / "out" / "000002.txt").exists()
     sweep.write_bytes(good)
-    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), log.append) == 0
     assert {line["name"] for line in lines(tmp_path / "out")} == {f"{n:06d}" for n in range(4)}
 
 
 def test_a_split_with_an_implausible_sensor_height_gets_one_remark(predictor, split, tmp_path):
     for sweep in (split / "velodyne").iterdir():
         (read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
-    said = []
-    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
-    assert sum("The lowest points ahead lie at z" in text for text in said) == 1
-    assert said[-1] == "frames with remarks: 4; see frames.jsonl"
+    log = []
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), log.append) == 0
+    assert sum("The lowest points ahead lie at z" in text for text in log) == 1
+    assert log[-1] == "frames with remarks: 4; see frames.jsonl"
     assert all(line["remarks"] for line in lines(tmp_path / "out"))
 
 
@@ -162,7 +162,7 @@ def test_the_command_processes_a_folder(split, tmp_path, capsys):
     (split / "image_2" / "000002.png").unlink()
     command = ["predict", "driving", str(split), "--each", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 1
-    assert "4 frames, 0 of them already done" in (said := capsys.readouterr().out) and "left out: 000002.bin" in said
+    assert "4 frames, 0 of them already done" in (log := capsys.readouterr().out) and "left out: 000002.bin" in log
     assert len(lines(tmp_path / "out")) == 3
 
 
@@ -232,11 +232,11 @@ def test_argoverse_2_logs_give_the_same_as_in_one_call(ask, predictor, data_root
     for name in ("b", "a"):
         shutil.copytree(log, tmp_path / "split" / "val" / name)
     (tmp_path / "split" / "val" / "b" / "sensors" / "lidar" / "315966265360032000.feather").write_bytes(b"torn")
-    said = []
-    assert predict_folder(predictor, tmp_path / "split", tmp_path / "two", Options(score=0.2), said.append) == 1
+    lines_logged = []
+    assert predict_folder(predictor, tmp_path / "split", tmp_path / "two", Options(score=0.2), lines_logged.append) == 1
     names = [line["name"] for line in lines(tmp_path / "two")]
     assert names == ["a_315966265259836000", "a_315966265360032000", "b_315966265259836000"]
-    assert any("left out" in one and "315966265360032000.feather" in one for one in said)
+    assert any("left out" in line and "315966265360032000.feather" in line for line in lines_logged)
 
 
 def boxes_of(line):
@@ -249,23 +249,23 @@ def test_key_frames_of_a_sample_json_give_the_same_as_in_one_call(ask, predictor
     shutil.copytree(data_root / "driving" / "nuscenes_sample", root)
     content = json.loads((root / "sample.json").read_text())
     (sample,) = content["data_list"]
-    other = copy.deepcopy(sample)
-    other["token"] = "second"
-    for described in (other["lidar_points"], *other["images"].values()):
+    second_sample = copy.deepcopy(sample)
+    second_sample["token"] = "second"
+    for described in (second_sample["lidar_points"], *second_sample["images"].values()):
         (key,) = {"lidar_path", "img_path"} & described.keys()
         shutil.copy(root / described[key], root / f"second_{described[key]}")
         described[key] = f"second_{described[key]}"
     (root / f"second_{sample['lidar_points']['lidar_path']}").write_bytes(b"torn")
-    (root / "sample.json").write_text(json.dumps(content | {"data_list": [other, sample]}))
-    said = []
-    assert predict_folder(predictor, root, tmp_path / "out", Options(score=0.2), said.append) == 1
-    assert any("left out" in one and "not a multiple of 20" in one for one in said)
+    (root / "sample.json").write_text(json.dumps(content | {"data_list": [second_sample, sample]}))
+    log = []
+    assert predict_folder(predictor, root, tmp_path / "out", Options(score=0.2), log.append) == 1
+    assert any("left out" in line and "not a multiple of 20" in line for line in log)
     (root / "sample.json").write_text(json.dumps(content))
     at_once = ask(Request(files=(root,), options={"score": "0.2"}))
     assert [boxes_of(line) for line in lines(tmp_path / "out")] == [*map(boxes_of, at_once.result["frames"])]
     assert (tmp_path / "out" / "results_nusc.json").read_bytes() == at_once.files["results_nusc.json"]
     again = root / "sample.json"
-    assert predict_folder(predictor, again, tmp_path / "images", Options(model="fcos3d"), said.append) == 0
+    assert predict_folder(predictor, again, tmp_path / "images", Options(model="fcos3d"), log.append) == 0
     assert lines(tmp_path / "images")[0]["model"] == "fcos3d"
 
 

@@ -28,7 +28,7 @@ def root(synthetic, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ("1 0 0 0 0 1 0 0 0 0 1 0", "puts the camera on its side or upside down"),
         ("0 0 1 0.27 -1 0 0 0 0 -1 0 -0.08", "Is it the inverse, from the camera to the LiDAR"),
@@ -36,10 +36,10 @@ def root(synthetic, tmp_path):
         ("0 -1 0 nan 0 0 -1 -0.07 1 0 0 -0.27", "needs 12 finite numbers but has 11"),
     ],
 )
-def test_an_impossible_camera_mounting_is_refused(root, row, said):
+def test_an_impossible_camera_mounting_is_refused(root, row, message):
     file = root / "calib" / "synthetic.txt"
     file.write_text(re.sub(r"Tr_velo_to_cam.*", f"Tr_velo_to_cam: {row}", file.read_text()))
-    with pytest.raises(InvalidInputError, match=said):
+    with pytest.raises(InvalidInputError, match=message):
         kitti.read(root)
 
 
@@ -80,9 +80,9 @@ def test_remarks_of_the_same_kind_appear_once():
         frame = Frame(name=name, points_lidar_m=None, cameras={}, truth=None)
         return frame, Detections(boxes=Boxes3D.empty(), model="pointpillars", remarks=remarks)
 
-    made = [line("000001"), line("000002", "3 of the 10 points of 000002.bin were dropped.", "It is dark.")]
-    made += [line("000003", "14 of the 20 points of 000003.bin were dropped."), line("000004", "It is dark.")]
-    found = result(*zip(*made, strict=True))
+    answer_lines = [line("000001"), line("000002", "3 of the 10 points of 000002.bin were dropped.", "It is dark.")]
+    answer_lines += [line("000003", "14 of the 20 points of 000003.bin were dropped."), line("000004", "It is dark.")]
+    found = result(*zip(*answer_lines, strict=True))
     assert found["remarks"] == [
         "000002: 3 of the 10 points of 000002.bin were dropped. One more frame has such a remark.",
         "000002: It is dark. One more frame has such a remark.",
@@ -94,14 +94,14 @@ def test_sweeps_unsuitable_for_the_network_get_remarks():
     points = scene(np.random.default_rng(3), sensors=Sensors(field_of_view_deg=180.0, azimuth_step_deg=0.5))
     points = points.points_lidar_m
     assert remarks(points, RANGE, "pointpillars") == []
-    (said,) = remarks(points * np.float32([0.001, 0.001, 0.001, 1]), RANGE, "pointpillars")
-    assert said.startswith("Only 0 points lie 4 to 25 m ahead")
-    (said,) = remarks(points * np.float32([-1, 1, 1, 1]), RANGE, "pointpillars")
-    assert re.match(r"Only \d+ of the \d+ points lie in the range of pointpillars", said)
-    (said,) = remarks(points + np.float32([0, 0, 1.73, 0]), RANGE, "pointpillars")
-    assert re.match(r"The lowest points ahead lie at z = -?0\.\d m, but pointpillars was trained", said)
-    (said,) = remarks(points[:1], RANGE, "pointpillars")
-    assert "of the 1 points" in said
+    (remark,) = remarks(points * np.float32([0.001, 0.001, 0.001, 1]), RANGE, "pointpillars")
+    assert remark.startswith("Only 0 points lie 4 to 25 m ahead")
+    (remark,) = remarks(points * np.float32([-1, 1, 1, 1]), RANGE, "pointpillars")
+    assert re.match(r"Only \d+ of the \d+ points lie in the range of pointpillars", remark)
+    (remark,) = remarks(points + np.float32([0, 0, 1.73, 0]), RANGE, "pointpillars")
+    assert re.match(r"The lowest points ahead lie at z = -?0\.\d m, but pointpillars was trained", remark)
+    (remark,) = remarks(points[:1], RANGE, "pointpillars")
+    assert "of the 1 points" in remark
 
 
 def test_a_result_carries_the_remarks_of_its_frames(ask, root):
@@ -117,14 +117,14 @@ def test_a_result_carries_the_remarks_of_its_frames(ask, root):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda view: view["lidar2cam"][0].__setitem__(3, float("nan")), "lidar2cam of CAM_FRONT has numbers that"),
         (lambda view: view.update(lidar2cam=np.eye(4).tolist()), "lidar2cam of CAM_FRONT puts the camera on its side"),
         (lambda view: view.update(cam2img=np.zeros((3, 3)).tolist()), "cam2img of CAM_FRONT is not a camera's"),
     ],
 )
-def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
+def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, message):
     shutil.copy(root / "image_2" / "synthetic.png", tmp_path / "front.png")
     view = {
         "img_path": "front.png",
@@ -136,7 +136,7 @@ def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
     assert len(nuscenes.read(tmp_path)[0].cameras) == 1
     change(view)
     (tmp_path / "sample.json").write_text(json.dumps(sample))
-    with pytest.raises(InvalidInputError, match=said):
+    with pytest.raises(InvalidInputError, match=message):
         nuscenes.read(tmp_path)
 
 
@@ -185,12 +185,12 @@ def test_a_sweep_with_x_and_y_swapped_gets_a_remark(data_root):
     frames = kitti.read(data_root / "driving" / "kitti_object")
     frames += nuscenes.read(data_root / "driving" / "nuscenes_sample")
     assert [remarks(frame.points_lidar_m, RANGE, "pointpillars") for frame in frames] == [[]] * 6
-    said = [remarks(frame.points_lidar_m[:, [1, 0, 2, 3]], RANGE, "pointpillars") for frame in frames[:5]]
+    swapped = [remarks(frame.points_lidar_m[:, [1, 0, 2, 3]], RANGE, "pointpillars") for frame in frames[:5]]
     # One of the five is at a junction, where the ground extends to all sides.
-    assert sum("Is x ahead and y to the left?" in one[0] for one in said if one) == 4
+    assert sum("Is x ahead and y to the left?" in texts[0] for texts in swapped if texts) == 4
     # nuScenes' sensor sees the roof on which it is mounted.
-    seen = frames[5].points_lidar_m
-    for turned in (seen[:, [1, 0, 2, 3]], seen[:, [1, 0, 2, 3]] * np.float32([-1, 1, 1, 1])):
+    nuscenes_points = frames[5].points_lidar_m
+    for turned in (nuscenes_points[:, [1, 0, 2, 3]], nuscenes_points[:, [1, 0, 2, 3]] * np.float32([-1, 1, 1, 1])):
         (remark,) = remarks(turned, RANGE, "pointpillars")
         assert "own roof" in remark and "Is x ahead and y to the left?" in remark
 
@@ -211,8 +211,8 @@ def test_an_image_resized_after_calibration_gets_a_remark(ask, root):
     image = Image.open(file)
     for across, down, width in ((0.5, 0.5, 621), (2, 2, 2484), (0.8, 0.8, 994), (1.5, 1.5, 1863), (1, 0.5, 1242)):
         image.resize((round(image.width * across), round(image.height * down))).save(file)
-        (said,) = ask(Request(files=(root,))).result["remarks"]
-        assert f"synthetic.png has {width} x " in said and "Was the image resized after calibration?" in said
+        (remark,) = ask(Request(files=(root,))).result["remarks"]
+        assert f"synthetic.png has {width} x " in remark and "Was the image resized after calibration?" in remark
 
 
 def test_points_that_are_not_finite_are_dropped_with_a_remark(ask, root, tmp_path):
@@ -236,9 +236,9 @@ def test_an_empty_image_file_is_reported_as_empty(root):
     with pytest.raises(InvalidInputError, match=r"synthetic\.png is empty \(0 bytes\)"):
         kitti.read(root)
     file.write_bytes(b"no image")
-    with pytest.raises(InvalidInputError) as refused:
+    with pytest.raises(InvalidInputError) as raised:
         kitti.read(root)
-    assert "BytesIO" not in str(refused.value) and "its format is unknown" in str(refused.value)
+    assert "BytesIO" not in str(raised.value) and "its format is unknown" in str(raised.value)
 
 
 def test_files_of_different_frames_are_not_combined(root, tmp_path):

@@ -108,7 +108,7 @@ def test_the_registry_serves_imported_models_and_they_predict(registry, frame):
 def test_imported_models_come_before_shipped_ones_for_what_each_sees(registry, frame):
     """Registries of a server: one's own, and that which the application ships."""
     served = Registry(registry, app.weights).serving(app)
-    assert [one.manifest.name for one in served] == [
+    assert [artifact.manifest.name for artifact in served] == [
         *("mmdet3d_lidar", "mmdet3d_camera", "pointpillars", "fcos3d", SECOND_STAGE)
     ]
     predictor = DrivingPredictor.load(served, "cpu")
@@ -128,10 +128,10 @@ def test_a_server_answers_by_the_imported_model_unless_another_is_asked_for(regi
     sweep = [("files", ("a.bin", frame.points_lidar_m.tobytes()))]
     server = create_app(Settings(store=tmp_path / "store", registry=registry, warm=False, workers=0), {"driving": app})
     with TestClient(server) as client:
-        for asked, model in (({}, "mmdet3d_lidar"), ({"model": "pointpillars"}, "pointpillars")):
-            answer = client.post("/api/driving/predict", files=sweep, data=asked)
-            assert answer.status_code == 200, answer.text
-            assert answer.json()["result"]["frames"][0]["model"] == model
+        for options, model in (({}, "mmdet3d_lidar"), ({"model": "pointpillars"}, "pointpillars")):
+            response = client.post("/api/driving/predict", files=sweep, data=options)
+            assert response.status_code == 200, response.text
+            assert response.json()["result"]["frames"][0]["model"] == model
 
 
 def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
@@ -193,8 +193,8 @@ def test_the_dense_network_of_an_imported_pointpillars_is_that_of_its_detector()
     with torch.inference_mode():
         found = network.module(small)
         expected = detector.bbox_head(detector.neck(detector.backbone(small)))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other[0], rtol=1e-5, atol=1e-6)
+    for output, expected_output in zip(found, expected, strict=True):
+        torch.testing.assert_close(output, expected_output[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(NotImplementedError, match="is not exported"):
         app.dense(replace(recipe, model=MMDet3DModel(config=SMOKE)), MMDet3DModel(config=SMOKE).build())
 
@@ -211,8 +211,8 @@ def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_f
             assert programs_of(predictor)["mmdet3d_lidar"].name == name
             found = predictor.detectors["mmdet3d_lidar"].network.predict(sweep)
             assert len(found[0]) == len(expected[0]) > 0
-            for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+            for output, expected_output in zip(found, expected, strict=True):
+                torch.testing.assert_close(output, expected_output, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", [KITTI, "pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car"])
@@ -229,7 +229,10 @@ def test_a_network_on_a_gpu_finds_what_it_finds_on_the_cpu(config):
             assert all(part.device == device for part in found)
             found = [part.cpu() for part in found]
     assert len(found[0]) == len(expected[0]) > 0
-    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
+    assert all(
+        torch.allclose(output, expected_output, atol=1e-4)
+        for output, expected_output in zip(found, expected, strict=True)
+    )
 
 
 def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
@@ -246,9 +249,11 @@ def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
     artifacts = [open_artifact(path), open_artifact(tmp_path / "own" / SECOND_STAGE / "1")]
     alone, both = (DrivingPredictor.load(chosen, "cpu") for chosen in (artifacts[:1], artifacts))
     ahead = replace(frame, points_lidar_m=frame.points_lidar_m[frame.points_lidar_m[:, 0] > 0], cameras={})
-    one, other = (predictor.detect(ahead) for predictor in (alone, both))
-    assert 0 < len(other) <= len(one) and np.isfinite(other.array).all()
-    assert both.second_stages == {"mmdet3d_lidar": SECOND_STAGE} and sorted(one.scores) != sorted(other.scores)
+    without_stage, with_stage = (predictor.detect(ahead) for predictor in (alone, both))
+    assert 0 < len(with_stage) <= len(without_stage) and np.isfinite(with_stage.array).all()
+    assert both.second_stages == {"mmdet3d_lidar": SECOND_STAGE} and sorted(without_stage.scores) != sorted(
+        with_stage.scores
+    )
     capsys.readouterr()
     several = registry / "mmdet3d_lidar" / "1"
     assert main([*words[:-1], str(tmp_path / "other"), "--input.detector", str(several)]) == 2

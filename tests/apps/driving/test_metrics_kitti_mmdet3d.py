@@ -31,9 +31,9 @@ def row(random, name, place, turn, size, *, jitter=0.0, score=None):
     height, width, length = np.array(size) * np.exp(random.normal(0, jitter / 3, 3))
     turn = turn + random.normal(0, jitter)
     u, v, tall, wide = 609 + 721 * x / z, 172 + 721 * 1.65 / z, 721 * height / z, 360 * (width + length) / z
-    seen = [u - wide / 2, v - tall, u + wide / 2, v]
+    box_2d = [u - wide / 2, v - tall, u + wide / 2, v]
     cut, hidden = (random.choice([0, 0, 0.2, 0.4]), random.choice([0, 0, 1, 2])) if score is None else (-1, -1)
-    numbers = [turn - np.arctan2(x, z), *seen, height, width, length, x, 1.65, z, turn]
+    numbers = [turn - np.arctan2(x, z), *box_2d, height, width, length, x, 1.65, z, turn]
     text = f"{name} {cut:.2f} {hidden} " + " ".join(f"{number:.2f}" for number in numbers)
     return text if score is None else f"{text} {score:.4f}"
 
@@ -50,9 +50,9 @@ def folders(tmp_path_factory):
             z = random.uniform(5, 45)
             place, turn = np.array([random.uniform(-0.4, 0.4) * z, z]), random.uniform(-3, 3)
             truth.append(row(random, name, place, turn, SIZES[name]))
-            called = {"Van": "Car", "Person_sitting": "Pedestrian"}.get(name, name)
+            merged_name = {"Van": "Car", "Person_sitting": "Pedestrian"}.get(name, name)
             for _ in range(random.integers(0, 4)):
-                found.append(row(random, called, place, turn, SIZES[name], jitter=0.08, score=random.beta(4, 2)))
+                found.append(row(random, merged_name, place, turn, SIZES[name], jitter=0.08, score=random.beta(4, 2)))
         for _ in range(random.integers(0, 8)):
             name, z = str(random.choice(KINDS[:3])), random.uniform(5, 45)
             place = np.array([random.uniform(-0.4, 0.4) * z, z])

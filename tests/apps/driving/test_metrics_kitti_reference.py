@@ -24,9 +24,9 @@ def solid_overlap(first, second):
 def image_overlap(first, second, over_first=False):
     if np.isnan(first["box"]).any() or np.isnan(second["box"]).any():
         return 0.0
-    one, other = box(*first["box"]), box(*second["box"])
-    common = one.intersection(other).area
-    return common / (one.area if over_first else one.union(other).area)
+    first_polygon, second_polygon = box(*first["box"]), box(*second["box"])
+    common = first_polygon.intersection(second_polygon).area
+    return common / (first_polygon.area if over_first else first_polygon.union(second_polygon).area)
 
 
 def objects(frame, boxes, box_2d):

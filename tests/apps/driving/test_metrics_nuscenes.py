@@ -41,7 +41,7 @@ def test_the_devkit_s_own_random_case_has_its_published_score():
     stdlib_random.seed(42)
     np.random.seed(42)
 
-    def made(name, samples, count, spread):
+    def random_rows(name, samples, count, spread):
         rows = []
         for sample in range(samples):
             for _ in range(count):
@@ -61,8 +61,8 @@ def test_the_devkit_s_own_random_case_has_its_published_score():
 
     truth, found = [], []
     for name in RANGES_M:
-        truth += made(name, 30, 3, 15)
-        found += made(name, 30, 25, 10)
+        truth += random_rows(name, 30, 3, 15)
+        found += random_rows(name, 30, 25, 10)
     result = evaluate(boxes(truth), boxes(found), thresholds_m=(2.0,))
     assert result["nds"] == pytest.approx(0.08606662159639042, abs=1e-15)
 
@@ -75,20 +75,20 @@ def car_ap(truth, found):
 
 
 def test_average_precision_by_hand():
-    one, other = {**NEAR, "score": 1.0}, {**FAR, "score": 0.7}
-    assert car_ap([NEAR], [one]) == pytest.approx(1)
+    near, far = {**NEAR, "score": 1.0}, {**FAR, "score": 0.7}
+    assert car_ap([NEAR], [near]) == pytest.approx(1)
     # At full recall the precision is that after the false alarm, a half, at one of 90 recalls.
-    assert car_ap([NEAR], [one, other]) == pytest.approx(1 - 0.5 / 0.9 / 90)
+    assert car_ap([NEAR], [near, far]) == pytest.approx(1 - 0.5 / 0.9 / 90)
     assert car_ap([NEAR], []) == 0
-    assert car_ap([], [one]) == 0
+    assert car_ap([], [near]) == 0
     # Recall 0.5 at full precision: 0.11 to 0.5, 40 of 90 recalls.
-    assert car_ap([NEAR, FAR], [one]) == pytest.approx(40 / 90)
+    assert car_ap([NEAR, FAR], [near]) == pytest.approx(40 / 90)
     # A false alarm above the only hit: precision rises from 0 to 0.5 over the recalls.
     precision = np.interp(np.linspace(0, 1, 101), [0, 1], [0, 0.5])[11:]
-    assert car_ap([FAR], [one, other]) == pytest.approx(np.maximum(precision - 0.1, 0).mean() / 0.9)
+    assert car_ap([FAR], [near, far]) == pytest.approx(np.maximum(precision - 0.1, 0).mean() / 0.9)
     # The same in another sample is no hit; in another class no false alarm.
-    assert car_ap([NEAR], [{**one, "sample": 1}]) == 0
-    assert car_ap([NEAR], [one, {**one, "name": "bicycle"}]) == pytest.approx(1)
+    assert car_ap([NEAR], [{**near, "sample": 1}]) == 0
+    assert car_ap([NEAR], [near, {**near, "name": "bicycle"}]) == pytest.approx(1)
 
 
 def test_a_detection_takes_the_nearest_object_that_is_free():
@@ -132,21 +132,21 @@ def test_without_velocities_and_attributes_there_is_no_nds():
 
 
 def test_frames_and_predictions_are_taken_as_they_are():
-    made = Boxes3D(
+    truth = Boxes3D(
         centre_lidar_m=np.array([[10, 2, -1], [60, 0, -1]], np.float32),
         size_m=np.array([[4, 2, 1.5]] * 2, np.float32),
         yaw=np.zeros(2, np.float32),
         names=("car", "car"),
         point_counts=np.array([9, 9]),
     )
-    frame = Frame(name="one", points_lidar_m=None, cameras={}, truth=made)
-    found = replace(made, scores=np.array([0.9, 0.8], np.float32))
+    frame = Frame(name="one", points_lidar_m=None, cameras={}, truth=truth)
+    found = replace(truth, scores=np.array([0.9, 0.8], np.float32))
     result = evaluate(DetectionBoxes.of_frames([frame]), DetectionBoxes.of_detections([found]))
     assert (result["car/objects"], result["car/ap"]) == pytest.approx((1, 1))
     with pytest.raises(ValueError, match="no truth"):
         DetectionBoxes.of_frames([replace(frame, truth=None)])
     with pytest.raises(ValueError, match="no scores"):
-        DetectionBoxes.of_detections([made])
+        DetectionBoxes.of_detections([truth])
 
 
 def plain(truth, found, name, threshold):
@@ -160,9 +160,9 @@ def plain(truth, found, name, threshold):
     taken, flags, scores, hits = set(), [], [], []
     for score, _, row in claims:
         best, least = None, math.inf
-        for number, other in enumerate(objects):
-            apart = math.dist(other["at"], row["at"])
-            if other["sample"] == row["sample"] and number not in taken and apart < least:
+        for number, target in enumerate(objects):
+            apart = math.dist(target["at"], row["at"])
+            if target["sample"] == row["sample"] and number not in taken and apart < least:
                 best, least = number, apart
         flags.append(least < threshold)
         scores.append(score)
@@ -171,11 +171,11 @@ def plain(truth, found, name, threshold):
             hits.append((score, objects[best], row))
     if not hits:
         return 0.0, dict.fromkeys(ERRORS, 1.0)
-    recall, precision, seen = [], [], 0
+    recall, precision, hits_so_far = [], [], 0
     for number, flag in enumerate(flags, 1):
-        seen += flag
-        recall.append(seen / len(objects))
-        precision.append(seen / number)
+        hits_so_far += flag
+        recall.append(hits_so_far / len(objects))
+        precision.append(hits_so_far / number)
     # As the devkit has them: n / 100 differs in the last digit, which decides between two precisions at one recall.
     grid = np.linspace(0, 1, 101)
     curve, confidence = np.interp(grid, recall, precision, right=0), np.interp(grid, recall, scores, right=0)

@@ -45,8 +45,8 @@ def test_height_counts_in_3d():
 @settings(max_examples=150, deadline=None)
 @given(first=rectangles, second=rectangles)
 def test_matches_shapely(first, second):
-    one, other = (Polygon(corners(r[None])[0]) for r in (first, second))
-    expected = one.intersection(other).area
+    first_polygon, second_polygon = (Polygon(corners(r[None])[0]) for r in (first, second))
+    expected = first_polygon.intersection(second_polygon).area
     assert paired_intersection_area(first[None], second[None])[0] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 

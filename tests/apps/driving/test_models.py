@@ -23,10 +23,10 @@ def difference(a, b, path=""):
     """The paths at which two nested configurations differ."""
     found = set()
     for key in set(a) | set(b):
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found |= difference(one, other, f"{path}.{key}")
-        elif one != other:
+        first_value, second_value = a.get(key), b.get(key)
+        if isinstance(first_value, dict) and isinstance(second_value, dict):
+            found |= difference(first_value, second_value, f"{path}.{key}")
+        elif first_value != second_value:
             found.add(f"{path}.{key}")
     return found
 

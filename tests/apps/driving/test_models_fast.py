@@ -45,12 +45,12 @@ def lively(detector):
     return detector.eval()
 
 
-def assert_same(one, other):
+def assert_same(expected, found):
     """The same boxes, in whatever order equal scores came."""
-    boxes, scores, labels = one
-    assert len(scores) == len(other[1]) > 5
+    boxes, scores, labels = expected
+    assert len(scores) == len(found[1]) > 5
     for box, score, label in zip(boxes, scores, labels, strict=True):
-        away = (other[0] - box).abs().amax(dim=1) + (other[1] - score).abs() + 10.0 * (other[2] != label)
+        away = (found[0] - box).abs().amax(dim=1) + (found[1] - score).abs() + 10.0 * (found[2] != label)
         assert away.min() < 1e-3
 
 
@@ -142,8 +142,8 @@ def test_fcos3d():
         expected = structures.predict(detector, structures.camera_data(images, intrinsics))
         for _ in range(2):
             found = structures.predict(fast, structures.camera_data(images, intrinsics))
-            for one, other in zip(expected, found, strict=True):
-                assert_same(one, other)
+            for expected_boxes, found_boxes in zip(expected, found, strict=True):
+                assert_same(expected_boxes, found_boxes)
 
 
 def test_an_encoder_of_two_layers_is_not_taken():

@@ -62,14 +62,14 @@ def test_labels_written_as_a_submission_read_back_as_the_ground_truth(data_set, 
 
 @pytest.mark.realdata
 def test_a_data_set_gives_the_same_as_a_single_key_frame(ask, predictor, data_root, data_set, tmp_path):
-    said, out = [], tmp_path / "out"
+    log, out = [], tmp_path / "out"
     for folder in (data_set, data_set / "v1.0-mini"):  # the second run finds all frames done
-        assert predict_folder(predictor, folder, out, Options(score=0.2), said.append) == 0
+        assert predict_folder(predictor, folder, out, Options(score=0.2), log.append) == 0
         written = json.loads((out / "results_nusc.json").read_text())
-    assert "1 frames, 1 of them already done" in said[-3]
+    assert "1 frames, 1 of them already done" in log[-3]
     shutil.copytree(data_set / "v1.0-mini", data_set / "v1.0-test")
     with pytest.raises(InvalidInputError, match=r"nuscenes contains v1\.0-mini, v1\.0-test; give one of these folders"):
-        predict_folder(predictor, data_set, out, Options(), said.append)
+        predict_folder(predictor, data_set, out, Options(), log.append)
     shutil.rmtree(data_set / "v1.0-test")
     (line,) = [json.loads(text) for text in (out / "frames.jsonl").read_text().splitlines()]
     assert list(written["results"]) == [line["name"]]

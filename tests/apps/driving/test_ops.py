@@ -28,8 +28,8 @@ def oracle():
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 def test_nms_equals_the_compiled_operator(oracle, threshold, offset):
-    kept = ext.nms(oracle["nms_boxes"], oracle["nms_scores"], iou_threshold=threshold, offset=offset)
-    assert torch.equal(kept, oracle[f"nms_keep_{threshold}_offset{offset}"])
+    indices = ext.nms(oracle["nms_boxes"], oracle["nms_scores"], iou_threshold=threshold, offset=offset)
+    assert torch.equal(indices, oracle[f"nms_keep_{threshold}_offset{offset}"])
 
 
 @pytest.mark.realdata
@@ -37,8 +37,8 @@ def test_nms_equals_the_compiled_operator(oracle, threshold, offset):
 @pytest.mark.parametrize("density", ["near", "far"])
 def test_rotated_nms_equals_the_compiled_operator(oracle, density, threshold):
     found, scores = (oracle[f"nms_rotated_{density}_{what}"] for what in ("boxes", "scores"))
-    kept = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), threshold, False)
-    assert torch.equal(kept, oracle[f"nms_rotated_{density}_keep_{threshold}"])
+    indices = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), threshold, False)
+    assert torch.equal(indices, oracle[f"nms_rotated_{density}_keep_{threshold}"])
 
 
 @pytest.mark.realdata
@@ -47,8 +47,8 @@ def test_rotated_nms_equals_the_compiled_operator(oracle, density, threshold):
 def test_rotated_nms_with_labels_equals_the_compiled_operator(oracle, density, threshold):
     found, scores, labels = (oracle[f"nms_rotated_{density}_{what}"] for what in ("boxes", "scores", "labels"))
     labelled = torch.cat([found, labels[:, None]], 1)
-    kept = ext.nms_rotated(labelled, scores, torch.empty(0), labelled, labels, threshold, True)
-    assert torch.equal(kept, oracle[f"nms_rotated_{density}_keep_multilabel_{threshold}"])
+    indices = ext.nms_rotated(labelled, scores, torch.empty(0), labelled, labels, threshold, True)
+    assert torch.equal(indices, oracle[f"nms_rotated_{density}_keep_multilabel_{threshold}"])
 
 
 @pytest.mark.realdata
@@ -209,13 +209,13 @@ def test_rotated_suppression_in_the_thousands_takes_seconds_at_most(spread):
     found = torch.rand(2500, 5, generator=generator) * torch.tensor([spread, spread, 5, 5, 6.28])
     scores = torch.rand(2500, generator=generator)
     began = time.process_time()
-    kept = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), 0.3, False)
+    indices = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), 0.3, False)
     assert time.process_time() - began < 10
-    overlaps = torch.ones(len(kept) ** 2)
-    boxes.box_iou_rotated(found[kept], found[kept], overlaps)
-    overlaps = overlaps.view(len(kept), -1).fill_diagonal_(0)
-    assert 0 < len(kept) < 2500 and overlaps.max() < 0.3
-    assert (scores[kept].diff() <= 0).all()
+    overlaps = torch.ones(len(indices) ** 2)
+    boxes.box_iou_rotated(found[indices], found[indices], overlaps)
+    overlaps = overlaps.view(len(indices), -1).fill_diagonal_(0)
+    assert 0 < len(indices) < 2500 and overlaps.max() < 0.3
+    assert (scores[indices].diff() <= 0).all()
 
 
 @pytest.mark.parametrize("most", [1, 7, 130, 2500])
@@ -223,9 +223,9 @@ def test_rotated_suppression_stops_at_the_maximum_number_of_boxes(most):
     generator = torch.Generator().manual_seed(0)
     found = torch.rand(1000, 5, generator=generator) * torch.tensor([60, 60, 5, 5, 6.28])
     scores, none = torch.rand(1000, generator=generator), torch.empty(0)
-    kept = boxes.nms_rotated(found, scores, none, found, none, 0.3, False)
-    assert 130 < len(kept) < 1000
-    assert torch.equal(boxes.nms_rotated(found, scores, none, found, none, 0.3, False, most), kept[:most])
+    indices = boxes.nms_rotated(found, scores, none, found, none, 0.3, False)
+    assert 130 < len(indices) < 1000
+    assert torch.equal(boxes.nms_rotated(found, scores, none, found, none, 0.3, False, most), indices[:most])
 
 
 @pytest.mark.parametrize("side", [4.0, 0.16, 0.002], ids=["hundreds of cells", "a million", "billions"])

@@ -81,4 +81,7 @@ def test_a_sample_at_a_nan_offset_is_outside_of_the_image_in_outputs_and_gradien
     assert torch.equal(*outputs)
     for output in outputs:
         output.square().sum().backward()
-    assert all(torch.equal(one.grad, other.grad) for one, other in zip(found, expected, strict=True))
+    assert all(
+        torch.equal(found_tensor.grad, expected_tensor.grad)
+        for found_tensor, expected_tensor in zip(found, expected, strict=True)
+    )

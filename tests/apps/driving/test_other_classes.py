@@ -28,16 +28,16 @@ def both(request):
     model = from_mapping(type(recipe.model), recorded["model"])
     input = from_mapping(type(recipe.input), recorded["input"])
     by_name = {kind.name: kind for kind in input.classes}
-    networks, names, said = [], [], []
+    networks, names, reports = [], [], []
     for classes in (input.classes, (by_name["car"], TRUCK, input.classes[0])):
-        seen = replace(input, classes=classes)
-        network = model.build(seen)
-        found = load_initial_weights(network, path, shared_classes(path, model, seen))
+        network_input = replace(input, classes=classes)
+        network = model.build(network_input)
+        found = load_initial_weights(network, path, shared_classes(path, model, network_input))
         assert not found.missing + found.extra + found.other_shape
         networks.append(network.eval())
         names.append([kind.name for kind in classes])
-        said.append(new_classes(path, seen, by_name=bool(found.by_class)))
-    assert said[0] is None and "keeps car, pedestrian; learns truck from scratch; drops cyclist" in said[1]
+        reports.append(new_classes(path, network_input, by_name=bool(found.by_class)))
+    assert reports[0] is None and "keeps car, pedestrian; learns truck from scratch; drops cyclist" in reports[1]
     return networks, names, model, input
 
 

@@ -50,11 +50,11 @@ def test_a_picture_needs_neither_camera_nor_lidar(frame, found):
 
 
 def test_pictures_of_several_frames_are_stacked_in_one_file(frame, found, monkeypatch):
-    other = replace(frame, points_lidar_m=None)
-    parts = [np.asarray(opened(picture.draw(*pair))) for pair in ((frame, found), (other, found))]
+    camera_only = replace(frame, points_lidar_m=None)
+    parts = [np.asarray(opened(picture.draw(*pair))) for pair in ((frame, found), (camera_only, found))]
     written, save = [], Image.Image.save
     monkeypatch.setattr(Image.Image, "save", lambda *args, **more: written.append(args) or save(*args, **more))
-    whole = picture.draw_all([frame, other], [found, found])
+    whole = picture.draw_all([frame, camera_only], [found, found])
     assert len(written) == 1
     assert np.array_equal(np.asarray(opened(whole)), np.concatenate(parts))
 
@@ -62,11 +62,11 @@ def test_pictures_of_several_frames_are_stacked_in_one_file(frame, found, monkey
 def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
     camera = frame.cameras["image_2"]
     (tmp_path / "out.txt").write_text(results.write(found, camera))
-    again, _ = kitti.read_labels(tmp_path / "out.txt", camera)
+    labels, _ = kitti.read_labels(tmp_path / "out.txt", camera)
     shown = found.take(~np.isnan(frame.truth.box_2d[:, 0]))
-    assert again.names == shown.names
-    assert again.array == pytest.approx(shown.array, abs=1e-3)
-    assert again.scores == pytest.approx(shown.scores, abs=1e-3)
+    assert labels.names == shown.names
+    assert labels.array == pytest.approx(shown.array, abs=1e-3)
+    assert labels.scores == pytest.approx(shown.scores, abs=1e-3)
     assert results.write(Boxes3D.empty(), camera) == ""
 
 
@@ -96,15 +96,15 @@ def test_the_picture_is_drawn_later_from_the_viewers_files(frame, found):
     frames = [frame, replace(frame, name="an/other", points_lidar_m=None, truth=None)]
     content, names = scene_file([*frames], [found, found], many=True)
     sources = {**view.files(frames, [found, found]), SCENE: content}
-    again, boxes = read_scene({name: sources[name] for name in names})
-    assert [one.name for one in again] == [one.name for one in frames]
-    for one, given in zip(boxes, (found, found), strict=True):
-        np.testing.assert_array_equal(one.array, given.array)
-        assert one.names == given.names and (one.scores == given.scores).all()
-    np.testing.assert_array_equal(again[0].truth.array, frame.truth.array)
-    assert again[1].truth is None and again[1].points_lidar_m is None
+    restored, boxes = read_scene({name: sources[name] for name in names})
+    assert [frame.name for frame in restored] == [frame.name for frame in frames]
+    for restored_boxes, original_boxes in zip(boxes, (found, found), strict=True):
+        np.testing.assert_array_equal(restored_boxes.array, original_boxes.array)
+        assert restored_boxes.names == original_boxes.names and (restored_boxes.scores == original_boxes.scores).all()
+    np.testing.assert_array_equal(restored[0].truth.array, frame.truth.array)
+    assert restored[1].truth is None and restored[1].points_lidar_m is None
     as_given, later = (
-        np.asarray(opened(picture.draw_all(*pair)), int) for pair in ((frames, [found] * 2), (again, boxes))
+        np.asarray(opened(picture.draw_all(*pair)), int) for pair in ((frames, [found] * 2), (restored, boxes))
     )
     # JPEG values are close to the image's; some of the points are dropped.
     assert later.shape == as_given.shape and np.abs(later - as_given).mean() < 4
@@ -149,9 +149,9 @@ def test_thinning_keeps_distant_points():
     draw = np.random.default_rng(0)
     near, far = draw.uniform(-5, 5, (90_000, 4)), draw.uniform(30, 60, (2_000, 4))
     points = np.concatenate([near, far]).astype(np.float32)
-    kept = view.thin(points, 10_000)
-    assert len(kept) <= 10_000
-    assert (kept[:, 0] > 30).mean() > 3 * 2_000 / 92_000
+    thinned = view.thin(points, 10_000)
+    assert len(thinned) <= 10_000
+    assert (thinned[:, 0] > 30).mean() > 3 * 2_000 / 92_000
     assert np.array_equal(view.thin(points[:500], 10_000), points[:500])
 
 

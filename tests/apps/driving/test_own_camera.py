@@ -74,19 +74,19 @@ def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
     kind, _, artifact = made
     source = artifact.manifest.source
     # Where SMOKE samples follows from what it sees: random weights magnify rounding, in mmdet3d's own modules alike.
-    most = 1e-3 if kind == "smoke" else 1e-4
-    assert source["parity"]["largest_relative_difference"] < most and source["parity"]["maps"] > 0
-    said = " ".join(source["read"])
-    assert "car, truck, forklift, person" in said and "data set: ForkliftDataset" in said and source["assumed"] == []
+    tolerance = 1e-3 if kind == "smoke" else 1e-4
+    assert source["parity"]["largest_relative_difference"] < tolerance and source["parity"]["maps"] > 0
+    text = " ".join(source["read"])
+    assert "car, truck, forklift, person" in text and "data set: ForkliftDataset" in text and source["assumed"] == []
     assert {
         "fcos3d": "resized by 0.5; in training Resize had scale=[960, 600], keep_ratio=True strides: 4, 8, 16, 32",
         "pgd": "resized within 640 x 200 pixels; in training Resize had scale=[1242, 375], keep_ratio=True strides: 4",
         "smoke": "640 x 192 pixels, scaled to this width about the centre (AffineResize) strides: 4",
-    }[kind] in said
+    }[kind] in text
     assert "depths at that of the cameras that it was trained on" in source["remarks"][0]
     settings = artifact.recipe()["recipe"]
     recipe = IMPORTERS["mmdet3d"].recipe(settings)
-    assert [(one.name, one.size_m) for one in recipe.input.classes] == [
+    assert [(object_class.name, object_class.size_m) for object_class in recipe.input.classes] == [
         (name, (length, width, height)) for name, (length, height, width) in zip(NAMES, SIZES, strict=True)
     ]
     assert recipe.input.focal_px is None and "train_cfg" not in settings["model"]["own_camera"]["model"]
@@ -97,9 +97,9 @@ def test_it_is_served_over_http(made, tmp_path):
     files = [("files", ("a.png", png(), "image/png")), ("files", ("a.txt", calibration(), "text/plain"))]
     settings = Settings(registry=artifact.path.parent.parent, store=tmp_path / "store", warm=False, workers=0)
     with TestClient(create_app(settings, {"driving": app})) as client:
-        answer = client.post("/api/driving/predict", files=files, data={"score": "0"})
-    assert answer.status_code == 200, answer.text
-    (frame,) = answer.json()["result"]["frames"]
+        response = client.post("/api/driving/predict", files=files, data={"score": "0"})
+    assert response.status_code == 200, response.text
+    (frame,) = response.json()["result"]["frames"]
     assert frame["model"] == "mmdet3d_camera" and frame["boxes"]
     assert {box["name"] for box in frame["boxes"]} <= set(NAMES)
 
@@ -122,19 +122,20 @@ def test_the_shipped_fcos3d_as_a_checkpoint_of_mmdet3d_finds_the_same_objects(tm
     artifact = open_artifact(max((WEIGHTS / "fcos3d").glob("[0-9]*")))
     settings = artifact.recipe()["recipe"]
     recipe = RECIPES["fcos3d_small"]()
-    model, seen = from_mapping(recipe.model, settings["model"]), from_mapping(CameraInput, settings["input"])
+    model, camera_input = from_mapping(recipe.model, settings["model"]), from_mapping(CameraInput, settings["input"])
     config = shipped("fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d")
-    config.model = model.settings(seen)
+    config.model = model.settings(camera_input)
     config.model.data_preprocessor.bgr_to_rgb = True  # mmdet3d reads files as blue, green, red
-    names = [kind.name for kind in seen.classes]
+    names = [kind.name for kind in camera_input.classes]
     config.test_dataloader.dataset.update(type="OwnDataset", metainfo={"classes": names})
-    detector = model.build(seen)
+    detector = model.build(camera_input)
     detector.load_state_dict(artifact.weights())
     imported = importing(save(tmp_path / "a.pth", detector, config.pretty_text, classes=names))
-    own = write_imported(app, "mmdet3d", imported, tmp_path / "registry")
-    frame = rendered(seen.focal_px)
+    own_artifact = write_imported(app, "mmdet3d", imported, tmp_path / "registry")
+    frame = rendered(camera_input.focal_px)
     (ours,), (theirs,) = (
-        DrivingPredictor.load([one], "cpu").predict([frame], Options(score=0.3)) for one in (artifact, own)
+        DrivingPredictor.load([single], "cpu").predict([frame], Options(score=0.3))
+        for single in (artifact, own_artifact)
     )
     assert len(ours.boxes) > 0 and ours.boxes.names == theirs.boxes.names
     assert ours.boxes.array == pytest.approx(theirs.boxes.array, abs=2e-2)
@@ -197,7 +198,7 @@ STEP = "test_dataloader.dataset.pipeline.1"
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "value", "said"),
+    ("kind", "path", "value", "message"),
     [
         ("fcos3d", "model.bbox_head.num_classes", 3, "its head has 3 classes; the classes of its data are car,"),
         ("fcos3d", "model.bbox_head.bbox_coder.base_dims", SIZES[:2], "base_dims for 2 classes, but its head has 4"),
@@ -234,11 +235,11 @@ STEP = "test_dataloader.dataset.pipeline.1"
         ("pgd", "model.bbox_head.depth_branch", (), "mmdet3d cannot build"),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_is_refused_with_one_sentence(tmp_path, kind, path, value, said):
+def test_what_is_not_supported_is_refused_with_one_sentence(tmp_path, kind, path, value, message):
     file = save(tmp_path / "a.pth", untrained(kind), changed(kind, path, value).pretty_text)
-    with pytest.raises(InvalidInputError, match=said) as told:
+    with pytest.raises(InvalidInputError, match=message) as raised:
         importing(file)
-    assert len(str(told.value)) < 1000 and "\n" not in str(told.value)
+    assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
 
 
 def test_only_fcos3d_with_seven_box_values_is_trained_further(made):

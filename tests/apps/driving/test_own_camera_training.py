@@ -75,11 +75,11 @@ def test_the_focal_length_given_on_import_is_used_in_training(imported, tmp_path
     assert IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings).input.focal_px == 633
 
 
-@pytest.mark.parametrize("said", ["0", "inf", "nan", "far"])
-def test_an_invalid_focal_length_is_refused(imported, said, tmp_path, capsys):
+@pytest.mark.parametrize("focal", ["0", "inf", "nan", "far"])
+def test_an_invalid_focal_length_is_refused(imported, focal, tmp_path, capsys):
     file = imported[1].parents[1] / "epoch_80.pth"
-    assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", f"focal={said}"]) == 2
-    assert f"--option focal={said}; expected pixels, such as 633" in capsys.readouterr().err
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", f"focal={focal}"]) == 2
+    assert f"--option focal={focal}; expected pixels, such as 633" in capsys.readouterr().err
 
 
 def test_a_focal_length_for_a_lidar_network_is_refused(tmp_path, capsys):
@@ -102,9 +102,9 @@ def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, 
     assert main([*words, "--limits.epochs", "1", "--data.scenes", "2", "--data.validation-scenes", "1"]) == 0
     assert "209 of 209 tensors start from these weights" in capsys.readouterr().out
     assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "registry")]) == 0
-    made = open_artifact(tmp_path / "registry" / "fcos3d" / "1")
-    assert (made.path / "model.onnx").is_file()
-    predictor = DrivingPredictor.load([made], "cpu")
+    exported = open_artifact(tmp_path / "registry" / "fcos3d" / "1")
+    assert (exported.path / "model.onnx").is_file()
+    predictor = DrivingPredictor.load([exported], "cpu")
     detector = predictor.detectors["fcos3d"]
     assert isinstance(detector, CameraDetector) and detector.colours.is_bgr
     (found,) = predictor.predict(
@@ -114,19 +114,19 @@ def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, 
 
 
 @pytest.mark.parametrize(
-    ("head", "said"),
+    ("head", "message"),
     [
         ({"pred_velo": True, "group_reg_dims": (2, 1, 3, 1, 2)}, "pred_velo is True, not False"),
         ({"pred_attrs": True}, "pred_attrs is True, not False"),
     ],
 )
-def test_velocities_and_attributes_are_refused_for_further_training(imported, head, said):
+def test_velocities_and_attributes_are_refused_for_further_training(imported, head, message):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     own = settings["model"]["own_camera"]["model"]
     changed = own | {"bbox_head": own["bbox_head"] | head}
     camera = settings["model"]["own_camera"] | {"model": changed}
     settings = settings | {"model": settings["model"] | {"own_camera": camera}}
-    with pytest.raises(InvalidInputError, match=f"without velocities and attributes, .*{said}.*Train it in mmdet3d"):
+    with pytest.raises(InvalidInputError, match=f"without velocities and attributes, .*{message}.*Train it in mmdet3d"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
@@ -158,10 +158,10 @@ def test_an_fcos3d_with_deformable_convolution_is_computed_by_torch(imported, tm
     manifest = Manifest(name="fcos3d", version=0, app="driving", inputs=(), outputs=(), scores={}, data={})
     save_recipe(tmp_path / "recipe.yaml", recipe, app="driving", name="fcos3d_full")
     text = (tmp_path / "recipe.yaml").read_text()
-    made = write_artifact(tmp_path, manifest, weights=network.state_dict(), recipe=text, dense=None)
+    artifact = write_artifact(tmp_path, manifest, weights=network.state_dict(), recipe=text, dense=None)
     monkeypatch.delenv("TRIVIUM_PROGRAM")
     monkeypatch.setattr(torch.onnx, "export", None)
-    program = DrivingPredictor.load([made], "cpu").detectors["fcos3d"].program
+    program = DrivingPredictor.load([artifact], "cpu").detectors["fcos3d"].program
     assert program.name.startswith("torch") and program.remarks == ()
 
 

@@ -58,8 +58,8 @@ def random_points(seed):
     return np.random.default_rng(seed).uniform(low, high, (8000, 4)).astype(np.float32)
 
 
-def importing(path, *named):
-    return IMPORTERS["mmdet3d"].load([*named, str(path)], None)
+def importing(path, *options):
+    return IMPORTERS["mmdet3d"].load([*options, str(path)], None)
 
 
 def test_the_artifact_finds_what_mmdet3d_finds_in_the_same_points(artifact, detector):
@@ -80,8 +80,8 @@ def test_what_was_read_and_what_was_assumed_is_in_the_manifest(artifact):
     assert source["configuration"] == "epoch_80.pth" and source["ignored_weights"] == []
     assert source["parity"]["largest_relative_difference"] < 1e-4 and source["parity"]["boxes"]["fast_path"] > 0
     assert "car, truck, forklift, person" in source["read"][0] and "128 by 128 pillars" in source["read"][1]
-    assert any("x forward" in said for said in source["assumed"])
-    assert any("intensities were 0 to 1" in said for said in source["assumed"])
+    assert any("x forward" in assumption for assumption in source["assumed"])
+    assert any("intensities were 0 to 1" in assumption for assumption in source["assumed"])
     json.dumps(source)
 
 
@@ -114,8 +114,8 @@ def test_training_continues_with_the_same_network(artifact, data, tmp_path, caps
     words = ["train", "driving", "--recipe", "full", "--init", str(artifact.path), "--data", "custom"]
     words += ["--data.root", str(data), "--data.classes", *NAMES[:1], "--limits.epochs", "1", "--limits.steps", "1"]
     assert main([*words, "--limits.batch", "2", "--out", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr()
-    assert "this run keeps car; drops truck, forklift, person" in said.out + said.err
+    captured = capsys.readouterr()
+    assert "this run keeps car; drops truck, forklift, person" in captured.out + captured.err
     assert main(["evaluate", "driving", "--run", str(tmp_path / "run")]) == 0
 
 
@@ -201,7 +201,7 @@ def test_intensities_up_to_255_are_recognised_by_the_encoders_running_mean(tmp_p
             detector.extract_feat(data["inputs"])
     imported = importing(save(tmp_path / "a.pth", detector.eval(), config.pretty_text))
     assert imported.recipe.model.own.intensity == 255
-    assert any("intensities were 0 to 255" in said for said in imported.source["assumed"])
+    assert any("intensities were 0 to 255" in assumption for assumption in imported.source["assumed"])
     points = random_sweep(imported.recipe.input)
     layout = point_layout(imported.recipe.model)
     assert torch.equal(layout.to_network(points)[:, 3], points[:, 3] * 255)
@@ -244,7 +244,7 @@ def test_axes_and_intensity_options_are_kept_in_the_artifact(checkpoint, detecto
 
 def test_invalid_or_unneeded_options_are_refused(checkpoint, tmp_path, capsys):
     shipped_name = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
-    for words, said in (
+    for words, message in (
         ((str(checkpoint), "axes=forward"), "--option axes=forward; expected x-forward-y-left, x-right-y-forward"),
         ((str(checkpoint), "intensity=bright"), "--option intensity=bright; expected the maximum intensity"),
         ((str(checkpoint), "intensity=0"), "--option intensity=0; expected the maximum"),
@@ -255,5 +255,5 @@ def test_invalid_or_unneeded_options_are_refused(checkpoint, tmp_path, capsys):
         *named, option = words
         command = ["import", "driving", *named, "--registry", str(tmp_path / "none"), "--option", option]
         assert main(command) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -81,9 +81,9 @@ def test_a_dump_is_read_as_mmengine_reads_it(name):
 def test_anything_but_literals_is_refused_and_not_executed(text):
     with pytest.raises(
         InvalidInputError, match=r"the configuration in a\.pth (is|has|cannot be)|is not a literal"
-    ) as told:
+    ) as raised:
         read_config_text(text, "a.pth")
-    assert len(str(told.value)) < 400
+    assert len(str(raised.value)) < 400
 
 
 def changed(path, value):
@@ -97,7 +97,7 @@ def changed(path, value):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("model.type", "os.system", "model.type is 'os.system', which does not run here"),
         ("model.type", "SECOND", "model.type is 'SECOND'; expected VoxelNet"),
@@ -151,11 +151,11 @@ def changed(path, value):
         ("test_dataloader.dataset.pipeline", [{"type": "LoadPointsFromFile", "use_dim": "xyz"}], "use_dim of the test"),
     ],
 )
-def test_what_is_not_supported_is_refused_with_one_sentence(detector, tmp_path, path, value, said):
+def test_what_is_not_supported_is_refused_with_one_sentence(detector, tmp_path, path, value, message):
     file = save(tmp_path / "a.pth", detector, changed(path, value).pretty_text)
-    with pytest.raises(InvalidInputError, match=said) as told:
+    with pytest.raises(InvalidInputError, match=message) as raised:
         IMPORTERS["mmdet3d"].load([str(file)], None)
-    assert len(str(told.value)) < 700 and "\n" not in str(told.value)
+    assert len(str(raised.value)) < 700 and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("rest", ["", "model = dict(bbox_head=dict(num_classes=4))\n", None])

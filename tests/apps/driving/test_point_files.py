@@ -49,11 +49,11 @@ def test_a_pcd_file_without_intensity_gets_a_remark(points, tmp_path):
 
 
 def test_arrays_are_read_by_columns_or_by_fields(points, tmp_path):
-    named = np.zeros(50, [("x", "f8"), ("y", "f8"), ("z", "f8"), ("intensity", "u1"), ("t", "u4")])
+    structured = np.zeros(50, [("x", "f8"), ("y", "f8"), ("z", "f8"), ("intensity", "u1"), ("t", "u4")])
     for name, column in zip("xyz", points.T, strict=False):
-        named[name] = column
-    named["intensity"] = 51
-    for name, array in {"four": points, "five": np.column_stack([points, points[:, 0]]), "named": named}.items():
+        structured[name] = column
+    structured["intensity"] = 51
+    for name, array in {"four": points, "five": np.column_stack([points, points[:, 0]]), "named": structured}.items():
         np.save(tmp_path / f"{name}.npy", array)
     assert np.array_equal(read_points(tmp_path / "four.npy"), points)
     assert np.array_equal(read_points(tmp_path / "five.npy"), points)
@@ -167,9 +167,9 @@ def bad_files(points):
 
 
 def test_damaged_and_hostile_pcd_files_are_refused(points, tmp_path):
-    for name, content, said in bad_files(points):
+    for name, content, message in bad_files(points):
         (tmp_path / "sweep.pcd").write_bytes(content)
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             read_points(tmp_path / "sweep.pcd")
             pytest.fail(name)
 
@@ -180,7 +180,7 @@ def test_arrays_that_are_not_a_sweep_are_refused(points, tmp_path):
     head = sweep.read_bytes()
     pickled = tmp_path / "objects.npy"
     np.save(pickled, np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    for content, said in (
+    for content, message in (
         (b"", "cannot be read as a NumPy array"),
         (b"PK\x03\x04" + b"0" * 99, "cannot be read as a NumPy array"),
         (b"\x93NUMPY\x01\x00" + (300).to_bytes(2, "little") + b"(" * 300, "cannot be read as a NumPy array"),
@@ -189,13 +189,13 @@ def test_arrays_that_are_not_a_sweep_are_refused(points, tmp_path):
         (pickled.read_bytes(), "cannot be read as a NumPy array"),
     ):
         sweep.write_bytes(content)
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             read_points(sweep)
     np.savez(tmp_path / "many.npz", points=points)
     sweep.write_bytes((tmp_path / "many.npz").read_bytes())
     with pytest.raises(InvalidInputError, match="cannot be read as a NumPy array"):
         read_points(sweep)
-    for array, said in (
+    for array, message in (
         (points[:, :2], r"has an array of \(50, 2\) float32"),
         (points.T.copy(), r"has an array of \(4, 50\) float32.*expected \(N, 4\)"),
         (np.zeros((0, 4), np.float32), "has no points"),
@@ -205,5 +205,5 @@ def test_arrays_that_are_not_a_sweep_are_refused(points, tmp_path):
         (points * np.float32([1e6, 1, 1, 1]), "points over 1 km away"),
     ):
         np.save(sweep, array)
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             read_points(sweep)

@@ -38,8 +38,8 @@ def test_a_folder_gives_boxes_picture_and_files(ask, synthetic):
 
 
 def test_the_same_request_gives_the_same_response(ask, synthetic):
-    one, other = (ask(Request(files=(synthetic,))) for _ in range(2))
-    assert one.result == other.result and one.picture == other.picture and one.files == other.files
+    first, second = (ask(Request(files=(synthetic,))) for _ in range(2))
+    assert first.result == second.result and first.picture == second.picture and first.files == second.files
 
 
 def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, synthetic):
@@ -48,10 +48,10 @@ def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, syntheti
         Request(files=(synthetic,), options={"model": "fcos3d"}),
         Request(files=(synthetic,), options={"score": "0.36"}),
     ]
-    asked = [codec.decode(request) for request in requests]
+    decoded_requests = [codec.decode(request) for request in requests]
     together = []
-    for number, decoded in enumerate(asked):
-        others = [one.inputs[0] for one in asked[:number]]
+    for number, decoded in enumerate(decoded_requests):
+        others = [decoded_request.inputs[0] for decoded_request in decoded_requests[:number]]
         found = predictor.predict([*others, *decoded.inputs], decoded.options)[number:]
         together.append(codec.encode(decoded, found).result)
     alone = [dict(ask(request).result) for request in requests]
@@ -96,7 +96,7 @@ def test_a_camera_model_trained_on_rendered_images_comes_last_with_a_remark(pred
     (found,) = alone.predict([images])
     assert found.model == "fcos3d" and "trivium import driving" in found.remarks[-1]
     assert alone.predict([frame])[0].model == "pointpillars"
-    assert not any("rendered" in said for said in alone.predict([frame])[0].remarks)
+    assert not any("rendered" in remark for remark in alone.predict([frame])[0].remarks)
     (found,) = DrivingPredictor(detectors=both, least_scores={}, rendered=("fcos3d",)).predict([images])
     assert found.model == "mmdet3d_camera" and not found.remarks
 
@@ -181,10 +181,10 @@ def test_a_cameras_detections_do_not_depend_on_the_other_cameras(predictor, synt
     camera = replace(frame.cameras["image_2"], image_HWC=frame.cameras["image_2"].image_HWC[::2, ::2].copy())
     dark = np.zeros((camera.image_HWC.shape[0] + taller, camera.image_HWC.shape[1], 3), np.uint8)
     away = camera.lidar_to_camera + np.array([[0, 0, 0, 1000.0]] * 3 + [[0, 0, 0, 0]], np.float32)
-    other = replace(camera, image_HWC=dark, lidar_to_camera=away)
+    dark_camera = replace(camera, image_HWC=dark, lidar_to_camera=away)
     detector = predictor.detectors["fcos3d"]
     alone = detector.detect(replace(frame, cameras={"image_2": camera}))
-    both = detector.detect(replace(frame, cameras={"dark": other, "image_2": camera}))
+    both = detector.detect(replace(frame, cameras={"dark": dark_camera, "image_2": camera}))
     mine = both.take(np.linalg.norm(both.centre_lidar_m, axis=1) < 500)
     assert len(alone) > 5 and mine.names == alone.names
     assert mine.array == pytest.approx(alone.array, abs=1e-3)
@@ -216,7 +216,7 @@ def test_objects_behind_are_found_like_objects_ahead(predictor, synthetic):
     about = np.array([-1, -1, 1, 1], np.float32)
     around = replace(around, points_lidar_m=np.concatenate([frame.points_lidar_m, frame.points_lidar_m[::3] * about]))
     turned = replace(around, points_lidar_m=around.points_lidar_m * about)
-    ahead, behind = (predictor.detect(one, "pointpillars") for one in (around, turned))
+    ahead, behind = (predictor.detect(view, "pointpillars") for view in (around, turned))
     assert len(ahead) == len(behind) > 5
     back = behind.array * np.array([-1, -1, 1, 1, 1, 1, 1]) + np.array([0, 0, 0, 0, 0, 0, np.pi])
     for box in ahead.array:
@@ -233,11 +233,11 @@ def test_arrays_from_python_are_converted_or_refused_with_a_reason(predictor, sy
     for own in (points.astype(np.float64), np.asfortranarray(points), spaced[:, ::2], points.tolist()):
         found = predictor.detect(replace(frame, points_lidar_m=own), "pointpillars")
         assert found.array == pytest.approx(expected, abs=1e-4)
-    for own, said in (
+    for own, message in (
         (points[:, :3], r"\(\d+, 3\); give \(N, 4\): .*use zeros"),
         (points[0], r"\(4,\); give \(N, 4\)"),
     ):
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             replace(frame, points_lidar_m=own)
     for image in (camera.image_HWC / 255, camera.image_HWC[..., 0]):
         with pytest.raises(InvalidInputError, match=r"give uint8 of shape \(height, width, 3\), RGB"):

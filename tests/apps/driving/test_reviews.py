@@ -42,7 +42,7 @@ class Known:
         return "pointpillars"
 
     def predict(self, batch: Sequence[Frame], options: object = None) -> list[Detections]:
-        made = []
+        detections = []
         for frame in batch:
             count = 0 if frame.name == "empty" else 2
             boxes = Boxes3D(
@@ -52,8 +52,8 @@ class Known:
                 names=(("traffic light" if frame.name == "lights" else "car",) * 2)[:count],
                 scores=np.array([0.9, 0.4], np.float32)[:count],
             )
-            made.append(Detections(boxes=boxes, model="pointpillars"))
-        return made
+            detections.append(Detections(boxes=boxes, model="pointpillars"))
+        return detections
 
 
 def sweep(seed: int, count: int = 500) -> np.ndarray:
@@ -66,16 +66,16 @@ def sweep(seed: int, count: int = 500) -> np.ndarray:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
     known = replace(find("driving"), predictor=lambda artifacts, device: Known(), codec=DrivingCodec)
-    with TestClient(create_app(settings, {"driving": known})) as made:
-        yield made
+    with TestClient(create_app(settings, {"driving": known})) as test_client:
+        yield test_client
 
 
 def hand_in(client: TestClient, **sweeps: np.ndarray) -> tuple[str, dict[str, Any]]:
     """The address of the review of a case with these sweeps, and its result."""
     files = [("files", (f"{name}.bin", points.tobytes())) for name, points in sweeps.items()]
-    answer = client.post("/api/driving/predict", files=files)
-    assert answer.status_code == 200, answer.text
-    return f"/api/driving/cases/{answer.json()['case']}/review", answer.json()["result"]
+    response = client.post("/api/driving/predict", files=files)
+    assert response.status_code == 200, response.text
+    return f"/api/driving/cases/{response.json()['case']}/review", response.json()["result"]
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_a_missed_object_without_a_valid_position_is_refused(
 ) -> None:
     home, _ = hand_in(client, b=sweep(1))
     body = json.dumps({"missed": [MISSED | missed]})
-    refused = client.put(home, content=body, headers={"Content-Type": "application/json"})
-    assert refused.status_code == 422 and sentence in refused.json()["detail"]
-    refused = client.put(home, json={"verdicts": {"3": "accepted"}})
-    assert refused.json()["detail"] == "the case has no finding 3; it has findings 1 to 2"
+    response = client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422 and sentence in response.json()["detail"]
+    response = client.put(home, json={"verdicts": {"3": "accepted"}})
+    assert response.json()["detail"] == "the case has no finding 3; it has findings 1 to 2"
 
 
 def test_training_runs_on_reviewed_frames(
@@ -103,15 +103,15 @@ def test_training_runs_on_reviewed_frames(
 ) -> None:
     home, result = hand_in(client, a=sweep(2), b=sweep(3), c=sweep(4), empty=sweep(5))
     assert [box["frame"] for box in result["boxes"]] == ["a", "a", "b", "b", "c", "c"]
-    said = {"1": "accepted", "2": "rejected", "3": "rejected", "4": "rejected", "5": "accepted"}
-    assert client.put(home, json={"verdicts": said, "missed": [MISSED]}).status_code == 200
+    verdicts = {"1": "accepted", "2": "rejected", "3": "rejected", "4": "rejected", "5": "accepted"}
+    assert client.put(home, json={"verdicts": verdicts, "missed": [MISSED]}).status_code == 200
     alone, _ = hand_in(client, empty=sweep(6))
     assert client.put(alone, json={}).status_code == 200
     words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
     assert cli.main(["reviews", "driving", *words]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     # In the first case, frame c has a box without a verdict, and the empty frame may not have been reviewed.
-    assert "frames not fully reviewed: 2." in told and "Frames written: 3." in told
+    assert "frames not fully reviewed: 2." in output and "Frames written: 3." in output
     frames = [read_frame(tmp_path / "out", name) for name in frame_ids(tmp_path / "out")]
     truth = {len(frame.truth): frame for frame in frames if frame.truth is not None and frame.truth.names != ("van",)}
     (van,) = (frame for frame in frames if frame.truth is not None and frame.truth.names == ("van",))
@@ -132,8 +132,8 @@ def export(client: TestClient, out: Path, *words: str) -> int:
 
 def test_a_class_name_of_several_words_becomes_one_label_column(client: TestClient, tmp_path: Path) -> None:
     home, _ = hand_in(client, lights=sweep(8))
-    said = {"reviewer": "Lin", "verdicts": {"1": "accepted", "2": "accepted"}}
-    assert client.put(home, json=said).status_code == 200
+    review = {"reviewer": "Lin", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(home, json=review).status_code == 200
     assert export(client, tmp_path / "out", "--reviewer", "Lin") == 0
     (name,) = frame_ids(tmp_path / "out")
     truth = read_frame(tmp_path / "out", name).truth
@@ -146,8 +146,8 @@ def test_an_export_that_ends_early_leaves_nothing(
     whole, _ = hand_in(client, a=sweep(9))
     torn, _ = hand_in(client, a=sweep(10))
     for home in (whole, torn):
-        said = {"reviewer": "Kim", "verdicts": {"1": "accepted", "2": "accepted"}}
-        assert client.put(home, json=said).status_code == 200
+        review = {"reviewer": "Kim", "verdicts": {"1": "accepted", "2": "accepted"}}
+        assert client.put(home, json=review).status_code == 200
     (client.app.state.store.folder / "cases" / torn.split("/")[4] / "boxes.json").unlink()  # type: ignore[attr-defined]
     (tmp_path / "empty").mkdir()
     for out in ("new", "empty"):
@@ -160,8 +160,8 @@ def test_an_export_that_ends_early_leaves_nothing(
 
 def test_thinned_sweeps_are_reported(client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home, _ = hand_in(client, **{"=large": sweep(7, 70_000)})
-    said = {"reviewer": "Ada", "verdicts": {"1": "accepted", "2": "accepted"}}
-    assert client.put(home, json=said).status_code == 200
+    review = {"reviewer": "Ada", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(home, json=review).status_code == 200
     words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
     assert cli.main(["reviews", "driving", *words, "--reviewer", "Ada"]) == 0
     assert "keeps 60,000 points: 1." in " ".join(capsys.readouterr().out.split())
@@ -195,8 +195,8 @@ def kitti_zip(points: np.ndarray | None, image: np.ndarray) -> tuple[str, bytes]
 def keeping(client: TestClient, tmp_path: Path) -> Iterator[TestClient]:
     """A server that keeps its inputs in full."""
     service = client.app.state.services["driving"]  # type: ignore[attr-defined]
-    own = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
-    with TestClient(create_app(own, {"driving": service.app})) as found:
+    own_settings = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own_settings, {"driving": service.app})) as found:
         yield found
 
 
@@ -208,12 +208,14 @@ def test_inputs_kept_in_full_are_exported_in_full(
     for cloud in (points, None):
         answer = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
         missed = [MISSED | {"frame": "000007"}]
-        said = keeping.put(f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed})
-        assert said.status_code == 200, said.text
+        response = keeping.put(
+            f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed}
+        )
+        assert response.status_code == 200, response.text
     assert export(keeping, out) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Sweeps written: 1, of these from complete frames 1, from the viewer's files 0." in told
-    assert "Images written, in full: 2." in told and "60,000" not in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Sweeps written: 1, of these from complete frames 1, from the viewer's files 0." in output
+    assert "Images written, in full: 2." in output and "60,000" not in output
     (name,) = frame_ids(out)
     assert np.array_equal(read_frame(out, name).points_lidar_m, points)
     frames = Kitti(root=out).frames("train")
@@ -244,10 +246,10 @@ def surround(frames: int) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def reviewed_by(keeping: TestClient, files: list[tuple[str, tuple[str, bytes]]], boxes: int) -> None:
-    answer = keeping.post("/api/driving/predict", files=files)
-    assert answer.status_code == 200, answer.text
+    response = keeping.post("/api/driving/predict", files=files)
+    assert response.status_code == 200, response.text
     review = {"verdicts": {str(number): "accepted" for number in range(1, boxes + 1)}}
-    assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
+    assert keeping.put(f"/api/driving/cases/{response.json()['case']}/review", json=review).status_code == 200
 
 
 def test_the_cameras_of_a_frame_are_in_the_same_split(
@@ -285,9 +287,9 @@ def test_images_that_the_store_does_not_keep_are_skipped(
     answer = client.post(
         "/api/driving/predict", files=[("files", kitti_zip(None, np.zeros((375, 1242, 3), np.uint8)))]
     ).json()
-    said = {"reviewer": "Eva", "verdicts": {"1": "accepted", "2": "accepted"}}
-    assert client.put(f"/api/driving/cases/{answer['case']}/review", json=said).status_code == 200
+    review = {"reviewer": "Eva", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(f"/api/driving/cases/{answer['case']}/review", json=review).status_code == 200
     assert export(client, tmp_path / "out", "--reviewer", "Eva") == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "frames with images only: 1." in told and "TRIVIUM_KEEP_INPUTS" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "frames with images only: 1." in output and "TRIVIUM_KEEP_INPUTS" in output
     assert not (tmp_path / "out" / "training").exists()

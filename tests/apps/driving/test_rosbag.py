@@ -144,16 +144,16 @@ def bad_clouds():
 
 def test_faulty_clouds_are_refused_with_one_sentence_and_skipped_in_a_drive(predictor, tmp_path):
     found = list(bad_clouds())
-    for number, (message, said) in enumerate(found):
+    for number, (message, expected_text) in enumerate(found):
         path = write_ros2(tmp_path / str(number), [(f"{CLOUD} /lidar", STAMP, message)])
         with pytest.raises(InvalidInputError, match=f"^{number}.mcap: lidar/\\d+") as refusal:
             read_frames([path])
-        assert said in str(refusal.value)
+        assert expected_text in str(refusal.value)
     messages = [(f"{CLOUD} /lidar", STAMP + number, message) for number, (message, _) in enumerate(found)]
     drive = write_ros2(tmp_path / "drive", [*messages, ("/lidar", STAMP + 100, cloud(POINTS))])
-    said = []
-    assert predict_folder(predictor, drive, tmp_path / "out", Options(), said.append) == len(found)
-    assert sum(line.startswith("left out: drive.mcap: lidar/") for line in said) == len(found)
+    log = []
+    assert predict_folder(predictor, drive, tmp_path / "out", Options(), log.append) == len(found)
+    assert sum(line.startswith("left out: drive.mcap: lidar/") for line in log) == len(found)
     assert len((tmp_path / "out" / "frames.jsonl").read_text().splitlines()) == 1
 
 
@@ -177,7 +177,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_the_one_named(ask, tmp_path):
 @pytest.mark.parametrize("ros1", [True, False])
 def test_the_error_for_a_bag_without_clouds_lists_its_topics(ros1, tmp_path):
     raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
-    for name, messages, said in (
+    for name, messages, error_text in (
         ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "only /velodyne_packets (velodyne_msgs/"
          "VelodyneScan, 1 messages); play it through the LiDAR's driver and record the output"),
         ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record the LiDAR's"),
@@ -187,7 +187,7 @@ def test_the_error_for_a_bag_without_clouds_lists_its_topics(ros1, tmp_path):
         path = write_ros1(tmp_path / f"{name}.bag", messages) if ros1 else write_ros2(tmp_path / name, messages)
         with pytest.raises(InvalidInputError) as refusal:
             read_frames([path])
-        assert said in str(refusal.value)
+        assert error_text in str(refusal.value)
 
 
 def test_an_interrupted_run_on_a_long_drive_resumes(predictor, tmp_path):
@@ -195,21 +195,21 @@ def test_an_interrupted_run_on_a_long_drive_resumes(predictor, tmp_path):
     path = write_ros1(tmp_path / "drive.bag", messages, chunk=1000)
     with pytest.raises(InvalidInputError, match="holds 201 frames; at most 200 are accepted at a time"):
         read_frames([path])
-    said, out = [], tmp_path / "out"
-    assert predict_folder(predictor, path, out, Options(), said.append) == 0
+    log, out = [], tmp_path / "out"
+    assert predict_folder(predictor, path, out, Options(), log.append) == 0
     lines = (out / "frames.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["name"] for line in lines] == [f"lidar/{STAMP + number}" for number in range(201)]
     (out / "frames.jsonl").write_text("".join(lines[:150]) + lines[150][:10])
-    assert predict_folder(predictor, path, out, Options(), said.append) == 0
+    assert predict_folder(predictor, path, out, Options(), log.append) == 0
     assert (out / "frames.jsonl").read_text() == "".join(lines)
-    assert any("201 frames, 150 of them already done" in line for line in said)
+    assert any("201 frames, 150 of them already done" in line for line in log)
     with pytest.raises(InvalidInputError, match="choose another directory"):
-        predict_folder(predictor, path, out, Options(score=0.5), said.append)
+        predict_folder(predictor, path, out, Options(score=0.5), log.append)
     with pytest.raises(InvalidInputError, match="the option topic is only for ROS bags"):
         (tmp_path / "velodyne").mkdir()
         POINTS.tofile(tmp_path / "velodyne" / "0.bin")
         path.unlink()
-        predict_folder(predictor, tmp_path, out, Options(topic="/lidar"), said.append)
+        predict_folder(predictor, tmp_path, out, Options(topic="/lidar"), log.append)
 
 
 def test_a_split_recording_counts_as_one_and_two_recordings_are_refused(tmp_path):

@@ -41,9 +41,9 @@ def test_truncated_and_empty_bags_and_other_files_are_refused_with_a_remedy(bags
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(InvalidInputError, match=f"^{path.name} is damaged or not a supported bag: .*; {hint}"):
             read_frames([path])
-        for wrong, said in ((b"", "the file is empty"), (b"PNG" * 99, "is neither a .bag of ROS 1 nor an")):
-            path.write_bytes(wrong)
-            with pytest.raises(InvalidInputError, match=f"^{path.name}: .*{said}"):
+        for bad_content, message in ((b"", "the file is empty"), (b"PNG" * 99, "is neither a .bag of ROS 1 nor an")):
+            path.write_bytes(bad_content)
+            with pytest.raises(InvalidInputError, match=f"^{path.name}: .*{message}"):
                 read_frames([path])
         path.write_bytes(content)
     # The format is recognised by the first bytes, not by the name.
@@ -63,11 +63,11 @@ def test_an_unclosed_recording_and_damage_in_the_middle_are_reported(predictor, 
     at = content.index(b"op=\x02", len(content) // 2)
     content[at : at + 4] = b"????"
     bag.write_bytes(content)
-    said, out = [], tmp_path / "out"
-    assert predict_folder(predictor, bag, out, Options(), said.append) == 1
+    log, out = [], tmp_path / "out"
+    assert predict_folder(predictor, bag, out, Options(), log.append) == 1
     answered = len((out / "frames.jsonl").read_text().splitlines())
-    assert 0 < answered < 6 and any("left out: drive.bag is damaged" in line for line in said)
-    assert predict_folder(predictor, bag, out, Options(), said.append) == 1
+    assert 0 < answered < 6 and any("left out: drive.bag is damaged" in line for line in log)
+    assert predict_folder(predictor, bag, out, Options(), log.append) == 1
     assert len((out / "frames.jsonl").read_text().splitlines()) == answered
 
 
@@ -123,11 +123,11 @@ def test_a_chunk_is_not_decompressed_beyond_its_stated_size(tmp_path):
         tracemalloc.stop()
     one_by_one = write_ros2(tmp_path / "messages", [("/lidar", STAMP, zeros)], "sqlite3", "message")
     whole = write_ros2(tmp_path / "file", [("/lidar", STAMP, zeros)], "sqlite3", "file")
-    for folder, said in (
+    for folder, message in (
         (one_by_one, "decompresses to more than its stated size"),
         (whole, "more than 200 times its size"),
     ):
-        with pytest.raises(InvalidInputError, match=said):
+        with pytest.raises(InvalidInputError, match=message):
             read_frames([folder])
 
 
@@ -137,9 +137,9 @@ def test_a_recording_is_not_decompressed_beyond_half_of_the_free_disk_space(tmp_
     assert len(list(folder.rglob("*.zstd"))) == 1
     free = SimpleNamespace(free=100_000)
     monkeypatch.setattr(rosbag_storage.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(InvalidInputError, match=r"half of the free space in .*; decompress it elsewhere") as refused:
+    with pytest.raises(InvalidInputError, match=r"half of the free space in .*; decompress it elsewhere") as raised:
         read_frames([folder])
-    assert refused.value.status == 413
+    assert raised.value.status == 413
     free.free = 10_000_000
     assert len(read_frames([folder])) == 20
 

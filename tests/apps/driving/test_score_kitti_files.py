@@ -129,8 +129,8 @@ def test_orientation_is_scored_by_the_observation_angle(folders):
 @pytest.fixture
 def sequences(folders, tmp_path):
     """The same 20 frames as two sequences of the tracking benchmark, with numbers of tracks."""
-    made = tmp_path / "label_02", tmp_path / "tracks"
-    for source, target in zip(folders, made, strict=True):
+    tracking_folders = tmp_path / "label_02", tmp_path / "tracks"
+    for source, target in zip(folders, tracking_folders, strict=True):
         target.mkdir()
         for sequence in range(2):
             lines = [
@@ -139,7 +139,7 @@ def sequences(folders, tmp_path):
                 for track, line in enumerate((source / f"{10 * sequence + frame:06d}.txt").read_text().splitlines())
             ]
             (target / f"{sequence:04d}.txt").write_text("".join(lines))
-    return made
+    return tracking_folders
 
 
 def test_tracking_files_score_like_their_frames(folders, sequences):
@@ -186,7 +186,7 @@ def test_a_sitting_person_of_the_tracking_benchmark_is_ignored(tmp_path):
 def test_what_cannot_be_scored_is_refused(folders, sequences, tmp_path):
     labels, results = folders
     (tmp_path / "list.txt").write_text("000000\n999999\n")
-    for given, sentence in (
+    for files, sentence in (
         ({"labels": labels}, "--results DIR --labels DIR"),
         ({"labels": labels, "results": results / "none"}, "is not a folder"),
         ({"labels": labels, "results": labels}, "000000.txt, line 1: 15 columns instead of 16, the last a score"),
@@ -196,7 +196,7 @@ def test_what_cannot_be_scored_is_refused(folders, sequences, tmp_path):
         ({"labels": labels, "results": results, "frames": tmp_path / "none.txt"}, "cannot be read"),
     ):
         with pytest.raises(InvalidInputError, match=sentence):
-            app.score_files(given)
+            app.score_files(files)
     for name in ("0000.txt", "0001.txt"):
         shutil.copy(results / "000000.txt", sequences[1] / name)
     with pytest.raises(InvalidInputError, match=r"tracking labels, but .* object results"):

@@ -66,11 +66,11 @@ def test_points_in_and_around_a_box_are_in_its_frame():
         along, across = np.cos(yaw) * east + np.sin(yaw) * north, np.cos(yaw) * north - np.sin(yaw) * east
         inside = (np.abs(along) < length / 2 + 0.8) & (np.abs(across) < width / 2 + 0.8)
         inside &= (up > -height / 2 - 0.5) & (up < height / 2 + 0.8)
-        wanted = np.stack([along, across, up], axis=1)[inside]
-        assert len(found) == len(wanted) > 0
-        assert np.sort(found, axis=0) == pytest.approx(np.sort(wanted, axis=0), abs=1e-4)
+        expected = np.stack([along, across, up], axis=1)[inside]
+        assert len(found) == len(expected) > 0
+        assert np.sort(found, axis=0) == pytest.approx(np.sort(expected, axis=0), abs=1e-4)
     assert points_around(boxes[:0], points, INPUT) == []
-    assert [len(one) for one in points_around(boxes, points[:0], INPUT)] == [0] * len(boxes)
+    assert [len(points_of_box) for points_of_box in points_around(boxes, points[:0], INPUT)] == [0] * len(boxes)
 
 
 def test_sampled_points_do_not_depend_on_the_order_of_the_sweep():
@@ -154,10 +154,10 @@ def test_box_features_do_not_depend_on_the_bearing():
 def test_a_box_is_assigned_to_the_object_of_its_class_with_the_largest_overlap():
     boxes = np.array([[0, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 4, 2, 1.5, 0], [40, 0, 0, 4, 2, 1.5, 0]], np.float32)
     objects = np.array([[1, 0, 0.5, 4, 2, 1.5, 0], [3, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 8, 2.5, 3, 0]], np.float32)
-    wanted, overlaps, told = match_objects(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
-    assert wanted.tolist() == [objects[0].tolist(), boxes[1].tolist(), boxes[2].tolist()]
+    targets, overlaps, is_used = match_objects(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
+    assert targets.tolist() == [objects[0].tolist(), boxes[1].tolist(), boxes[2].tolist()]
     assert overlaps[:, 0] == pytest.approx([0.6, 0, 0]) and overlaps[0, 1] == pytest.approx(6 / (24 - 6))
-    assert told.tolist() == [True, False, True], "a truck is neither a car nor none"
+    assert is_used.tolist() == [True, False, True], "a truck is neither a car nor none"
     assert not match_objects(boxes, np.array([0, 0, 0]), objects[:2], np.array([2, 2]))[1].any(), (
         "another class is nothing"
     )
@@ -222,8 +222,8 @@ def test_a_box_is_varied_together_with_its_points_and_its_object():
     still = data.batch(np.arange(200), None)
     assert still["points"][:, 0].numpy() == pytest.approx(still["box_target"][:, :3].numpy(), abs=2e-3)
     varied = data.batch(np.arange(200), Key(seed=1, epoch=0))
-    again = data.batch(np.arange(200)[::-1].copy(), Key(seed=1, epoch=0))
-    assert torch.equal(varied["points"], again["points"].flip(0)), "a function of seed, epoch and index"
+    reversed_batch = data.batch(np.arange(200)[::-1].copy(), Key(seed=1, epoch=0))
+    assert torch.equal(varied["points"], reversed_batch["points"].flip(0)), "a function of seed, epoch and index"
     assert varied["points"][:, 0].numpy() == pytest.approx(varied["box_target"][:, :3].numpy(), abs=2e-3)
     moved = (varied["box_target"] - still["box_target"]).abs()[:, :3].mean(dim=0)
     assert (moved > 0.02).all() and (moved < 0.5).all()
@@ -253,9 +253,9 @@ def test_what_can_be_seen_is_learnt():
     summary = scores.summary()
     assert summary["ap"] > 0.95
     assert summary["centre_m"] < 0.5 * summary["centre_before_m"]
-    other = BoxScores()
-    other.merge(scores)
-    assert other.summary() == pytest.approx(summary)
+    merged = BoxScores()
+    merged.merge(scores)
+    assert merged.summary() == pytest.approx(summary)
     assert BoxScores().summary() == {"loss": 0.0, "ap": 0.0, "centre_m": 0.0, "centre_before_m": 0.0}
 
 
@@ -267,7 +267,7 @@ def test_impossible_settings_are_refused(tmp_path):
         Synthetic(classes=("car",)).fit_input(BoxInput())
     with pytest.raises(InvalidInputError, match=r"model\.widths"):
         LidarRCNN(widths=())
-    camera = next(one for one in shipped(app) if one.manifest.name == "fcos3d")
+    camera = next(artifact for artifact in shipped(app) if artifact.manifest.name == "fcos3d")
     with pytest.raises(InvalidInputError, match=r"give the artifact of such a model with --input\.detector"):
         fit_to_detector(BoxInput(detector=camera.path))
 
@@ -307,8 +307,8 @@ def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
     digest = detector.manifest.files["weights.safetensors"]["sha256"]
     its = second_stage(tmp_path / "its" / SECOND_STAGE / "1", detector, digest)
     another = second_stage(tmp_path / "another" / SECOND_STAGE / "1", detector, "0" * 64)
-    for given in ([detector], [detector, another]):
-        alone = DrivingPredictor.load(given, "cpu")
+    for loaded in ([detector], [detector, another]):
+        alone = DrivingPredictor.load(loaded, "cpu")
         assert alone.second_stages == {} and sorted(alone.digests) == ["pointpillars"]
     for artifacts in ([detector, its], [its]):
         predictor = DrivingPredictor.load(artifacts, "cpu")
@@ -317,8 +317,8 @@ def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
         assert predictor.least_scores["pointpillars"] == {"car": 0.625}
         # Answers to a folder of frames are kept apart by them.
         assert sorted(predictor.digests) == [SECOND_STAGE, "pointpillars"]
-        said = add_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
-        assert sorted(said) == [SECOND_STAGE, "pointpillars"]
+        programs = add_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
+        assert sorted(programs) == [SECOND_STAGE, "pointpillars"]
         likely = DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),)))
         assert likely == ["pointpillars", SECOND_STAGE]
     with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
@@ -326,7 +326,7 @@ def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
 
 
 def test_what_is_loaded_is_named_by_its_detector_first():
-    first, second = (f"{one.manifest.name} version {one.manifest.version}" for one in shipped(app)[::2])
+    first, second = (f"{artifact.manifest.name} version {artifact.manifest.version}" for artifact in shipped(app)[::2])
     for artifact in (shipped(app)[0], shipped(app)[2]):
         assert repr(trivium.load(app, artifact=artifact.path)) == f"LoadedModel(driving: {first}, {second})"
 
@@ -336,16 +336,16 @@ def test_a_registry_may_hold_second_stages_of_several_detectors(tmp_path):
     digest = detector.manifest.files["weights.safetensors"]["sha256"]
     shutil.copytree(detector.path, tmp_path / "pointpillars" / "3")
     own = open_artifact(tmp_path / "pointpillars" / "3")
-    assert [one.path for one in app.served_with(own)] == [shipped(app)[2].path]
+    assert [artifact.path for artifact in app.served_with(own)] == [shipped(app)[2].path]
     second_stage(tmp_path / "of_another" / SECOND_STAGE / "1", detector, "0" * 64)
     assert Registry(tmp_path / "of_another", app.weights).serving(app)[2].path == shipped(app)[2].path
     its = second_stage(tmp_path / SECOND_STAGE / "1", detector, digest)
     second_stage(tmp_path / SECOND_STAGE / "2", detector, "0" * 64)
-    assert [one.path for one in app.served_with(own)] == [its.path]
+    assert [artifact.path for artifact in app.served_with(own)] == [its.path]
     served = DrivingPredictor.load(Registry(tmp_path, app.weights).serving(app), "cpu")
     assert served.least_scores["pointpillars"] == {"car": 0.625}, "its own, though another detector's is newer"
     # Calibration looks into the registry that it writes to before what is shipped.
-    assert [one.path for one in app.served_with(detector, tmp_path)] == [its.path]
+    assert [artifact.path for artifact in app.served_with(detector, tmp_path)] == [its.path]
     assert list(app.served_with(its)) == [] and list(app.served_with(shipped(app)[1])) == []
 
 

@@ -43,10 +43,10 @@ def four_threads(monkeypatch):
     torch.set_num_threads(before)
 
 
-def same(one, other):
-    boxes, others = one.boxes, other.boxes
+def same(first, second):
+    boxes, others = first.boxes, second.boxes
     return (
-        (one.model, one.remarks, boxes.names) == (other.model, other.remarks, others.names)
+        (first.model, first.remarks, boxes.names) == (second.model, second.remarks, others.names)
         and np.array_equal(boxes.array, others.array)
         and np.array_equal(boxes.scores, others.scores)
     )
@@ -72,11 +72,11 @@ def test_the_second_stage_overlaps_with_the_next_sweep_using_half_of_torchs_thre
 
     monkeypatch.setattr(LidarDetector, "compute", noted)
     monkeypatch.setattr(SecondStage, "refine", beside_the_next)
-    said = []
-    with progress_listener(said.append):
+    progress = []
+    with progress_listener(progress.append):
         together = shipped.predict(sweeps, Options(score=0.1))
     assert threads == [2] * 10 and torch.get_num_threads() == 4
-    assert said[0] == "frame 1 of 5" and len(alone[0].boxes)
+    assert progress[0] == "frame 1 of 5" and len(alone[0].boxes)
     assert all(map(same, together, alone))
 
 
@@ -94,7 +94,7 @@ def test_the_error_is_that_of_the_first_failing_sweep(shipped, sweeps, four_thre
         shipped.predict(sweeps)
     with pytest.raises(InvalidInputError, match="3 has no LiDAR sweep"):
         shipped.predict(sweeps[3:] + sweeps[:2])
-    left = [one.name for one in threading.enumerate() if one.name.startswith(("read_", "finish_"))]
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("read_", "finish_"))]
     assert torch.get_num_threads() == 4 and not left
 
 
@@ -103,25 +103,25 @@ def test_a_single_sweep_or_thread_uses_only_the_callers_thread(
     shipped, sweeps, four_threads, monkeypatch, frames, threads
 ):
     torch.set_num_threads(threads)
-    refined, seen = SecondStage.refine, []
+    refined, calls = SecondStage.refine, []
 
     def noted(self, found, points):
-        seen.append((threading.current_thread(), torch.get_num_threads()))
+        calls.append((threading.current_thread(), torch.get_num_threads()))
         return refined(self, found, points)
 
     monkeypatch.setattr(SecondStage, "refine", noted)
     assert len(shipped.predict(sweeps[:frames])) == frames
-    assert seen == [(threading.current_thread(), threads)] * frames
+    assert calls == [(threading.current_thread(), threads)] * frames
 
 
 def test_only_the_first_sweep_loads_the_programs(sweeps, four_threads, monkeypatch):
     predictor = open_predictor(app, lazy=True, program="torch").predictor
-    refined, seen = SecondStage.refine, []
+    refined, calls = SecondStage.refine, []
 
     def noted(self, found, points):
-        seen.append(threading.current_thread() is threading.main_thread())
+        calls.append(threading.current_thread() is threading.main_thread())
         return refined(self, found, points)
 
     monkeypatch.setattr(SecondStage, "refine", noted)
     assert len(predictor.predict(sweeps[:3])) == 3
-    assert seen == [True, False, False]
+    assert calls == [True, False, False]

@@ -302,10 +302,14 @@ def test_hedges_come_close_to_cars_without_passing_through_them():
     for seed in range(20):
         generator = np.random.default_rng(seed)
         placed = lay_out("alley", FLAT_LANE, generator, -3.0, 80.0)
-        cars = [one for one in placed if one.shape.name == "car"]
-        hedges = [one for one in placed if one.shape.name is None and (one.shape.footprint or (0, 0))[1] > 0.95]
+        cars = [placed_object for placed_object in placed if placed_object.shape.name == "car"]
+        hedges = [
+            placed_object
+            for placed_object in placed
+            if placed_object.shape.name is None and (placed_object.shape.footprint or (0, 0))[1] > 0.95
+        ]
         for car in cars:
-            places = [corners(one) for one in hedges]
+            places = [corners(hedge) for hedge in hedges]
             gaps += [min((distance(corners(car), place) for place in places), default=np.inf)]
     assert len(gaps) > 60
     assert min(gaps) > 0
@@ -336,10 +340,10 @@ def test_road_works_barriers_form_a_line_and_are_not_labelled():
     for seed in range(12):
         street = Street(FLAT_LANE, np.random.default_rng(seed), -3.0, 80.0)
         street.road_works(1, 3.0)
-        assert all(one.shape.name is None for one in street.placed)
-        tops = [one.shape.size[2] for one in street.placed]
+        assert all(placed_object.shape.name is None for placed_object in street.placed)
+        tops = [placed_object.shape.size[2] for placed_object in street.placed]
         assert len(tops) >= 3 and min(tops) > 0.4 and max(tops) < 1.25
-        places = np.array([(one.x, one.y) for one in street.placed])
+        places = np.array([(placed_object.x, placed_object.y) for placed_object in street.placed])
         # Along the road they follow one another; across it they stay on a line that slowly leaves the kerb.
         lines.append(np.ptp(places[:, 0]) / (np.ptp(places[:, 1]) + 0.5))
         assert np.abs(np.diff(places[:, 1])).max() < 3.5
@@ -349,14 +353,14 @@ def test_road_works_barriers_form_a_line_and_are_not_labelled():
 FLAT_LANE = Ground(-1.73, (0.0, 0.0), 0.0, 1.0, 3.0, 0.0, np.zeros((0, 4), np.float32))
 
 
-def corners(one):
+def corners(placed_object):
     """The outline of a footprint as a dense line (N, 2)."""
-    length, width = one.shape.footprint or one.shape.size[:2]
+    length, width = placed_object.shape.footprint or placed_object.shape.size[:2]
     at = np.linspace(-1, 1, 24)
     line = np.concatenate([np.stack([at, np.full(24, end)], 1) for end in (-1, 1)])
     line = np.concatenate([line, line[:, ::-1]]) * (length / 2, width / 2)
-    cosine, sine = np.cos(one.yaw), np.sin(one.yaw)
-    return line @ np.array([[cosine, sine], [-sine, cosine]]) + (one.x, one.y)
+    cosine, sine = np.cos(placed_object.yaw), np.sin(placed_object.yaw)
+    return line @ np.array([[cosine, sine], [-sine, cosine]]) + (placed_object.x, placed_object.y)
 
 
 def distance(some, others):

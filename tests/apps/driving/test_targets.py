@@ -33,7 +33,12 @@ def targets(head, boxes, labels):
     data = structures.lidar_data([torch.zeros(1, 4)] * len(boxes), boxes, labels)["data_samples"]
     grid = head.get_anchors([torch.Size((124, 108))], [{}] * len(boxes), device=torch.device("cpu"))
     return head.anchor_target_3d(
-        grid, [one.gt_instances_3d for one in data], [{}] * len(boxes), num_classes=3, label_channels=3, sampling=False
+        grid,
+        [item.gt_instances_3d for item in data],
+        [{}] * len(boxes),
+        num_classes=3,
+        label_channels=3,
+        sampling=False,
     )
 
 
@@ -44,11 +49,11 @@ def test_the_targets_are_the_librarys_own(recipe, numbers):
     faster = copy.deepcopy(head)
     use_nearby_targets(faster)
     for seed in range(2):  # the second time with anchors that are there already
-        expected, found = (targets(one, *objects(recipe, numbers, seed)) for one in (head, faster))
+        expected, found = (targets(box_head, *objects(recipe, numbers, seed)) for box_head in (head, faster))
         assert found[6:] == expected[6:]
-        for (one,), (other,) in zip(found[:6], expected[:6], strict=True):
-            assert one.dtype == other.dtype
-            assert torch.equal(one, other)
+        for (found_target,), (expected_target,) in zip(found[:6], expected[:6], strict=True):
+            assert found_target.dtype == expected_target.dtype
+            assert torch.equal(found_target, expected_target)
     assert int(expected[0][0].min()) < 3 or not any(numbers)
 
 
@@ -76,8 +81,8 @@ def test_a_detector_that_trains_can_be_copied_and_computes_the_librarys_losses()
         "labels": [torch.tensor([2]), torch.zeros(0, dtype=torch.long)],
     }
     expected = recipe.task.build().loss(plain, batch)
-    for one in (copy.deepcopy(model), model):
-        found = task.loss(one, batch)
+    for network in (copy.deepcopy(model), model):
+        found = task.loss(network, batch)
         for name, loss in expected.items():
             # Convolutions with the channels innermost add in another order.
             torch.testing.assert_close(found[name].mean, loss.mean, rtol=1e-5, atol=1e-6)

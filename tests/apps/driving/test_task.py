@@ -156,11 +156,11 @@ def test_a_run_is_repeated_exactly(name, tmp_path):
 def test_batches_depend_only_on_key_and_index():
     recipe = RECIPES["tiny"]()
     dataset = recipe.data.train(recipe.input)
-    one = dataset.batch(np.array([3, 5]), Key(seed=1, epoch=2))
-    other = dataset.batch(np.array([5]), Key(seed=1, epoch=2))
-    assert torch.equal(one["points"][1], other["points"][0]) and torch.equal(one["boxes"][1], other["boxes"][0])
-    again = dataset.batch(np.array([5]), Key(seed=1, epoch=3))
-    assert not torch.equal(other["points"][0][:100], again["points"][0][:100])
+    both = dataset.batch(np.array([3, 5]), Key(seed=1, epoch=2))
+    single = dataset.batch(np.array([5]), Key(seed=1, epoch=2))
+    assert torch.equal(both["points"][1], single["points"][0]) and torch.equal(both["boxes"][1], single["boxes"][0])
+    next_epoch = dataset.batch(np.array([5]), Key(seed=1, epoch=3))
+    assert not torch.equal(single["points"][0][:100], next_epoch["points"][0][:100])
 
 
 def test_intensity_is_zero_if_the_recipe_disables_it():

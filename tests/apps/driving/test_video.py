@@ -48,9 +48,11 @@ def test_the_boxes_equal_those_of_frame_by_frame_processing(predictor, camera_fr
     )
     found = results(answers)
     assert [frame.name for frame, _ in found] == [frame.name for frame in camera_frames]
-    for (_, one), other in zip(found, expected, strict=True):
-        assert len(one.boxes) and one.boxes.names == other.boxes.names
-        assert (one.boxes.array == other.boxes.array).all() and (one.boxes.scores == other.boxes.scores).all()
+    for (_, found_detections), expected_detections in zip(found, expected, strict=True):
+        assert len(found_detections.boxes) and found_detections.boxes.names == expected_detections.boxes.names
+        assert (found_detections.boxes.array == expected_detections.boxes.array).all() and (
+            found_detections.boxes.scores == expected_detections.boxes.scores
+        ).all()
 
 
 def test_reading_network_and_decoding_run_concurrently():
@@ -205,9 +207,9 @@ def test_several_frames_on_the_fake_gpu_give_the_boxes_of_each_alone(predictor, 
         )
         expected = [there.predict([frame], options)[0] for frame in camera_frames]
         found = there.predict(camera_frames, options)
-    for one, other in zip(found, expected, strict=True):
-        assert len(one.boxes) and one.boxes.names == other.boxes.names
-        assert (one.boxes.array == other.boxes.array).all()
+    for found_detections, expected_detections in zip(found, expected, strict=True):
+        assert len(found_detections.boxes) and found_detections.boxes.names == expected_detections.boxes.names
+        assert (found_detections.boxes.array == expected_detections.boxes.array).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -216,8 +218,11 @@ def test_frames_that_overlap_on_a_gpu_give_the_boxes_of_each_alone(predictor, ca
     there = type(predictor)(detectors={"fcos3d": moved(detector)}, least_scores=predictor.least_scores, device="cuda")
     frames = camera_frames * 8
     expected = [there.predict([frame], options)[0] for frame in frames]
-    for one, other in zip(there.predict(frames, options), expected, strict=True):
-        assert one.boxes.names == other.boxes.names and (one.boxes.array == other.boxes.array).all()
+    for found_detections, expected_detections in zip(there.predict(frames, options), expected, strict=True):
+        assert (
+            found_detections.boxes.names == expected_detections.boxes.names
+            and (found_detections.boxes.array == expected_detections.boxes.array).all()
+        )
 
 
 def moved(detector):
@@ -261,7 +266,7 @@ def test_the_command_processes_jpeg_folders(predictor, synthetic, tmp_path):
         Image.open(synthetic / "image_2" / "synthetic.png").save(root / "image_2" / f"{number:06d}.jpg")
     torn = root / "image_2" / "000001.jpg"
     torn.write_bytes(torn.read_bytes()[:2000])
-    said = []
-    assert predict_folder(predictor, root, tmp_path / "out", Options(score=0.05), said.append) == 1
-    assert sum(text.startswith("left out: 000001.jpg cannot be read") for text in said) == 1
+    log = []
+    assert predict_folder(predictor, root, tmp_path / "out", Options(score=0.05), log.append) == 1
+    assert sum(text.startswith("left out: 000001.jpg cannot be read") for text in log) == 1
     assert sorted(file.name for file in (tmp_path / "out").glob("*.txt")) == ["000000.txt", "000002.txt"]
