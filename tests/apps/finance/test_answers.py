@@ -108,7 +108,7 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
 
 
 def test_names_in_csv_outputs_are_never_spreadsheet_formulas(predictor, tmp_path):
-    shown = {
+    expected_cells = {
         '=HYPERLINK("http://a")': '\'=HYPERLINK("http://a")',
         "-5Y": "'-5Y",
         "A;=1+1": "A;'=1+1",
@@ -116,14 +116,14 @@ def test_names_in_csv_outputs_are_never_spreadsheet_formulas(predictor, tmp_path
         "BRK-B": "BRK-B",
     }
     rows = [["time", "ticker", "close"]]
-    rows += [[str(1_700_000_000 + 300 * n), name, str(walk(0)[n])] for name in shown for n in range(ROWS)]
+    rows += [[str(1_700_000_000 + 300 * n), name, str(walk(0)[n])] for name in expected_cells for n in range(ROWS)]
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     response = ask(predictor, Request(files=(tmp_path / "a.csv",)))
-    assert [part["name"] for part in response.result["parts"]] == list(shown)
+    assert [part["name"] for part in response.result["parts"]] == list(expected_cells)
     for name in ("events.csv", "scores.csv"):
         table = list(csv.DictReader(io.StringIO(response.files[name].decode())))
-        assert {row["series"] for row in table} == set(shown.values())
+        assert {row["series"] for row in table} == set(expected_cells.values())
     assert {row["value"] for row in table} == {str(value) for value in walk(0)}
 
 
@@ -174,13 +174,13 @@ def test_output_values_equal_input_values(predictor, tmp_path):
 
 def test_a_prediction_uses_one_thread_and_keeps_the_limits_of_other_threads(predictor, tmp_path, monkeypatch):
     decoded = decode(predictor, Request(files=(several(tmp_path),)))
-    seen: list[int] = []
+    thread_counts: list[int] = []
 
     def forecasting(*arguments: object, **options: object) -> object:
-        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        other.start()
-        other.join()
-        seen.append(torch.get_num_threads())
+        thread = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        thread_counts.append(torch.get_num_threads())
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     real = predicting.forecast
@@ -189,7 +189,7 @@ def test_a_prediction_uses_one_thread_and_keeps_the_limits_of_other_threads(pred
     torch.set_num_threads(2)
     try:
         predictor.predict(decoded.inputs)
-        assert seen == [2, 1] * 4 and torch.get_num_threads() == 2
+        assert thread_counts == [2, 1] * 4 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
@@ -207,23 +207,24 @@ def test_progress_names_the_series_being_forecast(predictor, tmp_path, monkeypat
 def test_more_rows_than_fit_the_request_timeout_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
     sentence = r"has 1200 rows, and only 1000 can be scored within the request's timeout of 0.4 s; send it as a job"
-    with pytest.raises(InvalidInputError, match=sentence) as refused:
+    with pytest.raises(InvalidInputError, match=sentence) as raised:
         decode(predictor, Request(files=(path,), seconds=seconds))
-    assert refused.value.status == 413
+    assert raised.value.status == 413
     assert len(decode(predictor, Request(files=(path,))).inputs) == 4
     assert len(decode(predictor, Request(files=(path,), options={"instrument": "0700"}, seconds=seconds)).inputs) == 1
 
 
 def test_only_the_synthetic_sample_has_synthetic_truth(predictor, tmp_path):
-    (sample,) = (one for one in app.samples() if one.synthetic)
+    (sample,) = (sample for sample in app.samples() if sample.synthetic)
     (file,) = sample.files(tmp_path)
     result = ask(predictor, Request(files=(file,))).result
-    made = market(np.random.Generator(np.random.Philox(20)))
+    generated = market(np.random.Generator(np.random.Philox(20)))
     assert result["synthetic_truth"] == [
-        {"start": iso_utc(one.start_ns), "end": iso_utc(one.end_ns), "kind": one.kind} for one in made.windows
+        {"start": iso_utc(window.start_ns), "end": iso_utc(window.end_ns), "kind": window.kind}
+        for window in generated.windows
     ]
     assert result["series"]["columns"] == ["open", "high", "low", "close", "volume"]
-    write_csv(file, made.series)
+    write_csv(file, generated.series)
     without = ask(predictor, Request(files=(file,))).result
     assert "synthetic_truth" not in without and without["events"] == result["events"]
 
@@ -272,11 +273,11 @@ def test_files_made_later_from_scored_rows_are_identical():
         start_ns=int(times[20]), end_ns=int(times[25]), peak_ns=int(times[22]), score=0.5, observed=np.nan,
         expected=0.0, low=-1.0, high=1.0, direction="above", channel="level", columns=("x",),
     )  # fmt: skip
-    one = Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=(anomaly,))
-    (found,), name, several = read_scored_rows(scored_rows([one], "a.csv", several=False))
-    assert (name, several, repr(found)) == ("a.csv", False, repr(one))
-    assert series_json(found) == series_json(one) and scores_csv(found) == scores_csv(one)
-    assert rows_file([found]) == rows_file([one])
+    detection = Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=(anomaly,))
+    (found,), name, several = read_scored_rows(scored_rows([detection], "a.csv", several=False))
+    assert (name, several, repr(found)) == ("a.csv", False, repr(detection))
+    assert series_json(found) == series_json(detection) and scores_csv(found) == scores_csv(detection)
+    assert rows_file([found]) == rows_file([detection])
 
 
 def test_the_times_of_scores_csv_have_as_many_decimals_as_they_need_also_before_1970():

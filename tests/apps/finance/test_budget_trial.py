@@ -18,17 +18,17 @@ def generator() -> np.random.Generator:
     return np.random.Generator(np.random.Philox(5))
 
 
-@pytest.mark.parametrize(("given", "within"), [(7, False), (8, True), (12, True), (13, False)])
-def test_within_20_percent_includes_more_and_fewer_events(given, within):
-    assert BudgetOutcome("noise", 1, 1000, 10.0, given).within is within
+@pytest.mark.parametrize(("events", "within"), [(7, False), (8, True), (12, True), (13, False)])
+def test_within_20_percent_includes_more_and_fewer_events(events, within):
+    assert BudgetOutcome("noise", 1, 1000, 10.0, events).within is within
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
 def test_every_kind_is_reproducible_with_ordered_rows(kind):
-    made, again = ordinary(generator(), kind, length=1200), ordinary(generator(), kind, length=1200)
-    assert len(made.series) == 1200 and np.isfinite(made.series.target).all()
-    assert (np.diff(made.series.times_ns) >= made.series.interval_ns).all()
-    np.testing.assert_array_equal(made.series.target, again.series.target)
+    first, second = ordinary(generator(), kind, length=1200), ordinary(generator(), kind, length=1200)
+    assert len(first.series) == 1200 and np.isfinite(first.series.target).all()
+    assert (np.diff(first.series.times_ns) >= first.series.interval_ns).all()
+    np.testing.assert_array_equal(first.series.target, second.series.target)
 
 
 def test_minute_bars_are_of_weekdays_and_opening_hours():
@@ -39,10 +39,10 @@ def test_minute_bars_are_of_weekdays_and_opening_hours():
 
 
 def test_a_single_change_is_labelled_at_its_rows():
-    made = ordinary(generator(), "one shift by 20 deviations", length=1000)
-    (window,) = made.windows
-    row = int(np.searchsorted(made.series.times_ns, window.start_ns))
-    assert abs(np.diff(made.series.target)[row - 1]) > 15
+    generated = ordinary(generator(), "one shift by 20 deviations", length=1000)
+    (window,) = generated.windows
+    row = int(np.searchsorted(generated.series.times_ns, window.start_ns))
+    assert abs(np.diff(generated.series.target)[row - 1]) > 15
     assert not ordinary(generator(), "levels that change", length=1000).windows
 
 

@@ -55,11 +55,11 @@ def test_scores_do_not_change_when_later_rows_are_cut_off(seed, cut, shape, unse
         covariate_table(whole, context=24, horizon=4).rows[24 + unseen : 24 + cut],
         covariate_table(part, context=24, horizon=4).rows[24 + unseen :],
     )
-    (one,), (two,) = forecast(_MODEL, [whole], stride=2), forecast(_MODEL, [part], stride=2)
+    (whole_forecast,), (part_forecast,) = forecast(_MODEL, [whole], stride=2), forecast(_MODEL, [part], stride=2)
     # The network computes in float32, in an order that depends on the batch size.
     scale = np.nanmax(np.abs(whole.target))
-    np.testing.assert_allclose(one.quantiles[:cut], two.quantiles, rtol=2e-3, atol=1e-4 * scale)
-    np.testing.assert_allclose(one.surprise[:cut], two.surprise, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(whole_forecast.quantiles[:cut], part_forecast.quantiles, rtol=2e-3, atol=1e-4 * scale)
+    np.testing.assert_allclose(whole_forecast.surprise[:cut], part_forecast.surprise, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(score(whole, Calibration())[:cut], score(part, Calibration()), atol=1e-9)
 
 

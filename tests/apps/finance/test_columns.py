@@ -104,17 +104,17 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
     ]
     path = written(tmp_path, f"date,{label},close", rows)
     contents = read_contents(path)
-    assert [one.name for one in contents.series] == list(tickers) and contents.series_column == label
-    for place, one in enumerate(contents.series):
-        assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
-        assert list(one.values) == ["close"]
+    assert [series.name for series in contents.series] == list(tickers) and contents.series_column == label
+    for number, series in enumerate(contents.series):
+        assert series.target.tolist() == [number * 100 + row for row in range(len(DAYS))]
+        assert list(series.values) == ["close"]
     assert contents.notes[0].startswith("the file holds 2 series, identified by column")
 
 
 def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp_path):
     rows = [f"{day},{'A' if row < 15 else 'B'},{row}" for row, day in enumerate(DAYS)]
     contents = read_contents(written(tmp_path, "date,symbol,close", rows))
-    assert [(one.name, len(one)) for one in contents.series] == [("A", 15), ("B", 15)]
+    assert [(series.name, len(series)) for series in contents.series] == [("A", 15), ("B", 15)]
 
 
 def test_series_under_another_name_are_refused_until_the_option_series_names_it(tmp_path):
@@ -122,7 +122,7 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
     path = written(tmp_path, "date,desk,x", rows)
     with pytest.raises(InvalidInputError, match=r"the 60 rows cover only 30 days.*the option 'series'"):
         read_contents(path)
-    assert [one.name for one in read_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
+    assert [series.name for series in read_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange' \('SH', 'SZ'\).*the option 'series'"):
         read_contents(written(tmp_path, "date,exchange,code,close", rows))
@@ -132,8 +132,8 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
 def test_series_named_by_a_number_column_are_kept_apart(tmp_path, label):
     rows = [f"{day} 09:30,{number},{row * number}" for row, day in enumerate(DAYS) for number in (101, 204)]
     contents = read_contents(written(tmp_path, f"date,{label},PRC", rows))
-    assert [one.name for one in contents.series] == ["101", "204"]
-    assert [one.column for one in contents.series] == ["PRC", "PRC"]
+    assert [series.name for series in contents.series] == ["101", "204"]
+    assert [series.column for series in contents.series] == ["PRC", "PRC"]
     assert contents.series[1].target.tolist() == [204 * row for row in range(30)]
 
 
@@ -169,7 +169,7 @@ def test_the_tickers_of_parquet(tmp_path):
     )
     frame.write_parquet(tmp_path / "a.parquet")
     contents = read_contents(tmp_path / "a.parquet")
-    assert [one.name for one in contents.series] == ["10107", "14593"]
+    assert [series.name for series in contents.series] == ["10107", "14593"]
     assert contents.series[1].target[0] == 30.25
     frame = pl.DataFrame(
         {"t": pl.Series(DAYS).cast(pl.Categorical), "s": pl.Series(["A"] * 30).cast(pl.Categorical), "v": range(30)}
@@ -225,7 +225,7 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange'.*give it as the option 'series'"):
         read_contents(path)
     found = read_contents(path, TableOptions(series="exchange"))
-    assert [one.name for one in found.series] == ["Binance", "Kraken"]
+    assert [series.name for series in found.series] == ["Binance", "Kraken"]
 
 
 @pytest.mark.parametrize(
@@ -250,16 +250,16 @@ def test_columns_of_formatted_amounts_are_left_out_with_a_note(tmp_path, cell):
     assert f"column 'PnL' was left out: it {fault}" in contents.notes
     path = written(tmp_path, "Date;PnL;Trades", rows)
     for options in (TableOptions(), TableOptions(value="PnL")):
-        with pytest.raises(InvalidInputError) as caught:
+        with pytest.raises(InvalidInputError) as raised:
             read_contents(path, options)
-        assert f"column 'PnL' {fault}; correct the file" in str(caught.value)
+        assert f"column 'PnL' {fault}; correct the file" in str(raised.value)
     assert read_contents(path, TableOptions(value="Trades")).series[0].target[0] == 1
 
 
 def test_a_text_column_is_left_out_without_a_note(tmp_path):
     rows = [f"2024-01-{day:02d},order A{day},{day}" for day in range(1, 30)]
     (tmp_path / "p.csv").write_text("\n".join(["Date,note,Trades", *rows]) + "\n")
-    assert not any("note" in one for one in read_contents(tmp_path / "p.csv").notes)
+    assert not any("note" in note for note in read_contents(tmp_path / "p.csv").notes)
 
 
 def test_empty_columns_share_one_note_and_an_unnamed_column_is_described(tmp_path):

@@ -105,9 +105,9 @@ def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(tra
 def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trained, tmp_path, capsys):
     """As with reviewed cases: a table with some of the series, a further series, and other words."""
     artifact = trained / "models" / "tft-anomaly" / "1"
-    made = frame("bc").assign(region=lambda one: one["region"].replace("c", "a new one"))
-    made["holiday"] = made["holiday"].replace("easter", "carnival")
-    path = written(tmp_path, made.assign(temperature=lambda one: one["temperature"] + 20))
+    renamed = frame("bc").assign(region=lambda rows: rows["region"].replace("c", "a new one"))
+    renamed["holiday"] = renamed["holiday"].replace("easter", "carnival")
+    path = written(tmp_path, renamed.assign(temperature=lambda rows: rows["temperature"] + 20))
     words = ["train", "finance", "--recipe", "tiny", "--init", str(artifact), "--out", str(tmp_path / "run")]
     words += ["--data", "table", "--data.path", str(path), "--data.series", "region", "--device", "cpu"]
     capsys.readouterr()
@@ -115,8 +115,8 @@ def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trai
     total = len(open_artifact(artifact).weights())
     assert f"{total} of {total} tensors start from these weights" in capsys.readouterr().out
     before, after = (
-        stored_settings(read_recipe_file(one / "recipe.yaml")["recipe"])[1].library
-        for one in (artifact, tmp_path / "run")
+        stored_settings(read_recipe_file(source / "recipe.yaml")["recipe"])[1].library
+        for source in (artifact, tmp_path / "run")
     )
     assert before is not None and after is not None and after.further
     assert (after.scalers, after.categories, after.known) == (before.scalers, before.categories, before.known)
@@ -132,21 +132,23 @@ def client(folder: Path, registry: Path) -> TestClient:
 
 
 def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
-    with client(tmp_path, trained / "models") as own:
-        assert own.get("/api/finance/samples").json() == {"samples": []}
-        page = html.unescape(own.get("/finance").text)
+    with client(tmp_path, trained / "models") as own_client:
+        assert own_client.get("/api/finance/samples").json() == {"samples": []}
+        page = html.unescape(own_client.get("/finance").text)
         needed = "times, 'load', the value, 'region', the names of series, 'temperature', 'holiday', 'wind'."
         assert needed in page and "data-sample" not in page
         for route in ("jobs", "predict"):
-            refused = own.post(f"/api/finance/{route}", data={"sample": "synthetic_market"})
-            assert refused.status_code == 422
+            response = own_client.post(f"/api/finance/{route}", data={"sample": "synthetic_market"})
+            assert response.status_code == 422
             lacking = "'synthetic_market' lacks 'load', 'temperature', 'holiday', 'wind'; its columns are 'timestamp', "
-            assert lacking in refused.json()["detail"] and needed in refused.json()["detail"]
-            unknown = own.post(f"/api/finance/{route}", data={"sample": "another"})
+            assert lacking in response.json()["detail"] and needed in response.json()["detail"]
+            unknown = own_client.post(f"/api/finance/{route}", data={"sample": "another"})
             assert (unknown.status_code, "available: none" in unknown.json()["detail"]) == (422, True)
     (tmp_path / "empty").mkdir()
     with client(tmp_path, tmp_path / "empty") as shipped:
-        assert any(one["name"] == "synthetic_market" for one in shipped.get("/api/finance/samples").json()["samples"])
+        assert any(
+            sample["name"] == "synthetic_market" for sample in shipped.get("/api/finance/samples").json()["samples"]
+        )
         assert 'data-sample="synthetic_market"' in shipped.get("/finance").text
 
 
@@ -174,10 +176,10 @@ def test_the_table_a_server_keeps_includes_its_text_columns(predictor, trained):
     decoded = codec.decode(request)
     later = codec.encode(decoded, predictor.predict(decoded.inputs)).later
     assert later is not None
-    kept = read_whole_series(later.inputs["columns.npz"]())
-    for one, item in zip(kept, table(trained / "load.csv").cases(), strict=True):
-        np.testing.assert_array_equal(one.words["holiday"], item.series.words["holiday"])
-        np.testing.assert_array_equal(one.values["wind"], item.series.values["wind"])
+    restored = read_whole_series(later.inputs["columns.npz"]())
+    for case, item in zip(restored, table(trained / "load.csv").cases(), strict=True):
+        np.testing.assert_array_equal(case.words["holiday"], item.series.words["holiday"])
+        np.testing.assert_array_equal(case.values["wind"], item.series.values["wind"])
 
 
 def test_fitted_covariates_are_printed_before_training(tmp_path):
@@ -202,8 +204,8 @@ def test_a_value_unusual_only_given_its_covariates_is_found_by_its_forecast(tmp_
     found = {}
     for by_forecast in (True, False):
         calibration = from_manifest({**usual, "by_forecast": by_forecast})
-        own = FinancePredictor(model=model, calibration=calibration, stride=4, device="cpu", name="knowing")
-        before, after = own.predict([series, odd])
+        knowing = FinancePredictor(model=model, calibration=calibration, stride=4, device="cpu", name="knowing")
+        before, after = knowing.predict([series, odd])
         assert not before.anomalies
         found[by_forecast] = after.anomalies
     (event,) = found[True]
@@ -213,29 +215,31 @@ def test_a_value_unusual_only_given_its_covariates_is_found_by_its_forecast(tmp_
 
 
 def test_the_series_column_of_the_training_is_used_if_the_file_has_it(predictor, tmp_path):
-    one = frame("b").assign(region="b")
-    result = answered(predictor, written(tmp_path, one), series="")
+    single = frame("b").assign(region="b")
+    result = answered(predictor, written(tmp_path, single), series="")
     assert [part["name"] for part in result["parts"]] == ["b"]
     assert not any("unknown" in note for note in result["series"]["notes"])
     both = answered(predictor, written(tmp_path, frame()), series="")
     assert [part["name"] for part in both["parts"]] == ["a", "b"]
-    lacking = answered(predictor, written(tmp_path, one.drop(columns="region")), series="")
+    lacking = answered(predictor, written(tmp_path, single.drop(columns="region")), series="")
     assert any("treats them as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
 
 
 def test_rows_that_are_still_to_come_are_noted(predictor, tmp_path):
-    made = frame("a")
-    assert not any("still to come" in note for note in answered(predictor, written(tmp_path, made))["series"]["notes"])
-    made.loc[made.index[-7:], ["load", "wind"]] = np.nan
-    notes = answered(predictor, written(tmp_path, made))["series"]["notes"]
+    with_future = frame("a")
+    assert not any(
+        "still to come" in note for note in answered(predictor, written(tmp_path, with_future))["series"]["notes"]
+    )
+    with_future.loc[with_future.index[-7:], ["load", "wind"]] = np.nan
+    notes = answered(predictor, written(tmp_path, with_future))["series"]["notes"]
     assert any(note.startswith("the last 7 rows have no value") and "Beyond 4 rows" in note for note in notes)
 
 
 def test_series_in_another_unit_than_in_training_are_noted(predictor, tmp_path):
     notes = answered(predictor, written(tmp_path, frame()))["series"]["notes"]
     assert not any("as in training" in note for note in notes)
-    other = frame().assign(load=lambda one: np.where(one["region"] == "b", 1000, 1) * one["load"])
-    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    scaled = frame().assign(load=lambda rows: np.where(rows["region"] == "b", 1000, 1) * rows["load"])
+    notes = answered(predictor, written(tmp_path, scaled))["series"]["notes"]
     (note,) = (note for note in notes if "as in training" in note)
     assert note.startswith("1 series vary more than 4 times") and "'b' 950 times as much;" in note and "'a'" not in note
 
@@ -250,8 +254,8 @@ def test_mostly_constant_series_get_no_unit_note(predictor, tmp_path):
 
 
 def test_words_and_series_unseen_in_training_are_unknown_and_noted(predictor, tmp_path):
-    other = frame("a").assign(region="c", holiday="carnival")
-    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    unseen = frame("a").assign(region="c", holiday="carnival")
+    notes = answered(predictor, written(tmp_path, unseen))["series"]["notes"]
     assert "the network was not trained on 1 words of column 'holiday' and treats them as unknown: 'carnival'" in notes
     assert "the network was not trained on 1 series and treats them as unknown: 'c'" in notes
     empty = frame("a").assign(holiday="")
@@ -277,10 +281,10 @@ def test_words_and_series_unseen_in_training_are_unknown_and_noted(predictor, tm
     ],
 )
 def test_a_file_without_a_covariate_is_refused_with_the_columns_name(predictor, tmp_path, change, options, sentence):
-    made = frame("a").drop(columns=[name for name, value in change.items() if value is None])
-    made = made.assign(**{name: value for name, value in change.items() if value is not None})
+    changed = frame("a").drop(columns=[name for name, value in change.items() if value is None])
+    changed = changed.assign(**{name: value for name, value in change.items() if value is not None})
     with pytest.raises(InvalidInputError, match=sentence):
-        answered(predictor, written(tmp_path, made), **options)
+        answered(predictor, written(tmp_path, changed), **options)
 
 
 def test_a_network_over_covariates_is_not_scored_on_series_without_them(predictor, trained):

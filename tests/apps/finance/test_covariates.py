@@ -61,8 +61,8 @@ def test_groups_are_embedded_by_default_only_with_covariates_and_several_series(
     assert "series" not in library(table(path, groups=False)).categories
     alone = library(table(path, known=(), observed=(), groups=True))
     assert list(alone.categories) == ["series"] and alone.covariates == ()
-    one = written(tmp_path, frame("a").drop(columns="region"), "one.csv")
-    assert "series" not in library(table(one, series=None)).categories
+    single_file = written(tmp_path, frame("a").drop(columns="region"), "one.csv")
+    assert "series" not in library(table(single_file, series=None)).categories
     assert table(path, known=(), observed=()).fit_input(INPUT) == INPUT
 
 
@@ -75,14 +75,14 @@ def test_known_columns_are_seen_ahead_and_observed_ones_are_not(tmp_path):
     for name, ahead in (("temperature", True), ("wind", False), ("load", False)):
         values = series.values[name].copy()
         values[row:] += 5 * values.std()
-        (other,) = forecast(model, [replace(series, values={**series.values, name: values})], stride=4)
-        np.testing.assert_array_equal(other.quantiles[:row], usual.quantiles[:row])
-        assert np.array_equal(other.quantiles[row : row + 4], usual.quantiles[row : row + 4]) is not ahead
-        assert not np.array_equal(other.quantiles[row + 4 :], usual.quantiles[row + 4 :])
+        (changed,) = forecast(model, [replace(series, values={**series.values, name: values})], stride=4)
+        np.testing.assert_array_equal(changed.quantiles[:row], usual.quantiles[:row])
+        assert np.array_equal(changed.quantiles[row : row + 4], usual.quantiles[row : row + 4]) is not ahead
+        assert not np.array_equal(changed.quantiles[row + 4 :], usual.quantiles[row + 4 :])
     words = series.words["holiday"].copy()
     words[row:] = "easter"
-    (other,) = forecast(model, [replace(series, words={"holiday": words})], stride=4)
-    assert not np.array_equal(other.quantiles[row : row + 4], usual.quantiles[row : row + 4])
+    (changed,) = forecast(model, [replace(series, words={"holiday": words})], stride=4)
+    assert not np.array_equal(changed.quantiles[row : row + 4], usual.quantiles[row : row + 4])
 
 
 def test_the_loss_does_not_depend_on_the_unit_and_counts_series_alike(tmp_path):
@@ -93,9 +93,11 @@ def test_the_loss_does_not_depend_on_the_unit_and_counts_series_alike(tmp_path):
             task.evaluate(model, validation.batch(np.arange(len(validation)), None), scores)
         return scores.summary()["loss"]
 
-    thousands = frame().assign(load=lambda one: 1000 * one["load"])
-    one, other = (table(written(tmp_path, kind, f"{n}.csv")) for n, kind in enumerate((frame(), thousands)))
-    assert loss(one) == pytest.approx(loss(other), rel=1e-3)
+    thousands = frame().assign(load=lambda rows: 1000 * rows["load"])
+    usual_table, scaled_table = (
+        table(written(tmp_path, kind, f"{n}.csv")) for n, kind in enumerate((frame(), thousands))
+    )
+    assert loss(usual_table) == pytest.approx(loss(scaled_table), rel=1e-3)
 
 
 def test_words_are_hidden_in_some_training_windows_as_a_function_of_the_key(tmp_path):
@@ -104,12 +106,12 @@ def test_words_are_hidden_in_some_training_windows_as_a_function_of_the_key(tmp_
     data = table(written(tmp_path, frame()), stride=1)
     windows = data.train(data.fit_input(INPUT))
     every = np.arange(len(windows))
-    plain, kept = (windows.batch(every, key)["categories"] for key in (None, Key(seed=0, epoch=1)))
-    again = windows.batch(every[100:], Key(seed=0, epoch=1))["categories"]
-    torch.testing.assert_close(kept[100:], again, rtol=0, atol=0)
-    forgotten = (kept == 0).all(dim=1).float().mean(dim=0)
+    plain, masked = (windows.batch(every, key)["categories"] for key in (None, Key(seed=0, epoch=1)))
+    last_masked = windows.batch(every[100:], Key(seed=0, epoch=1))["categories"]
+    torch.testing.assert_close(masked[100:], last_masked, rtol=0, atol=0)
+    forgotten = (masked == 0).all(dim=1).float().mean(dim=0)
     assert (plain > 0).all() and ((forgotten > 0.02) & (forgotten < 0.09)).all()
-    assert ((kept == plain) | (kept == 0)).all()
+    assert ((masked == plain) | (masked == 0)).all()
 
 
 @pytest.mark.parametrize("stop", [7, 10])
@@ -143,18 +145,18 @@ def test_the_network_of_a_checkpoint_keeps_its_own_covariates(tmp_path):
 
 
 def test_columns_whose_names_differ_only_in_punctuation_are_all_used(tmp_path):
-    made = frame().rename(columns={"temperature": "a b", "holiday": "a_b_2", "wind": "a.b"})
-    found = library(table(written(tmp_path, made), known=("a b", "a_b_2"), observed=("a.b",)))
+    renamed = frame().rename(columns={"temperature": "a b", "holiday": "a_b_2", "wind": "a.b"})
+    found = library(table(written(tmp_path, renamed), known=("a b", "a_b_2"), observed=("a.b",)))
     assert found.covariates == ("a b", "a_b_2", "a.b")
 
 
 def test_columns_of_any_name_can_be_covariates(tmp_path):
-    named = {"temperature": "type", "holiday": "temp. at 2 m", "wind": "no"}
-    path = written(tmp_path, frame().rename(columns=named))
+    renamed = {"temperature": "type", "holiday": "temp. at 2 m", "wind": "no"}
+    path = written(tmp_path, frame().rename(columns=renamed))
     data = table(path, known=("Type", "temp. at 2 m"), observed=("no",))
     assert library(data).covariates == ("Type", "temp. at 2 m", "no")
-    (made,) = forecast(forecaster(data), [data.cases()[0].series], stride=4)
-    assert np.isfinite(made.quantiles[INPUT.context :]).all()
+    (forecasted,) = forecast(forecaster(data), [data.cases()[0].series], stride=4)
+    assert np.isfinite(forecasted.quantiles[INPUT.context :]).all()
 
 
 def test_a_column_is_text_if_any_of_several_files_has_text_in_it(tmp_path):
@@ -162,7 +164,7 @@ def test_a_column_is_text_if_any_of_several_files_has_text_in_it(tmp_path):
     early = frame("a")
     early["holiday"] = ""
     early["wind"] = np.nan
-    late = frame("a").assign(time=lambda one: one["time"] + pd.Timedelta(days=100))
+    late = frame("a").assign(time=lambda rows: rows["time"] + pd.Timedelta(days=100))
     for name, part in (("1.csv", early), ("2.csv", late)):
         written(tmp_path / "parts", part, name)
     (item,) = table(tmp_path / "parts").cases()
@@ -185,17 +187,17 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", list(SPELLINGS))
 def test_booleans_are_equal_in_any_notation(tmp_path, spelling):
     promotion = np.arange(2 * ROWS) // 24 % 3 == 0
-    made = frame().assign(promotion=promotion)
-    made.to_parquet(tmp_path / "load.parquet", index=False)
+    with_promotion = frame().assign(promotion=promotion)
+    with_promotion.to_parquet(tmp_path / "load.parquet", index=False)
     data = table(tmp_path / "load.parquet", known=("promotion",), observed=())
     model = forecaster(data)
     assert model.settings.categories["of_promotion"] == {"false": 1, "true": 2}
-    path = written(tmp_path, made.assign(promotion=_spelt(promotion, *SPELLINGS[spelling])))
+    path = written(tmp_path, with_promotion.assign(promotion=_spelt(promotion, *SPELLINGS[spelling])))
     series = [item.series for item in table(path, known=("promotion",), observed=()).cases()]
     assert unknown_notes(series, model.settings) == ()
     expected = forecast(model, [item.series for item in data.cases()], stride=4)
-    for one, other in zip(forecast(model, series, stride=4), expected, strict=True):
-        np.testing.assert_array_equal(one.quantiles, other.quantiles)
+    for found, wanted in zip(forecast(model, series, stride=4), expected, strict=True):
+        np.testing.assert_array_equal(found.quantiles, wanted.quantiles)
 
 
 def test_booleans_are_numbers_if_the_network_was_trained_on_0_and_1(tmp_path):
@@ -206,8 +208,8 @@ def test_booleans_are_numbers_if_the_network_was_trained_on_0_and_1(tmp_path):
     path = written(tmp_path, frame().assign(promotion=promotion), "words.csv")
     series = [item.series for item in table(path, known=("promotion",), observed=()).cases()]
     expected = forecast(model, [item.series for item in data.cases()], stride=4)
-    for one, other in zip(forecast(model, series, stride=4), expected, strict=True):
-        np.testing.assert_array_equal(one.quantiles, other.quantiles)
+    for found, wanted in zip(forecast(model, series, stride=4), expected, strict=True):
+        np.testing.assert_array_equal(found.quantiles, wanted.quantiles)
 
 
 def test_booleans_of_several_files_are_two_words_and_existing_codes_stay(tmp_path):
@@ -252,10 +254,10 @@ def test_unusable_covariates_are_refused_with_the_reason(tmp_path, monkeypatch, 
     monkeypatch.setattr("apps.finance.datasets.covariates.MAX_CATEGORIES", MAX_CATEGORIES if what != "words" else 600)
     settings, sentence = REFUSED[what]
     sentence = sentence.replace(str(MAX_CATEGORIES), "600")
-    made = frame().assign(note=[f"note {n}" for n in range(2 * ROWS)], power="10 USD")
-    row = made.groupby("region").cumcount()
-    made["later"] = np.where(row >= TRAINING, 1.0, np.nan)
-    made["flag"] = np.where(made["holiday"] == "", np.nan, 1.0)
-    data = table(written(tmp_path, made), **{"known": (), "observed": (), **settings})
+    unusable = frame().assign(note=[f"note {n}" for n in range(2 * ROWS)], power="10 USD")
+    row = unusable.groupby("region").cumcount()
+    unusable["later"] = np.where(row >= TRAINING, 1.0, np.nan)
+    unusable["flag"] = np.where(unusable["holiday"] == "", np.nan, 1.0)
+    data = table(written(tmp_path, unusable), **{"known": (), "observed": (), **settings})
     with pytest.raises(InvalidInputError, match=sentence):
         data.train(data.fit_input(INPUT))

@@ -55,7 +55,7 @@ def frame(names: str = "ab", rows: int = ROWS) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def named(**settings: object) -> Table:
+def labelled_table(**settings: object) -> Table:
     return Table(time="at", value="px", series="who", labels="odd", **settings)  # type: ignore[arg-type]
 
 
@@ -72,15 +72,15 @@ def test_files_folders_patterns_and_queries_hold_the_same_series(tmp_path):
     connection.close()
     url = f"sqlite:///{tmp_path / 'prices.db'}"
     sets = [
-        named(path=str(tmp_path / "all.csv")),
-        named(path=str(tmp_path / "parts")),
-        named(path=str(tmp_path / "parts" / "*.parquet")),
-        named(url=url, query="select * from prices"),
+        labelled_table(path=str(tmp_path / "all.csv")),
+        labelled_table(path=str(tmp_path / "parts")),
+        labelled_table(path=str(tmp_path / "parts" / "*.parquet")),
+        labelled_table(url=url, query="select * from prices"),
     ]
-    digests = {one.fingerprint()["sha256"] for one in sets}
+    digests = {data_set.fingerprint()["sha256"] for data_set in sets}
     assert len(digests) == 1
-    for one in sets:
-        items = one.cases()
+    for data_set in sets:
+        items = data_set.cases()
         assert [item.series.name for item in items] == ["a", "b"] and [len(item.series) for item in items] == [ROWS] * 2
         times = items[0].series.times_ns
         assert [(w.start_ns, w.end_ns) for w in items[0].windows] == [(int(times[300]), int(times[309]))]
@@ -93,7 +93,7 @@ def test_files_of_the_same_name_in_several_folders_are_series_of_their_own(tmp_p
         frame().filter(pl.col("who") == "ab"[place % 2]).drop("who").write_csv(tmp_path / name / "2024.csv")
     for path in (tmp_path, tmp_path / "[A-Z]*" / "2024.csv"):
         cases = Table(path=str(path), time="at", value="px").cases()
-        assert [one.series.name for one in cases] == ["AAPL/2024.csv", "MSFT/2024.csv"]
+        assert [case.series.name for case in cases] == ["AAPL/2024.csv", "MSFT/2024.csv"]
         assert cases[0].series.target[0] == walk(0)[0] and cases[1].series.target[0] == walk(1)[0]
 
 
@@ -104,7 +104,7 @@ def test_the_path_of_a_partitioned_table_names_its_series(tmp_path):
         rows.head(200).write_parquet(tmp_path / f"symbol={symbol}" / "part-0.parquet")
         rows.tail(200).write_parquet(tmp_path / f"symbol={symbol}" / "part-1.parquet")
     cases = Table(path=str(tmp_path), time="at", value="px", series="symbol").cases()
-    assert [(one.series.name, len(one.series)) for one in cases] == [("a", ROWS), ("b", ROWS)]
+    assert [(case.series.name, len(case.series)) for case in cases] == [("a", ROWS), ("b", ROWS)]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_the_path_of_a_partitioned_table_names_its_series(tmp_path):
 def test_a_password_in_the_address_is_refused_without_repeating_it(url):
     with pytest.raises(
         InvalidInputError, match=r"put the password into an environment variable.*\$DB_PASSWORD"
-    ) as caught:
-        named(url=url, query="select 1")
-    assert "hunter2" not in str(caught.value) and "$ecret" not in str(caught.value)
+    ) as raised:
+        labelled_table(url=url, query="select 1")
+    assert "hunter2" not in str(raised.value) and "$ecret" not in str(raised.value)
 
 
 def test_a_variable_in_the_address_is_replaced_on_connecting_and_recorded_by_its_name(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_variable_in_the_address_is_replaced_on_connecting_and_recorded_by_its
         connection.executemany("insert into prices values (?, ?, ?, ?, ?)", frame().rows())
     connection.close()
     whole, part = (
-        named(url=url, query="select * from prices") for url in ("$PRICES_URL", "sqlite:///$FOLDER/prices.db")
+        labelled_table(url=url, query="select * from prices") for url in ("$PRICES_URL", "sqlite:///$FOLDER/prices.db")
     )
     with pytest.raises(InvalidInputError, match=r"\$PRICES_URL, but the environment variable PRICES_URL is not set"):
         whole.cases()
@@ -151,9 +151,9 @@ def test_a_password_from_the_environment_may_hold_any_character(monkeypatch):
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "a.csv"
     frame().write_csv(path)
-    before = named(path=str(path)).fingerprint()
+    before = labelled_table(path=str(path)).fingerprint()
     frame("abc").write_csv(path)
-    assert named(path=str(path)).fingerprint() != before and len(named(path=str(path)).cases()) == 3
+    assert labelled_table(path=str(path)).fingerprint() != before and len(labelled_table(path=str(path)).cases()) == 3
 
 
 @pytest.mark.parametrize(
@@ -171,25 +171,25 @@ def test_unusable_tables_are_refused_with_the_reason(tmp_path, monkeypatch, sett
     monkeypatch.chdir(tmp_path)
     frame(rows=30).write_csv("short.csv")
     with pytest.raises(InvalidInputError, match=sentence):
-        named(**settings).train(INPUT)
+        labelled_table(**settings).train(INPUT)
 
 
 def test_the_later_part_of_each_series_is_only_used_for_validation(tmp_path):
     path = tmp_path / "a.csv"
     frame().write_csv(path)
-    data = named(path=str(path), stride=1)
+    data = labelled_table(path=str(path), stride=1)
     train, validation = data.train(INPUT), data.validation(INPUT)
     cut = ROWS - ROWS // 5
     # The covariate table has `context` rows of padding before each series.
     lengths = (cut + INPUT.context, ROWS + INPUT.context)
-    assert [len(one.flat) for one in (train, validation)] == [2 * length for length in lengths]
+    assert [len(data_set.flat) for data_set in (train, validation)] == [2 * length for length in lengths]
     assert train.starts.max() - lengths[0] + INPUT.horizon == cut and validation.starts.min() == cut
     changed = frame().with_columns(
         pl.when(pl.col("at") >= 1_700_000_000 + 60 * cut).then(1.0).otherwise(pl.col("px")).alias("px")
     )
     changed.write_csv(tmp_path / "b.csv")
-    other = named(path=str(tmp_path / "b.csv"), stride=1).train(INPUT)
-    assert np.array_equal(train.flat, other.flat), "training does not see what validates"
+    changed_training = labelled_table(path=str(tmp_path / "b.csv"), stride=1).train(INPUT)
+    assert np.array_equal(train.flat, changed_training.flat), "training does not see what validates"
     # Rows labelled anomalous are neither inputs nor targets.
     observed = train.batch(np.flatnonzero(train.starts == 304), None)["observed"]
     assert observed.sum() == 0
@@ -249,28 +249,28 @@ def test_evaluation_with_and_without_labels(tmp_path, untrained):
     path = tmp_path / "a.csv"
     jumping = pl.when(pl.col("odd") == 1).then(pl.col("px") * 3).otherwise(pl.col("px")).alias("px")
     frame().with_columns(jumping).write_csv(path)
-    with_labels = evaluate(untrained, named(path=str(path)), None)
+    with_labels = evaluate(untrained, labelled_table(path=str(path)), None)
     cells = dict(with_labels.rows)
     assert cells["Windows hit, with the model's budget of 0.6 events a 1,000 rows"] == "2/2 = 100.0 %"
     assert cells["Series"] == "2" and cells["Rows whose forecasts are scored"] == "160"
     assert any(name.startswith("NAB reward_low_FP_rate") for name in cells)
-    one = evaluate(untrained, Table(path=str(path), time="at", value="px", series="who"), 1)
-    cells = dict(one.rows)
+    unlabelled_scores = evaluate(untrained, Table(path=str(path), time="at", value="px", series="who"), 1)
+    cells = dict(unlabelled_scores.rows)
     assert cells["Series"] == "1" and not any("Windows" in name or "NAB" in name for name in cells)
-    assert any("No window is labelled" in note for note in one.notes)
+    assert any("No window is labelled" in note for note in unlabelled_scores.notes)
 
 
 def test_a_stricter_budget_of_false_events_gives_a_higher_threshold(tmp_path, untrained):
     path = tmp_path / "a.csv"
     frame("abcd").write_csv(path)
     found = {
-        rate: calibrate(named(path=str(path), false_events_per_1000_rows=rate), untrained.model)
+        rate: calibrate(labelled_table(path=str(path), false_events_per_1000_rows=rate), untrained.model)
         for rate in (0.0, 3.0, 30.0)
     }
-    thresholds = [from_manifest(json.loads(json.dumps(one))).threshold for one in found.values()]
+    thresholds = [from_manifest(json.loads(json.dumps(manifest))).threshold for manifest in found.values()]
     assert thresholds[0] >= thresholds[1] >= thresholds[2] and thresholds[0] > thresholds[2]
-    for rate, one in found.items():
-        assert one["measured"]["false_events_per_1000_rows"] <= rate and one["measured"]["series"] == 4
+    for rate, entry in found.items():
+        assert entry["measured"]["false_events_per_1000_rows"] <= rate and entry["measured"]["series"] == 4
 
 
 @pytest.mark.realdata

@@ -34,11 +34,13 @@ def forecasted(seed: int, shape: str) -> ForecastedSeries:
     return ForecastedSeries(series, Forecast(levels=levels, quantiles=bands, surprise=surprise))
 
 
-def cut(one: ForecastedSeries, rows: int) -> ForecastedSeries:
-    values = {name: numbers[:rows] for name, numbers in one.series.values.items()}
-    series: Series = replace(one.series, times_ns=one.series.times_ns[:rows], values=values)
-    made = one.forecast
-    return ForecastedSeries(series, replace(made, quantiles=made.quantiles[:rows], surprise=made.surprise[:rows]))
+def cut(whole: ForecastedSeries, rows: int) -> ForecastedSeries:
+    values = {name: numbers[:rows] for name, numbers in whole.series.values.items()}
+    series: Series = replace(whole.series, times_ns=whole.series.times_ns[:rows], values=values)
+    forecast = whole.forecast
+    return ForecastedSeries(
+        series, replace(forecast, quantiles=forecast.quantiles[:rows], surprise=forecast.surprise[:rows])
+    )
 
 
 SHAPES = ("price", "counts", "plateau", "sensor", "bursts", "constant")
@@ -63,15 +65,15 @@ def test_a_fitted_detector_survives_the_manifest_and_stays_causal(name):
     fitted = ALL[name].fit([forecasted(seed, "utilisation") for seed in range(3)])
     assert ALL[name].prior == (), "fitting makes another detector"
     prior = json.loads(json.dumps(list(fitted.prior)))
-    again = ALL[name].configured(prior, Ranking())
-    one = forecasted(9, "counts")
-    np.testing.assert_array_equal(again.score(one), fitted.score(one))
-    assert_causal(again)
+    restored = ALL[name].configured(prior, Ranking())
+    counts = forecasted(9, "counts")
+    np.testing.assert_array_equal(restored.score(counts), fitted.score(counts))
+    assert_causal(restored)
 
 
 def test_a_detector_that_looks_ahead_is_caught():
-    def ahead(one: ForecastedSeries, memory: int) -> np.ndarray:
-        return np.abs(one.series.target - one.series.target.mean())
+    def ahead(forecasted_series: ForecastedSeries, memory: int) -> np.ndarray:
+        return np.abs(forecasted_series.series.target - forecasted_series.series.target.mean())
 
     with pytest.raises(AssertionError):
         assert_causal(RankedStatistic(channel="ahead", statistic=ahead))
@@ -99,13 +101,13 @@ def test_a_calibration_with_wrong_types_is_refused_with_the_reason(wrong, where)
 
 def test_amplitude_is_measured_from_where_the_series_began():
     """A level five spreads above the first 600 rows, with one value a hundred spreads above them."""
-    one = forecasted(0, "price")
+    price = forecasted(0, "price")
     values = np.tile([1.0, 2.0, 3.0], 400)
     values[900:] += 5
     values[1000] += 100
     times = np.arange(1200, dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
-    moved = replace(one, series=series)
+    moved = replace(price, series=series)
     away, shift = amplitude.deviation(moved, 8000), amplitude.mean_shift(moved, 8000)
     assert np.isnan(away[:600]).all() and np.isnan(shift[:600]).all()
     assert np.nanmax(away[:900]) == 1 and away[901] == 5 and away[1000] == pytest.approx(105, abs=1)

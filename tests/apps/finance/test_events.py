@@ -89,7 +89,7 @@ def _scored(values: np.ndarray) -> list[tuple[int, int, str]]:
     scores = combine(channels)
     reported = report(scores, np.zeros(len(scores)), Control(start=0.36))
     found = anomalies(series, forecast, scores, reported, channels)
-    return [(one.start_ns // MINUTE_NS, one.end_ns // MINUTE_NS, one.channel) for one in found]
+    return [(event.start_ns // MINUTE_NS, event.end_ns // MINUTE_NS, event.channel) for event in found]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -284,14 +284,14 @@ def test_securities_side_by_side_with_the_same_dates_are_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("above", "called"),
+    ("above", "names"),
     [
         (["SPX Index,,,,NDX Index,"], ["SPX Index", "NDX Index"]),
         (["Security,SPX Index,,,Security,NDX Index", "Period,D,,,Period,D"], ["SPX Index", "NDX Index"]),
         ([], ["PX_LAST", "PX_LAST (2)"]),
     ],
 )  # fmt: skip
-def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates(tmp_path, above, called):
+def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates(tmp_path, above, names):
     """The second security has one more holiday, so it ends sooner and its rows are shifted against the first."""
     second = [(day, 100 + n) for n, day in enumerate(DAYS) if n != 4]
     rows = [
@@ -300,11 +300,11 @@ def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates
     ]
     (tmp_path / "a.csv").write_text("\n".join([*above, "Date,PX_LAST,PX_VOLUME,,Date,PX_LAST", *rows]) + "\n")
     contents = read_contents(tmp_path / "a.csv")
-    one, two = contents.series
-    assert [one.name, two.name] == called and contents.series_column == "security"
-    assert (one.target.tolist(), one.column) == ([n + 0.5 for n in range(30)], "PX_LAST")
-    assert two.target.tolist() == [value for _, value in second]
-    assert [iso_utc(int(time))[:10] for time in two.times_ns] == [day for day, _ in second]
+    first_series, second_series = contents.series
+    assert [first_series.name, second_series.name] == names and contents.series_column == "security"
+    assert (first_series.target.tolist(), first_series.column) == ([n + 0.5 for n in range(30)], "PX_LAST")
+    assert second_series.target.tolist() == [value for _, value in second]
+    assert [iso_utc(int(time))[:10] for time in second_series.times_ns] == [day for day, _ in second]
     assert (
         "the file has 2 securities side by side, each with its own dates; they were read separately" in contents.notes
     )

@@ -31,12 +31,12 @@ INPUT = FinanceInput(context=24, horizon=4)
 SMALL = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=2)
 
 
-def made(index: int, length: int = 300, shape: str | None = None) -> Series:
+def synthetic_series(index: int, length: int = 300, shape: str | None = None) -> Series:
     return markets.series(np.random.Generator(np.random.Philox(index)), length=length, shape=shape).series
 
 
 def batch(count: int = 6) -> list[torch.Tensor]:
-    windows = windows_of([made(1), made(2)], context=24, horizon=4)
+    windows = windows_of([synthetic_series(1), synthetic_series(2)], context=24, horizon=4)
     found = windows.batch(np.arange(count) * 7, None)
     return [found[name] for name in ("encoder_cont", "decoder_cont", "static")]
 
@@ -80,23 +80,24 @@ def test_quantiles_increase_and_have_the_documented_shape():
 
 
 def test_windows_do_not_depend_on_unit_and_level():
-    one = made(5, shape="utilisation")
-    other = Series(
+    first_series = synthetic_series(5, shape="utilisation")
+    scaled_series = Series(
         name="b",
-        times_ns=one.times_ns,
-        values={"value": one.target * 1e4 - 3e5},
+        times_ns=first_series.times_ns,
+        values={"value": first_series.target * 1e4 - 3e5},
         column="value",
-        interval_ns=one.interval_ns,
+        interval_ns=first_series.interval_ns,
     )
     first, second = (
-        windows_of([series], context=24, horizon=4).batch(np.arange(0, 200, 9), None) for series in (one, other)
+        windows_of([series], context=24, horizon=4).batch(np.arange(0, 200, 9), None)
+        for series in (first_series, scaled_series)
     )
     for name in ("encoder_cont", "decoder_cont", "target"):
         torch.testing.assert_close(first[name], second[name], atol=2e-4, rtol=1e-3)
 
 
 def test_no_covariate_of_the_forecast_rows_holds_their_values():
-    windows = windows_of([made(4)], context=24, horizon=4)
+    windows = windows_of([synthetic_series(4)], context=24, horizon=4)
     found = windows.batch(np.arange(50), None)
     assert float(found["decoder_cont"][:, :, :2].abs().max()) == 0
     assert len(COLUMNS) == found["encoder_cont"].shape[2]
@@ -105,18 +106,18 @@ def test_no_covariate_of_the_forecast_rows_holds_their_values():
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1000), st.integers(60, 290), st.sampled_from(["price", "counts", "plateau", "sensor"]))
 def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
-    series = made(seed, 300, shape)
+    series = synthetic_series(seed, 300, shape)
     changed = series.target.copy()
     changed[cut:] = changed[cut:] * -3 + 1000
-    other = Series(
+    changed_series = Series(
         name="b", times_ns=series.times_ns, values={"value": changed}, column="value", interval_ns=series.interval_ns
     )
-    one, two = forecast(_MODEL, [series, other], stride=2)
+    before, after = forecast(_MODEL, [series, changed_series], stride=2)
     # The band of a row uses only earlier rows; its surprise and score also use the row itself, but no later rows.
-    np.testing.assert_array_equal(one.quantiles[:cut], two.quantiles[:cut])
-    np.testing.assert_array_equal(one.surprise[:cut], two.surprise[:cut])
+    np.testing.assert_array_equal(before.quantiles[:cut], after.quantiles[:cut])
+    np.testing.assert_array_equal(before.surprise[:cut], after.surprise[:cut])
     calibration = Calibration()
-    np.testing.assert_allclose(score(series, calibration)[:cut], score(other, calibration)[:cut], atol=1e-9)
+    np.testing.assert_allclose(score(series, calibration)[:cut], score(changed_series, calibration)[:cut], atol=1e-9)
 
 
 torch.manual_seed(0)
@@ -124,13 +125,13 @@ _MODEL = SMALL.build(INPUT).eval()
 
 
 def test_every_row_after_the_first_few_is_forecast():
-    made_ = forecast(_MODEL, [made(9, 301)], stride=2)[0]
+    made_ = forecast(_MODEL, [synthetic_series(9, 301)], stride=2)[0]
     assert made_.quantiles.shape == (301, len(QUANTILES)) and made_.surprise.shape == (301, 2)
     assert np.isfinite(made_.quantiles[16:]).all() and np.isfinite(made_.surprise[20:]).all()
 
 
 def test_a_batch_gives_the_same_results_as_single_series():
-    series = [made(1), made(2, 180)]
+    series = [synthetic_series(1), synthetic_series(2, 180)]
     together = forecast(_MODEL, series, stride=4)
     for one, expected in zip(series, together, strict=True):
         np.testing.assert_allclose(
@@ -157,22 +158,24 @@ def test_normal_scores_of_a_normal_distribution():
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index():
-    windows = Windows([covariate_table(made(3), context=24, horizon=4)], context=24, horizon=4)
+    windows = Windows([covariate_table(synthetic_series(3), context=24, horizon=4)], context=24, horizon=4)
     indices = np.array([5, 60, 7, 200])
-    one = windows.batch(indices, Key(seed=1, epoch=2))
-    again = windows.batch(indices[::-1].copy(), Key(seed=1, epoch=2))
-    other = windows.batch(indices, Key(seed=1, epoch=3))
-    torch.testing.assert_close(one["encoder_cont"], again["encoder_cont"].flip(0))
-    assert not torch.equal(one["encoder_cont"], other["encoder_cont"])
+    first = windows.batch(indices, Key(seed=1, epoch=2))
+    reversed_batch = windows.batch(indices[::-1].copy(), Key(seed=1, epoch=2))
+    next_epoch = windows.batch(indices, Key(seed=1, epoch=3))
+    torch.testing.assert_close(first["encoder_cont"], reversed_batch["encoder_cont"].flip(0))
+    assert not torch.equal(first["encoder_cont"], next_epoch["encoder_cont"])
     assert torch.equal(windows.batch(indices, None)["target"], windows.batch(indices, None)["target"])
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
 def test_synthetic_series_are_the_same_again_and_finite(shape):
-    one, again = (markets.series(np.random.Generator(np.random.Philox(7)), length=500, shape=shape) for _ in range(2))
-    np.testing.assert_array_equal(one.series.target, again.series.target)
-    assert one.windows == again.windows
-    assert np.isfinite(one.series.target).all() and (np.diff(one.series.times_ns) > 0).all()
+    first, second = (
+        markets.series(np.random.Generator(np.random.Philox(7)), length=500, shape=shape) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.series.target, second.series.target)
+    assert first.windows == second.windows
+    assert np.isfinite(first.series.target).all() and (np.diff(first.series.times_ns) > 0).all()
 
 
 @pytest.mark.parametrize("kind", sorted(FAULTS))

@@ -125,7 +125,7 @@ def test_a_stopped_feed_is_an_event_at_its_last_value():
     values = np.where(np.arange(len(series)) >= 1900, np.nan, series.target)
     series = replace(series, times_ns=series.times_ns + MONDAY_NS, values={"v": values})
     (detection,) = untrained().predict([series])
-    (event,) = [one for one in detection.anomalies if one.note.endswith("to the end of the series")]
+    (event,) = [anomaly for anomaly in detection.anomalies if anomaly.note.endswith("to the end of the series")]
     assert (event.channel, event.end_ns) == ("gap", int(series.times_ns[-1]))
     assert event.observed == values[1899] and event.peak_ns == event.start_ns == int(series.times_ns[1899])
 
@@ -141,14 +141,18 @@ def test_a_gap_is_the_event_and_not_the_value_after_it_unless_that_is_unusual_to
     predictor = untrained()
     (usual, unusual) = predictor.predict([walk(0.0), walk(150.0)])
     near = [
-        [event for event in one.anomalies if event.end_ns >= 1499 * MINUTE_NS and event.start_ns <= 1700 * MINUTE_NS]
-        for one in (usual, unusual)
+        [
+            event
+            for event in detection.anomalies
+            if event.end_ns >= 1499 * MINUTE_NS and event.start_ns <= 1700 * MINUTE_NS
+        ]
+        for detection in (usual, unusual)
     ]
     (gap,) = near[0]
     assert gap.channel == "gap" and gap.note == "no value for 3 h 1 min"
     assert (gap.start_ns, gap.end_ns) == (1499 * MINUTE_NS, 1680 * MINUTE_NS) and gap.score > 0.5
-    (again, value) = near[1]
-    assert again.channel == "gap" and value.channel in ("jump", "beyond_range")
+    (second_gap, value) = near[1]
+    assert second_gap.channel == "gap" and value.channel in ("jump", "beyond_range")
 
 
 def test_durations_are_written_in_their_two_largest_units():

@@ -95,7 +95,7 @@ def saved(data: Any, path: Path, **settings: Any) -> Path:
     return path
 
 
-def named(folder: Path, frame: pd.DataFrame) -> Table:
+def table_of(folder: Path, frame: pd.DataFrame) -> Table:
     frame.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "table.csv", index=False)
     return Table(path=str(folder / "table.csv"), time="time", value="value", series="item")
 
@@ -128,7 +128,7 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
     frame = table()
     data = library_data(frame, **variants()[name])
     path = saved(data, tmp_path / "tft.ckpt")
-    imported = import_tft([str(path)], named(tmp_path, frame))
+    imported = import_tft([str(path)], table_of(tmp_path, frame))
     model = imported.network
     assert isinstance(model, LibraryForecaster) and imported.source["largest_difference_from_the_library"] < 1e-5
     # Only the last one takes a column of the table; covariates computed from the times are no columns.
@@ -137,23 +137,23 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
     original = TemporalFusionTransformer.load_from_checkpoint(path, weights_only=False)
     loader = type(data).from_dataset(data, frame.copy(), predict=True).to_dataloader(train=False, batch_size=3)
     expected = original.eval().predict(loader, mode="quantiles", trainer_kwargs={"accelerator": "cpu", "logger": False})
-    for place, item in enumerate(named(tmp_path, frame).cases()):
+    for place, item in enumerate(table_of(tmp_path, frame).cases()):
         windows = LibraryWindows(item.series, model.settings, context=CONTEXT, horizon=HORIZON)
         with torch.no_grad():
             found = model(*windows.batch(np.array([ROWS - HORIZON])))[0]
-        wanted = expected[place].sort(dim=-1).values
-        assert float((found - wanted).abs().max()) < 2e-4 * float(wanted.abs().max())
+        expected_quantiles = expected[place].sort(dim=-1).values
+        assert float((found - expected_quantiles).abs().max()) < 2e-4 * float(expected_quantiles.abs().max())
     if name not in ("window", "calendar"):
         return
     # The ONNX and OpenVINO programs that serve it also agree, with and without categories.
     artifact = write_imported(app, "pytorch-forecasting", imported, tmp_path / "models")
     assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
-    (series, *_) = (item.series for item in named(tmp_path, frame).cases())
+    (series, *_) = (item.series for item in table_of(tmp_path, frame).cases())
     (by_torch,) = forecast(model, [series], stride=HORIZON)
     for program in ("onnx", "openvino"):
         with use_program(program):
             predictor = FinancePredictor.load([artifact], "cpu")
-        assert [one.name for one in programs_of(predictor).values()] == [program]
+        assert [opened.name for opened in programs_of(predictor).values()] == [program]
         (by_program,) = forecast(predictor.model, [series], stride=HORIZON)
         largest = np.nanmax(np.abs(by_torch.quantiles))
         np.testing.assert_allclose(by_program.quantiles, by_torch.quantiles, rtol=0, atol=1e-4 * largest)
@@ -268,11 +268,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imported, Path]:
     folder = tmp_path_factory.mktemp("import")
     frame = table()
     path = saved(library_data(frame, **variants()["group"]), folder / "tft.ckpt")
-    made = import_tft([str(path)], named(folder, frame))
+    imported_model = import_tft([str(path)], table_of(folder, frame))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tft, "dense", _refuse_to_export)
-        write_imported(app, "pytorch-forecasting", made, folder / "models")
-    return made, folder
+        write_imported(app, "pytorch-forecasting", imported_model, folder / "models")
+    return imported_model, folder
 
 
 def _refuse_to_export(model: Any) -> Any:
@@ -302,7 +302,7 @@ def test_an_imported_model_is_a_working_artifact(imported):
 
 
 def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, tmp_path, capsys):
-    made, folder = imported
+    imported_model, folder = imported
     artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     data = [f"--data.{name}={value}" for name, value in (("time", "time"), ("value", "value"), ("series", "item"))]
     data = ["--data", "table", "--data.path", str(folder / "table.csv"), *data]
@@ -310,14 +310,14 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
     words += [*data, "--limits.epochs", "3", "--optimizer.learning-rate", "0.01", "--schedule.warmup-steps", "0"]
     assert main(words) == 0
     output = capsys.readouterr().out
-    total = len(made.network.state_dict())
+    total = len(imported_model.network.state_dict())
     assert f"{total} of {total} tensors start from these weights" in output
     history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
     task = ForecastTask()
     scores = task.scores()
-    validation = named(folder, table()).validation(made.recipe.input)
+    validation = table_of(folder, table()).validation(imported_model.recipe.input)
     with torch.no_grad():
-        task.evaluate(made.network.eval(), validation.batch(np.arange(len(validation)), None), scores)
+        task.evaluate(imported_model.network.eval(), validation.batch(np.arange(len(validation)), None), scores)
     assert history[-1]["loss"] < 0.8 * scores.summary()["loss"]
     learnt = FinancePredictor.load([export(tmp_path / "run", app, tmp_path / "models", network=False)], "cpu")
     assert isinstance(learnt.model, ProgramLibraryForecaster)
@@ -333,16 +333,18 @@ def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp
     )
     known = ["row", "hour", "promotion"]
     data = library_data(frame, time_varying_known_reals=known, time_varying_unknown_reals=["value", "load"])
-    made = import_tft([str(saved(data, tmp_path / "tft.ckpt"))], named(tmp_path, frame))
-    calibration = from_manifest(made.calibration)
-    predictor = FinancePredictor(model=made.network, calibration=calibration, stride=4, device="cpu", name="imported")
+    imported_model = import_tft([str(saved(data, tmp_path / "tft.ckpt"))], table_of(tmp_path, frame))
+    calibration = from_manifest(imported_model.calibration)
+    predictor = FinancePredictor(
+        model=imported_model.network, calibration=calibration, stride=4, device="cpu", name="imported"
+    )
     words = frame.drop(columns=["row", "hour", "weekday"]).assign(promotion=frame["promotion"] == 1)
     words.to_csv(tmp_path / "words.csv", index=False)
-    asked = Request(files=(tmp_path / "words.csv",)), Request(files=(tmp_path / "table.csv",))
-    by_words, by_numbers = (FinanceCodec(predictor).decode(request).inputs for request in asked)
-    assert [(one.name, one.column) for one in by_words] == [("a", "value"), ("b", "value"), ("c", "value")]
-    for one, other in zip(predictor.predict(by_words), predictor.predict(by_numbers), strict=True):
-        np.testing.assert_array_equal(one.forecast.quantiles, other.forecast.quantiles)
+    requests = Request(files=(tmp_path / "words.csv",)), Request(files=(tmp_path / "table.csv",))
+    by_words, by_numbers = (FinanceCodec(predictor).decode(request).inputs for request in requests)
+    assert [(series.name, series.column) for series in by_words] == [("a", "value"), ("b", "value"), ("c", "value")]
+    for from_words, from_numbers in zip(predictor.predict(by_words), predictor.predict(by_numbers), strict=True):
+        np.testing.assert_array_equal(from_words.forecast.quantiles, from_numbers.forecast.quantiles)
     frame.query("item == 'a'").drop(columns="item").to_csv(tmp_path / "a.csv", index=False)
     found = answer(predictor, Request(files=(tmp_path / "a.csv",)), FinanceCodec(predictor)).result["series"]
     assert found["columns"] == ["value"], "the form would offer columns that are refused"
@@ -362,16 +364,16 @@ def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path
 
 
 def test_its_forecasts_do_not_look_ahead(imported):
-    made, folder = imported
-    model = made.network
+    imported_model, folder = imported
+    model = imported_model.network
     assert isinstance(model, LibraryForecaster)
-    (series, *_) = (item.series for item in named(folder, table()).cases())
+    (series, *_) = (item.series for item in table_of(folder, table()).cases())
     changed = series.target.copy()
     changed[150:] += 1000
-    other = replace(series, values={**series.values, "value": changed})
-    one, two = forecast(model, [series, other], stride=2)
-    np.testing.assert_array_equal(one.quantiles[:150], two.quantiles[:150])
-    assert np.isnan(one.quantiles[:CONTEXT]).all() and np.isfinite(one.surprise[CONTEXT + HORIZON :]).all()
+    changed_series = replace(series, values={**series.values, "value": changed})
+    before, after = forecast(model, [series, changed_series], stride=2)
+    np.testing.assert_array_equal(before.quantiles[:150], after.quantiles[:150])
+    assert np.isnan(before.quantiles[:CONTEXT]).all() and np.isfinite(before.surprise[CONTEXT + HORIZON :]).all()
 
 
 @pytest.mark.parametrize(
@@ -386,7 +388,7 @@ def test_networks_with_unsupported_inputs_are_refused(tmp_path, settings, senten
     frame = table().assign(level=1.0, phase="x")
     path = saved(library_data(frame, **settings), tmp_path / "tft.ckpt")
     with pytest.raises(InvalidInputError, match=sentence):
-        import_tft([str(path)], named(tmp_path, frame))
+        import_tft([str(path)], table_of(tmp_path, frame))
 
 
 def test_other_checkpoints_and_a_missing_table_are_refused(tmp_path, imported):
@@ -400,7 +402,7 @@ def test_other_checkpoints_and_a_missing_table_are_refused(tmp_path, imported):
     del content["state_dict"]["output_layer.weight"]
     torch.save(content, tmp_path / "torn.ckpt")
     with pytest.raises(InvalidInputError, match=r"1 weights are missing \(output_layer\.weight\)"):
-        import_tft([str(tmp_path / "torn.ckpt")], named(folder, table()))
+        import_tft([str(tmp_path / "torn.ckpt")], table_of(folder, table()))
     assert list(app.importers() if app.importers else {}) == list(IMPORTERS) == ["pytorch-forecasting"]
 
 
@@ -417,7 +419,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, imported):
     content = torch.load(folder / "tft.ckpt", weights_only=False)
     content["hyper_parameters"]["optimizer_params"] = Trap()
     torch.save(content, "trap.ckpt")
-    made = import_tft(["trap.ckpt"], named(folder, table()))
+    made = import_tft(["trap.ckpt"], table_of(folder, table()))
     assert not Path("sprung").exists() and made.network is not None
     pickle.loads(pickle.dumps(Trap()))
     assert Path("sprung").exists(), "the trap works"

@@ -36,12 +36,12 @@ def scored(series: Series) -> np.ndarray:
     return JOINT["joint"].score(ForecastedSeries(series, NOTHING))
 
 
-def made(seed: int = 3, length: int = 1500) -> Series:
+def basket_series(seed: int = 3, length: int = 1500) -> Series:
     return basket(np.random.Generator(np.random.Philox(seed)), length=length).series
 
 
 def test_joint_scores_are_causal_and_need_several_columns():
-    series = made()
+    series = basket_series()
     whole = scored(series)
     for rows in (200, 700, 1499):
         values = {name: column[:rows] for name, column in series.values.items()}
@@ -51,9 +51,9 @@ def test_joint_scores_are_causal_and_need_several_columns():
 
 
 def test_the_unit_of_a_column_and_missing_values_do_not_matter():
-    series = made(4, 1000)
-    other = {name: column * 10.0**place for place, (name, column) in enumerate(series.values.items())}
-    np.testing.assert_allclose(scored(replace(series, values=other)), scored(series), atol=1e-6)
+    series = basket_series(4, 1000)
+    scaled = {name: column * 10.0**place for place, (name, column) in enumerate(series.values.items())}
+    np.testing.assert_allclose(scored(replace(series, values=scaled)), scored(series), atol=1e-6)
     gappy = {name: np.where(np.arange(1000) % 97 == 5, np.nan, column) for name, column in series.values.items()}
     assert np.isfinite(scored(replace(series, values=gappy))).all()
 
@@ -66,17 +66,17 @@ def test_the_joint_score_finds_faults_that_no_single_column_shows():
 
 
 def test_the_decoupled_column_is_named():
-    named = 0
+    found = 0
     for seed in range(8):
         item = basket(np.random.Generator(np.random.Philox(seed)))
         (first, last), window = window_rows(item.series.times_ns, item.windows)[0], item.windows[0]
         peak = int(first + np.argmax(scored(item.series)[first : last + 1]))
-        named += window.kind.removeprefix("decoupled: ") in contributing_columns(item.series, peak)
-    assert named >= 7
+        found += window.kind.removeprefix("decoupled: ") in contributing_columns(item.series, peak)
+    assert found >= 7
 
 
 def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
-    series = made(1, 1500)
+    series = basket_series(1, 1500)
     write_csv(tmp_path / "basket.csv", series)
     predictor = FinancePredictor.load(shipped(app), "cpu")
     request = Request(files=(tmp_path / "basket.csv",), options={"columns": "all", "events_per_1000_rows": "5"})
@@ -96,12 +96,12 @@ def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
     rows = [f"{line},{name}" for name in "AB" for line in lines[1:]]
     (tmp_path / "two.csv").write_text("\n".join([f"{lines[0]},ticker", *rows]) + "\n")
     options = {**request.options, "instrument": "B"}
-    again = answer(predictor, Request(files=(tmp_path / "two.csv",), options=options), FinanceCodec(predictor))
-    assert again.result["events"] == response.result["events"]
-    assert any("only series 'B' was scored" in note for note in again.result["series"]["notes"])
+    selected = answer(predictor, Request(files=(tmp_path / "two.csv",), options=options), FinanceCodec(predictor))
+    assert selected.result["events"] == response.result["events"]
+    assert any("only series 'B' was scored" in note for note in selected.result["series"]["notes"])
     with pytest.raises(InvalidInputError, match=r"two\.csv holds several series; .*the option 'instrument'"):
         answer(predictor, Request(files=(tmp_path / "two.csv",), options=request.options), FinanceCodec(predictor))
-    one = replace(series, values={"share_0": series.target})
-    write_csv(tmp_path / "one.csv", one)
+    single = replace(series, values={"share_0": series.target})
+    write_csv(tmp_path / "one.csv", single)
     with pytest.raises(InvalidInputError, match="columns=all needs at least two"):
         answer(predictor, Request(files=(tmp_path / "one.csv",), options={"columns": "all"}), FinanceCodec(predictor))

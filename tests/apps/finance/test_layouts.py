@@ -130,7 +130,7 @@ def test_totals_and_sources_below_the_rows_are_left_out_also_with_numbers_and_co
 def test_rows_that_begin_with_their_series_name_are_not_a_footer(tmp_path):
     rows = [f"{name},2024-01-{day:02d},{day}" for name in ("0700", "AAPL") for day in range(1, 6)]
     (tmp_path / "a.csv").write_text("\n".join(["code,date,close", *rows]) + "\n")
-    assert [len(one) for one in read_contents(tmp_path / "a.csv").series] == [5, 5]
+    assert [len(series) for series in read_contents(tmp_path / "a.csv").series] == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
 def test_a_file_of_one_series_has_the_files_name(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("date,close\n" + ROWS)
-    assert [one.name for one in read_contents(path).series] == ["one.csv"]
+    assert [series.name for series in read_contents(path).series] == ["one.csv"]
 
 
 def test_the_incomplete_last_line_of_a_cut_file_is_left_out_with_a_note(tmp_path):

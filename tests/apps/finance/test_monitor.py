@@ -40,19 +40,19 @@ def of(times: np.ndarray, values: dict[str, np.ndarray], **facts: bool) -> Serie
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("name", "begin", "wanted"),
+    ("name", "begin", "options"),
     [
         ("realTweets/Twitter_volume_AAPL.csv", 13_000, Options()),
         ("realAWSCloudwatch/ec2_cpu_utilization_5f5533.csv", 900, Options(events_per_day=1.0)),
         ("realTraffic/speed_7578.csv", 100, Options(events_per_1000_rows=5.0)),
     ],
 )
-def test_monitoring_nab_row_by_row_equals_predicting_the_whole_file(data_root, tmp_path, name, begin, wanted):
+def test_monitoring_nab_row_by_row_equals_predicting_the_whole_file(data_root, tmp_path, name, begin, options):
     model = trivium.load("finance", device="cpu").predictor
     series = Nab(root=data_root / "finance" / "nab").read(name).series
-    monitor, events = assert_as_in_the_whole(model, series, begin, wanted, tmp_path, 0)
+    monitor, events = assert_as_in_the_whole(model, series, begin, options, tmp_path, 0)
     assert len(monitor.series) < 10_240 + 300 and len(events) > 1
-    assert_as_in_the_part(model, series, wanted, *events[-1])
+    assert_as_in_the_part(model, series, options, *events[-1])
 
 
 def remembering(memory: int):
@@ -63,13 +63,13 @@ def remembering(memory: int):
 
 
 @pytest.mark.parametrize(
-    ("shape", "unseen", "wanted"),
+    ("shape", "unseen", "options"),
     [
         ("bursts", 40, Options(threshold=0.4)),
         ("counts", 600, Options(events_per_day=2.0)),
     ],
 )
-def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_path, shape, unseen, wanted):
+def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_path, shape, unseen, options):
     length, generator = 8000, np.random.Generator(np.random.Philox(7))
     steps = np.where(np.arange(length) < 4000, MINUTE_NS, 12 * MINUTE_NS)
     steps = steps * np.where(generator.uniform(size=length) < 0.02, generator.integers(1, 60, length), 1)
@@ -77,10 +77,10 @@ def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_p
     values[generator.uniform(size=length) < 0.03] = np.nan
     values[:unseen] = values[5000:5400] = np.nan
     series, model = of(BEGAN_NS + np.cumsum(steps), {"v": values}), remembering(1500)
-    monitor, events = assert_as_in_the_whole(model, series, 700, wanted, tmp_path, 1, steps=(3, 300, 700))
+    monitor, events = assert_as_in_the_whole(model, series, 700, options, tmp_path, 1, steps=(3, 300, 700))
     assert len(monitor.series) < 7500, "rows are forgotten"
     assert "gap" in {event.channel for _, event in events} and len(events) > 3
-    assert_as_in_the_part(model, series, wanted, *events[-1])
+    assert_as_in_the_part(model, series, options, *events[-1])
 
 
 def test_the_same_time_two_weeks_before_is_kept_longer_than_detectors_look_back(tmp_path):
@@ -126,8 +126,8 @@ def test_repeated_rows_are_ignored_and_no_event_is_reported_twice(tmp_path):
     assert (event.start_ns, event.direction) == (next_ns, "above") and monitor.scores[0] > monitor.thresholds[0]
     assert monitor.update([next_ns - MINUTE_NS, next_ns, next_ns + MINUTE_NS], [0.1, 40.0, 40.0]) == ()
     monitor.save(tmp_path / "s.npz")
-    again = untrained().monitor(tmp_path / "s.npz")
-    assert again.update([next_ns, next_ns + 2 * MINUTE_NS], [40.0, 40.0]) == ()
+    restored = untrained().monitor(tmp_path / "s.npz")
+    assert restored.update([next_ns, next_ns + 2 * MINUTE_NS], [40.0, 40.0]) == ()
 
 
 @pytest.mark.parametrize(

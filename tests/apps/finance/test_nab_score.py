@@ -138,13 +138,13 @@ series = st.builds(
 
 
 def corpus_of(drawn: list[tuple[np.ndarray, int]]) -> list[Scored]:
-    made = []
+    scored_series = []
     for scores, number in drawn:
         length = len(scores)
         starts = [probation(length) + 2 + k * length // 4 for k in range(number)]
         windows = [(start, start + length // 8) for start in starts]
-        made.append(Scored(scores=scores, windows=np.asarray(windows, np.int64).reshape(-1, 2)))
-    return made
+        scored_series.append(Scored(scores=scores, windows=np.asarray(windows, np.int64).reshape(-1, 2)))
+    return scored_series
 
 
 @settings(max_examples=40, deadline=None)
@@ -160,8 +160,8 @@ def test_the_order_of_the_series_does_not_matter(drawn, random):
     corpus = corpus_of(drawn)
     shuffled = corpus[:]
     random.shuffle(shuffled)
-    one, other = score_corpus(corpus), score_corpus(shuffled)
-    assert one.normalised == pytest.approx(other.normalised)
+    in_order, in_random_order = score_corpus(corpus), score_corpus(shuffled)
+    assert in_order.normalised == pytest.approx(in_random_order.normalised)
     assert count_detections(corpus, 0.5) == count_detections(shuffled, 0.5)
 
 

@@ -86,11 +86,11 @@ def test_points_separate_thousands_in_tab_separated_files_with_german_dates(tmp_
 def test_the_error_names_the_cell_that_differs_from_the_others(tmp_path, usual, typo, line):
     cells = [usual.format(day) for day in range(8)]
     cells[line - 2] = typo
-    other = f"{usual.format(int(line == 2))!r} in line {2 + int(line == 2)}"
-    with pytest.raises(InvalidInputError) as caught:
+    valid = f"{usual.format(int(line == 2))!r} in line {2 + int(line == 2)}"
+    with pytest.raises(InvalidInputError) as raised:
         read(tmp_path, [f'"{cell}"' for cell in cells], mark=",")
-    found = f"a.csv: column 'close' holds {typo!r} in line {line}, which is not a number like {other}; correct the file"
-    assert str(caught.value).startswith(found)
+    found = f"a.csv: column 'close' holds {typo!r} in line {line}, which is not a number like {valid}; correct the file"
+    assert str(raised.value).startswith(found)
 
 
 @pytest.mark.parametrize("last", ["Volume", "Delta"])
@@ -99,7 +99,7 @@ def test_a_typo_in_the_intended_column_is_refused_instead_of_scoring_another(tmp
     with pytest.raises(InvalidInputError, match=r"'Exposure' holds '1O5\.5' in line 6.*another column with the option"):
         read(tmp_path, cells, mark=",", head=f"date;Exposure;{last}")
     series = read(tmp_path, cells, TableOptions(value=last), ",", f"date;Exposure;{last}")
-    assert series.column == last and any("'Exposure' was left out: it holds '1O5.5'" in one for one in series.notes)
+    assert series.column == last and any("'Exposure' was left out: it holds '1O5.5'" in note for note in series.notes)
 
 
 @pytest.mark.parametrize("later", ["{:02d}.02.2024", "{:02d}.02.2024 00:00", "2024/02/{:02d}"])

@@ -31,16 +31,16 @@ def first_event(values: np.ndarray) -> Anomaly:
     scores = combine(channels)
     reported = report(scores, np.zeros(len(scores)), Control(start=0.35))
     found = anomalies(series, forecast, scores, reported, channels)
-    return next(one for one in found if one.start_ns >= times[BEGINS])
+    return next(event for event in found if event.start_ns >= times[BEGINS])
 
 
 @pytest.mark.parametrize("slope", [0.02, 0.05])
 def test_the_event_of_a_drift_states_since_when_the_level_has_moved(slope):
     events = [first_event(drifting(slope, seed)) for seed in range(8)]
-    dated = [one for one in events if one.since_ns is not None]
+    dated = [event for event in events if event.since_ns is not None]
     assert len(dated) >= 6
-    late = np.array([(one.start_ns - BEGINS * MINUTE_NS) // MINUTE_NS for one in dated])
-    off = np.array([(one.since_ns - BEGINS * MINUTE_NS) // MINUTE_NS for one in dated])
+    late = np.array([(event.start_ns - BEGINS * MINUTE_NS) // MINUTE_NS for event in dated])
+    off = np.array([(event.since_ns - BEGINS * MINUTE_NS) // MINUTE_NS for event in dated])
     assert (off < late).all() and np.abs(off).max() <= 40
     assert np.median(np.abs(off)) <= 25 <= np.median(late)
 

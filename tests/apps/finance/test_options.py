@@ -28,7 +28,7 @@ def test_time_value_and_series_are_the_columns_that_were_named(tmp_path):
     path = written(tmp_path, "\n".join(["date,settled on,desk,close,size", *rows]) + "\n")
     options = TableOptions(time="Settled On", value="size", series="desk")
     contents = read_contents(path, options)
-    assert [one.name for one in contents.series] == ["a", "b"] and contents.series_column == "desk"
+    assert [series.name for series in contents.series] == ["a", "b"] and contents.series_column == "desk"
     assert contents.series[0].column == "size" and contents.series[0].target[0] == 9
     assert iso_utc(int(contents.series[0].times_ns[0])) == "2023-06-01T00:00:00Z"
     assert not any("option" in note for note in contents.notes), "nothing was guessed"
@@ -52,7 +52,7 @@ def test_time_value_and_series_are_the_columns_that_were_named(tmp_path):
 def test_zone_and_unit_say_how_times_are_written(tmp_path, cells, options, times):
     path = written(tmp_path, f"timestamp,value\n{cells[0]},1\n{cells[1]},2\n")
     found = [iso_utc(int(time)) for time in read_series(path, table_options(options)).times_ns]
-    assert all(wanted in time for wanted, time in zip(times, found, strict=True)), found
+    assert all(expected in time for expected, time in zip(times, found, strict=True)), found
 
 
 def test_the_order_of_rows_resolves_the_repeated_hour_of_autumn(tmp_path):
@@ -99,8 +99,8 @@ def test_a_file_that_is_too_wide_or_too_long_is_refused_before_it_is_read(tmp_pa
     pl.DataFrame([times, *(pl.Series(f"c{n}", [1, 1, 2]) for n in range(3000))]).write_parquet(tmp_path / "w.parquet")
     with pytest.raises(InvalidInputError, match="has 3 rows of 3001 columns, and at most 2000 columns"):
         read_contents(tmp_path / "w.parquet")
-    named = TableOptions(time="time", value="c7", series="c8")
-    assert [len(one) for one in read_contents(tmp_path / "w.parquet", named).series] == [2]
+    options = TableOptions(time="time", value="c7", series="c8")
+    assert [len(series) for series in read_contents(tmp_path / "w.parquet", options).series] == [2]
     monkeypatch.setattr(pl, "read_parquet", lambda *_, **__: pytest.fail("it was read"))
     long = pl.DataFrame({"t": pl.zeros(40_000_000, dtype=pl.Int8, eager=True)})
     long.write_parquet(tmp_path / "long.parquet")

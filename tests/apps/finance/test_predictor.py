@@ -77,10 +77,10 @@ def test_a_file_becomes_events_a_picture_and_files(predictor, file):
 
 def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor, file):
     decoded = decode(predictor, Request(files=(file,)))
-    other = decode(predictor, Request(files=(file,), options={"value": "volume"}))
+    volume_request = decode(predictor, Request(files=(file,), options={"value": "volume"}))
     codec = FinanceCodec(predictor)
     alone = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
-    batched = codec.encode(decoded, predictor.predict([*other.inputs, *decoded.inputs], decoded.options)[1:])
+    batched = codec.encode(decoded, predictor.predict([*volume_request.inputs, *decoded.inputs], decoded.options)[1:])
     assert alone.result == batched.result and alone.files == batched.files and alone.picture == batched.picture
 
 
@@ -95,9 +95,9 @@ def test_the_number_of_events_follows_the_budget(predictor, file):
 def test_parquet_and_csv_are_scored_alike(predictor, file, tmp_path):
     frame = pl.read_csv(file, try_parse_dates=True)
     frame.write_parquet(tmp_path / "market.parquet")
-    one = ask(predictor, Request(files=(file,))).result
-    two = ask(predictor, Request(files=(tmp_path / "market.parquet",))).result
-    assert one["events"] == two["events"]
+    from_csv = ask(predictor, Request(files=(file,))).result
+    from_parquet = ask(predictor, Request(files=(tmp_path / "market.parquet",))).result
+    assert from_csv["events"] == from_parquet["events"]
 
 
 def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
@@ -157,8 +157,8 @@ def test_calibration_has_every_channel_and_survives_the_manifest():
     recipe = tiny()
     torch.manual_seed(0)
     found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), max_series=2)
-    again = json.loads(json.dumps(found))
-    calibration = from_manifest(again)
+    manifest = json.loads(json.dumps(found))
+    calibration = from_manifest(manifest)
     assert set(calibration.prior) == {*DETECTORS, *CANDIDATES} and 0 < calibration.threshold <= 1
     assert found["synthetic"]["false_events_per_1000_rows"] <= calibration.events_per_1000_rows == 0.6
     pairs = [*map(tuple, calibration.budgets), (0.6, calibration.threshold)]
@@ -178,8 +178,8 @@ def test_the_samples_are_available_and_the_synthetic_one_is_marked(tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (only,) = app.samples()
     assert only.synthetic
-    (made,) = only.files(tmp_path)
-    assert made.read_text().startswith("timestamp,open,high,low,close,volume,synthetic_truth")
+    (sample_file,) = only.files(tmp_path)
+    assert sample_file.read_text().startswith("timestamp,open,high,low,close,volume,synthetic_truth")
 
 
 @pytest.mark.realdata
@@ -202,9 +202,9 @@ def test_real_samples_and_the_benchmarks_files(data_root):
 
 @pytest.mark.realdata
 def test_the_profiles_equal_those_of_the_benchmark(data_root):
-    stated = json.loads((data_root / "finance/nab/config/profiles.json").read_text())
+    published = json.loads((data_root / "finance/nab/config/profiles.json").read_text())
     for profile in PROFILES:
-        costs = stated[profile.name]["CostMatrix"]
+        costs = published[profile.name]["CostMatrix"]
         assert (profile.true_positive, profile.false_negative, profile.false_positive) == (
             costs["tpWeight"],
             costs["fnWeight"],

@@ -221,9 +221,9 @@ def test_an_ambiguous_comma_is_refused_except_in_files_with_semicolons(tmp_path)
     ],
 )
 def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
-    with pytest.raises(InvalidInputError, match=sentence) as caught:
+    with pytest.raises(InvalidInputError, match=sentence) as raised:
         read_series(written(tmp_path, text))
-    assert "series.csv" in str(caught.value)
+    assert "series.csv" in str(raised.value)
 
 
 def test_the_error_for_a_missing_column_lists_the_columns(tmp_path):
@@ -269,9 +269,9 @@ def test_what_is_written_is_read_again(tmp_path_factory, steps, cells):
     )
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     write_csv(path, series)
-    again = read_series(path)
-    np.testing.assert_array_equal(again.times_ns, series.times_ns)
-    np.testing.assert_array_equal(again.target, values)
+    restored = read_series(path)
+    np.testing.assert_array_equal(restored.times_ns, series.times_ns)
+    np.testing.assert_array_equal(restored.target, values)
 
 
 def test_times_as_text():

@@ -26,8 +26,8 @@ SPIKES = {"A": (200, 300), "B": (250,), "C": ()}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
-    with TestClient(create_app(settings, {"finance": find("finance")})) as made:
-        yield made
+    with TestClient(create_app(settings, {"finance": find("finance")})) as test_client:
+        yield test_client
 
 
 def time(hour: int) -> str:
@@ -51,9 +51,9 @@ def _values(spikes: dict[str, tuple[int, ...]], missing: int) -> Iterator[tuple[
 def hand_in(client: TestClient, spikes: dict[str, tuple[int, ...]], missing: int = 7) -> tuple[str, dict[str, Any]]:
     """The URL of the review of a case with these series, and its result."""
     file = {"files": ("prices.csv", table(spikes, missing))}
-    answer = client.post("/api/finance/predict", files=file, data={"events_per_1000_rows": "10"})
-    assert answer.status_code == 200, answer.text
-    return f"/api/finance/cases/{answer.json()['case']}/review", answer.json()["result"]
+    response = client.post("/api/finance/predict", files=file, data={"events_per_1000_rows": "10"})
+    assert response.status_code == 200, response.text
+    return f"/api/finance/cases/{response.json()['case']}/review", response.json()["result"]
 
 
 def export(client: TestClient, out: Path, *words: str) -> int:
@@ -76,8 +76,8 @@ def test_a_missed_event_outside_its_series_is_refused(
     client: TestClient, missed: dict[str, Any], sentence: str
 ) -> None:
     home, _ = hand_in(client, {"A": (200,)})
-    refused = client.put(home, json={"missed": [missed]})
-    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+    response = client.put(home, json={"missed": [missed]})
+    assert response.status_code == 422 and sentence in response.json()["detail"]
 
 
 def test_reviewed_series_are_trained_and_scored_on(
@@ -128,23 +128,23 @@ def test_a_series_is_exported_after_all_files_of_its_case_were_asked_for(client:
     for address in (case["picture"], *case["files"].values()):
         assert client.get(address).status_code == 200
     assert export(client, tmp_path / "after", "--reviewer", "Ada") == 0
-    one, other = (next((tmp_path / name / "series").iterdir()) for name in ("before", "after"))
-    assert one.read_bytes() == other.read_bytes() and one.read_text().count(",1\n") > 0
+    before_file, after_file = (next((tmp_path / name / "series").iterdir()) for name in ("before", "after"))
+    assert before_file.read_bytes() == after_file.read_bytes() and before_file.read_text().count(",1\n") > 0
 
 
-def bars(named: str = "note") -> str:
+def bars(column: str = "note") -> str:
     """Hourly bars with a spike and a column that is not scored."""
     rows = [f"{time(h)},{100 + (h * 37 % 11) / 10 + 60 * (h == 200):.2f},{h * 7 % 13},{h}" for h in range(HOURS)]
     rows[9] = f"{time(9)},,{9 * 7 % 13},9"
-    return "\n".join([f"time,close,volume,{named}", *rows]) + "\n"
+    return "\n".join([f"time,close,volume,{column}", *rows]) + "\n"
 
 
 def test_a_table_that_the_server_keeps_is_written_whole(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = client.app.state.services["finance"]  # type: ignore[attr-defined]
-    own = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
-    with TestClient(create_app(own, {"finance": service.app})) as keeping:
+    own_settings = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own_settings, {"finance": service.app})) as keeping:
         for text in (bars(), table({"A": (200,)}), bars("label")):
             answer = keeping.post("/api/finance/predict", files={"files": ("bars.csv", text)}).json()
             verdicts = {str(n): "accepted" for n in range(1, len(answer["result"]["events"]) + 1)}
@@ -161,7 +161,7 @@ def test_a_table_that_the_server_keeps_is_written_whole(
     rows = list(csv.DictReader(whole.splitlines()))
     assert [row["volume"] for row in rows] == [f"{float(h * 7 % 13)}" for h in range(HOURS)]
     assert rows[9]["close"] == "" and rows[200]["close"] == "160.8" and rows[200]["label"] == "1"
-    names = {one.series.column for one in Table(path=str(tmp_path / "out" / "series"), labels="label").cases()}
+    names = {case.series.column for case in Table(path=str(tmp_path / "out" / "series"), labels="label").cases()}
     assert names == {"close", "value"}
 
 

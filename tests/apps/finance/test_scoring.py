@@ -53,10 +53,10 @@ def test_a_rows_probability_follows_its_rank_and_a_tail_beyond_the_maximum():
 @given(st.integers(0, 99), st.floats(0.01, 1000))
 def test_scores_do_not_depend_on_the_unit(seed, unit):
     values = walk(seed, 700)
-    one = improbability(*scored(values, 0.1), Calibration())
-    two = improbability(*scored(values * unit, 0.1 * unit), Calibration())
+    usual = improbability(*scored(values, 0.1), Calibration())
+    scaled_scores = improbability(*scored(values * unit, 0.1 * unit), Calibration())
     for name in DETECTORS:
-        np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(usual[name], scaled_scores[name], atol=1e-6, err_msg=name)
 
 
 def test_one_disturbance_does_not_hide_the_next():

@@ -92,6 +92,6 @@ def test_a_single_extreme_price_is_an_event_of_two_rows(detector, seed):
     values[1500] *= 1.05
     times = np.arange(2000, dtype=np.int64) * 5 * MINUTE_NS
     series = Series(name="w", times_ns=times, values={"v": values}, column="v", interval_ns=5 * MINUTE_NS)
-    (event,) = [one for one in detector.predict([series])[0].anomalies if one.end_ns >= times[1500]]
+    (event,) = [anomaly for anomaly in detector.predict([series])[0].anomalies if anomaly.end_ns >= times[1500]]
     assert event.channel == "jump" and event.direction == "above"
     assert event.start_ns == event.peak_ns == times[1500] and event.end_ns <= times[1501]

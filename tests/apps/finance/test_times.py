@@ -36,8 +36,8 @@ def times_of(texts: list[str], label: str = "date") -> list[str]:
 def test_unambiguous_numbers_are_read_as_times_from_text_and_parquet(texts, first, last):
     found = times_of(texts)
     assert (found[0], found[-1]) == (first, last)
-    again = read_times(pl.Series("date", texts).cast(pl.Int64)).times_ns
-    assert [iso_utc(int(time)) for time in again] == found
+    from_integers = read_times(pl.Series("date", texts).cast(pl.Int64)).times_ns
+    assert [iso_utc(int(time)) for time in from_integers] == found
 
 
 def test_a_note_gives_an_example_of_how_numbers_were_read():
@@ -288,11 +288,11 @@ def test_a_time_with_an_offset_from_utc_ignores_the_option_zone(text):
 
 def test_the_later_of_two_rows_with_the_same_time_is_kept_even_if_the_newest_comes_first(tmp_path):
     rows = [f"2024-01-01T00:{minute:02d}:00Z,{value}" for minute in range(30) for value in (100 + minute, 200 + minute)]
-    kept = {}
+    values_by_order = {}
     for name, order in (("asc", rows), ("desc", rows[::-1])):
         (tmp_path / f"{name}.csv").write_text("\n".join(["time,value", *order]) + "\n")
-        kept[name] = read_series(tmp_path / f"{name}.csv").values["value"].tolist()
-    assert kept["asc"] == kept["desc"] == [200.0 + minute for minute in range(30)]
+        values_by_order[name] = read_series(tmp_path / f"{name}.csv").values["value"].tolist()
+    assert values_by_order["asc"] == values_by_order["desc"] == [200.0 + minute for minute in range(30)]
 
 
 @pytest.mark.parametrize("options", [DEFAULT_OPTIONS, TableOptions(unit="ms"), TableOptions(decimal=",")])
