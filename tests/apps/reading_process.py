@@ -34,8 +34,8 @@ def read(what: str, files: list[Path]) -> Any:
 def limit_memory() -> None:
     """Bounds this process's data (setrlimit(2), RLIMIT_DATA)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-    most = int(line.split()[1]) * 1024 + MAX_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    memory_limit = int(line.split()[1]) * 1024 + MAX_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
 
 
 def main() -> None:

@@ -50,13 +50,13 @@ def test_the_windows_are_those_of_a_series():
 
 
 def test_a_sample_that_cannot_be_read_gives_way_to_the_next(tmp_path):
-    def refused(folder):
+    def refuse(folder):
         raise InvalidInputError("torn")
 
     def sample(name, synthetic, files):
         return Sample(name=name, title="", synthetic=synthetic, source="", files=files)
 
-    made, torn = sample("made", True, lambda folder: [folder / "a"]), sample("torn", False, refused)
-    assert read_sample([made, torn], lambda files: files[0].name) == "a"
+    synthetic_sample, bad_sample = sample("made", True, lambda folder: [folder / "a"]), sample("torn", False, refuse)
+    assert read_sample([synthetic_sample, bad_sample], lambda files: files[0].name) == "a"
     with pytest.raises(InvalidInputError, match="none of the samples can be used: made, torn"):
-        read_sample([made, torn], lambda files: None)
+        read_sample([synthetic_sample, bad_sample], lambda files: None)

@@ -25,5 +25,5 @@ def test_the_metrics_and_types_of_an_application_import_no_torch(app):
         f"for name in {modules!r}: importlib.import_module(name)\n"
         "print(sorted({'torch', 'monai', 'mmdet3d', 'pytorch_forecasting', 'lightning'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"

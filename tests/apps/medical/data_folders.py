@@ -48,8 +48,8 @@ def luna16(root: Path, data: Path) -> Path:
     tables.mkdir()
     for name in ("annotations.csv", "annotations_excluded.csv"):
         lines = (data / "luna16_annotations" / name).read_text().splitlines()
-        kept = [line for line in lines if line.split(",")[0] in {"seriesuid", *(PREFIX + uid for uid in UIDS)}]
-        (tables / name).write_text("\n".join(kept) + "\n")
+        table_lines = [line for line in lines if line.split(",")[0] in {"seriesuid", *(PREFIX + uid for uid in UIDS)}]
+        (tables / name).write_text("\n".join(table_lines) + "\n")
     _, row = crop(data, UIDS[2])
     place = ",".join(row[f"coord_{axis}"] for axis in "xyz")
     (tables / "candidates_V2.csv").write_text(f"seriesuid,coordX,coordY,coordZ,class\n{PREFIX}{UIDS[2]},{place},0\n")

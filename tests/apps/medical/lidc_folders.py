@@ -80,8 +80,8 @@ def scan(root: Path, patient: int, uid: str, xml: str | None, volume: CTVolume |
     name = f"LIDC-IDRI-{patient:04}"
     folder = root / name / "01-01-2000-NA-NA-30178" / f"{uid}-NA-03192"
     folder.mkdir(parents=True)
-    made = series(volume or chest(), PatientID=name, SeriesInstanceUID=uid, StudyInstanceUID=f"{uid}.0", **tags)
-    for image, content in made.items():
+    images = series(volume or chest(), PatientID=name, SeriesInstanceUID=uid, StudyInstanceUID=f"{uid}.0", **tags)
+    for image, content in images.items():
         (folder / f"{image}.dcm").write_bytes(content)
     if xml is not None:
         (folder / "069.xml").write_text(xml)

@@ -59,8 +59,8 @@ def free_port() -> int:
 def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Dataset]:
     """The first ``count`` images of a chest, which name a patient."""
     volume = chest()
-    made = [dicom_slice(volume, k, SeriesInstanceUID=series, **{**PATIENT, **tags}) for k in range(count)]
-    return [dcmread(BytesIO(content)) for content in made]
+    contents = [dicom_slice(volume, k, SeriesInstanceUID=series, **{**PATIENT, **tags}) for k in range(count)]
+    return [dcmread(BytesIO(content)) for content in contents]
 
 
 @cache
@@ -240,7 +240,7 @@ def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> I
     """Runs a gateway in a thread; ``archive`` is a port or a DICOMweb URL. Yields the gateway's port."""
     port = settings.pop("port", None) or free_port()
     pauses = settings.pop("pauses", (0.05, 0.2))
-    made = DicomGateway(
+    dicom_gateway = DicomGateway(
         to=archive if isinstance(archive, str) else f"PACS@127.0.0.1:{archive}",
         **{"host": "127.0.0.1", "port": port, "quiet_seconds": QUIET_S, **settings},
     )
@@ -249,7 +249,7 @@ def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> I
 
     def run() -> None:
         try:
-            made.run(JobClient(server, "medical"), folder, stop, pauses)
+            dicom_gateway.run(JobClient(server, "medical"), folder, stop, pauses)
         except BaseException as error:
             faults.append(error)
 

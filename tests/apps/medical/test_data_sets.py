@@ -151,9 +151,9 @@ def test_a_split_is_by_patient_or_by_the_table(folder):
     together = [{scan.name for scan in part} for part in (drawn.split().training, drawn.split().validation)]
     assert {"one", "two"} in together
     assert drawn.split() == drawn.split()
-    stated = Marks(root=folder, marks=Path("marks.csv"), patient_column="who", split_column="part")
-    assert [scan.name for scan in stated.split().validation] == ["two"]
-    assert stated.facts(COARSE)["patients in both parts"] == "1"
+    split_by_column = Marks(root=folder, marks=Path("marks.csv"), patient_column="who", split_column="part")
+    assert [scan.name for scan in split_by_column.split().validation] == ["two"]
+    assert split_by_column.facts(COARSE)["patients in both parts"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def perfect(untrained, monkeypatch):
 
     def predict(batch, options=None):
         nodules = [(x, 0.9), (x + 60, 0.2)]
-        made = tuple(
+        findings = tuple(
             Nodule(
                 centre_lps_mm=(at, y, z),
                 mean_diameter_mm=NODULE_MM + 1,
@@ -240,7 +240,7 @@ def perfect(untrained, monkeypatch):
             )
             for at, score in nodules
         )
-        return [Findings(nodules=made, operating_score=0.5) for _ in batch]
+        return [Findings(nodules=findings, operating_score=0.5) for _ in batch]
 
     monkeypatch.setattr(untrained, "predict", predict)
     return untrained

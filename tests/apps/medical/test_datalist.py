@@ -66,9 +66,9 @@ def test_nodules_are_where_monai_s_transforms_place_them(root: Path) -> None:
     (listed,) = load_decathlon_datalist(str(root / "dataset_fold0.json"), True, "training", base_dir=str(root))
     ras = np.diag([-3.0, -3.0, 5.0, 1.0])
     ras[:3, 3] = np.array(chest().origin_lps_mm) * (-1, -1, 1)  # what MONAI's ITKReader gives with affine_lps_to_ras
-    given = {"image": MetaTensor(torch.zeros(1, 100, 80, 20), affine=ras), "box": np.array(listed["box"])}
-    given = ConvertBoxToStandardModed(box_keys="box", mode="cccwhd")(given)
-    (box,) = AffineBoxToImageCoordinated("box", box_ref_image_keys="image", affine_lps_to_ras=True)(given)["box"]
+    sample = {"image": MetaTensor(torch.zeros(1, 100, 80, 20), affine=ras), "box": np.array(listed["box"])}
+    sample = ConvertBoxToStandardModed(box_keys="box", mode="cccwhd")(sample)
+    (box,) = AffineBoxToImageCoordinated("box", box_ref_image_keys="image", affine_lps_to_ras=True)(sample)["box"]
     (scan,) = data.split().training_scans(1)
     ours = scan.volume.to_index_ijk(scan.nodules[0].centre_lps_mm)
     assert ours == pytest.approx((np.array(box[:3]) + box[3:]) / 2, abs=1e-4)
@@ -119,5 +119,5 @@ def test_files_that_are_not_tables_are_rejected_with_a_short_message(
     (root / "069.xml").write_text("<LidcReadMessage/>")
     for name, words in (("list.csv", "has no column scan"), ("069.xml", "use --data lidc")):
         assert cli.main(["train", "medical", "--data", "marks", "--data.root", str(root), "--data.marks", name]) == 2
-        said = capsys.readouterr().err
-        assert words in said and len(said) < 500
+        stderr = capsys.readouterr().err
+        assert words in stderr and len(stderr) < 500

@@ -36,11 +36,11 @@ UNITS = (16, 16, 8)
 @pytest.fixture(scope="module")
 def detector():
     torch.manual_seed(0)
-    made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(ChestInput()).eval()
+    retinanet = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(ChestInput()).eval()
     # Spreads the scores, since those of an untrained network are nearly equal.
-    torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
-    torch.nn.init.normal_(made.network.regression_head.bbox_reg.weight, std=0.03)
-    return made
+    torch.nn.init.normal_(retinanet.network.classification_head.cls_logits.weight, std=0.08)
+    torch.nn.init.normal_(retinanet.network.regression_head.bbox_reg.weight, std=0.03)
+    return retinanet
 
 
 def labelled(batch):
@@ -100,12 +100,12 @@ def test_the_settings_decoder_equals_that_of_the_detector_they_build(detector):
 def test_several_classes_are_handled_as_in_monai():
     torch.manual_seed(0)
     grid = ChestInput(classes=("ground glass", "solid", "part-solid"))
-    made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid).eval()
-    torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
+    retinanet = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid).eval()
+    torch.nn.init.normal_(retinanet.network.classification_head.cls_logits.weight, std=0.08)
     image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
-    ours = detect(made, image, [Tile((0, 0, 0), (64, 64, 32))])
+    ours = detect(retinanet, image, [Tile((0, 0, 0), (64, 64, 32))])
     with torch.no_grad():
-        theirs = made(image[None, None])[0]
+        theirs = retinanet(image[None, None])[0]
     assert set(ours.labels.tolist()) == {0, 1, 2}
     assert_same(ours, theirs)
 
@@ -250,19 +250,19 @@ def test_training_works_on_an_image_without_nodules(detector):
     none = torch.zeros(0, 6)
     losses = task.loss(detector, labelled({"image": image, "boxes": [none, none]}))
     assert set(losses) == {"classification", "boxes"} and all(torch.isfinite(v.mean) for v in losses.values())
-    one = torch.tensor([[20.0, 20, 8, 32, 32, 16]])
-    losses = task.loss(detector, labelled({"image": image, "boxes": [one, none]}))
+    box = torch.tensor([[20.0, 20, 8, 32, 32, 16]])
+    losses = task.loss(detector, labelled({"image": image, "boxes": [box, none]}))
     assert losses["boxes"].mean > 0
     detector.eval()
-    batch = labelled({"image": image, "boxes": [one, none]})
+    batch = labelled({"image": image, "boxes": [box, none]})
     scores = task.scores()
     task.evaluate(detector, batch, scores)
-    other = task.scores()
-    task.evaluate(detector, batch, other)
-    assert scores.summary() == other.summary()
-    scores.merge(other)
+    other_scores = task.scores()
+    task.evaluate(detector, batch, other_scores)
+    assert scores.summary() == other_scores.summary()
+    scores.merge(other_scores)
     assert scores.patches == 4 and len(scores.truths) == 2
-    assert scores.summary()["loss"] == pytest.approx(other.summary()["loss"])
+    assert scores.summary()["loss"] == pytest.approx(other_scores.summary()["loss"])
 
 
 def test_a_second_pass_finds_nodules_that_are_too_large_for_the_first(detector):
@@ -271,11 +271,11 @@ def test_a_second_pass_finds_nodules_that_are_too_large_for_the_first(detector):
     lungs = find_lungs(volume)
     twice = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=2)
     tiling = Tiling(size=(64, 64, 32), margin=(16, 16, 8))
-    one = candidates.find_candidates(
+    one_look = candidates.find_candidates(
         detector, volume, lungs, input=ChestInput(spacing_mm=(2.8, 2.8, 5.0)), tiling=tiling
     )
-    two = candidates.find_candidates(detector, volume, lungs, input=twice, tiling=tiling)
-    size_one, size_two = ((c.boxes[:, 3:5] - c.boxes[:, :2]).max() for c in (one, two))
+    two_looks = candidates.find_candidates(detector, volume, lungs, input=twice, tiling=tiling)
+    size_one, size_two = ((c.boxes[:, 3:5] - c.boxes[:, :2]).max() for c in (one_look, two_looks))
     assert size_two > 1.15 * size_one
-    low, high = two.ends_lps_mm()
-    assert np.all(high > low) and np.all(two.scores[:-1] >= two.scores[1:])
+    low, high = two_looks.ends_lps_mm()
+    assert np.all(high > low) and np.all(two_looks.scores[:-1] >= two_looks.scores[1:])

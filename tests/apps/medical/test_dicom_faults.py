@@ -64,15 +64,15 @@ def test_reports_without_pixels_are_ignored(scan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stated", "instead"),
+    ("original", "replacement"),
     [(b"0.8\\0.7", b"nan\\nan"), (b"0.8\\0.7", b"x.8\\0.7"), (b"0.8\\0.7", b"0.80000"), (b"-1024", b"abcde")],
 )
-def test_invalid_numbers_are_refused(scan, tmp_path, stated, instead):
+def test_invalid_numbers_are_refused(scan, tmp_path, original, replacement):
     slices = members(scan)
-    assert all(stated in content for content in slices.values())
+    assert all(original in content for content in slices.values())
     refused(
         tmp_path,
-        {name: content.replace(stated, instead) for name, content in slices.items()},
+        {name: content.replace(original, replacement) for name, content in slices.items()},
         "I0 (has no usable PixelSpacing|has no valid rescale slope)",
     )
 
@@ -203,8 +203,8 @@ def test_lossless_images_have_no_remark(scan, tmp_path):
         assert read_volume([pack(tmp_path, members(scan, **tags))]).remarks == ()
 
 
-@pytest.mark.parametrize(("stated", "told"), [("00", False), (None, True)])
-def test_jpeg_2000_counts_as_lossless_if_the_images_say_so(scan, tmp_path, stated, told):
+@pytest.mark.parametrize(("stated", "is_lossy"), [("00", False), (None, True)])
+def test_jpeg_2000_counts_as_lossless_if_the_images_say_so(scan, tmp_path, stated, is_lossy):
     def packed(content: bytes) -> bytes:
         data, stream = dcmread(io.BytesIO(content)), io.BytesIO()
         Image.fromarray(data.pixel_array).save(stream, "JPEG2000", irreversible=False, no_jp2=True)
@@ -218,12 +218,12 @@ def test_jpeg_2000_counts_as_lossless_if_the_images_say_so(scan, tmp_path, state
     tags = {} if stated is None else {"LossyImageCompression": stated}
     images = {name: packed(content) for name, content in members(scan, **tags).items()}
     volume = read_volume([pack(tmp_path, images)])
-    assert any("lossy compressed" in remark for remark in volume.remarks) is told
+    assert any("lossy compressed" in remark for remark in volume.remarks) is is_lossy
 
 
 def high_throughput(scan, stream: bytes) -> dict[str, bytes]:
     """The scan's images with one HTJ2K codestream as the pixels of each, 48 by 48."""
-    made = {}
+    contents = {}
     for name, content in members(scan).items():
         data, out = dcmread(io.BytesIO(content)), io.BytesIO()
         data.Rows = data.Columns = 48
@@ -233,8 +233,8 @@ def high_throughput(scan, stream: bytes) -> dict[str, bytes]:
         data["PixelData"].is_undefined_length = True
         data.file_meta.TransferSyntaxUID = HTJ2KLossless
         data.save_as(out, enforce_file_format=True)
-        made[name] = out.getvalue()
-    return made
+        contents[name] = out.getvalue()
+    return contents
 
 
 def test_htj2k_is_decoded_exactly(scan, tmp_path):

@@ -44,11 +44,11 @@ class Receiver:
         self.server.shutdown()
 
 
-def associate(port: int, title: str = "SCANNER", called: str = "TRIVIUM", classes: tuple[str, ...] = (CT,)):
+def associate(port: int, title: str = "SCANNER", called_title: str = "TRIVIUM", classes: tuple[str, ...] = (CT,)):
     entity = AE(ae_title=title)
-    for one in classes:
-        entity.add_requested_context(one, ExplicitVRLittleEndian)
-    return entity.associate("127.0.0.1", port, ae_title=called)
+    for sop_class in classes:
+        entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    return entity.associate("127.0.0.1", port, ae_title=called_title)
 
 
 def send_bytes(port: int, content: bytes, **command: str) -> int:
@@ -82,7 +82,7 @@ def test_an_echo_is_answered(tmp_path):
 def test_damaged_datasets_and_those_without_uids_are_refused_one_by_one(tmp_path):
     study, series = element(0x20, 0xD, b"UI", b"1.2\0"), element(0x20, 0xE, b"UI", b"1.2.3\0")
     with Receiver(tmp_path) as receiver:
-        refused = [
+        answers = [
             send_bytes(receiver.port, b"\x08"),
             send_bytes(receiver.port, b"\xff" * 4000),
             send_bytes(receiver.port, study),
@@ -90,7 +90,7 @@ def test_damaged_datasets_and_those_without_uids_are_refused_one_by_one(tmp_path
             send_bytes(receiver.port, study[:-2]),
             send_bytes(receiver.port, element(0x08, 0x5, b"SQ", b"") * 3),
         ]
-        assert set(refused) == {dicom_receive.CANNOT_UNDERSTAND} and receiver.files() == []
+        assert set(answers) == {dicom_receive.CANNOT_UNDERSTAND} and receiver.files() == []
         assert send_bytes(receiver.port, study + series, kind=MR) in (0x0122, dicom_receive.OTHER_CLASS)
         # Elements after the identifiers are checked by the reader, whose error is more specific.
         assert send_bytes(receiver.port, study + series + b"torn") == 0
@@ -110,7 +110,7 @@ def test_no_file_name_comes_from_a_sender(tmp_path):
 def test_associations_with_wrong_services_or_titles_are_refused(tmp_path, caplog):
     with Receiver(tmp_path, callers=["SCANNER"]) as receiver:
         assert not associate(receiver.port, classes=(FIND,)).is_established
-        assert associate(receiver.port, called="OTHER").is_rejected
+        assert associate(receiver.port, called_title="OTHER").is_rejected
         assert "from 127.0.0.1 was refused: it calls an AE title other than TRIVIUM" in caplog.text
         assert associate(receiver.port, title="STRANGER").is_rejected
         assert "from 127.0.0.1 was refused: its AE title is not among those of --from" in caplog.text
@@ -123,9 +123,9 @@ def test_other_objects_of_a_study_are_discarded_and_the_ct_is_kept(tmp_path, cap
     caplog.set_level(logging.INFO, "trivium.gateway")
     with Receiver(tmp_path) as receiver:
         association = associate(receiver.port, classes=(CT, kind))
-        first, other, *rest = images()
-        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = kind
-        statuses = [association.send_c_store(one).Status for one in (first, other, *rest)]
+        first, other_kind, *rest = images()
+        other_kind.SOPClassUID = other_kind.file_meta.MediaStorageSOPClassUID = kind
+        statuses = [association.send_c_store(image).Status for image in (first, other_kind, *rest)]
         association.release()
         assert statuses == [0, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 3
         assert "discarded (0xB006): it is not a CT" in caplog.text
@@ -138,7 +138,7 @@ def test_a_scout_is_discarded_with_its_own_log_message(tmp_path, caplog):
         scout, dose, *rest = images()
         scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"]
         dose.SOPClassUID = dose.file_meta.MediaStorageSOPClassUID = DOSE_REPORT
-        statuses = [association.send_c_store(one).Status for one in (scout, dose, *rest)]
+        statuses = [association.send_c_store(image).Status for image in (scout, dose, *rest)]
         association.release()
         assert statuses == [dicom_receive.DISCARDED, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 2
         assert "discarded (0xB006): it is a scout" in caplog.text
@@ -146,16 +146,16 @@ def test_a_scout_is_discarded_with_its_own_log_message(tmp_path, caplog):
 
 
 def test_a_full_spool_refuses_images_until_there_is_room(tmp_path, caplog):
-    first, *_ = made = images()
+    first, *_ = datasets = images()
     size = len(first.PixelData) + 3000
     with Receiver(tmp_path, max_bytes=2 * size) as receiver:
-        assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
-        assert send(receiver.port, made[:1]) == [0xA700]
+        assert send(receiver.port, datasets) == [0, 0, 0xA700, 0xA700]
+        assert send(receiver.port, datasets[:1]) == [0xA700]
         assert "no room" in caplog.text or "bytes" in caplog.text
         series = wait_for(lambda: receiver.spool.next_ready({}))
         receiver.spool.set_aside(receiver.spool.snapshot(series))
         # Series in aside/ are deleted when their room is needed.
-        assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
+        assert send(receiver.port, datasets) == [0, 0, 0xA700, 0xA700]
         assert not list((tmp_path / "aside").iterdir())
 
 
@@ -233,30 +233,30 @@ def begin_object(association, size: int) -> None:
 def test_if_incomplete_objects_exceed_memory_the_largest_connection_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_receive, "MAX_UNREAD_BYTES", 1 << 20)
     with Receiver(tmp_path) as receiver:
-        other, growing = associate(receiver.port), associate(receiver.port)
+        larger, growing = associate(receiver.port), associate(receiver.port)
         begin_object(growing, 1 << 18)
-        begin_object(other, 1 << 19)
+        begin_object(larger, 1 << 19)
         assert send(receiver.port, images()) == [0] * 4
         begin_object(growing, 1 << 18)
         begin_object(growing, 1 << 18)
         assert send(receiver.port, images()) == [0] * 4, "who sends little is served"
         wait_for(lambda: len(receiver.server.active_associations) == 1)
-        for association in (growing, other):
+        for association in (growing, larger):
             association.dul.socket.socket.close()
         wait_for(lambda: not receiver.server.active_associations)
 
 
 def test_five_hundred_connections_from_one_address_do_not_keep_others_out(tmp_path):
     with Receiver(tmp_path, associations=4) as receiver:
-        held = []
+        connections = []
         before = threading.active_count()
         for _ in range(500):
             connection = socket.create_connection(("127.0.0.1", receiver.port), timeout=5)
-            held.append(connection)
+            connections.append(connection)
         wait_for(lambda: len(receiver.server.active_associations) == 2)
         assert threading.active_count() < before + 20
         assert send_from("127.0.0.2", receiver.port) == [0] * 4
-        for connection in held:
+        for connection in connections:
             connection.close()
         wait_for(lambda: send(receiver.port, images()) == [0] * 4)
 
@@ -274,9 +274,9 @@ def test_a_spool_keeps_its_series_over_a_restart(tmp_path):
     with Receiver(tmp_path) as receiver:
         send(receiver.port, images())
         (tmp_path / "arriving" / "x").write_bytes(b"torn")
-    again = Spool(tmp_path, 10**9, 0.02)
-    assert again.next_ready({}) is None  # its sender may have been interrupted
-    assert len(again.snapshot(wait_for(lambda: again.next_ready({}))).files) == 4
+    restarted = Spool(tmp_path, 10**9, 0.02)
+    assert restarted.next_ready({}) is None  # its sender may have been interrupted
+    assert len(restarted.snapshot(wait_for(lambda: restarted.next_ready({}))).files) == 4
     assert not list((tmp_path / "arriving").iterdir())
 
 

@@ -24,13 +24,13 @@ ORDER = [(7 * k) % 20 for k in range(20)]
 
 def group(**sequences: dict[str, object]) -> Dataset:
     """Functional groups: each a sequence of one item."""
-    made = Dataset()
+    groups = Dataset()
     for name, values in sequences.items():
         item = Dataset()
         for keyword, value in values.items():
             setattr(item, keyword, value)
-        setattr(made, name, [item])
-    return made
+        setattr(groups, name, [item])
+    return groups
 
 
 def enhanced(volume: CTVolume, *, shift: int = 0, packed: bool = False, frames: list[int] = ORDER) -> bytes:
@@ -72,22 +72,22 @@ def enhanced(volume: CTVolume, *, shift: int = 0, packed: bool = False, frames: 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
 def test_frames_become_slices_at_their_stated_positions(tmp_path, packed):
-    made = chest()
-    (tmp_path / "one").write_bytes(enhanced(made, packed=packed))
+    scan = chest()
+    (tmp_path / "one").write_bytes(enhanced(scan, packed=packed))
     volume = read_volume([tmp_path / "one"])
-    assert np.array_equal(volume.voxels_zyx, made.voxels_zyx)
-    assert volume.spacing_mm == pytest.approx(made.spacing_mm)
-    assert volume.origin_lps_mm == pytest.approx(made.origin_lps_mm)
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
+    assert volume.spacing_mm == pytest.approx(scan.spacing_mm)
+    assert volume.origin_lps_mm == pytest.approx(scan.origin_lps_mm)
     # A viewer displays the frame number.
     assert [image.instance_number for image in volume.images] == [ORDER.index(k) + 1 for k in range(20)]
     assert slice_label(volume, 9) == f"image {ORDER.index(9) + 1} of 20"
 
 
 def test_each_frame_has_its_own_rescale_values(tmp_path):
-    made = chest()
-    (tmp_path / "one").write_bytes(enhanced(made, shift=24))
-    assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, made.voxels_zyx)
-    (tmp_path / "packed").write_bytes(enhanced(made, shift=24, packed=True))
+    scan = chest()
+    (tmp_path / "one").write_bytes(enhanced(scan, shift=24))
+    assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, scan.voxels_zyx)
+    (tmp_path / "packed").write_bytes(enhanced(scan, shift=24, packed=True))
     with pytest.raises(InvalidInputError, match="compressed, and its frames have different rescale slopes"):
         read_volume([tmp_path / "packed"])
 

@@ -33,9 +33,9 @@ def scan(tmp_path):
 
 
 def source(volume: CTVolume, findings: Findings) -> bytes:
-    made = report_source(volume, findings, {"lung_nodules": 6}, {"lung_nodules": DIGEST})
-    assert made is not None
-    return made
+    report_json = report_source(volume, findings, {"lung_nodules": 6}, {"lung_nodules": DIGEST})
+    assert report_json is not None
+    return report_json
 
 
 def resources(content: bytes, kind: str) -> list[dict[str, Any]]:
@@ -46,10 +46,10 @@ def resources(content: bytes, kind: str) -> list[dict[str, Any]]:
 def components(observation: dict[str, Any]) -> dict[str, Any]:
     """The value and unit of each component, by its code, or by its text if it has none."""
     found = {}
-    for one in observation["component"]:
-        code = one["code"]["coding"][0]["code"] if "coding" in one["code"] else one["code"]["text"]
-        value = one.get("valueQuantity")
-        found[code] = one.get("valueString") if value is None else (value["value"], value["code"])
+    for component in observation["component"]:
+        code = component["code"]["coding"][0]["code"] if "coding" in component["code"] else component["code"]["text"]
+        value = component.get("valueQuantity")
+        found[code] = component.get("valueString") if value is None else (value["value"], value["code"])
     return found
 
 
@@ -59,18 +59,18 @@ def assert_valid(content: bytes) -> None:
     assert b"[]" not in content and b"{}" not in content  # FHIR forbids empty arrays and objects
     pending: list[BaseModel] = [bundle]
     while pending:
-        one = pending.pop()
-        for name, field in type(one).model_fields.items():
-            value = getattr(one, name)
+        resource = pending.pop()
+        for name, field in type(resource).model_fields.items():
+            value = getattr(resource, name)
             pending.extend(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, BaseModel))
             fixed = (field.json_schema_extra or {}).get("enum_values")
             assert value is None or not fixed or {*([value] if isinstance(value, str) else value)} <= {*fixed}, name
     entries = json.loads(content)["entry"]
-    there = {entry["fullUrl"] for entry in entries}
+    urls = {entry["fullUrl"] for entry in entries}
     for entry in entries:
         linked = [*entry["resource"].get("result", []), entry["resource"].get("device")]
-        assert {one["reference"] for one in linked if one} <= there
-    assert len(there) == len({entry["request"]["ifNoneExist"] for entry in entries}) == len(entries)
+        assert {reference["reference"] for reference in linked if reference} <= urls
+    assert len(urls) == len({entry["request"]["ifNoneExist"] for entry in entries}) == len(entries)
 
 
 def test_control_characters_in_names_are_removed(tmp_path):
@@ -89,8 +89,8 @@ def test_control_characters_in_names_are_removed(tmp_path):
 @pytest.mark.parametrize("patient", [False, True])
 def test_it_is_valid_by_the_published_schema(scan, patient):
     volume = read_volume([scan], patient=patient)
-    more = nodule(volume, 3, 0.8, label="ground glass", axes=None)
-    for findings in (found(nodule(volume, 7, 0.9)), found(nodule(volume, 7, 0.9), more, measured_nodule(volume))):
+    second = nodule(volume, 3, 0.8, label="ground glass", axes=None)
+    for findings in (found(nodule(volume, 7, 0.9)), found(nodule(volume, 7, 0.9), second, measured_nodule(volume))):
         assert_valid(fhir_bundle(source(volume, findings)))
 
 
@@ -126,9 +126,9 @@ def test_a_finding_is_an_observation_with_codes_sizes_position_and_score(scan):
 
 def test_the_volume_is_stated_if_it_was_measured(scan):
     volume = read_volume([scan])
-    one = measured_nodule(volume)
-    (observation,) = resources(fhir_bundle(source(volume, found(one))), "Observation")
-    assert components(observation)["118565006"] == (pytest.approx(one.piece.voxels * 45.0), "mm3")
+    measured = measured_nodule(volume)
+    (observation,) = resources(fhir_bundle(source(volume, found(measured))), "Observation")
+    assert components(observation)["118565006"] == (pytest.approx(measured.piece.voxels * 45.0), "mm3")
 
 
 def test_the_report_names_the_study_and_says_that_it_is_preliminary(scan):
@@ -145,34 +145,40 @@ def test_the_report_names_the_study_and_says_that_it_is_preliminary(scan):
 
 def test_the_device_is_the_software_with_its_models_and_their_digests(scan):
     volume = read_volume([scan])
-    made = source(volume, found(nodule(volume, 7, 0.9)))
-    (device,) = resources(fhir_bundle(made), "Device")
-    assert {(one["type"]["text"], one["value"]) for one in device["version"]} >= {("model lung_nodules", "6")}
+    report_json = source(volume, found(nodule(volume, 7, 0.9)))
+    (device,) = resources(fhir_bundle(report_json), "Device")
+    assert {(version["type"]["text"], version["value"]) for version in device["version"]} >= {
+        ("model lung_nodules", "6")
+    }
     (digest,) = device["property"]
     assert (digest["type"]["text"], digest["valueCode"][0]["text"]) == (
         "SHA-256 of the weights of lung_nodules",
         DIGEST,
     )
-    retrained = json.dumps({**json.loads(made), "digests": {"lung_nodules": "cd" * 32}}).encode()
+    retrained = json.dumps({**json.loads(report_json), "digests": {"lung_nodules": "cd" * 32}}).encode()
     assert resources(fhir_bundle(retrained), "Device")[0]["identifier"] != device["identifier"]
 
 
 def test_the_shipped_models_state_their_digests():
     artifacts = shipped(app)
-    stated = {one.manifest.name: one.manifest.files["weights.safetensors"]["sha256"] for one in artifacts}
+    digests = {
+        artifact.manifest.name: artifact.manifest.files["weights.safetensors"]["sha256"] for artifact in artifacts
+    }
     loaded = app.predictor(artifacts, "cpu")
     assert loaded.digests.keys() == {"lung_nodules", "lung_nodule_candidates"}
-    assert loaded.digests.items() <= stated.items()
+    assert loaded.digests.items() <= digests.items()
 
 
 def test_the_patient_is_named_only_on_request(scan):
-    for asked in (False, True):
-        volume = read_volume([scan], patient=asked)
+    for is_named in (False, True):
+        volume = read_volume([scan], patient=is_named)
         content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9))))
-        assert [part in content.decode() for part in ("4711", "Müller Jürgen", "A1", "2025-03-01")] == [asked] * 4
-    for one in (*resources(content, "Observation"), *resources(content, "DiagnosticReport")):
-        assert one["subject"]["identifier"]["value"] == "4711" and one["subject"]["display"] == "Müller Jürgen"
-        assert one["basedOn"][0]["identifier"]["value"] == "A1" and one["effectiveDateTime"] == "2025-03-01"
+        assert [part in content.decode() for part in ("4711", "Müller Jürgen", "A1", "2025-03-01")] == [is_named] * 4
+    for resource in (*resources(content, "Observation"), *resources(content, "DiagnosticReport")):
+        assert (
+            resource["subject"]["identifier"]["value"] == "4711" and resource["subject"]["display"] == "Müller Jürgen"
+        )
+        assert resource["basedOn"][0]["identifier"]["value"] == "A1" and resource["effectiveDateTime"] == "2025-03-01"
 
 
 @pytest.mark.parametrize(
@@ -189,21 +195,21 @@ def test_missing_ct_attributes_are_left_out(scan, odd):
 
 def test_it_agrees_with_the_dicom_report_and_is_reproducible(scan):
     volume = read_volume([scan])
-    made = source(volume, found(nodule(volume, 7, 0.9), nodule(volume, 4, 0.8)))
-    assert fhir_bundle(made) == fhir_bundle(made)
-    structured = dcmread(BytesIO(structured_report(made)))
-    (report,) = resources(fhir_bundle(made), "DiagnosticReport")
+    report_json = source(volume, found(nodule(volume, 7, 0.9), nodule(volume, 4, 0.8)))
+    assert fhir_bundle(report_json) == fhir_bundle(report_json)
+    structured = dcmread(BytesIO(structured_report(report_json)))
+    (report,) = resources(fhir_bundle(report_json), "DiagnosticReport")
     assert report["identifier"][0]["value"] == f"urn:oid:{structured.SOPInstanceUID}"
     assert report["issued"][:10].replace("-", "") == structured.ContentDate
-    tracked = [one["identifier"][1]["value"] for one in resources(fhir_bundle(made), "Observation")]
+    tracked = [resource["identifier"][1]["value"] for resource in resources(fhir_bundle(report_json), "Observation")]
     assert tracked == [f"urn:oid:{group.tracking_uid}" for group in groups(structured)]
 
 
 def test_the_codec_offers_it_beside_the_report(scan):
     codec = MedicalCodec()
     decoded = codec.decode(Request(files=[scan], options={}))
-    one = nodule(decoded.inputs[0], 7, 0.9)
-    response = codec.encode(decoded, [found(one)])
+    finding = nodule(decoded.inputs[0], 7, 0.9)
+    response = codec.encode(decoded, [found(finding)])
     assert response.later.files[FHIR] == response.later.files[REPORT]
     assert_valid(codec.make(FHIR, response.later.sources))
     assert FHIR not in codec.encode(decoded, [found()]).later.files

@@ -52,18 +52,18 @@ def earlier(chest: tuple[CTVolume, list[Nodule]]) -> CTVolume:
 @pytest.fixture(scope="module")
 def later(earlier: CTVolume) -> CTVolume:
     """The same chest, rotated and after exhalation, in thinner slices and at another position in the scanner."""
-    made = CTVolume(
+    chest_later = CTVolume(
         voxels_zyx=np.zeros((100, *earlier.voxels_zyx.shape[1:]), np.int16),
         spacing_mm=(1.6, 1.6, 3.0),
         origin_lps_mm=(earlier.origin_lps_mm[0] + 15, earlier.origin_lps_mm[1] - 20, 120.0),
     )
-    k, j, i = np.indices(made.voxels_zyx.shape)
-    places = place_before(made.to_lps_mm(np.stack([i, j, k], -1).reshape(-1, 3)), earlier)
+    k, j, i = np.indices(chest_later.voxels_zyx.shape)
+    places = place_before(chest_later.to_lps_mm(np.stack([i, j, k], -1).reshape(-1, 3)), earlier)
     index = earlier.to_index_ijk(places)[:, ::-1].T
     values = map_coordinates(earlier.voxels_zyx, index, np.int16, order=1, cval=-1000).reshape(i.shape)
     noise = np.random.default_rng(0).normal(0, 20, i.shape)
-    made.voxels_zyx[:] = np.clip(values + noise, -1024, 2000)
-    return made
+    chest_later.voxels_zyx[:] = np.clip(values + noise, -1024, 2000)
+    return chest_later
 
 
 def place_before(places: Float64, earlier: CTVolume) -> Float64:
@@ -110,7 +110,7 @@ def test_a_scan_of_a_part_of_the_lungs_is_aligned_to_that_part(
     earlier: CTVolume, later: CTVolume, share: tuple[float, float]
 ) -> None:
     """A CT of the abdomen shows the bases, one of the neck the apices; the other scan shows the whole lungs."""
-    ends = [round(one * later.size_ijk[2]) for one in share]
+    ends = [round(fraction * later.size_ijk[2]) for fraction in share]
     cut = part(later, ends[0], ends[1])
     lungs = find_lungs(cut)
     assert lungs is not None
@@ -140,22 +140,22 @@ def test_each_finding_is_matched_to_the_one_at_its_position(shifted: Alignment) 
     now = [sized(1, 0, 10), sized(2, 50, 6), sized(3, 200, 5), sized(4, 300, 6)]
     before = [sized(1, 152, 5.8), sized(2, 103, 8.4), sized(3, 500, 7), sized(4, 400, 7.6)]
     followed, gone = match_findings(now, before, shifted)
-    pairs = [(one.finding.rank, one.earlier.rank if one.earlier else None, one.change) for one in followed]
+    pairs = [(match.finding.rank, match.earlier.rank if match.earlier else None, match.change) for match in followed]
     assert pairs == [(1, 2, "larger"), (2, 1, "stable"), (3, None, "new"), (4, 4, "smaller")]
     assert followed[0].place_lps_mm == (100, 0, 0) and followed[0].distance_mm == 3
-    assert [one.earlier.rank for one in gone] == [3]
+    assert [match.earlier.rank for match in gone] == [3]
     assert gone[0].place_lps_mm == pytest.approx((400, 0, 0), abs=0.1)
 
 
 def test_neighbouring_findings_are_matched_by_size(shifted: Alignment) -> None:
     followed, gone = match_findings([sized(1, 0, 12), sized(2, 7, 4)], [sized(1, 103, 4), sized(2, 104, 12)], shifted)
-    assert [one.earlier and one.earlier.rank for one in followed] == [2, 1] and not gone
+    assert [match.earlier and match.earlier.rank for match in followed] == [2, 1] and not gone
 
 
 @pytest.mark.parametrize("now, before", [([], []), ([], [1]), ([1], [])])
 def test_a_scan_without_findings_can_be_compared(shifted: Alignment, now: list[int], before: list[int]) -> None:
     followed, gone = match_findings([sized(n, 0, 5) for n in now], [sized(n, 0, 5) for n in before], shifted)
-    assert [one.change for one in followed] == ["new"] * len(now) and len(gone) == len(before)
+    assert [match.change for match in followed] == ["new"] * len(now) and len(gone) == len(before)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_a_scan_without_findings_can_be_compared(shifted: Alignment, now: list[i
     [(200.0, 100.0, 100.0), (400.0, 100.0, 50.0), (124.0, 100.0, None), (100.0, 200.0, None), (None, 100.0, None)],
 )
 def test_the_doubling_time_assumes_exponential_growth(volume: float | None, earlier: float, days: float | None) -> None:
-    one = MatchedFinding(
+    match = MatchedFinding(
         finding=sized(1, 0, 8, volume), place_lps_mm=(0, 0, 0), earlier=sized(1, 0, 6, earlier), distance_mm=0.0
     )
-    assert one.doubling_days(100) == (None if days is None else pytest.approx(days))
+    assert match.doubling_days(100) == (None if days is None else pytest.approx(days))
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +182,15 @@ def answers(
 def centres(chest: tuple[CTVolume, list[Nodule]], answers: tuple[Path, Path]) -> dict[int, tuple[float, float, float]]:
     """The centres of the chest's nodules, by the ranks of their findings in the earlier scan."""
     findings = json.loads((answers[1] / "result.json").read_text())["findings"]
-    places = np.array([one["centre_lps_mm"] for one in findings])
-    away = [np.linalg.norm(places - nodule.centre_lps_mm, axis=1) for nodule in chest[1]]
-    assert len(away) == 4 and max(one.min() for one in away) < 5, "the detector finds all four"
-    return {findings[one.argmin()]["rank"]: nodule.centre_lps_mm for one, nodule in zip(away, chest[1], strict=True)}
+    places = np.array([finding["centre_lps_mm"] for finding in findings])
+    distances_mm = [np.linalg.norm(places - nodule.centre_lps_mm, axis=1) for nodule in chest[1]]
+    assert len(distances_mm) == 4 and max(distances.min() for distances in distances_mm) < 5, (
+        "the detector finds all four"
+    )
+    return {
+        findings[distances.argmin()]["rank"]: nodule.centre_lps_mm
+        for distances, nodule in zip(distances_mm, chest[1], strict=True)
+    }
 
 
 def test_all_nodules_of_the_phantoms_are_matched(
@@ -196,12 +201,14 @@ def test_all_nodules_of_the_phantoms_are_matched(
 ) -> None:
     out = tmp_path / "comparison.json"
     assert main(["compare", "medical", *map(str, answers), "--days", "100", "--out", str(out)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Findings compared with the earlier scan" in said and "are they of the same patient?" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Findings compared with the earlier scan" in output and "are they of the same patient?" not in output
     content = json.loads(out.read_text())
-    told = {one["earlier"]["rank"]: one for one in content["findings"] if one["earlier"] is not None}
-    assert [told[rank]["change"] for rank in centres] == ["stable"] * 4
-    assert all(told[rank]["distance_mm"] < 5 for rank in centres)
+    findings = {
+        finding["earlier"]["rank"]: finding for finding in content["findings"] if finding["earlier"] is not None
+    }
+    assert [findings[rank]["change"] for rank in centres] == ["stable"] * 4
+    assert all(findings[rank]["distance_mm"] < 5 for rank in centres)
     assert content["correlation"] > 0.95 and content["days"] == 100
 
 
@@ -234,18 +241,20 @@ def test_findings_outside_the_other_scan_are_neither_new_nor_gone(
     capsys.readouterr()
     assert main(["compare", "medical", *map(str, folders), "--out", str(out)]) == 0
     content = json.loads(out.read_text())
-    told = {one["rank"]: one for one in content[found]}
+    listed = {entry["rank"]: entry for entry in content[found]}
     for rank in beyond:
-        assert told[rank]["place_slice"] is None
-        assert found == "gone" or told[rank]["change"] == "not imaged"
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.count(words) == len([one for one in told.values() if one["place_slice"] is None])
+        assert listed[rank]["place_slice"] is None
+        assert found == "gone" or listed[rank]["change"] == "not imaged"
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count(words) == len([entry for entry in listed.values() if entry["place_slice"] is None])
     # Nodules that both scans show are matched.
     same = {
-        (one if found == "findings" else one["earlier"])["rank"]: one for one in content["findings"] if one["earlier"]
+        (entry if found == "findings" else entry["earlier"])["rank"]: entry
+        for entry in content["findings"]
+        if entry["earlier"]
     }
     assert all(same[rank]["distance_mm"] < 5 for rank in centres.keys() - beyond)
-    assert "are they of the same patient?" not in said
+    assert "are they of the same patient?" not in output
 
 
 def right_half(volume: CTVolume) -> CTVolume:
@@ -262,26 +271,26 @@ def test_an_earlier_effusion_does_not_suggest_another_patient(earlier: CTVolume)
     filled = lungs.contain(index) & (x < (box[0] + box[3]) / 2) & (z < (box[2] + box[5]) / 2)
     voxels = earlier.voxels_zyx.copy()
     voxels[filled.reshape(i.shape)] = 20
-    other = replace(earlier, voxels_zyx=voxels)
-    found = align(earlier, box, other, lung_box(other))
-    likeness = vessel_correlation(earlier, box, other, found)
+    with_effusion = replace(earlier, voxels_zyx=voxels)
+    found = align(earlier, box, with_effusion, lung_box(with_effusion))
+    likeness = vessel_correlation(earlier, box, with_effusion, found)
     assert likeness is not None and likeness > 0.9
 
 
 @pytest.mark.realdata
 def test_a_scan_of_one_lung_is_aligned_to_a_scan_of_both(medical_data: Path) -> None:
     both = read_volume([medical_data / "pyradiomics_lung1" / "lung1_image.nrrd"])
-    one = right_half(both)
-    found = align(one, lung_box(one), both, lung_box(both))
-    box = lung_box(one)
+    right_lung = right_half(both)
+    found = align(right_lung, lung_box(right_lung), both, lung_box(both))
+    box = lung_box(right_lung)
     places = np.random.default_rng(1).uniform(box[:3], box[3:], (500, 3))
     assert np.median(np.linalg.norm(found.transform_points(places) - places, axis=1)) < 2 and found.correlation > 0.95
-    likeness = vessel_correlation(one, box, both, found)
+    likeness = vessel_correlation(right_lung, box, both, found)
     assert likeness is not None and likeness > 0.9
 
 
 @pytest.mark.parametrize(
-    "fit, vessels, is_asked, said",
+    "fit, vessels, is_asked, message",
     [
         (0.85, 0.95, False, "an effusion or a removed lung; the lung vessels match"),
         (0.95, 0.4, True, "The lung vessels of the two scans differ (correlation 0.40)"),
@@ -294,26 +303,26 @@ def test_vessels_distinguish_patients_if_there_are_enough(
     fit: float,
     vessels: float | None,
     is_asked: bool,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(comparison, "align", lambda *_: Alignment(SimpleITK.TranslationTransform(3), fit))
     monkeypatch.setattr(comparison, "vessel_correlation", lambda *_: vessels)
     remarks = " ".join(comparison.compare_folders(*answers, None)[0]["remarks"])
-    assert said in remarks and ("are they of the same patient?" in remarks) is is_asked
+    assert message in remarks and ("are they of the same patient?" in remarks) is is_asked
 
 
 def test_a_warning_is_given_for_scans_of_two_patients(
     answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other, _ = phantom_volume(np.random.default_rng(101), spacing_mm=(1.8, 1.8, 4.0), nodules=1)
-    before = predicted(tmp_path, "other", other)
+    other_chest, _ = phantom_volume(np.random.default_rng(101), spacing_mm=(1.8, 1.8, 4.0), nodules=1)
+    before = predicted(tmp_path, "other", other_chest)
     capsys.readouterr()
     assert main(["compare", "medical", str(answers[1]), str(before)]) == 0
     assert "are they of the same patient?" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda now: (now / "slab.nii.gz").unlink(), "lacks result.json or slab.nii.gz"),
         (lambda now: (now / "result.json").write_text("{}"), "not from the medical application"),
@@ -321,7 +330,7 @@ def test_a_warning_is_given_for_scans_of_two_patients(
     ],
 )
 def test_results_that_cannot_be_compared_are_rejected_with_a_message(
-    answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change, said: str
+    answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message: str
 ) -> None:
     now = tmp_path / "now"
     now.mkdir()
@@ -329,7 +338,7 @@ def test_results_that_cannot_be_compared_are_rejected_with_a_message(
         (now / name).write_bytes((answers[0] / name).read_bytes())
     change(now)
     assert main(["compare", "medical", str(now), str(answers[1])]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert main(["compare", "finance", str(now), str(answers[1])]) == 2
     assert "cannot compare" in capsys.readouterr().err
 
@@ -355,13 +364,13 @@ def test_a_server_compares_two_of_its_cases(answers: tuple[Path, Path], tmp_path
             cases.append(case.id)
     with TestClient(create_app(settings, {"medical": app})) as client:
         at = f"/api/medical/cases/{cases[0]}/comparison"
-        given = client.get(at, params={"prior": cases[1], "days": 100})
-        assert given.status_code == 200
-        assert [one["change"] for one in given.json()["findings"][:4]] == ["stable"] * 4
+        response = client.get(at, params={"prior": cases[1], "days": 100})
+        assert response.status_code == 200
+        assert [finding["change"] for finding in response.json()["findings"][:4]] == ["stable"] * 4
         described = client.get("/openapi.json").json()
         assert "MedicalComparison" in described["components"]["schemas"]
         missing = client.get(at, params={"prior": "0" * 32})
         assert missing.status_code == 404 and "has no case" in missing.text
         for days in ("-3", "nan", "1e9"):
-            refused = client.get(at, params={"prior": cases[1], "days": days})
-            assert refused.status_code in (400, 422) and "days" in refused.text
+            refusal = client.get(at, params={"prior": cases[1], "days": days})
+            assert refusal.status_code in (400, 422) and "days" in refusal.text

@@ -67,8 +67,8 @@ def test_a_hundred_marks_are_kept_and_ties_with_the_next_are_dropped():
     curve = froc(far + tied, truth, scans=1)
     assert curve.false_positives_per_scan[-1] == 99
     assert curve.sensitivity[-1] == 0
-    kept = froc(far[:-1] + tied, truth, scans=1)
-    assert kept.sensitivity[-1] == 1
+    one_below_ties = froc(far[:-1] + tied, truth, scans=1)
+    assert one_below_ties.sensitivity[-1] == 1
 
 
 def test_sensitivity_is_interpolated_linearly_and_cpm_is_its_mean():
@@ -102,8 +102,8 @@ def test_the_curve_rises_and_does_not_depend_on_the_order_of_the_marks(drawn, or
     curve = froc(marks, truths, scans=3)
     assert np.all(np.diff(curve.sensitivity) >= 0)
     assert np.all(np.diff(curve.false_positives_per_scan) >= 0)
-    other = froc([marks[n] for n in order if n < len(marks)], truths, scans=3)
-    assert np.array_equal(curve.sensitivity, other.sensitivity)
+    reordered = froc([marks[n] for n in order if n < len(marks)], truths, scans=3)
+    assert np.array_equal(curve.sensitivity, reordered.sensitivity)
 
 
 def test_bootstrap_of_a_perfect_system_has_no_spread():

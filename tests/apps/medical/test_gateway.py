@@ -34,17 +34,21 @@ def test_the_report_of_a_series_reaches_the_archive(tmp_path, stub, archive, log
     spool = tmp_path / "spool"
     with gateway(spool, stub.address, archive.port) as port:
         assert send(port, images()) == [0, 0, 0, 0]
-        held = [path for path in spool.rglob("*") if path.name != "lock"]
+        spooled = [path for path in spool.rglob("*") if path.name != "lock"]
         wait_for(lambda: archive.got)
         wait_for(lambda: not waiting(spool))
-    (got,) = archive.got
-    assert (got.PatientName, got.PatientID, got.StudyInstanceUID) == ("Doe^Jane^Quincy", "PID4711", "1.2")
+    (received,) = archive.got
+    assert (received.PatientName, received.PatientID, received.StudyInstanceUID) == (
+        "Doe^Jane^Quincy",
+        "PID4711",
+        "1.2",
+    )
     (body,) = stub.bodies
     assert b'name="patient"\r\n\r\nyes\r\n' in body and len(set(stub.names(0))) == 4
-    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in held if path.exists())
-    said = "\n".join([log.text, *map(str, held), *stub.names(0)])
-    assert "is in the archive" in said
-    assert not any(part in said for part in (*PATIENT.values(), "Doe", "Jane", "1.2.3"))
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in spooled if path.exists())
+    text = "\n".join([log.text, *map(str, spooled), *stub.names(0)])
+    assert "is in the archive" in text
+    assert not any(part in text for part in (*PATIENT.values(), "Doe", "Jane", "1.2.3"))
 
 
 def test_a_series_may_come_in_one_association_for_each_image(tmp_path, stub, archive):
@@ -135,6 +139,6 @@ def test_a_series_without_a_released_association_is_submitted_as_incomplete(tmp_
         wait_for(lambda: archive.got)
         assert send(port, images("1.2.4")) == [0] * 4
         wait_for(lambda: len(archive.got) == 2)
-    stated = [re.search(rb'name="incomplete"\r\n\r\n(\w+)', body)[1] for body in stub.bodies]
-    assert stated == [b"yes", b"no"]
+    incomplete_fields = [re.search(rb'name="incomplete"\r\n\r\n(\w+)', body)[1] for body in stub.bodies]
+    assert incomplete_fields == [b"yes", b"no"]
     assert log.text.count("images may be missing, as its sender did not finish; send it again") == 1

@@ -61,9 +61,11 @@ def test_a_real_server_analyses_a_series_and_keeps_the_case_for_the_form(tmp_pat
         wait_for(lambda: archive.got, 100)
         wait_for(lambda: "no lungs were found" in caplog.text and "refused (422)" in caplog.text, 60)
     archive.close()
-    (got,) = archive.got
-    assert got.PatientID == PATIENT["PatientID"] and got.StudyInstanceUID == "1.2" and got.Modality == "SR"
-    read = got.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    (received,) = archive.got
+    assert (
+        received.PatientID == PATIENT["PatientID"] and received.StudyInstanceUID == "1.2" and received.Modality == "SR"
+    )
+    read = received.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
     assert read.SeriesInstanceUID == "1.2.3" and len(read.ReferencedSOPSequence) == 30
     assert "holds 2 CT image(s); a volume needs a series of at least 3" in caplog.text
     assert len(ask(f"{real_server}/api/medical/cases")["cases"]) == 2
@@ -98,8 +100,8 @@ def orthanc(tmp_path: Path) -> Iterator[tuple[str, int, int]]:
 
 def ask(address: str, data: bytes | None = None) -> Any:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, data)) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(urllib.request.Request(address, data)) as response:
+            return json.load(response)
     except urllib.error.URLError:
         return None
 
@@ -117,7 +119,7 @@ def test_orthanc_sends_a_ct_and_files_the_report_in_its_study(tmp_path, orthanc)
         assert (sent["InstancesCount"], sent["FailedInstancesCount"]) == (4, 0)
         series = wait_for(lambda: found if len(found := ask(study)["Series"]) == 2 else None)
     stub.close()
-    kinds = sorted(ask(f"{address}/series/{one}")["MainDicomTags"]["Modality"] for one in series)
+    kinds = sorted(ask(f"{address}/series/{series_id}")["MainDicomTags"]["Modality"] for series_id in series)
     assert kinds == ["CT", "SR"] and len(ask(f"{address}/patients")) == 1
 
 
@@ -126,17 +128,17 @@ def test_orthanc_files_a_report_sent_by_dicomweb(tmp_path, orthanc, caplog):
     caplog.set_level("INFO", "trivium.gateway")
     address, _, known = orthanc
     stub = StubServer(report=report())
-    made = images()
-    for image in made:
+    datasets = images()
+    for image in datasets:
         image.save_as(content := BytesIO(), enforce_file_format=True)
         stored = ask(f"{address}/instances", content.getvalue())
     study = f"{address}/studies/{stored['ParentStudy']}"
     with gateway(tmp_path / "spool", stub.address, f"{address}/dicom-web/", port=known) as port:
         wait_for(lambda: f"{address}/dicom-web accepts reports" in caplog.text)
         for _ in range(2):
-            assert send(port, made) == [0] * 4
+            assert send(port, datasets) == [0] * 4
             wait_for(lambda: caplog.text.count("its report is in the archive") == len(stub.bodies) > 0)
         series = wait_for(lambda: found if len(found := ask(study)["Series"]) == 2 else None)
     stub.close()
-    kinds = sorted(ask(f"{address}/series/{one}")["MainDicomTags"]["Modality"] for one in series)
+    kinds = sorted(ask(f"{address}/series/{series_id}")["MainDicomTags"]["Modality"] for series_id in series)
     assert kinds == ["CT", "SR"] and len(ask(f"{address}/patients")) == 1

@@ -202,11 +202,11 @@ def test_a_report_that_the_archive_refuses_is_moved_aside(tmp_path, around, log)
 
 def as_segmentation(report: bytes) -> bytes:
     """The same object with the SOP class of a segmentation."""
-    other = dcmread(BytesIO(report))
-    other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = SEG
-    made = BytesIO()
-    other.save_as(made)
-    return made.getvalue()
+    dataset = dcmread(BytesIO(report))
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SEG
+    stream = BytesIO()
+    dataset.save_as(stream)
+    return stream.getvalue()
 
 
 def test_the_log_distinguishes_reports_from_segmentations(tmp_path, around, log):
@@ -236,15 +236,15 @@ def test_an_archive_without_segmentations_gets_only_the_report(tmp_path, around,
 
 def test_two_gateways_do_not_share_a_spool(tmp_path, around):
     stub, archive = around
-    made = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=free_port())
+    second_gateway = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=free_port())
     with (
         gateway(tmp_path, stub.address, archive.port) as port,
         pytest.raises(InvalidInputError, match="the spool of another gateway"),
     ):
-        made.run(JobClient(stub.address, "medical"), tmp_path, None)
-    taken = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=archive.port)
+        second_gateway.run(JobClient(stub.address, "medical"), tmp_path, None)
+    on_a_used_port = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=archive.port)
     with pytest.raises(InvalidInputError, match=f"cannot listen on port {archive.port} of "):
-        taken.run(JobClient(stub.address, "medical"), tmp_path, None)
+        on_a_used_port.run(JobClient(stub.address, "medical"), tmp_path, None)
     assert port != archive.port
 
 
@@ -292,12 +292,12 @@ def test_the_command_needs_no_torch_and_ends_cleanly(tmp_path, around):
         [sys.executable, "-c", program], stderr=subprocess.PIPE, env=environment, cwd=root
     ) as process:
         assert process.stderr is not None
-        said = process.stderr.readline().decode()
-        assert f"listening on 127.0.0.1:{port} as TRIVIUM, for CT, MR" in said
+        stderr = process.stderr.readline().decode()
+        assert f"listening on 127.0.0.1:{port} as TRIVIUM, for CT, MR" in stderr
         assert send(port, images(), title="CT") == [0] * 4
         wait_for(lambda: archive.got)
         process.send_signal(signal.SIGTERM)
-        said += process.stderr.read().decode()
+        stderr += process.stderr.read().decode()
         assert process.wait(15) == 0
-    assert "INFO stopped" in said and "secret" not in said
+    assert "INFO stopped" in stderr and "secret" not in stderr
     assert stub.headers[0]["Authorization"] == "Bearer secret"

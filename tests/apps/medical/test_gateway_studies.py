@@ -66,8 +66,8 @@ def test_a_requested_kernel_has_priority(tmp_path: Path, stub: StubServer, archi
 
 
 def test_if_a_series_is_refused_the_next_best_is_analysed(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
-    refused = {"state": "failed", "status": 422, "problem": "no"}
-    stub.answer = lambda number: refused if submitted_counts(stub)[number - 1] == 5 else {"state": "done"}
+    failed_job = {"state": "failed", "status": 422, "problem": "no"}
+    stub.answer = lambda number: failed_job if submitted_counts(stub)[number - 1] == 5 else {"state": "done"}
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
         send(port, study())
         wait_for(lambda: not waiting(tmp_path) and archive.got)
@@ -86,9 +86,9 @@ def test_a_study_without_an_axial_series_has_another_series_analysed(
 
 
 def test_studies_are_kept_apart_also_after_a_restart(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
-    other = images("1.2.9", 4, StudyInstanceUID="1.3", **LUNG)
+    other_study = images("1.2.9", 4, StudyInstanceUID="1.3", **LUNG)
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=300) as port:
-        assert set(send(port, [*study(), *other])) == {0}
+        assert set(send(port, [*study(), *other_study])) == {0}
     assert not stub.bodies
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
         wait_for(lambda: len(archive.got) == 2)
@@ -145,9 +145,9 @@ def test_whenever_the_gateway_is_killed_a_study_is_analysed_once(
         send(port, study())
         wait_for(lambda: not waiting(spool) and archive.got)
     assert len(killed) == 4
-    for left in killed:
-        with gateway(left, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
-            wait_for(lambda left=left: not waiting(left))
+    for killed_spool in killed:
+        with gateway(killed_spool, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
+            wait_for(lambda spool=killed_spool: not waiting(spool))
     assert submitted_counts(stub) == [5]
 
 

@@ -36,24 +36,24 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``ca``, ``own`` and ``elsewhere``, which it signed, and ``strange``, which it did not."""
     folder = tmp_path_factory.mktemp("keys")
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    for name, more in (
+    for name, options in (
         ("ca", []),
         ("own", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]),
         ("elsewhere", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=DNS:elsewhere"]),
         ("strange", []),
     ):
-        words = [*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *more]
+        words = [*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *options]
         subprocess.run(words, cwd=folder, check=True, capture_output=True)
     return folder
 
 
 def context(keys: Path, name: str, kind: int) -> ssl.SSLContext:
-    made = ssl.SSLContext(kind)
-    made.check_hostname = False
-    made.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
-    made.load_verify_locations(keys / "ca.pem")
-    made.verify_mode = ssl.CERT_REQUIRED
-    return made
+    tls_context = ssl.SSLContext(kind)
+    tls_context.check_hostname = False
+    tls_context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
+    tls_context.load_verify_locations(keys / "ca.pem")
+    tls_context.verify_mode = ssl.CERT_REQUIRED
+    return tls_context
 
 
 def settings(keys: Path) -> dict[str, Path]:
@@ -80,16 +80,16 @@ def test_both_directions_are_secured(tmp_path, keys):
     stub.close()
 
 
-@pytest.mark.parametrize(("name", "taken"), [("own", True), ("elsewhere", False), ("strange", False)])
-def test_a_dicomweb_archive_needs_a_certificate_with_its_host_name(tmp_path, keys, caplog, name, taken):
+@pytest.mark.parametrize(("name", "is_accepted"), [("own", True), ("elsewhere", False), ("strange", False)])
+def test_a_dicomweb_archive_needs_a_certificate_with_its_host_name(tmp_path, keys, caplog, name, is_accepted):
     stub, archive = StubServer(report=report()), WebPacs(context(keys, name, ssl.PROTOCOL_TLS_SERVER))
     caplog.set_level("INFO", "trivium.gateway")
     with gateway(tmp_path, stub.address, archive.url, **settings(keys)):
-        said = "accepts reports" if taken else "cannot be reached"
-        wait_for(lambda: f"{archive.url} {said}" in caplog.text)
+        message = "accepts reports" if is_accepted else "cannot be reached"
+        wait_for(lambda: f"{archive.url} {message}" in caplog.text)
     archive.close()
     stub.close()
-    assert bool(archive.asked) is taken
+    assert bool(archive.asked) is is_accepted
 
 
 def test_a_dicomweb_address_without_tls_is_refused_with_tls_options(tmp_path, keys):
@@ -100,6 +100,6 @@ def test_a_dicomweb_address_without_tls_is_refused_with_tls_options(tmp_path, ke
 def test_incomplete_tls_options_and_wrong_files_are_refused(tmp_path, keys):
     with pytest.raises(InvalidInputError, match="all of --tls-cert"):
         DicomGateway(to="PACS@pacs:104", tls_cert=keys / "own.pem")
-    given = {**settings(keys), "tls_key": keys / "strange.key"}
+    mismatched = {**settings(keys), "tls_key": keys / "strange.key"}
     with pytest.raises(InvalidInputError, match="cannot be used"):
-        DicomGateway(to="PACS@pacs:104", **given).run(None, tmp_path, None)
+        DicomGateway(to="PACS@pacs:104", **mismatched).run(None, tmp_path, None)

@@ -56,9 +56,9 @@ def test_a_truncated_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, na
     refused(path, rf"{name} (cannot be read as NIfTI|is not a single-file NIfTI image).*; ")
 
 
-@pytest.mark.parametrize(("name", "other"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
-def test_nifti_compression_is_detected_by_content(tmp_path, name, other):
-    path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE)).rename(tmp_path / other)
+@pytest.mark.parametrize(("name", "new_name"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
+def test_nifti_compression_is_detected_by_content(tmp_path, name, new_name):
+    path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE)).rename(tmp_path / new_name)
     assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
 
 
@@ -125,8 +125,8 @@ def test_files_without_a_single_axial_volume_are_refused(tmp_path):
     refused(saved(tmp_path / "tilted.nii", posed(sheared, None)), "tilted.nii is sheared")
     four = np.stack([values()] * 2, axis=-1)
     refused(saved(tmp_path / "four.nii.gz", nibabel.Nifti1Image(four, AFFINE)), "four.nii.gz is not one volume")
-    one = nibabel.Nifti1Image(four[..., :1], AFFINE)
-    assert read_volume([saved(tmp_path / "one.nii.gz", one)]).size_ijk == (12, 10, 8)
+    single = nibabel.Nifti1Image(four[..., :1], AFFINE)
+    assert read_volume([saved(tmp_path / "one.nii.gz", single)]).size_ijk == (12, 10, 8)
     colours = np.zeros((4, 4, 4), [(c, "u1") for c in "RGB"])
     refused(
         saved(tmp_path / "rgb.nii", nibabel.Nifti1Image(colours, AFFINE)),
@@ -175,7 +175,7 @@ def test_nrrd_is_read_in_its_stated_space(tmp_path, space, signs):
 
 
 @pytest.mark.parametrize(
-    ("stated", "instead", "words"),
+    ("original", "replacement", "words"),
     [
         ("space: LPS", "space: scanner-xyz", "none of LPS, RAS and LAS"),
         ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "units other than mm"),
@@ -189,13 +189,15 @@ def test_nrrd_is_read_in_its_stated_space(tmp_path, space, signs):
         ("(10,20,-300)\n\n", "(10,20,", "no readable header"),  # voxels in the header crash ITK with SIGSEGV
     ],
 )
-def test_nrrd_without_a_complete_grid_is_refused(tmp_path, stated, instead, words):
+def test_nrrd_without_a_complete_grid_is_refused(tmp_path, original, replacement, words):
     header = (
         "NRRD0005\ntype: short\ndimension: 3\nspace: LPS\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
         "(0,0,2.5)\nendian: little\nencoding: raw\nspace origin: (10,20,-300)\n\n"
     )
-    assert stated in header
-    (tmp_path / "a.nrrd").write_bytes(header.replace(stated, instead).encode() + values().T.astype("<i2").tobytes())
+    assert original in header
+    (tmp_path / "a.nrrd").write_bytes(
+        header.replace(original, replacement).encode() + values().T.astype("<i2").tobytes()
+    )
     refused(tmp_path / "a.nrrd", words)
 
 
@@ -238,7 +240,7 @@ LYING, TURNED_ROUND = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "remarks"),
     [
         ((LYING, "Offset = 1 2 3"), ()),
         ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = RAI"), ()),  # the sides that axes start from, as ITK writes
@@ -250,10 +252,10 @@ LYING, TURNED_ROUND = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 
         ((), (ASSUMED_LPS, NO_ORIGIN)),
     ],
 )
-def test_a_metaimage_has_its_stated_orientation_and_a_remark_on_assumptions(tmp_path, lines, said):
+def test_a_metaimage_has_its_stated_orientation_and_a_remark_on_assumptions(tmp_path, lines, remarks):
     content = values().T.astype("<i2").tobytes()
     volume = read_volume([metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines)])
-    assert volume.remarks == said
+    assert volume.remarks == remarks
     sign = -1 if TURNED_ROUND in lines else 1
     assert volume.to_lps_mm([1, 1, 0]) - volume.to_lps_mm([0, 0, 0]) == pytest.approx([sign * 0.8, sign * 0.7, 0])
 
@@ -320,23 +322,23 @@ def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path
     from apps.medical.datasets.luna16_files import read_marks
 
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.197987940182806628828566429132"
-    made = chest()
-    image = SimpleITK.GetImageFromArray(made.voxels_zyx[:, ::-1, ::-1])
-    image.SetSpacing(made.spacing_mm)
+    scan = chest()
+    image = SimpleITK.GetImageFromArray(scan.voxels_zyx[:, ::-1, ::-1])
+    image.SetSpacing(scan.spacing_mm)
     # Some of LUNA16's images have their first two axes reversed.
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    image.SetOrigin(made.to_lps_mm([99, 79, 0]).tolist())
+    image.SetOrigin(scan.to_lps_mm([99, 79, 0]).tolist())
     SimpleITK.WriteImage(image, str(tmp_path / f"{uid}.mhd"))
     volume = read_volume([tmp_path / f"{uid}.mhd", tmp_path / f"{uid}.raw"])
-    centre = tuple(volume.to_lps_mm(volume.to_index_ijk(made.to_lps_mm([29.3, 39.6, 9.7]))).tolist())
-    assert volume.voxels_zyx[tuple(np.rint(volume.to_index_ijk(made.to_lps_mm([29, 39, 10]))).astype(int)[::-1])] == 30
+    centre = tuple(volume.to_lps_mm(volume.to_index_ijk(scan.to_lps_mm([29.3, 39.6, 9.7]))).tolist())
+    assert volume.voxels_zyx[tuple(np.rint(volume.to_index_ijk(scan.to_lps_mm([29, 39, 10]))).astype(int)[::-1])] == 30
     nodule = Nodule(centre_lps_mm=centre, mean_diameter_mm=8.0, score=0.123456, box_lps_mm=(0, 0, 0, 1, 1, 1))
     text = findings_csv(volume, found(nodule))
     assert text.splitlines()[0].startswith(b"seriesuid,coordX,coordY,coordZ,probability")
     (tmp_path / "marks.csv").write_bytes(text)
     (mark,) = read_marks(tmp_path / "marks.csv")
     assert mark.scan == uid and mark.score == pytest.approx(0.123456, abs=1e-6)
-    assert mark.centre_mm == pytest.approx(made.to_lps_mm([29.3, 39.6, 9.7]), abs=5e-4)
+    assert mark.centre_mm == pytest.approx(scan.to_lps_mm([29.3, 39.6, 9.7]), abs=5e-4)
 
 
 def test_a_name_in_the_findings_table_cannot_be_a_formula():
@@ -348,11 +350,11 @@ def test_a_name_in_the_findings_table_cannot_be_a_formula():
 
 def test_a_volume_survives_the_round_trip_through_nifti(tmp_path):
     turned = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
-    made = CTVolume(
+    scan = CTVolume(
         voxels_zyx=values().T.copy(), spacing_mm=(0.8, 0.7, 2.5), origin_lps_mm=(1.0, 2.0, 3.0), direction=turned
     )
-    (tmp_path / "a.nii.gz").write_bytes(nifti(made))
+    (tmp_path / "a.nii.gz").write_bytes(nifti(scan))
     volume = read_volume([tmp_path / "a.nii.gz"])
-    index = volume.to_index_ijk(made.to_lps_mm([3, 4, 5]))
+    index = volume.to_index_ijk(scan.to_lps_mm([3, 4, 5]))
     i, j, k = np.rint(index).astype(int)
-    assert volume.voxels_zyx[k, j, i] == made.voxels_zyx[5, 4, 3]
+    assert volume.voxels_zyx[k, j, i] == scan.voxels_zyx[5, 4, 3]

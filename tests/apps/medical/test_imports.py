@@ -72,8 +72,8 @@ def test_the_bundle_s_file_becomes_the_full_network_and_detects(bundle):
     assert grid.tile_size == (512, 512, 192)
     assert imported.source["largest_relative_difference"] < 1e-4
     assert imported.source["sha256"] and imported.source["file"] == "model.pt"
-    stored, held = torch.load(bundle, weights_only=True), imported.network.network.state_dict()
-    assert stored.keys() == held.keys() and all(torch.equal(value, held[name]) for name, value in stored.items())
+    stored, loaded = torch.load(bundle, weights_only=True), imported.network.network.state_dict()
+    assert stored.keys() == loaded.keys() and all(torch.equal(value, loaded[name]) for name, value in stored.items())
     selector = imported.network.box_selector
     assert (selector.score_thresh, selector.nms_thresh, selector.detections_per_img) == (0.02, 0.22, 300)
     predictor = NodulePredictor(detector=imported.network, input=COARSE, operating_score=0.5)
@@ -212,6 +212,6 @@ def test_missing_unknown_and_misshapen_tensors_are_named(small, tmp_path):
     torch.save(tensors, tmp_path / "other.pt")
     with pytest.raises(InvalidInputError) as refusal:
         load_monai_bundle([str(tmp_path / "other.pt")])
-    said = str(refusal.value)
-    assert "lacks regression_head.bbox_reg.bias" in said and "has unknown more.weight" in said
-    assert "cls_logits.bias (7,) instead of (3,)" in said
+    message = str(refusal.value)
+    assert "lacks regression_head.bbox_reg.bias" in message and "has unknown more.weight" in message
+    assert "cls_logits.bias (7,) instead of (3,)" in message

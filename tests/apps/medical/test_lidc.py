@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def scans(split: Split) -> dict[str, Any]:
-    return {one.name: one for one in (*split.training, *split.validation)}
+    return {scan.name: scan for scan in (*split.training, *split.validation)}
 
 
 def one_scan(tmp_path: Path, xml: str, **settings: Any) -> Any:
@@ -64,8 +64,8 @@ def test_a_nodule_is_on_the_images_that_its_readers_outlined(root: Path) -> None
     assert facts["nodules"] in {"4 for training, 1 for validation", "3 for training, 2 for validation"}
     assert facts["marks outside their scan"] == facts["marks away from the lungs"] == "0 for training, 0 for validation"
     assert facts["XML without its CT series"] == facts["series left out"] == "0"
-    said = data.fingerprint()
-    assert said["synthetic"] is False and sum(said["scans"]) == 5 and str(root) not in str(said)
+    fingerprint = data.fingerprint()
+    assert fingerprint["synthetic"] is False and sum(fingerprint["scans"]) == 5 and str(root) not in str(fingerprint)
 
 
 def test_the_series_of_a_patient_stay_in_one_part(root: Path) -> None:
@@ -198,13 +198,13 @@ def test_skipped_files_and_series_are_counted_and_reported(root: Path) -> None:
 def test_a_series_that_was_downloaded_twice_is_used_once(root: Path) -> None:
     """An interrupted download is next to the complete one."""
     whole = next((root / "LIDC-IDRI-0002").rglob("*.dcm")).parent
-    again, broken_off = root / "manifest-2" / "1", root / "manifest-3" / "1"
-    shutil.copytree(whole, again)
+    copied, broken_off = root / "manifest-2" / "1", root / "manifest-3" / "1"
+    shutil.copytree(whole, copied)
     shutil.copytree(whole, broken_off)
     for image in sorted(broken_off.glob("*.dcm"))[3:9]:
         image.unlink()
     found = scans(Lidc(root=root).split())
-    assert len(found) == 5 and found["1.2.3.3"].path in (whole, again)
+    assert len(found) == 5 and found["1.2.3.3"].path in (whole, copied)
 
 
 def test_a_series_in_several_folders_is_one_scan(root: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_series_in_several_folders_is_one_scan(root: Path) -> None:
     assert scan.nodules == whole.nodules and data.facts(COARSE)["series left out"] == "0"
     assert np.array_equal(scan.read().voxels_zyx, chest().voxels_zyx)
     (second / images[15].name).unlink()
-    assert "1.2.3.3 (069.xml: 0" not in (said := str(Lidc(root=root).facts(COARSE)))
-    assert "slices are missing or uneven" in said
+    assert "1.2.3.3 (069.xml: 0" not in (facts := str(Lidc(root=root).facts(COARSE)))
+    assert "slices are missing or uneven" in facts
 
 
 def test_thick_slices_are_left_out_on_request(root: Path) -> None:
@@ -332,8 +332,8 @@ def test_the_commands_train_and_evaluate_on_it(root: Path, tmp_path: Path, capsy
     grid = ["--input.spacing-mm", "3", "3", "5", "--input.patch-size", "32", "32", "16"]
     command = ["train", "medical", "--recipe", "tiny", *where, *few, *grid, "--out", str(run), "--device", "cpu"]
     assert cli.main(command) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "CT series without XML: 0" in said and "classes: texture 5 5" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "CT series without XML: 0" in output and "classes: texture 5 5" in output
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())["recipe"]
     assert recipe["data"]["readers"] == 3 and recipe["input"]["classes"] == ["texture 5"]
     assert cli.main(["evaluate", "medical", "--run", str(run), *where]) == 0
@@ -359,11 +359,11 @@ def test_the_outlines_of_the_collection_give_the_nodules_of_luna16(medical_data:
         read = read_message(tmp_path / "a.xml")
         assert isinstance(read, Message)
         marks = [place(mark, number, grid) for number, marks in enumerate(read.readers) for mark in marks]
-        nodules = [one for one in group(marks) if len(one) >= 3]
+        nodules = [nodule for nodule in group(marks) if len(nodule) >= 3]
         assert len(nodules) == len(known[uid])
         for z, diameter_mm in known[uid]:
-            told = [(float(np.mean([m.centre_lps_mm[2] for m in one])), one) for one in nodules]
-            at, nearest = min(told, key=lambda pair: abs(pair[0] - z))
+            by_height = [(float(np.mean([m.centre_lps_mm[2] for m in nodule])), nodule) for nodule in nodules]
+            at, nearest = min(by_height, key=lambda pair: abs(pair[0] - z))
             off.append(abs(at - z))
             sizes.append(float(np.mean([m.volume_mm for m in nearest])) - diameter_mm)
     assert len(sizes) > 80
@@ -392,4 +392,4 @@ def as_xml(uid: str) -> tuple[ImageGrid, str]:
         direction=np.eye(3),
         size=(512, 512),
     )
-    return grid, message(uid, *(made.nodule(one) for one in rois.values()))
+    return grid, message(uid, *(made.nodule(roi) for roi in rois.values()))

@@ -46,9 +46,9 @@ def test_luna16_is_read_as_published(luna):
     assert facts["scans without marks"] == "1 for training, 0 for validation"
     assert facts["diameters"] == "4.2 to 23.9 mm, median 7.55"
     assert facts["patients in both parts"] == "0"
-    said = data.fingerprint()
-    assert said["synthetic"] is False and said["scans"] == [2, 1] and said["nodules"] == [2, 4]
-    assert str(luna) not in str(said)
+    fingerprint = data.fingerprint()
+    assert fingerprint["synthetic"] is False and fingerprint["scans"] == [2, 1] and fingerprint["nodules"] == [2, 4]
+    assert str(luna) not in str(fingerprint)
 
 
 @pytest.mark.realdata
@@ -75,10 +75,10 @@ def test_patches_are_drawn_around_nodules_candidates_and_anywhere(luna):
     assert batch["spacing_mm"] == GRID.spacing_mm
     counts = [len(boxes) for boxes in batch["boxes"]]
     assert all(count >= 1 for count in counts[::2]) and min(counts[1::2]) == 0
-    again = data.train(GRID).batch(np.array([7, 4]), Key(seed=3, epoch=1))
-    assert torch.equal(again["image"], batch["image"][[7, 4]])
-    later = patches.batch(np.array([7, 4]), Key(seed=3, epoch=2))
-    assert not torch.equal(later["image"], again["image"])
+    same_epoch = data.train(GRID).batch(np.array([7, 4]), Key(seed=3, epoch=1))
+    assert torch.equal(same_epoch["image"], batch["image"][[7, 4]])
+    next_epoch = patches.batch(np.array([7, 4]), Key(seed=3, epoch=2))
+    assert not torch.equal(next_epoch["image"], same_epoch["image"])
     first, second = (data.validation(GRID).batch(np.array([0]), None) for _ in range(2))
     assert torch.equal(first["image"], second["image"]) and len(first["boxes"][0]) == 1
 
@@ -136,8 +136,8 @@ def test_the_command_trains_on_luna16_and_evaluates_the_model(luna, tmp_path, ca
     few = ["--data.train-patches", "4", "--data.validation-patches", "2"]
     command = ["train", "medical", "--recipe", "tiny", *where, *few, "--out", str(run), "--device", "cpu"]
     assert cli.main(command) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "2 for training, 1 for validation" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "2 for training, 1 for validation" in output
     assert json.loads((run / "result.json").read_text())["steps"] == 4
     assert cli.main(["evaluate", "medical", "--run", str(run), *where]) == 0
     assert "CPM" in capsys.readouterr().out

@@ -29,16 +29,16 @@ def published(marks, truths, scans, drawn=None):
     """
     labels, scores, nodules, counts = [], [], 0, Counter()
     for scan in scans if drawn is None else drawn:
-        own = [mark for mark in marks if mark.scan == scan]
-        if len(own) > 100:
-            limit = sorted((mark.score for mark in own), reverse=True)[100]
-            counts["surplus"] += sum(mark.score <= limit for mark in own)
-            own = [mark for mark in own if mark.score > limit]
-        left = list(range(len(own)))
+        scan_marks = [mark for mark in marks if mark.scan == scan]
+        if len(scan_marks) > 100:
+            limit = sorted((mark.score for mark in scan_marks), reverse=True)[100]
+            counts["surplus"] += sum(mark.score <= limit for mark in scan_marks)
+            scan_marks = [mark for mark in scan_marks if mark.score > limit]
+        left = list(range(len(scan_marks)))
         for truth in sorted((truth for truth in truths if truth.scan == scan), key=lambda truth: truth.excluded):
             radius = (truth.diameter_mm if truth.diameter_mm >= 0 else 10.0) / 2
             hits = []
-            for number, mark in enumerate(own):
+            for number, mark in enumerate(scan_marks):
                 if sum((a - b) ** 2 for a, b in zip(mark.centre_mm, truth.centre_mm, strict=True)) < radius**2:
                     if not truth.excluded:
                         hits.append(mark.score)
@@ -53,7 +53,7 @@ def published(marks, truths, scans, drawn=None):
                     labels.append(1)
                     scores.append(max(hits))
         labels += [0] * len(left)
-        scores += [own[number].score for number in left]
+        scores += [scan_marks[number].score for number in left]
     detected = sum(labels)
     if not detected:
         return [0.0] * 7, counts
@@ -228,15 +228,15 @@ def test_separators_padding_quotes_and_column_names_may_vary(tmp_path, heading, 
 
 
 def _small(tmp_path, marks, nodules="a,0,0,0,6\n", excluded="a,20,0,0,-1\n", series="a\nb\n"):
-    named = {
+    contents = {
         "submission": HEADING + marks,
         "annotations": "seriesuid,coordX,coordY,coordZ,diameter_mm\n" + nodules,
         "excluded": "seriesuid,coordX,coordY,coordZ,diameter_mm\n" + excluded,
         "series": series,
     }
-    for name, text in named.items():
+    for name, text in contents.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    return {name: tmp_path / f"{name}.csv" for name in named}
+    return {name: tmp_path / f"{name}.csv" for name in contents}
 
 
 def test_every_mark_is_accounted_for(tmp_path):
@@ -252,9 +252,9 @@ def test_every_mark_is_accounted_for(tmp_path):
 
 
 def test_the_table_states_that_there_are_no_excluded_findings(tmp_path):
-    named = _small(tmp_path, "a,21,0,0,.7\n")
-    del named["excluded"]
-    table = app.score_files(named)
+    files = _small(tmp_path, "a,21,0,0,.7\n")
+    del files["excluded"]
+    table = app.score_files(files)
     assert {row[0]: row[1] for row in table.rows}["false positives"] == "1"
     assert any("No excluded findings" in note for note in table.notes)
 
@@ -277,10 +277,10 @@ def test_unusable_files_are_rejected_with_the_file_and_the_row(tmp_path, changes
 
 
 def test_missing_and_unknown_files_are_rejected(tmp_path):
-    named = _small(tmp_path, "a,0,0,0,.9\n")
+    files = _small(tmp_path, "a,0,0,0,.9\n")
     with pytest.raises(InvalidInputError, match="--series"):
-        app.score_files({name: path for name, path in named.items() if name != "series"})
+        app.score_files({name: path for name, path in files.items() if name != "series"})
     with pytest.raises(InvalidInputError, match=r"given: .*labels"):
-        app.score_files({**named, "labels": tmp_path})
+        app.score_files({**files, "labels": tmp_path})
     with pytest.raises(InvalidInputError, match="cannot be read as text"):
-        app.score_files({**named, "series": tmp_path})
+        app.score_files({**files, "series": tmp_path})

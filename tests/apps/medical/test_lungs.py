@@ -115,14 +115,18 @@ def test_a_lung_cut_by_the_field_of_view_is_searched_and_reported_as_cut(fill):
     assert lungs.cut
 
 
-@pytest.mark.parametrize("kept", [np.s_[:, :48, :], np.s_[:, 32:, :], np.s_[:, 30:50, :]])
-def test_lungs_of_a_body_cut_at_the_back_or_front_are_searched(kept):
+@pytest.mark.parametrize("field_of_view", [np.s_[:, :48, :], np.s_[:, 32:, :], np.s_[:, 30:50, :]])
+def test_lungs_of_a_body_cut_at_the_back_or_front_are_searched(field_of_view):
     """A small field about the heart ends within the lungs, and with them in the spine or the breast bone."""
     volume = body_with_lungs()
-    lungs = find_lungs(changed(volume, volume.voxels_zyx[kept]))
+    lungs = find_lungs(changed(volume, volume.voxels_zyx[field_of_view]))
     assert lungs is not None and lungs.cut
-    begin = kept[1].start or 0
-    inside = [(x, y - begin, 15) for x in (30, 70) for y in range(kept[1].start or 24, kept[1].stop or 56, 4)]
+    begin = field_of_view[1].start or 0
+    inside = [
+        (x, y - begin, 15)
+        for x in (30, 70)
+        for y in range(field_of_view[1].start or 24, field_of_view[1].stop or 56, 4)
+    ]
     assert lungs.contain(np.array(inside)).all()
 
 
@@ -159,8 +163,8 @@ def test_a_collapsed_lung_is_searched():
     volume = body_with_lungs()
     k, j, i = np.indices(volume.voxels_zyx.shape)
     left = i >= 50
-    kept = ((i - 70) / 8) ** 2 + ((j - 40) / 9) ** 2 + ((k - 15) / 5) ** 2 < 1
-    voxels = np.where(left & ~kept & (volume.voxels_zyx == -850), 40, volume.voxels_zyx).astype(np.int16)
+    remaining_lung = ((i - 70) / 8) ** 2 + ((j - 40) / 9) ** 2 + ((k - 15) / 5) ** 2 < 1
+    voxels = np.where(left & ~remaining_lung & (volume.voxels_zyx == -850), 40, volume.voxels_zyx).astype(np.int16)
     share = (voxels[left] == -850).sum() / (voxels[~left] == -850).sum()
     assert share < 0.15
     lungs = find_lungs(changed(volume, voxels))

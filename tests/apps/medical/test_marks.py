@@ -32,11 +32,11 @@ class NothingReadBack(TorchDispatchMode):
     """Rejects operations that make the host wait for a GPU: reading a value, and shapes that depend on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        there = any(isinstance(one, FakeCudaTensor) for one in args)
+        has_cuda_input = any(isinstance(argument, FakeCudaTensor) for argument in args)
         by_mask = func.overloadpacket.__name__.startswith("index") and any(
-            one is not None and one.dtype == torch.bool for one in (args[1] if isinstance(args[1], list) else ())
+            index is not None and index.dtype == torch.bool for index in (args[1] if isinstance(args[1], list) else ())
         )
-        assert not (there and (by_mask or func.overloadpacket.__name__ in READING)), func
+        assert not (has_cuda_input and (by_mask or func.overloadpacket.__name__ in READING)), func
         return func(*args, **(kwargs or {}))
 
 
@@ -74,27 +74,29 @@ class RandomMaps(torch.nn.Module):
             for channels, spread in ((3, 2.0), (18, 0.3))
             for size in cells
         ]
-        return [(one.pin_memory() if image.is_cuda else one).to(image.device, non_blocking=True) for one in maps]
+        return [
+            (output.pin_memory() if image.is_cuda else output).to(image.device, non_blocking=True) for output in maps
+        ]
 
 
 def search(volume, device="cpu", second_look=2, network=None):
     """The marks, with the image of the lungs already on the device, and the number of times the host waited."""
-    seen = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=second_look)
+    chest_input = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=second_look)
     lungs, tiling = find_lungs(volume), Tiling(size=(64, 64, 32), margin=(16, 16, 8))
-    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, seen.spacing_mm, [n * second_look for n in (16, 16, 8)])
-    image = resample(volume, grid, seen.window_hu, device)
+    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, chest_input.spacing_mm, [n * second_look for n in (16, 16, 8)])
+    image = resample(volume, grid, chest_input.window_hu, device)
     assert image.device.type == device
     with pytest.MonkeyPatch.context() as patch, counted_waits() as counts:
         patch.setattr(candidates, "resample", lambda *_: image)
         found = find_candidates(
-            DECODER, volume, lungs, input=seen, tiling=tiling, network=network or RandomMaps(), device=device
+            DECODER, volume, lungs, input=chest_input, tiling=tiling, network=network or RandomMaps(), device=device
         )
     return (found.boxes, found.scores, found.labels), counts
 
 
-def assert_same(one, other):
-    assert len(one[1]) == len(other[1]) > 20
-    for mine, theirs in zip(one, other, strict=True):
+def assert_same(first, second):
+    assert len(first[1]) == len(second[1]) > 20
+    for mine, theirs in zip(first, second, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-3)
 
 
@@ -133,9 +135,9 @@ def test_suppression_on_a_device_keeps_the_same_boxes(seed):
     found = suppress_marks(DECODER, marks, on_host=False)
     assert found.certain and expected.certain is None and len(found.scores) == DECODER.detections
     assert 30 < len(expected.scores) == found.valid.sum()
-    kept = found.at(found.valid.nonzero().squeeze(1))
-    assert torch.equal(kept.boxes, expected.boxes) and torch.equal(kept.scores, expected.scores)
-    assert torch.equal(kept.labels, expected.labels)
+    valid_marks = found.at(found.valid.nonzero().squeeze(1))
+    assert torch.equal(valid_marks.boxes, expected.boxes) and torch.equal(valid_marks.scores, expected.scores)
+    assert torch.equal(valid_marks.labels, expected.labels)
 
 
 def test_a_chain_of_boxes_longer_than_the_number_of_rounds_falls_back_to_the_host():
@@ -146,14 +148,14 @@ def test_a_chain_of_boxes_longer_than_the_number_of_rounds_falls_back_to_the_hos
         torch.cat([low, low + 10], 1), 1 - row / 1000, torch.zeros(60, dtype=torch.long), torch.ones(60, dtype=bool)
     )
     assert not suppress_marks(DECODER, chain, on_host=False).certain
-    asked = []
+    attempts = []
 
     def find(on_host):
-        asked.append(on_host)
+        attempts.append(on_host)
         return suppress_marks(DECODER, chain, on_host=on_host)
 
     found = fetch(find, torch.device("cuda"))
-    assert asked == [False, True] and found.boxes[:, 0].tolist() == row[::2].tolist()
+    assert attempts == [False, True] and found.boxes[:, 0].tolist() == row[::2].tolist()
 
 
 @pytest.mark.parametrize("turned", [0.0, 0.2])

@@ -35,9 +35,9 @@ def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
     file = tmp_path / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     request = Request(files=(file,), options={"score": "0.01", "most": "4"})
-    given = answer(untrained, request, CODEC)
-    assert json.loads(json.dumps(given.result)) == given.result
-    findings = given.result["findings"]
+    response = answer(untrained, request, CODEC)
+    assert json.loads(json.dumps(response.result)) == response.result
+    findings = response.result["findings"]
     assert 1 <= len(findings) <= 4
     assert [finding["rank"] for finding in findings] == list(range(1, len(findings) + 1))
     assert sorted((f["score"] for f in findings), reverse=True) == [f["score"] for f in findings]
@@ -47,14 +47,14 @@ def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
         assert 1 <= finding["slice"] <= 20
         low, high = finding["box_lps_mm"][:3], finding["box_lps_mm"][3:]
         assert np.all(np.less(low, finding["centre_lps_mm"])) and np.all(np.less(finding["centre_lps_mm"], high))
-    assert given.result["lungs"]["aerated_ml"] > 500
-    assert Image.open(io.BytesIO(given.picture)).format == "PNG"
-    assert given.files["findings.csv"].decode().count("\n") == len(findings) + 1
-    markups = json.loads(given.files["findings.mrk.json"])["markups"][0]
+    assert response.result["lungs"]["aerated_ml"] > 500
+    assert Image.open(io.BytesIO(response.picture)).format == "PNG"
+    assert response.files["findings.csv"].decode().count("\n") == len(findings) + 1
+    markups = json.loads(response.files["findings.mrk.json"])["markups"][0]
     assert markups["coordinateSystem"] == "LPS"
     assert markups["controlPoints"][0]["position"] == pytest.approx(findings[0]["centre_lps_mm"], abs=0.01)
-    again = answer(untrained, request, CODEC)
-    assert again.result == given.result and again.picture == given.picture and again.files == given.files
+    second = answer(untrained, request, CODEC)
+    assert second.result == response.result and second.picture == response.picture and second.files == response.files
 
 
 def test_a_scan_without_lungs_is_reported_as_not_searched(untrained, tmp_path):
@@ -63,11 +63,11 @@ def test_a_scan_without_lungs_is_reported_as_not_searched(untrained, tmp_path):
     solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
     file = tmp_path / "solid.nii.gz"
     file.write_bytes(nifti(solid))
-    given = answer(untrained, Request(files=(file,)), CODEC)
-    assert given.result["lungs"] is None
-    assert given.result["findings"] == []
-    assert given.result["remarks"] == [NO_LUNGS]
-    assert given.picture.startswith(b"\x89PNG")
+    response = answer(untrained, Request(files=(file,)), CODEC)
+    assert response.result["lungs"] is None
+    assert response.result["findings"] == []
+    assert response.result["remarks"] == [NO_LUNGS]
+    assert response.picture.startswith(b"\x89PNG")
 
 
 def test_findings_beyond_the_requested_maximum_are_counted(untrained, tmp_path, monkeypatch):
@@ -134,11 +134,11 @@ def test_remarks_mention_thick_slices():
     nodule = Nodule(
         centre_lps_mm=(0.0, 0.0, -350.0), mean_diameter_mm=9.44, score=0.7, box_lps_mm=(-5, -5, -355, 5, 5, -345)
     )
-    said = result(chest(), found(nodule, cut=True))
-    assert any("5 mm apart" in sentence for sentence in said["remarks"])
-    assert LUNGS_CUT in said["remarks"]
-    assert said["findings"][0]["above_operating_score"] is True
-    assert said["findings"][0]["mean_diameter_mm"] == 9.4
+    content = result(chest(), found(nodule, cut=True))
+    assert any("5 mm apart" in sentence for sentence in content["remarks"])
+    assert LUNGS_CUT in content["remarks"]
+    assert content["findings"][0]["above_operating_score"] is True
+    assert content["findings"][0]["mean_diameter_mm"] == 9.4
 
 
 @pytest.mark.realdata
@@ -150,8 +150,8 @@ def test_the_real_nodule_alone_is_above_the_operating_score_and_as_large_as_its_
     assert place is not None
     rank, measured_mm, true_mm = place
     assert rank == 1 and measured_mm == pytest.approx(true_mm, abs=1.5)
-    (given,) = predictor.predict([read_volume([folder / "lung1_image.nrrd"])])
-    above = [nodule.score >= given.operating_score for nodule in given.nodules]
+    (findings,) = predictor.predict([read_volume([folder / "lung1_image.nrrd"])])
+    above = [nodule.score >= findings.operating_score for nodule in findings.nodules]
     assert above[0] and sum(above) == 1
 
 
@@ -176,9 +176,9 @@ def test_the_edges_of_a_cropped_image_have_no_marks(cut, medical_data):
 
 @pytest.mark.realdata
 def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
-    given = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)), CODEC)
-    assert given.result["findings"] == []
-    thick, no_lungs = given.result["remarks"]
+    response = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)), CODEC)
+    assert response.result["findings"] == []
+    thick, no_lungs = response.result["remarks"]
     assert thick.startswith("Images are 3 mm thick (SliceThickness) and 2 mm apart") and no_lungs == NO_LUNGS
 
 

@@ -44,16 +44,16 @@ def hospital(untrained: NodulePredictor, tmp_path: Path) -> Iterator[TestClient]
 
 
 def hand_in(client: TestClient, *files: tuple[str, bytes]) -> dict[str, object]:
-    answer = client.post("/api/medical/predict", files=[("files", file) for file in files])
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = client.post("/api/medical/predict", files=[("files", file) for file in files])
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def leaks(text: str) -> list[str]:
     return [secret for secret in SECRETS if secret in text.lower()]
 
 
-def kept(folder: Path) -> str:
+def store_content(folder: Path) -> str:
     """The whole content of the store: the database with its journal, and the names and contents of all files."""
     return "".join(f"{path}\n{path.read_bytes().decode('latin-1')}\n" for path in folder.rglob("*") if path.is_file())
 
@@ -72,7 +72,7 @@ def test_a_zip_and_a_header_that_name_a_patient_leave_no_trace(hospital, tmp_pat
     assert first["image"]["instance_number"] == case["result"]["volume"]["instance_numbers"][first["slice"] - 1]
     assert len(case["inputs"][0]["sha256"]) == 64 and case["inputs"][0]["bytes"] == len(archive)
     pages = "".join(hospital.get(path).text for path in ("/", "/medical", "/metrics", "/healthz", "/api/medical/cases"))
-    everything = kept(tmp_path / "store")
+    everything = store_content(tmp_path / "store")
     assert case["inputs_sha256"] in everything, "the digests are kept"
     assert not leaks(everything) and not leaks(pages) and not leaks(caplog.text)
     for label in ("(zip file", "(nii.gz file", "20 DICOM images (20 files"):
@@ -80,15 +80,15 @@ def test_a_zip_and_a_header_that_name_a_patient_leave_no_trace(hospital, tmp_pat
 
 
 def test_the_same_content_under_another_name_is_the_same_input(hospital):
-    one, other = (hand_in(hospital, (name, nifti(chest()))) for name in ("MUELLER.nii.gz", "b.nii.gz"))
-    assert one["inputs"] == other["inputs"] and one["inputs_sha256"] == other["inputs_sha256"]
+    first, second = (hand_in(hospital, (name, nifti(chest()))) for name in ("MUELLER.nii.gz", "b.nii.gz"))
+    assert first["inputs"] == second["inputs"] and first["inputs_sha256"] == second["inputs_sha256"]
 
 
 def test_a_refusal_names_the_file_only_to_its_sender(hospital, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
-        answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
-    assert answer.status_code == 422 and "MUELLER.nii.gz" in answer.json()["detail"]
-    assert not leaks(caplog.text) and not leaks(kept(tmp_path / "store"))
+        response = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
+    assert response.status_code == 422 and "MUELLER.nii.gz" in response.json()["detail"]
+    assert not leaks(caplog.text) and not leaks(store_content(tmp_path / "store"))
 
 
 WITHOUT_PLACE = {
@@ -97,19 +97,19 @@ WITHOUT_PLACE = {
 
 
 @pytest.mark.parametrize(
-    ("inside", "said"),
+    ("members", "message"),
     [
         (WITHOUT_PLACE, "a file of the archive has no usable ImagePositionPatient"),
         ({"SCHMIDT.xyz": b"nothing"}, "it holds a file of the archive"),
     ],
 )
-def test_a_refused_job_keeps_no_names_of_files_in_an_archive(hospital, tmp_path, inside, said):
-    archive = pack(tmp_path, inside, "MUELLER.zip").read_bytes()
+def test_a_refused_job_keeps_no_names_of_files_in_an_archive(hospital, tmp_path, members, message):
+    archive = pack(tmp_path, members, "MUELLER.zip").read_bytes()
     job = hospital.post("/api/medical/jobs", files=[("files", ("MUELLER.zip", archive))]).json()
     with hospital.stream("GET", job["events"]) as stream:
         assert '"state":"failed"' in "".join(stream.iter_text())
     problem = hospital.get(job["url"]).json()["problem"]
-    assert said in problem and not leaks(problem)
+    assert message in problem and not leaks(problem)
     with closing(sqlite3.connect(tmp_path / "store" / "trivium.sqlite")) as database:
         assert not leaks("".join(database.iterdump()))
 
@@ -119,6 +119,6 @@ def test_an_unexpected_error_is_logged_with_its_location_and_without_its_message
         raise LookupError(f"nobody foresaw {request.files[0]}")
 
     monkeypatch.setattr(MedicalCodec, "decode", lambda self, request: fail(request))
-    answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
-    assert answer.status_code == 500 and not leaks(answer.text)
+    response = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
+    assert response.status_code == 500 and not leaks(response.text)
     assert "LookupError" in caplog.text and "in fail" in caplog.text and not leaks(caplog.text)

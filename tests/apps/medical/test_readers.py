@@ -29,17 +29,17 @@ def scan():
 
 
 def refused(path: Path, *words: str, **options: str) -> None:
-    with pytest.raises(InvalidInputError) as caught:
+    with pytest.raises(InvalidInputError) as raised:
         read_volume([path], **options)
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(raised.value)
 
 
-def same(one: CTVolume, other: CTVolume) -> None:
-    assert np.array_equal(one.voxels_zyx, other.voxels_zyx)
-    assert one.spacing_mm == pytest.approx(other.spacing_mm, abs=1e-4)
-    assert one.origin_lps_mm == pytest.approx(other.origin_lps_mm, abs=1e-3)
-    assert one.direction == pytest.approx(other.direction, abs=1e-5)
+def same(first: CTVolume, second: CTVolume) -> None:
+    assert np.array_equal(first.voxels_zyx, second.voxels_zyx)
+    assert first.spacing_mm == pytest.approx(second.spacing_mm, abs=1e-4)
+    assert first.origin_lps_mm == pytest.approx(second.origin_lps_mm, abs=1e-3)
+    assert first.direction == pytest.approx(second.direction, abs=1e-5)
 
 
 def test_indices_and_millimetres_are_inverse():
@@ -174,19 +174,19 @@ def test_missing_and_duplicate_slices_are_refused(scan, tmp_path):
     whole = series(scan)
     names = list(whole)
     refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
-    other = dicom_slice(scan, 1, SOPInstanceUID="1.2.3.99")
-    refused(pack(tmp_path, {**whole, "again": other}), "the same position")
+    duplicate = dicom_slice(scan, 1, SOPInstanceUID="1.2.3.99")
+    refused(pack(tmp_path, {**whole, "again": duplicate}), "the same position")
     same(read_volume([pack(tmp_path, {**whole, "copies/again": whole[names[1]]})]), scan)
     refused(pack(tmp_path, {names[0]: whole[names[0]]}), "at least 3")
 
 
 def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
-    other = {
+    second_series = {
         f"B{k}": dicom_slice(scan, k, SeriesInstanceUID="9.9", SeriesNumber=5, SeriesDescription="MUELLER")
         for k in range(6)
     }
     scout = {"scout": dicom_slice(scan, 0, SeriesInstanceUID="7", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}
-    mixed = pack(tmp_path, {**series(scan), **other, **scout})
+    mixed = pack(tmp_path, {**series(scan), **second_series, **scout})
     with pytest.raises(InvalidInputError, match=r"2 series: series 4 \(CT, 6 images\); series 5") as several:
         read_volume([mixed])
     assert "MUELLER" not in str(several.value), "of a refused job the sentence is kept"

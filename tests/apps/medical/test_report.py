@@ -78,7 +78,7 @@ def test_a_finding_is_a_region_on_its_image_with_sizes(scan):
     (inside,) = referenced.ReferencedSeriesSequence
     assert referenced.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
     assert inside.SeriesInstanceUID == volume.identifiers["SeriesInstanceUID"]
-    assert {one.ReferencedSOPInstanceUID for one in inside.ReferencedSOPSequence} == {
+    assert {reference.ReferencedSOPInstanceUID for reference in inside.ReferencedSOPSequence} == {
         image.sop_instance_uid for image in volume.images
     }
     assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.8"
@@ -96,8 +96,8 @@ def test_a_frame_of_an_enhanced_ct_is_referenced_by_its_number(tmp_path):
 
 
 def test_the_patient_is_named_only_on_request(scan):
-    for asked, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
-        volume = read_volume([scan], patient=asked)
+    for is_named, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
+        volume = read_volume([scan], patient=is_named)
         report = written(volume, found(nodule(volume, 7, 0.9)))
         assert {keyword: str(report.get(keyword) or "") for keyword in WHO} == expected
         assert report.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
@@ -124,21 +124,23 @@ def test_the_report_contains_the_remarks(scan):
 
 def test_an_incomplete_series_says_so_in_the_case_and_in_the_report(scan):
     codec = MedicalCodec()
-    for options, said in (({"incomplete": "yes"}, True), ({"incomplete": "no"}, False), ({}, False)):
+    for options, is_incomplete in (({"incomplete": "yes"}, True), ({"incomplete": "no"}, False), ({}, False)):
         decoded = codec.decode(Request(files=(scan,), options=options))
         response = codec.encode(decoded, [found(nodule(decoded.inputs[0], 7, 0.9))])
         report = codec.make(REPORT, response.later.sources)
-        assert (INCOMPLETE in response.result["remarks"]) is said and (INCOMPLETE.encode() in report) is said
+        assert (INCOMPLETE in response.result["remarks"]) is is_incomplete and (
+            INCOMPLETE.encode() in report
+        ) is is_incomplete
     with pytest.raises(InvalidInputError, match="the option incomplete is 'maybe'; expected yes or no"):
         codec.decode(Request(files=(scan,), options={"incomplete": "maybe"}))
 
 
 def test_the_option_patient_is_yes_or_no(scan):
     codec = MedicalCodec()
-    for asked, kept in ((None, False), ("no", False), ("yes", True)):
-        options = {} if asked is None else {"patient": asked}
+    for option, is_kept in ((None, False), ("no", False), ("yes", True)):
+        options = {} if option is None else {"patient": option}
         (volume,) = codec.decode(Request(files=[scan], options=options)).inputs
-        assert bool(volume.patient) is kept
+        assert bool(volume.patient) is is_kept
     with pytest.raises(InvalidInputError, match="the option patient is 'true'; expected yes or no"):
         codec.decode(Request(files=[scan], options={"patient": "true"}))
 
@@ -147,25 +149,25 @@ def test_the_file_is_reproducible(scan):
     volume = read_volume([scan])
     source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
     assert source is not None and structured_report(source) == structured_report(source)
-    made = dcmread(BytesIO(structured_report(source)))
-    stated = datetime.fromisoformat(json.loads(source)["made"])
-    assert (made.ContentDate, made.ContentTime) == (f"{stated:%Y%m%d}", f"{stated:%H%M%S}")
-    assert (made.InstanceCreationDate, made.InstanceCreationTime) == (made.ContentDate, made.ContentTime)
+    report = dcmread(BytesIO(structured_report(source)))
+    made_at = datetime.fromisoformat(json.loads(source)["made"])
+    assert (report.ContentDate, report.ContentTime) == (f"{made_at:%Y%m%d}", f"{made_at:%H%M%S}")
+    assert (report.InstanceCreationDate, report.InstanceCreationTime) == (report.ContentDate, report.ContentTime)
 
 
 def test_the_same_findings_of_another_analysis_are_another_report_in_the_same_series(scan):
     volume = read_volume([scan])
     source = json.loads(report_source(volume, found(nodule(volume, 7, 0.9)), {}) or "")
     first, later = (
-        dcmread(BytesIO(structured_report(json.dumps({**source, "made": made}).encode())))
-        for made in ("2026-01-31T09:30:00+01:00", "2026-02-01T10:00:00+01:00")
+        dcmread(BytesIO(structured_report(json.dumps({**source, "made": made_at}).encode())))
+        for made_at in ("2026-01-31T09:30:00+01:00", "2026-02-01T10:00:00+01:00")
     )
     assert (later.ContentDate, later.ContentTime) == ("20260201", "100000")
     assert first.SOPInstanceUID != later.SOPInstanceUID
     assert first.SeriesInstanceUID == later.SeriesInstanceUID != volume.identifiers["SeriesInstanceUID"]
     assert groups(first)[0].tracking_uid == groups(later)[0].tracking_uid
-    other = written(volume, found(nodule(volume, 8, 0.9)))
-    assert other.SeriesInstanceUID != first.SeriesInstanceUID
+    other_finding = written(volume, found(nodule(volume, 8, 0.9)))
+    assert other_finding.SeriesInstanceUID != first.SeriesInstanceUID
 
 
 def test_there_is_no_report_without_dicom_or_without_a_finding_above_the_operating_score(scan):
@@ -180,9 +182,9 @@ def test_there_is_no_report_without_dicom_or_without_a_finding_above_the_operati
 def test_weaker_findings_do_not_change_series_and_tracking_identifiers(scan):
     volume = read_volume([scan])
     sure, weak = nodule(volume, 7, 0.9), nodule(volume, 3, 0.2)
-    one, two = written(volume, found(sure)), written(volume, found(sure, weak))
-    assert one.SeriesInstanceUID == two.SeriesInstanceUID
-    assert groups(one)[0].tracking_uid == groups(two)[0].tracking_uid
+    sure_only, with_weak = written(volume, found(sure)), written(volume, found(sure, weak))
+    assert sure_only.SeriesInstanceUID == with_weak.SeriesInstanceUID
+    assert groups(sure_only)[0].tracking_uid == groups(with_weak)[0].tracking_uid
 
 
 @pytest.mark.parametrize("degrees", [10, 30, 45])
@@ -215,9 +217,9 @@ def test_invalid_identifiers_give_no_report_but_a_remark(tmp_path, keyword, valu
     volume = read_volume([pack(tmp_path, series(chest(), **{keyword: value}))])
     source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
     assert (source is None) is (keyword != "FrameOfReferenceUID")  # only the segmentation needs it
-    said = json.dumps(result(volume, found(nodule(volume, 7, 0.9))))
-    assert f"{keyword} " in said and "of the images ignored (not a valid DICOM UID" in said
-    assert value not in said and value not in str(source) and keyword not in volume.identifiers
+    text = json.dumps(result(volume, found(nodule(volume, 7, 0.9))))
+    assert f"{keyword} " in text and "of the images ignored (not a valid DICOM UID" in text
+    assert value not in text and value not in str(source) and keyword not in volume.identifiers
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
@@ -265,6 +267,6 @@ def test_dicom3tools_finds_no_errors(scan, tmp_path):
     source = report_source(volume, findings, {"lung_nodules": 6})
     assert source is not None
     (tmp_path / REPORT).write_bytes(structured_report(source))
-    said = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
-    assert "Comprehensive3DSR" in said.stdout + said.stderr
-    assert "Error" not in said.stdout + said.stderr
+    completed = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
+    assert "Comprehensive3DSR" in completed.stdout + completed.stderr
+    assert "Error" not in completed.stdout + completed.stderr

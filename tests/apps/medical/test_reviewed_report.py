@@ -47,8 +47,8 @@ Case = str
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     root = tmp_path_factory.mktemp("medical")
     settings = Settings(store=root / "store", device="cpu", workers=0, warm=False, hosts="testserver")
-    with TestClient(create_app(settings, {"medical": medical_app(root)})) as made:
-        yield made
+    with TestClient(create_app(settings, {"medical": medical_app(root)})) as test_client:
+        yield test_client
 
 
 @pytest.fixture
@@ -58,32 +58,32 @@ def case(client: TestClient, tmp_path: Path) -> Case:
 
 
 def hand_in(client: TestClient, file: Path, **options: str) -> Case:
-    answer = client.post("/api/medical/predict", files={"files": (file.name, file.read_bytes())}, data=options)
-    assert answer.status_code == 200, answer.text
-    return f"/api/medical/cases/{answer.json()['case']}"
+    response = client.post("/api/medical/predict", files={"files": (file.name, file.read_bytes())}, data=options)
+    assert response.status_code == 200, response.text
+    return f"/api/medical/cases/{response.json()['case']}"
 
 
-def review(client: TestClient, case: Case, **said: Any) -> None:
-    answer = client.put(f"{case}/review", json=said)
-    assert answer.status_code == 200, answer.text
+def review(client: TestClient, case: Case, **fields: Any) -> None:
+    response = client.put(f"{case}/review", json=fields)
+    assert response.status_code == 200, response.text
 
 
-def report(client: TestClient, case: Case, **asked: str) -> Dataset:
-    answer = client.get(f"{case}/review/{REPORT}", params=asked)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "application/dicom"
-    return dcmread(BytesIO(answer.content))
+def report(client: TestClient, case: Case, **options: str) -> Dataset:
+    response = client.get(f"{case}/review/{REPORT}", params=options)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/dicom"
+    return dcmread(BytesIO(response.content))
 
 
-def refused(client: TestClient, case: Case, status: int, **asked: str) -> str:
+def refused(client: TestClient, case: Case, status: int, **options: str) -> str:
     for name in (REPORT, FHIR):
-        answer = client.get(f"{case}/review/{name}", params=asked)
-        assert answer.status_code == status, answer.text
-    return str(answer.json()["detail"])
+        response = client.get(f"{case}/review/{name}", params=options)
+        assert response.status_code == status, response.text
+    return str(response.json()["detail"])
 
 
-def groups(made: Dataset) -> list[Any]:
-    return hd.sr.Comprehensive3DSR.from_dataset(made).content.get_planar_roi_measurement_groups()
+def groups(dataset: Dataset) -> list[Any]:
+    return hd.sr.Comprehensive3DSR.from_dataset(dataset).content.get_planar_roi_measurement_groups()
 
 
 def observers(items: Any) -> list[str]:
@@ -94,20 +94,20 @@ def observers(items: Any) -> list[str]:
     return [str(item.get("PersonName") or item.TextValue) for item in found]
 
 
-def comments(made: Dataset) -> list[str]:
-    return [item.TextValue for item in made.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121106"]
+def comments(dataset: Dataset) -> list[str]:
+    return [item.TextValue for item in dataset.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121106"]
 
 
-def tracked(made: Dataset) -> list[tuple[str, str]]:
-    return [(group.tracking_identifier, group.tracking_uid) for group in groups(made)]
+def tracked(dataset: Dataset) -> list[tuple[str, str]]:
+    return [(group.tracking_identifier, group.tracking_uid) for group in groups(dataset)]
 
 
 def test_it_contains_accepted_and_added_findings_but_no_rejected_ones(client: TestClient, case: Case) -> None:
     note = "2 is a nodule.\nKnötchen"
     verdicts = {"1": "rejected", "2": "accepted"}
     review(client, case, reviewer="Ada", verdicts=verdicts, missed=[MISSED], note=note)
-    made = report(client, case)
-    found, added = groups(made)
+    dataset = report(client, case)
+    found, added = groups(dataset)
     # The accepted finding is below the operating score.
     assert found.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.15"
     assert [(m.name.meaning, m.value) for m in found.get_measurements()] == [
@@ -124,21 +124,21 @@ def test_it_contains_accepted_and_added_findings_but_no_rejected_ones(client: Te
     assert added.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.13"
     assert [(m.name.meaning, m.value, m.derivation) for m in added.get_measurements()] == [("Diameter", 7.5, None)]
     assert added.finding_type.meaning == "Nodule" and added.finding_sites[0].value.meaning == "Lung"
-    assert observers(made.ContentSequence) == ["Ada^", "Trivium"]
-    containers = made.ContentSequence[-1 - len(comments(made))].ContentSequence
+    assert observers(dataset.ContentSequence) == ["Ada^", "Trivium"]
+    containers = dataset.ContentSequence[-1 - len(comments(dataset))].ContentSequence
     assert [observers(group.ContentSequence) for group in containers] == [["Trivium"], ["Ada^"]]
     assert "known" not in str(containers[1]) and "Algorithm" not in str(containers[1])
-    said, noted, *_ = comments(made)
-    assert re.match(r"Reviewed by Ada on 20\d\d-\d\d-\d\d at \d\d:\d\d UTC: 1 software finding accepted, ", said)
-    assert "1 rejected, 1 nodule added by the reader." in said
-    assert noted == "2 is a nodule.\r\nKnötchen"
-    assert (str(made.PatientName), made.PatientID, made.StudyInstanceUID) == ("Müller^Jürgen", "4711", "1.2")
-    assert (made.VerificationFlag, made.CompletionFlag, made.PreliminaryFlag) == (
+    summary, reader_note, *_ = comments(dataset)
+    assert re.match(r"Reviewed by Ada on 20\d\d-\d\d-\d\d at \d\d:\d\d UTC: 1 software finding accepted, ", summary)
+    assert "1 rejected, 1 nodule added by the reader." in summary
+    assert reader_note == "2 is a nodule.\r\nKnötchen"
+    assert (str(dataset.PatientName), dataset.PatientID, dataset.StudyInstanceUID) == ("Müller^Jürgen", "4711", "1.2")
+    assert (dataset.VerificationFlag, dataset.CompletionFlag, dataset.PreliminaryFlag) == (
         "UNVERIFIED",
         "COMPLETE",
         "PRELIMINARY",
     )
-    assert "reviewed" in made.SeriesDescription and "VerifyingObserverSequence" not in made
+    assert "reviewed" in dataset.SeriesDescription and "VerifyingObserverSequence" not in dataset
 
 
 def test_it_does_not_change_the_files_of_the_case_and_references_the_original_report(
@@ -148,10 +148,10 @@ def test_it_does_not_change_the_files_of_the_case_and_references_the_original_re
     for url in client.get(case).json()["files"].values():
         assert client.get(url).status_code == 200
     earlier = dcmread(BytesIO(client.get(f"{case}/files/{REPORT}").content))
-    made = report(client, case)
-    assert tracked(made)[0] == tracked(earlier)[0] and len(set(tracked(made))) == 2
-    assert made.SeriesInstanceUID != earlier.SeriesInstanceUID and made.SeriesNumber != earlier.SeriesNumber
-    (before,) = made.PredecessorDocumentsSequence
+    dataset = report(client, case)
+    assert tracked(dataset)[0] == tracked(earlier)[0] and len(set(tracked(dataset))) == 2
+    assert dataset.SeriesInstanceUID != earlier.SeriesInstanceUID and dataset.SeriesNumber != earlier.SeriesNumber
+    (before,) = dataset.PredecessorDocumentsSequence
     (of_series,) = before.ReferencedSeriesSequence
     assert of_series.SeriesInstanceUID == earlier.SeriesInstanceUID
     assert of_series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == earlier.SOPInstanceUID
@@ -161,15 +161,15 @@ def test_it_is_reproducible_and_a_changed_review_gives_another_report_in_the_ser
     client: TestClient, case: Case
 ) -> None:
     review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
-    first, again = (client.get(f"{case}/review/{REPORT}").content for _ in range(2))
-    assert first == again
-    one = dcmread(BytesIO(first))
-    other = {**MISSED, "diameter_mm": 4.0}
-    review(client, case, reviewer="Ada", verdicts={"2": "accepted"}, missed=[other, MISSED])
+    first, second = (client.get(f"{case}/review/{REPORT}").content for _ in range(2))
+    assert first == second
+    first_report = dcmread(BytesIO(first))
+    smaller = {**MISSED, "diameter_mm": 4.0}
+    review(client, case, reviewer="Ada", verdicts={"2": "accepted"}, missed=[smaller, MISSED])
     two = report(client, case)
-    assert one.SOPInstanceUID != two.SOPInstanceUID and one.SeriesInstanceUID == two.SeriesInstanceUID
+    assert first_report.SOPInstanceUID != two.SOPInstanceUID and first_report.SeriesInstanceUID == two.SeriesInstanceUID
     # An added nodule keeps its identity wherever it is in the list.
-    uids = [[uid for _, uid in tracked(made)] for made in (one, two)]
+    uids = [[uid for _, uid in tracked(dataset)] for dataset in (first_report, two)]
     assert uids[0][1] == uids[1][2] and len({*uids[0], *uids[1]}) == 4
 
 
@@ -189,9 +189,9 @@ def test_the_reviewer_has_a_dicom_person_name(
     client: TestClient, case: Case, reviewer: str | None, written: str
 ) -> None:
     review(client, case, reviewer=reviewer, missed=[MISSED])
-    made = report(client, case)
-    assert observers(made.ContentSequence) == [written, "Trivium"]
-    person = made.ContentSequence[-1 - len(comments(made))].ContentSequence[0].ContentSequence
+    dataset = report(client, case)
+    assert observers(dataset.ContentSequence) == [written, "Trivium"]
+    person = dataset.ContentSequence[-1 - len(comments(dataset))].ContentSequence[0].ContentSequence
     assert observers(person) == [written]
 
 
@@ -209,13 +209,13 @@ def test_the_reviewer_is_chosen_by_name_or_else_the_newest_review(client: TestCl
     review(client, case, verdicts={"1": "accepted", "2": "accepted"})
     review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
     review(client, case, reviewer="Grace", verdicts={"2": "accepted"})
-    for asked, who, count in (
+    for options, who, count in (
         ({}, "Grace", 1),
         ({"reviewer": "Ada"}, "Ada", 2),
         ({"reviewer": ""}, "an unnamed reader", 2),
     ):
-        made = report(client, case, **asked)
-        assert len(groups(made)) == count and comments(made)[0].startswith(f"Reviewed by {who} on ")
+        dataset = report(client, case, **options)
+        assert len(groups(dataset)) == count and comments(dataset)[0].startswith(f"Reviewed by {who} on ")
     assert "not reviewed by 'Eve'; its reviewers: Grace, Ada, an unnamed reader" in refused(
         client, case, 404, reviewer="Eve"
     )
@@ -228,8 +228,8 @@ def test_added_nodules_give_a_report_even_if_nothing_was_found(client: TestClien
     review(client, case, reviewer="Ada", note="nothing")
     assert "neither accepts nor adds a finding" in refused(client, case, 409)
     review(client, case, reviewer="Ada", missed=[MISSED])
-    made = report(client, case)
-    assert len(groups(made)) == 1 and "PredecessorDocumentsSequence" not in made
+    dataset = report(client, case)
+    assert len(groups(dataset)) == 1 and "PredecessorDocumentsSequence" not in dataset
 
 
 def test_a_case_without_dicom_has_no_report(client: TestClient, tmp_path: Path) -> None:
@@ -240,25 +240,29 @@ def test_a_case_without_dicom_has_no_report(client: TestClient, tmp_path: Path) 
 
 
 def test_it_is_verified_only_on_request_for_a_complete_review_of_a_named_reader(client: TestClient, case: Case) -> None:
-    asked = {"verified": "yes", "organization": "Klinikum Süd"}
+    options = {"verified": "yes", "organization": "Klinikum Süd"}
     review(client, case, missed=[MISSED])
-    assert "names no reviewer" in refused(client, case, 409, **asked)
+    assert "names no reviewer" in refused(client, case, 409, **options)
     review(client, case, reviewer="Doe^John", missed=[MISSED])
-    assert "leaves findings that reach the operating score undecided (1)" in refused(client, case, 409, **asked)
+    assert "leaves findings that reach the operating score undecided (1)" in refused(client, case, 409, **options)
     assert report(client, case).CompletionFlag == "PARTIAL"
     review(client, case, reviewer="Doe^John", verdicts={"1": "accepted"})
     for part in ({"verified": "yes"}, {"organization": "Klinikum Süd"}):
         assert "verified=yes and organization go together" in refused(client, case, 422, **part)
     for organization in ("", "  ", "a\\b", "a\nb", "o" * 65):
         assert "organization" in refused(client, case, 422, verified="yes", organization=organization)
-    made = report(client, case, **asked)
-    assert (made.VerificationFlag, made.CompletionFlag, made.PreliminaryFlag) == ("VERIFIED", "COMPLETE", "FINAL")
-    (observer,) = made.VerifyingObserverSequence
+    dataset = report(client, case, **options)
+    assert (dataset.VerificationFlag, dataset.CompletionFlag, dataset.PreliminaryFlag) == (
+        "VERIFIED",
+        "COMPLETE",
+        "FINAL",
+    )
+    (observer,) = dataset.VerifyingObserverSequence
     assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Doe^John", "Klinikum Süd")
-    assert observer.VerificationDateTime == made.ContentDate + made.ContentTime
+    assert observer.VerificationDateTime == dataset.ContentDate + dataset.ContentTime
     unverified = report(client, case)
     assert (unverified.VerificationFlag, unverified.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
-    assert unverified.SOPInstanceUID != made.SOPInstanceUID
+    assert unverified.SOPInstanceUID != dataset.SOPInstanceUID
 
 
 def test_if_keys_are_required_only_the_reviewer_can_verify(tmp_path: Path) -> None:
@@ -273,23 +277,23 @@ def test_if_keys_are_required_only_the_reviewer_can_verify(tmp_path: Path) -> No
         review(client, case, verdicts={"1": "accepted"})
         client.headers.update(grace)
         review(client, case, verdicts={"1": "accepted"}, missed=[MISSED])
-        asked = {"verified": "yes", "organization": "Klinikum"}
-        assert "only the reviewer's own key" in refused(client, case, 403, reviewer="ada", **asked)
+        options = {"verified": "yes", "organization": "Klinikum"}
+        assert "only the reviewer's own key" in refused(client, case, 403, reviewer="ada", **options)
         assert report(client, case, reviewer="ada").VerificationFlag == "UNVERIFIED"
         client.headers.update(ada)  # whose review is no longer the newest
-        assert report(client, case, **asked).VerifyingObserverSequence[0].VerifyingObserverName == "ada^"
+        assert report(client, case, **options).VerifyingObserverSequence[0].VerifyingObserverName == "ada^"
 
 
 def test_a_case_with_unlisted_findings_cannot_be_verified(tmp_path: Path) -> None:
     volume = read_volume([pack(tmp_path, series(chest()))])
     findings = replace(found(nodule(volume, 7, 0.9)), unlisted=3)
-    report, said = report_source(volume, findings, {}), json.dumps(result(volume, findings)).encode()
+    report, result_json = report_source(volume, findings, {}), json.dumps(result(volume, findings)).encode()
     assert report is not None
-    one = Review(reviewer="Ada", reviewed_ns=0, verdicts={1: "accepted"})
-    source = reviewed_source(report, said, review_json(one, None))
+    review_of_ada = Review(reviewer="Ada", reviewed_ns=0, verdicts={1: "accepted"})
+    source = reviewed_source(report, result_json, review_json(review_of_ada, None))
     assert dcmread(BytesIO(reviewed_report(source))).CompletionFlag == "PARTIAL"
     with pytest.raises(InvalidInputError, match="more findings reach the operating score than are listed"):
-        reviewed_source(report, said, review_json(one, "Klinikum"))
+        reviewed_source(report, result_json, review_json(review_of_ada, "Klinikum"))
 
 
 def test_an_added_nodule_is_a_circle_or_an_ellipse_if_pixels_are_not_square(client: TestClient, tmp_path: Path) -> None:
@@ -312,26 +316,26 @@ def test_the_fhir_bundle_is_valid_and_names_the_reviewer(client: TestClient, cas
     review(
         client, case, reviewer="Doe^John", verdicts={"1": "accepted"}, missed=[MISSED], note="first\nline\x07 Knötchen"
     )
-    answer = client.get(f"{case}/review/{FHIR}")
-    assert answer.status_code == 200 and answer.headers["content-type"] == "application/fhir+json"
-    assert_valid(answer.content)
-    assert answer.json() == client.get(f"{case}/review/{FHIR}").json()
+    response = client.get(f"{case}/review/{FHIR}")
+    assert response.status_code == 200 and response.headers["content-type"] == "application/fhir+json"
+    assert_valid(response.content)
+    assert response.json() == client.get(f"{case}/review/{FHIR}").json()
     structured = report(client, case)
-    (whole,) = resources(answer.content, "DiagnosticReport")
+    (whole,) = resources(response.content, "DiagnosticReport")
     assert whole["identifier"][0]["value"] == f"urn:oid:{structured.SOPInstanceUID}" and len(whole["result"]) == 2
     reader = [{"type": "Practitioner", "display": "Doe John"}]
     assert whole["status"] == "preliminary" and whole["resultsInterpreter"] == reader and "performer" not in whole
     assert "1 nodule added by the reader" in whole["conclusion"] and "first line Knötchen" in whole["conclusion"]
-    found, added = resources(answer.content, "Observation")
+    found, added = resources(response.content, "Observation")
     assert found["performer"] == added["performer"] == reader
     assert "device" in found and found["meta"] == whole["meta"] and not {"device", "meta"} & added.keys()
     assert components(added)["81827009"] == (7.5, "mm") and "111012" not in components(added)
     assert components(added)["121112"] == "urn:oid:1.2.3.13"
-    assert [one["identifier"][1]["value"] for one in (found, added)] == [
+    assert [resource["identifier"][1]["value"] for resource in (found, added)] == [
         f"urn:oid:{uid}" for _, uid in tracked(structured)
     ]
-    asked = {"verified": "yes", "organization": "Klinikum Süd"}
-    verified = client.get(f"{case}/review/{FHIR}", params=asked).content
+    options = {"verified": "yes", "organization": "Klinikum Süd"}
+    verified = client.get(f"{case}/review/{FHIR}", params=options).content
     assert_valid(verified)
     (whole,) = resources(verified, "DiagnosticReport")
     assert whole["status"] == "final" and whole["performer"] == [{"type": "Organization", "display": "Klinikum Süd"}]
@@ -339,9 +343,9 @@ def test_the_fhir_bundle_is_valid_and_names_the_reviewer(client: TestClient, cas
 
 def test_a_bundle_of_added_nodules_names_no_software(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "rejected"}, missed=[MISSED])
-    made = client.get(f"{case}/review/{FHIR}").content
-    assert_valid(made)
-    assert not resources(made, "Device") and b"AIAST" not in made and b"Practitioner" not in made
+    bundle = client.get(f"{case}/review/{FHIR}").content
+    assert_valid(bundle)
+    assert not resources(bundle, "Device") and b"AIAST" not in bundle and b"Practitioner" not in bundle
 
 
 def test_its_file_name_differs_from_that_of_the_original_report(client: TestClient, case: Case) -> None:
@@ -363,9 +367,9 @@ def test_head_checks_the_report_without_making_it(
     review(client, case, reviewer="Ada", verdicts={"1": "rejected"})
     assert client.head(f"{case}/review/{REPORT}").status_code == 409
     review(client, case, reviewer="Ada", verdicts={"1": "accepted"})
-    answer = client.head(f"{case}/review/{REPORT}")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom")
-    assert "content-length" not in answer.headers
+    response = client.head(f"{case}/review/{REPORT}")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/dicom")
+    assert "content-length" not in response.headers
 
 
 def test_the_openapi_document_has_its_media_types_and_problems(client: TestClient) -> None:
@@ -378,10 +382,10 @@ def test_the_openapi_document_has_its_media_types_and_problems(client: TestClien
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-@pytest.mark.parametrize("asked", [{}, {"verified": "yes", "organization": "Klinikum Süd"}])
-def test_dicom3tools_finds_no_errors(client: TestClient, case: Case, tmp_path: Path, asked: dict[str, str]) -> None:
+@pytest.mark.parametrize("options", [{}, {"verified": "yes", "organization": "Klinikum Süd"}])
+def test_dicom3tools_finds_no_errors(client: TestClient, case: Case, tmp_path: Path, options: dict[str, str]) -> None:
     review(client, case, reviewer="Müller^Jürgen", verdicts={"1": "accepted"}, missed=[MISSED], note="one\nnote")
-    (tmp_path / REPORT).write_bytes(client.get(f"{case}/review/{REPORT}", params=asked).content)
-    said = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
-    assert "Comprehensive3DSR" in said.stdout + said.stderr
-    assert "Error" not in said.stdout + said.stderr
+    (tmp_path / REPORT).write_bytes(client.get(f"{case}/review/{REPORT}", params=options).content)
+    completed = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
+    assert "Comprehensive3DSR" in completed.stdout + completed.stderr
+    assert "Error" not in completed.stdout + completed.stderr

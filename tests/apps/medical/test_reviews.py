@@ -35,11 +35,11 @@ def hand_in(client: TestClient, folder: Path, uid: str, study: str) -> str:
     """Submits a scan. Returns the address of its case's review."""
     tags = {"SeriesInstanceUID": uid, "StudyInstanceUID": study, "PatientName": "Doe^John", "PatientID": "4711"}
     file = pack(folder, series(chest(), **tags), f"Doe-{uid}.zip")
-    answer = client.post(
+    response = client.post(
         "/api/medical/predict", files={"files": (file.name, file.read_bytes())}, data={"patient": "yes"}
     )
-    assert answer.status_code == 200, answer.text
-    return f"/api/medical/cases/{answer.json()['case']}/review"
+    assert response.status_code == 200, response.text
+    return f"/api/medical/cases/{response.json()['case']}/review"
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for uid, study, review in zip(UIDS, ("1.2.1", "1.2.2", "1.2.2"), REVIEWS, strict=True):
             home = hand_in(client, root, uid, study)
             # An earlier review by the same reader, and an older one by another, do not count.
-            for other in (
+            for saved_review in (
                 {"reviewer": "Grace", "verdicts": {"1": "rejected"}},
                 {"verdicts": {"2": "accepted"}},
                 review,
             ):
-                assert client.put(home, json=other).status_code == 200
+                assert client.put(home, json=saved_review).status_code == 200
         yield settings.store
 
 
@@ -72,19 +72,19 @@ def rows(file: Path) -> list[list[str]]:
 
 
 def test_the_tables_have_each_finding_by_its_verdict(exported: Path) -> None:
-    one, two = ([f"{value:.1f}" for value in centre] for centre in AT_MM)
+    first, second = ([f"{value:.1f}" for value in centre] for centre in AT_MM)
     missed = [str(value) for value in MISSED["centre_lps_mm"]]  # type: ignore[attr-defined]
     assert rows(exported / "annotations.csv") == [
         ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"],
-        [UIDS[0], *one, "9.0"],
-        [UIDS[1], *one, "9.0"],
+        [UIDS[0], *first, "9.0"],
+        [UIDS[1], *first, "9.0"],
         [UIDS[1], *missed, "7.5"],
     ]
-    assert rows(exported / "annotations_excluded.csv")[1:] == [[UIDS[1], *two, "9.0"]]
+    assert rows(exported / "annotations_excluded.csv")[1:] == [[UIDS[1], *second, "9.0"]]
     assert rows(exported / "candidates.csv")[1:] == [
-        [UIDS[0], *one, "1"],
-        [UIDS[0], *two, "0"],
-        [UIDS[1], *one, "1"],
+        [UIDS[0], *first, "1"],
+        [UIDS[0], *second, "0"],
+        [UIDS[1], *first, "1"],
         [UIDS[1], *missed, "1"],
     ]
     heading, *cases = rows(exported / "cases.csv")
@@ -101,7 +101,7 @@ def test_the_scans_have_the_voxels_and_positions_of_the_store(exported: Path) ->
     assert files == [f"subset0/{UIDS[0]}.mhd", f"subset1/{UIDS[1]}.mhd"]
     scan, whole = read_image([exported / files[0]]), chest()
     for centre in AT_MM:
-        at, place = (np.rint(one.to_index_ijk(centre)).astype(int) for one in (scan, whole))
+        at, place = (np.rint(volume.to_index_ijk(centre)).astype(int) for volume in (scan, whole))
         assert scan.voxels_zyx[tuple(at[::-1])] == whole.voxels_zyx[tuple(place[::-1])] == 60
     assert scan.spacing_mm == whole.spacing_mm
     assert exported.stat().st_mode & 0o077 == 0
@@ -212,19 +212,19 @@ def test_a_scan_that_the_server_keeps_is_written_whole(
     settings = Settings(store=tmp_path / "store", device="cpu", workers=0, warm=False, hosts="testserver")
     app, out = medical_app(tmp_path), tmp_path / "out"
     for keep_inputs, uid in zip((False, True), UIDS[:2], strict=True):
-        own = settings.model_copy(update={"keep_inputs": keep_inputs})
-        with TestClient(create_app(own, {"medical": app})) as client:
+        own_settings = settings.model_copy(update={"keep_inputs": keep_inputs})
+        with TestClient(create_app(own_settings, {"medical": app})) as client:
             assert client.put(hand_in(client, tmp_path, uid, uid), json=REVIEWS[0]).status_code == 200
     assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Scans written whole, as they were analysed: 1." in told
-    assert "Scans not stored at full resolution: 1." in told and "as the viewer has them" not in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Scans written whole, as they were analysed: 1." in output
+    assert "Scans not stored at full resolution: 1." in output and "as the viewer has them" not in output
     (file,) = out.rglob("*.mhd")
-    scan, given = read_image([file]), chest()
-    assert file.stem == UIDS[1] and np.array_equal(scan.voxels_zyx, given.voxels_zyx)
-    assert np.array_equal(scan.to_lps_mm([3, 5, 7]), given.to_lps_mm([3, 5, 7]))
-    (kept,) = settings.store.rglob(".input-*")
-    content = kept.read_bytes()
+    scan, expected = read_image([file]), chest()
+    assert file.stem == UIDS[1] and np.array_equal(scan.voxels_zyx, expected.voxels_zyx)
+    assert np.array_equal(scan.to_lps_mm([3, 5, 7]), expected.to_lps_mm([3, 5, 7]))
+    (stored_input,) = settings.store.rglob(".input-*")
+    content = stored_input.read_bytes()
     assert not [word for word in ("Doe", "4711", *UIDS, "1.2.840") if word.encode() in content]
 
 
@@ -233,7 +233,7 @@ def test_a_whole_scan_is_restored_exactly(high: int) -> None:
     voxels = np.random.default_rng(high).integers(-32768, high, (3, 5, 7), np.int16, endpoint=True)
     voxels[0, 0, :4] = -32768, high, -1, 0
     turned = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-    given = CTVolume(voxels_zyx=voxels, spacing_mm=(0.7, 0.6, 1.25), origin_lps_mm=(-3.5, 2.0, 1e-3), direction=turned)
-    found = read_whole_scan(whole_scan(given))
+    volume = CTVolume(voxels_zyx=voxels, spacing_mm=(0.7, 0.6, 1.25), origin_lps_mm=(-3.5, 2.0, 1e-3), direction=turned)
+    found = read_whole_scan(whole_scan(volume))
     assert np.array_equal(found.voxels_zyx, voxels) and np.array_equal(found.direction, turned)
-    assert (found.spacing_mm, found.origin_lps_mm) == (given.spacing_mm, given.origin_lps_mm)
+    assert (found.spacing_mm, found.origin_lps_mm) == (volume.spacing_mm, volume.origin_lps_mm)

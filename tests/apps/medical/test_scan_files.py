@@ -29,15 +29,15 @@ def test_archives_of_one_patient_stay_in_one_part(tmp_path: Path):
 
 def test_a_series_in_several_folders_is_one_scan(tmp_path: Path):
     """As some PACS export it, with a fixed number of files per folder."""
-    made = chest()
-    for number, (name, content) in enumerate(sorted(series(made, PatientID="p3").items())):
+    volume = chest()
+    for number, (name, content) in enumerate(sorted(series(volume, PatientID="p3").items())):
         home = tmp_path / "ct" / "p3" / f"DIR{number // 8}"
         home.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(content)
     found = find_scans(tmp_path / "ct")
     assert {"1.2.3", "p3", "p3/DIR0", "DIR2"} <= found.keys() and len({*found.values()}) == 1
     scan = found["1.2.3"]
-    assert np.array_equal(scan.read().voxels_zyx, made.voxels_zyx)
+    assert np.array_equal(scan.read().voxels_zyx, volume.voxels_zyx)
     before = pack_name(scan, ChestInput())
     (tmp_path / "ct" / "p3" / "DIR2" / "new").write_bytes(b"")
     assert pack_name(scan, ChestInput()) != before

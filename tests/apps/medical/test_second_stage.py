@@ -113,8 +113,8 @@ def test_cropping_the_ends_excludes_nodules_that_are_cut_in_two():
         assert 0 < first < last < whole
         assert np.array_equal(short.volume.voxels_zyx, scan.voxels_zyx[first:last])
         radius = 3.0 / scan.spacing_mm[2]
-        for kept, low, high in ((short.nodules, radius, radius), (short.excluded, -radius, -radius)):
-            slices = short.volume.to_index_ijk(np.array([n.centre_lps_mm for n in kept]))[:, 2]
+        for marks, low, high in ((short.nodules, radius, radius), (short.excluded, -radius, -radius)):
+            slices = short.volume.to_index_ijk(np.array([n.centre_lps_mm for n in marks]))[:, 2]
             assert len(slices) and slices.min() > low and slices.max() < short.volume.size_ijk[2] - 1 - high
         assert not set(short.nodules) & set(short.excluded)
 
@@ -190,9 +190,9 @@ def test_patches_are_shifted_only_in_training():
 def test_the_area_under_the_curve_counts_ties_half():
     scores = CandidateScores([1.0, 0.0, 0.0, -1.0], [1.0, 1.0, 0.0, 0.0])
     assert scores.summary()["auc"] == pytest.approx(0.875)
-    other = CandidateScores()
-    other.merge(scores)
-    assert other.summary() == scores.summary()
+    merged = CandidateScores()
+    merged.merge(scores)
+    assert merged.summary() == scores.summary()
     assert CandidateScores([1.0], [1.0]).summary()["auc"] == 0.5
 
 
@@ -228,19 +228,19 @@ def test_a_second_stage_is_only_used_with_the_detector_it_was_trained_on(tmp_pat
             assert predictor.second_stage is None and predictor.operating_score != 0.25
     alone = NodulePredictor.load([shipped_one], "cpu")
     assert alone.second_stage is None and NAME not in alone.programs
-    said = add_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
-    assert said["versions"] == {one.manifest.name: one.manifest.version for one in shipped(app)}
+    answered = add_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
+    assert answered["versions"] == {artifact.manifest.name: artifact.manifest.version for artifact in shipped(app)}
     with pytest.raises(InvalidInputError, match="name its artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")
 
 
 def test_a_detector_is_scored_with_the_second_stage_trained_on_its_marks(tmp_path):
     detector, second = shipped(app)
-    assert [one.path for one in app.served_with(detector)] == [second.path]
+    assert [artifact.path for artifact in app.served_with(detector)] == [second.path]
     assert list(app.served_with(second)) == []
     folder = tmp_path / "lung_nodules" / "3"
     shutil.copytree(detector.path, folder)
-    assert [one.path for one in app.served_with(open_artifact(folder))] == [second.path]
+    assert [artifact.path for artifact in app.served_with(open_artifact(folder))] == [second.path]
     with_other_weights(folder)
     assert list(app.served_with(open_artifact(folder))) == []
 

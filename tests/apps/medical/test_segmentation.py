@@ -44,19 +44,19 @@ def volume(tmp_path) -> CTVolume:
     return read_volume([pack(tmp_path, series(chest(), **FRAME))])
 
 
-def nodule(volume: CTVolume, low: tuple[int, int, int] = (20, 12, 6), score: float = 0.9, **more: object) -> Nodule:
+def nodule(volume: CTVolume, low: tuple[int, int, int] = (20, 12, 6), score: float = 0.9, **fields: object) -> Nodule:
     """A nodule with a random mask in a box of 5 by 7 by 3 voxels, which reaches all sides of the box."""
     mask = np.random.default_rng(low).random((5, 7, 3)) < 0.6
     mask[0, 0, 0] = mask[-1, -1, -1] = True
-    return of_mask(volume, mask, low, score, **more)
+    return of_mask(volume, mask, low, score, **fields)
 
 
-def of_mask(volume: CTVolume, mask: np.ndarray, low: tuple[int, int, int], score: float, **more: object) -> Nodule:
+def of_mask(volume: CTVolume, mask: np.ndarray, low: tuple[int, int, int], score: float, **fields: object) -> Nodule:
     ends = volume.to_lps_mm([np.array(low) - 0.5, np.array(low) + mask.shape - 0.5])
     box = (*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist())
     piece = Piece(low_ijk=low, size_ijk=mask.shape, bits=np.packbits(mask).tobytes())
-    given = {"centre_lps_mm": tuple(ends.mean(axis=0).tolist()), "mean_diameter_mm": 10.0, "score": score}
-    return Nodule(**{**given, "box_lps_mm": box, "axes_mm": (12.0, 8.0), "piece": piece, **more})
+    defaults = {"centre_lps_mm": tuple(ends.mean(axis=0).tolist()), "mean_diameter_mm": 10.0, "score": score}
+    return Nodule(**{**defaults, "box_lps_mm": box, "axes_mm": (12.0, 8.0), "piece": piece, **fields})
 
 
 def written(volume: CTVolume, findings: Findings) -> bytes:
@@ -75,14 +75,14 @@ def test_no_identifier_is_logged(volume, caplog):
     assert caplog.text == ""
 
 
-def places_mm(made: hd.seg.Segmentation, segment: int) -> np.ndarray:
+def places_mm(segmentation: hd.seg.Segmentation, segment: int) -> np.ndarray:
     """The centres (n, 3) of a segment's voxels in LPS, by the frames' own positions."""
-    (shared,) = made.SharedFunctionalGroupsSequence
+    (shared,) = segmentation.SharedFunctionalGroupsSequence
     across, down = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
     step_down, step_across = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
-    pixels = made.pixel_array.reshape(-1, made.Rows, made.Columns)
+    pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
     centres = []
-    for frame, own in zip(pixels, made.PerFrameFunctionalGroupsSequence, strict=True):
+    for frame, own in zip(pixels, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
         if own.FrameContentSequence[0].DimensionIndexValues[0] == segment:
             j, i = np.nonzero(frame)
             first = np.array(own.PlanePositionSequence[0].ImagePositionPatient, float)
@@ -90,8 +90,8 @@ def places_mm(made: hd.seg.Segmentation, segment: int) -> np.ndarray:
     return np.concatenate(centres)
 
 
-def expected_mm(volume: CTVolume, one: Nodule) -> np.ndarray:
-    return volume.to_lps_mm(np.argwhere(one.piece.mask_ijk) + one.piece.low_ijk)
+def expected_mm(volume: CTVolume, measured: Nodule) -> np.ndarray:
+    return volume.to_lps_mm(np.argwhere(measured.piece.mask_ijk) + measured.piece.low_ijk)
 
 
 def by_place(points: np.ndarray) -> np.ndarray:
@@ -99,37 +99,37 @@ def by_place(points: np.ndarray) -> np.ndarray:
     return points[np.lexsort(points.T)]
 
 
-def same_places(made: hd.seg.Segmentation, volume: CTVolume, *nodules: Nodule) -> None:
-    for segment, one in enumerate(nodules, start=1):
-        there, wanted = by_place(places_mm(made, segment)), by_place(expected_mm(volume, one))
-        assert there.shape == wanted.shape
-        assert there == pytest.approx(wanted, abs=0.01)
+def same_places(segmentation: hd.seg.Segmentation, volume: CTVolume, *nodules: Nodule) -> None:
+    for segment, nodule in enumerate(nodules, start=1):
+        found_mm, expected = by_place(places_mm(segmentation, segment)), by_place(expected_mm(volume, nodule))
+        assert found_mm.shape == expected.shape
+        assert found_mm == pytest.approx(expected, abs=0.01)
 
 
 def test_a_segment_is_a_finding_of_the_report_with_its_identifiers(volume):
     findings = found(nodule(volume), nodule(volume, (60, 40, 12), 0.7), nodule(volume, (70, 40, 3), 0.2))
-    made = read(written(volume, findings))
+    segmentation = read(written(volume, findings))
     report = dcmread(BytesIO(structured_report(report_source(volume, findings, {"lung_nodules": 6}))))
-    assert made.SegmentationType == "BINARY" and made.SegmentsOverlap == "NO"
-    described = [made.get_segment_description(number) for number in made.segment_numbers]
-    assert [one.tracking_uid for one in described] == [group.tracking_uid for group in groups(report)]
-    assert [one.tracking_id for one in described] == ["Finding 1", "Finding 2"]
-    for one in described:
-        assert one.segmented_property_category.meaning == "Morphologically Abnormal Structure"
-        assert one.segmented_property_type == groups(report)[0].finding_type
-        assert one.algorithm_type == hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC
-        assert (one.algorithm_identification.name, one.algorithm_identification.version) == (
+    assert segmentation.SegmentationType == "BINARY" and segmentation.SegmentsOverlap == "NO"
+    described = [segmentation.get_segment_description(number) for number in segmentation.segment_numbers]
+    assert [segment.tracking_uid for segment in described] == [group.tracking_uid for group in groups(report)]
+    assert [segment.tracking_id for segment in described] == ["Finding 1", "Finding 2"]
+    for description in described:
+        assert description.segmented_property_category.meaning == "Morphologically Abnormal Structure"
+        assert description.segmented_property_type == groups(report)[0].finding_type
+        assert description.algorithm_type == hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC
+        assert (description.algorithm_identification.name, description.algorithm_identification.version) == (
             "Trivium lung nodules",
             "lung_nodules 6",
         )
-    assert made.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
-    assert made.FrameOfReferenceUID == volume.identifiers["FrameOfReferenceUID"]
-    assert made.SeriesInstanceUID not in (volume.identifiers["SeriesInstanceUID"], report.SeriesInstanceUID)
-    same_places(made, volume, *findings.nodules[:2])
-    assert made.number_of_frames == 6
+    assert segmentation.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
+    assert segmentation.FrameOfReferenceUID == volume.identifiers["FrameOfReferenceUID"]
+    assert segmentation.SeriesInstanceUID not in (volume.identifiers["SeriesInstanceUID"], report.SeriesInstanceUID)
+    same_places(segmentation, volume, *findings.nodules[:2])
+    assert segmentation.number_of_frames == 6
     # Each frame references its source image, by which highdicom combines them.
     images = [volume.images[k].sop_instance_uid for k in range(6, 9)]
-    planes = made.get_pixels_by_source_instance(images, segment_numbers=[1])
+    planes = segmentation.get_pixels_by_source_instance(images, segment_numbers=[1])
     assert planes.sum() == findings.nodules[0].piece.voxels
     assert (planes[..., 0].transpose(2, 1, 0)[20:25, 12:19] == findings.nodules[0].piece.mask_ijk).all()
 
@@ -159,14 +159,16 @@ def test_frames_have_the_positions_of_the_scans_images(tmp_path, direction):
 def test_files_in_reversed_order_change_nothing(tmp_path):
     scan = chest()
     slices = [dicom_slice(scan, k, **FRAME, InstanceNumber=k + 1) for k in range(20)]
-    one, other = tmp_path / "up", tmp_path / "down"
-    for folder, ordered in ((one, slices), (other, slices[::-1])):
+    upwards, downwards = tmp_path / "up", tmp_path / "down"
+    for folder, ordered in ((upwards, slices), (downwards, slices[::-1])):
         folder.mkdir()
         for number, content in enumerate(ordered):
             (folder / f"{number:03}.dcm").write_bytes(content)
-    made = [read(written(volume, found(nodule(volume)))) for volume in (read_volume([one]), read_volume([other]))]
-    assert made[0].SeriesInstanceUID == made[1].SeriesInstanceUID
-    same_places(made[1], read_volume([one]), nodule(read_volume([one])))
+    segmentations = [
+        read(written(volume, found(nodule(volume)))) for volume in (read_volume([upwards]), read_volume([downwards]))
+    ]
+    assert segmentations[0].SeriesInstanceUID == segmentations[1].SeriesInstanceUID
+    same_places(segmentations[1], read_volume([upwards]), nodule(read_volume([upwards])))
 
 
 def test_frames_of_an_enhanced_ct_are_referenced(tmp_path):
@@ -175,11 +177,11 @@ def test_frames_of_an_enhanced_ct_are_referenced(tmp_path):
     image.save_as(tmp_path / "enhanced.dcm")
     volume = read_volume([tmp_path / "enhanced.dcm"])
     findings = found(nodule(volume), nodule(volume, (60, 40, 12), 0.7))
-    made = read(written(volume, findings))
-    same_places(made, volume, *findings.nodules)
+    segmentation = read(written(volume, findings))
+    same_places(segmentation, volume, *findings.nodules)
     frames = {
         own.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
-        for own in made.PerFrameFunctionalGroupsSequence
+        for own in segmentation.PerFrameFunctionalGroupsSequence
     }
     assert frames == {volume.images[k].instance_number for k in (6, 7, 8, 12, 13, 14)}
     # highdicom does not support frames outside the volume, a second file, or another class.
@@ -190,9 +192,9 @@ def test_frames_of_an_enhanced_ct_are_referenced(tmp_path):
 
 def test_findings_that_overlap_keep_all_their_voxels(volume, tmp_path):
     findings = found(nodule(volume), nodule(volume, (22, 14, 7), 0.8))
-    made = read(written(volume, findings))
-    assert made.SegmentsOverlap == "YES"
-    same_places(made, volume, *findings.nodules)
+    segmentation = read(written(volume, findings))
+    assert segmentation.SegmentsOverlap == "YES"
+    same_places(segmentation, volume, *findings.nodules)
     labels = SimpleITK.GetArrayFromImage(image_of(findings, volume, tmp_path / LABELS))
     assert (labels == 1).sum() == findings.nodules[0].piece.voxels  # the higher score wins where they overlap
     assert 0 < (labels == 2).sum() < findings.nodules[1].piece.voxels
@@ -209,10 +211,10 @@ def test_frames_whose_pixels_do_not_fill_bytes_are_packed_together(tmp_path):
 def test_a_finding_that_could_not_be_measured_has_no_segment(volume):
     unmeasured = replace(nodule(volume), piece=None, axes_mm=None)
     findings = found(unmeasured, nodule(volume, (60, 40, 12), 0.7))
-    made = read(written(volume, findings))
-    (described,) = [made.get_segment_description(number) for number in made.segment_numbers]
+    segmentation = read(written(volume, findings))
+    (described,) = [segmentation.get_segment_description(number) for number in segmentation.segment_numbers]
     assert described.tracking_id == "Finding 2"
-    same_places(made, volume, findings.nodules[1])
+    same_places(segmentation, volume, findings.nodules[1])
     assert not can_be_segmented(volume, found(unmeasured, nodule(volume, score=0.2)))
     assert pieces_source(volume, found(unmeasured)) is None
 
@@ -232,23 +234,23 @@ def test_there_is_no_segmentation_of_single_images_of_another_class(volume, sop_
 
 def test_the_patient_is_named_only_on_request(tmp_path):
     scan = pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **FRAME, **WHO))
-    for asked, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
-        volume = read_volume([scan], patient=asked)
+    for is_named, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
+        volume = read_volume([scan], patient=is_named)
         content = written(volume, found(nodule(volume)))
         assert {keyword: str(read(content).get(keyword) or "") for keyword in WHO} == expected
-        assert (WHO["PatientID"].encode() in content) is asked
+        assert (WHO["PatientID"].encode() in content) is is_named
         assert WHO["PatientID"].encode() not in pieces_source(volume, found(nodule(volume)))
 
 
 def test_only_equal_findings_share_a_series(volume):
     weak = nodule(volume, (60, 40, 12), 0.2)
-    first, again, other = (
+    first, with_weak, moved = (
         read(written(volume, found(*nodules)))
         for nodules in ([nodule(volume)], [nodule(volume), weak], [nodule(volume, (20, 12, 7))])
     )
-    assert first.SeriesInstanceUID == again.SeriesInstanceUID != other.SeriesInstanceUID
-    assert first.SOPInstanceUID != other.SOPInstanceUID
-    uids = [one.DimensionOrganizationSequence[0].DimensionOrganizationUID for one in (first, again)]
+    assert first.SeriesInstanceUID == with_weak.SeriesInstanceUID != moved.SeriesInstanceUID
+    assert first.SOPInstanceUID != moved.SOPInstanceUID
+    uids = [dataset.DimensionOrganizationSequence[0].DimensionOrganizationUID for dataset in (first, with_weak)]
     assert uids[0] == uids[1] == first.DimensionIndexSequence[1].DimensionOrganizationUID
 
 
@@ -256,7 +258,7 @@ LOST = {"LossyImageCompression": "01", "LossyImageCompressionRatio": ["4.5", "12
 
 
 @pytest.mark.parametrize(
-    ("tags", "stated"),
+    ("tags", "expected"),
     [
         ({}, ["00", None, None]),
         ({"LossyImageCompression": "00", "LossyImageCompressionMethod": "ISO_15444_1"}, ["00", None, None]),
@@ -264,14 +266,14 @@ LOST = {"LossyImageCompression": "01", "LossyImageCompressionRatio": ["4.5", "12
         ({"LossyImageCompression": "01"}, ["01", None, None]),
     ],
 )
-def test_lossy_compression_of_the_ct_is_stated_in_both_files(tmp_path, tags, stated):
+def test_lossy_compression_of_the_ct_is_stated_in_both_files(tmp_path, tags, expected):
     scan = read_volume([pack(tmp_path, series(chest(), **FRAME, **tags))])
     findings = found(nodule(scan))
-    made = read(written(scan, findings))
+    segmentation = read(written(scan, findings))
     keywords = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-    assert [made.get(keyword) for keyword in keywords] == stated
+    assert [segmentation.get(keyword) for keyword in keywords] == expected
     report = structured_report(report_source(scan, findings, {}))
-    assert (b"images were lossy compressed" in report) is (stated[0] == "01")
+    assert (b"images were lossy compressed" in report) is (expected[0] == "01")
 
 
 def test_the_file_is_reproducible(volume):
@@ -291,9 +293,9 @@ def test_dicom3tools_finds_no_errors(tmp_path, multi):
     volume = read_volume([scan], patient=True)
     for name, nodules in (("one", [nodule(volume)]), ("two", [nodule(volume), nodule(volume, (22, 14, 7), 0.8)])):
         (tmp_path / name).write_bytes(written(volume, found(*nodules)))
-        said = subprocess.run(["dciodvfy", str(tmp_path / name)], capture_output=True, text=True, timeout=60)
-        assert "Segmentation" in said.stdout + said.stderr
-        assert "Error" not in said.stdout + said.stderr
+        completed = subprocess.run(["dciodvfy", str(tmp_path / name)], capture_output=True, text=True, timeout=60)
+        assert "Segmentation" in completed.stdout + completed.stderr
+        assert "Error" not in completed.stdout + completed.stderr
 
 
 def image_of(findings: Findings, volume: CTVolume, path: Path) -> SimpleITK.Image:
@@ -312,13 +314,13 @@ def test_labels_are_ranks_in_the_scan_s_own_grid(tmp_path, direction):
     volume = read_volume([tmp_path / "scan.nii.gz"])
     findings = found(nodule(volume), replace(nodule(volume), piece=None), nodule(volume, (60, 40, 12), 0.2))
     image = image_of(findings, volume, tmp_path / LABELS)
-    given = SimpleITK.ReadImage(str(tmp_path / "scan.nii.gz"))
-    assert image.GetSize() == given.GetSize() and image.GetSpacing() == given.GetSpacing()
-    assert image.GetDirection() == given.GetDirection() and image.GetOrigin() == given.GetOrigin()
+    scan_image = SimpleITK.ReadImage(str(tmp_path / "scan.nii.gz"))
+    assert image.GetSize() == scan_image.GetSize() and image.GetSpacing() == scan_image.GetSpacing()
+    assert image.GetDirection() == scan_image.GetDirection() and image.GetOrigin() == scan_image.GetOrigin()
     for rank in (1, 3):
         k, j, i = np.nonzero(SimpleITK.GetArrayFromImage(image) == rank)
-        there = [image.TransformIndexToPhysicalPoint(list(map(int, at))) for at in zip(i, j, k, strict=True)]
-        assert by_place(np.array(there)) == pytest.approx(
+        places_lps_mm = [image.TransformIndexToPhysicalPoint(list(map(int, at))) for at in zip(i, j, k, strict=True)]
+        assert by_place(np.array(places_lps_mm)) == pytest.approx(
             by_place(expected_mm(volume, findings.nodules[rank - 1])), abs=0.01
         )
     read_back = nibabel.load(tmp_path / LABELS)
@@ -337,11 +339,11 @@ def test_a_mask_refers_to_the_voxels_of_the_scan_as_provided(order, signs):
     mask = np.random.default_rng(0).random((2, 3, 4)) < 0.5
     handed_in = stored(scan, order, signs)
     piece = stored_piece(handed_in, mask, (2, 3, 1))
-    wanted = reorient_to_lps(handed_in).voxels_zyx.transpose(2, 1, 0)[2:4, 3:6, 1:5][mask]
+    expected = reorient_to_lps(handed_in).voxels_zyx.transpose(2, 1, 0)[2:4, 3:6, 1:5][mask]
     part = handed_in.voxels_zyx.transpose(2, 1, 0)[
         tuple(slice(a, a + n) for a, n in zip(piece.low_ijk, piece.size_ijk, strict=True))
     ]
-    assert sorted(part[piece.mask_ijk]) == sorted(wanted)
+    assert sorted(part[piece.mask_ijk]) == sorted(expected)
     assert piece.voxels == mask.sum()
 
 
@@ -375,18 +377,20 @@ def test_a_scans_findings_have_masks_and_files(untrained: NodulePredictor, tmp_p
     findings = replace(findings, operating_score=findings.nodules[4].score)
     response = make_all_files(codec.encode(decoded, [findings]), codec)
     listed = response.result["findings"]
-    pieces = [one.piece for one in findings.nodules]
+    pieces = [nodule.piece for nodule in findings.nodules]
     assert any(pieces[:5])
-    for one, shown, piece in zip(findings.nodules, listed, pieces, strict=True):
+    for nodule, shown, piece in zip(findings.nodules, listed, pieces, strict=True):
         if piece is None:
             assert shown["volume_mm3"] is None
             continue
         assert shown["volume_mm3"] == pytest.approx(piece.voxels * 45.0)
-        places = expected_mm(volume, one)
+        places = expected_mm(volume, nodule)
         half = np.array([1.5, 1.5, 2.5])
-        assert [*(places.min(axis=0) - half), *(places.max(axis=0) + half)] == pytest.approx(one.box_lps_mm, abs=1e-6)
-    made = read(response.files[SEGMENTATION])
-    same_places(made, volume, *[one for one in findings.nodules[:5] if one.piece])
+        assert [*(places.min(axis=0) - half), *(places.max(axis=0) + half)] == pytest.approx(
+            nodule.box_lps_mm, abs=1e-6
+        )
+    segmentation = read(response.files[SEGMENTATION])
+    same_places(segmentation, volume, *[nodule for nodule in findings.nodules[:5] if nodule.piece])
     assert nibabel.Nifti1Image.from_bytes(gzip.decompress(response.files[LABELS])).shape == (100, 80, 20)
     plain = codec.encode(replace(decoded, inputs=(chest(),)), [findings]).later.files
     assert LABELS in plain and SEGMENTATION not in plain

@@ -25,8 +25,11 @@ def nodule_at(volume: CTVolume, k: int) -> Nodule:
 
 
 def found_at(volume: CTVolume, k: int) -> dict:
-    said = result(volume, found(nodule_at(volume, k)))
-    return said["findings"][0] | {"numbers": said["volume"]["instance_numbers"], "source": said["volume"]["source"]}
+    content = result(volume, found(nodule_at(volume, k)))
+    return content["findings"][0] | {
+        "numbers": content["volume"]["instance_numbers"],
+        "source": content["volume"]["source"],
+    }
 
 
 def thin(spacing: float, count: int = 12) -> CTVolume:
@@ -41,17 +44,17 @@ def members(prefix: str, volume: CTVolume, **tags: object) -> dict[str, bytes]:
 @pytest.mark.parametrize("rows_down", [1, -1], ids=["feet to head", "head to feet"])
 @pytest.mark.parametrize("first", [1, 201])
 def test_a_finding_names_its_image(tmp_path, rows_down, first):
-    made = chest()
+    scan = chest()
     if rows_down < 0:
         # With rows from back to front the normal points to the feet.
-        made = CTVolume(
-            voxels_zyx=made.voxels_zyx[::-1, ::-1].copy(),
-            spacing_mm=made.spacing_mm,
-            origin_lps_mm=tuple(made.to_lps_mm([0, 79, 19])),
+        scan = CTVolume(
+            voxels_zyx=scan.voxels_zyx[::-1, ::-1].copy(),
+            spacing_mm=scan.spacing_mm,
+            origin_lps_mm=tuple(scan.to_lps_mm([0, 79, 19])),
             direction=np.diag([1.0, -1.0, -1.0]),
         )
     slices = {
-        f"I{(7 * k) % 23}": dicom_slice(made, k, InstanceNumber=first + (3 * k) % 20, SOPInstanceUID=f"1.2.3.{k + 50}")
+        f"I{(7 * k) % 23}": dicom_slice(scan, k, InstanceNumber=first + (3 * k) % 20, SOPInstanceUID=f"1.2.3.{k + 50}")
         for k in range(20)
     }
     archive = pack(tmp_path, slices)
@@ -89,21 +92,26 @@ def test_instance_numbers_that_are_not_unique_are_not_displayed(tmp_path, number
 
 
 @pytest.mark.parametrize("step", [1, -1])
-@pytest.mark.parametrize(("kept", "said"), [(1, False), (2, True), (3, True)])
-def test_a_remark_says_that_slices_are_missing_if_numbers_are_skipped_throughout(tmp_path, step, kept, said):
+@pytest.mark.parametrize(("step_kept", "has_remark"), [(1, False), (2, True), (3, True)])
+def test_a_remark_says_that_slices_are_missing_if_numbers_are_skipped_throughout(tmp_path, step, step_kept, has_remark):
     scan = chest()
-    spread = replace(scan, voxels_zyx=scan.voxels_zyx[::kept], spacing_mm=(3.0, 3.0, 5.0 * kept))
-    made = {f"{k}": dicom_slice(spread, k, InstanceNumber=61 + step * kept * k) for k in range(len(spread.voxels_zyx))}
-    remarks = " ".join(read_volume([pack(tmp_path, made)]).remarks)
-    assert ("Slices are missing" in remarks) is said
-    if said:
-        assert f"which is {kept * (len(made) - 1) + 1} images" in remarks and f"{len(made)} were provided" in remarks
+    spread = replace(scan, voxels_zyx=scan.voxels_zyx[::step_kept], spacing_mm=(3.0, 3.0, 5.0 * step_kept))
+    slices = {
+        f"{k}": dicom_slice(spread, k, InstanceNumber=61 + step * step_kept * k) for k in range(len(spread.voxels_zyx))
+    }
+    remarks = " ".join(read_volume([pack(tmp_path, slices)]).remarks)
+    assert ("Slices are missing" in remarks) is has_remark
+    if has_remark:
+        assert (
+            f"which is {step_kept * (len(slices) - 1) + 1} images" in remarks
+            and f"{len(slices)} were provided" in remarks
+        )
 
 
 @pytest.mark.parametrize("numbers", [[1, 2, 4, 5], [2, 4, 3, 7], [5, 5, 5, 5], [2, 4, None, 8]])
 def test_a_single_skipped_number_or_unordered_numbers_give_no_remark(tmp_path, numbers):
-    made = {f"{k}": dicom_slice(chest(), k, InstanceNumber=number) for k, number in enumerate(numbers)}
-    assert "Slices are missing" not in " ".join(read_volume([pack(tmp_path, made)]).remarks)
+    slices = {f"{k}": dicom_slice(chest(), k, InstanceNumber=number) for k, number in enumerate(numbers)}
+    assert "Slices are missing" not in " ".join(read_volume([pack(tmp_path, slices)]).remarks)
 
 
 def test_other_sources_count_slices_in_their_own_order():
@@ -146,25 +154,25 @@ def test_the_thin_series_with_a_lung_kernel_is_read_and_named(tmp_path):
     assert result(volume, found(searched=False))["remarks"][0] == remark
     doubled = everything | {f"again/{name}": content for name, content in everything.items()}
     assert read_volume([pack(tmp_path, doubled)]).remarks == (remark,)
-    asked = read_volume([pack(tmp_path, everything)], series="2")
-    assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
-    assert asked.remarks[0].startswith("Several series were provided, and one was requested. Read: series 2 (CT, 5 mm")
+    chosen = read_volume([pack(tmp_path, everything)], series="2")
+    assert chosen.identifiers["SeriesInstanceUID"] == "1.7" and chosen.spacing_mm[2] == pytest.approx(5.0)
+    assert chosen.remarks[0].startswith("Several series were provided, and one was requested. Read: series 2 (CT, 5 mm")
     with pytest.raises(InvalidInputError, match="not in axial slices"):
         read_volume([pack(tmp_path, everything)], series="7")
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("changes", "words"),
     [
         ({"ConvolutionKernel": "B60f"}, "2 series: series 4 .CT, 1 mm, kernel B70f, 12 images.; series 5 .*B60f"),
         ({"StudyInstanceUID": "1.4"}, "2 series of several studies"),
         ({"PatientID": "other", "SliceThickness": 9}, "2 series of several patients"),
     ],
 )
-def test_if_the_choice_is_ambiguous_the_series_must_be_named(tmp_path, other, words):
-    one = {"ConvolutionKernel": "B70f", "PatientID": "one", "SliceThickness": 1}
-    both = members("a", thin(1.0), **one) | members(
-        "b", thin(1.0), **(one | {"SeriesInstanceUID": "1.9", "SeriesNumber": 5} | other)
+def test_if_the_choice_is_ambiguous_the_series_must_be_named(tmp_path, changes, words):
+    tags = {"ConvolutionKernel": "B70f", "PatientID": "one", "SliceThickness": 1}
+    both = members("a", thin(1.0), **tags) | members(
+        "b", thin(1.0), **(tags | {"SeriesInstanceUID": "1.9", "SeriesNumber": 5} | changes)
     )
     with pytest.raises(InvalidInputError, match=words):
         read_volume([pack(tmp_path, both)])
@@ -172,12 +180,12 @@ def test_if_the_choice_is_ambiguous_the_series_must_be_named(tmp_path, other, wo
 
 
 @pytest.mark.parametrize(
-    ("taken", "left"),
+    ("kernel_read", "other_kernel"),
     [("Br59d", "Br40d"), ("Br64f", "Br49"), ("Hr60", "Hr40"), ("Bl57", "Br59"), ("LUNG", "BONEPLUS")],
 )
-def test_a_lung_kernel_is_preferred_or_else_a_sharp_one(tmp_path, taken, left):
-    both = members("a", thin(1.0), SeriesNumber=5, SeriesInstanceUID="1.9", ConvolutionKernel=taken)
-    both |= members("b", thin(1.0), ConvolutionKernel=left)
+def test_a_lung_kernel_is_preferred_or_else_a_sharp_one(tmp_path, kernel_read, other_kernel):
+    both = members("a", thin(1.0), SeriesNumber=5, SeriesInstanceUID="1.9", ConvolutionKernel=kernel_read)
+    both |= members("b", thin(1.0), ConvolutionKernel=other_kernel)
     assert read_volume([pack(tmp_path, both)]).identifiers["SeriesInstanceUID"] == "1.9"
 
 
@@ -221,8 +229,8 @@ def test_a_screenshot_in_the_series_is_left_out_with_a_remark(tmp_path):
 
 def of_kind(number: int, count: int = 10, **tags: object) -> dict[str, bytes]:
     uid = f"1.2.{number}"
-    made = [dicom_slice(chest(), k, SeriesInstanceUID=uid, SeriesNumber=number, **tags) for k in range(count)]
-    return {f"{number}/{k}": content for k, content in enumerate(made)}
+    contents = [dicom_slice(chest(), k, SeriesInstanceUID=uid, SeriesNumber=number, **tags) for k in range(count)]
+    return {f"{number}/{k}": content for k, content in enumerate(contents)}
 
 
 def dose_report() -> dict[str, bytes]:
@@ -240,7 +248,7 @@ CORONAL, SCREEN = [1, 0, 0, 0, 0, -1], "1.2.840.10008.5.1.4.1.1.7"
 
 
 @pytest.mark.parametrize(
-    ("held", "words"),
+    ("study", "words"),
     [
         (of_kind(1, 4, ImageType=SCOUT), "series 1 (CT, 4 images), scouts"),
         (
@@ -257,43 +265,43 @@ CORONAL, SCREEN = [1, 0, 0, 0, 0, -1], "1.2.840.10008.5.1.4.1.1.7"
         ),
     ],
 )
-def test_the_error_about_a_study_without_a_ct_volume_lists_its_contents(tmp_path, held, words):
-    with pytest.raises(InvalidInputError) as refused:
-        read_volume([pack(tmp_path, held)])
-    said = f"scan.zip holds no chest CT in axial slices, but {words}. Provide the axial series of the CT"
-    assert str(refused.value) == said
-    assert read_volume([pack(tmp_path, held | of_kind(20, 20))]).size_ijk[2] == 20
+def test_the_error_about_a_study_without_a_ct_volume_lists_its_contents(tmp_path, study, words):
+    with pytest.raises(InvalidInputError) as raised:
+        read_volume([pack(tmp_path, study)])
+    message = f"scan.zip holds no chest CT in axial slices, but {words}. Provide the axial series of the CT"
+    assert str(raised.value) == message
+    assert read_volume([pack(tmp_path, study | of_kind(20, 20))]).size_ijk[2] == 20
 
 
 @pytest.mark.parametrize("kind", ["MIP", "MIP THICK", "CSA MIP", "MINIP", "PROJECTION IMAGE", "MAXIMUM"])
-@pytest.mark.parametrize("asked", [None, "8"], ids=["alone", "named"])
-def test_a_projection_is_refused(tmp_path, kind, asked):
+@pytest.mark.parametrize("series_option", [None, "8"], ids=["alone", "named"])
+def test_a_projection_is_refused(tmp_path, kind, series_option):
     """In a maximum intensity projection vessels look like nodules, and sizes cannot be measured."""
-    beside = {} if asked is None else of_kind(1)
-    held = of_kind(8, ImageType=["DERIVED", "SECONDARY", "AXIAL", kind]) | beside | dose_report()
+    other_series = {} if series_option is None else of_kind(1)
+    study = of_kind(8, ImageType=["DERIVED", "SECONDARY", "AXIAL", kind]) | other_series | dose_report()
     with pytest.raises(InvalidInputError, match=rf"series 8 \(CT, 10 images\) is a projection \(ImageType {kind}\)"):
-        read_volume([pack(tmp_path, held)], series=asked)
+        read_volume([pack(tmp_path, study)], series=series_option)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("MPR", True), ("REFORMATTED", True), ("AVERAGE", False)])
-def test_a_reformatted_series_has_a_remark(tmp_path, kind, said):
+@pytest.mark.parametrize(("kind", "has_remark"), [("MPR", True), ("REFORMATTED", True), ("AVERAGE", False)])
+def test_a_reformatted_series_has_a_remark(tmp_path, kind, has_remark):
     (*remarks,) = read_volume([pack(tmp_path, of_kind(8, ImageType=["DERIVED", "SECONDARY", kind]))]).remarks
     sentence = f"The series was reformatted from another (ImageType {kind}). If you have the original, provide it."
-    assert remarks == ([sentence] if said else [])
+    assert remarks == ([sentence] if has_remark else [])
 
 
 @pytest.mark.parametrize(
-    ("thickness", "apart", "said"),
+    ("thickness", "apart", "has_remark"),
     [(10, 1.0, True), (3, 1.5, True), (5, 5.0, False), (2, 1.0, False), (None, 1.0, False)],
 )
-def test_thick_overlapping_images_have_a_remark(tmp_path, thickness, apart, said):
+def test_thick_overlapping_images_have_a_remark(tmp_path, thickness, apart, has_remark):
     """Slab averages may be spaced like thin slices; thin slices may be marked AVERAGE too."""
-    held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"])
+    study = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"])
     if thickness is not None:
-        held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"], SliceThickness=thickness)
-    (*remarks,) = read_volume([pack(tmp_path, held)]).remarks
+        study = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"], SliceThickness=thickness)
+    (*remarks,) = read_volume([pack(tmp_path, study)]).remarks
     sentence = f"Images are {thickness} mm thick (SliceThickness) and {apart:g} mm apart: nodules smaller "
-    assert [remark.startswith(sentence) for remark in remarks] == ([True] if said else [])
+    assert [remark.startswith(sentence) for remark in remarks] == ([True] if has_remark else [])
 
 
 def test_the_error_about_a_folder_with_only_reports_says_so(tmp_path):
@@ -308,25 +316,25 @@ def test_a_number_shared_by_two_series_is_ambiguous(tmp_path):
 
 
 def test_padding_pixels_become_air(tmp_path):
-    made = chest()
-    marked = made.voxels_zyx.astype(np.int32) + 1024
+    scan = chest()
+    marked = scan.voxels_zyx.astype(np.int32) + 1024
     marked[:, :4, :4] = 63536
-    stored = {f"I{k}": dicom_slice(made, k, PixelData=marked[k].astype(np.uint16).tobytes()) for k in range(20)}
+    stored = {f"I{k}": dicom_slice(scan, k, PixelData=marked[k].astype(np.uint16).tobytes()) for k in range(20)}
     assert read_volume([pack(tmp_path, stored)]).voxels_zyx.max() > 3000
     for padding in (63536, 63000):
         tags = {"PixelPaddingValue": padding} | ({"PixelPaddingRangeLimit": 65535} if padding == 63000 else {})
         padded = {
-            f"I{k}": dicom_slice(made, k, PixelData=marked[k].astype(np.uint16).tobytes(), **tags) for k in range(20)
+            f"I{k}": dicom_slice(scan, k, PixelData=marked[k].astype(np.uint16).tobytes(), **tags) for k in range(20)
         }
         voxels = read_volume([pack(tmp_path, padded)]).voxels_zyx
         assert voxels[:, :4, :4].max() == -1024
-        assert np.array_equal(voxels[:, 4:], made.voxels_zyx[:, 4:])
+        assert np.array_equal(voxels[:, 4:], scan.voxels_zyx[:, 4:])
 
 
 def test_remarks_distinguish_slice_spacing_from_pixel_spacing():
     coarse = CTVolume(voxels_zyx=chest().voxels_zyx, spacing_mm=(1.8, 1.8, 0.6), origin_lps_mm=(0.0, 0.0, 0.0))
-    said = result(coarse, found())["remarks"]
-    assert len(said) == 1 and said[0].startswith("Pixels are 1.8 mm wide")
+    remarks = result(coarse, found())["remarks"]
+    assert len(remarks) == 1 and remarks[0].startswith("Pixels are 1.8 mm wide")
 
 
 def test_3d_slicer_s_points_name_the_image(tmp_path):

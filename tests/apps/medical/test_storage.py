@@ -48,8 +48,8 @@ def cropped(scan: CTVolume, low: tuple[int, int, int], high: tuple[int, int, int
 
 @pytest.fixture(scope="module")
 def scan():
-    made, _ = volume(np.random.default_rng(6), spacing_mm=(1.8, 1.8, 5.0), nodules=3, diameters_mm=(10.0, 20.0))
-    return made
+    phantom, _ = volume(np.random.default_rng(6), spacing_mm=(1.8, 1.8, 5.0), nodules=3, diameters_mm=(10.0, 20.0))
+    return phantom
 
 
 @pytest.fixture(scope="module")

@@ -42,13 +42,13 @@ def test_all_outlines_of_lidc_are_read():
 def test_a_shape_has_the_size_of_its_outline():
     for number in range(0, len(catalogue()), 550):
         width, height, depth = catalogue()[number].extent_mm
-        made = outline_shape(number)
-        extent = [np.ptp(index) * 0.7 + 0.7 for index in np.nonzero(made.depth_mm > 0)]
+        outline = outline_shape(number)
+        extent = [np.ptp(index) * 0.7 + 0.7 for index in np.nonzero(outline.depth_mm > 0)]
         # Outlines run along the first voxels outside the nodule.
         assert extent[0] == pytest.approx(width, abs=3.0)
         assert extent[1] == pytest.approx(height, abs=3.0)
         assert extent[2] == pytest.approx(depth, abs=0.4 * depth + 3)
-        assert 0 < made.diameter_mm <= max(width, height, depth) + 1
+        assert 0 < outline.diameter_mm <= max(width, height, depth) + 1
 
 
 def test_waves_on_a_grid_equal_those_at_its_points():
@@ -61,17 +61,17 @@ def test_waves_on_a_grid_equal_those_at_its_points():
 
 def test_boxes_contain_dense_nodules(chest):
     random = np.random.default_rng(11)
-    seen = 0
-    while seen < 3:
-        made = patch(random, chest, (64, 64, 40), SPACING)
-        assert made.image_xyz.shape == (64, 64, 40)
-        assert made.image_xyz.min() >= -1024
-        for box in made.boxes:
+    nodules_checked = 0
+    while nodules_checked < 3:
+        sample = patch(random, chest, (64, 64, 40), SPACING)
+        assert sample.image_xyz.shape == (64, 64, 40)
+        assert sample.image_xyz.min() >= -1024
+        for box in sample.boxes:
             assert np.all(box[:3] >= 0) and np.all(box[3:] <= (64, 64, 40)) and np.all(box[3:] > box[:3])
             low, high = np.floor(box[:3]).astype(int), np.ceil(box[3:]).astype(int)
-            inside = made.image_xyz[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            inside = sample.image_xyz[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
             assert np.percentile(inside, 80) > -780
-            seen += 1
+            nodules_checked += 1
 
 
 def test_nodules_are_in_the_lung_and_do_not_overlap(chest):
@@ -81,8 +81,8 @@ def test_nodules_are_in_the_lung_and_do_not_overlap(chest):
     assert len(placed) >= 3
     for n, nodule in enumerate(placed):
         assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
-        for other in placed[:n]:
-            assert np.linalg.norm(nodule.centre_mm - other.centre_mm) > 8
+        for earlier in placed[:n]:
+            assert np.linalg.norm(nodule.centre_mm - earlier.centre_mm) > 8
 
 
 def test_the_pleura_has_no_bumps_of_nodule_size(chest):
@@ -151,18 +151,18 @@ def test_a_pack_equals_its_samples(tmp_path, monkeypatch):
 
 
 def test_a_whole_phantom_has_lungs_tissue_and_ground_truth():
-    made, truth = volume(
+    scan, truth = volume(
         np.random.default_rng(2), spacing_mm=(3.0, 3.0, 6.0), nodules=3, diameters_mm=(14.0, 20.0), name="small"
     )
-    again, _ = volume(
+    same_scan, _ = volume(
         np.random.default_rng(2), spacing_mm=(3.0, 3.0, 6.0), nodules=3, diameters_mm=(14.0, 20.0), name="small"
     )
-    assert np.array_equal(made.voxels_zyx, again.voxels_zyx)
-    assert 0.1 < (made.voxels_zyx < -600).mean() < 0.8
+    assert np.array_equal(scan.voxels_zyx, same_scan.voxels_zyx)
+    assert 0.1 < (scan.voxels_zyx < -600).mean() < 0.8
     assert 1 <= len(truth) <= 3
     for nodule in truth:
-        i, j, k = np.rint(made.to_index_ijk(nodule.centre_lps_mm)).astype(int)
-        assert made.voxels_zyx[k, j, i] > -780
+        i, j, k = np.rint(scan.to_index_ijk(nodule.centre_lps_mm)).astype(int)
+        assert scan.voxels_zyx[k, j, i] > -780
         assert 8 < nodule.mean_diameter_mm < 32
 
 
@@ -200,9 +200,9 @@ def test_patches_are_cropped_from_a_packed_chest(tmp_path, monkeypatch):
     almost_upright = np.eye(3, dtype=np.float32) + np.float32(1e-6)
     assert packed.resample(Frame(middle, almost_upright), grid, 1) == pytest.approx(stored, abs=2)
     for coarse in (1, 2):
-        made = patch(np.random.default_rng(coarse), packed, (24, 24, 16), (4.0, 4.0, 6.0), coarse=coarse)
-        assert made.image_xyz.shape == (24, 24, 16)
-        assert np.all(made.boxes[:, :3] >= 0) and np.all(made.boxes[:, 3:] <= (24, 24, 16))
+        sample = patch(np.random.default_rng(coarse), packed, (24, 24, 16), (4.0, 4.0, 6.0), coarse=coarse)
+        assert sample.image_xyz.shape == (24, 24, 16)
+        assert np.all(sample.boxes[:, :3] >= 0) and np.all(sample.boxes[:, 3:] <= (24, 24, 16))
 
 
 def test_noise_has_the_standard_deviation_and_texture_of_its_kernel():
