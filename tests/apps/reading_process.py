@@ -1,6 +1,6 @@
-"""A process that reads files as it is told to, a line of JSON each, so that a reader may not end the tests with it.
+"""A process that reads files on request, one line of JSON each, so that a crashing reader does not end the tests.
 
-It may have no more memory than ``MAX_BYTES`` beyond what it has once its libraries are loaded.
+Once its libraries are loaded, it may allocate at most ``MAX_BYTES`` more memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 MAX_BYTES = 1 << 30
 
 
-def read(what: str, files: list[Path]) -> Any:
-    """What the application called ``what`` reads of the files."""
-    if what == "medical":
+def read(app: str, files: list[Path]) -> Any:
+    """Reads the files as the application ``app`` does."""
+    if app == "medical":
         from apps.medical.adapters.source import read_volume
 
         return read_volume(files)
-    if what == "driving":
+    if app == "driving":
         from apps.driving.adapters.registry import read_frames
 
         return read_frames(files)
@@ -39,23 +39,23 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    """Answers ``[what, first file, others ...]`` with ``[status or None, words, seconds]``."""
+    """Answers ``[application, first file, others ...]`` with ``[status or None, words, seconds]``."""
     from shared.errors import InvalidInputError
 
     warnings.simplefilter("ignore")
     limited = set()
     for line in sys.stdin:
-        what, *names = json.loads(line)
+        app, *names = json.loads(line)
         status, words, began = None, "", time.monotonic()
         try:
-            read(what, [Path(name) for name in names])
+            read(app, [Path(name) for name in names])
         except InvalidInputError as refusal:
             status, words = refusal.status, str(refusal)
         except BaseException as error:
             status, words = 500, f"{type(error).__name__}: {error}"
         print(json.dumps([status, words, time.monotonic() - began]), flush=True)
-        if what not in limited:  # its libraries are loaded
-            limited.add(what)
+        if app not in limited:  # its libraries are loaded
+            limited.add(app)
             if len(limited) == 1:
                 limit_memory()
 

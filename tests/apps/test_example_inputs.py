@@ -1,4 +1,4 @@
-"""What programs are timed and compared on is what the networks see of the samples, not zeros or noise."""
+"""Programs are timed and compared on the networks' inputs for the samples, not on zeros or noise."""
 
 from __future__ import annotations
 

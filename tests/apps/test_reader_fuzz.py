@@ -107,7 +107,7 @@ def itk(folder: Path, name: str, compress: bool) -> dict[str, bytes]:
 
 
 def slices() -> list[bytes]:
-    """A CT of three slices, each a real one of a GE scanner, which pydicom brings."""
+    """A CT of three slices, each a real slice of a GE scanner that comes with pydicom."""
     found = []
     for number in range(3):
         part = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
@@ -174,7 +174,7 @@ def frame_zip(_: Path) -> dict[str, bytes]:
 
 
 def frame_file(suffix: str, place: str = "") -> Make:
-    """The files of a frame, that one first which is changed."""
+    """The files of a frame, the changed file first."""
 
     def make(_: Path) -> dict[str, bytes]:
         files = frame()
@@ -203,13 +203,13 @@ FORMATS: dict[str, tuple[Make, str]] = {
 
 
 class Reading:
-    """The process that reads. It is started again where a reader ended it."""
+    """The process that reads. It is restarted if a reader ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def read(self, what: str, files: list[Path]) -> tuple[int | None, str, float]:
-        """Status (None where it was read), words, and seconds."""
+    def read(self, app: str, files: list[Path]) -> tuple[int | None, str, float]:
+        """Status (None if the files were read), words, and seconds."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.apps.reading_process"],
@@ -219,7 +219,7 @@ class Reading:
                 cwd=Path(__file__).parents[2],
             )
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([what, *map(str, files)]) + "\n")
+        self._process.stdin.write(json.dumps([app, *map(str, files)]) + "\n")
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
             self.close()

@@ -1,4 +1,4 @@
-"""In which format the recipes train on a CPU that is faster in bf16, and on one that is not."""
+"""The number format in which the recipes train, on a CPU that is faster in bf16 and on one that is not."""
 
 from __future__ import annotations
 

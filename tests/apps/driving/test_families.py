@@ -44,7 +44,7 @@ RAISED = {
 
 
 class HistoryBuffer:
-    """Stands in the place of mmengine's, which a checkpoint's message hub is full of."""
+    """Replaces mmengine's class; the message hub of a checkpoint contains many instances of it."""
 
     def __init__(self):
         self._log_history = np.arange(3.0)
@@ -96,7 +96,7 @@ def test_a_family_takes_a_checkpoint_and_computes_what_mmdet3d_does(family, tmp_
     assert own.keys() == loaded.keys() and all(torch.equal(own[key], loaded[key]) for key in own)
     assert imported.recipe.model == MMDet3DModel(config=config) and imported.source["ignored_weights"] == []
     found = imported.source["parity"]
-    # Where SMOKE samples follows from what it sees: random weights magnify rounding, in mmdet3d's own modules alike.
+    # SMOKE's sampling positions depend on its features: random weights magnify rounding, in mmdet3d's own modules too.
     most = 1e-3 if family.name.startswith("SMOKE") else 1e-4
     assert found["maps"] > 0 and found["largest_relative_difference"] < most
     assert imported.source["library"] == f"mmdet3d {version()}" and len(imported.source["sha256"]) == 64

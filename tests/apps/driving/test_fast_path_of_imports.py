@@ -1,4 +1,4 @@
-"""What an import does where the fast path differs from mmdet3d's own modules, and what it passes through both."""
+"""Imports whose fast path differs from mmdet3d's own modules, and imports whose outputs are not finite."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def of_great_means(detector):
-    """Its normalisation takes a great mean away and brings it back, which rounds what lies between; folded it does
-    not."""
+    """Batch normalisation subtracts a large mean and adds it back, which rounds the values in between. The folded layer
+    does neither.
+    """
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean += 3e5

@@ -59,7 +59,7 @@ def _no_onnx(recipe, model):
 
 @pytest.fixture(scope="module")
 def pointpillars(tmp_path_factory):
-    """KITTI's PointPillars with random weights, raised likewise: what was imported, and its artifact."""
+    """KITTI's PointPillars with random weights and raised scores: the import and its artifact."""
     folder = tmp_path_factory.mktemp("pointpillars")
     torch.manual_seed(1)
     detector = MMDet3DModel(config=KITTI).build()
@@ -106,7 +106,7 @@ def test_the_registry_serves_imported_models_and_they_predict(registry, frame):
 
 
 def test_imported_models_come_before_shipped_ones_for_what_each_sees(registry, frame):
-    """Registries of a server: one's own, and that which the application ships."""
+    """A server has two registries: the user's own and the one that the application ships."""
     served = Registry(registry, app.weights).serving(app)
     assert [artifact.manifest.name for artifact in served] == [
         *("mmdet3d_lidar", "mmdet3d_camera", "pointpillars", "fcos3d", SECOND_STAGE)

@@ -16,7 +16,7 @@ MOUNT = np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 
 
 
 def cars(places, *, names=None, scores=None, occlusion=None, truncation=None, height_px=60.0, yaw=0.0):
-    """Cars at (x, y), each with a 2D box of its own, 60 pixels high, that overlaps no other."""
+    """Cars at (x, y), each with a 2D box 60 pixels high that overlaps no other."""
     count = len(places)
     left = np.arange(count) * 30.0
     return Boxes3D(

@@ -1,4 +1,4 @@
-"""The vectorised evaluation against a plain one that goes through the protocol loop by loop."""
+"""The vectorised evaluation equals a plain implementation of the protocol with loops."""
 
 from dataclasses import replace
 

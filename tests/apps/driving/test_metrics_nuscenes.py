@@ -96,7 +96,8 @@ def test_a_detection_takes_the_nearest_object_that_is_free():
     found = [{"sample": 0, "at": (0.7, 0), "score": 0.9}, {"sample": 0, "at": (0.1, 0), "score": 0.8}]
     result = evaluate(boxes(truth), boxes(found))
     assert result["car/ap/2"] == pytest.approx(1)
-    # At 1 m the second one finds its object taken and the other too far; at 0.5 m the first one hits nothing.
+    # At 1 m the second detection's object is already matched and the other one is too far; at 0.5 m the first detection
+    # matches nothing.
     assert result["car/ap/1"] < 0.5
     assert 0 < result["car/ap/0.5"] < result["car/ap/1"]
     assert evaluate(boxes([NEAR]), boxes([{**NEAR, "at": (3, 1), "score": 1.0}]))["car/ap/2"] == 0
@@ -176,7 +177,7 @@ def plain(truth, found, name, threshold):
         hits_so_far += flag
         recall.append(hits_so_far / len(objects))
         precision.append(hits_so_far / number)
-    # As the devkit has them: n / 100 differs in the last digit, which decides between two precisions at one recall.
+    # As in the devkit: n / 100 differs in the last digit, which decides between two precisions at one recall.
     grid = np.linspace(0, 1, 101)
     curve, confidence = np.interp(grid, recall, precision, right=0), np.interp(grid, recall, scores, right=0)
     ap = sum(max(value - 0.1, 0) for value in curve[11:]) / 90 / 0.9

@@ -179,7 +179,7 @@ def test_augmentation_moves_points_and_boxes_alike():
 
 
 def test_an_image_moved_nearer_and_tilted_shows_its_boxes_where_they_are():
-    """What the boxes' centres project to moves as the image's own content does, and the angle of view stays."""
+    """The boxes' projected centres move with the image's content, and the angle of view does not change."""
     how = dataclasses.replace(RECIPES["fcos3d_small"]().data.images, nearer=0.3, tilt=0.1)
     intrinsics = np.array([[360.0, 0, 305], [0, 360.0, 86], [0, 0, 1]], np.float32)
     for seed in range(10):

@@ -46,7 +46,7 @@ def lively(detector):
 
 
 def assert_same(expected, found):
-    """The same boxes, in whatever order equal scores came."""
+    """The boxes are the same; boxes with equal scores may be in another order."""
     boxes, scores, labels = expected
     assert len(scores) == len(found[1]) > 5
     for box, score, label in zip(boxes, scores, labels, strict=True):

@@ -18,9 +18,9 @@ TRUCK = ObjectClass(name="truck", size_m=(8.0, 2.6, 3.0), bottom_m=-1.78)
 
 @pytest.fixture
 def both(request):
-    """The networks of the shipped weights: unchanged, and for car, truck, and the first of their classes.
+    """Networks with the shipped weights: one with their classes, one with car, truck and the first of their classes.
 
-    With each the names of its classes, their settings, and the sentences on what was loaded.
+    Returned with the names of the classes, the settings, and the reports on what was loaded, for each network.
     """
     recipe_name, version = request.param
     path, recipe = WEIGHTS / version, RECIPES[recipe_name]()
@@ -77,7 +77,9 @@ def test_fcos3d_keeps_its_scores_for_a_known_class(both):
                 part[:, [own.index("pedestrian"), own.index("car")]]
                 for part, own in zip((one, other), names, strict=True)
             )
-        if not name.startswith("boxes"):  # sizes are relative to those of the likeliest class, which a new one may be
+        if not name.startswith(
+            "boxes"
+        ):  # sizes are relative to those of the most likely class, which may be a new class
             torch.testing.assert_close(one, other)
 
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 
 @pytest.fixture(scope="module", params=KINDS)
 def made(request, tmp_path_factory):
-    """The kind, mmdet3d's detector, and the artifact that the command made of its checkpoint."""
+    """The kind, mmdet3d's detector, and the artifact that the import command created from its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     config = own_camera_config(request.param)
     detector = trained(config, raised=RAISED[request.param])
@@ -73,7 +73,7 @@ def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(made, tm
 def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
     kind, _, artifact = made
     source = artifact.manifest.source
-    # Where SMOKE samples follows from what it sees: random weights magnify rounding, in mmdet3d's own modules alike.
+    # SMOKE's sampling positions depend on its features: random weights magnify rounding, in mmdet3d's own modules too.
     tolerance = 1e-3 if kind == "smoke" else 1e-4
     assert source["parity"]["largest_relative_difference"] < tolerance and source["parity"]["maps"] > 0
     text = " ".join(source["read"])
@@ -152,7 +152,7 @@ def rendered(focal_px):
 
 @pytest.mark.parametrize("kind", ["fcos3d", "pgd"])
 def test_nearly_equal_class_scores_do_not_fail_the_comparison(tmp_path, kind):
-    """The coder takes the size of the best class of each pixel, and of two alike either may be that."""
+    """The coder uses the size of each pixel's best class; of two classes with equal scores, either may be the best."""
     config = own_camera_config(kind)
     detector = trained(config, raised=RAISED[kind])
     scores = detector.bbox_head.conv_cls

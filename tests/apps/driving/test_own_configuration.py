@@ -1,4 +1,4 @@
-"""A checkpoint of a configuration of the user's own: imported by the text in it, it computes what mmdet3d does."""
+"""A checkpoint with a user's own configuration: imported by the text in it, it computes what mmdet3d computes."""
 
 import json
 
@@ -217,7 +217,7 @@ def test_intensities_up_to_255_are_recognised_by_the_encoders_running_mean(tmp_p
     ],
 )
 def test_axes_and_intensity_options_are_kept_in_the_artifact(checkpoint, detector, tmp_path, axes, turned):
-    """What mmdet3d finds in points in its own axes is found in ours, turned back."""
+    """Boxes that mmdet3d finds in points in its own axes equal ours, rotated back."""
     words = ["import", "driving", str(checkpoint), "--registry", str(tmp_path)]
     assert main([*words, "--option", f"axes={axes}", "intensity=255"]) == 0
     artifact = open_artifact(tmp_path / "mmdet3d_lidar" / "1")

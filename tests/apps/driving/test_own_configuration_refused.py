@@ -160,7 +160,7 @@ def test_what_is_not_supported_is_refused_with_one_sentence(detector, tmp_path, 
 
 @pytest.mark.parametrize("rest", ["", "model = dict(bbox_head=dict(num_classes=4))\n", None])
 def test_a_file_that_derives_from_others_is_refused_for_that(detector, tmp_path, rest):
-    """Whatever else it lacks: what it derives from may change any part of it."""
+    """It is refused for that first, because the files that it derives from may change any part of it."""
     text = own_config().pretty_text.replace("class_names", "names") if rest is None else rest
     (tmp_path / "mine.py").write_text(f"_base_ = ['../_base_/models/mine.py']\n{text}")
     file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=None)

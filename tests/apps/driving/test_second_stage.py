@@ -1,4 +1,4 @@
-"""The second stage: which points it is shown, what it learns from, and that its boxes are those that are published."""
+"""The second stage: which points it gets, its training data, and that its boxes are the ones returned."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_corrections_take_a_box_to_the_object():
     assert np.cos(better[:, 6] - objects[:, 6]) == pytest.approx(1.0, abs=1e-5)
     assert np.abs(moved[:, 6]).max() <= np.pi / 2 and 0 < about.sum() < 50
     assert scores == pytest.approx(0.8808, abs=1e-4)
-    # No side changes beyond a factor of two, whatever the network says.
+    # No side changes by more than a factor of two, whatever the network returns.
     found[:, 4:7] = 5.0
     assert decode_boxes(boxes, found)[0][:, 3:6] == pytest.approx(2.0138 * boxes[:, 3:6], rel=1e-3)
 
@@ -165,7 +165,7 @@ def test_a_box_is_assigned_to_the_object_of_its_class_with_the_largest_overlap()
 
 
 class Labels:
-    """What a pack says of its objects."""
+    """What a pack states about its objects."""
 
     def __init__(self, *names: str) -> None:
         self.names = tuple(sorted(set(names)))
@@ -189,7 +189,7 @@ def test_labels_without_a_class_of_the_detector_are_refused_with_the_names_that_
 
 
 def test_an_all_round_sweep_is_judged_where_its_labels_are_asked_for(tmp_path, monkeypatch):
-    """The detector looks behind as well; the operating point is that of what lies in the range ahead."""
+    """The detector also covers the area behind; the operating point is that of the objects in the range ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = Synthetic(scenes=1, validation_scenes=1, field_of_view_deg=360.0)
     recipe = dataclasses.replace(RECIPES["second_stage"](), data=data, input=fit_to_detector(BoxInput()))
@@ -234,7 +234,7 @@ def test_a_box_is_varied_together_with_its_points_and_its_object():
 
 
 def test_what_can_be_seen_is_learnt():
-    """The point says where the object is: boxes come nearer to it, and the score tells the good ones."""
+    """The point shows where the object is: boxes move closer to it, and the score separates good from bad boxes."""
     draw = np.random.default_rng(6)
     data = packed(256, draw)
     good = draw.random(256) < 0.5
@@ -344,7 +344,7 @@ def test_a_registry_may_hold_second_stages_of_several_detectors(tmp_path):
     assert [artifact.path for artifact in app.served_with(own)] == [its.path]
     served = DrivingPredictor.load(Registry(tmp_path, app.weights).serving(app), "cpu")
     assert served.least_scores["pointpillars"] == {"car": 0.625}, "its own, though another detector's is newer"
-    # Calibration looks into the registry that it writes to before what is shipped.
+    # Calibration searches the registry that it writes to before the shipped artifacts.
     assert [artifact.path for artifact in app.served_with(detector, tmp_path)] == [its.path]
     assert list(app.served_with(its)) == [] and list(app.served_with(shipped(app)[1])) == []
 

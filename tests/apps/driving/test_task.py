@@ -48,7 +48,7 @@ def learn(name, steps, learning_rate):
 def cars(batch, number):
     """Which boxes of a sweep (or objects of an image) are cars rather than vans.
 
-    The coarse cells of the tiny recipes match what is smaller to an anchor or to none, as it happens to stand.
+    The coarse cells of the tiny recipes match smaller objects to an anchor or to none, depending on their position.
     """
     low = batch["boxes"][number][:, 5] < 2 if "boxes" in batch else True
     return (batch["labels"][number] == 2) & low

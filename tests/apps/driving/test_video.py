@@ -56,7 +56,7 @@ def test_the_boxes_equal_those_of_frame_by_frame_processing(predictor, camera_fr
 
 
 def test_reading_network_and_decoding_run_concurrently():
-    """Each waits for the other two to be at their frames: one after the other, none would ever go on."""
+    """Each step waits until the other two are at their frames: run one after the other, none would ever continue."""
     begun = {(step, n): threading.Event() for step in ("read", "compute", "finish") for n in range(6)}
 
     def meets(step, *others):
@@ -135,7 +135,7 @@ def test_stopping_early_leaves_no_thread_behind():
 
 
 class Streams:
-    """Stands in for CUDA's streams and events, and notes who waited for whom."""
+    """Replaces CUDA's streams and events, and records which stream waited for which."""
 
     def __init__(self, patch):
         self.log, self.made = [], 0
@@ -253,7 +253,7 @@ class AtOnce:
 
 
 def test_the_command_processes_jpeg_folders(predictor, synthetic, tmp_path):
-    """As ``--each`` does: one of three images is torn, which is named; the other two are answered."""
+    """Like ``--each``: one of three images is truncated and named in the log; the other two get results."""
     from PIL import Image
 
     from apps.driving.inference.folder import predict_folder

@@ -213,7 +213,7 @@ def test_all_nodules_of_the_phantoms_are_matched(
 
 
 def predicted(folder: Path, name: str, volume: CTVolume) -> Path:
-    """What ``trivium predict`` writes of a scan."""
+    """The folder that ``trivium predict`` writes for a scan."""
     (folder / f"{name}.nii.gz").write_bytes(nifti(volume))
     assert main(["predict", "medical", str(folder / f"{name}.nii.gz"), "--out", str(folder / name)]) == 0
     return folder / name

@@ -65,7 +65,7 @@ def test_slices_whose_rows_run_from_front_to_back_are_transposed(signs):
 
 
 def test_the_sides_are_labelled():
-    """R at the left edge and L at the right one, before the air of the room alone: L has a stem, R more beside it."""
+    """R at the left edge and L at the right edge, in front of room air only: L is a stem, R has more beside it."""
     volume = lopsided()
     volume.voxels_zyx[:] = -1000
     shown = pixels(volume)[..., 0] > 200

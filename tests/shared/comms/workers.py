@@ -94,7 +94,7 @@ def network() -> nn.Module:
 def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, str], tuple[list[float], float]]:
     """By route and compression: the relative error of gradients, summed over 1, 2, ... rounds, against plain DDP.
 
-    And how far they are when what the processes keep as errors is added.
+    Also the relative error that remains after adding the residuals that the processes keep.
     """
     with join("cpu", timeouts=QUICK) as group:
         found = {}
@@ -195,7 +195,7 @@ def meet_without(absent: int) -> str:
         except InvalidInputError as error:
             message = str(error)
     store.set(f"left {rank}", "")
-    if rank == absent:  # the one that holds the store leaves last
+    if rank == absent:  # the process that hosts the store leaves last
         store.wait([f"left {member}" for member in range(world)])
     return message
 

@@ -47,9 +47,9 @@ class Counted(Uncounted):
 
 
 def on_a_small_device(kind, max_samples, *, from_call=1, until_call=10**9):
-    """The task on a device with memory for ``most`` samples; records the sizes of its micro-batches.
+    """The task on a device with memory for ``max_samples`` samples; records the sizes of its micro-batches.
 
-    It runs out after the forward pass, by when statistics are changed and random numbers drawn.
+    It runs out after the forward pass, when statistics have changed and random numbers were drawn.
     """
     batch_sizes = []
 

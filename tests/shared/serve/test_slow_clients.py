@@ -47,13 +47,13 @@ def connect(stack: ExitStack, address: tuple[str, int], first: bytes) -> socket.
     return found
 
 
-def trickle(sent: socket.socket, max_seconds: int) -> int:
+def trickle(sent: socket.socket, max_bytes: int) -> int:
     """Sends a byte every 20 ms until there is an answer; returns the number of bytes sent."""
-    for number in range(max_seconds):
+    for number in range(max_bytes):
         if select.select([sent], [], [], 0.02)[0]:
             return number
         sent.sendall(b"x")
-    return max_seconds
+    return max_bytes
 
 
 def read(sent: socket.socket) -> tuple[int, str]:

@@ -25,7 +25,7 @@ def test_a_program_that_imports_a_library_must_be_much_faster_than_a_file() -> N
     for torch_ms, best in ((10.3, "openvino-bf16"), (11.8, "openvino-bf16"), (9.0, "torch-bf16")):
         milliseconds = {"torch-bf16": torch_ms, "openvino-bf16": 11.9, "onnx": 27.8}
         assert choosing._choose_best(milliseconds, loading) == best
-    # Among files the quicker to load is taken where they are nearly as fast alone.
+    # Of two files that are nearly equally fast, the one that loads faster is chosen.
     assert choosing._choose_best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 11.0}, loading) == "onnx"
     assert choosing._choose_best({"torch": 20.0, "openvino-bf16": 10.0, "onnx": 12.5}, loading) == "openvino-bf16"
     assert choosing._reason("openvino-bf16", {"torch-bf16": 10.0, "openvino-bf16": 12.0}).startswith("20% slower than")

@@ -95,7 +95,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEnt
     root = tmp_path_factory.mktemp("compiled")
     inputs = {"first": torch.rand(2, 2), "second": torch.rand(2, 2)}
     dense = DenseNetwork(module=Weighted(), inputs=inputs, outputs=("y",))
-    # What calls the kernels is a long source, which a compiler takes seconds to optimise.
+    # The generated code that calls the kernels is long, and a compiler takes seconds to optimise it.
     with config.patch("aot_inductor.compile_wrapper_opt_level", "O0"):
         return root, make_programs(dense, ["aotinductor"], root, "", random_examples(dense))["aotinductor"]
 
@@ -186,7 +186,7 @@ def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: 
         raise AssertionError("nothing is measured again, and an ONNX needs no modules of torch")
 
     (file,) = cache_folder(artifact).glob("choice-*.json")
-    # As one that was made among other programs, or by another version of a runtime.
+    # Like a program that was written among others, or by another version of a runtime.
     file.with_name("choice-0123456789abcdef.json").write_bytes(file.read_bytes())
     assert valid_choices(artifact) == [choice], "a choice that is no longer valid is left out"
     file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
