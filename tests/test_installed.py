@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from PIL import Image
+
+from tests.servers import free_port, is_up
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "fourth_app"
@@ -139,9 +140,7 @@ def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, 
     assert [row["digit"] for row in found] == [int(digits[-1]), int(digits[-2])]
     assert "Handwritten digits: digits: 2" in printed and "probability" in printed
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(site / "bin" / "trivium"), "serve", "--registry", "registry", "--port", str(port)]
     settings = {**environment, "TRIVIUM_WARM": "false"}  # TRIVIUM_DEVICE keeps its default
     with subprocess.Popen(command, cwd=home, env=settings, stderr=subprocess.PIPE, text=True) as server:
@@ -158,10 +157,3 @@ def test_a_fourth_application_trains_exports_predicts_and_is_served(site, home, 
             assert server.wait(timeout=30) == 0
         finally:
             server.kill()  # otherwise leaving the block would wait for the server
-
-
-def is_up(address: str) -> bool:
-    try:
-        return httpx.get(address, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

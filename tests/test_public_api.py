@@ -7,12 +7,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import pytest
 import trivium
 from apps.driving.app import app as driving_app
 from apps.driving.predictor import DrivingPredictor
+from tests.servers import free_port, is_up
 from tests.shared import line_app
 from tests.shared.engine import line
 
@@ -144,26 +143,16 @@ def test_the_application_of_the_page_is_used_from_the_command_line(tmp_path):
 def test_the_serving_example_serves_until_it_is_interrupted(tmp_path):
     (example,) = (example for example in EXAMPLES if "trivium.serve" in example)
     (tmp_path / "models").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIVIUM_WARM": "false"}
     command = [sys.executable, "-W", "ignore", "-c", f"import trivium\n{example.replace('8000', str(port))}"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
         address, deadline = f"http://127.0.0.1:{port}/v2/health/live", time.monotonic() + 60
-        while not answers(address):
+        while not is_up(address):
             assert server.poll() is None, server.stderr and server.stderr.read()
             assert time.monotonic() < deadline
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=30) == 0
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:  # includes timeouts
-        return False
 
 
 def test_local_packages_named_shared_and_apps_do_not_shadow_trivium(tmp_path):

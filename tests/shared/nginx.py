@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import free_port
+
 # Debian installs it in a folder that is only on root's PATH.
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _CONFIGURATION = """
@@ -51,9 +53,7 @@ def nginx(folder: Path, directives: str) -> Iterator[str]:
     """Runs an nginx with these ``directives`` in its server block. The context is its address."""
     if NGINX is None:
         pytest.skip("there is no nginx on this machine")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     file = folder / "nginx.conf"
     file.write_text(_CONFIGURATION.format(folder=folder, port=port, directives=directives))

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
+
+from tests.servers import free_port
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -49,9 +50,7 @@ class PostgreSQL:
         secret.write_text("a secret\n")
         os.chown(secret, account.pw_uid, account.pw_gid)
         self._identity = {"user": account.pw_uid, "group": account.pw_gid} if os.getuid() == 0 else {}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self._run("initdb", "--username=trivium", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync")
         self._databases = 0
 

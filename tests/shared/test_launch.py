@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -45,9 +46,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(
 
 def test_when_one_host_is_stopped_the_others_save_and_stop_too(tmp_path: Path) -> None:
     """As on Kubernetes, where one pod of a Job is evicted."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     train = ["trivium", "train", "finance", "--recipe", "tiny", "--device", "cpu", "--limits.patience", "1000"]
     train += ["--limits.steps", "1000", "--limits.checkpoint-every", "1000", "--out", str(tmp_path / "run")]
     hosts = [launch(*place, "--node-rank", str(rank), "--no-python", *train) for rank in range(2)]

@@ -24,10 +24,10 @@ from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
 from apps.finance.types import Anomaly, Detection, Forecast, Series, iso_utc
-from shared.deploy.predictor import Decoded, Request, Response, answer
+from shared.deploy.predictor import Request, Response, answer
 from shared.errors import InvalidInputError
 from shared.progress import progress_listener
-from tests.apps.finance.untrained import untrained
+from tests.apps.finance.untrained import ask, decode, untrained
 
 pytestmark = [
     # Warnings of pytorch-forecasting and Lightning on import and on building a network.
@@ -38,14 +38,6 @@ ROWS = 300
 
 
 predictor = pytest.fixture(scope="module")(untrained)
-
-
-def ask(predictor: FinancePredictor, request: Request) -> Response:
-    return answer(predictor, request, FinanceCodec(predictor))
-
-
-def decode(predictor: FinancePredictor, request: Request) -> Decoded[Series]:
-    return FinanceCodec(predictor).decode(request)
 
 
 def walk(seed: int, level: float = 100.0) -> np.ndarray:

@@ -19,15 +19,14 @@ from apps.finance.inference.detectors import CANDIDATES, DETECTORS
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.outputs.files import detector_csv
 from apps.finance.outputs.series_csv import write_csv
-from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import RECIPES, tiny
 from apps.finance.service import FinanceCodec
-from apps.finance.types import LabelledSeries, Series
+from apps.finance.types import LabelledSeries
 from shared.data.registry import read_registry
-from shared.deploy.predictor import Decoded, Request, Response, answer
+from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping, to_mapping
-from tests.apps.finance.untrained import untrained
+from tests.apps.finance.untrained import ask, decode, untrained
 
 pytestmark = [
     # Warnings of pytorch-forecasting and Lightning on import and on building a network.
@@ -48,14 +47,6 @@ def truth() -> LabelledSeries:
 def file(tmp_path: Path, truth: LabelledSeries) -> Path:
     write_csv(tmp_path / "market.csv", truth.series)
     return tmp_path / "market.csv"
-
-
-def ask(predictor: FinancePredictor, request: Request) -> Response:
-    return answer(predictor, request, FinanceCodec(predictor))
-
-
-def decode(predictor: FinancePredictor, request: Request) -> Decoded[Series]:
-    return FinanceCodec(predictor).decode(request)
 
 
 def test_a_file_becomes_events_a_picture_and_files(predictor, file):

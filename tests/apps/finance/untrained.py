@@ -7,7 +7,9 @@ import torch
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.settings import FinanceModel
 from apps.finance.predictor import FinancePredictor
-from apps.finance.types import FinanceInput
+from apps.finance.service import FinanceCodec
+from apps.finance.types import FinanceInput, Series
+from shared.deploy.predictor import Decoded, Request, Response, answer
 
 
 def untrained(threshold: float = 0.3) -> FinancePredictor:
@@ -16,3 +18,13 @@ def untrained(threshold: float = 0.3) -> FinancePredictor:
     return FinancePredictor(
         model=model, calibration=Calibration(threshold=threshold), stride=4, device="cpu", name="untrained"
     )
+
+
+def ask(predictor: FinancePredictor, request: Request) -> Response:
+    """The response to a request, as over HTTP."""
+    return answer(predictor, request, FinanceCodec(predictor))
+
+
+def decode(predictor: FinancePredictor, request: Request) -> Decoded[Series]:
+    """The series and options of a request."""
+    return FinanceCodec(predictor).decode(request)

@@ -79,6 +79,10 @@ def series(volume: CTVolume, **tags: object) -> dict[str, bytes]:
     return {f"IM{(7 * k) % 31}": dicom_slice(volume, k, **tags) for k in range(len(volume.voxels_zyx))}
 
 
+WHO = {"PatientName": "Müller^Jürgen", "PatientID": "4711", "AccessionNumber": "A1", "StudyDate": "20250301"}
+"""DICOM attributes that name a patient and a study."""
+
+
 def pack(folder: Path, members: dict[str, bytes], name: str = "scan.zip") -> Path:
     """A zip archive of the members."""
     path = folder / name

@@ -12,12 +12,19 @@ from apps.medical.inference.tiles import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import ChestInput
+from tests.apps.medical.chests import WHO, chest, pack, series
 from tests.apps.medical.pacs import Archive, StubServer, report
 
 
 @pytest.fixture
 def medical_data(data_root: Path) -> Path:
     return data_root / "medical"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """An archive of the small chest's DICOM series, which names a patient."""
+    return pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **WHO))
 
 
 @pytest.fixture(scope="module")

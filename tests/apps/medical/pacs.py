@@ -29,6 +29,7 @@ from apps.medical.outputs.report import report_source, structured_report
 from apps.medical.types import Nodule
 from shared.job_client import JobClient
 from tests.apps.medical.chests import chest, dicom_slice, found
+from tests.servers import free_port
 
 # pynetdicom leaves sockets of connections that were refused or cut off to the garbage collector.
 UNCLOSED_SOCKETS = [
@@ -48,12 +49,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < end, "timed out waiting for the condition"
         time.sleep(0.02)
     return value
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Dataset]:

@@ -18,13 +18,13 @@ from tests.apps.medical.pacs import (
     UNCLOSED_SOCKETS,
     StubServer,
     WebPacs,
-    free_port,
     gateway,
     images,
     report,
     send,
     wait_for,
 )
+from tests.servers import free_port
 
 pytestmark = UNCLOSED_SOCKETS
 

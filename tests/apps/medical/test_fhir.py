@@ -21,15 +21,10 @@ from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import Request
 from shared.deploy.registry import shipped
 from tests.apps.medical.chests import chest, found, pack, series
-from tests.apps.medical.test_report import WHO, groups, nodule
+from tests.apps.medical.test_report import groups, nodule
 from tests.apps.medical.test_segmentation import nodule as measured_nodule
 
 DIGEST = "ab" * 32
-
-
-@pytest.fixture
-def scan(tmp_path):
-    return pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **WHO))
 
 
 def source(volume: CTVolume, findings: Findings) -> bytes:

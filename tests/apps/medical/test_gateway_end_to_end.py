@@ -26,7 +26,6 @@ from tests.apps.medical.pacs import (
     UNCLOSED_SOCKETS,
     Archive,
     StubServer,
-    free_port,
     gateway,
     images,
     report,
@@ -34,6 +33,7 @@ from tests.apps.medical.pacs import (
     wait_for,
 )
 from tests.conftest import serving
+from tests.servers import free_port
 
 pytestmark = UNCLOSED_SOCKETS
 ORTHANC = shutil.which("Orthanc")

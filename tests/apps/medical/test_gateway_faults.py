@@ -24,7 +24,6 @@ from tests.apps.medical.pacs import (
     UNCLOSED_SOCKETS,
     Archive,
     StubServer,
-    free_port,
     gateway,
     images,
     report,
@@ -32,6 +31,7 @@ from tests.apps.medical.pacs import (
     wait_for,
     waiting,
 )
+from tests.servers import free_port
 
 pytestmark = UNCLOSED_SOCKETS
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"

@@ -20,15 +20,8 @@ from apps.medical.service import INCOMPLETE, MedicalCodec
 from apps.medical.types import Nodule
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
-from tests.apps.medical.chests import chest, found, pack, series
+from tests.apps.medical.chests import WHO, chest, found, pack, series
 from tests.apps.medical.test_enhanced import enhanced
-
-WHO = {"PatientName": "Müller^Jürgen", "PatientID": "4711", "AccessionNumber": "A1", "StudyDate": "20250301"}
-
-
-@pytest.fixture
-def scan(tmp_path):
-    return pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **WHO))
 
 
 def nodule(volume, k, score, label="nodule", axes=(12.0, 8.0)):

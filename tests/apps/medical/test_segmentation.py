@@ -31,9 +31,9 @@ from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.service import MedicalCodec
 from apps.medical.types import CTVolume, Findings, Nodule, Piece
 from shared.deploy.predictor import Request, make_all_files
-from tests.apps.medical.chests import chest, dicom_slice, found, pack, series
+from tests.apps.medical.chests import WHO, chest, dicom_slice, found, pack, series
 from tests.apps.medical.test_enhanced import enhanced
-from tests.apps.medical.test_report import WHO, groups
+from tests.apps.medical.test_report import groups
 from tests.apps.medical.test_storage import ORDERS, SIGNS, stored
 
 FRAME = {"FrameOfReferenceUID": "1.2.9"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -25,15 +24,10 @@ from shared.deploy.artifact import Artifact
 from shared.deploy.registry import shipped
 from shared.deploy.triton import write_python_model
 from shared.errors import InvalidInputError
+from tests.servers import free_port
 
 _SECONDS = 60.0
 _TRITON = Path("pytriton") / "tritonserver"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,7 @@ def triton(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "PYTHONPATH": str(packages),
         "LD_LIBRARY_PATH": f"{libpython}:{packages / 'nvidia_pytriton.libs'}",
     }
-    ports = _free_port(), _free_port()
+    ports = free_port(), free_port()
     command = [
         str(packages / _TRITON / "bin" / "tritonserver"),
         f"--model-repository={folder / 'models'}",

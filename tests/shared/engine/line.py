@@ -139,5 +139,10 @@ def weights(path: Path, step: int) -> dict[str, Tensor]:
     return load_file(path / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
 
 
+def same_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether both have the same names and exactly the same values."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 if __name__ == "__main__":
     train(Path(sys.argv[1]), steps=int(sys.argv[2]))

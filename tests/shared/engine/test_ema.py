@@ -17,7 +17,7 @@ from shared.engine.evaluate import evaluate
 from shared.errors import InvalidInputError
 from shared.recipe_file import digest, to_mapping
 from tests.shared.engine import line
-from tests.shared.engine.line import weights
+from tests.shared.engine.line import same_weights, weights
 from tests.shared.processes import run
 
 ALONE = Group(0, 1, torch.device("cpu"))
@@ -41,10 +41,6 @@ def average(path, step):
     return {name.removeprefix("average."): value for name, value in load_file(file).items()}
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_the_average_follows_its_formula_and_the_decay_warms_up():
     model = Normalised().build()
     ema = ExponentialMovingAverage(model, decay=0.3)
@@ -64,7 +60,7 @@ def test_the_average_follows_its_formula_and_the_decay_warms_up():
                 assert value == 5
             else:
                 torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert same(before, model.state_dict())
+    assert same_weights(before, model.state_dict())
 
 
 def test_a_run_validates_saves_and_exports_the_average(tmp_path):
@@ -78,7 +74,7 @@ def test_a_run_validates_saves_and_exports_the_average(tmp_path):
     assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
     # The same training without averaging ends with the weights that went into the average.
     line.run(recipe(None), tmp_path / "without")
-    assert same(weights(tmp_path, 30), weights(tmp_path / "without", 30))
+    assert same_weights(weights(tmp_path, 30), weights(tmp_path / "without", 30))
 
 
 @pytest.mark.parametrize("stop", [7, 15], ids=["within an epoch", "at a checkpoint"])
@@ -86,7 +82,7 @@ def test_a_resumed_run_continues_with_the_same_average(tmp_path, stop):
     line.run(recipe(), tmp_path / "whole")
     line.run(recipe(steps=stop), tmp_path / "parts")
     line.run(recipe(), tmp_path / "parts")
-    assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
+    assert same_weights(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
 
 
 def train_in_parts(path):
@@ -97,7 +93,7 @@ def train_in_parts(path):
 
 def test_two_processes_resume_bitwise_and_score_the_saved_average(tmp_path):
     run(train_in_parts, tmp_path)
-    assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
+    assert same_weights(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
     model = Normalised().build()
     model.load_state_dict(model_state(tmp_path / "parts/checkpoints/step-00000030"))
     result = line.run(recipe(steps=30), tmp_path / "parts")

@@ -17,11 +17,7 @@ from shared.optimizers import AdamW, CosineRestarts, Steps
 from shared.recipe import Limits
 from shared.recipe_file import digest, from_mapping, read_recipe_file, to_mapping
 from tests.shared.engine import line
-from tests.shared.engine.line import ROOT, train, weights
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from tests.shared.engine.line import ROOT, same_weights, train, weights
 
 
 def test_a_run_learns_and_writes_all_its_files(tmp_path):
@@ -42,7 +38,7 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
     train(tmp_path / "parts", steps=stop)
     assert not (tmp_path / "parts" / "checkpoints" / "step-00000030").exists()
     resumed = train(tmp_path / "parts")
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
     whole = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert resumed.history == whole["history"]
     assert (resumed.best_step, resumed.scores) == (whole["best_step"], whole["scores"])
@@ -65,7 +61,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment)
     assert killed.returncode == 9
     train(tmp_path / "killed")
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "killed", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "killed", 30))
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
@@ -76,7 +72,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
     checkpoints = Checkpoints(tmp_path / "torn" / "checkpoints", recipe_digest="")
     assert checkpoints.latest().name == "step-00000010"
     train(tmp_path / "torn")
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "torn", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "torn", 30))
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
@@ -109,7 +105,7 @@ def test_a_run_that_predates_a_setting_resumes_with_its_default(tmp_path):
         resumed(length=36)
     line.run(replace(line.recipe(steps=17), data=Data()), tmp_path / "run")
     assert resumed().steps == 30  # from a checkpoint that was written with the setting
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
 
 
 def test_early_stopping(tmp_path):
@@ -125,7 +121,7 @@ def test_a_run_that_stopped_early_continues_with_a_smaller_min_delta(tmp_path):
     assert train(tmp_path / "run", patience=1, min_delta=10.0).reason == "early"
     resumed = train(tmp_path / "run", patience=1, min_delta=1e-9, evaluation_batch=5)
     assert (resumed.steps, resumed.reason) == (30, "epochs")
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch", 8), ("clip_norm", 0.5), ("monitor", "samples"), ("mode", "max")])

@@ -27,6 +27,7 @@ from shared.serve.app import create_app
 from shared.serve.log_lines import JsonLines
 from shared.serve.server import listen, run
 from shared.serve.settings import Settings, read_settings
+from tests.servers import is_up
 from tests.shared.serve.echo import until
 
 _PROGRAM = """
@@ -124,7 +125,7 @@ def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, busy_call
         response = None
         if busy_call == "predict":
             url = f"http://127.0.0.1:{port}"
-            until(lambda: _answers(f"{url}/v2/health/live"), 60)
+            until(lambda: is_up(f"{url}/v2/health/live"), 60)
             response = pool.submit(httpx.post, f"{url}/api/echo/predict", data={"sample": "three"}, timeout=60)
         while (line := process.stdout.readline()) != "held\n":
             assert line, f"it ended: {process.stderr.read()}"
@@ -134,13 +135,6 @@ def test_a_server_stops_soon_while_a_predictor_is_busy(tmp_path: Path, busy_call
         assert time.monotonic() - began < 15
         assert "Traceback" not in process.stderr.read()
         assert response is None or response.result().status_code == 503
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(address, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_log_messages_have_timestamps(tmp_path: Path) -> None:
