@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from fastapi.testclient import TestClient
@@ -41,11 +42,34 @@ def limited(program: str, soft: int, hard: int, *words: str) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with limited(_SERVER, 256, 256, str(tmp_path)) as process:
-        yield process, address_of(process)
-        process.kill()
+class Server(NamedTuple):
+    """The ports of a server with a limit of 256 open files."""
+
+    http: int
+    grpc: int
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the module, because starting one takes longer than each test. It never runs out of open files."""
+    program = _SERVER.replace("warm=False", "grpc_port=0, warm=False")
+    with limited(program, 256, 256, str(tmp_path_factory.mktemp("store"))) as process, ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        grpc = None
+        while grpc is None:
+            line = process.stdout.readline()
+            assert line, "it ended"
+            grpc = re.search(r"gRPC listens on port (\d+)", line)
+        yield Server(http=int(address_of(process).rpartition(":")[2]), grpc=int(grpc[1]))
+        process.terminate()
+        assert "out of system resource" not in process.stdout.read()
+
+
+def assert_answers(server: Server) -> None:
+    for path in ("/v2/health/live", "/api/finance/cases"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http}{path}", timeout=60) as response:
+            assert response.status == 200
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
@@ -59,31 +83,21 @@ def address_of(process: subprocess.Popen[str]) -> str:
     return found[1]
 
 
-def test_idle_connections_are_closed_in_favour_of_active_ones(server: tuple[subprocess.Popen[str], str]) -> None:
-    process, address = server
-    host, port = address.removeprefix("http://").split(":")
+def test_idle_connections_are_closed_in_favour_of_active_ones(server: Server) -> None:
     with ExitStack() as stack:
         for _ in range(600):
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-        for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=60) as response:
-                assert response.status == 200
-    process.terminate()
-    assert process.stdout is not None
-    assert "out of system resource" not in process.stdout.read()
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.http), timeout=60))
+        assert_answers(server)
 
 
-def test_a_connection_with_a_request_is_kept_before_idle_ones(
-    server: tuple[subprocess.Popen[str], str],
-) -> None:
-    host, port = server[1].removeprefix("http://").split(":")
+def test_a_connection_with_a_request_is_kept_before_idle_ones(server: Server) -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+        first = stack.enter_context(socket.create_connection(("127.0.0.1", server.http), timeout=60))
         head = b"Host: localhost\r\nExpect: 100-continue\r\nContent-Type: multipart/form-data; boundary=x"
         first.sendall(b"POST /api/finance/predict HTTP/1.1\r\n" + head + b"\r\nContent-Length: 5\r\n\r\n")
         assert first.recv(1000).startswith(b"HTTP/1.1 100"), "the server waits for the body"
         for _ in range(400):
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.http), timeout=60))
         first.sendall(b"12345")
         assert first.recv(1000).startswith(b"HTTP/1.1 400")
 
@@ -125,21 +139,12 @@ def test_a_silent_grpc_connection_is_closed(serve: Callable[..., TestClient]) ->
             pass
 
 
-def test_grpc_connections_do_not_use_all_file_descriptors(tmp_path: Path) -> None:
-    program = _SERVER.replace("warm=False", "grpc_port=0, warm=False")
-    with limited(program, 256, 256, str(tmp_path)) as process, ExitStack() as stack:
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        port = None
-        while port is None:
-            port = re.search(r"gRPC listens on port (\d+)", process.stdout.readline())
-        address = address_of(process)
+def test_grpc_connections_do_not_use_all_file_descriptors(server: Server) -> None:
+    with ExitStack() as stack:
         for _ in range(400):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=60))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.grpc), timeout=60))
             connection.sendall(_HTTP2)
-        for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=60) as response:
-                assert response.status == 200
+        assert_answers(server)
 
 
 def test_a_grpc_connection_without_calls_is_closed(
