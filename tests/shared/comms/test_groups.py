@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing.spawn import ProcessContext
 
 from shared.comms.allreduce import mesh_ranks
 from shared.comms.group import Group
@@ -102,8 +101,9 @@ def test_processes_may_join_groups_one_after_the_other():
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_run_resumes_after_torchrun_has_restarted_it(tmp_path, how, monkeypatch):
-    # torchrun kills a stopped process half a minute after asking it to end.
-    monkeypatch.setattr(LocalElasticAgent._shutdown, "__defaults__", (signal.SIGTERM, 2))
+    # A stopped process ignores SIGTERM, and torch waits 30 seconds before it sends SIGKILL.
+    join = ProcessContext._join_procs_with_timeout
+    monkeypatch.setattr(ProcessContext, "_join_procs_with_timeout", lambda self, timeout: join(self, min(timeout, 2)))
     # The entry point of torchrun; its processes come from the fork server.
     config = LaunchConfig(
         min_nodes=1,
