@@ -27,9 +27,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def birds_eye_picture(page: Page) -> str:
-    """The bird's-eye view's picture, as a data URL."""
-    page.wait_for_timeout(200)
-    return str(page.locator(PLAN).evaluate("canvas => canvas.toDataURL()"))
+    """The bird's-eye view's picture as a data URL, once the page has handled its input of the last two frames."""
+    return str(
+        page.locator(PLAN).evaluate(
+            """canvas => new Promise((resolve) => requestAnimationFrame(() =>
+            requestAnimationFrame(() => resolve(canvas.toDataURL()))))"""
+        )
+    )
 
 
 def open_sample(page: Page, site: Site, name: str) -> None:
@@ -44,8 +48,8 @@ def test_a_late_frame_does_not_replace_the_one_requested_last(page: Page, site: 
     first = page.locator("h2.found").inner_text()
     held_routes: list[Route] = []
     page.route("**/000001_points.bin", lambda route: held_routes.append(route))
-    page.get_by_role("button", name="000001").click()
-    until(lambda: page.wait_for_timeout(50) is None and bool(held_routes), 30)
+    with page.expect_request("**/000001_points.bin"):
+        page.get_by_role("button", name="000001").click()
     page.get_by_role("button", name="000000").click()
     page.wait_for_timeout(500)
     held_routes[0].continue_()
