@@ -159,7 +159,7 @@ def test_after_a_restart_a_submitted_study_waits_no_longer_than_a_new_one(
         send(port, study())
         wait_for(lambda: any(name.endswith("/job") for name in waiting(tmp_path)))
     stub.answer = lambda number: {"state": "done"}
-    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=4):  # 10 times: 40
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=1):  # 10 times: 10
         wait_for(lambda: not waiting(tmp_path) and archive.got)
     assert submitted_counts(stub) == [5] and "may be missing" not in log.text
 
