@@ -146,13 +146,15 @@ def test_boxes_survive_the_round_trip_through_any_camera(mount, seed):
 
 def test_a_written_frame_reads_back_the_same(synthetic):
     frame, root = synthetic
-    (again,) = kitti.read(root)
-    assert np.array_equal(again.points_lidar_m, frame.points_lidar_m)
-    assert np.array_equal(again.cameras["image_2"].image_HWC, frame.cameras["image_2"].image_HWC)
-    assert again.cameras["image_2"].lidar_to_camera == pytest.approx(frame.cameras["image_2"].lidar_to_camera, abs=1e-5)
+    (restored,) = kitti.read(root)
+    assert np.array_equal(restored.points_lidar_m, frame.points_lidar_m)
+    assert np.array_equal(restored.cameras["image_2"].image_HWC, frame.cameras["image_2"].image_HWC)
+    assert restored.cameras["image_2"].lidar_to_camera == pytest.approx(
+        frame.cameras["image_2"].lidar_to_camera, abs=1e-5
+    )
     shown = frame.truth.take(~np.isnan(frame.truth.box_2d[:, 0]))
-    assert again.truth.names == shown.names
-    assert again.truth.array == pytest.approx(shown.array, abs=2e-3)
+    assert restored.truth.names == shown.names
+    assert restored.truth.array == pytest.approx(shown.array, abs=2e-3)
 
 
 def test_a_zip_and_loose_files_read_like_the_folder(synthetic, tmp_path):

@@ -106,9 +106,9 @@ def test_an_invalid_calibration_is_not_reported_as_missing(synthetic, tmp_path, 
         shutil.copy(synthetic / part, tmp_path)
     calibration = tmp_path / "synthetic.txt"
     calibration.write_text(text)
-    for other in ("synthetic.png", "synthetic.bin"):
+    for file_name in ("synthetic.png", "synthetic.bin"):
         with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}.*, so it is not the calibration"):
-            read_frames([tmp_path / other, calibration])
+            read_frames([tmp_path / file_name, calibration])
     copy = shutil.copytree(synthetic, tmp_path / "tree")
     (copy / "calib" / "synthetic.txt").write_text(text)
     with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}; a KITTI calibration needs P2, R0_rect and"):

@@ -89,11 +89,13 @@ def test_earlier_sweeps_are_transformed_into_the_key_frame(tmp_path, turning):
     assert points.shape == (4 * 11, 5) and points[:4, 4].tolist() == [0, 0, 0, 0]
     assert points[:4, :4] == pytest.approx(frame.points_lidar_m)
     for number in range(11):
-        again = points[4 * number : 4 * number + 4]
+        sweep_points = points[4 * number : 4 * number + 4]
         # Static objects stay in place; what moves with the vehicle appears farther back.
-        assert again[:3, :3] == pytest.approx(points[:3, :3], abs=1e-4)
-        assert number == 0 or np.linalg.norm(again[3, :3] - points[3, :3]) > 0.45 * number
-        assert again[:, 3] == pytest.approx(10.0 * number / 255) and again[:, 4] == pytest.approx(number / HZ)
+        assert sweep_points[:3, :3] == pytest.approx(points[:3, :3], abs=1e-4)
+        assert number == 0 or np.linalg.norm(sweep_points[3, :3] - points[3, :3]) > 0.45 * number
+        assert sweep_points[:, 3] == pytest.approx(10.0 * number / 255) and sweep_points[:, 4] == pytest.approx(
+            number / HZ
+        )
 
 
 def test_a_frame_kept_in_full_is_restored_unchanged(tmp_path):

@@ -49,10 +49,10 @@ def test_deformable_convolution_is_mmcvs_and_not_sampled_channel_by_channel(modu
 def test_samples_outside_of_the_image_are_zero():
     layer, fast = packed(True, 1, 1, 1, 1)
     for offset in (1e30, -1e30, math.inf, -math.inf, 5.0):
-        for one in (layer[0], fast[0].pack):
-            nn.init.zeros_(one.conv_offset.weight)
-            nn.init.constant_(one.conv_offset.bias, 0.5)
-            one.conv_offset.bias.data[::2][:9] = offset
+        for module in (layer[0], fast[0].pack):
+            nn.init.zeros_(module.conv_offset.weight)
+            nn.init.constant_(module.conv_offset.bias, 0.5)
+            module.conv_offset.bias.data[::2][:9] = offset
         with torch.inference_mode():
             image = torch.randn(1, 8, 9, 12)
             assert torch.allclose(fast(image), layer(image), atol=1e-5)
@@ -70,8 +70,8 @@ def test_gradients_and_autocast_are_left_to_mmcv(modulated):
     layer, fast = packed(modulated, 1, 1, 1, 2)
     image = torch.randn(2, 8, 9, 12)
     images = [image.clone().requires_grad_() for _ in range(2)]
-    for one, network in zip(images, (layer, fast), strict=True):
-        network(one).square().sum().backward()
+    for input_image, network in zip(images, (layer, fast), strict=True):
+        network(input_image).square().sum().backward()
     assert torch.allclose(images[0].grad, images[1].grad, rtol=1e-4, atol=1e-4)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(fast(image), layer(image), rtol=0.02, atol=0.02)

@@ -72,10 +72,10 @@ def test_deformable_convolutions_with_nan_offsets_are_refused(tmp_path, capsys):
     assert "a.pth outputs values that are not finite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kept", [0, -100])
-def test_a_truncated_file_is_refused_with_one_sentence(kept, tmp_path, capsys):
+@pytest.mark.parametrize("length", [0, -100])
+def test_a_truncated_file_is_refused_with_one_sentence(length, tmp_path, capsys):
     file = save(tmp_path / "a.pth", nn.Linear(1000, 1000), "")
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:length])
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
     stderr = capsys.readouterr().err
     assert "a.pth cannot be read: it is truncated; copy or save it again" in stderr and len(stderr) < 200

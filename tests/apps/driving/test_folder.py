@@ -137,14 +137,14 @@ def test_the_next_frame_is_read_while_a_network_computes(predictor, split, tmp_p
 
 def test_three_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "usable_cores", lambda: 2)
-    held, most = weakref.WeakValueDictionary(), []
+    frames_alive, most = weakref.WeakValueDictionary(), []
     read = kitti.read_sweep
 
     def counted(path):
-        most.append(len(held))
+        most.append(len(frames_alive))
         points, remarks = read(path)
         points = points.view(Points)
-        held[len(most)] = points
+        frames_alive[len(most)] = points
         return points, remarks
 
     monkeypatch.setattr(kitti, "read_sweep", counted)
@@ -264,8 +264,8 @@ def test_key_frames_of_a_sample_json_give_the_same_as_in_one_call(ask, predictor
     at_once = ask(Request(files=(root,), options={"score": "0.2"}))
     assert [boxes_of(line) for line in lines(tmp_path / "out")] == [*map(boxes_of, at_once.result["frames"])]
     assert (tmp_path / "out" / "results_nusc.json").read_bytes() == at_once.files["results_nusc.json"]
-    again = root / "sample.json"
-    assert predict_folder(predictor, again, tmp_path / "images", Options(model="fcos3d"), log.append) == 0
+    sample_file = root / "sample.json"
+    assert predict_folder(predictor, sample_file, tmp_path / "images", Options(model="fcos3d"), log.append) == 0
     assert lines(tmp_path / "images")[0]["model"] == "fcos3d"
 
 

@@ -83,17 +83,17 @@ def plain(frames, predictions, name, level, overlap, care):
         cases.append((truth, claims, [{"box": b} for b in frame.ignore_boxes_2d.get("image_2", [])]))
     scores = []
     for truth, claims, _ in cases:
-        taken = set()
+        matched = set()
         for item in truth:
             if item["state"] == -1:
                 continue
             best = None
             for j, claim in enumerate(claims):
-                fits = j not in taken and claim["state"] != -1 and overlap(item, claim) > least
+                fits = j not in matched and claim["state"] != -1 and overlap(item, claim) > least
                 if fits and (best is None or claim["score"] > claims[best]["score"]):
                     best = j
             if best is not None:
-                taken.add(best)
+                matched.add(best)
                 if item["state"] == 0 and claims[best]["state"] == 0:
                     scores.append(claims[best]["score"])
     scores.sort(reverse=True)
@@ -109,13 +109,13 @@ def plain(frames, predictions, name, level, overlap, care):
         hits = alarms = 0
         alike = 0.0
         for truth, claims, ignored in cases:
-            taken = set()
+            matched = set()
             for item in truth:
                 if item["state"] == -1:
                     continue
                 best, largest, spare = None, 0.0, False
                 for j, claim in enumerate(claims):
-                    if j in taken or claim["state"] == -1 or claim["score"] < threshold:
+                    if j in matched or claim["state"] == -1 or claim["score"] < threshold:
                         continue
                     share = overlap(item, claim)
                     if share > least and claim["state"] == 0 and (share > largest or spare):
@@ -124,12 +124,12 @@ def plain(frames, predictions, name, level, overlap, care):
                         best, spare = j, True
                 if best is None:
                     continue
-                taken.add(best)
+                matched.add(best)
                 if item["state"] == 0 and claims[best]["state"] == 0:
                     hits += 1
                     alike += (1 + np.cos(item["alpha"] - claims[best]["alpha"])) / 2
             for j, claim in enumerate(claims):
-                if j in taken or claim["state"] != 0 or claim["score"] < threshold:
+                if j in matched or claim["state"] != 0 or claim["score"] < threshold:
                     continue
                 excused = care and any(image_overlap(claim, region, over_first=True) > least for region in ignored)
                 alarms += not excused

@@ -158,17 +158,17 @@ def plain(truth, found, name, threshold):
         key=lambda item: item[:2],
         reverse=True,
     )
-    taken, flags, scores, hits = set(), [], [], []
+    matched, flags, scores, hits = set(), [], [], []
     for score, _, row in claims:
         best, least = None, math.inf
         for number, target in enumerate(objects):
             apart = math.dist(target["at"], row["at"])
-            if target["sample"] == row["sample"] and number not in taken and apart < least:
+            if target["sample"] == row["sample"] and number not in matched and apart < least:
                 best, least = number, apart
         flags.append(least < threshold)
         scores.append(score)
         if least < threshold:
-            taken.add(best)
+            matched.add(best)
             hits.append((score, objects[best], row))
     if not hits:
         return 0.0, dict.fromkeys(ERRORS, 1.0)

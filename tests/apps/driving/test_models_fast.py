@@ -188,7 +188,7 @@ def test_suppression_on_a_device_keeps_the_same_boxes_and_reads_nothing_back(ove
 def on_the_device(above_N5, score_NC, settings):
     with fake_cuda():
         found = suppress(above_N5.to("cuda"), score_NC.to("cuda"), settings)
-    return {(i, label) for i, label in torch.stack([one.cpu() for one in found]).T.tolist()}
+    return {(i, label) for i, label in torch.stack([tensor.cpu() for tensor in found]).T.tolist()}
 
 
 @pytest.mark.parametrize("boxes", [20, 500])
@@ -254,7 +254,7 @@ def test_the_decoders_copy_nothing_that_the_host_would_wait_for(monkeypatch):
             return torch.tensor(data, dtype=self.dtype)
 
         def index(key):
-            assert not any(isinstance(one, list) for one in (key if isinstance(key, tuple) else (key,)))
+            assert not any(isinstance(part, list) for part in (key if isinstance(key, tuple) else (key,)))
             return key
 
         monkeypatch.setattr(torch.Tensor, "to", moved)

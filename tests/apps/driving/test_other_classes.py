@@ -46,7 +46,9 @@ def test_pointpillars_keeps_its_anchor_scores_for_a_known_class(both):
     networks, names, model, input = both
     image = pointpillars.example_input(model, input)[:1]
     with torch.inference_mode():
-        scores, boxes, directions = zip(*(pointpillars.PillarsToHeads(one)(image) for one in networks), strict=True)
+        scores, boxes, directions = zip(
+            *(pointpillars.PillarsToHeads(network)(image) for network in networks), strict=True
+        )
     rows, columns = scores[0].shape[2:]
     for kind in ("pedestrian", "car"):
         # mmdet3d's layout of a cell: by anchor (two headings per class), then by value.
@@ -70,17 +72,17 @@ def test_fcos3d_keeps_its_scores_for_a_known_class(both):
     networks, names, _, _ = both
     image = fcos3d.example_image(64, 128)[:1]
     with torch.inference_mode():
-        before, after = (fcos3d.ImageToHeads(one)(image) for one in networks)
-    for name, one, other in zip(fcos3d.OUTPUTS, before, after, strict=True):
+        before, after = (fcos3d.ImageToHeads(network)(image) for network in networks)
+    for name, before_map, after_map in zip(fcos3d.OUTPUTS, before, after, strict=True):
         if name.startswith("scores"):
-            one, other = (
+            before_map, after_map = (
                 part[:, [own.index("pedestrian"), own.index("car")]]
-                for part, own in zip((one, other), names, strict=True)
+                for part, own in zip((before_map, after_map), names, strict=True)
             )
         if not name.startswith(
             "boxes"
         ):  # sizes are relative to those of the most likely class, which may be a new class
-            torch.testing.assert_close(one, other)
+            torch.testing.assert_close(before_map, after_map)
 
 
 @pytest.mark.parametrize("both", [("second_stage", "lidar_rcnn/2")], indirect=True)

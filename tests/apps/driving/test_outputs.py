@@ -71,8 +71,8 @@ def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
 
 
 def test_a_class_name_of_several_words_becomes_one_result_column(frame, found):
-    named = replace(found, names=("traffic light",) * len(found))
-    lines = results.write(named, frame.cameras["image_2"]).splitlines()
+    with_light = replace(found, names=("traffic light",) * len(found))
+    lines = results.write(with_light, frame.cameras["image_2"]).splitlines()
     assert lines and {len(line.split()) for line in lines} == {16}
     assert {line.split()[0] for line in lines} == {"Traffic_light"}
 
@@ -111,8 +111,8 @@ def test_the_picture_is_drawn_later_from_the_viewers_files(frame, found):
 
 
 def test_each_of_several_frames_has_its_own_files(frame, found):
-    other = replace(frame, name="an/other", points_lidar_m=None)
-    files = view.files([replace(frame, name="1"), other], [found, found])
+    camera_only = replace(frame, name="an/other", points_lidar_m=None)
+    files = view.files([replace(frame, name="1"), camera_only], [found, found])
     assert set(files) == {"boxes.json", "1_points.bin", "1_image.jpg", "an-other_image.jpg"}
     listed = json.loads(files["boxes.json"])["frames"]
     assert listed[1]["cameras"][0]["file"] == "an-other_image.jpg"

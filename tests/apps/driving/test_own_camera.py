@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request, tmp_path_factory):
+def imported_model(request, tmp_path_factory):
     """The kind, mmdet3d's detector, and the artifact that the import command created from its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     config = own_camera_config(request.param)
@@ -58,8 +58,8 @@ def importing(path):
     return IMPORTERS["mmdet3d"].load([str(path)], None)
 
 
-def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(made, tmp_path):
-    kind, detector, artifact = made
+def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(imported_model, tmp_path):
+    kind, detector, artifact = imported_model
     boxes, scores, labels = mmdet3d_test(kind, detector, photograph(), tmp_path)
     network = DrivingPredictor.load([artifact], "cpu").detectors["mmdet3d_camera"].network
     with torch.inference_mode():
@@ -70,8 +70,8 @@ def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(made, tm
     assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
 
 
-def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
-    kind, _, artifact = made
+def test_what_was_read_and_what_was_assumed_is_in_the_manifest(imported_model):
+    kind, _, artifact = imported_model
     source = artifact.manifest.source
     # SMOKE's sampling positions depend on its features: random weights magnify rounding, in mmdet3d's own modules too.
     tolerance = 1e-3 if kind == "smoke" else 1e-4
@@ -92,8 +92,8 @@ def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
     assert recipe.input.focal_px is None and "train_cfg" not in settings["model"]["own_camera"]["model"]
 
 
-def test_it_is_served_over_http(made, tmp_path):
-    _, _, artifact = made
+def test_it_is_served_over_http(imported_model, tmp_path):
+    _, _, artifact = imported_model
     files = [("files", ("a.png", png(), "image/png")), ("files", ("a.txt", calibration(), "text/plain"))]
     settings = Settings(registry=artifact.path.parent.parent, store=tmp_path / "store", warm=False, workers=0)
     with TestClient(create_app(settings, {"driving": app})) as client:
@@ -242,8 +242,8 @@ def test_what_is_not_supported_is_refused_with_one_sentence(tmp_path, kind, path
     assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
 
 
-def test_only_fcos3d_with_seven_box_values_is_trained_further(made):
-    kind, _, artifact = made
+def test_only_fcos3d_with_seven_box_values_is_trained_further(imported_model):
+    kind, _, artifact = imported_model
     differs = {
         "fcos3d": r"bbox_head\.strides is \[4, 8, 16, 32\], not \[8,",
         "pgd": "bbox_head.type is PGDHead",

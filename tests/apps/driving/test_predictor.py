@@ -55,13 +55,13 @@ def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, syntheti
         found = predictor.predict([*others, *decoded.inputs], decoded.options)[number:]
         together.append(codec.encode(decoded, found).result)
     alone = [dict(ask(request).result) for request in requests]
-    programs = [one.pop("programs") for one in alone]
+    programs = [result.pop("programs") for result in alone]
     assert programs == [{"pointpillars": "torch"}, {"fcos3d": "torch"}, {"pointpillars": "torch"}]
-    versions = [one.pop("versions") for one in alone]
-    assert [list(one) for one in versions] == [["pointpillars"], ["fcos3d"], ["pointpillars"]]
-    assert all(version >= 1 for one in versions for version in one.values())
-    reasons = [one.pop("program_reasons") for one in alone]
-    assert reasons == [dict.fromkeys(one, "it was requested") for one in programs]
+    versions = [result.pop("versions") for result in alone]
+    assert [list(by_model) for by_model in versions] == [["pointpillars"], ["fcos3d"], ["pointpillars"]]
+    assert all(version >= 1 for by_model in versions for version in by_model.values())
+    reasons = [result.pop("program_reasons") for result in alone]
+    assert reasons == [dict.fromkeys(by_model, "it was requested") for by_model in programs]
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])

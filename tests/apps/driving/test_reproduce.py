@@ -76,18 +76,19 @@ def test_real_frames_count_the_scored_classes_and_the_own_vehicle(frames):
         }
         return Boxes3D(names=boxes.names + own.names, **both)
 
-    one = frames[:1]
+    first_frame = frames[:1]
     cars = sum(
-        name == "car" and count >= 5 for name, count in zip(one[0].truth.names, one[0].truth.point_counts, strict=True)
+        name == "car" and count >= 5
+        for name, count in zip(first_frame[0].truth.names, first_frame[0].truth.point_counts, strict=True)
     )
-    rows = dict(real_rows("nuScenes", TruthDetector(with_own_vehicle), {}, one))
+    rows = dict(real_rows("nuScenes", TruthDetector(with_own_vehicle), {}, first_frame))
     assert f"BEV IoU 0.7: {cars} of {cars}, 1 false" in rows["car, nuScenes, frames: 1"]
     assert rows["car, nuScenes, frames: 1"].endswith("bar (62 % within 2 m, at most 3 false): met")
     assert rows["boxes on the own vehicle, nuScenes"] == "1"
     # Hard KITTI objects are not scored, and boxes on them are ignored.
-    easier = with_scored_classes(one[0])
+    easier = with_scored_classes(first_frame[0])
     left = sum(name == "car" for name in easier.truth.names)
-    assert 0 < left < sum(name == "car" for name in one[0].truth.names)
+    assert 0 < left < sum(name == "car" for name in first_frame[0].truth.names)
     kitti = dict(real_rows("KITTI", TruthDetector(), {}, [easier]))
     assert kitti["car, KITTI, frames: 1"].endswith("at most 5 false): met") == (left >= 2)
     away = dict(real_rows("KITTI", TruthDetector(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
@@ -97,8 +98,8 @@ def test_real_frames_count_the_scored_classes_and_the_own_vehicle(frames):
 
 def test_classes_of_other_data_sets_get_the_trained_names(frames):
     names = ("regular_vehicle", "box_truck") + frames[0].truth.names[2:]
-    called = with_scored_classes(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
-    assert called.truth.names[:2] == ("car", "truck")
+    scored = with_scored_classes(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
+    assert scored.truth.names[:2] == ("car", "truck")
 
 
 @pytest.mark.parametrize(

@@ -206,10 +206,10 @@ def test_inputs_kept_in_full_are_exported_in_full(
     points, image = sweep(11, 70_000), np.random.default_rng(1).integers(0, 256, (375, 1242, 3), np.uint8)
     out, verdicts = tmp_path / "out", {"1": "accepted", "2": "rejected"}
     for cloud in (points, None):
-        answer = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
+        case = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
         missed = [MISSED | {"frame": "000007"}]
         response = keeping.put(
-            f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed}
+            f"/api/driving/cases/{case['case']}/review", json={"verdicts": verdicts, "missed": missed}
         )
         assert response.status_code == 200, response.text
     assert export(keeping, out) == 0
@@ -284,11 +284,11 @@ def test_the_frames_of_a_case_are_in_the_same_split(
 def test_images_that_the_store_does_not_keep_are_skipped(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = client.post(
+    case = client.post(
         "/api/driving/predict", files=[("files", kitti_zip(None, np.zeros((375, 1242, 3), np.uint8)))]
     ).json()
     review = {"reviewer": "Eva", "verdicts": {"1": "accepted", "2": "accepted"}}
-    assert client.put(f"/api/driving/cases/{answer['case']}/review", json=review).status_code == 200
+    assert client.put(f"/api/driving/cases/{case['case']}/review", json=review).status_code == 200
     assert export(client, tmp_path / "out", "--reviewer", "Eva") == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "frames with images only: 1." in output and "TRIVIUM_KEEP_INPUTS" in output

@@ -64,7 +64,7 @@ def test_a_bag_gives_the_same_as_its_sweeps_in_files(ask, sweeps, tmp_path):
         assert [frame["boxes"] for frame in result["frames"]] == expected
 
 
-def one(tmp_path, message, *, ros1=False, name="one"):
+def read_one(tmp_path, message, *, ros1=False, name="one"):
     """The frame of a bag with one cloud."""
     messages = [("/lidar", STAMP, message)]
     path = tmp_path / f"{name}{'.bag' if ros1 else ''}"
@@ -87,7 +87,7 @@ def test_fields_are_found_by_name_offset_and_type(ros1, tmp_path):
         "loose": cloud(POINTS, ros1=ros1, rows=2, row_step=0),
     }
     for name, message in layouts.items():
-        frame = one(tmp_path, message, ros1=ros1, name=name)
+        frame = read_one(tmp_path, message, ros1=ros1, name=name)
         assert np.array_equal(frame.points_lidar_m, POINTS), name
         assert frame.remarks == (), name
 
@@ -95,26 +95,26 @@ def test_fields_are_found_by_name_offset_and_type(ros1, tmp_path):
 def test_intensity_is_scaled_and_invalid_points_are_dropped(tmp_path):
     of_bytes = POINTS * np.array([1, 1, 1, 200], np.float32)
     fields = [*XYZI[:3], ("reflectivity", "u2")]
-    frame = one(tmp_path, cloud(of_bytes, fields=fields), name="bytes")
+    frame = read_one(tmp_path, cloud(of_bytes, fields=fields), name="bytes")
     assert np.allclose(frame.points_lidar_m[:, 3], of_bytes[:, 3] / 255) and frame.remarks == ()
-    frame = one(tmp_path, cloud(POINTS[:, :3], fields=XYZI[:3]), name="without")
+    frame = read_one(tmp_path, cloud(POINTS[:, :3], fields=XYZI[:3]), name="without")
     assert (frame.points_lidar_m[:, 3] == 0).all() and "has no intensity: 0 is used" in frame.remarks[0]
     missed = np.where([[False], [True], [False], [True]], np.float32(np.nan), POINTS)
-    frame = one(tmp_path, cloud(missed, rows=2), name="missed")
+    frame = read_one(tmp_path, cloud(missed, rows=2), name="missed")
     assert np.array_equal(frame.points_lidar_m, POINTS[::2])
     assert frame.remarks == (f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were dropped: they are not finite numbers.",)
     # Ouster's, Hesai's and Livox' drivers write zeros for beams without a return.
     zeros = POINTS * np.array([[1], [0], [1], [0]], np.float32)
-    frame = one(tmp_path, cloud(zeros, rows=2), name="zeros")
+    frame = read_one(tmp_path, cloud(zeros, rows=2), name="zeros")
     assert np.array_equal(frame.points_lidar_m, POINTS[::2])
     assert frame.remarks == (
         f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were dropped: they are at (0, 0, 0), the value of "
         "beams without a return.",
     )
-    frame = one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
+    frame = read_one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
     assert "in the frame base_link, which is not a LiDAR frame" in frame.remarks[0]
     # Without a timestamp in the header, that of the recording is used.
-    assert one(tmp_path, cloud(POINTS, stamp=0), name="unstamped").time_ns == STAMP
+    assert read_one(tmp_path, cloud(POINTS, stamp=0), name="unstamped").time_ns == STAMP
 
 
 def bad_clouds():

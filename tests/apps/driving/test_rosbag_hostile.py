@@ -75,7 +75,7 @@ def test_an_unclosed_recording_and_damage_in_the_middle_are_reported(predictor, 
 def test_any_damage_is_refused_with_one_sentence(number, bags):
     path, draw = bags[number], random.Random(number)
     whole = path.read_bytes()
-    refused = 0
+    refusals = 0
     for _ in range(150):
         content = bytearray(whole)
         for _ in range(draw.choice((1, 3, 10))):
@@ -86,9 +86,9 @@ def test_any_damage_is_refused_with_one_sentence(number, bags):
         try:
             read_frames([path])
         except InvalidInputError as refusal:
-            refused += 1
+            refusals += 1
             assert len(str(refusal)) < 600 and "\n" not in str(refusal)
-    assert refused > 20
+    assert refusals > 20
 
 
 def test_message_definitions_in_a_bag_are_never_compiled(tmp_path, monkeypatch):

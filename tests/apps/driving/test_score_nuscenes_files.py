@@ -117,13 +117,13 @@ def test_without_velocities_there_is_no_nds(tables):
 
 
 def test_files_in_another_layout_are_refused(tables):
-    def refused(results, message, labels=tables):
+    def assert_refused(results, message, labels=tables):
         with pytest.raises(InvalidInputError, match=message):
             app.score_files({"labels": labels, "results": submission(tables, results)})
 
-    refused({"elsewhere": []}, "have no sample elsewhere")
-    refused({"s1": [detection("s1", (1, 1), 0.5)] * 501}, "501 detections")
-    refused({"s1": [detection("s1", (1, 1), float("nan"))]}, "not finite")
-    refused({"s1": [{"translation": [0, 0, 0]}]}, "not in nuScenes' layout: KeyError 'size'")
-    refused({}, "is not a submission")
-    refused(PERFECT, "cannot be read as JSON", labels=tables.parent)
+    assert_refused({"elsewhere": []}, "have no sample elsewhere")
+    assert_refused({"s1": [detection("s1", (1, 1), 0.5)] * 501}, "501 detections")
+    assert_refused({"s1": [detection("s1", (1, 1), float("nan"))]}, "not finite")
+    assert_refused({"s1": [{"translation": [0, 0, 0]}]}, "not in nuScenes' layout: KeyError 'size'")
+    assert_refused({}, "is not a submission")
+    assert_refused(PERFECT, "cannot be read as JSON", labels=tables.parent)

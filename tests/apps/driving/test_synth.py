@@ -265,9 +265,9 @@ def test_returns_from_the_own_vehicle_exist_and_are_removed_for_the_network():
     on_bonnet = (np.abs(points[:, :2]) < (2.6, 1.1)).all(axis=1)
     assert on_bonnet.sum() > 50 and points[on_bonnet, 2].max() > -1.0
     around = (-20.0, -20.0, -4.0, 20.0, 20.0, 2.0)
-    shown = LidarInput(range_m=around, own_vehicle_m=(2.6, 1.1)).crop(points)
-    assert len(shown) == within(points, around).sum() - within(points[on_bonnet], around).sum()
-    assert not (np.abs(shown[:, :2]) < (2.6, 1.1)).all(axis=1).any()
+    cropped = LidarInput(range_m=around, own_vehicle_m=(2.6, 1.1)).crop(points)
+    assert len(cropped) == within(points, around).sum() - within(points[on_bonnet], around).sum()
+    assert not (np.abs(cropped[:, :2]) < (2.6, 1.1)).all(axis=1).any()
 
 
 @pytest.mark.parametrize("make", SURROUNDINGS)

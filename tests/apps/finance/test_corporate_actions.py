@@ -43,12 +43,12 @@ def share(*, new: int = 4, old: int = 1, matching: bool = True) -> dict[str, np.
 
 
 def ask(
-    predictor: FinancePredictor, path: Path, made: dict[str, np.ndarray], names: dict[str, str], **options: str
+    predictor: FinancePredictor, path: Path, columns: dict[str, np.ndarray], names: dict[str, str], **options: str
 ) -> dict[str, Any]:
     """The result of a file with these columns, without pictures."""
     lines = [",".join(["date", *names.values()])]
     for row in range(ROWS):
-        lines.append(",".join([iso_utc(int(TIMES[row]))[:10], *(str(made[name][row]) for name in names)]))
+        lines.append(",".join([iso_utc(int(TIMES[row]))[:10], *(str(columns[name][row]) for name in names)]))
     path.write_text("\n".join(lines))
     decoded = FinanceCodec(predictor).decode(Request(files=(path,), options=options))
     (found,) = predictor.predict(decoded.inputs, decoded.options)

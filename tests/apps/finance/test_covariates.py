@@ -132,7 +132,7 @@ def test_a_run_over_covariates_that_is_resumed_is_the_same_run(tmp_path, stop):
     train("parts", stop)
     parts = train("parts", 14)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    histories = [json.loads((tmp_path / one / "result.json").read_text())["history"] for one in ("whole", "parts")]
+    histories = [json.loads((tmp_path / name / "result.json").read_text())["history"] for name in ("whole", "parts")]
     assert histories[1][-1] == histories[0][-1]
 
 

@@ -69,9 +69,14 @@ def test_merged_security_names_name_columns_or_series_side_by_side(tmp_path):
     beside = [["SPX Index", None, "NDX Index", None], ["Date", "PX_LAST"] * 2]
     beside += [[Day(FIRST + n), 1.0 + n, *([Day(FIRST + 2 * n), 2.0 + n] if n < 30 else [])] for n in range(40)]
     write_workbook(tmp_path / "b.xlsx", {"A": beside})
-    one, two = read_contents(tmp_path / "b.xlsx").series
-    assert (one.name, len(one), two.name, len(two)) == ("SPX Index", 40, "NDX Index", 30)
-    assert iso_utc(int(two.times_ns[-1])) == "2024-02-28T00:00:00Z"
+    first_series, second_series = read_contents(tmp_path / "b.xlsx").series
+    assert (first_series.name, len(first_series), second_series.name, len(second_series)) == (
+        "SPX Index",
+        40,
+        "NDX Index",
+        30,
+    )
+    assert iso_utc(int(second_series.times_ns[-1])) == "2024-02-28T00:00:00Z"
 
 
 @needs_fastexcel

@@ -133,9 +133,9 @@ def test_every_row_after_the_first_few_is_forecast():
 def test_a_batch_gives_the_same_results_as_single_series():
     series = [synthetic_series(1), synthetic_series(2, 180)]
     together = forecast(_MODEL, series, stride=4)
-    for one, expected in zip(series, together, strict=True):
+    for single_series, expected in zip(series, together, strict=True):
         np.testing.assert_allclose(
-            forecast(_MODEL, [one], stride=4, batch=7)[0].quantiles, expected.quantiles, rtol=1e-4, atol=1e-4
+            forecast(_MODEL, [single_series], stride=4, batch=7)[0].quantiles, expected.quantiles, rtol=1e-4, atol=1e-4
         )
 
 

@@ -329,7 +329,7 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
 def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp_path):
     """The file also has a price, which would be guessed as the value, and words for booleans that were numbers."""
     frame = table().assign(
-        promotion=lambda one: (one["row"] // 24 % 3 == 0).astype(float), price=lambda one: one["row"]
+        promotion=lambda rows: (rows["row"] // 24 % 3 == 0).astype(float), price=lambda rows: rows["row"]
     )
     known = ["row", "hour", "promotion"]
     data = library_data(frame, time_varying_known_reals=known, time_varying_unknown_reals=["value", "load"])
@@ -419,7 +419,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, imported):
     content = torch.load(folder / "tft.ckpt", weights_only=False)
     content["hyper_parameters"]["optimizer_params"] = Trap()
     torch.save(content, "trap.ckpt")
-    made = import_tft(["trap.ckpt"], table_of(folder, table()))
-    assert not Path("sprung").exists() and made.network is not None
+    imported_model = import_tft(["trap.ckpt"], table_of(folder, table()))
+    assert not Path("sprung").exists() and imported_model.network is not None
     pickle.loads(pickle.dumps(Trap()))
     assert Path("sprung").exists(), "the trap works"

@@ -40,13 +40,13 @@ def events_at(detector: FinancePredictor, values: np.ndarray, row: int) -> list[
 
 
 def test_a_shift_in_noise_is_a_level_and_a_bad_print_a_jump_or_beyond_range(detector):
-    called = []
+    events = []
     for seed in range(6):
         shifted, printed = in_noise(seed), in_noise(seed)
         shifted[2000:] += 10
         printed[2000] += 12
-        called += [*events_at(detector, shifted, 2000), *events_at(detector, printed, 2000)]
-    assert called.count("level") == 6 and called.count("beyond_range") + called.count("jump") == 6, called
+        events += [*events_at(detector, shifted, 2000), *events_at(detector, printed, 2000)]
+    assert events.count("level") == 6 and events.count("beyond_range") + events.count("jump") == 6, events
 
 
 @pytest.mark.parametrize("after", [20, 40])

@@ -76,12 +76,12 @@ def report(series: str = "1.2.3") -> bytes:
     return structured_report(source)
 
 
-def send(port: int, datasets: Sequence[Dataset], title: str = "SCANNER", called: str = "TRIVIUM") -> list[int]:
+def send(port: int, datasets: Sequence[Dataset], title: str = "SCANNER", called_title: str = "TRIVIUM") -> list[int]:
     """Sends images over one association. Returns their statuses; none if the association is refused."""
     entity = AE(ae_title=title)
     for syntax in {dataset.file_meta.TransferSyntaxUID for dataset in datasets}:
         entity.add_requested_context(CT, syntax)
-    association = entity.associate("127.0.0.1", port, ae_title=called)
+    association = entity.associate("127.0.0.1", port, ae_title=called_title)
     if not association.is_established:
         return []
     statuses = [association.send_c_store(dataset).get("Status", -1) for dataset in datasets]

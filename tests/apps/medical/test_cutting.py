@@ -54,8 +54,8 @@ def test_two_lungs_are_split_between_them_with_an_overlap():
     needed[:10], needed[22:] = True, True
     apart = [(low.tolist(), high.tolist()) for low, high in cut(needed, 1000, (1, 1, 1), (1, 1, 1))]
     assert sorted(apart) == [([0, 0, 0], [10, 10, 10]), ([22, 0, 0], [30, 10, 10])]
-    one = np.ones((19, 10, 10), bool)
-    (first, second) = sorted((low[0], high[0]) for low, high in cut(one, 1000, (1, 1, 1), (1, 1, 1)))
+    block = np.ones((19, 10, 10), bool)
+    (first, second) = sorted((low[0], high[0]) for low, high in cut(block, 1000, (1, 1, 1), (1, 1, 1)))
     assert first == (0, second[0] + 1) and second[1] == 19
 
 

@@ -85,11 +85,13 @@ def test_one_tile_gives_the_results_of_the_detector_itself(detector):
 
 def test_the_settings_decoder_equals_that_of_the_detector_they_build(detector):
     settings = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3)
-    known, held = BoxDecoder.of_settings(settings), BoxDecoder.of_detector(detector)
-    assert all(torch.equal(one, other) for one, other in zip(known.anchors, held.anchors, strict=True))
+    of_settings, of_detector = BoxDecoder.of_settings(settings), BoxDecoder.of_detector(detector)
+    assert all(
+        torch.equal(first, second) for first, second in zip(of_settings.anchors, of_detector.anchors, strict=True)
+    )
     for name in ("score_threshold", "overlap", "candidates", "detections"):
-        assert getattr(known, name) == getattr(held, name)
-    assert list(known.size_divisible) == list(held.size_divisible)
+        assert getattr(of_settings, name) == getattr(of_detector, name)
+    assert list(of_settings.size_divisible) == list(of_detector.size_divisible)
     generator = torch.Generator().manual_seed(0)
     anchors = torch.rand(50, 3, generator=generator) * 40
     anchors = torch.cat([anchors, anchors + 1 + torch.rand(50, 3, generator=generator) * 9], dim=1)
@@ -181,8 +183,8 @@ def test_one_image_gives_the_same_maps_as_in_a_batch_of_two(detector):
 
 def test_suppression_keeps_the_best_of_overlapping_boxes():
     boxes = torch.tensor([[0, 0, 0, 10, 10, 10], [1, 0, 0, 11, 10, 10], [30, 0, 0, 40, 10, 10], [0, 0, 0, 10, 10, 10]])
-    kept = suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 10)
-    assert kept.tolist() == [1, 2]
+    indices = suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 10)
+    assert indices.tolist() == [1, 2]
     assert suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 1).tolist() == [1]
     assert suppress(torch.zeros(0, 6), torch.zeros(0), 0.22, 5).tolist() == []
 

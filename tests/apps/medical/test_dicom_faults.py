@@ -37,7 +37,7 @@ def members(scan: CTVolume, **tags: object) -> dict[str, bytes]:
     }
 
 
-def refused(folder: Path, slices: dict[str, bytes], words: str) -> None:
+def assert_refused(folder: Path, slices: dict[str, bytes], words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         read_volume([pack(folder, slices)])
 
@@ -48,7 +48,9 @@ def test_a_slice_truncated_within_its_header_is_refused(scan, tmp_path, first_or
     """Skipping the first or last slice would leave no gap."""
     slices = members(scan)
     slices[f"I{first_or_last}"] = slices[f"I{first_or_last}"][:cut]
-    refused(tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within the header|damaged DICOM file)")
+    assert_refused(
+        tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within the header|damaged DICOM file)"
+    )
 
 
 def test_reports_without_pixels_are_ignored(scan, tmp_path):
@@ -70,7 +72,7 @@ def test_reports_without_pixels_are_ignored(scan, tmp_path):
 def test_invalid_numbers_are_refused(scan, tmp_path, original, replacement):
     slices = members(scan)
     assert all(original in content for content in slices.values())
-    refused(
+    assert_refused(
         tmp_path,
         {name: content.replace(original, replacement) for name, content in slices.items()},
         "I0 (has no usable PixelSpacing|has no valid rescale slope)",
@@ -98,7 +100,7 @@ def test_invalid_numbers_are_refused(scan, tmp_path, original, replacement):
     ],
 )
 def test_impossible_values_are_refused(scan, tmp_path, tags, words):
-    refused(tmp_path, members(scan, **tags), words)
+    assert_refused(tmp_path, members(scan, **tags), words)
 
 
 def test_rounded_positions_do_not_count_as_sideways_shifts(scan, tmp_path):
@@ -111,7 +113,7 @@ def test_slice_spacing_that_changes_is_refused(tmp_path):
     voxels = np.random.default_rng(0).integers(-1000, 400, size=(40, 4, 4)).astype(np.int16)
     scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, 1.0), origin_lps_mm=(0.0, 0.0, 0.0))
     heights = np.cumsum([1.0] * 20 + [1.15] * 20)
-    refused(
+    assert_refused(
         tmp_path, members(scan, ImagePositionPatient=lambda k: [0, 0, float(heights[k])]), "changes along the series"
     )
 

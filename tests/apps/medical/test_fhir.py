@@ -99,15 +99,15 @@ def test_the_validation_detects_invalid_bundles(scan):
 def test_a_finding_is_an_observation_with_codes_sizes_position_and_score(scan):
     volume = read_volume([scan])
     findings = found(nodule(volume, 7, 0.875), nodule(volume, 3, 0.2))
-    (one,) = resources(fhir_bundle(source(volume, findings)), "Observation")
-    assert {(code["system"], code["code"]) for code in one["code"]["coding"]} == {
+    (observation,) = resources(fhir_bundle(source(volume, findings)), "Observation")
+    assert {(code["system"], code["code"]) for code in observation["code"]["coding"]} == {
         ("http://snomed.info/sct", "786838002"),
         ("http://radlex.org", "RID50149"),
     }
-    assert one["bodySite"]["coding"][0]["code"] == "39607008" and one["status"] == "preliminary"
+    assert observation["bodySite"]["coding"][0]["code"] == "39607008" and observation["status"] == "preliminary"
     x, y, z = volume.to_lps_mm([20, 12, 7])
     frame = "in the DICOM patient frame"
-    assert components(one) == {
+    assert components(observation) == {
         "81827009": (10.0, "mm"),
         "103339001": (12.0, "mm"),
         "103340004": (8.0, "mm"),

@@ -140,7 +140,7 @@ def test_a_peer_that_does_not_speak_dicom_is_left_at_once(file, answer, monkeypa
 
 def test_an_endless_response_to_a_report_ends_the_association(file, monkeypatch):
     monkeypatch.setattr(dicom_send, "_RESPONSE_TIMEOUT_S", 2)
-    refused = []
+    errors = []
 
     def endless(event: evt.Event) -> int:
         connection = event.assoc.dul.socket.socket
@@ -149,7 +149,7 @@ def test_an_endless_response_to_a_report_ends_the_association(file, monkeypatch)
             for _ in range(64):
                 connection.sendall(bytes(1 << 20))
         except OSError as error:
-            refused.append(error)
+            errors.append(error)
         return 0
 
     entity = AE("PACS")
@@ -158,7 +158,7 @@ def test_an_endless_response_to_a_report_ends_the_association(file, monkeypatch)
     try:
         with pytest.raises(ArchiveUnavailable, match="does not answer"):
             list(StorageClient("TRIVIUM", Archive("PACS", "127.0.0.1", server.server_address[1])).send([file]))
-        wait_for(lambda: refused)
+        wait_for(lambda: errors)
     finally:
         server.shutdown()
 

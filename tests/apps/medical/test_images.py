@@ -41,7 +41,7 @@ def posed(sform: np.ndarray | None, qform: np.ndarray | None) -> nibabel.Nifti1I
     return image
 
 
-def refused(path: Path, words: str) -> None:
+def assert_refused(path: Path, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         read_volume([path])
 
@@ -53,7 +53,7 @@ def test_a_truncated_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, na
     assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
     whole = path.read_bytes()
     path.write_bytes(whole[: max(len(whole) - lost, 4)])
-    refused(path, rf"{name} (cannot be read as NIfTI|is not a single-file NIfTI image).*; ")
+    assert_refused(path, rf"{name} (cannot be read as NIfTI|is not a single-file NIfTI image).*; ")
 
 
 @pytest.mark.parametrize(("name", "new_name"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
@@ -67,7 +67,7 @@ def test_a_corrupted_nifti_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[-8] ^= 1
     path.write_bytes(content)
-    refused(path, "a.nii.gz cannot be read as NIfTI .*CRC")
+    assert_refused(path, "a.nii.gz cannot be read as NIfTI .*CRC")
 
 
 def test_orientations_that_disagree_or_are_missing_are_refused(tmp_path):
@@ -77,7 +77,7 @@ def test_orientations_that_disagree_or_are_missing_are_refused(tmp_path):
         ("both.nii", AFFINE, moved, "states two orientations, .* mm apart"),
         ("none.nii", None, None, "does not state its orientation"),
     ):
-        refused(saved(tmp_path / name, posed(sform, qform)), words)
+        assert_refused(saved(tmp_path / name, posed(sform, qform)), words)
     for name, sform, qform in (("s.nii", AFFINE, None), ("q.nii", None, AFFINE), ("same.nii", AFFINE, AFFINE)):
         volume = read_volume([saved(tmp_path / name, posed(sform, qform))])
         assert volume.origin_lps_mm == pytest.approx((-30, 5, -300), abs=1e-4)
@@ -86,7 +86,7 @@ def test_orientations_that_disagree_or_are_missing_are_refused(tmp_path):
     doubtful = posed(AFFINE, None)
     doubtful.header["pixdim"][1:4] = (0.8, 0.7, 1.25)
     (tmp_path / "doubtful.nii").write_bytes(doubtful.to_bytes())
-    refused(tmp_path / "doubtful.nii", "states two spacings")
+    assert_refused(tmp_path / "doubtful.nii", "states two spacings")
     metres = posed(np.diag([0.001, 0.001, 0.001, 1]) @ AFFINE, None)
     metres.header.set_xyzt_units("meter")
     assert read_volume([saved(tmp_path / "metres.nii", metres)]).spacing_mm == pytest.approx((0.8, 0.7, 2.5))
@@ -119,28 +119,28 @@ def test_files_without_a_single_axial_volume_are_refused(tmp_path):
     turned = AFFINE.copy()
     c, s = np.cos(0.8), np.sin(0.8)
     turned[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ turned[:3, :3]
-    refused(saved(tmp_path / "oblique.nii", nibabel.Nifti1Image(values(), turned)), "oblique.nii is oblique")
+    assert_refused(saved(tmp_path / "oblique.nii", nibabel.Nifti1Image(values(), turned)), "oblique.nii is oblique")
     sheared = AFFINE.copy()
     sheared[1, 2] = 0.9
-    refused(saved(tmp_path / "tilted.nii", posed(sheared, None)), "tilted.nii is sheared")
+    assert_refused(saved(tmp_path / "tilted.nii", posed(sheared, None)), "tilted.nii is sheared")
     four = np.stack([values()] * 2, axis=-1)
-    refused(saved(tmp_path / "four.nii.gz", nibabel.Nifti1Image(four, AFFINE)), "four.nii.gz is not one volume")
+    assert_refused(saved(tmp_path / "four.nii.gz", nibabel.Nifti1Image(four, AFFINE)), "four.nii.gz is not one volume")
     single = nibabel.Nifti1Image(four[..., :1], AFFINE)
     assert read_volume([saved(tmp_path / "one.nii.gz", single)]).size_ijk == (12, 10, 8)
     colours = np.zeros((4, 4, 4), [(c, "u1") for c in "RGB"])
-    refused(
+    assert_refused(
         saved(tmp_path / "rgb.nii", nibabel.Nifti1Image(colours, AFFINE)),
         "rgb.nii has the NIfTI data type .*not a real number",
     )
     analyze = bytearray(gzip.decompress(nifti(chest())))
     analyze[344:348] = b"\0\0\0\0"
     (tmp_path / "old.nii").write_bytes(analyze)
-    refused(tmp_path / "old.nii", "old.nii is not a single-file NIfTI image")
+    assert_refused(tmp_path / "old.nii", "old.nii is not a single-file NIfTI image")
     shifted = np.where(values() < -500, -3024, values() + 1024).astype(np.int16)
-    refused(saved(tmp_path / "shifted.nii", nibabel.Nifti1Image(shifted, AFFINE)), "expected Hounsfield units")
+    assert_refused(saved(tmp_path / "shifted.nii", nibabel.Nifti1Image(shifted, AFFINE)), "expected Hounsfield units")
     bomb = gzip.compress(gzip.decompress(nifti(chest())) + b"\0" * (1 << 26))
     (tmp_path / "bomb.nii.gz").write_bytes(bomb)
-    refused(tmp_path / "bomb.nii.gz", "has too much data after its one volume")
+    assert_refused(tmp_path / "bomb.nii.gz", "has too much data after its one volume")
 
 
 def test_scaled_and_big_endian_values_are_hounsfield_units(tmp_path):
@@ -171,7 +171,7 @@ def test_nrrd_is_read_in_its_stated_space(tmp_path, space, signs):
     silent = header.replace(f"space: {space}\n", "").replace("space origin: (10,20,-300)\n", "")
     silent = silent.replace("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)", "spacings: 0.8 0.7 2.5")
     path.write_bytes(silent.encode() + values().T.astype("<i2").tobytes())
-    refused(path, "a.nrrd does not state its orientation")
+    assert_refused(path, "a.nrrd does not state its orientation")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_nrrd_without_a_complete_grid_is_refused(tmp_path, original, replacement
     (tmp_path / "a.nrrd").write_bytes(
         header.replace(original, replacement).encode() + values().T.astype("<i2").tobytes()
     )
-    refused(tmp_path / "a.nrrd", words)
+    assert_refused(tmp_path / "a.nrrd", words)
 
 
 def test_nrrd_without_an_origin_has_a_remark(tmp_path):
@@ -271,7 +271,7 @@ def test_a_metaimage_has_its_stated_orientation_and_a_remark_on_assumptions(tmp_
 )
 def test_a_metaimage_with_contradictory_orientations_is_refused(tmp_path, lines):
     content = values().T.astype("<i2").tobytes()
-    refused(
+    assert_refused(
         metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines),
         "so left and right are unknown; state only the correct orientation",
     )
@@ -279,11 +279,11 @@ def test_a_metaimage_with_contradictory_orientations_is_refused(tmp_path, lines)
 
 def test_a_metaimage_without_spacing_or_truncated_is_refused(tmp_path):
     content = values().T.astype("<i2").tobytes()
-    refused(metaimage(tmp_path, content), "states no ElementSpacing")
-    refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxel data are truncated")
+    assert_refused(metaimage(tmp_path, content), "states no ElementSpacing")
+    assert_refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxel data are truncated")
     huge = metaimage(tmp_path, content, "ElementSpacing = 1 1 1")
     huge.write_bytes(huge.read_bytes().replace(b"12 10 8", b"99999 99999 99999"))
-    refused(huge, "which is too large for a CT")
+    assert_refused(huge, "which is too large for a CT")
 
 
 def test_corrupted_headers_give_a_refusal_or_a_volume_and_no_other_error(tmp_path):
@@ -313,7 +313,7 @@ def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
         ),
     ):
         (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, f"^{name}")
+        assert_refused(tmp_path / name, f"^{name}")
     assert "MUELLER" not in "".join(capfd.readouterr())
 
 

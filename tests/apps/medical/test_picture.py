@@ -41,34 +41,34 @@ NODULE = Nodule(
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (-1, -1, 1)], ids=["LPS", "RPS", "LAS", "RAS"])
 def test_the_patient_s_right_is_on_the_left_and_the_front_at_the_top(signs):
     volume = stored(lopsided(), (0, 1, 2), signs)
-    shown = pixels(volume, NODULE)
-    yellow = np.argwhere((shown[..., 0] > 240) & (shown[..., 1] > 190) & (shown[..., 2] < 90))
+    image = pixels(volume, NODULE)
+    yellow = np.argwhere((image[..., 0] > 240) & (image[..., 1] > 190) & (image[..., 2] < 90))
     y, x = yellow.mean(axis=0)
-    height, width = shown.shape[:2]
+    height, width = image.shape[:2]
     assert x < width / 2 - 40 and y < height / 2 - 20
     # The ball is within its circle; only the letters at the edges are as bright.
-    inside = shown[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6]
+    inside = image[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6]
     assert inside.min() == 255
-    assert shown[int(y) - 5 : int(y) + 6, width - int(x) - 5 : width - int(x) + 6].max() < 200
-    assert np.array_equal(shown, pixels(lopsided(), NODULE))
+    assert image[int(y) - 5 : int(y) + 6, width - int(x) - 5 : width - int(x) + 6].max() < 200
+    assert np.array_equal(image, pixels(lopsided(), NODULE))
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 def test_slices_whose_rows_run_from_front_to_back_are_transposed(signs):
     """DICOM may swap row and column directions; the picture is the same."""
     volume = stored(lopsided(), (1, 0, 2), signs)
-    shown = pixels(volume, NODULE).astype(int)
-    label = slice(shown.shape[0] - 30, None)
+    image = pixels(volume, NODULE).astype(int)
+    label = slice(image.shape[0] - 30, None)
     expected = pixels(lopsided(), NODULE).astype(int)
-    shown[label], expected[label] = 0, 0
-    assert np.array_equal(shown, expected)
+    image[label], expected[label] = 0, 0
+    assert np.array_equal(image, expected)
 
 
 def test_the_sides_are_labelled():
     """R at the left edge and L at the right edge, in front of room air only: L is a stem, R has more beside it."""
     volume = lopsided()
     volume.voxels_zyx[:] = -1000
-    shown = pixels(volume)[..., 0] > 200
-    middle = slice(shown.shape[0] // 2 - 12, shown.shape[0] // 2 + 12)
-    left, right = shown[middle, :24], shown[middle, -24:]
-    assert right.any() and left.sum() > 1.3 * right.sum() and not shown[middle, 24:-24].any()
+    is_bright = pixels(volume)[..., 0] > 200
+    middle = slice(is_bright.shape[0] // 2 - 12, is_bright.shape[0] // 2 + 12)
+    left, right = is_bright[middle, :24], is_bright[middle, -24:]
+    assert right.any() and left.sum() > 1.3 * right.sum() and not is_bright[middle, 24:-24].any()

@@ -28,7 +28,7 @@ def scan():
     return CTVolume(voxels_zyx=voxels, spacing_mm=SPACING, origin_lps_mm=ORIGIN)
 
 
-def refused(path: Path, *words: str, **options: str) -> None:
+def assert_refused(path: Path, *words: str, **options: str) -> None:
     with pytest.raises(InvalidInputError) as raised:
         read_volume([path], **options)
     for word in words:
@@ -86,13 +86,15 @@ def test_files_of_different_formats_are_refused(scan, tmp_path):
             read_volume([nrrd, *others])
     assert read_volume([nrrd, notes]).size_ijk == scan.size_ijk
     assert read_volume([tmp_path / "scan.mhd", tmp_path / "scan.raw"]).size_ijk == scan.size_ijk
-    refused(pack(tmp_path, {**series(scan), "scan.gipl": b"x,y"}, "two.zip"), "two.zip holds scan.gipl beside DICOM")
+    assert_refused(
+        pack(tmp_path, {**series(scan), "scan.gipl": b"x,y"}, "two.zip"), "two.zip holds scan.gipl beside DICOM"
+    )
     shutil.copy(nrrd, folder)
-    refused(folder, "scan.nrrd was provided together with IM0")
-    refused(pack(tmp_path, {**series(scan), "scan.nrrd": b"NRRD"}, "mixed.zip"), "holds scan.nrrd beside DICOM")
+    assert_refused(folder, "scan.nrrd was provided together with IM0")
+    assert_refused(pack(tmp_path, {**series(scan), "scan.nrrd": b"NRRD"}, "mixed.zip"), "holds scan.nrrd beside DICOM")
     with pytest.raises(InvalidInputError, match=r"scan\.nrrd beside DICOM"):
         read_volume([folder / name for name in series(scan)] + [pack(tmp_path, {"scan.nrrd": b"NRRD"}, "n.zip")])
-    refused(pack(tmp_path, {"scan.gipl": b"x" * 9}, "only.zip"), "no DICOM image; it holds scan.gipl")
+    assert_refused(pack(tmp_path, {"scan.gipl": b"x" * 9}, "only.zip"), "no DICOM image; it holds scan.gipl")
 
 
 def test_other_files_of_an_export_are_ignored(scan, tmp_path):
@@ -122,14 +124,16 @@ def test_an_image_may_be_in_a_folder_or_a_zip_with_a_separate_data_file(scan, tm
     same(read_volume(sorted(folder.iterdir())), scan)
     packed = {f"a/{file.name}": file.read_bytes() for file in folder.iterdir()}
     same(read_volume([pack(tmp_path, packed)]), scan)
-    refused(pack(tmp_path, {"a/scan.mhd": packed["a/scan.mhd"]}, "half.zip"), "keeps its voxels in 'scan.raw'")
-    refused(pack(tmp_path, {**packed, "b/other.mhd": packed["a/scan.mhd"]}, "two.zip"), "2 volumes")
-    refused(pack(tmp_path, {**packed, "../../evil.mhd": b"x"}, "evil.zip"), "outside the archive")
-    refused(folder, "leave out the option `series`", series="4")
+    assert_refused(pack(tmp_path, {"a/scan.mhd": packed["a/scan.mhd"]}, "half.zip"), "keeps its voxels in 'scan.raw'")
+    assert_refused(pack(tmp_path, {**packed, "b/other.mhd": packed["a/scan.mhd"]}, "two.zip"), "2 volumes")
+    assert_refused(pack(tmp_path, {**packed, "../../evil.mhd": b"x"}, "evil.zip"), "outside the archive")
+    assert_refused(folder, "leave out the option `series`", series="4")
     renamed = {"scan (1).mhd": packed["a/scan.mhd"], "scan (1).raw": packed["a/scan.raw"]}
-    refused(pack(tmp_path, renamed, "renamed.zip"), "scan (1).mhd keeps its voxels in 'scan.raw'; provide that file")
+    assert_refused(
+        pack(tmp_path, renamed, "renamed.zip"), "scan (1).mhd keeps its voxels in 'scan.raw'; provide that file"
+    )
     (folder / "scan.raw").unlink()
-    refused(folder, "keeps its voxels in 'scan.raw'")
+    assert_refused(folder, "keeps its voxels in 'scan.raw'")
 
 
 def test_files_with_the_same_name_in_several_folders_are_one_series(scan, tmp_path):
@@ -146,9 +150,9 @@ def test_files_with_the_same_name_in_several_folders_are_one_series(scan, tmp_pa
 def test_a_damaged_zip_is_refused(scan, tmp_path):
     torn = pack(tmp_path, series(scan))
     torn.write_bytes(torn.read_bytes()[:3000])
-    refused(torn, "scan.zip cannot be read as a zip", "create it again")
+    assert_refused(torn, "scan.zip cannot be read as a zip", "create it again")
     (tmp_path / "text.zip").write_text("not packed")
-    refused(tmp_path / "text.zip", "text.zip cannot be read as a zip")
+    assert_refused(tmp_path / "text.zip", "text.zip cannot be read as a zip")
 
 
 def test_slices_in_reverse_order_give_the_same_volume(scan, tmp_path):
@@ -161,23 +165,23 @@ def test_slices_in_reverse_order_give_the_same_volume(scan, tmp_path):
 
 
 def test_data_other_than_a_ct_series_is_refused(scan, tmp_path):
-    refused(pack(tmp_path, series(scan, Modality=None)), "Modality", "IM")
-    refused(pack(tmp_path, series(scan, Modality="MR")), "MR", "not CT")
-    refused(pack(tmp_path, {"a.txt": b"nothing"}), "no DICOM image")
-    refused(pack(tmp_path, series(scan, ImagePositionPatient=None)), "ImagePositionPatient")
-    refused(pack(tmp_path, series(scan, RescaleIntercept=None)), "rescale")
-    refused(pack(tmp_path, series(scan, NumberOfFrames=20)), "multi-frame")
-    refused(tmp_path / "missing.zip", "does not exist")
+    assert_refused(pack(tmp_path, series(scan, Modality=None)), "Modality", "IM")
+    assert_refused(pack(tmp_path, series(scan, Modality="MR")), "MR", "not CT")
+    assert_refused(pack(tmp_path, {"a.txt": b"nothing"}), "no DICOM image")
+    assert_refused(pack(tmp_path, series(scan, ImagePositionPatient=None)), "ImagePositionPatient")
+    assert_refused(pack(tmp_path, series(scan, RescaleIntercept=None)), "rescale")
+    assert_refused(pack(tmp_path, series(scan, NumberOfFrames=20)), "multi-frame")
+    assert_refused(tmp_path / "missing.zip", "does not exist")
 
 
 def test_missing_and_duplicate_slices_are_refused(scan, tmp_path):
     whole = series(scan)
     names = list(whole)
-    refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
+    assert_refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
     duplicate = dicom_slice(scan, 1, SOPInstanceUID="1.2.3.99")
-    refused(pack(tmp_path, {**whole, "again": duplicate}), "the same position")
+    assert_refused(pack(tmp_path, {**whole, "again": duplicate}), "the same position")
     same(read_volume([pack(tmp_path, {**whole, "copies/again": whole[names[1]]})]), scan)
-    refused(pack(tmp_path, {names[0]: whole[names[0]]}), "at least 3")
+    assert_refused(pack(tmp_path, {names[0]: whole[names[0]]}), "at least 3")
 
 
 def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
@@ -192,7 +196,7 @@ def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
     assert "MUELLER" not in str(several.value), "of a refused job the sentence is kept"
     assert read_volume([mixed], series="5").identifiers["SeriesInstanceUID"] == "9.9"
     assert read_volume([mixed], series="1.2.3").identifiers["SeriesInstanceUID"] == "1.2.3"
-    refused(mixed, "no series 8", series="8")
+    assert_refused(mixed, "no series 8", series="8")
     same(read_volume([pack(tmp_path, {**series(scan), **scout}, "one.zip")]), scan)
 
 
@@ -218,26 +222,26 @@ def compressed(content: bytes) -> bytes:
     ],
 )
 def test_values_that_are_not_hounsfield_units_are_refused_however_they_are_stored(scan, tmp_path, packed, tags, words):
-    refused(pack(tmp_path, {name: packed(content) for name, content in series(scan, **tags).items()}), words)
+    assert_refused(pack(tmp_path, {name: packed(content) for name, content in series(scan, **tags).items()}), words)
 
 
 def test_hostile_archives_are_refused(scan, tmp_path):
-    refused(pack(tmp_path, {"../../etc/cron": dicom_slice(scan, 0)}), "outside the archive")
-    refused(pack(tmp_path, {"C:/x": dicom_slice(scan, 0)}), "outside the archive")
+    assert_refused(pack(tmp_path, {"../../etc/cron": dicom_slice(scan, 0)}), "outside the archive")
+    assert_refused(pack(tmp_path, {"C:/x": dicom_slice(scan, 0)}), "outside the archive")
     for nameless in (".", "/"):
-        refused(pack(tmp_path, {nameless: dicom_slice(scan, 0)}), "outside the archive")
-    refused(pack(tmp_path, {"bomb": b"\0" * 40_000_000}), "would unpack")
+        assert_refused(pack(tmp_path, {nameless: dicom_slice(scan, 0)}), "outside the archive")
+    assert_refused(pack(tmp_path, {"bomb": b"\0" * 40_000_000}), "would unpack")
     locked = pack(tmp_path, {"IM1": dicom_slice(scan, 0)})
     content = bytearray(locked.read_bytes())
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
     locked.write_bytes(content)
-    refused(locked, "encrypted")
+    assert_refused(locked, "encrypted")
     torn = pack(tmp_path, series(scan))
     broken = bytearray(torn.read_bytes())
     broken[60:90] = b"\xff" * 30
     torn.write_bytes(broken)
-    refused(torn, "unpacked")
+    assert_refused(torn, "unpacked")
 
 
 def test_images_that_are_not_ct_are_refused(tmp_path):
@@ -248,9 +252,9 @@ def test_images_that_are_not_ct_are_refused(tmp_path):
         ("nan.nrrd", np.where(ramp > 0.5, np.nan, -1000), "finite"),
     ):
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.astype(np.float32)), str(tmp_path / name))
-        refused(tmp_path / name, word, name)
+        assert_refused(tmp_path / name, word, name)
     (tmp_path / "torn.nii.gz").write_bytes(b"\x1f\x8b not really")
-    refused(tmp_path / "torn.nii.gz", "cannot be read")
+    assert_refused(tmp_path / "torn.nii.gz", "cannot be read")
 
 
 _META = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\n"

@@ -75,7 +75,7 @@ def report(client: TestClient, case: Case, **options: str) -> Dataset:
     return dcmread(BytesIO(response.content))
 
 
-def refused(client: TestClient, case: Case, status: int, **options: str) -> str:
+def refusal_detail(client: TestClient, case: Case, status: int, **options: str) -> str:
     for name in (REPORT, FHIR):
         response = client.get(f"{case}/review/{name}", params=options)
         assert response.status_code == status, response.text
@@ -216,7 +216,7 @@ def test_the_reviewer_is_chosen_by_name_or_else_the_newest_review(client: TestCl
     ):
         dataset = report(client, case, **options)
         assert len(groups(dataset)) == count and comments(dataset)[0].startswith(f"Reviewed by {who} on ")
-    assert "not reviewed by 'Eve'; its reviewers: Grace, Ada, an unnamed reader" in refused(
+    assert "not reviewed by 'Eve'; its reviewers: Grace, Ada, an unnamed reader" in refusal_detail(
         client, case, 404, reviewer="Eve"
     )
 
@@ -224,9 +224,9 @@ def test_the_reviewer_is_chosen_by_name_or_else_the_newest_review(client: TestCl
 def test_added_nodules_give_a_report_even_if_nothing_was_found(client: TestClient, tmp_path: Path) -> None:
     case = hand_in(client, pack(tmp_path, series(chest())), score="0.95")
     assert REPORT not in client.get(case).json()["files"]
-    assert refused(client, case, 404) == "the case has no review"
+    assert refusal_detail(client, case, 404) == "the case has no review"
     review(client, case, reviewer="Ada", note="nothing")
-    assert "neither accepts nor adds a finding" in refused(client, case, 409)
+    assert "neither accepts nor adds a finding" in refusal_detail(client, case, 409)
     review(client, case, reviewer="Ada", missed=[MISSED])
     dataset = report(client, case)
     assert len(groups(dataset)) == 1 and "PredecessorDocumentsSequence" not in dataset
@@ -236,21 +236,23 @@ def test_a_case_without_dicom_has_no_report(client: TestClient, tmp_path: Path) 
     (tmp_path / "chest.nii.gz").write_bytes(nifti(chest()))
     case = hand_in(client, tmp_path / "chest.nii.gz")
     review(client, case, verdicts={"1": "accepted"})
-    assert "its input was not a DICOM series" in refused(client, case, 409)
+    assert "its input was not a DICOM series" in refusal_detail(client, case, 409)
 
 
 def test_it_is_verified_only_on_request_for_a_complete_review_of_a_named_reader(client: TestClient, case: Case) -> None:
     options = {"verified": "yes", "organization": "Klinikum Süd"}
     review(client, case, missed=[MISSED])
-    assert "names no reviewer" in refused(client, case, 409, **options)
+    assert "names no reviewer" in refusal_detail(client, case, 409, **options)
     review(client, case, reviewer="Doe^John", missed=[MISSED])
-    assert "leaves findings that reach the operating score undecided (1)" in refused(client, case, 409, **options)
+    assert "leaves findings that reach the operating score undecided (1)" in refusal_detail(
+        client, case, 409, **options
+    )
     assert report(client, case).CompletionFlag == "PARTIAL"
     review(client, case, reviewer="Doe^John", verdicts={"1": "accepted"})
     for part in ({"verified": "yes"}, {"organization": "Klinikum Süd"}):
-        assert "verified=yes and organization go together" in refused(client, case, 422, **part)
+        assert "verified=yes and organization go together" in refusal_detail(client, case, 422, **part)
     for organization in ("", "  ", "a\\b", "a\nb", "o" * 65):
-        assert "organization" in refused(client, case, 422, verified="yes", organization=organization)
+        assert "organization" in refusal_detail(client, case, 422, verified="yes", organization=organization)
     dataset = report(client, case, **options)
     assert (dataset.VerificationFlag, dataset.CompletionFlag, dataset.PreliminaryFlag) == (
         "VERIFIED",
@@ -278,7 +280,7 @@ def test_if_keys_are_required_only_the_reviewer_can_verify(tmp_path: Path) -> No
         client.headers.update(grace)
         review(client, case, verdicts={"1": "accepted"}, missed=[MISSED])
         options = {"verified": "yes", "organization": "Klinikum"}
-        assert "only the reviewer's own key" in refused(client, case, 403, reviewer="ada", **options)
+        assert "only the reviewer's own key" in refusal_detail(client, case, 403, reviewer="ada", **options)
         assert report(client, case, reviewer="ada").VerificationFlag == "UNVERIFIED"
         client.headers.update(ada)  # whose review is no longer the newest
         assert report(client, case, **options).VerifyingObserverSequence[0].VerifyingObserverName == "ada^"
@@ -351,9 +353,9 @@ def test_a_bundle_of_added_nodules_names_no_software(client: TestClient, case: C
 def test_its_file_name_differs_from_that_of_the_original_report(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "accepted"})
     for name, saved in ((REPORT, "findings.reviewed.sr.dcm"), (FHIR, "findings.reviewed.fhir.json")):
-        for answer in (client.head(f"{case}/review/{name}"), client.get(f"{case}/review/{name}")):
-            assert answer.status_code == 200
-            assert answer.headers["content-disposition"] == f'attachment; filename="{saved}"'
+        for response in (client.head(f"{case}/review/{name}"), client.get(f"{case}/review/{name}")):
+            assert response.status_code == 200
+            assert response.headers["content-disposition"] == f'attachment; filename="{saved}"'
 
 
 def test_head_checks_the_report_without_making_it(

@@ -100,7 +100,7 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
     assert right.thickness / 2 - 0.8 < depth.max() <= right.thickness / 2
     assert 0 < (depth > -1).mean() < 0.1
     bare = dataclasses.replace(chest, fissures=())
-    with_fissures, without = (render_chest(made, grid, np.random.default_rng(0))[0] for made in (chest, bare))
+    with_fissures, without = (render_chest(anatomy, grid, np.random.default_rng(0))[0] for anatomy in (chest, bare))
     higher = with_fissures - without
     assert higher.min() > -1 and higher.max() > 100
     assert 0 < (higher > 50).mean() < 0.15

@@ -141,7 +141,15 @@ def bytes_sent(strategies: Sequence[DDP | FSDP], steps: int) -> list[tuple[float
             group.barrier()
             sent = (interface_bytes() - before) / steps / size
             gradients = [parameter.grad for parameter in model.parameters()]
-            found.append((sent, [getattr(one, "full_tensor", lambda one=one: one)().tolist() for one in gradients]))
+            found.append(
+                (
+                    sent,
+                    [
+                        getattr(gradient, "full_tensor", lambda gradient=gradient: gradient)().tolist()
+                        for gradient in gradients
+                    ],
+                )
+            )
     return found
 
 

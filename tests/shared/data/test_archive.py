@@ -22,7 +22,7 @@ def pack(path, members, method=zipfile.ZIP_DEFLATED):
     return path
 
 
-def refused(archive, words, tmp_path, limits=LIMITS, status=422):
+def assert_refused(archive, words, tmp_path, limits=LIMITS, status=422):
     """``open_archive`` and ``unpack`` both refuse, and nothing is written outside the folder."""
     with pytest.raises(InvalidInputError, match=words) as raised, open_archive(archive, limits) as members:
         for member in members:
@@ -59,14 +59,14 @@ def test_members_are_read_and_unpacked_under_their_own_names(tmp_path):
     ["../x", "/etc/x", "a/../../x", "..\\x", "C:/x", "C:\\x", "\\\\host\\x", ".", "/", "x/..", "./../x"],
 )
 def test_no_member_is_written_outside_the_folder(tmp_path, name):
-    refused(pack(tmp_path / "evil.zip", [("fine", b"1"), (name, b"x")]), "points outside the archive", tmp_path)
+    assert_refused(pack(tmp_path / "evil.zip", [("fine", b"1"), (name, b"x")]), "points outside the archive", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) in (["evil.zip"], ["evil.zip", "into"])
 
 
 def test_links_are_refused(tmp_path):
     link = zipfile.ZipInfo("velodyne")
     link.external_attr = 0o120777 << 16
-    refused(pack(tmp_path / "evil.zip", [(link, "/etc")]), "contains a link", tmp_path)
+    assert_refused(pack(tmp_path / "evil.zip", [(link, "/etc")]), "contains a link", tmp_path)
 
 
 @pytest.mark.parametrize("flag", [0x1, 0x40])
@@ -76,7 +76,7 @@ def test_encrypted_archives_are_refused(tmp_path, flag):
     content[6] |= flag
     content[content.index(b"PK\1\2") + 8] |= flag
     archive.write_bytes(content)
-    refused(archive, "is encrypted", tmp_path)
+    assert_refused(archive, "is encrypted", tmp_path)
 
 
 def test_a_duplicate_name_or_a_file_that_is_also_a_folder_is_refused(tmp_path):
@@ -91,12 +91,12 @@ def test_a_duplicate_name_or_a_file_that_is_also_a_folder_is_refused(tmp_path):
 
 
 def test_archives_that_exceed_the_limits_are_refused(tmp_path):
-    refused(
+    assert_refused(
         pack(tmp_path / "bomb.zip", [("zeros", b"\0" * 40_000_000)]), "would unpack to 38.1 MiB", tmp_path, status=413
     )
     much = pack(tmp_path / "much.zip", [("a", bytes(range(256)) * 100), ("b", b"1")], zipfile.ZIP_STORED)
-    refused(much, r"the maximum is 0\.0 MiB", tmp_path, ArchiveLimits(unpacked_bytes=10_000), status=413)
-    refused(much, "contains 2 files; the maximum is 1", tmp_path, ArchiveLimits(files=1), status=413)
+    assert_refused(much, r"the maximum is 0\.0 MiB", tmp_path, ArchiveLimits(unpacked_bytes=10_000), status=413)
+    assert_refused(much, "contains 2 files; the maximum is 1", tmp_path, ArchiveLimits(files=1), status=413)
 
 
 def test_an_archive_with_very_many_names_is_refused_before_they_are_read(tmp_path):
@@ -108,7 +108,7 @@ def test_an_archive_with_very_many_names_is_refused_before_they_are_read(tmp_pat
     with zipfile.ZipFile(archive) as whole:
         assert len(whole.namelist()) == 300_000  # the library itself reads them all
     tracemalloc.start()
-    refused(archive, "lists more than the maximum of 10000 files", tmp_path, status=413)
+    assert_refused(archive, "lists more than the maximum of 10000 files", tmp_path, status=413)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2 << 20
@@ -124,7 +124,7 @@ def test_a_member_beyond_its_stated_size_is_not_read_into_memory(tmp_path):
     content[at + 24 : at + 28] = stated_size
     archive.write_bytes(content)
     tracemalloc.start()
-    refused(archive, "zeros cannot be unpacked", tmp_path)
+    assert_refused(archive, "zeros cannot be unpacked", tmp_path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 8 << 20
@@ -133,7 +133,7 @@ def test_a_member_beyond_its_stated_size_is_not_read_into_memory(tmp_path):
 @pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "lzma")])
 def test_compression_that_cannot_be_decompressed_in_chunks_is_refused(tmp_path, method, name):
     """180 bytes of bzip2 expand to 200 MB, and the library decompresses them in one call."""
-    refused(pack(tmp_path / "case.zip", [("a", b"hello")], method), f"is compressed with {name}", tmp_path)
+    assert_refused(pack(tmp_path / "case.zip", [("a", b"hello")], method), f"is compressed with {name}", tmp_path)
 
 
 def test_damaged_archives_are_refused_with_the_cause(tmp_path):
@@ -141,9 +141,9 @@ def test_damaged_archives_are_refused_with_the_cause(tmp_path):
     content = bytearray(archive.read_bytes())
     content[60:90] = b"\xff" * 30
     archive.write_bytes(content)
-    refused(archive, "torn.zip: a cannot be unpacked", tmp_path)
+    assert_refused(archive, "torn.zip: a cannot be unpacked", tmp_path)
     archive.write_bytes(b"PK no zip")
-    refused(archive, "cannot be read as a zip", tmp_path)
+    assert_refused(archive, "cannot be read as a zip", tmp_path)
     whole = pack(tmp_path / "cut.zip", [("a", b"hello" * 1000)])
     whole.write_bytes(whole.read_bytes()[:-30])
-    refused(whole, "cannot be read as a zip", tmp_path)
+    assert_refused(whole, "cannot be read as a zip", tmp_path)

@@ -181,5 +181,5 @@ def run_out_on_the_second(path):
 
 
 def test_with_several_processes_each_ends_with_the_error(tmp_path):
-    for name, given in run(run_out_on_the_second, tmp_path / "run"):
-        assert name == "OutOfMemoryError" and given == [2, 2, 2]
+    for name, batch_sizes in run(run_out_on_the_second, tmp_path / "run"):
+        assert name == "OutOfMemoryError" and batch_sizes == [2, 2, 2]

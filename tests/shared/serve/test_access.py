@@ -37,7 +37,7 @@ def test_every_answer_has_the_identifier_of_its_log_line(
         "status": 200,
         "ms": 0,
     }
-    assert [line["request"] for line in lines[1:]] == [answer.headers["X-Request-Id"] for answer in responses]
+    assert [line["request"] for line in lines[1:]] == [response.headers["X-Request-Id"] for response in responses]
     assert len({line["request"] for line in lines}) == 4 and {line["status"] for line in lines[1:]} == {404}
 
 

@@ -57,8 +57,8 @@ def test_the_next_server_generates_files_and_the_store_counts_their_size(
     assert second.get(case["picture"]).content == PICTURE
     second.__exit__(None, None, None)
     store = CaseStore(settings.store)
-    taken = sum(path.stat().st_size for path in folder(settings, case).iterdir())
-    assert store.used_bytes("echo") == taken > len(PICTURE)
+    used_bytes = sum(path.stat().st_size for path in folder(settings, case).iterdir())
+    assert store.used_bytes("echo") == used_bytes > len(PICTURE)
     store.close()
 
 

@@ -82,8 +82,8 @@ def test_every_route_answers_as_its_description_says(client: httpx.Client) -> No
         @repeatable(EXAMPLES)
         @given(case=operation.as_strategy())
         def ask(case: Case) -> None:
-            answer = case.call(base_url=str(client.base_url), timeout=30)
-            case.validate_response(answer, checks=CHECKS)
+            response = case.call(base_url=str(client.base_url), timeout=30)
+            case.validate_response(response, checks=CHECKS)
 
         ask()
         operations_called.add(operation.path)

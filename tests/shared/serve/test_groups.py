@@ -67,9 +67,9 @@ def predicted(client: TestClient, header: Header) -> str:
     return found
 
 
-def done(client: TestClient, header: Header, **more: str) -> dict[str, str]:
+def done(client: TestClient, header: Header, **extra_headers: str) -> dict[str, str]:
     """A finished job submitted with the key."""
-    response = client.post(JOBS, files=[csv(2)], headers={**header, **more})
+    response = client.post(JOBS, files=[csv(2)], headers={**header, **extra_headers})
     assert response.status_code == 202, response.text
     url = response.json()["url"]
     until(lambda: client.get(url, headers=header).json()["state"] == "done")
@@ -327,9 +327,9 @@ def test_a_backup_includes_groups(keyed: TestClient, desk: Header, stranger: Hea
     case = predicted(keyed, desk)
     store = keyed.app.state.store  # type: ignore[attr-defined]
     backup(store.engine, store.folder, tmp_path / "b.tar")
-    with closing(CaseStore(tmp_path / "other")) as other:
-        restore(other.engine, other.folder, tmp_path / "b.tar")
-        assert other.get("echo", case, "desk") is not None and other.get("echo", case, "treasury") is None
+    with closing(CaseStore(tmp_path / "other")) as other_store:
+        restore(other_store.engine, other_store.folder, tmp_path / "b.tar")
+        assert other_store.get("echo", case, "desk") is not None and other_store.get("echo", case, "treasury") is None
 
 
 def test_keys_are_added_with_a_group_on_the_command_line(

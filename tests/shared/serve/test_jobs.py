@@ -262,9 +262,9 @@ def test_a_job_submitted_many_times_at_once_is_computed_once(echo_client: TestCl
 
     for form in ({"data": {"sample": "three"}}, {"files": [csv(7)]}):
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(hand_in, [form] * 24))
-        accepted = [answer.json()["job"] for answer in answers if answer.status_code == 202]
-        assert len(set(accepted)) == 1 and {answer.status_code for answer in answers} <= {202, 409}
+            responses = list(pool.map(hand_in, [form] * 24))
+        accepted = [response.json()["job"] for response in responses if response.status_code == 202]
+        assert len(set(accepted)) == 1 and {response.status_code for response in responses} <= {202, 409}
         assert events(echo_client, {"events": f"{JOBS}/{accepted[0]}/events"})[-1]["state"] == "done"
     assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 2
 

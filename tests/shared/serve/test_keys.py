@@ -72,14 +72,14 @@ def test_only_health_probes_are_answered_without_a_key(keyed: TestClient) -> Non
 
 
 @pytest.mark.parametrize(
-    "given",
+    "authorization",
     ["", "Bearer", "Bearer ", "Bearer x", "Basic", "Basic x", "Basic eA==", "Basic /w==", "Digest a:b", "Bearer é"],
 )
-def test_an_invalid_key_is_refused_with_a_sentence(keyed: TestClient, given: str) -> None:
+def test_an_invalid_key_is_refused_with_a_sentence(keyed: TestClient, authorization: str) -> None:
     add(keyed, "anna")
-    response = keyed.get("/api/echo/cases", headers={"Authorization": given.encode("latin-1")})
+    response = keyed.get("/api/echo/cases", headers={"Authorization": authorization.encode("latin-1")})
     assert response.status_code == 401 and "TRIVIUM_KEY" in response.json()["detail"]
-    assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": given.encode("latin-1")}).json()["error"]
+    assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": authorization.encode("latin-1")}).json()["error"]
 
 
 def test_a_key_may_be_sent_as_x_api_key_behind_a_proxy(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,8 +109,8 @@ def test_a_user_predicts_and_reads_and_an_operator_also_changes_models(keyed: Te
         *(("POST", f"/v2/repository/models/echo/{action}", {}) for action in ("load", "unload")),
     ]
     for method, path, body in changes:
-        refused = keyed.request(method, path, json=body or None, headers=user)
-        assert refused.status_code == 403 and "operator" in refused.text, path
+        forbidden = keyed.request(method, path, json=body or None, headers=user)
+        assert forbidden.status_code == 403 and "operator" in forbidden.text, path
         assert keyed.request(method, path, json=body or None, headers=operator).status_code in (200, 409), path
     assert keyed.get("/api/models", headers=user).status_code == 200
 
@@ -172,15 +172,18 @@ def test_an_expired_key_cache_is_not_used_during_a_database_outage(
 
 def test_a_key_revoked_on_one_server_is_refused_by_another(postgresql: PostgreSQL, tmp_path: Path) -> None:
     url = postgresql.database()
-    with closing(CaseStore(tmp_path / "s", url)) as one, closing(CaseStore(tmp_path / "s", url)) as two:
-        key = Keys(one.engine).add("anna", "user")
-        assert Keys(two.engine).all()[0].digest == digest_of(key)
+    with (
+        closing(CaseStore(tmp_path / "s", url)) as first_store,
+        closing(CaseStore(tmp_path / "s", url)) as second_store,
+    ):
+        key = Keys(first_store.engine).add("anna", "user")
+        assert Keys(second_store.engine).all()[0].digest == digest_of(key)
         with pytest.raises(InvalidInputError, match="already"):
-            Keys(two.engine).add("anna", "operator")
-        Keys(two.engine).revoke("anna")
-        assert Keys(one.engine).all() == ()
+            Keys(second_store.engine).add("anna", "operator")
+        Keys(second_store.engine).revoke("anna")
+        assert Keys(first_store.engine).all() == ()
         with pytest.raises(InvalidInputError, match="no key"):
-            Keys(one.engine).revoke("anna")
+            Keys(first_store.engine).revoke("anna")
 
 
 def test_the_openapi_document_has_the_security_scheme_if_a_key_is_required(keyed: TestClient) -> None:

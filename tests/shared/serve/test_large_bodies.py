@@ -61,10 +61,10 @@ def request(seed: int, rows: int = ROWS) -> tuple[bytes, dict[str, str], Any]:
     return text + x.tobytes() + index.tobytes(), {"Inference-Header-Content-Length": str(len(text))}, 2 * x + 1
 
 
-def check(answer: HTTPResponse, expected: Any) -> None:
-    content = answer.read()
-    assert answer.status == 200, content[:500]
-    start = int(answer.headers["Inference-Header-Content-Length"])
+def check(response: HTTPResponse, expected: Any) -> None:
+    content = response.read()
+    assert response.status == 200, content[:500]
+    start = int(response.headers["Inference-Header-Content-Length"])
     np.testing.assert_array_equal(np.frombuffer(content, "<f4", expected.size, start), expected.ravel())
 
 
@@ -94,8 +94,8 @@ def test_a_refused_body_is_discarded_and_the_connection_stays_usable(connection:
     body, headers, expected = request(0)
     for path, status in (("/v2/models/none/infer", 404), (INFER.replace("infer", "versions/9/infer"), 404)):
         connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        assert (answer.status, bool(answer.read())) == (status, True)
+        response = connection.getresponse()
+        assert (response.status, bool(response.read())) == (status, True)
     connection.request("POST", INFER, bytes(9_000_000), headers)
     assert connection.getresponse().read().startswith(b'{"error":"the request is larger')
     connection.request("POST", INFER, body[:-8], {**headers, "Content-Type": "application/octet-stream"})

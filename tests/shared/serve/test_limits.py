@@ -55,9 +55,9 @@ class Live:
 
 
 def read(sent: socket.socket) -> HTTPResponse:
-    answer = HTTPResponse(sent)
-    answer.begin()
-    return answer
+    response = HTTPResponse(sent)
+    response.begin()
+    return response
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live]
     open_requests = [server.send(path, b"--x", 1000, form) for _ in range(2)]
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 503)
     refused_connection = server.send(path, b"", 1_000_000_000, form)
-    answer = read(refused_connection)
-    assert answer.status == 503 and answer.headers["Retry-After"] == "5"
+    response = read(refused_connection)
+    assert response.status == 503 and response.headers["Retry-After"] == "5"
     for connection in open_requests:
         connection.close()
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code in (400, 415))
@@ -151,8 +151,8 @@ def test_a_group_at_its_memory_limit_does_not_end_stalled_uploads_of_others() ->
 def test_a_stalled_upload_is_refused(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
     open_request = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
-    answer = read(open_request)
-    assert answer.status == 408 and b"no more of the request arrived" in answer.read()
+    response = read(open_request)
+    assert response.status == 408 and b"no more of the request arrived" in response.read()
 
 
 def test_a_client_that_closes_the_connection_still_gets_the_refusal(live: Callable[..., Live]) -> None:

@@ -220,9 +220,9 @@ def test_while_networks_compute_the_server_is_live_and_refuses_excess_requests(
         assert client.get("/v2/models/echo").status_code == client.get("/echo").status_code == 200
         go.set()
         responses = [future.result() for future in futures]
-    rejected = [answer for answer in responses if answer.status_code == 503]
-    assert len(rejected) == 2 and all(answer.headers["Retry-After"] == "5" for answer in rejected)
-    assert sum(answer.status_code == 200 for answer in responses) == 58
+    rejected = [response for response in responses if response.status_code == 503]
+    assert len(rejected) == 2 and all(response.headers["Retry-After"] == "5" for response in rejected)
+    assert sum(response.status_code == 200 for response in responses) == 58
 
 
 def test_after_the_deadline_a_network_answers_504(

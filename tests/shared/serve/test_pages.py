@@ -108,7 +108,9 @@ def test_the_openapi_document_has_a_schema_for_every_body_and_answer(echo_client
         for method, operation in operations.items():
             responses = operation["responses"]
             assert {"421", "500"} | ({"403", "429", "503"} if method != "get" else set()) <= responses.keys(), path
-            untyped = [status for status, answer in responses.items() if not answer.get("content") and status != "204"]
+            untyped = [
+                status for status, response in responses.items() if not response.get("content") and status != "204"
+            ]
             assert untyped == [], (method, path)
 
 

@@ -49,7 +49,7 @@ def server(settings: Settings, echo_app: App, tmp_path: Path) -> Iterator[Server
     app = replace(
         echo_app,
         models=("second", "echo"),
-        partners={"second": lambda one, model: OF[one.manifest.version] == model.manifest.version},
+        partners={"second": lambda partner, model: OF[partner.manifest.version] == model.manifest.version},
         predictor=predictor,
     )
     with TestClient(create_app(settings, {"echo": app})) as client:

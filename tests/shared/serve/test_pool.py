@@ -61,12 +61,12 @@ class Scripted:
 
 
 def play(
-    script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True, **given: Any
+    script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True, **options: Any
 ) -> None:
     """Runs the script with a pool of the workers, which are ready by default."""
 
     async def run() -> None:
-        pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"), **given)
+        pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"), **options)
         starting = asyncio.ensure_future(pool.start())
         await asyncio.sleep(0)
         if ready:

@@ -42,8 +42,8 @@ def test_a_case_is_deleted_with_its_files(echo_client: TestClient, settings: Set
     assert case_ids(echo_client) == [second] and folders(settings) == {second}
     for path in (f"{CASES}/{first}", f"{CASES}/{first}/files/result.json", f"{CASES}/{first}/picture.png"):
         assert echo_client.get(path).status_code == 404
-    again = echo_client.delete(f"{CASES}/{first}")
-    assert again.status_code == 404 and "has no case" in again.json()["detail"]
+    second_deletion = echo_client.delete(f"{CASES}/{first}")
+    assert second_deletion.status_code == 404 and "has no case" in second_deletion.json()["detail"]
 
 
 def test_another_site_cannot_delete_a_case(echo_client: TestClient) -> None:

@@ -334,11 +334,11 @@ def test_nothing_of_a_removed_case_is_left_in_the_folder(store: CaseStore, tmp_p
 
 
 def test_the_oldest_cases_are_deleted_above_the_limit_on_bytes(store: CaseStore) -> None:
-    kept = [keep(store, picture=bytes(1000)) for _ in range(4)]
-    assert store.used_bytes("echo") == sum(case.bytes for case in kept) > 4000
+    cases = [keep(store, picture=bytes(1000)) for _ in range(4)]
+    assert store.used_bytes("echo") == sum(case.bytes for case in cases) > 4000
     keep(store, app="other", picture=bytes(9000))
-    assert store.expire("echo", max_bytes=2 * kept[0].bytes) == 2
-    assert [case.id for case in store.recent("echo")] == [kept[3].id, kept[2].id]
+    assert store.expire("echo", max_bytes=2 * cases[0].bytes) == 2
+    assert [case.id for case in store.recent("echo")] == [cases[3].id, cases[2].id]
     assert store.used_bytes("other") > 9000
 
 

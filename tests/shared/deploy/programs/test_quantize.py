@@ -318,8 +318,8 @@ def test_calibration_uses_training_cases_unless_files_are_given(
     assert requests == [(data, 0.5, 64)]
     assert found.description == "64 inputs of 16 training cases (images of nothing)"
     assert [float(inputs["image"].mean()) for inputs in found.inputs[:3]] == pytest.approx([0.5, 0.6, 0.7])
-    named = calibration_inputs(app, artifact, images(tmp_path, "12"), data=data)
-    assert len(requests) == 1 and named.description == "12 inputs of images.txt"
+    from_files = calibration_inputs(app, artifact, images(tmp_path, "12"), data=data)
+    assert len(requests) == 1 and from_files.description == "12 inputs of images.txt"
     few: Any = Images(training=1)
     with pytest.raises(InvalidInputError, match=r"gets only 4 inputs from 1 training cases .* needs at least 8"):
         calibration_inputs(app, artifact, data=few)
