@@ -57,5 +57,5 @@ def test_the_loss_ends_within_the_tolerance_of_plain_ddp(trained):
     assert plain[-1] < plain[0]
     for name, tolerance in {**TOLERANCE, "powersgd": POWERSGD_TOLERANCE[app]}.items():
         assert losses[name][-1] == pytest.approx(plain[-1], rel=tolerance), name
-        # The gradients were indeed sent in another way: the loss is not bit for bit the same.
+        # The gradients were sent in another way, so the loss is not bit for bit the same.
         assert losses[name] != plain or name == "fsdp"

@@ -1,4 +1,4 @@
-"""Scoring files, and an application's types, need neither torch nor a domain library: whoever has results may score."""
+"""Scoring result files and importing an application's types need neither torch nor a domain library."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files that something has damaged: each is read, or refused with a sentence, in bounded memory and time.
+"""Damaged files: each is read, or refused with a sentence, in bounded memory and time.
 
 Small files as the field's own libraries write them (one slice of a real CT, a real metric, a synthetic drive) are
-changed at places that hypothesis chooses, most of them in headers and directories, where sizes and offsets stand.
+changed at places that hypothesis chooses, most of them in headers and directories, which contain sizes and offsets.
 """
 
 from __future__ import annotations

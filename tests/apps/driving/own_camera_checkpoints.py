@@ -1,4 +1,4 @@
-"""Checkpoints of camera detectors in configurations of the user's own, and mmdet3d's own test of them on a file."""
+"""Checkpoints of camera detectors with user-defined configurations, and mmdet3d's own test of them on an image file."""
 
 import cv2
 import numpy as np
@@ -90,7 +90,7 @@ def mmdet3d_test(kind, detector, camera, folder):
 
 
 def _affine(wide, high, to_wide, to_high):
-    """mmdet3d's AffineResize by its three points: the centre, half a width above it, and that turned a quarter."""
+    """mmdet3d's AffineResize from three points: the centre, one half a width above, and that turned by 90 degrees."""
     middle, target = np.float32([wide / 2, high / 2]), np.float32([to_wide / 2, to_high / 2])
     ends = [
         np.float32([centre, centre - [0, width / 2], centre - [width / 2, width / 2]])

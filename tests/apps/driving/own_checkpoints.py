@@ -1,4 +1,4 @@
-"""Checkpoints of a detector in a configuration of the user's own, as mmengine's Runner saves them."""
+"""Checkpoints of a detector with a user-defined configuration, as mmengine's Runner saves them."""
 
 import copy
 import importlib.resources
@@ -44,7 +44,7 @@ def own_config(dataset="ForkliftDataset"):
 
 
 def trained(config, raised=2.8):
-    """mmdet3d's detector by its own builder, with statistics unlike those that it begins with."""
+    """mmdet3d's detector from its own builder, with statistics other than the initial ones."""
     torch.manual_seed(1)
     detector = build(without_downloads(config.model.to_dict())).eval()
     for name, value in detector.named_buffers():
@@ -57,7 +57,7 @@ def trained(config, raised=2.8):
 
 
 def save(path, detector, config_text, classes=CLASSES):
-    """What ``Runner.save_checkpoint`` writes, of what an import looks at."""
+    """The part of what ``Runner.save_checkpoint`` writes that an import reads."""
     meta = {"epoch": 80, "iter": 9, "cfg": config_text, "experiment_name": "own_20260101_120000", "seed": 0}
     if classes is not None:
         meta["dataset_meta"] = {"classes": classes, "palette": [(255, 0, 0)]}

@@ -1,4 +1,4 @@
-"""Artifacts are opened without training's code, those written before settings moved into the input too."""
+"""Artifacts are opened without training code, also those written before settings moved into the input."""
 
 import pytest
 import torch

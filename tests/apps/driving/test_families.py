@@ -60,7 +60,7 @@ class Hostile:
 
 
 def trained(config):
-    """mmdet3d's own detector, from its own builder, with weights and statistics unlike those that it begins with."""
+    """mmdet3d's own detector, from its own builder, with weights and statistics other than the initial ones."""
     torch.manual_seed(1)
     detector = build(without_downloads(configuration(config).model))
     for name, value in detector.named_buffers():
@@ -123,7 +123,7 @@ def test_detections_are_boxes_with_scores_and_labels(config):
 
 @pytest.mark.parametrize("config", [config for family in FAMILIES for config in family.configurations[1:]])
 def test_the_other_configurations_of_a_family_are_built_from_the_same_parts(config):
-    """What a family's first configuration is tested with holds for the others: they have no module of another type."""
+    """The tests of a family's first configuration hold for its others, because they have no module of another type."""
     first = family_of(config).configurations[0]
     model = MMDet3DModel(config=config)
     others = {type(module) for module in model.build(model.input()).modules()}
@@ -282,7 +282,7 @@ def test_kitti_points_and_boxes_stay_as_they_are():
     ("shape", "size"), [((375, 1242), (1280, 384)), ((900, 1600), (1280, 384)), ((60, 50), (320, 96))]
 )
 def test_the_affine_resize_is_that_of_mmdet3d(shape, size):
-    """Three points: the centre, half a width above it, and that turned a quarter (mmdet3d's AffineResize)."""
+    """mmdet3d's AffineResize from three points: the centre, one half a width above, and that turned by 90 degrees."""
     height, width = shape
     source = np.float32(
         [[width / 2, height / 2], [width / 2, height / 2 - width / 2], [width / 2 - width / 2, height / 2 - width / 2]]

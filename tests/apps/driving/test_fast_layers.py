@@ -1,4 +1,4 @@
-"""The layers of the fast paths against those in whose places they stand."""
+"""The layers of the fast paths against the layers that they replace."""
 
 import copy
 import itertools
@@ -120,7 +120,7 @@ def smoke():
 
 
 def test_smoke_is_computed_as_exactly_as_by_mmdet3ds_own_modules(smoke):
-    """By the distance from the same in 64 bits: offsets that follow from noise magnify any rounding."""
+    """Compared by the distance from the result in 64 bits: offsets computed from noise magnify any rounding."""
 
     def maps(detector, image):
         return detector.bbox_head(detector.neck(detector.backbone(image)))

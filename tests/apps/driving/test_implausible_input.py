@@ -58,7 +58,7 @@ def test_points_in_other_formats_are_refused_with_a_remedy_and_never_ignored(roo
     for paths in ([root], [root / "velodyne" / name]):
         with pytest.raises(InvalidInputError, match=rf"{name}: (LAZ|PLY) is not supported; write its points .* as PCD"):
             kitti.read_files(paths)
-    # The same sweep is there in both formats: the supported one is used.
+    # The sweep exists in both formats; the supported one is used.
     (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
     assert len(kitti.read(root)) == 1
 

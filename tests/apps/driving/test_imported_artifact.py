@@ -217,7 +217,7 @@ def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_f
 
 @pytest.mark.parametrize("config", [KITTI, "pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car"])
 def test_a_network_on_a_gpu_finds_what_it_finds_on_the_cpu(config):
-    """On a stand-in for a GPU that refuses to mix devices."""
+    """On the fake GPU, which refuses to mix devices."""
     torch.manual_seed(1)
     model = MMDet3DModel(config=config)
     detector, sweep = model.build().eval(), random_sweep(model.input())
@@ -240,7 +240,7 @@ def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
 ):
     path = pointpillars[1].path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # What weights of chance find touches an object at most.
+    # Boxes found with random weights touch an object at most.
     monkeypatch.setattr("apps.driving.datasets.found_boxes.MIN_MATCH_IOU", 0.0)
     words = ["train", "driving", "--recipe", "second_stage", "--data.scenes", "6", "--data.validation-scenes", "1"]
     words += ["--limits.epochs", "1", "--model.widths", "8", "--out", str(tmp_path / "run")]

@@ -1,6 +1,6 @@
 """KITTI's protocol against mmdet3d's own evaluation of the same files.
 
-mmdet3d measures turned overlaps on a GPU alone; here they come from shapely's polygons, and everything else is its own.
+mmdet3d computes overlaps of rotated boxes only on a GPU; here shapely computes them, and all else is mmdet3d's code.
 """
 
 import importlib.util
@@ -98,7 +98,7 @@ def shapely_overlap(first, second, criterion=-1):
 
 @pytest.fixture(scope="module")
 def mmdet3d_evaluation():
-    """mmdet3d's module by its file, so that its GPU code is not imported."""
+    """Loads mmdet3d's module from its file, so that its GPU code is not imported."""
     root = importlib.util.find_spec("mmdet3d")
     if root is None or root.origin is None:
         pytest.skip("mmdet3d is not installed")

@@ -147,7 +147,7 @@ def scenes():
 
 
 def guesses(frame, draw):
-    """Truth, moved and turned a little, some of it lost, doubled or of another class; and boxes out of thin air."""
+    """Ground truth moved and rotated a little, some of it lost, doubled or of another class, and random boxes."""
     picked = frame.truth.take(draw.choice(len(frame.truth), len(frame.truth) + 4))
     move = draw.normal(0, 0.12, picked.centre_lidar_m.shape)
     wild = draw.random(len(picked)) < 0.15

@@ -1,4 +1,4 @@
-"""Overlap of turned boxes, against shapely and by hand."""
+"""Overlap of rotated boxes, against shapely and by hand."""
 
 import numpy as np
 import pytest

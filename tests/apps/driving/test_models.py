@@ -121,7 +121,7 @@ def test_camera_boxes_survive_the_round_trip():
 
 
 def test_camera_boxes_are_those_of_mmdet3d():
-    """Corners that mmdet3d makes of a converted box are the corners of the box, moved into the camera's frame."""
+    """The corners that mmdet3d computes for a converted box equal the box's corners in the camera's frame."""
     box = np.array([[12.0, 3.0, -0.8, 3.9, 1.6, 1.5, 0.4]], np.float32)
     ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
     expected = ours.corners_lidar_m()[0] @ LIDAR_TO_CAMERA[:3, :3].T + LIDAR_TO_CAMERA[:3, 3]
@@ -139,7 +139,7 @@ def test_camera_boxes_are_those_of_mmdet3d():
 
 
 def test_a_training_step_does_not_fetch_the_intrinsics_from_the_device():
-    """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
+    """A tensor on "meta" has no values, so reading one fails; on a GPU, reading one makes the host wait."""
     none = {
         name: [torch.zeros(0, *shape)]
         for name, shape in (("boxes_camera", (7,)), ("boxes_2d", (4,)), ("centres_2d", (2,)), ("depths", ()))

@@ -32,7 +32,7 @@ from tests.fake_cuda import fake_cuda
 
 
 def lively(detector):
-    """The detector with normalisation that does something, and a head that finds something."""
+    """The detector with non-trivial normalisation and a head that detects something."""
     generator = torch.Generator().manual_seed(5)
     for layer in detector.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -94,7 +94,7 @@ def test_pointpillars_of_a_program_s_weights_alone(dynamic):
 
 
 def test_headings_all_round_come_back_from_what_mmdet3d_would_have_the_head_say():
-    """mmdet3d's targets of a box, the bin of its direction among them, decode to the box."""
+    """mmdet3d's targets of a box, including its direction bin, decode to the box."""
     head = RECIPES["tiny"]().model.build(RECIPES["tiny"]().input).bbox_head
     from mmdet3d.models.dense_heads.train_mixins import get_direction_target  # after the stand-in for mmcv's operators
 
@@ -155,7 +155,7 @@ def test_an_encoder_of_two_layers_is_not_taken():
 
 
 class NothingOnTheHost(TorchDispatchMode):
-    """Refuses what makes the host wait for a device: reading a value, and shapes that depend on values."""
+    """Refuses operations that make the host wait for a device: reading a value, and shapes that depend on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select"), func
@@ -193,7 +193,7 @@ def on_the_device(above_N5, score_NC, settings):
 
 @pytest.mark.parametrize("boxes", [20, 500])
 def test_of_more_candidates_than_are_compared_the_same_boxes_stay(boxes):
-    """Of 1,200 the 512 best are compared: 20 boxes are found among them; for 500 the others are asked too."""
+    """Of 1,200 boxes the 512 best are compared. They suffice for 20 boxes; for 500 the others are compared too."""
     generator = torch.Generator().manual_seed(1)
     above_N5 = torch.cat(
         [torch.rand(400, 2, generator=generator) * 30, torch.full((400, 2), 3.0), torch.zeros(400, 1)], 1
@@ -206,7 +206,7 @@ def test_of_more_candidates_than_are_compared_the_same_boxes_stay(boxes):
 
 
 def test_a_chain_of_boxes_longer_than_the_rounds_is_said_to_be_uncertain():
-    """Each overlaps the next alone: whether one stays hangs on all before it."""
+    """Each box overlaps only the next one, so whether a box stays depends on all before it."""
     row = torch.arange(60.0)
     above_N5 = torch.stack([row, row * 0, row * 0 + 1.9, row * 0 + 1, row * 0], 1)
     score_NC = (1 - row / 100)[:, None]
@@ -231,7 +231,7 @@ def test_fcos3d_decoded_on_a_device_gives_the_same_boxes():
 
 
 def test_the_decoders_copy_nothing_that_the_host_would_wait_for(monkeypatch):
-    """A copy to a GPU from pageable memory waits, and so does an index that is a list: it is copied first."""
+    """The host waits for copies from pageable memory, and for an index that is a list, which is copied first."""
     torch.manual_seed(0)
     intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
     sizes, channels = {8: (12, 40), 16: (6, 20)}, {"scores": 3, "boxes": 7, "directions": 2, "centerness": 1}

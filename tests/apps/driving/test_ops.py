@@ -1,4 +1,4 @@
-"""The stand-in for mmcv's compiled operators, against outputs of the compiled ones."""
+"""The replacement of mmcv's compiled operators, against outputs of the compiled ones."""
 
 import os
 import time
@@ -145,7 +145,7 @@ def test_deformable_convolution_in_half_precision_is_that_of_float32(dtype):
 
 
 def test_the_shape_of_the_grid_is_not_read_from_the_device():
-    """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
+    """A tensor on "meta" has no values, so reading one fails; on a GPU, reading one makes the host wait."""
     points = torch.empty(5, 4, device="meta")
     size, extent = torch.tensor([0.16, 0.16, 4]), torch.tensor([0, -39.68, -3, 69.12, 39.68, 1])
     assert voxels._voxel_coordinates(points, size, extent)[2] == [1, 496, 432]
@@ -173,7 +173,7 @@ def test_identical_boxes_overlap_fully(angle, x):
 
 @pytest.mark.parametrize("turn", [0.0, 1e-15, 1e-12, 1e-7, 0.3])
 def test_boxes_that_share_edges_overlap_by_what_they_share(turn):
-    """Edges that lie on one another, in either direction, and those that are parallel but for rounding."""
+    """Edges that coincide, in either direction, and edges that are parallel except for rounding."""
     cells = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(1, 4), torch.arange(1, 4)).double()
     low, size = cells[:, :2], cells[:, 2:]
     first, second = (part.flatten() for part in torch.meshgrid(*[torch.arange(len(cells))] * 2, indexing="ij"))

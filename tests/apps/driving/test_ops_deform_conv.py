@@ -1,4 +1,4 @@
-"""Deformable convolution without modulation, through mmcv's own function, against loops written out."""
+"""Deformable convolution without modulation, through mmcv's own function, against explicit loops."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Points reduced to voxels and points in boxes, through mmcv's own functions, against loops written out."""
+"""Points reduced to voxels and points in boxes, through mmcv's own functions, against explicit loops."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A camera's checkpoint of a configuration of the user's own computes what mmdet3d's test does on the image's file."""
+"""A camera checkpoint with a user-defined configuration computes what mmdet3d's test computes on the image file."""
 
 import io
 from dataclasses import replace
@@ -111,14 +111,14 @@ def png():
 
 
 def calibration():
-    """KITTI's calibration of one camera at the LiDAR's own place."""
+    """A calibration in KITTI's format of one camera at the position of the LiDAR."""
     camera = np.concatenate([INTRINSICS, np.zeros((3, 1))], axis=1)
     rows = {**{f"P{n}": camera for n in range(4)}, "R0_rect": np.eye(3), "Tr_velo_to_cam": MOUNT[:3]}
     return "".join(f"{name}: {' '.join(map(str, np.ravel(row)))}\n" for name, row in rows.items()).encode()
 
 
 def test_the_shipped_fcos3d_as_a_checkpoint_of_mmdet3d_finds_the_same_objects(tmp_path):
-    """Of trained weights: the picture at the focal length that they know, through both ways of this application."""
+    """Trained weights find the same as the shipped artifact and as an import, in an image at their focal length."""
     artifact = open_artifact(max((WEIGHTS / "fcos3d").glob("[0-9]*")))
     settings = artifact.recipe()["recipe"]
     recipe = RECIPES["fcos3d_small"]()

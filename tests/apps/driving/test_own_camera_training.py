@@ -1,4 +1,4 @@
-"""An FCOS3D in a configuration of the user's own is trained further, exported and served."""
+"""An FCOS3D with a user-defined configuration is trained further, exported and served."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def config(**head):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """mmdet3d's detector, and the folder of the artifact that was imported of it."""
+    """mmdet3d's detector, and the folder of the artifact imported from it."""
     folder = tmp_path_factory.mktemp("registry")
     own = config()
     detector = trained(own, raised=RAISED["fcos3d"])

@@ -182,7 +182,7 @@ def test_a_shipped_configuration_reads_from_its_dump_as_by_its_name(name, tmp_pa
 
 
 def test_an_encoder_left_at_another_grid_computes_as_mmdet3d_does(tmp_path):
-    """mmdet3d states the range twice, and trains where only one of the two was changed."""
+    """mmdet3d's configuration states the range twice, and training runs if only one of the two was changed."""
     config = own_config()
     config.model.voxel_encoder.point_cloud_range = [0, -39.68, -3, 69.12, 39.68, 1]
     imported = importing(save(tmp_path / "a.pth", trained(config), config.pretty_text))
@@ -190,7 +190,7 @@ def test_an_encoder_left_at_another_grid_computes_as_mmdet3d_does(tmp_path):
 
 
 def test_intensities_up_to_255_are_recognised_by_the_encoders_running_mean(tmp_path):
-    """Its first layer sees points of intensities 0 to 255 while it trains, as in a file that was not scaled."""
+    """Its first layer gets intensities of 0 to 255 in training, as from a file that was not scaled."""
     config = own_config()
     detector = trained(config).train()
     detector.voxel_encoder.pfn_layers[0].norm.momentum = 0.5  # as after more steps

@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration must not be: a program, of parts that are not known here, larger than its file."""
+"""Checkpoint configurations that are refused: programs, unknown parts, and networks larger than the file."""
 
 import pytest
 import torch

@@ -79,10 +79,10 @@ def test_sampled_points_do_not_depend_on_the_order_of_the_sweep():
     chosen = sample_points(points, 8)
     assert np.array_equal(chosen, sample_points(points[draw.permutation(100)], 8))
     assert chosen[0, 0] == points[:, 0].min() and np.all(np.diff(chosen[:, 0]) > 0)
-    # In steps of a millimetre many have the same x.
+    # Rounded to 0.25 m, many points have the same x.
     coarse = np.round(points * 4) / 4
     assert np.array_equal(sample_points(coarse, 8), sample_points(coarse[draw.permutation(100)], 8))
-    # Of few points each is there, and some again.
+    # If there are few points, each is sampled, and some repeatedly.
     few = sample_points(points[:3], 8)
     assert len(few) == 8 and len(np.unique(few, axis=0)) == 3
 
@@ -103,7 +103,7 @@ def test_corrections_take_a_box_to_the_object():
 
 
 class Given(torch.nn.Module):
-    """Moves each box a metre along itself, and turns the order of the scores round."""
+    """Moves each box by a metre along its heading, and reverses the order of the scores."""
 
     def forward(self, points: torch.Tensor, size: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         assert points.shape[1:] == (8, 3) and size.shape[1:] == (3,) and len(points) <= 32
@@ -281,7 +281,7 @@ def test_the_input_takes_range_and_classes_of_the_detector():
 
 
 def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
-    """A second stage with weights of chance that has learnt from the boxes of the network with those weights."""
+    """A second stage with random weights whose record names the network with those weights as its detector."""
     recipe = RECIPES["second_stage"]()
     input = dataclasses.replace(fit_to_detector(BoxInput(points=16)), weights=weights)
     torch.manual_seed(1)

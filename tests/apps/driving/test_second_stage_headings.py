@@ -14,7 +14,7 @@ INPUT = BoxInput(points=8)
 
 
 class Trusting(torch.nn.Module):
-    """Moves no box; takes the end with more points for the back, but trusts the detector's heading more than that."""
+    """Moves no box; assumes that the end with more points is the back, but trusts the detector's heading more."""
 
     def forward(self, points: torch.Tensor, size: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(points), 9)

@@ -1,4 +1,4 @@
-"""The targets of the anchors near objects, against mmdet3d's own search through all of them."""
+"""The targets of the anchors near objects equal those of mmdet3d, which searches all anchors."""
 
 import copy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from shared.recipe import Limits
 
 
 def objects(recipe, numbers, seed=0):
-    """Boxes and labels of each image, some out of range and some upon another."""
+    """Boxes and labels of each image, some out of range and some on top of another."""
     generator = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
     sizes = torch.tensor([kind.size_m for kind in recipe.input.classes])
@@ -48,7 +48,7 @@ def test_the_targets_are_the_librarys_own(recipe, numbers):
     head = recipe.model.build(recipe.input).bbox_head
     faster = copy.deepcopy(head)
     use_nearby_targets(faster)
-    for seed in range(2):  # the second time with anchors that are there already
+    for seed in range(2):  # the second time with cached anchors
         expected, found = (targets(box_head, *objects(recipe, numbers, seed)) for box_head in (head, faster))
         assert found[6:] == expected[6:]
         for (found_target,), (expected_target,) in zip(found[:6], expected[:6], strict=True):
@@ -84,7 +84,7 @@ def test_a_detector_that_trains_can_be_copied_and_computes_the_librarys_losses()
     for network in (copy.deepcopy(model), model):
         found = task.loss(network, batch)
         for name, loss in expected.items():
-            # Convolutions with the channels innermost add in another order.
+            # Convolutions in the channels-last format add in another order.
             torch.testing.assert_close(found[name].mean, loss.mean, rtol=1e-5, atol=1e-6)
             assert float(found[name].weight) == float(loss.weight)
     assert model.backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)

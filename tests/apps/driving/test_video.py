@@ -1,4 +1,4 @@
-"""Frames that overlap: the answers of one by one, in order, a bounded number under way, errors kept apart."""
+"""Overlapping frames: the same results as one by one, in order, a bounded number in progress, errors kept separate."""
 
 import shutil
 import threading
@@ -22,7 +22,7 @@ def results(answers):
 
 @pytest.fixture
 def camera_frames(synthetic):
-    """Five frames with an image alone, each another: of one image, cut further each time."""
+    """Five frames with only an image, each a smaller crop of one image."""
     frame = kitti.read(synthetic)[0]
     camera = frame.cameras["image_2"]
 
@@ -200,7 +200,7 @@ def test_several_frames_on_the_fake_gpu_give_the_boxes_of_each_alone(predictor, 
     with fake_cuda():
         Streams(monkeypatch)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
-        # The fake GPU is one thread's.
+        # The fake GPU works in one thread only.
         monkeypatch.setattr(video, "ThreadPoolExecutor", AtOnce)
         there = type(predictor)(
             detectors={"fcos3d": moved(predictor.detectors["fcos3d"])}, least_scores=least, device="cuda"

@@ -50,7 +50,7 @@ def test_a_configuration_matches_triton_s_schema(schema: Any, program: str, inpu
     assert group.kind == (kind.KIND_CPU if config.backend == "openvino" else kind.KIND_AUTO)
     assert ("HINT_BF16" in config.parameters) == (program == "openvino-bf16")
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
-    # Zeros of a size that is not known cannot be sent.
+    # Zeros of an unknown size cannot be sent.
     assert len(config.model_warmup) == (input_spec is IMAGE)
     for warm in config.model_warmup:
         assert list(warm.inputs["image"].dims) == [3, 192, 640] and warm.inputs["image"].zero_data

@@ -1,7 +1,7 @@
 """A real tritonserver serves the output of ``write_python_model``, and answers as ``trivium serve`` does.
 
 PyPI's nvidia-pytriton carries tritonserver with its Python backend, for a separate Python 3.11 (docs/integrators.md
-has the command). The test is skipped where TRIVIUM_TRITON_VENV does not name that environment.
+has the command). The test is skipped if TRIVIUM_TRITON_VENV does not name that environment.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_a_graph_is_captured_for_a_repeated_shape_and_replayed_on_new_inputs() -
         inputs = {"image": torch.rand(2, 1, 8, width, generator=generator), "gain": torch.tensor([1.0, 2.0 + number])}
         answers.append((compute(inputs), expected(inputs)))
     assert len(captures) == 2
-    for found, eager in answers:  # an answer is not written over by those after it
+    for found, eager in answers:  # later calls do not overwrite an earlier output
         for name in ("edges", "mean"):
             torch.testing.assert_close(found[name], eager[name])
 
@@ -57,7 +57,7 @@ def test_alternating_between_more_shapes_than_graphs_does_not_recapture() -> Non
             inputs = {"image": torch.ones(2, 1, 8, width), "gain": gain}
             torch.testing.assert_close(compute(inputs), expected(inputs))
     assert len(captures) == 8
-    for _ in range(3):  # a shape that came since the oldest graph was used takes its place
+    for _ in range(3):  # a shape that recurs after the oldest graph was last used replaces it
         compute({"image": torch.ones(2, 1, 8, 200), "gain": gain})
     assert len(captures) == 9
 
