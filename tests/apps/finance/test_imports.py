@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from apps.finance.app import app
-from apps.finance.datasets.columns import imported_code
-from apps.finance.datasets.table import Table
-from apps.finance.inference.calibration import from_manifest, with_covariates
-from apps.finance.inference.forecasting import covariates_of, forecast
-from apps.finance.inference.options import Options
+from apps.finance.inference.calibration import from_manifest
+from apps.finance.inference.forecasting import forecast
 from apps.finance.models import tft
 from apps.finance.models.imports import IMPORTERS, import_tft
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
@@ -34,7 +30,7 @@ from shared.deploy.predictor import Request, answer, programs_of
 from shared.deploy.programs.choosing import use_program
 from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
-from tests.apps.finance.following import assert_as_in_the_whole, rows_of, until
+from tests.apps.finance.library_tables import CONTEXT, HORIZON, ROWS, library_data, saved, table, table_of
 
 pytestmark = [
     # Warnings of pytorch-forecasting and Lightning on import, on building a network and on saving one.
@@ -42,62 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-ROWS, CONTEXT, HORIZON = 260, 8, 4
-
-
-def table() -> pd.DataFrame:
-    """Three hourly series with a daily pattern, different levels and a covariate."""
-    generator, parts = np.random.default_rng(0), []
-    times = pd.date_range("2024-01-01", periods=ROWS, freq="h")
-    for level, name in enumerate("abc"):
-        hours = np.arange(ROWS)
-        load = generator.normal(size=ROWS)
-        values = 50 * (level + 1) + 10 * np.sin(hours / 24 * 2 * np.pi) + 2 * load + generator.normal(size=ROWS)
-        parts.append(pd.DataFrame({"time": times, "item": name, "row": hours, "value": values, "load": load}))
-    frame = pd.concat(parts, ignore_index=True)
-    return frame.assign(hour=frame["time"].dt.hour.astype(float), weekday=frame["time"].dt.dayofweek.astype(str))
-
-
-def library_data(frame: pd.DataFrame, **settings: Any) -> Any:
-    from pytorch_forecasting import TimeSeriesDataSet
-
-    usual: dict[str, Any] = {
-        "time_idx": "row",
-        "target": "value",
-        "group_ids": ["item"],
-        "max_encoder_length": CONTEXT,
-        "max_prediction_length": HORIZON,
-        "min_prediction_length": HORIZON,
-        "time_varying_unknown_reals": ["value"],
-        "time_varying_known_reals": ["row", "hour"],
-    }
-    return TimeSeriesDataSet(frame.copy(), **{**usual, **settings})
-
-
-def saved(data: Any, path: Path, **settings: Any) -> Path:
-    """A checkpoint as Lightning's trainer writes it, of a network that has not been trained."""
-    import lightning.pytorch as lightning
-    from pytorch_forecasting import TemporalFusionTransformer
-
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 8, "attention_head_size": 2, "hidden_continuous_size": 4}
-    model = TemporalFusionTransformer.from_dataset(data, **{**sizes, **settings})
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        max_epochs=0,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, data.to_dataloader(train=True, batch_size=4, num_workers=0))
-    trainer.save_checkpoint(path)
-    return path
-
-
-def table_of(folder: Path, frame: pd.DataFrame) -> Table:
-    frame.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "table.csv", index=False)
-    return Table(path=str(folder / "table.csv"), time="time", value="value", series="item")
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -157,109 +97,6 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
         (by_program,) = forecast(predictor.model, [series], stride=HORIZON)
         largest = np.nanmax(np.abs(by_torch.quantiles))
         np.testing.assert_allclose(by_program.quantiles, by_torch.quantiles, rtol=0, atol=1e-4 * largest)
-
-
-def with_words(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with a sector for each series, a phase of each day that is known ahead, and a regime that is not."""
-    sector = frame["item"].map({"a": "bank", "b": "energy", "c": "bank"})
-    phase = np.where(frame["row"] % 24 < 8, "closed", np.where(frame["row"] % 24 < 16, "True", ""))
-    regime = np.array(["calm", "wild", "nan"])[frame["row"] // 17 % 3]
-    return frame.assign(sector=sector, phase=phase, regime=regime)
-
-
-@pytest.fixture(scope="module")
-def over_words(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Imported, Path]:
-    """A data set of the library with categories of a table, the network imported from its checkpoint, and a folder."""
-    from pytorch_forecasting.data import NaNLabelEncoder
-
-    folder, frame = tmp_path_factory.mktemp("words"), with_words(table())
-    data = library_data(
-        frame,
-        static_categoricals=["item", "sector"],
-        time_varying_known_categoricals=["weekday", "phase"],
-        time_varying_unknown_categoricals=["regime"],
-        categorical_encoders={"regime": NaNLabelEncoder(add_nan=True)},
-    )
-    path = saved(data, folder / "tft.ckpt")
-    # The table has an empty cell where pandas made the text "nan" of a missing one.
-    return data, import_tft([str(path)], named(folder, frame.replace({"regime": {"nan": ""}}))), folder
-
-
-def test_an_imported_network_over_words_forecasts_what_the_library_forecasts(over_words, tmp_path):
-    """The last rows have a word that the encoder of the regime codes as unknown."""
-    from pytorch_forecasting import TemporalFusionTransformer
-
-    data, imported, folder = over_words
-    model = imported.network
-    assert model.settings.categories["sector"] == {"bank": 0, "energy": 1}
-    assert model.settings.categories["regime"]["nan"] == 0 and model.settings.unknown_words == ("regime",)
-    assert imported.calibration["by_forecast"] is True
-    frame = with_words(table())
-    frame.loc[frame["row"] >= ROWS - 7, "regime"] = "a crash"
-    original = TemporalFusionTransformer.load_from_checkpoint(folder / "tft.ckpt", weights_only=False)
-    loader = type(data).from_dataset(data, frame.copy(), predict=True).to_dataloader(train=False, batch_size=3)
-    expected = original.eval().predict(loader, mode="quantiles", trainer_kwargs={"accelerator": "cpu", "logger": False})
-    wanted = expected.sort(dim=-1).values
-    written = named(tmp_path, frame.replace({"regime": {"nan": ""}}))
-    series = [item.series for item in with_covariates(written, covariates_of(model)).cases()]
-    for place, one in enumerate(series):
-        windows = LibraryWindows(one, model.settings, context=CONTEXT, horizon=HORIZON)
-        with torch.no_grad():
-            found = model(*windows.batch(np.array([ROWS - HORIZON])))[0]
-        assert float((found - wanted[place]).abs().max()) < 1e-5 * float(wanted[place].abs().max())
-    # Other words change the forecast, so the codes do reach the network.
-    other = replace(series[0], words={**series[0].words, "regime": np.full(ROWS, "calm", object)})
-    one, two = forecast(model, [series[0], other], stride=HORIZON)
-    assert not np.array_equal(one.quantiles[-1], two.quantiles[-1])
-
-
-def test_an_imported_network_over_words_is_followed_row_by_row(over_words, tmp_path):
-    _, imported, folder = over_words
-    calibration = from_manifest(imported.calibration)
-    model = FinancePredictor(model=imported.network, calibration=calibration, stride=2, device="cpu", name="words")
-    (series, *_) = FinanceCodec(model).decode(Request(files=(folder / "table.csv",))).inputs
-    values = series.target.copy()
-    values[200] += 100
-    changed = replace(series, values={**series.values, "value": values})
-    assert_as_in_the_whole(model, changed, 100, Options(), tmp_path, 0, steps=(1, 2, 7), tolerance=1e-5)
-    monitor = model.monitor(until(series, 100))
-    times, columns = rows_of(series, 100, 101)
-    with pytest.raises(InvalidInputError, match="of which phase is missing"):
-        monitor.update(times, {name: cells for name, cells in columns.items() if name != "phase"})
-    with pytest.raises(InvalidInputError, match="the word 'auction' in column 'phase', which a has"):
-        monitor.update(times, {**columns, "phase": ["auction"]})
-    assert len(monitor.series) == 100
-
-
-def test_words_that_an_imported_network_does_not_know_are_refused_or_noted(over_words, tmp_path):
-    _, imported, _ = over_words
-    calibration = from_manifest(imported.calibration)
-    model = FinancePredictor(model=imported.network, calibration=calibration, stride=4, device="cpu", name="words")
-    named(tmp_path, with_words(table()).assign(regime="a crash"))
-    notes = answer(model, Request(files=(tmp_path / "table.csv",)), FinanceCodec(model)).result["series"]["notes"]
-    assert "the network was not trained on 1 words of column 'regime' and treats them as unknown: 'a crash'" in notes
-    named(tmp_path, with_words(table()).assign(sector="retail"))
-    with pytest.raises(InvalidInputError, match="not trained on the word 'retail' in column 'sector', which a has"):
-        answer(model, Request(files=(tmp_path / "table.csv",)), FinanceCodec(model))
-    named(tmp_path, with_words(table()).drop(columns="sector"))
-    with pytest.raises(InvalidInputError, match=r"table\.csv has no column 'sector', which the network needs"):
-        answer(model, Request(files=(tmp_path / "table.csv",)), FinanceCodec(model))
-
-
-@pytest.mark.parametrize(
-    ("word", "codes", "code"),
-    [
-        ("1", {"0.0": 0, "1.0": 1}, 1),
-        ("7", {"007": 0, "008": 1}, 0),
-        ("true", {"False": 0, "True": 1}, 1),
-        ("", {"nan": 0, "x": 1}, 0),
-        ("", {"": 3, "nan": 0}, 3),
-        ("1", {"1.0": 0, "01": 1}, None),
-        ("x", {"y": 0}, None),
-    ],
-)
-def test_words_of_a_file_are_matched_with_those_that_pandas_wrote(word, codes, code):
-    assert imported_code(word, codes) == code
 
 
 @pytest.fixture(scope="module")

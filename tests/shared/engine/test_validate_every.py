@@ -9,8 +9,8 @@ from shared.errors import InvalidInputError
 from shared.recipe import Limits
 from shared.recipe_file import digest
 from tests.shared.engine import line
-from tests.shared.engine.line import train, weights
-from tests.shared.engine.test_loop import falling_apart, same
+from tests.shared.engine.line import same_weights, train, weights
+from tests.shared.engine.test_loop import falling_apart
 
 
 def steps(result):
@@ -23,7 +23,7 @@ def test_a_run_validates_at_the_given_interval_and_at_the_end(tmp_path):
     assert steps(train(tmp_path / "seldom", validate_every=20)) == [20, 30]
     epochs = train(tmp_path / "epochs")
     assert steps(epochs) == [10, 20, 30]
-    assert same(weights(tmp_path / "often", 30), weights(tmp_path / "epochs", 30)), "validation changes no weights"
+    assert same_weights(weights(tmp_path / "often", 30), weights(tmp_path / "epochs", 30))
 
 
 def test_early_stopping_and_the_best_checkpoint_use_the_evaluations_within_epochs(tmp_path):
@@ -40,7 +40,7 @@ def test_a_run_stopped_and_resumed_makes_the_same_evaluations(tmp_path, stop):
     assert steps(stopped)[-1] == stop
     resumed = train(tmp_path / "parts", validate_every=4)
     assert resumed.history == whole.history and resumed.best_step == whole.best_step
-    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
+    assert same_weights(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
 
 
 def test_a_run_may_resume_with_a_different_interval_and_keeps_its_history(tmp_path):

@@ -128,6 +128,8 @@ def test_a_group_does_not_get_all_servers_while_another_waits(
         job = jobs.claim("echo", 60, 3)
         return None if job is None else job.id
 
-    assert claimed(first_server) == submitted[0] and claimed(second_server) == submitted[3], "not the second one of the desk"
+    assert claimed(first_server) == submitted[0] and claimed(second_server) == submitted[3], (
+        "not the second one of the desk"
+    )
     assert first_server.mark_done(first_server.get("echo", submitted[0]), "c" * 32)  # type: ignore[arg-type]
     assert claimed(first_server) == submitted[1]
