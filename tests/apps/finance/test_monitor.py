@@ -118,6 +118,12 @@ def quiet(rows: int) -> Series:
     return of(BEGAN_NS + np.arange(rows) * MINUTE_NS, {"v": np.random.default_rng(1).normal(size=rows)})
 
 
+@pytest.mark.parametrize("begin", range(65, 76))
+def test_a_monitor_may_begin_with_any_number_of_rows(tmp_path, begin):
+    """Also with so few that some detectors cannot score a row yet."""
+    assert_as_in_the_whole(untrained(), quiet(400), begin, Options(), tmp_path, 0, steps=(300,))
+
+
 def test_repeated_rows_are_ignored_and_no_event_is_reported_twice(tmp_path):
     monitor = untrained().monitor(quiet(800))
     next_ns = BEGAN_NS + 800 * MINUTE_NS

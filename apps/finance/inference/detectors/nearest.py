@@ -26,7 +26,7 @@ def nearest(forecasted: ForecastedSeries, memory: int) -> Floats:
     """
     values = last_seen(forecasted.series.target)
     length, result = len(values), np.full(len(values), np.nan)
-    if length < _MIN_ROWS + 2 * _ROWS:
+    if length < _MIN_ROWS + _ROWS:
         return result
     first = int(np.argmax(np.isfinite(values)))
     vectors = np.lib.stride_tricks.sliding_window_view(values, _ROWS)  # vector k holds rows k to k + 3
