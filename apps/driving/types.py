@@ -121,7 +121,7 @@ class Detections:
             f"yaw {yaw:.2f}"
             for name, score, (x, y, z, length, width, height, yaw) in zip(boxes.names, scores, boxes.array, strict=True)
         ]
-        return "\n".join([f"{len(boxes)} boxes by {self.model}", *self.remarks, *lines])
+        return "\n".join([f"{len(boxes)} box{'' if len(boxes) == 1 else 'es'} by {self.model}", *self.remarks, *lines])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

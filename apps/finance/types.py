@@ -204,7 +204,8 @@ class Detection:
     def __repr__(self) -> str:
         """For notebooks: one line for the series, one for each event."""
         series = self.series
-        head = f"{series.name}, {series.column}: {len(self.anomalies)} events in {len(series)} rows"
+        count = len(self.anomalies)
+        head = f"{series.name}, {series.column}: {count} event{'' if count == 1 else 's'} in {len(series)} rows"
         lines = [
             f"  {iso_utc(event.start_ns)} to {iso_utc(event.end_ns)}: {event.reason or event.channel}; observed "
             f"{event.observed:.6g}, expected {event.low:.6g} to {event.high:.6g}; score {event.score:.2f}"

@@ -225,7 +225,8 @@ class Findings:
         """The text that a notebook shows: the number of findings, then a line for each, highest score first."""
         if self.lung_box_lps_mm is None:
             return "not searched: no lung was found"
-        lines = [f"{len(self.nodules)} findings, weak below a score of {self.operating_score:.3f}"]
+        count = len(self.nodules)
+        lines = [f"{count} finding{'' if count == 1 else 's'}, weak below a score of {self.operating_score:.3f}"]
         for nodule in self.nodules:
             place = ", ".join(f"{value:.1f}" for value in nodule.centre_lps_mm)
             lines.append(f"{nodule.label}, {nodule.mean_diameter_mm:.1f} mm, score {nodule.score:.3f}, LPS {place} mm")

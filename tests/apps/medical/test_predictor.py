@@ -195,7 +195,7 @@ def test_a_users_own_volume_gives_typed_findings(untrained):
 def test_findings_are_readable_where_they_are_printed():
     nodule = Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.44, score=0.75, box_lps_mm=(0, 0, 0, 1, 1, 1))
     assert repr(found(nodule)).splitlines() == [
-        "1 findings, weak below a score of 0.500",
+        "1 finding, weak below a score of 0.500",
         "nodule, 9.4 mm, score 0.750, LPS 1.0, -2.5, 3.0 mm",
     ]
     assert str(found(searched=False)) == "not searched: no lung was found"
