@@ -43,11 +43,11 @@ class OfferedSamples:
             return None
         try:
             served = self.registry.serving(self.app)
+            artifact = next((artifact for artifact in served if artifact.manifest.name == model), served[0])
+            return self.app.sample_fault(artifact, sample)
         except InvalidInputError as refusal:
             log.warning("%s: %s", self.app.name, refusal)
             return None
-        artifact = next((artifact for artifact in served if artifact.manifest.name == model), served[0])
-        return self.app.sample_fault(artifact, sample)
 
     def get(self, name: str, model: str | None = None) -> Sample:
         """The sample called ``name``. Raises ``InvalidInputError`` if it is unknown, or with the reason if the model

@@ -6,12 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.app import App
+from shared.app import App, Sample
+from shared.deploy.artifact import Artifact
+from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.pages import WEB
 from shared.serve.settings import Settings
@@ -41,6 +44,19 @@ def test_a_form_shows_its_notice_and_the_samples(echo_client: TestClient) -> Non
     ):
         assert text in page
     assert 'aria-live="polite"' in page and 'role="alert"' in page
+
+
+def test_samples_are_offered_if_their_columns_cannot_be_compared_with_the_model(echo_app: App, tmp_path: Path) -> None:
+    """A request to a model that cannot be opened reports the reason; the form must not."""
+
+    def sample_fault(artifact: Artifact, sample: Sample) -> str | None:
+        raise InvalidInputError(f"{artifact.path} has no digest of recipe.yaml")
+
+    settings = Settings(store=tmp_path / "store", device="cpu", warm=False)
+    with TestClient(create_app(settings, {"echo": replace(echo_app, sample_fault=sample_fault)})) as client:
+        page = client.get("/echo", headers=HTML)
+        assert page.status_code == 200 and 'data-sample="three"' in page.text
+        assert client.post("/api/echo/predict", data={"sample": "three"}).status_code == 200
 
 
 def test_an_application_can_have_its_own_form(serve: Callable[..., TestClient], tmp_path: Path) -> None:
