@@ -80,7 +80,8 @@ def test_each_task_of_a_job_array_is_requeued_separately(slurm: Slurm, tmp_path:
     for task, other_task in ((f"{job}_1", f"{job}_2"), (f"{job}_2", f"{job}_1")):
         before = slurm.facts(other_task)["Restarts"]
         slurm.run("scancel", "--signal=TERM", task)
-        assert slurm.wait(task, restarts=1)["Restarts"] == "1"
+        facts = slurm.wait(task, restarts=1)
+        assert facts["Restarts"] == "1", facts
         assert slurm.facts(other_task)["Restarts"] == before
     slurm.run("scancel", job)
 

@@ -53,8 +53,11 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
         model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
         calibration = app.calibrate(recipe, model)
     written = write_recalibrated(command.registry, artifact, calibration, data.fingerprint())
-    for line in _changes(artifact.manifest.calibration, written.manifest.calibration) or ["no setting has changed"]:
+    before, after = artifact.manifest.calibration, written.manifest.calibration
+    for line in _changes(before, after):
         print_line(line)
+    if unchanged := [name for name, value in after.items() if before.get(name) == value]:
+        print_line(f"unchanged: {', '.join(unchanged)}")
     print_line(f"{written.path}")
     return 0
 

@@ -143,9 +143,14 @@ def test_calibrate_prints_only_the_settings_that_change(app, checkpoint, capsys)
     capsys.readouterr()
     assert cli.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:-1] == ["measured.recall: - -> 0.75", "measured.rows: - -> 20", "curve: changed"]
+    assert lines[1:-1] == [
+        "measured.recall: - -> 0.75",
+        "measured.rows: - -> 20",
+        "curve: changed",
+        "unchanged: threshold",
+    ]
     assert cli.main(words) == 0
-    assert capsys.readouterr().out.splitlines()[1:-1] == ["no setting has changed"]
+    assert capsys.readouterr().out.splitlines()[1:-1] == ["unchanged: threshold, measured, curve"]
 
 
 def test_by_default_the_newest_version_in_the_registry_is_calibrated(app, checkpoint, capsys):

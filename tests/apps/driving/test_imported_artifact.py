@@ -174,7 +174,8 @@ def test_an_imported_model_is_calibrated_on_labelled_frames(registry, tmp_path, 
     artifact = str(registry / model / "1")
     words = ["calibrate", "driving", "--artifact", artifact, "--data", data, "--data.root", str(root), *scenes]
     assert main([*words, "--registry", str(tmp_path / "models")]) == 0
-    assert "least_scores: {" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "unchanged: " in printed and "least_scores" in printed and "scenes: - -> 1" in printed
     before, after = open_artifact(registry / model / "1"), open_artifact(tmp_path / "models" / model / "2")
     assert set(before.manifest.calibration["least_scores"].values()) == {0.3}
     least, absent = (after.manifest.calibration[key] for key in ("least_scores", "classes_without_objects"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, t
     assert main(["evaluate", "finance", "--artifact", artifact, *data]) == 0
     assert "Quantile loss" in capsys.readouterr().out
     assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
-    assert "by_forecast: True -> True" in capsys.readouterr().out
+    assert re.search("^unchanged: .*by_forecast", capsys.readouterr().out, re.MULTILINE)
+    calibrated = open_artifact(tmp_path / "models" / "tft-anomaly" / "2")
+    assert calibrated.manifest.calibration["by_forecast"] is True
 
 
 def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(trained):
