@@ -81,7 +81,8 @@ def test_each_task_of_a_job_array_is_requeued_separately(slurm: Slurm, tmp_path:
         before = slurm.facts(other_task)["Restarts"]
         slurm.run("scancel", "--signal=TERM", task)
         facts = slurm.wait(task, restarts=1)
-        assert facts["Restarts"] == "1", facts
+        ended = facts["JobState"], facts["ExitCode"], facts["Reason"], (tmp_path / f"out-{facts['JobId']}").read_text()
+        assert facts["Restarts"] == "1", ended
         assert slurm.facts(other_task)["Restarts"] == before
     slurm.run("scancel", job)
 
