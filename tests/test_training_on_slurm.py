@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,18 @@ def test_only_a_job_that_was_signalled_to_stop_is_requeued(
     else:
         assert facts["JobState"] == ("FAILED" if code else "COMPLETED") and facts["ExitCode"] == f"{code}:0"
     assert ("stopped before anything was saved" in (tmp_path / f"out-{job}").read_text()) == (code == 138 and not saves)
+
+
+@pytest.mark.parametrize("program", ["squeue", "scontrol"])
+def test_a_job_is_requeued_if_the_controller_does_not_answer_at_first(
+    slurm: Slurm, tmp_path: Path, stub: dict[str, str], program: str
+) -> None:
+    busy = tmp_path / "bin" / program
+    busy.write_text(f'#!/bin/bash\nmkdir "$NOTES/asked" && exit 1\nexec {shutil.which(program)} "$@"\n')
+    busy.chmod(0o755)
+    job = submit(slurm, tmp_path, "--nodes=1", ENDS_WITH="143", **stub)
+    assert slurm.wait(job, restarts=1)["Restarts"] == "1"
+    slurm.run("scancel", job)
 
 
 def test_a_cancelled_job_is_not_requeued(slurm: Slurm, tmp_path: Path, stub: dict[str, str]) -> None:
