@@ -1,8 +1,10 @@
-"""Ports and readiness of servers that tests start as processes."""
+"""Ports, certificates and readiness of servers that tests start as processes."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+from pathlib import Path
 
 import httpx2 as httpx
 
@@ -20,3 +22,10 @@ def is_up(address: str) -> bool:
         return httpx.get(address, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def make_certificate(certificate: Path, key: Path, name: str, *options: str) -> None:
+    """Writes a certificate with this common name and its key, self-signed unless openssl's ``options`` name a CA."""
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*new, *files, "-subj", f"/CN={name}", *options], check=True, capture_output=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.apps.medical.pacs import (
     report,
     wait_for,
 )
+from tests.servers import make_certificate
 
 pytestmark = [
     *UNCLOSED_SOCKETS,
@@ -35,15 +35,14 @@ pytestmark = [
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``ca``, ``own`` and ``elsewhere``, which it signed, and ``strange``, which it did not."""
     folder = tmp_path_factory.mktemp("keys")
-    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    signed = ["-CA", str(folder / "ca.pem"), "-CAkey", str(folder / "ca.key"), "-addext"]
     for name, options in (
         ("ca", []),
-        ("own", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]),
-        ("elsewhere", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=DNS:elsewhere"]),
+        ("own", [*signed, "subjectAltName=IP:127.0.0.1"]),
+        ("elsewhere", [*signed, "subjectAltName=DNS:elsewhere"]),
         ("strange", []),
     ):
-        words = [*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *options]
-        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+        make_certificate(folder / f"{name}.pem", folder / f"{name}.key", name, *options)
     return folder
 
 

@@ -18,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.serve.oip import grpc_service
+from tests.servers import make_certificate
 
 _SERVER = """
 import sys
@@ -55,14 +56,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     program = _SERVER.replace("warm=False", "grpc_port=0, warm=False")
     with limited(program, 256, 256, str(tmp_path_factory.mktemp("store"))) as process, ExitStack() as stack:
         stack.callback(process.kill)
-        assert process.stdout is not None
-        grpc = None
-        while grpc is None:
-            line = process.stdout.readline()
-            assert line, "it ended"
-            grpc = re.search(r"gRPC listens on port (\d+)", line)
-        yield Server(http=int(address_of(process).rpartition(":")[2]), grpc=int(grpc[1]))
+        grpc = printed(process, r"gRPC listens on port (\d+)")
+        yield Server(http=int(address_of(process).rpartition(":")[2]), grpc=int(grpc))
         process.terminate()
+        assert process.stdout is not None
         assert "out of system resource" not in process.stdout.read()
 
 
@@ -74,13 +71,16 @@ def assert_answers(server: Server) -> None:
 
 def address_of(process: subprocess.Popen[str]) -> str:
     """The address that the process prints."""
+    return printed(process, r"open (https?://127\.0\.0\.1:\d+)")
+
+
+def printed(process: subprocess.Popen[str], pattern: str) -> str:
+    """Reads what the process prints up to the first match; returns its group."""
     assert process.stdout is not None
-    found = None
-    while found is None:
-        line = process.stdout.readline()
-        assert line, "it ended"
-        found = re.search(r"open (https?://127\.0\.0\.1:\d+)", line)
-    return found[1]
+    for line in process.stdout:
+        if found := re.search(pattern, line):
+            return found[1]
+    pytest.fail("it ended")
 
 
 def test_idle_connections_are_closed_in_favour_of_active_ones(server: Server) -> None:
@@ -103,23 +103,10 @@ def test_a_connection_with_a_request_is_kept_before_idle_ones(server: Server) ->
 
 
 def test_connections_with_an_unfinished_tls_handshake_are_closed(tmp_path: Path) -> None:
-    chain, key = str(tmp_path / "server.crt"), str(tmp_path / "server.key")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain]
-    subprocess.run(command, check=True, capture_output=True)
+    chain, key = tmp_path / "server.crt", tmp_path / "server.key"
+    make_certificate(chain, key, "localhost", "-addext", "subjectAltName=DNS:localhost")
     program = _SERVER.replace("header_s=60", "tls_cert=sys.argv[2], tls_key=sys.argv[3]")
-    with limited(program, 256, 256, str(tmp_path / "store"), chain, key) as process, ExitStack() as stack:
+    with limited(program, 256, 256, str(tmp_path / "store"), str(chain), str(key)) as process, ExitStack() as stack:
         port = address_of(process).rpartition(":")[2]
         for _ in range(600):
             stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=60))

@@ -20,6 +20,7 @@ from shared.errors import InvalidInputError
 from shared.job_client import JobClient, ServerUnavailable
 from shared.secure.tls import read_certificate
 from shared.serve.oip.grpc_messages import PACKAGE, message
+from tests.servers import make_certificate
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 _PROGRAM = """
@@ -44,21 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_pair(folder: Path) -> None:
     """Writes a new certificate and its key into a folder, each atomically."""
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    name = ["-subj", "/CN=trivium", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "new.key"), "-out", str(folder / "new.crt")]
-    subprocess.run([*command, *name, *files], check=True, capture_output=True)
+    make_certificate(folder / "new.crt", folder / "new.key", "trivium", "-addext", "subjectAltName=IP:127.0.0.1")
     (folder / "new.key").rename(folder / "tls.key")
     (folder / "new.crt").rename(folder / "tls.crt")
 
