@@ -159,7 +159,10 @@ def open_candidates(folder: Path) -> PackedCandidates:
 
 
 def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:
-    """Crops a random part of the slices at both ends of a scan; nodules that are cut in two become excluded ones."""
+    """Crops a random part of the slices at both ends of a scan; nodules that are cut in two become excluded ones.
+
+    The scan's excluded findings remain excluded.
+    """
     volume = scan.volume
     slices = volume.size_ijk[2]
     first, last = int(slices * random.uniform(0.1, 0.45)), int(slices * random.uniform(0.6, 0.95))
@@ -178,7 +181,7 @@ def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan
         voxels_zyx=np.ascontiguousarray(volume.voxels_zyx[first:last]),
         origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
     )
-    return AnnotatedScan(name=scan.name, volume=cropped, nodules=tuple(kept), excluded=tuple(cut))
+    return AnnotatedScan(name=scan.name, volume=cropped, nodules=tuple(kept), excluded=(*scan.excluded, *cut))
 
 
 def detector_marks(

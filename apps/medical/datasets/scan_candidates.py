@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 CROP_SEED = 3020
+SCANS_VERSION = 2
+"""Counts changes of the packed candidates that phantoms, which have no excluded findings, do not share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class ScanCandidates(ScanData):
             [pack_name(scan, ChestInput()), scan.coordinates, *map(_as_list, (scan.nodules, scan.excluded))]
             for scan in scans
         ]
-        settings = [VERSION, weights_digest(detector), CROP_SEED, self.per_scan, self.size, described]
+        settings = [VERSION, SCANS_VERSION, weights_digest(detector), CROP_SEED, self.per_scan, self.size, described]
         name = f"marks-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
 
         def build(folder: Path) -> None:

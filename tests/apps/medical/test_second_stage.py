@@ -119,6 +119,24 @@ def test_cropping_the_ends_excludes_nodules_that_are_cut_in_two():
         assert not set(short.nodules) & set(short.excluded)
 
 
+def test_excluded_findings_of_a_scan_remain_excluded_when_its_ends_are_cropped(untrained):
+    """Otherwise the second stage would learn that findings on which the readers disagree are no nodules."""
+    scan = chest()
+    low, high = untrained.candidates(scan).ends_lps_mm()
+    excluded = tuple(
+        Nodule(centre_lps_mm=tuple(centre), mean_diameter_mm=20.0, score=1.0, box_lps_mm=(0, 0, 0, 1, 1, 1))
+        for centre in (low + high) / 2
+    )
+    annotated = AnnotatedScan(name="0", volume=scan, nodules=(), excluded=excluded)
+    for seed in range(3):
+        cropped = crop_ends(annotated, np.random.default_rng(seed))
+        assert set(excluded) <= set(cropped.excluded)
+    without = crop_ends(AnnotatedScan(name="0", volume=scan, nodules=()), np.random.default_rng(2))
+    assert len(detector_marks(untrained, without, 1000, SIZE)[2]) > len(
+        detector_marks(untrained, cropped, 1000, SIZE)[2]
+    )
+
+
 def test_only_marks_near_the_ends_of_a_cropped_scan_are_kept(untrained):
     scan = chest()
     whole = AnnotatedScan(name="0", volume=scan, nodules=())
