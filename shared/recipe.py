@@ -180,6 +180,12 @@ class Recipe:
                     "fields are the settings that the run records"
                 )
 
+    def check_data(self) -> None:
+        """Raises ``InvalidInputError`` if the recipe's task cannot be trained on ``data``.
+
+        It is called before a training reads its data. An app that has data sets of several kinds overrides it.
+        """
+
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from apps.medical.datasets.hard_candidates import HardCandidates
-from apps.medical.datasets.scan_candidates import CANDIDATE_DATA_SETS
+from apps.medical.datasets.scan_candidates import CANDIDATE_DATA_SETS, ScanCandidates
+from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.synthetic import Synthetic
 from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.models.retinanet import full as full_model
 from apps.medical.task import CandidateTask, DetectionTask
 from apps.medical.types import ChestInput
+from shared.errors import InvalidInputError
 from shared.optimizers import SGD, AdamW, CosineRestarts
 from shared.recipe import DataConfig, Limits, Recipe
 
@@ -26,6 +28,13 @@ class NoduleRecipe(Recipe):
     data: DataConfig = field(default_factory=Synthetic)
     task: DetectionTask = field(default_factory=DetectionTask)
     input: ChestInput = field(default_factory=ChestInput)
+
+    def check_data(self) -> None:
+        if isinstance(self.data, HardCandidates | ScanCandidates):
+            raise InvalidInputError(
+                f"{type(self.data).__name__} has candidates for a second stage, but the recipe trains a detector; use "
+                "CandidateRecipe, or data with patches, such as Marks, Luna16, Lidc or Synthetic"
+            )
 
 
 def tiny() -> NoduleRecipe:
@@ -95,6 +104,14 @@ class CandidateRecipe(Recipe):
     data: DataConfig = field(default_factory=HardCandidates)
     task: CandidateTask = field(default_factory=CandidateTask)
     input: ChestInput = field(default_factory=ChestInput)
+
+    def check_data(self) -> None:
+        if isinstance(self.data, ScanData | Synthetic) and not isinstance(self.data, ScanCandidates):
+            usable = ", ".join(kind.__name__ for kind in (*CANDIDATE_DATA_SETS.values(), HardCandidates))
+            raise InvalidInputError(
+                f"{type(self.data).__name__} has patches for a detector, but CandidateRecipe trains a second stage on "
+                f"a detector's candidates; use one of {usable}"
+            )
 
 
 def candidates() -> CandidateRecipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,20 @@ import yaml
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
+from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.scan_candidates import MarksCandidates
 from apps.medical.inference.partners import is_trained_for
 from apps.medical.predictor import NodulePredictor
+from apps.medical.recipes import candidates, tiny
 from apps.medical.types import ChestInput
 from shared import cli
+from shared.data.build_cache import packs_folder
 from shared.data.order import Key
 from shared.deploy.export import export
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import shipped
+from shared.engine.loop import fit
+from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.recipe_file import read_recipe_file
 from shared.recipes import recipe_of
@@ -100,6 +106,20 @@ def test_a_second_stage_is_not_trained_without_a_hit(folder: Path, detector: Nod
         InvalidInputError, match=r"none of the \d+ candidates of .* in the training scans is on a nodule"
     ):
         data.train(ChestInput())
+
+
+def test_data_of_the_other_stage_are_refused_before_they_are_packed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NodulePredictor, "load", None)
+    where = {"root": folder, "marks": Path("marks.csv")}
+    second_stage = replace(candidates(), data=Marks(**where))
+    with pytest.raises(InvalidInputError, match=r"Marks has patches for a detector.*MarksCandidates"):
+        fit(second_stage, Run(path=tmp_path / "second", app="medical", recipe_name="own"), quiet=True)
+    detector = replace(tiny(), data=MarksCandidates(**where))
+    with pytest.raises(InvalidInputError, match="MarksCandidates has candidates for a second stage"):
+        fit(detector, Run(path=tmp_path / "first", app="medical", recipe_name="own"), quiet=True)
+    assert not list(packs_folder().glob("*")) and not list(tmp_path.glob("first/*"))
 
 
 def test_only_data_sets_with_candidates_and_detectors_are_accepted(
