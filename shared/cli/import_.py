@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from shared.app import App, Importer, find
@@ -27,9 +28,14 @@ def run(command: Import, settings: Sequence[str]) -> int:
     if unknown := sorted(options.keys() - importer.options.keys()):
         known = ", ".join(f"{option}={values}" for option, values in importer.options.items())
         raise InvalidInputError(f"{name} has no option {unknown[0]}; it has {known or 'none'}")
+    # Both steps may take a minute. The output is that of the manifest, so what happens is told on standard error.
+    sys.stderr.write(f"reading {arguments[0]} ({name})\n")
+    sys.stderr.flush()
     imported = importer.load(arguments, data, **options)
     from shared.deploy.writing import write_imported
 
+    sys.stderr.write(f"writing the artifact to {command.registry}, with its network as ONNX if possible\n")
+    sys.stderr.flush()
     artifact = write_imported(app, name, imported, command.registry)
     for key, value in artifact.manifest.source.items():
         print_line(f"{key}: {('; '.join(map(str, value)) or 'none') if isinstance(value, list) else value}")

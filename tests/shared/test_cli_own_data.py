@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from shared import cli
-from shared.app import on_use
+from shared.app import find, on_use
 from shared.deploy.artifact import open_artifact
 from tests.shared.engine import line
 from tests.shared.line_app import make_app, tiny
@@ -133,6 +134,23 @@ def test_an_imported_checkpoint_is_calibrated_and_predicts(app, checkpoint, caps
     words = ["predict", "line", "one.csv", "--artifact", "own/line/2", "--device", "cpu", "--out", "out"]
     assert cli.main(words) == 0
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
+
+
+def test_an_import_says_what_it_does_before_it_is_done(app, checkpoint, capsys, monkeypatch):
+    """A large checkpoint takes minutes to read, to compare and to export."""
+    printed = []
+    (importer,) = find("line").importers().values()
+
+    def load(*arguments, **options):
+        printed.append(capsys.readouterr())
+        return importer.load(*arguments, **options)
+
+    app(importers=lambda: {"file": replace(importer, load=load)})
+    assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
+    assert printed[0].err == f"reading {checkpoint} (file)\n" and not printed[0].out
+    written = capsys.readouterr()
+    assert written.err == "writing the artifact to own, with its network as ONNX if possible\n"
+    assert "file: line.safetensors" in written.out
 
 
 def test_calibrate_prints_only_the_settings_that_change(app, checkpoint, capsys):
