@@ -91,10 +91,31 @@ def test_a_verdict_given_by_a_key_is_shown_beside_the_slices(page: Page, site: s
     expect(verdict).to_contain_text(" HU at ")
 
 
+def test_only_the_result_is_scrolled_to_when_a_case_opens(page: Page, site: str) -> None:
+    """Scrolling to the first finding as well would stop the smooth scrolling to the result halfway."""
+    page.add_init_script(
+        """window.scrolledTo = [];
+        const scroll = Element.prototype.scrollIntoView;
+        Element.prototype.scrollIntoView = function (...options) {
+          window.scrolledTo.push(this.id || this.tagName);
+          scroll.apply(this, options);
+        };"""
+    )
+    page.set_viewport_size({"width": 1366, "height": 650})
+    open_chest(page, site)
+    page.reload()
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("scrolledTo.at(-1)") == "result"
+    page.keyboard.press("n")
+    assert page.evaluate("scrolledTo.at(-1)") == "LI"
+
+
 @pytest.mark.parametrize("height", [768, 650])
 def test_six_findings_fit_on_a_laptop_screen(page: Page, site: str, height: int) -> None:
     """A browser leaves 650 pixels of 768 to the page."""
     page.set_viewport_size({"width": 1366, "height": height})
+    page.emulate_media(reduced_motion="reduce")  # otherwise the positions may be read while the page scrolls
     open_chest(page, site)
     first, second = (
         page.get_by_label(f"Accept finding {n}").locator("xpath=ancestor::li").bounding_box() for n in (1, 2)

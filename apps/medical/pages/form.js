@@ -35,6 +35,7 @@ async function render(answer) {
   const files = downloads(answer);
   files.querySelector("ul").append(reviewed.node);
   let slices = null;
+  let isOpen = false;
   const earlier = earlierScan(answer, { slices: () => slices });
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
@@ -87,14 +88,16 @@ async function render(answer) {
       labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
       onFinding: (finding) => {
         for (const [listedFinding, button] of buttons) button.setAttribute("aria-current", String(listedFinding === finding));
-        // Scroll the list only if the slices are beside it: slices above the list would scroll out of view.
-        if (list.getBoundingClientRect().left >= slicesNode.getBoundingClientRect().right) items.get(finding).scrollIntoView({ block: "nearest" });
+        // Scroll the list only if the slices are beside it: slices above the list would scroll out of view. Not for the
+        // first finding: the page may still be scrolling to the result, which this would stop.
+        if (isOpen && list.getBoundingClientRect().left >= slicesNode.getBoundingClientRect().right) items.get(finding).scrollIntoView({ block: "nearest" });
       },
     });
     for (const [finding, button] of buttons) button.addEventListener("click", () => { viewer.show(finding); viewer.node.scrollIntoView({ block: "nearest" }); });
     slicesNode.replaceChildren(viewer.node);
     if (findings.length) viewer.show(findings[0]);
     else viewer.draw();
+    isOpen = true;
   } catch (error) {
     console.error(error);
     slicesNode.replaceChildren(element("p", { class: "error" }, `The slices cannot be displayed: ${error.message}.`), picture(answer, "The findings with the highest scores on axial slices"));
