@@ -125,6 +125,32 @@ def test_six_findings_fit_on_a_laptop_screen(page: Page, site: str, height: int)
     expect(page.get_by_role("slider", name="Slice")).to_be_in_viewport(ratio=1)
 
 
+def test_a_missed_nodule_is_added_from_the_keyboard(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    readout = page.locator(".slices output").nth(1)
+    canvas.focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(readout).to_contain_text(" HU at R 6.0, A 3.0, F 350.0 mm")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(f"Shift+{key}")
+    expect(readout).to_contain_text(" HU at L 3.0, A 6.0, F 350.0 mm")
+    with page.expect_response(is_save):
+        page.keyboard.press("m")
+    (missed,) = reviews(page, site)[0]["missed"]
+    assert missed["centre_lps_mm"] == [3.0, -6.0, AT_MM[0][2] + 5.0]
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Escape")
+    expect(readout).to_contain_text("Finding 1")
+
+
+def test_a_weak_finding_is_described_as_such(page: Page, site: str) -> None:
+    open_chest(page, site)
+    rows = page.locator(".findings > li > button")
+    expect(rows.nth(1)).to_have_accessible_description("Below the operating score")
+    expect(rows.nth(0)).to_have_accessible_description("")
+
+
 def test_a_missed_nodule_is_added_at_the_cross_and_removed(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     add = page.get_by_role("button", name="Add", exact=True)

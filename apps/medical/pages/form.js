@@ -135,7 +135,9 @@ function volumeOf(finding) {
 function row(finding, volume) {
   const height = (finding.box_lps_mm[5] - finding.box_lps_mm[2]).toFixed(1);
   const axes = finding.axes_mm ? `${finding.axes_mm.map((v) => v.toFixed(1)).join(" × ")} mm axial · ` : "";
-  return element("button", { type: "button", class: finding.above_operating_score ? null : "weak" },
+  // The dashed border is not read out.
+  const weak = finding.above_operating_score ? {} : { class: "weak", title: "Below the operating score" };
+  return element("button", { type: "button", ...weak },
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${label(finding)}${finding.mean_diameter_mm.toFixed(1)} mm`),
     element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(3)}`),

@@ -52,7 +52,7 @@ export function missedList(review, { volume, viewer }) {
     }
     const marked = viewer()?.pointed() ?? null;
     button.disabled = !marked;
-    hint.textContent = marked ? "" : "Click it in the slice, or drag across it: ";
+    hint.textContent = marked ? "" : "Click it in the slice (or Shift + arrow keys), or drag across it: ";
     // The length of a line across the nodule is its diameter.
     if (marked?.diameter_mm && marked.diameter_mm !== lastMeasured) diameter.value = marked.diameter_mm.toFixed(1);
     lastMeasured = marked?.diameter_mm ?? null;

@@ -8,6 +8,7 @@ export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400,
 const SIGNS = { accepted: " ✓", rejected: " ✗" };
 const ZOOM = 3;
 const NOTCH_PX = 50;
+const HELD_STEP = 4;   // voxels that the cross moves for each repeat of a key that is held down
 
 /** A viewer of `volume` with `findings` (of result.json). `whole` is the geometry of the scan.
  *
@@ -249,13 +250,26 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     show(listed[(listed.indexOf(state.chosen) + by + listed.length) % listed.length]);
   }
 
+  /** Moves the cross by `by` voxels to the right and down on the picture; the first time it is placed in the middle. */
+  function moveCross([right, down], by) {
+    const last = [width - 1, height - 1];
+    const from = state.cross ?? (state.zoom ? state.centre : [width / 2, height / 2]);
+    const steps = state.cross ? [flip[0] ? -right : right, flip[1] ? -down : down] : [0, 0];
+    state.ruler = null;
+    state.cross = [...[0, 1].map((axis) => Math.max(0, Math.min(last[axis], Math.round(from[axis]) + by * steps[axis]))), state.slice];
+    draw();
+    onPoint();
+  }
+
+  const crossSteps = { ArrowUp: [0, -1], ArrowRight: [1, 0], ArrowDown: [0, 1], ArrowLeft: [-1, 0] };
   const sliceSteps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
   const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...moreKeys };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (!keyboard || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key in sliceSteps) go(state.slice + sliceSteps[key]);
+    if (event.shiftKey && key in crossSteps) moveCross(crossSteps[key], event.repeat ? HELD_STEP : 1);
+    else if (key in sliceSteps) go(state.slice + sliceSteps[key]);
     else if (key in keys) keys[key]();
     else if (key in { 1: 0, 2: 0, 3: 0 }) chooseWindow(Object.keys(WINDOWS)[key - 1]); else return;
     event.preventDefault();
@@ -348,7 +362,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${moreKeys.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: clear both. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
+    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${moreKeys.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click or Shift + arrow keys: place a cross and read its position; drag: measure; Esc: clear both. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
   return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
 }
 
