@@ -237,8 +237,24 @@ def _require_ct(part: Slice) -> None:
 
 
 def _without_duplicates(slices: Sequence[Slice]) -> list[Slice]:
-    """Each image once, because an export may contain the same file in two folders."""
-    return list({(part.digest, part.frame): part for part in slices}.values())
+    """Each image once: an export may contain it in two folders, with another file header if two systems wrote it."""
+    kept: list[Slice] = []
+    first_by_image: dict[tuple[str, ...], Slice] = {}
+    for part in {(part.digest, part.frame): part for part in slices}.values():
+        # The position is compared because some systems give all images of a series the same SOPInstanceUID.
+        keywords = ("SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept")
+        first = first_by_image.setdefault(tuple(str(part.header.get(keyword)) for keyword in keywords), part)
+        if first is part or not _has_same_pixels(first, part):
+            kept.append(part)
+    return kept
+
+
+def _has_same_pixels(first: Slice, second: Slice) -> bool:
+    """Whether the PixelData of two single-frame files are the same bytes."""
+    starts = first.pixels_at, second.pixels_at
+    if None in starts or (first.frame, second.frame) != (None, None) or first.syntax != second.syntax:
+        return False
+    return first.read()[starts[0] :] == second.read()[starts[1] :]
 
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from pydicom import dcmread
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
@@ -172,6 +173,24 @@ def test_data_other_than_a_ct_series_is_refused(scan, tmp_path):
     assert_refused(pack(tmp_path, series(scan, RescaleIntercept=None)), "rescale")
     assert_refused(pack(tmp_path, series(scan, NumberOfFrames=20)), "multi-frame")
     assert_refused(tmp_path / "missing.zip", "does not exist")
+
+
+def test_an_image_that_two_systems_wrote_is_read_once(scan, tmp_path):
+    """Every system that stores an image writes its own file header, so the two files differ."""
+    whole = series(scan)
+    for k in range(len(scan.voxels_zyx)):
+        image = dcmread(io.BytesIO(dicom_slice(scan, k)))
+        image.file_meta.ImplementationVersionName = "ARCHIVE_2"
+        copy = io.BytesIO()
+        image.save_as(copy, enforce_file_format=True)
+        whole[f"copy/{k}"] = copy.getvalue()
+    volume = read_volume([pack(tmp_path, whole)])
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx) and not volume.remarks
+    # If all images share one identifier, their positions distinguish them.
+    assert read_volume([pack(tmp_path, series(scan, SOPInstanceUID="1.2.3.99"))]).size_ijk == scan.size_ijk
+    # Pixels that differ are no copy.
+    other = dicom_slice(scan, 1, RescaleType="HU", PixelData=bytes(2 * 10 * 12))
+    assert_refused(pack(tmp_path, {**series(scan), "other": other}), "the same position")
 
 
 def test_missing_and_duplicate_slices_are_refused(scan, tmp_path):
