@@ -183,7 +183,7 @@ class Recipe:
     def check_data(self) -> None:
         """Raises ``InvalidInputError`` if the recipe's task cannot be trained on ``data``.
 
-        It is called before a training reads its data. An app that has data sets of several kinds overrides it.
+        ``resolve`` calls it before a training reads its data. An app that has data sets of several kinds overrides it.
         """
 
 
@@ -191,6 +191,10 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 def resolve(recipe: RecipeT) -> RecipeT:
-    """The recipe with its input fitted to its data, if the data config has ``fit_input``; else the same recipe."""
+    """The recipe with its input fitted to its data, if the data config has ``fit_input``; else the same recipe.
+
+    Raises what ``Recipe.check_data`` raises.
+    """
+    recipe.check_data()
     fit_input = getattr(recipe.data, "fit_input", None)
     return recipe if fit_input is None else replace(recipe, input=fit_input(recipe.input))

@@ -112,6 +112,11 @@ class CandidateRecipe(Recipe):
                 f"{type(self.data).__name__} has patches for a detector, but CandidateRecipe trains a second stage on "
                 f"a detector's candidates; use one of {usable}"
             )
+        # The network takes patches of any size, so it would be trained on others than it is used on.
+        if isinstance(self.data, HardCandidates | ScanCandidates) and self.data.size != self.model.size:
+            raise InvalidInputError(
+                f"data.size is {self.data.size}, but model.size is {self.model.size}; give both the same size"
+            )
 
 
 def candidates() -> CandidateRecipe:

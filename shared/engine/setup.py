@@ -118,7 +118,6 @@ def set_up(
 
     Resources that must be closed at the end of the run are entered on ``stack``.
     """
-    recipe.check_data()
     recipe = resolve(recipe)
     limits = recipe.limits
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))

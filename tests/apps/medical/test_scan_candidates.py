@@ -122,6 +122,17 @@ def test_data_of_the_other_stage_are_refused_before_they_are_packed(
     assert not list(packs_folder().glob("*")) and not list(tmp_path.glob("first/*"))
 
 
+def test_patches_of_another_size_than_the_network_s_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network would accept them: it would be trained on larger patches than it is used on."""
+    monkeypatch.setattr(NodulePredictor, "load", None)
+    where = ["--data", "marks", "--data.root", str(folder), "--data.marks", "marks.csv"]
+    command = ["train", "medical", "--recipe", "candidates", *where, "--out", str(folder / "run"), "--device", "cpu"]
+    assert cli.main([*command, "--model.size", *map(str, SIZE)]) == 2
+    assert "data.size is (32, 32, 16), but model.size is (16, 16, 8)" in capsys.readouterr().err
+
+
 def test_only_data_sets_with_candidates_and_detectors_are_accepted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
