@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.medical_site import medical_site
+from apps.medical.adapters.nifti import nifti
+from tests.browser.medical_site import chest, medical_site, upload_and_analyse
 from tests.browser.test_medical_reading import open_chest
 
 pytestmark = pytest.mark.browser
@@ -46,6 +50,33 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
     expect(slices.nth(1)).to_have_attribute("aria-label", label.format(13, "now"))
     expect(slices.nth(2)).to_have_attribute("aria-label", label.format(13, "before"))
+
+
+def test_the_earlier_slices_follow_a_scan_that_is_stored_from_head_to_feet(
+    page: Page, site: str, tmp_path: Path
+) -> None:
+    """As that of a patient who lay with the feet first: its slices are counted the other way."""
+    open_chest(page, site)
+    stored = chest()
+    upside_down = replace(
+        stored,
+        voxels_zyx=np.ascontiguousarray(stored.voxels_zyx[::-1]),
+        origin_lps_mm=tuple(stored.to_lps_mm([0, 0, 19]).tolist()),
+        direction=np.diag([1.0, 1.0, -1.0]),
+    )
+    (tmp_path / "feet_first.nii.gz").write_bytes(nifti(upside_down))
+    upload_and_analyse(page, site, tmp_path / "feet_first.nii.gz")
+    page.get_by_text("Compare with an earlier scan").click()
+    expect(page.get_by_label("The case of the earlier scan").locator("option").first).to_be_attached()
+    page.get_by_role("button", name="Compare").click()
+    slices = page.get_by_role("img", name="Axial CT")
+    expect(slices).to_have_count(3, timeout=60_000)
+    label = "Axial CT, slice {} of 20 in the file, {}, lung window"
+    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(11, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(10, "before"))
+    page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
+    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(13, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(8, "before"))
 
 
 def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:

@@ -53,9 +53,11 @@ export function earlierScan(answer, { slices }) {
     let linked = null;        // a pair of corresponding slices of both scans
     const now = sliceViewer(volumes[0], statedGeometry(answer.result.volume), findings, { name: (k) => `${sliceName(answer.result.volume, k)}, now`, keyboard: false, onSlice: () => follow() });
     const then = sliceViewer(volumes[1], statedGeometry(before.volume), before.findings, { name: (k) => `${sliceName(before.volume, k)}, before`, keyboard: false });
+    // Earlier slices for each current one; negative if one scan is stored from feet to head, the other from head to feet.
+    const ratio = Math.sign(volumes[0].axes[2][2] * volumes[1].axes[2][2]) * volumes[0].spacing[2] / volumes[1].spacing[2];
     /** Moves the earlier slices by as many mm as the current ones. */
     const follow = () => {
-      if (linked) then.go(Math.round(linked[1] + (now.slice() - linked[0]) * volumes[0].spacing[2] / volumes[1].spacing[2]));
+      if (linked) then.go(Math.round(linked[1] + (now.slice() - linked[0]) * ratio));
     };
     const lookAt = (lps, earlierLps) => {
       linked = null;
