@@ -300,10 +300,21 @@ def _read_single_files(paths: Sequence[Path]) -> list[Frame]:
         # With one file of each kind, the files belong together whatever their names, unless these contain the numbers
         # of different frames.
         _check_same_frame([path for found in roles.values() for path in found.values()])
-        return [
-            _frame(stems[0], _frame_files({role: next(iter(found.values()), None) for role, found in roles.items()}))
-        ]
-    return [_frame(stem, _frame_files({role: found.get(stem) for role, found in roles.items()})) for stem in stems]
+        files = {stems[0]: _frame_files({role: next(iter(found.values()), None) for role, found in roles.items()})}
+    else:
+        files = {stem: _frame_files({role: found.get(stem) for role, found in roles.items()}) for stem in stems}
+    needed = {one.calibration for one in files.values() if one.image or one.labels}
+    unused = [path for path in roles["calibration"].values() if path not in needed]
+    return [
+        _with_remarks(_frame(stem, one), [path for path in unused if path.stem == stem or path.stem not in files])
+        for stem, one in files.items()
+    ]
+
+
+def _with_remarks(frame: Frame, unused: Sequence[Path]) -> Frame:
+    """The frame with a remark for each of the ``unused`` calibrations."""
+    remarks = (f"{path.name} is not used: no image was given that it could be the calibration of." for path in unused)
+    return replace(frame, remarks=(*frame.remarks, *remarks))
 
 
 def _frame_files(roles: Mapping[str, Path | None]) -> FrameFiles:

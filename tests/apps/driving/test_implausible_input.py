@@ -52,6 +52,29 @@ def test_the_calibration_of_a_larger_image_is_refused(root):
         kitti.read(root)
 
 
+def test_a_calibration_without_an_image_gets_a_remark(root):
+    sweep, image, calibration = (
+        root / folder / f"synthetic.{suffix}"
+        for folder, suffix in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt"))
+    )
+    expected = ("synthetic.txt is not used: no image was given that it could be the calibration of.",)
+    (alone,) = kitti.read_files([sweep, calibration])
+    assert alone.remarks == expected and not alone.cameras
+    (complete,) = kitti.read_files([sweep, image, calibration])
+    (labelled,) = kitti.read_files([sweep, calibration, root / "label_2" / "synthetic.txt"])
+    assert complete.cameras and labelled.truth is not None and complete.remarks == labelled.remarks == ()
+
+
+def test_only_the_frame_of_a_calibration_without_an_image_gets_a_remark(root):
+    (root / "velodyne" / "other.bin").write_bytes((root / "velodyne" / "synthetic.bin").read_bytes())
+    files = [root / "velodyne" / "synthetic.bin", root / "velodyne" / "other.bin", root / "calib" / "synthetic.txt"]
+    assert [(frame.name, len(frame.remarks)) for frame in kitti.read_files(files)] == [("other", 0), ("synthetic", 1)]
+    both = root / "calib" / "both.txt"
+    files[2].rename(both)
+    remarks = [frame.remarks for frame in kitti.read_files([*files[:2], both])]
+    assert remarks == [("both.txt is not used: no image was given that it could be the calibration of.",)] * 2
+
+
 @pytest.mark.parametrize("name", ["000002.laz", "000002.ply"])
 def test_points_in_other_formats_are_refused_with_a_remedy_and_never_ignored(root, name):
     (root / "velodyne" / name).write_text("ply")
