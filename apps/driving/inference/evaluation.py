@@ -30,11 +30,13 @@ _TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> Table:
     """Scores every model of the predictor that can read the data's frames, on at most ``limit`` validation frames.
 
-    All boxes count, whatever their score, as the protocols require. Raises InvalidInputError if no model can read the
+    All boxes count, whatever their score, as the protocols require. KITTI's protocol needs the size of each image: if
+    one is missing, all scores are by centre distance, with a note. Raises InvalidInputError if no model can read the
     data.
     """
     rows: list[Sequence[str]] = []
     notes: list[str] = []
+    detected: dict[str, tuple[list[Frame], list[Boxes3D], int]] = {}
     for name, detector in predictor.detectors.items():
         frames, detections, lacking_sweeps = [], [], 0
         for frame in labelled_frames(data, detector, limit):
@@ -43,10 +45,16 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
             lacking_sweeps += (
                 isinstance(detector, LidarDetector) and len(frame.earlier_sweeps) < detector.earlier_sweeps
             )
+        detected[name] = frames, detections, lacking_sweeps
+    has_images = _have_images(frame for frames, _, _ in detected.values() for frame in frames)
+    is_kitti = data.protocol == "kitti" and has_images
+    for name, (frames, detections, lacking_sweeps) in detected.items():
         if frames:
-            make_rows = kitti_rows if data.protocol == "kitti" else centre_rows
+            detector, make_rows = predictor.detectors[name], kitti_rows if is_kitti else centre_rows
             model_rows, model_notes = make_rows(name, detector, frames, detections, dict(data.merge))
             rows += model_rows
+            if data.protocol == "kitti" and not has_images:
+                model_notes = [*model_notes, *_without_image_note(frames)]
             if lacking_sweeps:
                 model_notes = [
                     *model_notes,
@@ -59,7 +67,7 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
             sorted({"a sweep" if d.sensor == "lidar" else "images" for d in predictor.detectors.values()})
         )
         raise InvalidInputError(f"no validation frame has {needed_data}, which the models need")
-    if data.protocol == "kitti":
+    if is_kitti:
         title = "AP R40 in percent by KITTI's protocol (3D IoU 0.7 for cars, 0.5 for others)"
         return Table(title=title, columns=("model", "class", "", "easy", "moderate", "hard"), rows=rows, notes=notes)
     thresholds = [f"AP {threshold:g} m" for threshold in nuscenes_detection.THRESHOLDS_M]
@@ -70,8 +78,8 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
 def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> tuple[DomainScore, ...]:
     """For each model the mean over its classes of KITTI's AP R40, 3D, moderate, on the validation frames.
 
-    For data whose labels lack KITTI's image fields, the mean AP by centre distance. Raises InvalidInputError if none
-    of a model's classes is labelled.
+    For data whose labels lack KITTI's image fields, or frames without an image, the mean AP by centre distance. Raises
+    InvalidInputError if none of a model's classes is labelled.
     """
     scores = []
     for name, detector in predictor.detectors.items():
@@ -82,7 +90,7 @@ def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None
             [_without_sensor_data(frame) for frame in readable_frames],
             [detector.detect(frame) for frame in readable_frames],
         )
-        if data.protocol == "kitti":
+        if data.protocol == "kitti" and _have_images(frames):
             measure = "mean AP R40, 3D, moderate"
             detections = [in_image(frame, boxes) for frame, boxes in zip(frames, detections, strict=True)]
             results = kitti_ap.evaluate(frames, detections)
@@ -109,6 +117,22 @@ def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None
             )
         )
     return tuple(scores)
+
+
+def _have_images(frames: Iterable[Frame]) -> bool:
+    """Whether every frame has an image."""
+    return all(frame.cameras for frame in frames)
+
+
+def _without_image_note(frames: Sequence[Frame]) -> list[str]:
+    """A note if some frames of KITTI have no image."""
+    count = sum(not frame.cameras for frame in frames)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(frames)} frames have no image in image_2, whose size KITTI's protocol needs, so all scores "
+        "are by centre distance. Boxes outside of the camera's view, where KITTI labels nothing, count as false there."
+    ]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,6 +1,7 @@
 """Scoring by the field's protocols on the user's data, calibrating thresholds on it, and training on it."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def kitti_root(tmp_path_factory):
     (root / "ImageSets" / "train.txt").write_text("000000\n")
     (root / "ImageSets" / "val.txt").write_text("".join(f"{n:06d}\n" for n in range(5)))
     return root
+
+
+def test_kitti_without_images_is_scored_by_centre_distance_with_a_note(kitti_root, tmp_path):
+    root = shutil.copytree(kitti_root, tmp_path / "kitti")
+    (root / "training" / "image_2" / "000003.png").unlink()
+    data = Kitti(root=root, merge=())
+    table = evaluate(predictor_of(Told(perfect)), data)
+    assert table.title.startswith("AP by centre distance") and float(cells(table, **{"class": "car"})["AP"]) > 0.9
+    (note,) = (text for text in table.notes if "image_2" in text)
+    assert note.startswith("told: 1 of 5 frames have no image in image_2, whose size KITTI's protocol needs, so all")
+    (found,) = score(predictor_of(Told(perfect)), data)
+    assert found.name == "told: mean AP by centre distance" and found.value > 0.9
 
 
 def test_kitti_is_scored_by_ap_r40_with_its_counts(kitti_root):
