@@ -12,6 +12,7 @@ from apps.driving.inference.detect import CameraDetector, Detector, ImportedCame
 from apps.driving.inference.examples import example_boxes, example_canvas, example_image, example_pseudo_image
 from apps.driving.inference.second_stage import BATCH, SecondStage
 from apps.driving.models import model_configs
+from apps.driving.models.decoding import CameraDecoder
 from apps.driving.models.dense import dense_boxes, dense_camera, dense_imported, dense_pillars
 from apps.driving.models.head_maps import PSEUDO_IMAGE
 from apps.driving.models.lidar_rcnn import INPUTS, OUTPUT, LidarRCNN
@@ -65,7 +66,13 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         build=lambda: dense_camera(load_weights(model.build(camera_settings), artifact, device)),
         example=lambda: {"image": example_image(camera_settings, model.colours)},
     )
-    return CameraDetector(open_program(network, device), camera_settings, device, colours=model.colours)
+    return CameraDetector(
+        open_program(network, device),
+        camera_settings,
+        device,
+        colours=model.colours,
+        decode=CameraDecoder(direction_offset=model.direction_offset),
+    )
 
 
 def lidar_input(artifact: Artifact) -> LidarInput:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apps.driving.models.decoding import Normalisation
+from apps.driving.models.decoding import CameraDecoder, Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.models.own_camera import OwnCamera
 from apps.driving.models.own_settings import numbers_setting, part_settings
@@ -121,6 +121,13 @@ class FCOS3D:
         if self.backbone == "resnet101_dcn":
             return Normalisation(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), is_bgr=True)
         return Normalisation()
+
+    @property
+    def direction_offset(self) -> float:
+        """The head's ``dir_offset`` in radians: where the half circle of yaw angles begins that a direction selects."""
+        if self.own is None:
+            return CameraDecoder().direction_offset
+        return float(part_settings(self.own.model, "bbox_head").get("dir_offset", 0.0))
 
     def build(self, input: CameraInput) -> nn.Module:
         return build(self.settings(input))

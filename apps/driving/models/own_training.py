@@ -57,6 +57,7 @@ def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
         "bbox_head.group_reg_dims": (head.get("group_reg_dims"), [2, 1, 3, 1]),
         "bbox_head.pred_velo": (bool(head.get("pred_velo", False)), False),
         "bbox_head.pred_attrs": (bool(head.get("pred_attrs", False)), False),
+        "bbox_head.use_direction_classifier": (bool(head.get("use_direction_classifier", True)), True),
         "bbox_head.bbox_coder.code_size": (coder.get("code_size"), _CODE_SIZE),
         "data_preprocessor.pad_size_divisor": (preprocessor.get("pad_size_divisor"), Normalisation().stride),
         "data_preprocessor.rgb_to_bgr": (bool(preprocessor.get("rgb_to_bgr", False)), False),

@@ -1,10 +1,13 @@
 """An FCOS3D with a user-defined configuration is trained further, exported and served."""
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from apps.driving.adapters.projection import to_lidar_boxes
 from apps.driving.inference.detect import CameraDetector
 from apps.driving.models import structures
 from apps.driving.models.dense import dense
@@ -113,11 +116,45 @@ def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, 
     assert len(found.boxes) > 0 and set(found.boxes.names) <= set(NAMES)
 
 
+@pytest.mark.parametrize("offset", [None, 0.0, 0.7854])
+def test_headings_are_decoded_with_the_direction_offset_of_the_networks_head(imported, tmp_path, offset):
+    detector, artifact = imported
+    settings = open_artifact(artifact).recipe()["recipe"]
+    head = settings["model"]["own_camera"]["model"]["bbox_head"]
+    del head["dir_offset"]
+    if offset is not None:
+        head["dir_offset"] = offset
+    recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+    camera = photograph()
+    recipe = replace(recipe, input=replace(recipe.input, focal_px=float(camera.intrinsics[0, 0])))
+    network = recipe.model.build(recipe.input).eval()
+    network.load_state_dict(detector.state_dict())
+    manifest = Manifest(name="fcos3d", version=0, app="driving", inputs=(), outputs=(), scores={}, data={})
+    save_recipe(tmp_path / "recipe.yaml", recipe, app="driving", name="fcos3d_full")
+    text = (tmp_path / "recipe.yaml").read_text()
+    exported = write_artifact(tmp_path, manifest, weights=network.state_dict(), recipe=text, dense=None)
+    found = (
+        DrivingPredictor.load([exported], "cpu")
+        .detectors["fcos3d"]
+        .detect(Frame(name="a", points_lidar_m=None, cameras={"front": camera}))
+    )
+    image = torch.from_numpy(camera.image_HWC.copy()).permute(2, 0, 1)
+    data = structures.camera_data([image], torch.from_numpy(camera.intrinsics[None]))
+    with torch.inference_mode():
+        boxes, _, _ = structures.predict(network, data)[0]
+    expected = to_lidar_boxes(boxes.numpy(), camera.lidar_to_camera)
+    assert len(found) > 0
+    nearest = expected[[np.abs(expected[:, :6] - box[:6]).max(1).argmin() for box in found.array]]
+    assert found.array[:, :6] == pytest.approx(nearest[:, :6], abs=1e-2)
+    assert np.cos(found.yaw - nearest[:, 6]) == pytest.approx(np.ones(len(found)), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
         ({"pred_velo": True, "group_reg_dims": (2, 1, 3, 1, 2)}, "pred_velo is True, not False"),
         ({"pred_attrs": True}, "pred_attrs is True, not False"),
+        ({"use_direction_classifier": False}, "use_direction_classifier is False, not True"),
     ],
 )
 def test_velocities_and_attributes_are_refused_for_further_training(imported, head, message):
