@@ -232,10 +232,9 @@ class ImportedCameraDetector:
             boxes.append(torch.from_numpy(to_lidar_boxes(predicted[0].numpy(), camera.lidar_to_camera)))
             scores.append(predicted[1])
             labels.append(predicted[2])
-        # An object that two cameras see is detected twice.
-        return _to_boxes3d(
-            *_suppress_duplicates(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes
-        )
+        found = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+        # An object that two cameras see is detected twice. The boxes of one camera are those of mmdet3d.
+        return _to_boxes3d(*(_suppress_duplicates(*found, 0.1) if len(boxes) > 1 else found), self.input.classes)
 
 
 def _group_by_padded_size(images_3HW: Sequence[Tensor]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.imports import IMPORTERS
 from apps.driving.predictor import WEIGHTS, DrivingPredictor, Options
 from apps.driving.recipes import RECIPES
-from apps.driving.types import Camera, CameraInput
+from apps.driving.types import Camera, CameraInput, Frame
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.writing import write_imported
@@ -68,6 +68,20 @@ def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(imported
     assert torch.equal(found_labels, labels)
     assert torch.allclose(found_scores, scores, atol=1e-4)
     assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
+
+
+def test_the_boxes_of_a_single_camera_are_not_suppressed_again(imported_model):
+    """Average precision is computed over mmdet3d's boxes; only those of several cameras may be of the same object."""
+    _, _, artifact = imported_model
+    detector = DrivingPredictor.load([artifact], "cpu").detectors["mmdet3d_camera"]
+    with torch.inference_mode():
+        _, scores, _ = detector.network.predict(photograph())
+    one, two = (
+        detector.detect(Frame(name="a", points_lidar_m=None, cameras={name: photograph() for name in names}))
+        for names in (("left",), ("left", "right"))
+    )
+    assert one.scores == pytest.approx(np.sort(scores.numpy())[::-1], abs=1e-6)
+    assert 0 < len(two) < 2 * len(one)
 
 
 def test_what_was_read_and_what_was_assumed_is_in_the_manifest(imported_model):
