@@ -23,7 +23,11 @@ class FinanceOptions(TypedDict, total=False):
     time: Annotated[str, Field(description="the column of times; DATE+TIME joins two columns")]
     value: Annotated[str, Field(description="the column that is scored")]
     series: Annotated[
-        str, Field(description="the column that names the series, if the table holds several below each other")
+        str,
+        Field(
+            description="the column that names the series, if the table holds several below each other; "
+            "exchange+symbol joins several columns"
+        ),
     ]
     zone: Annotated[str, Field(description="the IANA time zone of times that state none, such as Europe/Berlin")]
     decimal: Annotated[Literal[".", ","], Field(description="the decimal mark")]

@@ -144,7 +144,9 @@ def series_column(frame: pl.DataFrame, numeric: Iterable[str], times: Times, nam
         if pl.concat([table, entries.rename(lambda column: f" {column}")], how="horizontal").n_unique() == table.height:
             shown = entries.unique(maintain_order=True).head(3).rows()
             differing = f"{' and '.join(map(repr, columns))} ({', '.join(repr(' '.join(row)) for row in shown)})"
-            remedy = "if it names the series, give it as the option 'series', else use a file with one kind of row"
+            together_with = [*([label] if label and label not in columns else []), *columns]
+            option = "it as the option 'series'" if len(together_with) < 2 else f"series={'+'.join(together_with)}"
+            remedy = f"if it names the series, give {option}, else use a file with one kind of row"
             raise InvalidInputError(f"{name}: rows with the same time differ in column {differing}; {remedy}")
     return label
 
@@ -152,3 +154,24 @@ def series_column(frame: pl.DataFrame, numeric: Iterable[str], times: Times, nam
 def _repeats(cells: pl.Series) -> bool:
     """Whether a column has several distinct entries that repeat, as series names do."""
     return 1 < cells.n_unique() <= len(cells) / 2
+
+
+def with_joined_names(frame: pl.DataFrame, wanted: str, name: str) -> tuple[pl.DataFrame, list[str]]:
+    """The table with a column of names that several columns give together, and those columns: for ``exchange+symbol``
+    the names are as NYSE+ABC.
+
+    Unchanged if ``wanted`` is a column of its own, or if it does not name several columns of the table. Raises
+    InvalidInputError if different series would have the same name.
+    """
+    parts = [matching_label(part, frame.columns) for part in wanted.split("+")]
+    labels = [label for label in parts if label is not None]
+    if matching_label(wanted, frame.columns) is not None or len(parts) < 2 or len(labels) < len(parts):
+        return frame, []
+    texts = frame.select(pl.col(label).cast(pl.String).fill_null("(no name)") for label in labels)
+    names = texts.select(pl.concat_str(pl.all(), separator="+").alias(wanted)).to_series()
+    if names.n_unique() < texts.n_unique():
+        raise InvalidInputError(
+            f"{name}: the columns {' and '.join(map(repr, labels))} give different series the same name, because their "
+            "entries contain a '+'; write another character there"
+        )
+    return frame.with_columns(names), labels

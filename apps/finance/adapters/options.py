@@ -17,13 +17,13 @@ class TableOptions:
     """Column names, and how times and numbers are written; None means that it is determined from the table.
 
     ``time``, ``value`` and ``series`` are the columns of times (DATE+TIME for two columns), of the value to score, and
-    of the series' names; without a header the columns are called 1, 2, 3. ``zone`` (IANA) applies to times that state
-    none; the default is UTC. ``decimal`` is the decimal mark. ``unit`` says how times are written: a count since 1970,
-    Excel's day numbers, or the order of day and month in 01/02/2024. ``labels`` is the column that marks anomalous
-    rows, if a data set has one. ``covariates`` are columns that a network takes in addition to the value; text columns
-    among them are kept whatever their names. ``series_if_present`` is the column of series names in the table that a
-    network was trained on, which a file of one series may lack; ``value_if_present`` is that table's value column,
-    which a file may name differently.
+    of the series' names (EXCHANGE+SYMBOL for several columns that name a series together); without a header the columns
+    are called 1, 2, 3. ``zone`` (IANA) applies to times that state none; the default is UTC. ``decimal`` is the decimal
+    mark. ``unit`` says how times are written: a count since 1970, Excel's day numbers, or the order of day and month in
+    01/02/2024. ``labels`` is the column that marks anomalous rows, if a data set has one. ``covariates`` are columns
+    that a network takes in addition to the value; text columns among them are kept whatever their names.
+    ``series_if_present`` is the column of series names in the table that a network was trained on, which a file of one
+    series may lack; ``value_if_present`` is that table's value column, which a file may name differently.
 
     Raises InvalidInputError for an unknown decimal mark, unit or zone.
     """

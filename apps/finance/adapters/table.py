@@ -62,13 +62,17 @@ def to_contents(
     clock = read_times(column, options)
     notes += [f"column {time!r}: {clock.note}"] if clock.note else []
     labels = _matching_label(frame, options.labels, "labels", name) if options.labels else TRUTH
+    frame, parts_of_names = columns.with_joined_names(frame, options.series or options.series_if_present or "", name)
     data_columns = frame.drop(time, labels, strict=False)
     decimal = options.decimal or decimal_mark(data_columns.get_columns())
     is_european = _is_european(data_columns, frame[time], separator)
     values, faults = _read_values(data_columns, lines, decimal, is_european, notes)
     covariate_names = covariate_labels(options, frame.columns, {"times": time, "labels": labels}, name)
     covariate_cells = take_covariates(data_columns, covariate_names, values, faults, name)
-    data_columns = data_columns.drop(covariate_names.values())
+    data_columns = data_columns.drop(*covariate_names.values(), *parts_of_names, strict=False)
+    for label in parts_of_names:
+        values.pop(label, None)
+        faults.pop(label, None)
     series_label = _matching_label(data_columns, options.series, "series", name) if options.series else None
     if series_label is None and options.series_if_present:
         series_label = columns.matching_label(options.series_if_present, data_columns.columns)

@@ -124,8 +124,32 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
         read_contents(path)
     assert [series.name for series in read_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
-    with pytest.raises(InvalidInputError, match=r"differ in column 'exchange' \('SH', 'SZ'\).*the option 'series'"):
-        read_contents(written(tmp_path, "date,exchange,code,close", rows))
+    path = written(tmp_path, "date,exchange,code,close", rows)
+    with pytest.raises(
+        InvalidInputError, match=r"differ in column 'exchange' \('SH', 'SZ'\).*give series=code\+exchange,"
+    ):
+        read_contents(path)
+    found = read_contents(path, TableOptions(series="code+exchange"))
+    assert [series.name for series in found.series] == ["000001+SH", "000002+SH", "000001+SZ", "000002+SZ"]
+    assert found.series_column == "code+exchange" and [len(series) for series in found.series] == [30] * 4
+    assert [series.column for series in found.series] == ["close"] * 4
+    assert all(list(series.values) == ["close"] for series in found.series)
+
+
+def test_series_named_by_several_columns_are_never_merged(tmp_path):
+    """Numeric parts of a name are no values; a column may itself have a plus; equal joined names are refused."""
+    rows = [f"{day} 09:30,{store},{item},{row}.5" for row, day in enumerate(DAYS) for store in (1, 2) for item in "ab"]
+    path = written(tmp_path, "time,store,item,sold", rows)
+    found = read_contents(path, TableOptions(series="store+item", value="sold"))
+    assert [series.name for series in found.series] == ["1+a", "1+b", "2+a", "2+b"]
+    assert all(list(series.values) == ["sold"] for series in found.series)
+    with pytest.raises(InvalidInputError, match=r"has no column 'store\+shop', named by 'series'"):
+        read_contents(path, TableOptions(series="store+shop"))
+    own = written(tmp_path, "time,store+item,sold", [f"{day},{name},1" for day in DAYS for name in ("x", "y")])
+    assert [series.name for series in read_contents(own, TableOptions(series="store+item")).series] == ["x", "y"]
+    rows = [f"{day},{a},{b},{row}" for row, day in enumerate(DAYS) for a, b in (("a+b", "c"), ("a", "b+c"))]
+    with pytest.raises(InvalidInputError, match=r"'left' and 'right' give different series the same name"):
+        read_contents(written(tmp_path, "time,left,right,sold", rows), TableOptions(series="left+right"))
 
 
 @pytest.mark.parametrize("label", ["PERMNO", "security_id", "instrument_id", "gvkey", "secid"])
