@@ -142,6 +142,10 @@ class Table:
         """The series with their labelled windows."""
         return list(_read(self)[0])
 
+    def every_series(self) -> list[LabelledSeries]:
+        """The same, and those that are too short to be scored: scalers of another library were fitted on them too."""
+        return list(_read_all(self)[0])
+
     def normal(self) -> list[LabelledSeries]:
         """The series; most rows are assumed to be normal."""
         return self.cases()
@@ -173,6 +177,21 @@ TableContents = tuple[tuple[LabelledSeries, ...], tuple[str, ...]]
 
 def _read(table: Table) -> TableContents:
     """The series of a table, with those of the same name merged, and the notes about its files."""
+    items, notes = _read_all(table)
+    enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= MIN_ROWS)
+    if not enough:
+        max_values = max(int(np.isfinite(item.series.target).sum()) for item in items)
+        raise InvalidInputError(
+            f"{table._source()} has {len(items)} series with at most {max_values} values; at least {MIN_ROWS} are "
+            "needed"
+        )
+    if len(enough) < len(items):
+        notes = (*notes, f"{len(items) - len(enough)} series with fewer than {MIN_ROWS} values are left out")
+    return enough, notes
+
+
+def _read_all(table: Table) -> TableContents:
+    """The same with all series, however short."""
     if (table.path is None) == (table.query is None):
         raise InvalidInputError("name the table with --data.path FILE, or with --data.url and --data.query")
     files = _files(table.path) if table.path is not None else []
@@ -190,19 +209,10 @@ def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> TableC
         windows = content.windows or ((),) * len(content.series)
         for series, labelled in zip(content.series, windows, strict=True):
             parts.setdefault(series.name, []).append(LabelledSeries(series=series, windows=labelled))
-    items = [_merge(same_name) for same_name in parts.values()]
-    enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= MIN_ROWS)
-    if not enough:
-        max_values = max(int(np.isfinite(item.series.target).sum()) for item in items)
-        raise InvalidInputError(
-            f"{table._source()} has {len(items)} series with at most {max_values} values; at least {MIN_ROWS} are "
-            "needed"
-        )
+    items = tuple(_merge(same_name) for same_name in parts.values())
     several = len(contents) > 1
     notes = [f"{name}: {note}" if several else note for name, content in contents.items() for note in content.notes]
-    if len(enough) < len(items):
-        notes.append(f"{len(items) - len(enough)} series with fewer than {MIN_ROWS} values are left out")
-    return enough, tuple(notes)
+    return items, tuple(notes)
 
 
 def _files(path: str) -> list[Path]:

@@ -14,9 +14,10 @@ from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast
+from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast, library_network
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
+from apps.finance.models.calendar import has_explaining_columns
 from apps.finance.types import Floats, LabelledSeries
 from shared.errors import InvalidInputError
 from shared.recipe import Recipe
@@ -67,7 +68,8 @@ def calibrate(
     normal, labelled = data.normal()[:max_series], data.labelled()[:max_series]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
     history = [ForecastedSeries(item.series, forecasted) for item, forecasted in zip(normal, forecasts, strict=True)]
-    by_forecast = bool(covariates_of(model))
+    library = library_network(model)
+    by_forecast = library is not None and has_explaining_columns(library.settings)
     calibration = Calibration(by_forecast=by_forecast)
     calibration = replace(calibration, prior=_fit_priors(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])

@@ -59,7 +59,13 @@ def columns_taken(library: LibraryTFT) -> tuple[str, ...]:
     if library.trained_here:
         return library.covariates
     target = library.target
-    computed = {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length", library.time_idx}
+    computed = {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length"}
+    computed |= {library.time_idx} - library.columns.keys()
     reals = [name for name in library.network["x_reals"] if name not in computed | CALENDAR.keys()]
     categories = [name for name in library.network.get("x_categoricals") or [] if name != library.group]
     return (*reals, *(name for name in categories if not is_of_calendar(name, library.categories.get(name, {}))))
+
+
+def has_explaining_columns(library: LibraryTFT) -> bool:
+    """Whether a network takes columns that may explain the value, beside the names of series and the time index."""
+    return bool(set(columns_taken(library)) - {library.time_idx, *library.group.split("+")})

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from apps.finance.datasets.windows import fill_missing
+from apps.finance.datasets.columns import word_column
 from apps.finance.models.calendar import columns_taken
-from apps.finance.models.library_covariates import covariate
+from apps.finance.models.library_encoders import NORMALIZERS, fit_encoders, normalizer_of, with_time_index
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft
 from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT
 from shared.app import Imported, Importer
@@ -25,10 +25,9 @@ _ARGUMENTS = (
     *("static_categoricals", "static_reals", "time_varying_categoricals_encoder", "time_varying_categoricals_decoder"),
     *("time_varying_reals_encoder", "time_varying_reals_decoder", "x_reals", "x_categoricals"),
     *("hidden_continuous_size", "hidden_continuous_sizes", "embedding_sizes", "embedding_paddings"),
-    *("share_single_variable_networks", "causal_attention", "mask_bias"),
+    *("share_single_variable_networks", "causal_attention", "mask_bias", "categorical_groups"),
 )
 """The constructor's arguments that define the network."""
-_NORMALIZERS = {"GroupNormalizer": "series", "TorchNormalizer": "series", "EncoderNormalizer": "window"}
 _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's default, used if the checkpoint's loss does not state its quantiles."""
 TOLERANCE = 1e-5
@@ -56,7 +55,9 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
         )
     _refuse_unsupported(hyper, parameters, path.name)
     categories, unknown_words = _read_categories(hyper, parameters, path.name)
-    items = _read_series(data, path.name, _covariate_columns(hyper, parameters, categories))
+    columns, groups = _covariate_columns(hyper, parameters, categories), parameters["group_ids"]
+    data = _with_joined_series(data, groups, path.name)
+    items = _read_series(data, path.name, columns, groups)
     settings = _read_settings(hyper, parameters, items, path.name)
     settings = replace(settings, categories=categories, unknown_words=unknown_words)
     input = FinanceInput(
@@ -64,7 +65,7 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
     )
     model = LibraryForecaster(settings, input).eval()
     weights = _load_weights(model, state_dict_in(content, path.name), path.name)
-    difference = _check_parity(model, weights, items[0])
+    difference = _check_parity(model, weights, max(items, key=lambda item: len(item.series)))
     recipe = small()
     from apps.finance.inference.calibration import CalibrationData, calibrate
 
@@ -92,15 +93,10 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> None:
-    target, groups = parameters["target"], parameters["group_ids"]
-    static = set(parameters.get("static_reals") or []) | set(hyper["static_reals"])
-    static -= {"encoder_length", f"{target}_center", f"{target}_scale"}
+    target = parameters["target"]
     faults = {
         "several targets": not isinstance(target, str),
-        "several columns that name a series": len(groups) != 1,
         "lagged values": bool(parameters.get("lags")),
-        "groups of categorical variables": bool(parameters.get("variable_groups") or hyper["categorical_groups"]),
-        f"the static value {', '.join(sorted(static))}": bool(static),
         "inputs without the target": target not in hyper["time_varying_reals_encoder"],
         "an output that is not a set of quantiles": not isinstance(hyper["output_size"], int)
         or hyper["output_size"] < 3,
@@ -119,9 +115,12 @@ def _read_categories(
     """The codes of each category, and the categories that have a code for unknown words, from the checkpoint's
     ``NaNLabelEncoder`` objects: their plain state is read, the objects are not restored."""
     encoders, labels = parameters.get("categorical_encoders") or {}, hyper.get("embedding_labels") or {}
+    # The columns of a group of categories, such as several kinds of holidays, share an encoder and an embedding.
+    groups = {column: group for group, columns in (hyper.get("categorical_groups") or {}).items() for column in columns}
     categories: dict[str, dict[str, int]] = {}
     unknown_words = []
-    for key in hyper["x_categoricals"]:
+    for column in hyper["x_categoricals"]:
+        key = groups.get(column, column)
         encoder = encoders.get(key)
         kind = str(getattr(encoder, "stands_for", "NaNLabelEncoder")).rpartition(".")[2]
         if kind != "NaNLabelEncoder":
@@ -136,9 +135,9 @@ def _read_categories(
             )
         if len(classes) > (size := hyper["embedding_sizes"][key][0]):
             raise InvalidInputError(f"{name} has {len(classes)} words of {key}, but its network knows {size}")
-        categories[key] = {str(label): int(code) for label, code in classes.items()}
+        categories[column] = {str(label): int(code) for label, code in classes.items()}
         if state.get("add_nan"):
-            unknown_words.append(key)
+            unknown_words.append(column)
     return categories, tuple(unknown_words)
 
 
@@ -147,13 +146,34 @@ def _covariate_columns(
 ) -> tuple[str, ...]:
     """The columns of the table that the network takes in addition to the value."""
     network = {name: hyper[name] for name in ("x_reals", "x_categoricals")}
-    target, time_idx, group = parameters["target"], parameters["time_idx"], parameters["group_ids"][0]
-    return columns_taken(
-        LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=(), categories=categories)
+    target, time_idx, groups = parameters["target"], parameters["time_idx"], parameters["group_ids"]
+    settings = LibraryTFT(
+        network=network, target=target, time_idx=time_idx, group="+".join(groups), quantiles=(), categories=categories
     )
+    columns = columns_taken(settings)
+    # The names of series are joined of several columns, but the library's normalizer takes the columns themselves.
+    return (*columns, *(column for column in groups if len(groups) > 1 and column not in columns))
 
 
-def _read_series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[LabelledSeries]:
+def _with_joined_series(data: DataConfig | None, groups: Sequence[str], name: str) -> DataConfig | None:
+    """``data`` with the series that several columns name together, unless it names others."""
+    from apps.finance.datasets.table import Table
+
+    if len(groups) < 2 or not isinstance(data, Table):
+        return data
+    if data.series in groups:
+        raise InvalidInputError(
+            f"the series of {name} are named by {' and '.join(groups)} together; give --data.series {'+'.join(groups)}"
+        )
+    return replace(data, series=data.series or "+".join(groups))
+
+
+def _read_series(
+    data: DataConfig | None, name: str, columns: Sequence[str], groups: Sequence[str]
+) -> list[LabelledSeries]:
+    """The series of the table with these covariates. Raises InvalidInputError if several columns name a series, and
+    the table's series are others."""
+    from apps.finance.datasets.table import Table
     from apps.finance.inference.calibration import with_covariates
     from apps.finance.inference.evaluation import EvaluationData
 
@@ -164,7 +184,15 @@ def _read_series(data: DataConfig | None, name: str, columns: Sequence[str]) -> 
         )
     if not isinstance(data, EvaluationData):
         raise InvalidInputError(f"{type(data).__name__} has no series to fit the scalers on; name a table with --data")
-    return list(with_covariates(data, columns).cases())
+    data = with_covariates(data, columns)
+    items = data.every_series() if isinstance(data, Table) else list(data.cases())
+    for column in groups if len(groups) > 1 else ():
+        if any(len(np.unique(word_column(item.series, column).astype(str))) > 1 for item in items):
+            raise InvalidInputError(
+                f"the series of {name} are named by {' and '.join(groups)} together, but a series of the table has "
+                f"several entries of {column}; name the columns with --data.series {'+'.join(groups)}"
+            )
+    return items
 
 
 def _read_settings(
@@ -174,7 +202,7 @@ def _read_settings(
     normalizer = parameters["target_normalizer"]
     kind = str(getattr(normalizer, "stands_for", "")).rpartition(".")[2]
     state = getattr(normalizer, "state", None) or {}
-    if kind not in _NORMALIZERS or not isinstance(state.get("transformation"), (str, type(None))):
+    if kind not in NORMALIZERS or not isinstance(state.get("transformation"), (str, type(None))):
         raise InvalidInputError(f"{name} scales its target by {kind or 'nothing'}, which cannot be fitted again")
     scaling = [str(getattr(scaler, "stands_for", "")) for scaler in (parameters.get("scalers") or {}).values()]
     if unsupported := [scaler for scaler in scaling if not scaler.endswith(".StandardScaler")]:
@@ -188,77 +216,16 @@ def _read_settings(
         network={key: _plain_value(hyper[key]) for key in _ARGUMENTS if key in hyper},
         target=parameters["target"],
         time_idx=parameters["time_idx"],
-        group=parameters["group_ids"][0],
+        group="+".join(parameters["group_ids"]),
         quantiles=tuple(float(level) for level in quantiles),
-        normalizer="window" if _NORMALIZERS[kind] == "window" else "series",
+        normalizer="window" if NORMALIZERS[kind] == "window" else "series",
         method=str(state.get("method", "standard")),
         center=bool(state.get("center", True)),
         transformation=state.get("transformation"),
     )
-    return _fit_encoders(settings, kind, bool(state.get("_groups")), parameters, items)
-
-
-def _fit_encoders(
-    settings: LibraryTFT,
-    kind: str,
-    grouped: bool,
-    parameters: Mapping[str, Any],
-    items: Sequence[LabelledSeries],
-) -> LibraryTFT:
-    from pytorch_forecasting import TimeSeriesDataSet
-    from pytorch_forecasting.data import encoders
-
-    extra = {"groups": [settings.group] if grouped else []} if kind == "GroupNormalizer" else {}
-    normalizer = getattr(encoders, kind)(
-        method=settings.method, center=settings.center, transformation=settings.transformation, **extra
-    )
-    names = [*(parameters.get("time_varying_known_reals") or []), *(parameters.get("time_varying_unknown_reals") or [])]
-    frame = library_frame(settings, items, [name for name in names if name not in (settings.target, settings.time_idx)])
-    # The library warns about names and scales that are given by the checkpoint.
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data = TimeSeriesDataSet(
-            frame,
-            time_idx=settings.time_idx,
-            target=settings.target,
-            group_ids=[settings.group],
-            max_encoder_length=parameters["max_encoder_length"],
-            max_prediction_length=parameters["max_prediction_length"],
-            time_varying_known_reals=list(parameters.get("time_varying_known_reals") or []),
-            time_varying_unknown_reals=list(parameters.get("time_varying_unknown_reals") or []),
-            target_normalizer=normalizer,
-            add_relative_time_idx=bool(parameters["add_relative_time_idx"]),
-            add_target_scales=bool(parameters["add_target_scales"]),
-            add_encoder_length=bool(parameters["add_encoder_length"]),
-        )
-    fitted = data.get_parameters()
-    codings = fitted["categorical_encoders"]
-    scalers = {key: (float(scaler.mean_[0]), float(scaler.scale_[0])) for key, scaler in fitted["scalers"].items()}
-    scales: dict[str, tuple[float, float]] = {}
-    if settings.normalizer == "series":
-        codes = codings.get(settings.group)
-        for name in ("", *(item.series.name for item in items)):
-            group = [codes.classes_.get(name, -1)] if codes is not None else [-1]
-            center, scale = (
-                np.asarray(fitted["target_normalizer"].get_parameters(group, [settings.group])).ravel().tolist()
-            )
-            scales[name] = (float(center), float(scale))
-    return replace(settings, scalers=scalers, target_scales=scales)
-
-
-def library_frame(settings: LibraryTFT, items: Sequence[LabelledSeries], names: Sequence[str]) -> Any:
-    """The series as the pandas table that the library takes, with the covariates ``names``."""
-    import pandas as pd
-
-    parts = []
-    for item in items:
-        columns: dict[str, Any] = {settings.group: item.series.name, settings.time_idx: np.arange(len(item.series))}
-        columns[settings.target] = fill_missing(item.series.target)
-        columns.update({name: covariate(item.series, name, settings) for name in names})
-        parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+    if settings.time_idx in hyper["x_reals"]:
+        settings = with_time_index(settings, items, name)
+    return fit_encoders(settings, normalizer_of(kind, state, parameters["group_ids"], name), parameters, items)
 
 
 def _load_weights(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -166,7 +166,7 @@ class LibraryWindows:
             elif name in settings.scalers or settings.trained_here:
                 mean, deviation = settings.scalers.get(name, (0.0, 1.0))
                 values = np.pad(covariate(series, name, settings), (0, horizon), mode="edge")
-                if name == settings.time_idx:
+                if name == settings.time_idx and name not in settings.columns:
                     values = rows_before + first + np.arange(len(values), dtype=np.float64)
                 self.reals[:, index] = (values - mean) / deviation
         codes = [category_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import RobustScaler
 
 from apps.finance.app import app
 from apps.finance.inference.calibration import from_manifest
@@ -218,12 +219,11 @@ def test_its_forecasts_do_not_look_ahead(imported):
     ("settings", "sentence"),
     [
         ({"lags": {"value": [24]}, "max_encoder_length": 24}, "because it has lagged values"),
-        ({"static_reals": ["level"]}, "because it has the static value level"),
-        ({"group_ids": ["item", "phase"]}, "because it has several columns that name a series"),
+        ({"scalers": {"hour": RobustScaler()}}, r"by sklearn\.preprocessing\._data\.RobustScaler; only StandardScaler"),
     ],
 )
 def test_networks_with_unsupported_inputs_are_refused(tmp_path, settings, sentence):
-    frame = table().assign(level=1.0, phase="x")
+    frame = table()
     path = saved(library_data(frame, **settings), tmp_path / "tft.ckpt")
     with pytest.raises(InvalidInputError, match=sentence):
         import_tft([str(path)], table_of(tmp_path, frame))
