@@ -249,7 +249,7 @@ def _mean_and_deviation(values: Floats) -> tuple[float, float]:
     if not len(finite):
         return 0.0, 1.0
     deviation = float(finite.std())
-    return float(finite.mean()), deviation if deviation > 1e-9 * max(1.0, float(np.abs(finite).max())) else 1.0
+    return float(finite.mean()), deviation if deviation > 1e-9 * float(np.abs(finite).max()) else 1.0
 
 
 def _scale(series: Series, context: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast, library_network
-from apps.finance.inference.scoring import Calibration, score
+from apps.finance.inference.scoring import Calibration, in_unit, score, unit_of
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
 from apps.finance.models.calendar import has_explaining_columns
 from apps.finance.types import Floats, LabelledSeries
@@ -67,7 +67,10 @@ def calibrate(
     data = with_covariates(data, covariates_of(model))
     normal, labelled = data.normal()[:max_series], data.labelled()[:max_series]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
-    history = [ForecastedSeries(item.series, forecasted) for item, forecasted in zip(normal, forecasts, strict=True)]
+    history = [
+        ForecastedSeries(in_unit(item.series, unit_of(item.series)), forecasted)
+        for item, forecasted in zip(normal, forecasts, strict=True)
+    ]
     library = library_network(model)
     by_forecast = library is not None and has_explaining_columns(library.settings)
     calibration = Calibration(by_forecast=by_forecast)

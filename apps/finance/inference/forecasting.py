@@ -25,6 +25,9 @@ NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 
 """The standard normal distribution's quantiles at ``QUANTILES``."""
 _MAX_NORMAL_SCORE = 50.0
 _MIN_BAND_PER_SCORE = 1e-3
+_MIN_RELATIVE_SPREAD, _MIN_LEVEL = 1e-9, 1e-20
+"""The minimum spread of a window relative to its largest value, which counts as 1 if it is larger; and the minimum of
+that."""
 CPU_BATCH, _PROGRAM_BATCH, _GPU_BATCH = 128, 256, 2048
 """A small batch stays in the CPU's cache, and a larger one has fewer operations. Among 64 to 256 windows the middle is
 nearly as fast as the fastest and wastes less of a short series' last batch. Work outside the network uses 256 at once;
@@ -160,7 +163,8 @@ def _library_batches(
         context_values = values[first[:, None] - model.context + np.arange(model.context)]
         spread, has_values = np.zeros(len(first)), np.isfinite(context_values).any(axis=1)
         spread[has_values] = np.nanstd(context_values[has_values], axis=1)
-        spread = np.maximum(spread, 1e-9)[:, None]
+        largest = np.abs(np.nan_to_num(context_values)).max(axis=1)
+        spread = np.maximum(spread, _MIN_RELATIVE_SPREAD * largest.clip(_MIN_LEVEL, 1))[:, None]
         scores = normal_scores(np.nan_to_num(actual / spread), expected / spread[..., None], model.quantiles)
         scores[~np.isfinite(actual)] = np.nan
         yield first, expected, scores

@@ -22,7 +22,7 @@ from apps.finance.inference.gaps import gaps
 from apps.finance.inference.monitor_rows import read_rows
 from apps.finance.inference.monitor_state import SeriesState, append_rows, drop_old_rows, read_state, write_state
 from apps.finance.inference.options import Options
-from apps.finance.inference.scoring import clip_scores, combine, improbability_of, without_forecast
+from apps.finance.inference.scoring import clip_scores, combine, improbability_of, in_unit, unit_of, without_forecast
 from apps.finance.types import Anomaly, Floats, Forecast, LibraryTFT, Series, Times, Words
 from shared.errors import InvalidInputError
 
@@ -133,7 +133,9 @@ class Monitor:
         adjusted = replace(extended, values={**extended.values, extended.column: extended.target / factor})
         by_forecast = predictor.calibration.by_forecast
         known = self._forecast(adjusted, factor, offset, first) if by_forecast else without_forecast(len(raw))
-        forecasted = ForecastedSeries(adjusted.from_row(offset), known, first, {**old.carried}, adjusted)
+        unit = old.unit or unit_of(extended)
+        scored = in_unit(adjusted, unit)
+        forecasted = ForecastedSeries(scored.from_row(offset), known, first, {**old.carried}, scored)
         channels = improbability_of(forecasted, predictor.calibration)
         combined = combine(channels, alone=predictor.calibration.alone)
         budget = self.options.budget(predictor.calibration)
@@ -170,6 +172,7 @@ class Monitor:
             old,
             series=extended,
             factor=factor,
+            unit=unit,
             carried=forecasted.carried,
             control_state=update.state,
             pauses=pauses,

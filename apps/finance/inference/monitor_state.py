@@ -34,6 +34,7 @@ _FORMAT, _FORMER = 2, 1
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+_Unit = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +63,11 @@ class _Facts:
     told: frozenset[tuple[str, int]]
     vocabulary: dict[str, list[str]] = field(default_factory=dict)
     earlier: dict[str, _Number] = field(default_factory=dict)
+    unit: _Unit | None = 1.0
 
 
 _FACTS = tuple(entry.name for entry in fields(_Facts))
-_SHARED_FIELDS = ("rate", "before", "due", "control_state", "pauses", "gaps", "told", "earlier")
+_SHARED_FIELDS = ("rate", "before", "due", "control_state", "pauses", "gaps", "told", "earlier", "unit")
 """The fields that ``SeriesState`` has by the same name."""
 
 
@@ -78,7 +80,7 @@ class SeriesState:
     those W, ``due`` the number of events due at the first of them. ``control_state`` is the state of the threshold,
     which started for ``rate`` events per 1,000 rows. ``pauses`` and ``gaps`` are the state of gap detection. ``told``
     are the events that have been reported, by kind and start. ``earlier`` has by column the last value of the rows that
-    are no longer held.
+    are no longer held. ``unit`` is that of ``scoring.unit_of``; a file without it is of a version that had none.
     """
 
     series: Series
@@ -92,6 +94,7 @@ class SeriesState:
     gaps: tuple[Gap, ...] = ()
     told: frozenset[tuple[str, int]] = frozenset()
     earlier: Mapping[str, float] = field(default_factory=dict)
+    unit: float | None = None
 
     @property
     def rows(self) -> int:
@@ -167,6 +170,7 @@ def write_state(path: Path, state: SeriesState, settings: Mapping[str, Any]) -> 
         "told": sorted(state.told),
         "vocabulary": vocabulary,
         "earlier": state.earlier,
+        "unit": state.unit,
     }
     arrays: dict[str, NDArray[Any]] = {"times": series.times_ns, "factor": state.factor}
     arrays |= {f"column{number}": numbers for number, numbers in enumerate(series.values.values())}

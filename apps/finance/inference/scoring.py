@@ -10,7 +10,7 @@ windows hit on synthetic series plus, for each folder of NAB, on the other folde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ BY_FORECAST = {**ALONE, "surprise": 1.0}
 """The same for networks with covariates: only the forecast knows what is normal given the covariates."""
 FULL_SCORE_IMPROBABILITY = 5.0
 """The root mean square of -log10 p that gives a score of 1."""
+_LEAST_USUAL_VALUE = 1e-4
 DEFAULT_EVENTS_PER_1000_ROWS = 0.6
 """3.4 events in a series of NAB's average length after probation."""
 
@@ -95,7 +96,31 @@ class Calibration:
 
 def improbability(series: Series, forecast: Forecast, calibration: Calibration) -> dict[str, Floats]:
     """-log10 of each detector's tail probability at each row, (N,); 0 where there is too little history."""
-    return improbability_of(ForecastedSeries(series, forecast), calibration)
+    return improbability_of(ForecastedSeries(in_unit(series, unit_of(series)), forecast), calibration)
+
+
+def unit_of(series: Series) -> float | None:
+    """The unit in which the detectors see the values: 1, or for very small values, such as the price of a token, the
+    power of two at their first value; None if no value differs from 0 yet.
+
+    Detectors have lower limits for spreads, which are negligible for usual values only. The first value decides, so
+    that the unit does not depend on later rows.
+    """
+    values = np.abs(series.target)
+    rows = np.flatnonzero(np.isfinite(values) & (values > 0))
+    if series.joint:
+        return 1.0  # columns are scored in units of their own changes
+    if not len(rows):
+        return None
+    first = float(values[rows[0]])
+    return 1.0 if first >= _LEAST_USUAL_VALUE else float(2.0 ** np.floor(np.log2(first)))
+
+
+def in_unit(series: Series, unit: float | None) -> Series:
+    """The series with its values divided by a unit; unchanged if there is none."""
+    if unit is None or unit == 1.0:
+        return series
+    return replace(series, values={**series.values, series.column: series.target / unit})
 
 
 def improbability_of(forecasted: ForecastedSeries, calibration: Calibration) -> dict[str, Floats]:

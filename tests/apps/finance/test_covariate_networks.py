@@ -18,6 +18,7 @@ from apps.finance.app import app
 from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.inference.calibration import calibrate, from_manifest
 from apps.finance.inference.evaluation import evaluate
+from apps.finance.inference.forecasting import forecast
 from apps.finance.models import tft
 from apps.finance.models.stored import stored_settings
 from apps.finance.outputs.whole_series import read_whole_series
@@ -312,3 +313,18 @@ def test_only_a_network_over_covariates_scores_by_its_forecast(tmp_path):
     with_them, without = (table(path, **settings) for settings in ({}, {"known": (), "observed": (), "groups": True}))
     assert calibrate(with_them, forecaster(with_them))["by_forecast"] is True
     assert calibrate(without, forecaster(without))["by_forecast"] is False
+
+
+def test_a_network_over_columns_forecasts_very_small_values_alike(tmp_path):
+    """A price of 1e-11 is no constant: it is forecast in units of its own deviation, and so are its deviations."""
+    small = frame().assign(load=lambda rows: rows["load"] * 2.0**-40)
+    usual_data, small_data = table(written(tmp_path, frame())), table(written(tmp_path, small, "small.csv"))
+    usual, less = forecaster(usual_data), forecaster(small_data)
+    (one,) = forecast(usual, [usual_data.cases()[0].series], stride=2)
+    (other,) = forecast(less, [small_data.cases()[0].series], stride=2)
+    np.testing.assert_allclose(other.quantiles * 2.0**40, one.quantiles, rtol=1e-4)
+    np.testing.assert_allclose(other.surprise, one.surprise, rtol=1e-3, atol=1e-3)
+    priors = [calibrate(data, model)["prior"] for data, model in ((usual_data, usual), (small_data, less))]
+    assert priors[0].keys() == priors[1].keys()
+    for name in priors[0]:
+        np.testing.assert_allclose(priors[1][name], priors[0][name], rtol=1e-2, atol=1e-3, err_msg=name)

@@ -83,6 +83,20 @@ def test_monitoring_irregular_series_with_gaps_equals_predicting_the_whole(tmp_p
     assert_as_in_the_part(model, series, options, *events[-1])
 
 
+def test_very_small_values_after_a_history_of_zeros_are_followed_too(tmp_path):
+    """As a token's price in bitcoin, before whose first trade a vendor wrote 0; old rows are dropped on the way."""
+    generator, rows = np.random.default_rng(2), np.arange(4000)
+    values = 3e-10 * np.exp(np.cumsum(generator.normal(size=len(rows))) * 1e-3)
+    values[:300], values[3500] = 0, values[3500] * 1.05
+    series, model = of(BEGAN_NS + rows * MINUTE_NS, {"v": values}), remembering(700)
+    _, events = assert_as_in_the_whole(model, series, 200, Options(), tmp_path, 4, steps=(1, 64, 300))
+    assert series.times_ns[3500] in {event.start_ns for _, event in events}
+    (same,) = model.predict([replace(series, values={"v": values * 2.0**40})])
+    (whole,) = model.predict([series])
+    np.testing.assert_allclose(whole.scores, same.scores, atol=1e-3)
+    assert [event.start_ns for event in whole.anomalies] == [event.start_ns for event in same.anomalies]
+
+
 def test_the_same_time_two_weeks_before_is_kept_longer_than_detectors_look_back(tmp_path):
     generator, rows = np.random.default_rng(3), np.arange(15_000)
     week = np.where(rows // 480 % 7 < 5, 20, 2) * np.sin(2 * np.pi * rows / 480)

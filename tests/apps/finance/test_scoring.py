@@ -59,6 +59,18 @@ def test_scores_do_not_depend_on_the_unit(seed, unit):
         np.testing.assert_allclose(usual[name], scaled_scores[name], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("unit", [1e-21, 1e-13, 1e-10, 1e-6, 1e12])
+def test_scores_of_a_tokens_price_do_not_depend_on_its_unit(unit):
+    """Prices of 1e-11 to 1e-8 are usual for tokens quoted in bitcoin; a first row without a value, or of 0, is none."""
+    values = walk(5, 900)
+    values[:3], values[700] = (np.nan, 0, 0), values[700] * 1.3
+    usual = improbability(*scored(values, 0.1), Calibration())
+    found = improbability(*scored(values * unit, 0.1 * unit), Calibration())
+    assert max(usual[name][700] for name in DETECTORS) > 3
+    for name in DETECTORS:
+        np.testing.assert_allclose(found[name], usual[name], atol=1e-6, err_msg=name)
+
+
 def test_one_disturbance_does_not_hide_the_next():
     values = walk(1, 4000)
     burst = np.random.default_rng(2).standard_normal(60).cumsum()
