@@ -29,7 +29,7 @@ _AMOUNT = (
 """An amount with a currency or unit, or in brackets."""
 _IN_BRACKETS = r"^\(([$€£¥￥]?\d[\d.,'’ ]*)\)$"
 """A negative amount in accounting notation."""
-_MAX_VALUE = 1e100  # larger values are errors, and their squares and sums overflow
+MAX_VALUE = 1e100  # larger values are errors, and their squares and sums overflow
 
 
 def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: bool) -> tuple[Floats | None, str]:
@@ -73,7 +73,7 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
     if int(is_invalid.sum()) > 0.5 * int((~missing).sum()):
         return None, ""
     values = numbers.fill_null(np.nan).to_numpy() * factor
-    is_wrong = is_invalid.to_numpy() | (np.isfinite(values) & (np.abs(values) > _MAX_VALUE))
+    is_wrong = is_invalid.to_numpy() | (np.isfinite(values) & (np.abs(values) > MAX_VALUE))
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
         form = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.finance.adapters.numbers import MAX_VALUE
 from apps.finance.datasets.columns import boolean_numbers
 from apps.finance.types import DAY_NS, Floats, Series, Times, Words
 from shared.errors import InvalidInputError
@@ -56,8 +57,10 @@ def read_rows(series: Series, times: Any, values: Any) -> tuple[Times, dict[str,
 
 
 def _numbers(values: Any, name: str) -> Floats:
-    """(M,) a column of numbers; booleans, also as texts, are 1 and 0, and what is not finite is missing."""
+    """(M,) a column of numbers; booleans, also as texts, are 1 and 0; what is empty or not finite is missing."""
     cells = np.atleast_1d(values)
+    if cells.dtype.kind in "OU" and cells.ndim == 1:  # may hold pandas.NA, as rows of nullable columns do
+        cells = np.array([np.nan if _word(cell) == "" else cell for cell in cells.tolist()], object)
     try:
         numbers = np.asarray(cells, np.float64)
     except (ValueError, TypeError) as error:
@@ -65,6 +68,11 @@ def _numbers(values: Any, name: str) -> Floats:
         if booleans is None:
             raise InvalidInputError(f"the values of {name} are not numbers: {error}") from error
         numbers = booleans
+    if (too_large := np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) > MAX_VALUE))).size:
+        raise InvalidInputError(
+            f"the values of {name} have {numbers.ravel()[too_large[0]]:g}, which is too large to be a value; correct "
+            "it, or send NaN if it is missing"
+        )
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 

@@ -144,6 +144,22 @@ def test_words_are_read_as_in_a_file(data, tmp_path):
     assert monitor.series.words["holiday"][300:].tolist() == words[300:307].tolist()
 
 
+def test_numbers_are_missing_in_each_notation_of_an_empty_cell(data):
+    """As in a row of a DataFrame with nullable columns, or of csv.DictReader."""
+    model, row = predictor_of(data), dict(frame("a").iloc[300])
+    history = until(data.cases()[0].series, 300)
+    nullable = pd.DataFrame([{**row, "wind": None, "load": 7}]).convert_dtypes().iloc[0]
+    texts = {**{name: str(cell) for name, cell in row.items()}, "wind": " ", "load": "7"}
+    for cells in (nullable, texts, {**row, "wind": pd.NA, "load": 7}, {**row, "wind": None, "load": True}):
+        monitor = model.monitor(history)
+        monitor.update(row["time"], cells)
+        assert np.isnan(monitor.series.values["wind"][-1]) and monitor.series.target[-1] in (7, 1)
+    with pytest.raises(InvalidInputError, match="the values of wind are not numbers"):
+        model.monitor(history).update(row["time"], {**row, "wind": "calm"})
+    with pytest.raises(InvalidInputError, match=r"the values of load have 1e\+300, which is too large to be a value"):
+        model.monitor(history).update(row["time"], {**row, "load": 1e300})
+
+
 def test_columns_that_are_empty_in_the_history_take_what_the_network_takes(data, tmp_path):
     """Without a value in the history, a column of numbers and one of words look alike."""
     model, made = predictor_of(data), frame("a").assign(wind="", holiday="")
