@@ -28,4 +28,6 @@ def read_contents(path: Path, options: TableOptions = DEFAULT_OPTIONS) -> Conten
         raise InvalidInputError(f"{path.name} is not a CSV, Parquet or XLSX file; export the series as one of these")
     if not path.is_file():
         raise InvalidInputError(f"{path.name} does not exist; check its path")
+    if any("\ud800" <= letter <= "\udfff" for letter in path.name):  # bytes that are not UTF-8, as Python reads them
+        raise InvalidInputError(f"the file's name {path.name!a} is not in UTF-8, so no result can state it; rename it")
     return {"CSV": read_csv, "Parquet": read_parquet, "Excel": read_excel}[SUFFIXES[path.suffix.lower()]](path, options)

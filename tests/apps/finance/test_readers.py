@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import TableOptions
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.types import Series, iso_utc, usual_interval_ns
@@ -51,6 +53,12 @@ def written(folder: Path, text: str | bytes, name: str = "series.csv") -> Path:
 )
 def test_noon_is_read_in_many_notations(first):
     assert read_times(pl.Series([first, first])).times_ns.tolist() == [NOON_NS] * 2
+
+
+def test_a_file_name_in_another_encoding_than_utf_8_is_refused(tmp_path):
+    path = written(tmp_path, "time,value\n2024-01-01,1\n", os.fsdecode("价格.csv".encode("gbk")))
+    with pytest.raises(InvalidInputError, match=r"'\\udcbc.*csv' is not in UTF-8.*rename it"):
+        read_contents(path)
 
 
 def test_plain_dates_and_dates_with_the_day_or_the_month_first():
