@@ -7,6 +7,7 @@ Exit codes: 0 success, 1 failure, 2 invalid input or command line (the message s
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ _MODULES: dict[type, str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale such as zh_CN.GBK lacks some characters of our tables
     command, unknown = tyro.cli(
         commands.Command,
         prog="trivium",

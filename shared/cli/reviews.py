@@ -53,7 +53,7 @@ def run(command: Reviews) -> int:
         rows = [_row(case, sha256, reviewing) for case, sha256 in cases]
         try:
             exported = reviewing.export([case for case, _ in cases], command.out)
-            with (command.out / "cases.csv").open("w", newline="") as file:
+            with (command.out / "cases.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
         except BaseException:
             # A training would take half a data set for a complete one.

@@ -91,10 +91,10 @@ class NuScenes(FrameData):
         def make(folder: Path) -> None:
             descriptions = self._from_tables() if tables.is_dir() else _from_infos(sources)
             end = 0
-            with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("w") as table:
+            with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("wb") as table:
                 for scene, description in descriptions:
                     end += lines.write(json.dumps(description).encode() + b"\n")
-                    table.write(json.dumps([end, nuscenes.frame_name(description), scene]) + "\n")
+                    table.write(json.dumps([end, nuscenes.frame_name(description), scene]).encode() + b"\n")
 
         return get_or_build(f"driving-nuscenes-{key}", make)
 
@@ -135,7 +135,7 @@ class DescribedFrames:
     @cached_property
     def _table(self) -> tuple[list[int], list[str], list[str]]:
         """The end of each description in the file, its frame's name, and its scene."""
-        rows = [json.loads(line) for line in (self.index / "scenes.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (self.index / "scenes.jsonl").read_bytes().splitlines()]
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     @property

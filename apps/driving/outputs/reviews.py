@@ -64,7 +64,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             boxes = (*accepted, *missed)
             if points is not None:
                 (out / "points" / f"{name}.bin").write_bytes(points)
-                (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)))
+                (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)), encoding="utf-8")
                 sweep_names.setdefault(case.id, []).append([name])
                 sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept_frame is not None)
                 thinned += len(points) < view["points"] * _POINT_BYTES
@@ -76,7 +76,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             images += len(cameras)
             count_kept = None if points is None else len(points) // _POINT_BYTES
             rows.append((name, case.id, text_cell(frame["name"]), view["points"], count_kept, len(cameras)))
-    with (out / "frames.csv").open("w", newline="") as file:
+    with (out / "frames.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
     _write_splits(out / "ImageSets", sweep_names)
     _write_splits(out / "training" / "ImageSets", image_names)
@@ -173,7 +173,7 @@ def _write_splits(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) ->
     training = [unit for unit in units if unit not in validation] or units
     folder.mkdir()
     for file, part in (("train.txt", training), ("val.txt", validation)):
-        (folder / file).write_text("".join(f"{name}\n" for name in chain(*part)))
+        (folder / file).write_text("".join(f"{name}\n" for name in chain(*part)), encoding="utf-8")
 
 
 def _views(case: ReviewedCase) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def _write_table(
     labels = np.zeros(len(times), np.int64)
     for first, last in window_rows(times_ns, windows).tolist():
         labels[first : last + 1] = 1
-    with file.open("w", newline="") as content:
+    with file.open("w", newline="", encoding="utf-8") as content:
         writer = csv.writer(content, lineterminator="\n")
         writer.writerow((_TIMESTAMP, *columns, _LABEL))
         for time, *values, label in zip(times, *columns.values(), labels.tolist(), strict=True):

@@ -65,7 +65,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     for name, table in rows.items():
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(table)
-        (out / name).write_text(text.getvalue())
+        (out / name).write_text(text.getvalue(), encoding="utf-8")
     return _remarks(out, whole, cropped, without_voxels, without_verdict, repeated=len(cases) - len(latest))
 
 
