@@ -91,9 +91,12 @@ def _warm_up(inputs: tuple[TensorSpec, ...], num_batch_axes: int) -> str:
 PYTHON_MODEL = '''"""A network for Triton's Python backend, computed by ONNX Runtime; needs numpy<2 in the server."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 import onnxruntime
 import triton_python_backend_utils as utils
 
