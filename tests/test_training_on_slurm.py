@@ -20,12 +20,13 @@ from tests.shared.slurm import Slurm, running
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"
 TRAINING = "finance --recipe tiny --device cpu --limits.patience 1000 --limits.steps 200 --limits.checkpoint-every 1000"
-# Replaces python: records its arguments and environment, then waits, saves or exits as the job's variables say.
+# Replaces python: records its arguments and environment, then waits, saves or exits as the job's variables say. Slurm
+# signals sleep before this shell, so wait may return before the trap has run.
 STUB = """#!/bin/bash
 if [ -n "${WAITS:-}" ]; then trap 'exit 143' TERM; fi
 echo "$SLURM_PROCID ${OMP_NUM_THREADS:-} $RUN $*" >> "$NOTES/$SLURM_JOB_ID"
 if [ -n "${SAVES:-}" ]; then mkdir -p "$RUN/checkpoints/step-$RANDOM$RANDOM"; fi
-if [ -n "${WAITS:-}" ]; then sleep 60 & wait; fi
+if [ -n "${WAITS:-}" ]; then sleep 60 & wait; exit 143; fi
 exit "${ENDS_WITH:-0}"
 """
 
