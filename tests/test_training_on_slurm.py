@@ -14,12 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from shared.cli.main import main
+from tests.shared.line_app import install
 from tests.shared.processes import run
 from tests.shared.slurm import Slurm, running
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"
-TRAINING = "finance --recipe tiny --device cpu --limits.patience 1000 --limits.steps 200 --limits.checkpoint-every 1000"
+TRAINING = (
+    "line --recipe tiny --device cpu --precision fp32 --limits.steps 3000 --limits.log-every 100"
+    " --limits.validate-every 1000 --limits.patience 1000 --limits.checkpoint-every 10000"
+)
 # Replaces python: records its arguments and environment, then waits, saves or exits as the job's variables say. Slurm
 # signals sleep before this shell, so wait may return before the trap has run.
 STUB = """#!/bin/bash
@@ -144,30 +148,33 @@ def preempt(slurm: Slurm) -> str:
     return slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true")
 
 
-def train_by_command(folder: Path) -> int:
+def train_by_command(folder: Path, site: Path) -> int:
+    sys.path.insert(0, str(site))
     return main(["train", *TRAINING.split(), "--out", str(folder)])
 
 
 @pytest.mark.timeout(600)
 def test_a_stopped_and_preempted_training_ends_with_the_same_weights(slurm: Slurm, tmp_path: Path) -> None:
     """The job's steps receive SIGUSR1, as before a time limit; later a job with higher priority causes a SIGTERM."""
-    assert run(train_by_command, tmp_path / "whole", limit_s=200) == [0, 0]
+    site = install(tmp_path / "site")
+    assert run(train_by_command, tmp_path / "whole", site, limit_s=200) == [0, 0]
     # The real script, with the python and trivium of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RUN": str(tmp_path / "run")}
+    environment = {"PATH": path, "PYTHONPATH": f"{ROOT}:{site}", "OMP_NUM_THREADS": "1"}
+    environment["RUN"] = str(tmp_path / "run")
     job = submit(slurm, tmp_path, "--exclusive", words=TRAINING, **environment)
     log = tmp_path / f"out-{job}"
-    wait_until(lambda: log.exists() and "step 10/200" in log.read_text())
+    wait_until(lambda: log.exists() and "step 100/3000" in log.read_text())
     slurm.run("scancel", "--signal=USR1", job)
     slurm.wait(job, restarts=1)
-    wait_until(lambda: log.read_text().count("step 30/200") == 1)
+    wait_until(lambda: ", learning rate" in log.read_text().partition("resumed from")[2])
     assert slurm.wait(preempt(slurm))["JobState"] == "COMPLETED"
     facts = slurm.wait(job, limit_s=200)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), log.read_text()
     assert log.read_text().count("start the same command again to resume") == 2
     for name in ("model.safetensors", "optimizer.safetensors"):
         uninterrupted, resumed = (
-            load_file(tmp_path / folder / "checkpoints" / "step-00000200" / name) for folder in ("whole", "run")
+            load_file(tmp_path / folder / "checkpoints" / "step-00003000" / name) for folder in ("whole", "run")
         )
         assert uninterrupted.keys() == resumed.keys() and all(
             torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted

@@ -122,6 +122,22 @@ def score_files(paths: Mapping[str, Path]) -> Table:
     return Table(title="Files", columns=("file",), rows=[(path.name,) for path in paths.values()])
 
 
+def install(folder: Path) -> Path:
+    """Installs the application in ``folder``, for processes that have it on their path; returns the folder.
+
+    Such a process starts in half the time of one that imports a domain library.
+    """
+    metadata = folder / "line-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: line\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[trivium.apps]\nline = installed_line:app\n")
+    module = (
+        "from pathlib import Path\nfrom tests.shared.line_app import make_app\napp = make_app(Path(__file__).parent)\n"
+    )
+    (folder / "installed_line.py").write_text(module)
+    return folder
+
+
 def make_app(root: Path, **changes: Callable[..., Any] | None) -> App:
     """The application, with ``changes`` to its functions. Shipped weights are looked for below ``root``."""
     functions: dict[str, Any] = {

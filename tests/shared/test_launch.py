@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import free_port
+from tests.shared.line_app import install
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -21,10 +22,10 @@ COMMANDS = {
 }
 
 
-def launch(*words: str) -> subprocess.Popen[str]:
+def launch(*words: str, site: Path = ROOT) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "shared.launch", *words]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "PATH": path}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -47,12 +48,14 @@ def test_the_exit_code_is_that_of_the_process_that_failed(
 def test_when_one_host_is_stopped_the_others_save_and_stop_too(tmp_path: Path) -> None:
     """As on Kubernetes, where one pod of a Job is evicted."""
     place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    train = ["trivium", "train", "finance", "--recipe", "tiny", "--device", "cpu", "--limits.patience", "1000"]
-    train += ["--limits.steps", "1000", "--limits.checkpoint-every", "1000", "--out", str(tmp_path / "run")]
-    hosts = [launch(*place, "--node-rank", str(rank), "--no-python", *train) for rank in range(2)]
+    train = ["trivium", "train", "line", "--recipe", "tiny", "--device", "cpu", "--limits.patience", "1000"]
+    train += ["--limits.steps", "100000", "--limits.log-every", "10", "--limits.validate-every", "100000"]
+    train += ["--limits.checkpoint-every", "100000", "--out", str(tmp_path / "run")]
+    site = install(tmp_path / "site")
+    hosts = [launch(*place, "--node-rank", str(rank), "--no-python", *train, site=site) for rank in range(2)]
     try:
         assert hosts[0].stdout is not None
-        assert any("step 10/1000" in line for line in hosts[0].stdout)
+        assert any("step 10/100000" in line for line in hosts[0].stdout)
         hosts[1].send_signal(signal.SIGTERM)
         output = hosts[0].communicate(timeout=120)[0]
         hosts[1].communicate(timeout=120)
