@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
+
+from typing_extensions import TypeAliasType
 
 from shared.errors import InvalidInputError
 from shared.utc_time import iso_utc
 
-Verdict: TypeAlias = Literal["accepted", "rejected"]
+Verdict = TypeAliasType("Verdict", Literal["accepted", "rejected"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

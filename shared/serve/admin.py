@@ -17,7 +17,7 @@ from shared.serve.pages import Pages
 from shared.serve.runtime.live_versions import LiveVersions
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.service import Service
-from shared.store.promotions import Stage
+from shared.store.promotions import VersionStage
 
 QUANTILES = (0.5, 0.95, 0.99)
 _RECENT_JOBS = 5
@@ -53,7 +53,7 @@ def admin_router(pages: Pages) -> APIRouter:
 
 
 def _model_rows(
-    services: Mapping[str, Service], networks: Networks, stages: Mapping[str, Mapping[int, Stage]]
+    services: Mapping[str, Service], networks: Networks, stages: Mapping[str, Mapping[int, VersionStage]]
 ) -> list[dict[str, Any]]:
     """A row for each application and each network: its title, the state of its workers, and its metrics."""
     rows = []

@@ -60,6 +60,13 @@ _EXPIRE_INTERVAL_S = 3600.0
 _EMPTY_JOURNAL_INTERVAL_S = 5.0
 _MAX_EVENT_STREAMS = 1000
 """Each open event stream reads its job from the database every two seconds."""
+_DESCRIPTION = """\
+Errors are `{"detail": "..."}`, and under `/v2` `{"error": "..."}`. Times are UTC in ISO 8601; a review's `replaces` is
+compared with `reviewed` as text, so send it as it was received."""
+_TAGS = [
+    {"name": "Open Inference Protocol", "description": "The dense networks: tensors in, tensors out"},
+    {"name": "Server", "description": "Health, metrics, and the versions of models"},
+]
 _RESERVED_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
@@ -134,7 +141,8 @@ def create_app(
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
         lifespan=lifespan,
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-        openapi_tags=[{"name": name, "description": app.title} for name, app in apps_by_name.items()],
+        description=_DESCRIPTION,
+        openapi_tags=[{"name": name, "description": app.title} for name, app in apps_by_name.items()] + _TAGS,
         servers=[{"url": settings.root}] if settings.root else None,
         docs_url=None,
         redoc_url=None,

@@ -61,6 +61,7 @@ _BODY_RESPONSES = {
     "408": "The body did not arrive in time, or too slowly",
     "413": "Too large",
 }
+_UNAVAILABLE = "The store's database cannot be reached; see Retry-After"
 _WRITE_RESPONSES = {
     "403": "A write from a page of another site, or one that a user's key does not allow",
     "429": "The client has too many concurrent requests; see Retry-After",
@@ -99,13 +100,16 @@ class DescribedAPI(FastAPI):
                     if method == "post" and (limit := self._limits.get(path.rpartition("/")[2])) is not None:
                         operation["requestBody"]["description"] = limit
                     error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
-                    responses = _COMMON_RESPONSES | ({} if method == "get" else _WRITE_RESPONSES)
+                    responses = _COMMON_RESPONSES | ({} if path in PROBES else {"503": _UNAVAILABLE})
+                    responses |= {} if method == "get" else _WRITE_RESPONSES
                     for status, text in (responses | (_BODY_RESPONSES if "requestBody" in operation else {})).items():
                         body = {"application/json": {"schema": {"$ref": error}}}
                         operation["responses"].setdefault(status, {"description": text, "content": body})
                     for status in ("429", "503"):
                         if status in operation["responses"]:
                             operation["responses"][status]["headers"] = _RETRY_AFTER
+                    for parameter in operation.get("parameters", ()):
+                        parameter["schema"] = _without_null(parameter["schema"])
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
@@ -180,6 +184,13 @@ def _remove_empty_defaults(schemas: Mapping[str, Any]) -> None:
         for property_schema in schema.get("properties", {}).values():
             if not property_schema.get("default", True):
                 del property_schema["default"]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema without null, which FastAPI adds to optional ones: in a URL or a header there is no null."""
+    schemas = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return rest | schemas[0] if len(schemas) == 1 else schema
 
 
 def _rename_references(part: Any, names: Mapping[str, str]) -> Any:

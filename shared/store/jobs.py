@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from typing_extensions import TypeAliasType
 
 from shared.data.archive import member_names
 from shared.errors import InvalidInputError
@@ -29,7 +30,7 @@ from shared.store.records import Origin
 from shared.store.tables import JobRow
 from shared.utc_time import iso_utc
 
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+JobState = TypeAliasType("JobState", Literal["queued", "running", "done", "failed", "cancelled"])
 FINAL = ("done", "failed", "cancelled")
 _NS = 10**9
 _ABANDONED_AFTER_S = 3600.0

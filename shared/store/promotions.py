@@ -9,10 +9,11 @@ from typing import Literal
 
 from sqlalchemy import Engine, Select, delete, select, update
 from sqlalchemy.orm import Session
+from typing_extensions import TypeAliasType
 
 from shared.store.tables import PromotionRow, RetiredRow
 
-Stage = Literal["candidate", "live", "retired"]
+VersionStage = TypeAliasType("VersionStage", Literal["candidate", "live", "retired"])
 
 
 class Promotions:
@@ -71,7 +72,7 @@ class Promotions:
         with Session(self._engine) as session:
             return {(row.model, row.version) for row in session.scalars(select(RetiredRow))}
 
-    def stages(self, model: str, versions: Collection[int], live: Collection[int]) -> dict[int, Stage]:
+    def stages(self, model: str, versions: Collection[int], live: Collection[int]) -> dict[int, VersionStage]:
         """The stage of each version.
 
         A version that is not live is retired if it was live before, is older than the newest live one, or was retired
@@ -81,7 +82,7 @@ class Promotions:
             promoted_or_retired = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
             promoted_or_retired |= set(session.scalars(_retired(model)))
 
-        def stage(version: int) -> Stage:
+        def stage(version: int) -> VersionStage:
             if version in live:
                 return "live"
             return "retired" if version in promoted_or_retired or version < max(live, default=0) else "candidate"

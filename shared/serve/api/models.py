@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.serve.api.schemas import Problem
 from shared.serve.known_keys import OperatorOnly
 from shared.serve.runtime.live_versions import LiveVersions
-from shared.store.promotions import Stage
+from shared.store.promotions import VersionStage
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is no such model, or no such version of it"},
@@ -25,7 +25,7 @@ class Versions(BaseModel):
     """The versions of a model, the oldest first, each with its stage."""
 
     model: str
-    versions: dict[str, Stage] = Field(description="stage by version: candidate, live or retired")
+    versions: dict[str, VersionStage] = Field(description="stage by version: candidate, live or retired")
 
 
 class Models(BaseModel):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from typing_extensions import TypeAliasType
 
 from shared.app import Sample
 from shared.deploy.artifact import Manifest
@@ -258,10 +259,14 @@ INVALID_INPUT_RESPONSE: dict[int | str, dict[str, Any]] = {
 """Responses that every route of an application may return."""
 
 
+WorkerState = TypeAliasType("WorkerState", Literal["loading", "idle", "busy", "failed"])
+PredictorState = TypeAliasType("PredictorState", Literal["loaded", "failed", "not loaded"])
+
+
 class WorkerHealth(BaseModel):
     """A worker: a process with its own memory, or, if ``pid`` is null, a thread of the server."""
 
-    state: Literal["loading", "idle", "busy", "failed"]
+    state: WorkerState
     pid: int | None
     memory_bytes: int | None = Field(description="resident set")
     restarts: int = Field(description="how often it was replaced")
@@ -272,7 +277,7 @@ class WorkerHealth(BaseModel):
 class AppHealth(BaseModel):
     """The state of an application's predictor, its artifacts and its workers."""
 
-    predictor: Literal["loaded", "failed", "not loaded"]
+    predictor: PredictorState
     failure: str | None
     artifacts: list[ArtifactVersion]
     workers: list[WorkerHealth]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from shared.errors import InvalidInputError
 
@@ -99,7 +100,7 @@ class ModelConfig(BaseModel):
     input: list[dict[str, Any]]
     output: list[dict[str, Any]]
     instance_group: list[dict[str, Any]]
-    dynamic_batching: dict[str, Any] | None
+    dynamic_batching: dict[str, Any] | None = None
 
 
 class Duration(BaseModel):
@@ -143,10 +144,13 @@ class IndexRequest(BaseModel):
     ready: bool = Field(default=False, strict=True)
 
 
+ModelState = TypeAliasType("ModelState", Literal["READY", "LOADING", "UNAVAILABLE"])
+
+
 class IndexEntry(BaseModel):
     """A version of a model, and whether it is loaded."""
 
     name: str
     version: str
-    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    state: ModelState
     reason: str

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.runtime.recurring_error import RecurringError
-from shared.store.promotions import Promotions, Stage
+from shared.store.promotions import Promotions, VersionStage
 
 if TYPE_CHECKING:
     from shared.serve.oip.networks import Networks
@@ -71,7 +71,7 @@ class LiveVersions:
         """The names of all models."""
         return self._registry.names()
 
-    async def stages(self, model: str) -> dict[int, Stage]:
+    async def stages(self, model: str) -> dict[int, VersionStage]:
         """The stage of each version of a model, the oldest first. Raises ``InvalidInputError`` (404) if unknown."""
         versions = self._versions(model)
         live = self._serving_versions(model, versions)
