@@ -96,7 +96,9 @@ class ApplicationHandler:
             files = tuple(Path(path) for path in state.paths)
             state.decoded = self._codec.decode(Request(files=files, options=head["options"], seconds=head["seconds"]))
         except Exception as error:
-            state.reply = self._failure_reply(error)
+            # A cancelled request loses its files while they are read, which is no fault; nobody gets the reply.
+            is_cancelled = head["folder"] is not None and not Path(head["folder"]).exists()
+            state.reply = self._failure_reply(InvalidInputError("the request was cancelled") if is_cancelled else error)
         state.input_s = time.monotonic() - began
         return state
 
