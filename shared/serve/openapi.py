@@ -61,12 +61,24 @@ _BODY_RESPONSES = {
     "408": "The body did not arrive in time, or too slowly",
     "413": "Too large",
 }
-_UNAVAILABLE = "The store's database cannot be reached; see Retry-After"
+_UNAVAILABLE_RESPONSE = {"503": "The store's database cannot be reached; see Retry-After"}
+_NO_KEY_RESPONSE = {"401": "No key, or an unknown one"}
 _WRITE_RESPONSES = {
     "403": "A write from a page of another site, or one that a user's key does not allow",
     "429": "The client has too many concurrent requests; see Retry-After",
     "503": "The server is at capacity or shutting down; see Retry-After",
 }
+
+_SECURITY_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": "A key, as `trivium keys add NAME` prints it"},
+    "header": {
+        "type": "apiKey",
+        "in": "header",
+        "name": API_KEY_HEADER,
+        "description": "The same key, for use behind a proxy that needs the header Authorization itself",
+    },
+}
+_KEY_REQUIRED: list[dict[str, list[str]]] = [{"key": []}, {"header": []}]
 
 
 class DescribedAPI(FastAPI):
@@ -95,21 +107,7 @@ class DescribedAPI(FastAPI):
             document = super().openapi()
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
-                    if lines := operation.get("description", "").splitlines():
-                        operation["summary"] = lines[0].rstrip(".")
-                    if method == "post" and (limit := self._limits.get(path.rpartition("/")[2])) is not None:
-                        operation["requestBody"]["description"] = limit
-                    error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
-                    responses = _COMMON_RESPONSES | ({} if path in PROBES else {"503": _UNAVAILABLE})
-                    responses |= {} if method == "get" else _WRITE_RESPONSES
-                    for status, text in (responses | (_BODY_RESPONSES if "requestBody" in operation else {})).items():
-                        body = {"application/json": {"schema": {"$ref": error}}}
-                        operation["responses"].setdefault(status, {"description": text, "content": body})
-                    for status in ("429", "503"):
-                        if status in operation["responses"]:
-                            operation["responses"][status]["headers"] = _RETRY_AFTER
-                    for parameter in operation.get("parameters", ()):
-                        parameter["schema"] = _without_null(parameter["schema"])
+                    self._complete_operation(path, method, operation)
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
@@ -118,9 +116,33 @@ class DescribedAPI(FastAPI):
             _remove_replaced_schemas(document)
             _remove_empty_defaults(schemas)
             if self._requires_key:
-                _add_security_schemes(document)
+                document["components"]["securitySchemes"] = _SECURITY_SCHEMES
+                document["security"] = _KEY_REQUIRED
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+    def _complete_operation(self, path: str, method: str, operation: dict[str, Any]) -> None:
+        """Adds the summary, the limit of the body, and the answers of the middleware to an operation."""
+        if lines := operation.get("description", "").splitlines():
+            operation["summary"] = lines[0].rstrip(".")
+        if method == "post" and (limit := self._limits.get(path.rpartition("/")[2])) is not None:
+            operation["requestBody"]["description"] = limit
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
+        added = _COMMON_RESPONSES | ({} if path in PROBES else _UNAVAILABLE_RESPONSE)
+        added |= {} if method == "get" else _WRITE_RESPONSES
+        added |= _BODY_RESPONSES if "requestBody" in operation else {}
+        if self._requires_key and path in PROBES:
+            operation["security"] = [{}, *_KEY_REQUIRED]
+        elif self._requires_key:
+            added |= _NO_KEY_RESPONSE
+        error = {"$ref": _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")}
+        responses = operation["responses"]
+        for status, description in added.items():
+            body = {"application/json": {"schema": error}}
+            responses.setdefault(status, {"description": description, "content": body})
+        for status in responses.keys() & {"429", "503"}:
+            responses[status]["headers"] = _RETRY_AFTER
 
 
 def _add_app_schemas(document: dict[str, Any], name: str, types: Schemas) -> None:
@@ -202,25 +224,3 @@ def _rename_references(part: Any, names: Mapping[str, str]) -> Any:
             for key, value in part.items()
         }
     return [_rename_references(item, names) for item in part] if isinstance(part, list) else part
-
-
-def _add_security_schemes(document: dict[str, Any]) -> None:
-    """States that every operation requires a key, except the health probes."""
-    document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "A key, as `trivium keys add NAME` prints it"},
-        "header": {
-            "type": "apiKey",
-            "in": "header",
-            "name": API_KEY_HEADER,
-            "description": "The same key, for use behind a proxy that needs the header Authorization itself",
-        },
-    }
-    document["security"] = [{"key": []}, {"header": []}]
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            if path in PROBES:
-                operation["security"] = [{}, *document["security"]]
-            else:
-                error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
-                body = {"application/json": {"schema": {"$ref": error}}}
-                operation["responses"]["401"] = {"description": "No key, or an unknown one", "content": body}
