@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
@@ -98,66 +98,39 @@ async def get_origin(
 OriginDep = Annotated[Origin, Depends(get_origin)]
 
 
-async def admit(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
-    """The request's place, from before its body is read until its answer is ready; refuses (503) without room."""
+async def get_upload(request: Request, service: ServiceDep, group: GroupDep) -> AsyncIterator[Upload]:
+    """The form of a request that is admitted before its body is read; refuses (503) without room.
+
+    The request keeps its place until its answer is ready.
+    """
     with service.admit(group) as place:
-        yield place
+        async with _receive(request, service, place) as upload:
+            yield upload
 
 
-PlaceDep = Annotated[Place, Depends(admit, scope="function")]
-
-
-async def get_folder(service: ServiceDep, _: PlaceDep) -> AsyncIterator[Path]:
-    """A temporary folder for the files of an admitted request."""
-    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
-        yield folder
-
-
-FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
-
-
-async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, place: PlaceDep) -> Upload:
-    """The form of an admitted request. Its files are streamed to disk, within the server's limits."""
-    return await _receive(request, service, folder, place)
-
-
-UploadDep = Annotated[Upload, Depends(get_upload)]
-
-
-async def admit_job(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
-    """The place of a job while it is submitted; refuses (503), before its body is read, if too many jobs wait."""
+async def get_job_upload(request: Request, service: ServiceDep, group: GroupDep) -> AsyncIterator[Upload]:
+    """The form of a job; refuses (503), before its body is read, if too many jobs wait."""
     await run_in_threadpool(service.check_room_for_jobs, group)
     with service.admit_job(group) as place:
-        yield place
+        async with _receive(request, service, place) as upload:
+            yield upload
 
 
-JobPlaceDep = Annotated[Place, Depends(admit_job, scope="function")]
+UploadDep = Annotated[Upload, Depends(get_upload, scope="function")]
+JobUploadDep = Annotated[Upload, Depends(get_job_upload, scope="function")]
 
 
-async def get_job_folder(service: ServiceDep, _: JobPlaceDep) -> AsyncIterator[Path]:
-    """A folder for the files of a job that is being submitted; removed afterwards unless the job took it over."""
-    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
-        yield folder
-
-
-JobFolderDep = Annotated[Path, Depends(get_job_folder, scope="function")]
-
-
-async def get_job_upload(request: Request, service: ServiceDep, folder: JobFolderDep, place: JobPlaceDep) -> Upload:
-    """The form of a job, received in the same way as that of a prediction."""
-    return await _receive(request, service, folder, place)
-
-
-JobUploadDep = Annotated[Upload, Depends(get_job_upload)]
-
-
-async def _receive(request: Request, service: Service, folder: Path, place: Place) -> Upload:
+@asynccontextmanager
+async def _receive(request: Request, service: Service, place: Place) -> AsyncIterator[Upload]:
+    """Streams the form's files to a folder, within the server's limits. A folder that nothing took over is removed."""
     settings = service.settings
-    with raising_disk_full("the upload cannot be stored"):
-        return await receive(
-            receive_body(request, settings, place),
-            request.headers,
-            folder,
-            max_bytes=settings.max_upload_bytes,
-            max_files=settings.max_files,
-        )
+    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
+        with raising_disk_full("the upload cannot be stored"):
+            upload = await receive(
+                receive_body(request, settings, place),
+                request.headers,
+                folder,
+                max_bytes=settings.max_upload_bytes,
+                max_files=settings.max_files,
+            )
+        yield upload

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -11,9 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import BeforeDep, JobFolderDep, JobUploadDep, LimitDep, OriginDep, ServiceDep
+from shared.serve.api.deps import BeforeDep, JobUploadDep, LimitDep, OriginDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
+from shared.serve.api.uploads import Upload
 from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.draining import Drain
 from shared.serve.openapi import content, header, request_body
@@ -70,7 +70,6 @@ async def add_job(
     response: Response,
     service: ServiceDep,
     upload: JobUploadDep,
-    folder: JobFolderDep,
     origin: OriginDep,
     idempotency_key: Annotated[str | None, Header(description=_KEY_DESCRIPTION)] = None,
 ) -> JobAnswer:
@@ -79,18 +78,16 @@ async def add_job(
     It refuses options that `predict` refuses for any files, models that are not loaded, and unknown samples.
     """
     check_upload(upload)
-    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, origin, idempotency_key)
+    job = await run_in_threadpool(_add, service, upload, origin, idempotency_key)
     service.runner.wake()
     answer = JobAnswer.of(job, service.settings.root)
     response.headers["Location"] = answer.url
     return answer
 
 
-def _add(
-    service: Service, files: list[Path], fields: dict[str, str], folder: Path, origin: Origin, key: str | None
-) -> Job:
-    options, app = {name: value for name, value in fields.items() if name != "sample"}, service.app.name
-    job = NewJob(app=app, origin=origin, files=files, options=options, sample=fields.get("sample"))
+def _add(service: Service, upload: Upload, origin: Origin, key: str | None) -> Job:
+    options, app = {name: value for name, value in upload.fields.items() if name != "sample"}, service.app.name
+    job = NewJob(app=app, origin=origin, files=upload.files, options=options, sample=upload.fields.get("sample"))
     identifier = job.identifier(key) if key else None
     if identifier is not None and (known := service.jobs.get(app, identifier)) is not None:
         return known
@@ -101,7 +98,7 @@ def _add(
     if job.sample is not None:
         service.samples.get(job.sample, options.get("model"))
     with raising_disk_full("the job cannot be stored"):
-        return service.jobs.add(job, folder, identifier)
+        return service.jobs.add(job, upload.folder, identifier)
 
 
 @router.get("", responses=_NOT_FOUND)

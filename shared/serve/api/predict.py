@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import FolderDep, OriginDep, ServiceDep, UploadDep
+from shared.serve.api.deps import OriginDep, ServiceDep, UploadDep
 from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAnswer, Samples, case_document
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
@@ -42,25 +41,23 @@ def samples(service: ServiceDep) -> Samples:
     responses=_PROBLEMS,
     openapi_extra=request_body("multipart/form-data", PredictForm),
 )
-async def predict(
-    request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, origin: OriginDep
-) -> Response:
+async def predict(request: Request, service: ServiceDep, upload: UploadDep, origin: OriginDep) -> Response:
     """Predicts on uploaded files (field `files`, may be repeated) or on a sample (field `sample`), and keeps the case.
 
     Every other field is an option of the application.
     """
-    answer = await while_connected(request, _submit(service, upload, folder, origin))
+    answer = await while_connected(request, _submit(service, upload, origin))
     return Response(case_document(answer.case, answer.result, service.settings.root), media_type="application/json")
 
 
-async def _submit(service: Service, upload: Upload, folder: Path, origin: Origin) -> Answer:
+async def _submit(service: Service, upload: Upload, origin: Origin) -> Answer:
     check_upload(upload)
     sample, files = upload.fields.get("sample"), tuple(upload.files)
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     if sample is not None:
         await run_in_threadpool(service.samples.get, sample, options.get("model"))
     predictor_request = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
-    return await service.submit(predictor_request, origin, sample=sample, folder=folder, arrived=upload.arrived)
+    return await service.submit(predictor_request, origin, sample=sample, folder=upload.folder, arrived=upload.arrived)
 
 
 def check_upload(upload: Upload) -> None:

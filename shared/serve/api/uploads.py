@@ -26,8 +26,9 @@ _MAX_FIELDS = 100
 
 @dataclass(slots=True)
 class Upload:
-    """An uploaded form: its files on disk, its other fields as text, and when it had arrived (monotonic clock)."""
+    """An uploaded form: its files in ``folder``, its other fields as text, and when it arrived (monotonic clock)."""
 
+    folder: Path
     files: list[Path] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
@@ -70,7 +71,7 @@ async def receive(
         except ValueError:  # a raw file, which curl labels as a form; Python's error would repeat all of it
             fields = None
         if fields is not None and len(body) <= _CHUNK_BYTES:
-            upload = Upload()
+            upload = Upload(folder)
             for name, value in fields:
                 upload.add_field(name, value)
             return upload
@@ -120,7 +121,7 @@ class _Form:
 
     def __init__(self, folder: Path, boundary: bytes, max_files: int) -> None:
         self._folder, self._max_files = folder, max_files
-        self._upload = Upload()
+        self._upload = Upload(folder)
         self._name_counts: Counter[str] = Counter()
         self._header_name, self._header_value = b"", b""
         self._headers: dict[bytes, bytes] = {}
