@@ -84,7 +84,7 @@ async def case(service: ServiceDep, case: CaseDep) -> Response:
     return Response(case_document(case, result, service.settings.root), media_type="application/json")
 
 
-@router.delete("/{case_id}", status_code=204, responses=_NOT_FOUND)
+@router.delete("/{case_id}", status_code=204, response_class=Response, responses=_NOT_FOUND)
 def delete_case(service: ServiceDep, case: CaseDep) -> None:
     """Deletes a kept case, its files and its reviews."""
     service.store.remove(case)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -63,7 +63,7 @@ async def review(service: ServiceDep, case: CaseDep, key_name: KeyNameDep, body:
     return ReviewAnswer.of(new_review)
 
 
-@router.delete("", status_code=204, responses=_NOT_FOUND)
+@router.delete("", status_code=204, response_class=Response, responses=_NOT_FOUND)
 def delete_review(
     service: ServiceDep,
     case: CaseDep,

@@ -203,3 +203,10 @@ def test_an_invalid_missed_finding_is_refused(
     body = json.dumps({"missed": [missed]})
     response = client.put(home, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422 and sentence in response.json()["detail"]
+
+
+def test_an_empty_answer_to_a_deletion_has_no_content_type(echo_client: TestClient) -> None:
+    home = new_case(echo_client)
+    for address in (home, home.removesuffix("/review")):
+        answer = echo_client.delete(address)
+        assert (answer.status_code, answer.content) == (204, b"") and "content-type" not in answer.headers, address
