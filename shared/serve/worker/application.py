@@ -80,7 +80,11 @@ class ApplicationHandler:
         """Generates a file that the answer did not include, from files of the case or from the request's blobs."""
         head, state = request.head, _RequestState(paths=[])
         try:
-            sources = {name: Path(path).read_bytes() for name, path in head["paths"].items()}
+            try:
+                sources = {name: Path(path).read_bytes() for name, path in head["paths"].items()}
+            except FileNotFoundError:
+                reason = "the case was deleted, or another request has just generated the file: request it again"
+                raise InvalidInputError(reason, status=404) from None
             sources |= {name: bytes(blob) for name, blob in zip(head["inline"], request.blobs, strict=True)}
             state.reply = Message({}, [self._codec.make(head["make"], sources)])  # type: ignore[attr-defined]
         except Exception as error:

@@ -1,9 +1,10 @@
-"""Jobs that are cancelled while a worker reads their files."""
+"""Jobs that are cancelled, and cases that are deleted, while a worker is about to read their files."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -38,3 +39,24 @@ def test_a_job_cancelled_while_its_files_are_read_is_not_logged_as_a_fault(
     next_job = echo_client.post(JOBS, files=[csv(2)]).json()
     until(lambda: echo_client.get(next_job["url"]).json()["state"] == "done")  # by the same worker
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_file_of_a_case_that_is_deleted_meanwhile_is_refused_and_not_a_fault(
+    echo_client: TestClient, echo: Echo, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1)], data={"later": "yes"}).json()
+    echo.gate.clear()
+    echo.entered.clear()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(echo_client.post, "/api/echo/predict", files=[csv(2)])
+        assert echo.entered.wait(60)
+        picture = pool.submit(echo_client.get, case["picture"])
+        until(lambda: 'nv_inference_pending_request_count{model="echo",version="2"} 1.0' in metrics(echo_client))
+        assert echo_client.delete(case["url"]).status_code == 204
+        echo.gate.set()
+        assert (running.result().status_code, picture.result().status_code) == (200, 404)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def metrics(client: TestClient) -> str:
+    return client.get("/metrics").text
