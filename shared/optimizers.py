@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,8 +28,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    """Whether torch has a fused kernel for the step. A loop over the parameters takes several times as long."""
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
+    """Whether torch has a fused kernel for the step. A loop over the parameters takes several times as long.
+
+    Fused kernels read a parameter and its gradient in the order of the memory. That is wrong for a slice, such as
+    ``conv.weight[:, :1]``, and writes outside an expanded tensor: their gradients are contiguous.
+    """
+    return all(
+        p.device.type in ("cpu", "cuda") and p.is_floating_point() and _fills_its_memory(p) for p in model.parameters()
+    )
+
+
+def _fills_its_memory(parameter: Tensor) -> bool:
+    """Whether the elements fill a range of memory without gaps and overlaps, in any order of the axes."""
+    import torch
+
+    # ``empty_like`` keeps exactly such strides.
+    return torch.empty_like(parameter, device="meta").stride() == parameter.stride()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
