@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def weighted_terms(
     forward pass. The latter is impossible if the batch has several micro-batches (``parts``): ``InvalidInputError``.
     """
     losses = found if isinstance(found, Mapping) else {"loss": found}
+    _refuse_unusable(losses)
     known = factors or {}
     uncounted = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss) and name not in known}
     if uncounted and parts > 1:
@@ -63,7 +65,7 @@ def weighted_terms(
         known = {**known, **_gather_factors(uncounted, group)}
     terms = {}
     for name, loss in losses.items():
-        mean = loss.mean if isinstance(loss, WeightedLoss) else loss if loss.ndim == 0 else loss.mean()
+        mean = _mean_of_elements(loss) if isinstance(loss, WeightedLoss) else loss if loss.ndim == 0 else loss.mean()
         if name in known:
             terms[name] = mean * known[name].to(mean.dtype)
         elif isinstance(loss, WeightedLoss) or weight * group.world == 1:
@@ -73,9 +75,39 @@ def weighted_terms(
     return terms
 
 
+def _refuse_unusable(losses: Mapping[str, Any]) -> None:
+    """Raises ``InvalidInputError`` for what cannot be trained on, with the name of the loss."""
+    for name, loss in losses.items():
+        value = loss.mean if isinstance(loss, WeightedLoss) else loss
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+            raise InvalidInputError(
+                f"the loss {name} is {kind}; Task.loss returns a floating-point tensor, a WeightedLoss with one, or a "
+                "mapping of names to them"
+            )
+        if isinstance(loss, WeightedLoss) and (value.numel(), torch.as_tensor(loss.weight).numel()) != (1, 1):
+            raise InvalidInputError(
+                f"the WeightedLoss {name} has a mean of shape {tuple(value.shape)} and a weight of shape "
+                f"{tuple(torch.as_tensor(loss.weight).shape)}; each must be a single number"
+            )
+    if torch.is_grad_enabled() and not any(
+        (loss.mean if isinstance(loss, WeightedLoss) else loss).requires_grad for loss in losses.values()
+    ):
+        raise InvalidInputError(
+            f"the loss ({', '.join(losses) or 'an empty mapping'}) depends on no parameter of the network that is "
+            "trained; compute it from the outputs of the model, without detach, item and no_grad"
+        )
+
+
+def _mean_of_elements(loss: WeightedLoss) -> Tensor:
+    """The mean, or 0 if the weight is 0: torch's mean over no elements is not a number."""
+    mean = loss.mean.reshape(())
+    return torch.where(torch.as_tensor(loss.weight, device=mean.device).reshape(()) > 0, mean, 0.0)
+
+
 def _gather_factors(losses: Mapping[str, WeightedLoss], group: Group) -> Factors:
     own = torch.stack(
-        [torch.as_tensor(loss.weight, dtype=torch.float64, device=group.device) for loss in losses.values()]
+        [torch.as_tensor(loss.weight, dtype=torch.float64, device=group.device).reshape(()) for loss in losses.values()]
     )
     factors = own * group.world / group.sum(own).clamp(min=1e-12)
     return dict(zip(losses, factors.unbind(), strict=True))

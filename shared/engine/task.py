@@ -14,8 +14,9 @@ class WeightedLoss(NamedTuple):
     """A loss averaged over ``weight`` elements of a batch, such as positive anchors or observed values.
 
     The number of elements varies between micro-batches and processes. The engine uses it to weight the means, so that
-    the model is trained on the mean over the global batch, for any number of processes. If a process splits its
-    samples into several micro-batches, the task must also know the number before the forward pass: see ``Counted``.
+    the model is trained on the mean over the global batch, for any number of processes. With a weight of 0 the mean
+    counts as 0, whatever it is (torch's mean over no elements is not a number). If a process splits its samples into
+    several micro-batches, the task must also know the number before the forward pass: see ``Counted``.
     """
 
     mean: Tensor
