@@ -7,7 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 import shared
 from shared.comms.group import Group
@@ -23,6 +24,47 @@ from shared.data.order import Indices, Key
 from shared.errors import InvalidInputError
 from shared.recipe import Recipe
 from shared.recipe_file import component_classes, differences, to_mapping
+
+
+def refuse_unusable_network(model: nn.Module) -> None:
+    """Raises ``InvalidInputError`` for what a config built as its network but cannot be trained."""
+    refuse_other_type("model", model, nn.Module)
+    parameters = dict(model.named_parameters())
+    if lazy := next((name for name, value in parameters.items() if isinstance(value, UninitializedParameter)), None):
+        raise InvalidInputError(
+            f"the network's parameter {lazy} has no shape yet, because its layer is lazy; call the network on an "
+            "example where the recipe's model builds it"
+        )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InvalidInputError("the network has no parameters to train; set requires_grad of at least one")
+
+
+def refuse_late_parameters(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Raises ``InvalidInputError`` if the first forward pass has added layers, which the optimizer does not know."""
+    known = set(map(id, parameters))
+    if late := [name for name, parameter in model.named_parameters() if id(parameter) not in known]:
+        raise InvalidInputError(
+            f"the first forward pass of the network made new parameters ({', '.join(late[:3])}), which would not be "
+            "trained; make them where the recipe's model builds the network"
+        )
+
+
+def refuse_unusable_data_set(part: str, dataset: Any) -> None:
+    """Raises ``InvalidInputError`` if the ``part`` (training, validation) is no ``Dataset``."""
+    if missing := [name for name in ("__len__", "batch") if not callable(getattr(dataset, name, None))]:
+        raise InvalidInputError(
+            f"the {part} data set {type(dataset).__name__} has no {' and no '.join(missing)}; a data set has __len__() "
+            "and batch(indices, key), such as torch.utils.data.default_collate([self[index] for index in indices])"
+        )
+
+
+def refuse_other_type(name: str, built: object, kind: type) -> None:
+    """Raises ``InvalidInputError`` unless the recipe's component ``name`` has built an instance of ``kind``."""
+    if not isinstance(built, kind):
+        raise InvalidInputError(
+            f"the recipe's {name} built an object of type {type(built).__name__}; it must build a "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
 
 
 def refuse_impure_batches(dataset: Dataset, indices: Indices, key: Key) -> None:

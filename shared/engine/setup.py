@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from shared.comms.group import Group
 from shared.comms.timing import CommunicationTimer
@@ -19,7 +19,14 @@ from shared.data.dataset import Dataset
 from shared.data.loader import Loader
 from shared.data.order import Order, Permutation
 from shared.engine.checkpoint import Checkpoints, Progress, Stateful, read_progress
-from shared.engine.checks import refuse_different_processes, refuse_impure_batches
+from shared.engine.checks import (
+    refuse_different_processes,
+    refuse_impure_batches,
+    refuse_late_parameters,
+    refuse_other_type,
+    refuse_unusable_data_set,
+    refuse_unusable_network,
+)
 from shared.engine.compilation import compile_in_place
 from shared.engine.divergence import FiniteGuard
 from shared.engine.ema import ExponentialMovingAverage
@@ -28,6 +35,7 @@ from shared.engine.host_memory import keep_freed_memory
 from shared.engine.initial_weights import load_initial_weights, new_classes, shared_classes
 from shared.engine.network_size import build_within_memory
 from shared.engine.out_of_memory import BufferSnapshot, resume_micro_batch
+from shared.engine.resuming import checkpoint_to_resume
 from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
@@ -35,16 +43,7 @@ from shared.errors import InvalidInputError
 from shared.observe.events import Events, OnEvent
 from shared.precision import ChosenPrecision, choose_precision, refuse_unsupported, widen_small_convolutions
 from shared.recipe import Recipe, resolve
-from shared.recipe_file import (
-    EXECUTION_SETTINGS,
-    class_name,
-    comparable_settings,
-    component_classes,
-    differences,
-    digest,
-    read_recipe_file,
-    save_recipe,
-)
+from shared.recipe_file import differences, digest, save_recipe
 from shared.strategy import PerProcessState, Strategy
 
 _MAX_WARM_UP_FRACTION = 0.3
@@ -119,33 +118,43 @@ def set_up(
     Resources that must be closed at the end of the run are entered on ``stack``.
     """
     recipe = resolve(recipe)
-    limits = recipe.limits
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
     _claim_directory(run, recipe, group, stack)
     if group.device.type == "cpu":
         stack.enter_context(keep_freed_memory())
     notes: list[str] = []
-    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
-    latest = _checkpoint_to_resume(checkpoints, run, recipe, notes)
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=recipe.limits.keep, group=group)
+    latest = checkpoint_to_resume(checkpoints, run, recipe, notes)
+    training = _build(recipe, run, group, checkpoints, latest, log, notes)
+    if latest is not None:
+        _restore(training, latest, notes)
+    _refuse_faulty_input(training)
+    if group.leader:
+        run_digest = checkpoints.recipe_digest
+        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, digest_at_start=run_digest)
+    progress, samples = training.progress, training.progress.samples
+    training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step, on_event))
+    training.events.write("begin", progress.step, world=group.world, device=group.name, samples=samples, notes=notes)
+    for note in notes:
+        log.info(note)
+    log.start(training.total_steps, progress.step, progress.seconds, training.order.steps_per_epoch)
+    return training
+
+
+def _build(
+    recipe: Recipe,
+    run: Run,
+    group: Group,
+    checkpoints: Checkpoints,
+    latest: Path | None,
+    log: TrainingLog,
+    notes: list[str],
+) -> Training:
+    """Builds every component in the state before the first step, the network with the recipe's initial weights."""
+    limits = recipe.limits
     precision = _choose_run_precision(recipe, latest, group)
     notes.insert(0, f"on {group.name}, {precision.reason}")
-
-    torch.manual_seed(recipe.seed)
-    model = build_within_memory(
-        lambda: recipe.model.build(recipe.input), on_cpu=group.device.type == "cpu", report=log.info
-    )
-    refuse_unsupported(model, precision.dtype, group.device)
-    refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
-    if recipe.init is not None and latest is None:
-        classes = shared_classes(recipe.init, recipe.model, recipe.input)
-        loaded = load_initial_weights(model, recipe.init, classes)
-        notes.append(f"{recipe.init}: {loaded.summary()}")
-        notes.extend(filter(None, [new_classes(recipe.init, recipe.input, by_name=bool(loaded.by_class))]))
-    model = model.to(group.device)
-    widen_small_convolutions(model, precision.dtype, group.device)
-    if recipe.compile:
-        compile_in_place(recipe.model, model)
-        notes.append("torch.compile compiles the network during the first steps")
+    model = _build_model(recipe, group, precision, latest, log, notes)
     task = recipe.task.build()
     find_unused = bool(getattr(task, "leaves_parameters_unused", False))
     strategy = recipe.strategy.build(group, find_unused_parameters=find_unused)
@@ -153,6 +162,8 @@ def set_up(
         task.prepare(model)
     wrapped_model = strategy.wrap(model)
     train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
+    for part, dataset in {"training": train, "validation": validation}.items():
+        refuse_unusable_data_set(part, dataset)
     order = _build_order(recipe, len(train), notes)
     loader = Loader(
         train,
@@ -163,17 +174,12 @@ def set_up(
         micro_batch=limits.micro_batch,
         threads=limits.loader_threads,
     )
-    try:
-        optimizer = recipe.optimizer.build(model)
-        schedule = recipe.schedule.build(optimizer, order.steps_per_epoch)
-    except ValueError as error:
-        raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
-
+    optimizer, schedule = _build_optimizer(recipe, model, order)
     total_steps = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
     notes.extend(filter(None, [_describe_long_warm_up(recipe, total_steps)]))
     counts = {"training samples": len(train), "steps": total_steps, "validation samples": len(validation)}
     group.refuse_differences({f"the number of {name}": count for name, count in counts.items()})
-    training = Training(
+    return Training(
         recipe=recipe,
         run=run,
         group=group,
@@ -193,41 +199,81 @@ def set_up(
         loader=loader,
         validation=validation,
         checkpoints=checkpoints,
-        progress=Progress(samples=len(train)),
+        progress=Progress(samples=len(train), device=group.name, precision=precision.name),
         guard=FiniteGuard(group.device),
         total_steps=total_steps,
         log=log,
         events=Events(None),
         timer=CommunicationTimer(group, sample_every=limits.log_every),
     )
-    if latest is not None:
-        training.progress = checkpoints.load(latest, training.state)
-        notes.append(f"resumed from {latest.name}, of {total_steps} steps")
-        _restore_process_state(strategy, checkpoints, latest, group, notes)
-        notes.extend(filter(None, [resume_micro_batch(training)]))
-    progress = training.progress
-    if progress.samples != len(train):
+
+
+def _build_model(
+    recipe: Recipe, group: Group, precision: ChosenPrecision, latest: Path | None, log: TrainingLog, notes: list[str]
+) -> nn.Module:
+    """The network on its device, not wrapped. A new run has random weights, or those of ``recipe.init``."""
+    torch.manual_seed(recipe.seed)
+    model = build_within_memory(
+        lambda: recipe.model.build(recipe.input), on_cpu=group.device.type == "cpu", report=log.info
+    )
+    refuse_unusable_network(model)
+    refuse_unsupported(model, precision.dtype, group.device)
+    refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
+    if recipe.init is not None and latest is None:
+        classes = shared_classes(recipe.init, recipe.model, recipe.input)
+        loaded = load_initial_weights(model, recipe.init, classes)
+        notes.append(f"{recipe.init}: {loaded.summary()}")
+        notes.extend(filter(None, [new_classes(recipe.init, recipe.input, by_name=bool(loaded.by_class))]))
+    model = model.to(group.device)
+    widen_small_convolutions(model, precision.dtype, group.device)
+    if recipe.compile:
+        compile_in_place(recipe.model, model)
+        notes.append("torch.compile compiles the network during the first steps")
+    return model
+
+
+def _build_optimizer(recipe: Recipe, model: nn.Module, order: Order) -> tuple[Optimizer, LRScheduler]:
+    try:
+        optimizer = recipe.optimizer.build(model)
+        refuse_other_type("optimizer", optimizer, Optimizer)
+        schedule = recipe.schedule.build(optimizer, order.steps_per_epoch)
+    except ValueError as error:
+        raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
+    refuse_other_type("schedule", schedule, LRScheduler)
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise InvalidInputError("ReduceLROnPlateau is stepped with a score; use a schedule that is stepped without one")
+    return optimizer, schedule
+
+
+def _restore(training: Training, latest: Path, notes: list[str]) -> None:
+    """Restores the state after the last step of the checkpoint ``latest``, on this device."""
+    begun, checkpoints = training.progress, training.checkpoints
+    training.progress = checkpoints.load(latest, training.state)
+    notes.append(f"resumed from {latest.name}, of {training.total_steps} steps")
+    _restore_process_state(training.strategy, checkpoints, latest, training.group, notes)
+    notes.extend(filter(None, [resume_micro_batch(training)]))
+    if training.progress.samples != begun.samples:
         raise InvalidInputError(
-            f"{run.path} was started on {progress.samples} training samples, and the data set now has {len(train)}; "
-            "name a new run"
+            f"{training.run.path} was started on {training.progress.samples} training samples, and the data set now "
+            f"has {begun.samples}; name a new run"
         )
-    progress.device, progress.precision = group.name, precision.name
-    if progress.step < training.total_steps:
-        probe = loader.indices(progress.step)[0][:4]
-        refuse_impure_batches(train, probe, order.key(progress.step))
-    if not progress.history:
-        arguments = (limits.monitor, model, task, validation, training.evaluation_batch, group, precision.dtype)
-        with strategy.whole():
-            refuse_unknown_monitor(*arguments)
-    if group.leader:
-        run_digest = checkpoints.recipe_digest
-        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, digest_at_start=run_digest)
-    training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step, on_event))
-    training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
-    for note in notes:
-        log.info(note)
-    log.start(training.total_steps, progress.step, progress.seconds, order.steps_per_epoch)
-    return training
+    training.progress.device, training.progress.precision = begun.device, begun.precision
+
+
+def _refuse_faulty_input(training: Training) -> None:
+    """Tries a few samples and an evaluation before the first step. Raises ``InvalidInputError`` if the run would fail.
+
+    A run that was evaluated before is not evaluated again.
+    """
+    step, loader, limits = training.progress.step, training.loader, training.recipe.limits
+    if step < training.total_steps:
+        refuse_impure_batches(loader.dataset, loader.indices(step)[0][:4], training.order.key(step))
+    if not training.progress.history:
+        model, task, group = training.model, training.task, training.group
+        batch = training.evaluation_batch
+        with training.strategy.whole():
+            refuse_unknown_monitor(limits.monitor, model, task, training.validation, batch, group, training.dtype)
+        refuse_late_parameters(model, training.parameters)
 
 
 def _choose_run_precision(recipe: Recipe, latest: Path | None, group: Group) -> ChosenPrecision:
@@ -285,58 +331,6 @@ def _describe_long_warm_up(recipe: Recipe, total_steps: int) -> str | None:
     )
     remedy = f"; --schedule.warmup-steps {total_steps // 10} would be a tenth"
     return f"schedule.warmup_steps is {warmup} and the run has {total_steps} steps: {effect}{remedy}"
-
-
-def _checkpoint_to_resume(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:
-    """The checkpoint to resume from, or None for a new run.
-
-    Raises ``InvalidInputError`` if all checkpoints are damaged, instead of starting over, or if the recipe is not the
-    recipe of the run.
-    """
-    latest, damaged = checkpoints.latest_and_damaged()
-    names = ", ".join(path.name for path in damaged)
-    if latest is None:
-        if damaged:
-            raise InvalidInputError(
-                f"all checkpoints of {run.path} are damaged ({names}), and the run does not start over: restore one of "
-                "them from a copy, or name a new run"
-            )
-        if run.events_file.exists():
-            notes.append(f"{run.path} has no checkpoint: it starts again at its first step")
-        return None
-    document = read_recipe_file(run.recipe_file)
-    settings = comparable_settings(recipe, document["recipe"])
-    classes = {path: name for path, name in component_classes(recipe).items() if _has_path(settings, path)}
-    changes = [
-        *differences(settings, document["recipe"]),
-        *differences(_class_names(classes), _class_names(document.get("classes", {}))),
-    ]
-    changes = [change for change in changes if not change.startswith(EXECUTION_SETTINGS)]
-    if not changes:
-        # Use the digest under which the run was started: it does not include settings that were introduced later.
-        checkpoints.recipe_digest = document.get("digest", checkpoints.recipe_digest)
-    elif document.get("digest") != checkpoints.recipe_digest:
-        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
-        raise InvalidInputError(
-            f"{run.path} was started with a different recipe: {'; '.join(changes[:5])}{more}; continue with the run's "
-            f"own settings (--recipe {run.recipe_file}), or name a new run, which --init {run.path} starts from its "
-            "weights"
-        )
-    if damaged:
-        notes.append(f"skipped {names}: incomplete or altered")
-    return latest
-
-
-def _has_path(settings: Any, path: str) -> bool:
-    for name in filter(None, path.split(".")):
-        if not isinstance(settings, Mapping) or name not in settings:
-            return False
-        settings = settings[name]
-    return True
-
-
-def _class_names(classes: Mapping[str, str]) -> dict[str, str]:
-    return {path or "recipe": class_name(name) for path, name in classes.items()}
 
 
 def _build_order(recipe: Recipe, samples: int, notes: list[str]) -> Order:
