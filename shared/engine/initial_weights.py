@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shared.checkpoint_file import read_state_dict
 from shared.engine.checkpoint import best_weights
 from shared.errors import InvalidInputError
 from shared.recipe import ClassAxes, HasClassAxes, InputSpec, ModelConfig
 from shared.recipe_file import read_recipe_file
 
 _WEIGHTS = "weights.safetensors"
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "network_weights")
-"""The keys under which mmengine, Lightning, MONAI, torchvision and nnU-Net store the weights in a checkpoint."""
+_HUGGING_FACE = "model.safetensors"
+"""The file that ``save_pretrained`` of transformers writes."""
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """The prefixes that DistributedDataParallel and torch.compile add to every name."""
 
@@ -183,52 +180,23 @@ def _class_names(classes: Sequence[Any]) -> list[str]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name in an artifact's directory, a run's directory (its best checkpoint) or a weights file.
+    """The tensors by name, on the CPU, of an artifact's directory, a run's (its best checkpoint) or a weights file.
 
-    A file is safetensors, or one that ``torch.load`` reads with ``weights_only=True``. Raises ``InvalidInputError`` if
-    there are no weights to read.
+    A file is safetensors or a checkpoint of any trainer that used ``torch.save``; it is read without executing code,
+    and what is neither a tensor nor a plain value in it is ignored. A directory may also be one that Hugging Face's
+    ``save_pretrained`` wrote. Raises ``InvalidInputError`` if there are no weights to read.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / _WEIGHTS).is_file():
-            return read_weights(path / _WEIGHTS)
-        if (best := best_weights(path)) is None:
-            raise InvalidInputError(f"{path} is neither an artifact ({_WEIGHTS}) nor a run with an intact checkpoint")
-        return best
-    if not path.is_file():
-        raise InvalidInputError(f"{path} does not exist; name an artifact, a run or a weights file")
-    try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except SafetensorError as error:
-        raise InvalidInputError(f"{path} is not a complete safetensors file: {error}") from error
-    except Exception as error:  # torch raises errors of any type for files in other formats
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise InvalidInputError(
-                f"{path} contains more than weights and is not loaded; `trivium import` reads the checkpoint formats "
-                "that it lists"
-            ) from error
-        raise InvalidInputError(f"{path} is not a weights file that torch can read") from error
-    return _named_tensors(content, path)
-
-
-def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in _NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    weights = (
-        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not weights:
+    if not path.is_dir():
+        return read_state_dict(path)
+    if (file := next((path / name for name in (_WEIGHTS, _HUGGING_FACE) if (path / name).is_file()), None)) is not None:
+        return read_state_dict(file)
+    if (best := best_weights(path)) is None:
         raise InvalidInputError(
-            f"{path} contains no named tensors, neither at the top level nor under {', '.join(_NESTED_KEYS)}"
+            f"{path} is neither an artifact ({_WEIGHTS}), nor a run with an intact checkpoint, nor a folder with "
+            f"{_HUGGING_FACE}"
         )
-    return weights
+    return best
 
 
 def _without_attribute_name(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def load_mmdet3d(
     from apps.driving.models.library import version
     from apps.driving.models.parity import is_equal
     from apps.driving.recipes import RECIPES
-    from shared.deploy.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
+    from shared.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
 
     *names, file = arguments
     path = Path(file)

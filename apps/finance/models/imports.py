@@ -42,7 +42,7 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
     and if ``data`` is missing or lacks a column.
     """
     from apps.finance.recipes import small
-    from shared.deploy.checkpoint_file import read_checkpoint, state_dict_in
+    from shared.checkpoint_file import read_checkpoint, state_dict_in
 
     path = Path(arguments[0])
     content = read_checkpoint(path)

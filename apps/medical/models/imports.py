@@ -60,9 +60,9 @@ def find_weights(path: Path) -> Path:
 def read_network(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by the network's own parameter names, without the prefixes in ``PREFIXES``.
 
-    Only tensors are restored (``shared.deploy.checkpoint_file``). Raises InvalidInputError if there are none.
+    Only tensors are restored (``shared.checkpoint_file``). Raises InvalidInputError if there are none.
     """
-    from shared.deploy.checkpoint_file import read_state_dict
+    from shared.checkpoint_file import read_state_dict
 
     tensors = read_state_dict(path)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,10 +40,21 @@ def write(path, content):
             lambda state: {"state_dict": state, "meta": {"epoch": 3}, "optimizer": {"param_groups": [{"lr": 1}]}},
         ),
         ("w.ckpt", lambda state: {"state_dict": state, "epoch": 1, "pytorch-lightning_version": "2.6"}),
+        ("w.ckpt", lambda state: {"state_dict": state, "hyper_parameters": Namespace(rate=0.1), "when": timedelta(1)}),
+        ("w.pth", lambda state: {"network_weights": state, "init_args": {}}),
         ("w.pt", lambda state: {"model": {f"module.{name}": value for name, value in state.items()}}),
         ("w.ckpt", lambda state: {"state_dict": {f"net.{name}": value for name, value in state.items()}}),
     ],
-    ids=["safetensors", "state dict", "mmengine", "Lightning", "wrapped", "LightningModule with a network"],
+    ids=[
+        "safetensors",
+        "state dict",
+        "mmengine",
+        "Lightning",
+        "objects",
+        "nnU-Net",
+        "wrapped",
+        "LightningModule with a network",
+    ],
 )
 def test_weights_are_loaded_by_name_from_files_of_every_layout(tmp_path, file, wrap):
     source, target = network(), network()
@@ -82,16 +94,23 @@ def test_files_without_weights_for_the_model_are_refused(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"123456789012")
     (tmp_path / "text.pt").write_text("hello")
     for path, message in {
-        tmp_path / "nowhere.pt": "does not exist",
+        tmp_path / "nowhere.pt": "there is no file .*nowhere.pt",
+        tmp_path / "nowhere.safetensors": "there is no file .*nowhere.safetensors",
         tmp_path / "folder": "neither an artifact .* nor a run",
-        tmp_path / "torn.safetensors": "not a complete safetensors file",
-        tmp_path / "text.pt": "not a weights file that torch can read",
+        tmp_path / "torn.safetensors": "cannot be read as a safetensors file",
+        tmp_path / "text.pt": "cannot be read as a checkpoint that torch saved",
         write(tmp_path / "other.pt", {"encoder.weight": torch.ones(1)}): "none of its 1 tensors fits this model",
-        write(tmp_path / "list.pt", [torch.ones(1)]): "no named tensors",
-        write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "more than weights and is not",
+        write(tmp_path / "list.pt", [torch.ones(1)]): "has no state dict",
+        write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "has no state dict",
     }.items():
         with pytest.raises(InvalidInputError, match=message):
             load_initial_weights(network(), path)
+
+
+def test_a_run_starts_from_a_folder_of_hugging_face(tmp_path):
+    source, target = network(), network()
+    write(tmp_path / "model.safetensors", source.state_dict())
+    assert len(load_initial_weights(target, tmp_path).loaded) == 4 and torch.equal(target[0].weight, source[0].weight)
 
 
 def test_a_run_starts_from_another_run_or_an_artifact_and_logs_it(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.deploy.checkpoint_file import Stub, read_checkpoint, read_state_dict
+from shared.checkpoint_file import Stub, read_checkpoint, read_state_dict
 from shared.errors import InvalidInputError
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.steps": torch.tensor(3)}

@@ -1,4 +1,4 @@
-"""Reads checkpoints that other libraries saved with ``torch.save``: tensors and plain values, without executing code.
+"""Reads weights that other libraries saved, with ``torch.save`` or as safetensors, without executing code.
 
 A checkpoint is a pickle, and a pickle can name any function to call. ``torch.load(weights_only=True)`` rejects unknown
 classes, and so rejects most public checkpoints because of their metadata (mmengine's ``HistoryBuffer``, Lightning's
@@ -26,8 +26,8 @@ from shared.errors import InvalidInputError
 
 _ZIP_SIGNATURE = b"PK\x03\x04"
 """The first bytes of a zip archive, the format that torch saves in."""
-_WEIGHT_KEYS = ("state_dict", "model_state_dict", "net", "model", "network")
-"""Keys of the weights: mmengine and Lightning; MONAI's tutorials (two); timm and MONAI's bundles; MONAI."""
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "net", "model", "network", "network_weights")
+"""Keys of the weights: mmengine, Lightning and timm; MONAI's tutorials (two); torchvision and MONAI; MONAI; nnU-Net."""
 
 
 class Stub:
@@ -112,10 +112,10 @@ def _truncated_error(path: Path) -> InvalidInputError:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Reads the tensors by name of a checkpoint (``.pth``, ``.pt``, ``.ckpt``) or a ``.safetensors`` file, on the CPU.
 
-    The state dict may be at the top level or under a key of mmengine, Lightning or MONAI. Raises ``InvalidInputError``
-    if the file does not exist, cannot be read, or has no tensors by name.
+    The state dict may be at the top level or under a key of ``_WEIGHT_KEYS``. Raises ``InvalidInputError`` if the file
+    does not exist, cannot be read, or has no tensors by name.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
