@@ -30,9 +30,8 @@ def early_stopping_state(history: Sequence[Entry], limits: Limits) -> EarlyStopp
     best_step, best, reference, stale = 0, math.inf, math.inf, 0
     for entry in history:
         if limits.monitor not in entry:
-            raise InvalidInputError(
-                f"limits.monitor is {limits.monitor!r}, but the task's scores are {', '.join(sorted(entry))}"
-            )
+            names = ", ".join(sorted(entry.keys() - {"step"})) or "empty"
+            raise InvalidInputError(f"limits.monitor is {limits.monitor!r}, but the task's scores are {names}")
         value = sign * entry[limits.monitor]
         if value < best:
             best_step, best = int(entry["step"]), value

@@ -28,7 +28,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Scores ``model`` on all samples of ``dataset`` in batches of ``batch``, and returns the scores by name.
 
-    The processes share the samples and all return the same scores. Leaves ``model`` in evaluation mode.
+    The processes share the samples and all return the same scores, as floats: a summary may have tensors. Leaves
+    ``model`` in evaluation mode.
     """
     model.eval()
     scores = task.scores()
@@ -40,7 +41,7 @@ def evaluate(
     merged, *remaining = group.gather(scores)
     for process_scores in remaining:
         merged.merge(process_scores)
-    return merged.summary()
+    return {name: float(value) for name, value in merged.summary().items()}
 
 
 def refuse_unknown_monitor(

@@ -52,8 +52,8 @@ class Prepared(Protocol):
 class Scores(Protocol):
     """Accumulates the results of an evaluation. Each process fills its own instance; the engine merges them.
 
-    ``merge`` must not depend on the order of merging. ``summary`` returns the scores by name and is called once, after
-    the merge.
+    ``merge`` must not depend on the order of merging. ``summary`` returns the scores by name, each a number or a tensor
+    with one element, and is called once, after the merge.
     """
 
     def merge(self, other: Self) -> None: ...

@@ -51,5 +51,5 @@ def test_an_extra_evaluation_at_a_stop_is_not_a_scheduled_one():
 
 
 def test_a_monitor_that_the_task_does_not_score_is_refused():
-    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', but the task's scores are loss, step"):
+    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', but the task's scores are loss$"):
         early_stopping_state(history(1.0), Limits(monitor="map"))
