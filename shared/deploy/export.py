@@ -36,10 +36,11 @@ def export(
 
     The version appears complete or not at all. With ``network=False`` it has no ONNX file. ``programs`` are further
     programs to make, which are compared with torch on the network's inputs on ``files``, or else on the application's
-    samples. If the model has no dense network, there is no ONNX file, and ``training["without_onnx"]`` of the manifest
-    says why.
+    samples. If the model has no dense network, or one that ONNX cannot express (``has_onnx``), there is no ONNX file,
+    and ``training["without_onnx"]`` of the manifest says why.
 
-    Raises ``InvalidInputError`` for a run without a checkpoint, or for ``programs`` of a model without a dense network,
+    Raises ``InvalidInputError`` for a run without a checkpoint, for ``programs`` of a model without a dense network, or
+    for a network that cannot be exported or is not as its ``DenseNetwork`` describes it,
     ``ArithmeticError`` if a program differs from torch, and ``ProgramError`` for a program that cannot be made on this
     machine.
     """
@@ -76,7 +77,10 @@ def export(
     if network:
         try:
             dense = app.dense(recipe, model)
+            if not dense.has_onnx:
+                raise NotImplementedError("the application says that its network cannot be exported (has_onnx)")
         except NotImplementedError as error:
+            dense = None
             # A network without a dense part, such as one that was imported and then fine-tuned, is served by torch.
             manifest.training["without_onnx"] = str(error)
             if others := [name for name in programs if name != "onnx"]:
@@ -100,7 +104,10 @@ def _best_weights(run: Run) -> tuple[dict[str, Tensor], Progress]:
     latest = checkpoints.latest()
     if latest is None:
         raise InvalidInputError(f"{run.path} has no checkpoint yet; `trivium train {run.app}` writes one")
-    if not (best := read_progress(latest).best_step):
+    newest = read_progress(latest)
+    if not (best := newest.best_step):
+        if newest.history:
+            raise InvalidInputError(f"limits.monitor of {run.path} was not a finite number in any of its evaluations")
         raise InvalidInputError(
             f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps"
         )

@@ -13,12 +13,17 @@ from torch import Tensor
 
 from shared.app import DenseNetwork
 from shared.deploy.artifact import TensorSpec
+from shared.errors import InvalidInputError
 
 _DATATYPES = {
     torch.float32: "FP32",
     torch.float16: "FP16",
+    torch.float64: "FP64",
     torch.int64: "INT64",
     torch.int32: "INT32",
+    torch.int16: "INT16",
+    torch.int8: "INT8",
+    torch.uint8: "UINT8",
     torch.bool: "BOOL",
 }
 MAX_EXPORT_ERROR = 1e-3
@@ -28,41 +33,52 @@ MAX_EXPORT_ERROR = 1e-3
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
     """Writes the network as one ONNX file and returns its outputs on the example inputs.
 
-    Raises ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or if an axis that should be dynamic was
-    exported with a fixed size.
+    Raises ``InvalidInputError`` if the network does not fit its description or cannot be exported, and
+    ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or if an axis that should be dynamic was exported
+    with a fixed size.
     """
     import onnxruntime as ort
+    from torch.onnx.errors import OnnxExporterError
 
     # These loggers write hundreds of lines on unchanged nodes and optimisation passes.
     for logger in ("onnxscript", "onnxscript.optimizer", "onnx_ir"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     module = dense.module.cpu().eval()
     example = tuple(value.cpu() for value in dense.inputs.values())
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected_outputs = module(*example)
-        program = torch.onnx.export(
-            module,
-            example,
-            input_names=list(dense.inputs),
-            output_names=list(dense.outputs),
-            dynamic_shapes=dynamic_shapes(dense),
-            dynamo=True,
-            verbose=False,
-        )
+    with torch.no_grad():
+        expected_outputs = _outputs_by_name(dense, module(*example))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                example,
+                input_names=list(dense.inputs),
+                output_names=list(dense.outputs),
+                dynamic_shapes=dynamic_shapes(dense),
+                dynamo=True,
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        # The last line of torch's explanation names the operation or the guard; the first ones are general advice.
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise InvalidInputError(
+            f"torch cannot export the network as ONNX: {cause}; change that part of it, or export only the part that "
+            "can be (App.dense), or set has_onnx=False in its DenseNetwork: torch then computes it"
+        ) from error
     assert program is not None
     for node in program.model.graph.all_nodes():
         # The exporter stores where each node came from, with paths of this machine: half the size of a small file.
         node.metadata_props.clear()
     program.save(str(path), external_data=False)
-    expected_outputs = [expected_outputs] if isinstance(expected_outputs, Tensor) else list(expected_outputs)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {name: value.numpy() for name, value in zip(dense.inputs, example, strict=True)}
     found_outputs = session.run(list(dense.outputs), feeds)
-    for name, expected_output, found_output in zip(dense.outputs, expected_outputs, found_outputs, strict=True):
-        difference = float(np.abs(expected_output.numpy() - found_output).max()) / max(
-            float(expected_output.abs().max()), 1e-6
-        )
+    for (name, expected_output), found_output in zip(expected_outputs.items(), found_outputs, strict=True):
+        expected = expected_output.numpy()
+        if not np.issubdtype(expected.dtype, np.floating):  # differences of bool and uint8 are not numbers
+            expected, found_output = expected.astype(np.float64), found_output.astype(np.float64)
+        difference = float(np.abs(expected - found_output).max()) / max(float(np.abs(expected).max()), 1e-6)
         if not difference < MAX_EXPORT_ERROR:
             raise ArithmeticError(f"the exported network's output {name} differs from torch's by {difference:.2e}")
     for ports, names in ((session.get_inputs(), dense.inputs), (session.get_outputs(), dense.outputs)):
@@ -73,7 +89,38 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
                 raise ArithmeticError(
                     f"axis {fixed_axes[0]} of {port.name} was exported as {port.shape}, not as dynamic"
                 )
-    return dict(zip(dense.outputs, expected_outputs, strict=True))
+    return expected_outputs
+
+
+def _outputs_by_name(dense: DenseNetwork, found: Any) -> dict[str, Tensor]:
+    """What the module returned, by the names of ``dense.outputs``.
+
+    Raises ``InvalidInputError`` unless it is a tensor or a sequence of tensors, one for each name, whose dynamic axes
+    exist, and all tensors have types of the Open Inference Protocol.
+    """
+    tensors = (found,) if isinstance(found, Tensor) else found
+    if not isinstance(tensors, (tuple, list)) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise InvalidInputError(
+            f"the network of App.dense returns an object of type {type(found).__name__}, not a tensor or a tuple of "
+            "tensors; give DenseNetwork a module whose forward returns the tensors, such as the logits"
+        )
+    if len(tensors) != len(dense.outputs):
+        raise InvalidInputError(
+            f"the network of App.dense returns {len(tensors)} tensors, and DenseNetwork names {len(dense.outputs)} "
+            f"outputs ({', '.join(dense.outputs)})"
+        )
+    outputs = dict(zip(dense.outputs, tensors, strict=True))
+    for name, tensor in {**dense.inputs, **outputs}.items():
+        if tensor.dtype not in _DATATYPES:
+            raise InvalidInputError(
+                f"{name} is a tensor of {tensor.dtype}, which cannot be served; convert it inside the network"
+            )
+        if absent := [axis for axis in _dynamic_axes(dense).get(name, {}) if axis >= tensor.ndim]:
+            raise InvalidInputError(
+                f"{name} has the shape {tuple(tensor.shape)} and no axis {absent[0]}, which should be dynamic; "
+                "DenseNetwork.dynamic lists the dynamic axes, by default axis 0 of every tensor"
+            )
+    return outputs
 
 
 def dynamic_shapes(dense: DenseNetwork) -> tuple[dict[int, Any], ...]:

@@ -105,9 +105,17 @@ def write_imported(app: App, importer: str, imported: Imported, registry: Path) 
     try:
         dense = app.dense(recipe, network)
         return write_artifact(registry, manifest, weights=weights, recipe=text, dense=dense)
-    except (ArithmeticError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        ImportError,
+        InvalidInputError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = str(error).strip().partition("\n")[0][:200]
-        is_refusal = isinstance(error, NotImplementedError) and reason
+        is_refusal = isinstance(error, (InvalidInputError, NotImplementedError)) and reason
         manifest.source["without_onnx"] = reason if is_refusal else f"{type(error).__name__}: {reason}"
         return write_artifact(registry, manifest, weights=weights, recipe=text, dense=None)
 
