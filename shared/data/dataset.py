@@ -23,7 +23,7 @@ elements, Hugging Face's ``BatchEncoding``, packed sequences).
 
 
 class Dataset(Protocol):
-    """Samples that are collated into a batch by their indices.
+    """Samples that are collated into a batch by their indices, an int64 array of shape (samples,).
 
     ``batch`` must be a pure function of its arguments. Augmentation may draw random numbers only from
     ``key.generator(index)``; with ``key=None`` (evaluation) there is no augmentation.

@@ -83,7 +83,8 @@ class Loader:
 
     def indices(self, number: int) -> list[Indices]:
         """The sample indices of step ``number`` for this process, one array for each micro-batch."""
-        own_samples = samples_of_rank(self.order.indices(number), self.rank, self.world)
+        # A copy: an order's arrays are read-only, and torch warns if a tensor is indexed with such an array.
+        own_samples = samples_of_rank(self.order.indices(number), self.rank, self.world).copy()
         if self.micro_batch is None or len(own_samples) <= self.micro_batch:
             return [own_samples]
         return np.array_split(own_samples, -(-len(own_samples) // self.micro_batch))

@@ -24,7 +24,7 @@ class Images:  # a Dataset: images (N, 64) in [0, 1] and their digits (N)
         return len(self.image)
 
     def batch(self, indices: Any, key: Any) -> dict[str, Tensor]:
-        return {"image": self.image[indices.copy()], "digit": self.digit[indices.copy()]}
+        return {"image": self.image[indices], "digit": self.digit[indices]}
 
 
 @dataclass(frozen=True, kw_only=True)

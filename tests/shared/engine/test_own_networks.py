@@ -97,6 +97,23 @@ def test_what_is_no_data_set_is_refused_with_what_it_lacks(tmp_path, dataset, me
         line.run(replace(line.recipe(), data=Data()), tmp_path)
 
 
+def test_a_data_set_may_index_tensors_with_its_indices(tmp_path):
+    """torch warns, once in a process, if a tensor is indexed with an array that is read-only."""
+    read_only = []
+
+    class Tensors(line.Points):
+        def batch(self, indices, key):
+            read_only.append(not indices.flags.writeable)
+            return super().batch(indices, key)
+
+    class Data(line.Data):
+        def train(self, input=None):
+            return Tensors(self.length)
+
+    line.run(replace(line.recipe(steps=5), data=Data()), tmp_path)
+    assert len(read_only) >= 5 and not any(read_only)
+
+
 @dataclass(frozen=True)
 class Plateau:
     def build(self, optimizer, steps_per_epoch):
