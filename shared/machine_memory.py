@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
+
+from shared.control_group import memory_limit_bytes
 
 
 def machine_memory_bytes() -> int | None:
     """The memory in bytes that a process can use here; None if it is unknown."""
-    limits = []
+    limits = [memory_limit_bytes(), installed_memory_bytes()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def installed_memory_bytes() -> int | None:
+    """The memory of the machine in bytes, whatever the process may use of it; None if it is unknown."""
     with suppress(OSError, ValueError, AttributeError):
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # ValueError: "max" means no limit
-            limits.append(int(Path(place).read_text()))
-    return min(limits, default=None)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

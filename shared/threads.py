@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shared.control_group import core_limit
 from shared.errors import InvalidInputError
 
 
@@ -61,8 +62,36 @@ def torch_threads_divided(workers: int) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may run on."""
+    """The number of cores that this process may run on, or whose time its container may use, at least 1.
+
+    A container's quota is rounded down: with more threads than that, the system stops all of them for a part of every
+    period.
+    """
+    quota = core_limit()
+    return _cores_to_run_on() if quota is None else max(1, min(_cores_to_run_on(), int(quota)))
+
+
+def _cores_to_run_on() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_library_threads() -> None:
+    """Limits libraries that start a thread for each core to ``compute_threads()``, if there are more cores than that.
+
+    These are NumPy's BLAS, torch and Arrow (``OMP_NUM_THREADS``), Polars and ITK: they do not know TRIVIUM_THREADS, and
+    most do not know a container's quota. A limit that the environment already sets stays. Call it before they are
+    imported; processes that this one starts inherit the limits.
+    """
+    if (threads := compute_threads()) < _cores_to_run_on():
+        for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+            os.environ.setdefault(name, str(threads))
+
+
+def limit_torch_threads() -> None:
+    """Lowers torch's number of threads to ``compute_threads()``; torch itself does not know a container's quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), compute_threads()))
 
 
 def set_compute_threads() -> int:

@@ -27,7 +27,7 @@ from tests.shared.serve.conftest import *  # noqa: F403 - the server fixtures
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "trivium.yaml").read_text()))
 TRAINING_MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text()))
-SETTINGS = {f"TRIVIUM_{name.upper()}" for name in Settings.model_fields}
+SETTINGS = {f"TRIVIUM_{name.upper()}" for name in Settings.model_fields} | {"TRIVIUM_THREADS"}
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,20 @@ def test_the_command_of_the_training_job_is_valid() -> None:
         parse_recipe(choose_recipe(find(parsed.app), parsed.recipe)[1], None, settings, "trivium train")
 
 
+def test_pods_compute_with_as_many_threads_as_they_request_cores() -> None:
+    (trainer,) = TRAINING_MANIFESTS[-1]["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in trainer["env"]}
+    processes = int(trainer["resources"]["limits"]["nvidia.com/gpu"])
+    assert int(environment["OMP_NUM_THREADS"]) * processes == int(trainer["resources"]["requests"]["cpu"])
+    (threads,) = (entry for entry in container()["env"] if entry["name"] == "TRIVIUM_THREADS")
+    assert threads["valueFrom"]["resourceFieldRef"]["resource"] == "requests.cpu"
+    assert int(container()["resources"]["requests"]["cpu"]) > 0
+
+
 def test_the_grace_period_of_a_pod_exceeds_the_shutdown_timeout_of_torchrun() -> None:
     pod = TRAINING_MANIFESTS[-1]["spec"]["template"]["spec"]
-    shutdown_timeout_s = next(int(entry["value"]) for entry in pod["containers"][0]["env"])
+    environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    shutdown_timeout_s = int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     assert 30 < shutdown_timeout_s < pod["terminationGracePeriodSeconds"]
 
 

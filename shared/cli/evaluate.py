@@ -95,6 +95,7 @@ def _evaluate_by_task(app: App, command: Evaluate, data: DataConfig | None) -> i
     from shared.engine.run import Run
     from shared.precision import autocast_dtype
     from shared.recipe_file import read_recipe_file
+    from shared.threads import limit_torch_threads
 
     if command.limit is not None or command.program is not None:
         option = "--limit" if command.limit is not None else "--program"
@@ -113,6 +114,7 @@ def _evaluate_by_task(app: App, command: Evaluate, data: DataConfig | None) -> i
     if data is None and "data" not in document["recipe"]:
         raise InvalidInputError(f"{title} was not trained here; name a data set to score it on with --data NAME")
     recipe = recipe_of(app, document, data)
+    limit_torch_threads()
     with join(command.device) as group:
         model = recipe.model.build(recipe.input)
         model.load_state_dict(weights)

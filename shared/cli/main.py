@@ -17,6 +17,7 @@ import tyro
 
 from shared.cli import arguments as commands
 from shared.errors import InvalidInputError
+from shared.threads import limit_library_threads
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
 _COMMANDS_WITH_SETTINGS = (
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InvalidInputError(
                 f"unknown argument {unknown[0]}; see trivium {type(command).__name__.lower()} --help"
             )
+        if arguments is None:  # the command has the process to itself
+            limit_library_threads()
         return run(command, [word for word in unknown if word != "--"])
     except InvalidInputError as refusal:
         print(f"trivium: {refusal}", file=sys.stderr)

@@ -19,6 +19,7 @@ from shared.atomic_files import file_lock, publish
 from shared.data.registry import cache_folder
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
+from shared.threads import usable_cores
 
 Result = TypeVar("Result")
 KEPT_DAYS = 30
@@ -96,7 +97,7 @@ def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]
     A progress bar with ``title`` appears on standard error.
     """
     work = list(calls)
-    processes = min(len(os.sched_getaffinity(0)), len(work))
+    processes = min(usable_cores(), len(work))
     if processes < 2:
         for arguments in progress_bar(work, len(work), title):
             function(*arguments)
@@ -116,7 +117,7 @@ def parallel_imap(function: Callable[..., Result], calls: Iterable[tuple[Any, ..
     computed in this process.
     """
     work = deque(calls)
-    processes = min(len(os.sched_getaffinity(0)), len(work))
+    processes = min(usable_cores(), len(work))
     if processes < 2:
         yield from (function(*arguments) for arguments in work)
         return

@@ -45,6 +45,7 @@ from shared.precision import ChosenPrecision, choose_precision, refuse_unsupport
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import differences, digest, save_recipe
 from shared.strategy import PerProcessState, Strategy
+from shared.threads import limit_torch_threads
 
 _MAX_WARM_UP_FRACTION = 0.3
 """Longer warm-ups, as a fraction of the run, are logged. The default ``pct_start`` of torch's ``OneCycleLR``."""
@@ -118,6 +119,7 @@ def set_up(
     Resources that must be closed at the end of the run are entered on ``stack``.
     """
     recipe = resolve(recipe)
+    limit_torch_threads()
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
     _claim_directory(run, recipe, group, stack)
     if group.device.type == "cpu":

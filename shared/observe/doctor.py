@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata as metadata
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shared.machine_memory import installed_memory_bytes, machine_memory_bytes
 from shared.threads import usable_cores
 
 _PACKAGES = ("torch", "monai", "mmdet3d", "pytorch-forecasting", "fastapi", "onnxruntime")
@@ -35,12 +35,13 @@ def _python() -> Iterator[Check]:
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     yield Check("Python", supported, platform.python_version(), "" if supported else "install Python 3.11 to 3.13")
     yield Check("processor", True, f"{platform.machine()}, {usable_cores()} usable cores")
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        enough = gigabytes > 7
-        yield Check(
-            "memory", enough, f"{gigabytes:.0f} GiB", "" if enough else "serving all three applications needs 8 GiB"
-        )
+    usable, installed = machine_memory_bytes(), installed_memory_bytes()
+    if usable is not None:
+        enough = usable > 7 * 2**30
+        found = f"{usable / 2**30:.0f} GiB"
+        if installed is not None and usable < installed:
+            found += f" of the machine's {installed / 2**30:.0f} GiB"
+        yield Check("memory", enough, found, "" if enough else "serving all three applications needs 8 GiB")
 
 
 def _packages() -> Iterator[Check]:
