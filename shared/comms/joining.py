@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from shared.comms.abort import abort_collectives, connecting
 from shared.comms.collective_log import CollectiveLog
 from shared.comms.group import Group
+from shared.comms.interface import choose_interface, local_address
 from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
 from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_namespace
@@ -56,12 +57,24 @@ def join(
     start_timeout = timedelta(seconds=limits.start_s)
     store, launcher_rank = _job_store(start_timeout)
     round_id, rank, members = _rendezvous(store, launcher_rank, world, local_rank, topology, limits.start_s)
+    own_address = members[rank].address
+    if other_addresses := {member.address for member in members} - {own_address}:
+        choose_interface(own_address, sorted(other_addresses))
     store = PrefixStore(f"trivium/{round_id}", store)
     log = CollectiveLog()
     # On a GPU, messages other than gradients are in host memory and need gloo.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    with connecting():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=start_timeout)
+    try:
+        with connecting():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=start_timeout)
+    except RuntimeError as error:
+        through = os.environ.get("GLOO_SOCKET_IFNAME")
+        raise LostProcessError(
+            f"the processes of the job cannot connect to each other from {members[rank].host}"
+            f"{f' through the interface {through}' if through else ''}: {' '.join(str(error).split())[:300]}; if they "
+            "are all running, name the interface between the hosts in GLOO_SOCKET_IFNAME on each host (ip address "
+            "lists them) and open their TCP ports to each other"
+        ) from error
     watch = Watch(store.clone(), rank, members, log, limits, abort_collectives)
     group = Group(rank, world, torch_device, members, log, limits)
     try:
@@ -135,7 +148,8 @@ def _rendezvous(
     tokens, each process that finds its own token confirms the round, and the round begins when all have confirmed.
     Until then the first process publishes again.
     """
-    own, token = Member(socket.gethostname(), local_rank, os.getpid(), launcher_rank, pid_namespace()), uuid.uuid4().hex
+    identity = (socket.gethostname(), local_rank, os.getpid(), launcher_rank, pid_namespace())
+    own, token = Member(*identity, local_address(os.environ.get("MASTER_ADDR", ""))), uuid.uuid4().hex
     store.set(f"trivium/member/{launcher_rank}", json.dumps([token, own]))
     deadline = time.monotonic() + timeout_s
     _await_members(store, world, timeout_s)
@@ -158,7 +172,7 @@ def _rendezvous(
     if "refused" in round_info:
         raise InvalidInputError(round_info["refused"])
     members = tuple(Member(*member) for member in round_info["members"])
-    return round_info["round"], members.index(own), members
+    return round_info["round"], [member.launched for member in members].index(launcher_rank), members
 
 
 def _await_members(store: Any, world: int, timeout_s: float) -> None:

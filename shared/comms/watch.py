@@ -32,7 +32,8 @@ class LostProcessError(RuntimeError):
 class Member(NamedTuple):
     """A process of the run: host name, rank on the host, process id, rank assigned by the launcher.
 
-    ``pid_namespace`` identifies the kernel's namespace of its process id, which is that of its container if it has one.
+    ``pid_namespace`` identifies the kernel's namespace of its process id, which is that of its container if it has one,
+    and ``address`` is the host's network address on the way to the first host.
     """
 
     host: str
@@ -40,6 +41,7 @@ class Member(NamedTuple):
     pid: int
     launched: int
     pid_namespace: str = ""
+    address: str = ""
 
     @property
     def description(self) -> str:

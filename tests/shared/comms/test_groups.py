@@ -53,6 +53,18 @@ def test_routes_sum_like_the_backend_in_every_possible_mesh(processes, shards):
         assert not any(result["found"].values())
 
 
+def test_hosts_whose_names_do_not_resolve_find_the_interface_between_them(hosts):
+    """gloo would listen on the loopback interface, as on a Debian host whose name resolves to 127.0.1.1."""
+    assert succeed(Job(hosts, 2, workers.sum_without_interface).results(60)) == [(6.0, "eth0")] * 4
+
+
+def test_processes_that_cannot_connect_say_through_which_interface_and_what_to_set(hosts):
+    messages = succeed(Job(hosts, 1, workers.join_through, "lo").results(60))
+    for number, message in enumerate(messages):
+        assert message.startswith(f"the processes of the job cannot connect to each other from node{number} through")
+        assert "the interface lo: " in message and "name the interface between the hosts in GLOO_SOCKET_I" in message
+
+
 def test_processes_that_wait_for_each_other_in_different_collectives_are_named(hosts):
     job = Job(hosts, 2, workers.lose, "differs", 2)
     message = job.result(0, 60)

@@ -61,6 +61,23 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
         return {"nodes": group.nodes, "hosts": [m.host for m in group.members], "found": found}
 
 
+def sum_without_interface() -> tuple[float, str | None]:
+    """The sum of the ranks over hosts that were not told their interface, and the interface that was chosen."""
+    del os.environ["GLOO_SOCKET_IFNAME"]
+    with join("cpu", timeouts=replace(QUICK, start_s=15)) as group:
+        return float(group.sum(torch.tensor(float(group.rank)))), os.environ.get("GLOO_SOCKET_IFNAME")
+
+
+def join_through(interface: str) -> str:
+    """Joins a job through an interface that does not lead to the other host. Returns the message of the error."""
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        with join("cpu", timeouts=replace(QUICK, start_s=5)):
+            return "joined"
+    except LostProcessError as error:
+        return str(error)
+
+
 def lose(how: str, victim: int) -> str:
     """Loses a process in the third of many collectives. Returns the message of the other processes."""
     waits = how in ("sleeps", "differs")
