@@ -25,7 +25,7 @@ from shared.comms.group import Group
 from shared.comms.interface import choose_interface, local_address
 from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
-from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_namespace
+from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, machine_id, pid_namespace
 from shared.device import choose_device
 from shared.errors import InvalidInputError
 
@@ -148,7 +148,7 @@ def _rendezvous(
     tokens, each process that finds its own token confirms the round, and the round begins when all have confirmed.
     Until then the first process publishes again.
     """
-    identity = (socket.gethostname(), local_rank, os.getpid(), launcher_rank, pid_namespace())
+    identity = (socket.gethostname(), local_rank, os.getpid(), launcher_rank, pid_namespace(), machine_id())
     own, token = Member(*identity, local_address(os.environ.get("MASTER_ADDR", ""))), uuid.uuid4().hex
     store.set(f"trivium/member/{launcher_rank}", json.dumps([token, own]))
     deadline = time.monotonic() + timeout_s
@@ -222,7 +222,19 @@ def _all_confirmed(store: Any, world: int, round_info: dict[str, Any]) -> bool:
 
 
 def members_in_order(members: list[Member], topology: Path | None) -> list[Member]:
-    """The processes host by host, starting with the launcher's first; the length of a ring does not depend on that."""
+    """The processes host by host, starting with the launcher's first; the length of a ring does not depend on that.
+
+    If several machines have the same host name, those after the first get a number: ``ubuntu (2)``.
+    """
+    machines: dict[str, list[str]] = {}
+    for member in members:
+        machines.setdefault(member.host, [])
+        machines[member.host] += [member.machine] if member.machine not in machines[member.host] else []
+    numbers = [machines[member.host].index(member.machine) + 1 for member in members]
+    members = [
+        member._replace(host=f"{member.host} ({number})") if number > 1 else member
+        for member, number in zip(members, numbers, strict=True)
+    ]
     tree = None if topology is None else read_topology(topology)
     if tree is not None and tree.of_gpus:
         raise InvalidInputError(

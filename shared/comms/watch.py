@@ -33,7 +33,7 @@ class Member(NamedTuple):
     """A process of the run: host name, rank on the host, process id, rank assigned by the launcher.
 
     ``pid_namespace`` identifies the kernel's namespace of its process id, which is that of its container if it has one,
-    and ``address`` is the host's network address on the way to the first host.
+    ``machine`` the running kernel, and ``address`` is the host's network address on the way to the first host.
     """
 
     host: str
@@ -41,6 +41,7 @@ class Member(NamedTuple):
     pid: int
     launched: int
     pid_namespace: str = ""
+    machine: str = ""
     address: str = ""
 
     @property
@@ -254,6 +255,14 @@ def pid_namespace() -> str:
     """The identifier of this process's PID namespace; empty if there is no /proc."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def machine_id() -> str:
+    """The identifier of this machine since its last start; empty if there is no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 

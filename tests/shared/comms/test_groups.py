@@ -12,6 +12,7 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from shared.comms.allreduce import mesh_ranks
 from shared.comms.group import Group
+from shared.comms.joining import members_in_order
 from shared.comms.shaped_network import Job, succeed
 from shared.comms.watch import Member
 from shared.errors import InvalidInputError
@@ -63,6 +64,14 @@ def test_processes_that_cannot_connect_say_through_which_interface_and_what_to_s
     for number, message in enumerate(messages):
         assert message.startswith(f"the processes of the job cannot connect to each other from node{number} through")
         assert "the interface lo: " in message and "name the interface between the hosts in GLOO_SOCKET_I" in message
+
+
+def test_machines_with_the_same_host_name_are_different_hosts():
+    """Clones of a disk image: their processes neither share memory nor process ids."""
+    launched = [Member("ubuntu", n % 2, 100 + n, n, "pid:[1]", machine) for n, machine in enumerate("aabb")]
+    group = Group(0, 4, torch.device("cpu"), members_in_order(launched, None))
+    assert [member.host for member in group.members] == ["ubuntu", "ubuntu", "ubuntu (2)", "ubuntu (2)"]
+    assert group.nodes == ((0, 1), (2, 3)) and [member.launched for member in group.members] == [0, 1, 2, 3]
 
 
 def test_processes_that_wait_for_each_other_in_different_collectives_are_named(hosts):
