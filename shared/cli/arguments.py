@@ -326,11 +326,11 @@ class Plan:
     gpus: Annotated[int, arg(metavar="N")] = 8
     """The number of GPUs of each node."""
     intra: Annotated[str, arg(metavar="LINK")] = "nvlink4"
-    """The link between the GPUs of a node: nvlink3, nvlink4, pcie4, pcie5, or FILE:intra from a calibration."""
+    """The link between the GPUs of a node: nvlink2 to nvlink4, pcie4, pcie5, or FILE:intra from a calibration."""
     inter: Annotated[str, arg(metavar="LINK")] = "ib-hdr"
     """The network link: ib-edr, ib-hdr, ib-ndr, ethernet-1g to ethernet-100g, or FILE:inter from a calibration."""
     ports: Annotated[int | None, arg(metavar="N")] = None
-    """Network ports of a node; by default one for each GPU."""
+    """Network ports of a node; by default one for each GPU with InfiniBand, otherwise one."""
     device: Annotated[str, arg(metavar="NAME")] = "h100"
     """The GPU: v100, a100 or h100."""
     batch: Annotated[int, arg(metavar="N")] = 64

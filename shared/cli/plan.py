@@ -15,7 +15,7 @@ from shared.atomic_files import write_whole
 from shared.cli.arguments import Plan
 from shared.cli.printing import print_line, print_table
 from shared.comms.cost import LINKS, Cluster, Link
-from shared.comms.profiles import read_profile
+from shared.comms.profiles import PROFILES, read_profile
 from shared.comms.step_model import DEVICES, CommunicationOption, Prediction, Workload, predict, rank_options
 from shared.errors import InvalidInputError
 
@@ -32,10 +32,16 @@ def run(command: Plan) -> int:
         return _calibrate_and_validate(command)
     if command.scenario:
         return _print_scenario()
+    profile = read_profile(command.model)
+    if command.model not in PROFILES and command.compute_ms is None:
+        raise InvalidInputError(
+            f"{command.model} does not say how much its layers compute: give the measured milliseconds of a step "
+            "without communication with --compute-ms"
+        )
     workload = Workload(
-        profile=read_profile(command.model),
+        profile=profile,
         batch=command.batch,
-        device=_lookup(DEVICES, command.device, "device"),
+        device=_lookup(DEVICES, command.device, "device", "; of another one, --compute-ms gives the measured time"),
         compute_s=None if command.compute_ms is None else command.compute_ms / 1e3,
         jitter=command.jitter,
         powersgd_rank=command.powersgd_rank,
@@ -46,16 +52,16 @@ def run(command: Plan) -> int:
         per_node=command.gpus,
         intra=_find_link(command.intra),
         inter=inter,
-        ports=command.ports or command.gpus,
+        ports=command.ports if command.ports is not None else command.gpus if command.inter.startswith("ib-") else 1,
         oversubscription=command.oversubscription,
         busy=command.busy,
         interleaved=command.interleaved,
     )
     predictions = rank_options(workload, cluster, None if command.memory_gb is None else command.memory_gb * 1e9)
-    profile = workload.profile
+    network = f", {cluster.ports} {'port' if cluster.ports == 1 else 'ports'} of {command.inter} each"
     print_line(
         f"{profile.name}: {profile.parameters / 1e6:.1f} million parameters, {command.batch} samples on each of "
-        f"{cluster.world} GPUs; {cluster.nodes} nodes, {cluster.ports} ports of {command.inter} each"
+        f"{cluster.world} GPUs; {cluster.nodes} nodes{network if cluster.nodes > 1 else ''}"
     )
     print_table(_predictions_table(predictions, command.memory_gb))
     best = predictions[0]
@@ -100,7 +106,7 @@ def _print_scenario() -> int:
             bucket_bytes=bucket_mb * 2**20,
         )
 
-    batch = min(range(8, 513, 8), key=lambda size: abs(predict(workload(size), cluster, flat).share - 0.28))
+    batch = min(range(8, 513, 4), key=lambda size: abs(predict(workload(size), cluster, flat).share - 0.28))
     base_workload = workload(batch)
     round_robin = replace(cluster, interleaved=True, tree=False)
     predictions = {
@@ -238,7 +244,7 @@ def _find_link(name: str) -> Link:
     return _lookup(LINKS, name, "link")
 
 
-def _lookup(choices: Mapping[str, T], name: str, kind: str) -> T:
+def _lookup(choices: Mapping[str, T], name: str, kind: str, otherwise: str = "") -> T:
     if name not in choices:
-        raise InvalidInputError(f"there is no {kind} {name!r}; choose one of {', '.join(choices)}")
+        raise InvalidInputError(f"there is no {kind} {name!r}; choose one of {', '.join(choices)}{otherwise}")
     return choices[name]

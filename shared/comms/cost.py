@@ -39,7 +39,8 @@ class Link:
 
 _GB = 1e9
 LINKS: dict[str, Link] = {
-    # Per GPU and direction. NVIDIA's data sheets: A100 600 GB/s and H100 900 GB/s, sums of both directions.
+    # Per GPU and direction. NVIDIA's data sheets: V100 300, A100 600, H100 900 GB/s, sums of both directions.
+    "nvlink2": Link(alpha_s=3e-6, bytes_s=150 * _GB * 0.8),
     "nvlink3": Link(alpha_s=3e-6, bytes_s=300 * _GB * 0.8),
     "nvlink4": Link(alpha_s=3e-6, bytes_s=450 * _GB * 0.8),
     # x16, with PCI-SIG's rates of 31.5 and 63 GB/s.
@@ -101,6 +102,11 @@ class Cluster:
         rate = self.inter.bytes_s * self.ports * (1 - self.busy) / self.oversubscription
         return replace(self.inter, bytes_s=rate)
 
+    def slowest_hop(self, flows_per_link: int = 1) -> Link:
+        """The slowest hop of a ring through all nodes; one process on a node uses no link inside it."""
+        rate = self.node_link.bytes_s / flows_per_link
+        return replace(self.inter, bytes_s=min(rate, self.intra.bytes_s) if self.per_node > 1 else rate)
+
 
 def ring_half(size: float, processes: int, link: Link, gamma_s: float = 0.0) -> float:
     """Seconds of a ring reduce-scatter or all-gather of ``size`` bytes over equal links."""
@@ -130,8 +136,7 @@ def flat_seconds(size: float, cluster: Cluster, *, tree: bool | None = None) -> 
     if cluster.nodes == 1:
         return ring_all_reduce(size, cluster.world, cluster.intra, cluster.gamma_s)
     flows_per_link = cluster.per_node if cluster.interleaved else 1
-    inter_hop = replace(cluster.node_link, bytes_s=cluster.node_link.bytes_s / flows_per_link)
-    slowest = replace(inter_hop, bytes_s=min(inter_hop.bytes_s, cluster.intra.bytes_s))
+    slowest = cluster.slowest_hop(flows_per_link)
     ring = ring_all_reduce(size, cluster.world, slowest, cluster.gamma_s)
     if not (cluster.tree if tree is None else tree):
         return ring

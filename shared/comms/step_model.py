@@ -3,8 +3,8 @@
 A step computes the forward pass, then the backward pass, in which gradients become ready bucket by bucket from the last
 layer to the first. A bucket is reduced when it is ready and the previous one is done. Communication that is not done
 when the backward pass ends is exposed. All processes wait for the slowest: if the step times of P processes have a
-relative standard deviation ``jitter``, the slowest takes about ``1 + jitter sqrt(2 ln P)`` times the mean (the expected
-maximum of normal variables; David and Nagaraja, 2003).
+relative standard deviation ``jitter``, the slowest takes ``1 + jitter m`` times the mean, with the expected maximum
+``m = Phi^-1((P - 3/8) / (P + 1/4))`` of P standard normal variables (Blom, 1958).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 from shared.comms.cost import Cluster, Route, node_bytes, ring_half, route_seconds
@@ -59,6 +60,12 @@ class Workload:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise InvalidInputError(f"the batch is {self.batch} samples per process; it must be at least 1")
+        if self.compute_s is not None and not 0 < self.compute_s < math.inf:
+            raise InvalidInputError(f"a step computes for {self.compute_s} s; it must be above 0")
+        if not 0 <= self.jitter < math.inf:
+            raise InvalidInputError(f"the jitter is {self.jitter}; it must be at least 0")
+        if self.powersgd_rank < 1:
+            raise InvalidInputError(f"the rank of PowerSGD is {self.powersgd_rank}; it must be at least 1")
 
     @property
     def seconds(self) -> float:
@@ -68,7 +75,11 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommunicationOption:
-    """One option for communication: the route and compression of gradients, and the sharding of the model."""
+    """One option for communication: the route and compression of gradients, and the sharding of the model.
+
+    FSDP shards one copy of the model over all processes, HSDP one over those of each node and sums gradients across
+    nodes. Only this sum is compressed, because nothing else is when training either.
+    """
 
     route: Route
     compression: Compression
@@ -98,12 +109,14 @@ class Prediction:
 
 def predict(workload: Workload, cluster: Cluster, option: CommunicationOption) -> Prediction:
     """The step of a workload on a cluster with the option ``option``."""
-    if option.sharding != "DDP" and option.compression == "powersgd":
-        raise InvalidInputError("PowerSGD needs unsharded gradients, which FSDP and HSDP do not keep")
+    if option not in communication_options(cluster):
+        raise InvalidInputError(f"{option} is not possible on {cluster.nodes} nodes with {cluster.per_node} processes")
     profile = workload.profile
     size = float(profile.parameters * workload.gradient_bytes)
     sent_fraction, compression_s = _compression(workload, option.compression)
-    slowdown = 1 + workload.jitter * math.sqrt(2 * math.log(cluster.world)) if cluster.world > 1 else 1.0
+    if option.sharding == "HSDP":
+        compression_s /= cluster.per_node  # each process compresses its shard
+    slowdown = 1 + workload.jitter * NormalDist().inv_cdf((cluster.world - 0.375) / (cluster.world + 0.25))
     compute = (workload.seconds + compression_s) * slowdown
     if option.sharding == "DDP":
         timing = _ddp_timing(workload, cluster, option.route, sent_fraction, compute)
@@ -126,21 +139,29 @@ def predict(workload: Workload, cluster: Cluster, option: CommunicationOption) -
     )
 
 
-def communication_options() -> Iterator[CommunicationOption]:
-    """All options that the model distinguishes. FSDP and HSDP have one route each, and do not support PowerSGD."""
+def communication_options(cluster: Cluster) -> Iterator[CommunicationOption]:
+    """The options for a training on a cluster. FSDP and HSDP have one route each.
+
+    A single process sends nothing. The hierarchical route and HSDP need several nodes of several processes.
+    """
+    if cluster.world == 1:
+        yield CommunicationOption(route="flat", compression="none", sharding="DDP")
+        return
     compressions: tuple[Compression, ...] = ("none", "bf16", "powersgd")
-    routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
+    has_levels = cluster.nodes > 1 and cluster.per_node > 1
+    routes: tuple[Route, ...] = ("flat", "ring", "hierarchical") if has_levels else ("flat", "ring")
     for compression in compressions:
         for route in routes:
             yield CommunicationOption(route=route, compression=compression, sharding="DDP")
-        if compression != "powersgd":
+        if compression == "none":
             yield CommunicationOption(route="ring", compression=compression, sharding="FSDP")
+        if compression != "powersgd" and has_levels:
             yield CommunicationOption(route="hierarchical", compression=compression, sharding="HSDP")
 
 
 def rank_options(workload: Workload, cluster: Cluster, memory_bytes: float | None = None) -> list[Prediction]:
     """Predictions of all options, fastest first; those that exceed ``memory_bytes`` come last."""
-    predictions = [predict(workload, cluster, option) for option in communication_options()]
+    predictions = [predict(workload, cluster, option) for option in communication_options(cluster)]
     limit = math.inf if memory_bytes is None else memory_bytes
     return sorted(predictions, key=lambda prediction: (prediction.memory_bytes > limit, prediction.step_s))
 
@@ -197,14 +218,14 @@ def _sharded_timing(
     """Like ``_ddp_timing``, for FSDP and HSDP: a bucket's parameters are gathered before its forward and backward pass,
     and its gradients are reduce-scattered after the backward pass.
 
-    One bucket is gathered ahead; all transfers share the links. Parameters are compressed like gradients.
+    One bucket is gathered ahead; all transfers share the links. Only the sum across copies is compressed.
     """
     size = float(workload.profile.parameters * workload.gradient_bytes)
     buckets = _buckets(workload)
     forward, backward = compute / 3, 2 * compute / 3
-    gathers = [_shard_transfer(size * fraction * sent_fraction, cluster, option) for _, fraction in buckets]
+    gathers = [_shard_transfer(size * fraction, cluster, option) for _, fraction in buckets]
     reduces = [
-        _shard_transfer(size * fraction * sent_fraction, cluster, option)
+        _shard_transfer(size * fraction, cluster, option)
         + _replica_reduce(size * fraction * sent_fraction, cluster, option)
         for _, fraction in buckets
     ]
@@ -224,8 +245,7 @@ def _shard_transfer(size: float, cluster: Cluster, option: CommunicationOption) 
     """Seconds of a reduce-scatter or all-gather between the processes that share a copy."""
     if option.sharding == "HSDP" or cluster.nodes == 1:
         return ring_half(size, cluster.per_node, cluster.intra)
-    slowest = replace(cluster.node_link, bytes_s=min(cluster.node_link.bytes_s, cluster.intra.bytes_s))
-    return ring_half(size, cluster.world, slowest)
+    return ring_half(size, cluster.world, cluster.slowest_hop())
 
 
 def _replica_reduce(size: float, cluster: Cluster, option: CommunicationOption) -> float:

@@ -6,8 +6,10 @@ import json
 import random
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from shared.cli.main import main
 from shared.comms.joining import members_in_order
@@ -192,3 +194,23 @@ def test_the_plan_ranks_the_options_and_ends_with_one_line_of_json(capsys, tmp_p
     assert scenario["ok"] and scenario["before"] == pytest.approx(0.28, abs=0.01)
     for wrong in (["--inter", "string"], ["--nodes", "0"], ["--batch", "0"], ["--model", str(tmp_path / "none")]):
         assert main(["plan", *wrong]) == 2
+    for wrong in (["--compute-ms", "0"], ["--compute-ms", "-5"], ["--jitter", "-1"], ["--powersgd-rank", "0"]):
+        assert main(["plan", *wrong]) == 2, wrong
+    capsys.readouterr()
+    assert main(["plan", "--device", "rtx4090"]) == 2
+    assert "--compute-ms" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_weights_file_needs_the_measured_time_of_a_step(capsys, tmp_path):
+    save_file({"weight": torch.zeros(1000, 1000)}, tmp_path / "weights.safetensors")
+    words = ["plan", "--model", str(tmp_path), "--nodes", "4", "--gpus", "1", "--inter", "ethernet-10g"]
+    assert main(words) == 2
+    assert "--compute-ms" in capsys.readouterr().err
+    assert main([*words, "--compute-ms", "10"]) == 0
+    assert "1.0 million parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("link", "ports"), [("ethernet-100g", "1 port of"), ("ib-ndr", "8 ports of")])
+def test_nodes_have_an_infiniband_port_for_each_gpu_and_one_of_ethernet(capsys, link, ports):
+    assert main(["plan", "--nodes", "2", "--gpus", "8", "--inter", link]) == 0
+    assert f"{ports} {link}" in " ".join(capsys.readouterr().out.split())
