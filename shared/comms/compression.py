@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 
 from shared.comms.allreduce import Route, equal_bounds
+from shared.errors import InvalidInputError
+
+MAX_BF16_TERMS = 256
+"""The largest number of values that may be summed one after the other in bf16, which has 8 significant bits.
+
+Each addition rounds the sum. A value smaller than half of its last bit is lost, so a sum of equal values stops growing
+after 256 to 512 of them.
+"""
 
 
 class Part(NamedTuple):
@@ -80,6 +88,16 @@ class HalfPrecision(NoCompression):
         half = flat.to(self.dtype)
         route.all_reduce(half)
         flat.copy_(half)
+
+
+def refuse_inexact_sum(compression: str, processes: int) -> None:
+    """Raises ``InvalidInputError`` if a ring of ``processes`` would sum in bf16 and lose a part of the gradients."""
+    if compression == "bf16" and processes > MAX_BF16_TERMS:
+        raise InvalidInputError(
+            f"strategy.compression is bf16, in which a ring of {processes} processes loses a part of the gradients, "
+            f"because each process rounds the sum to 8 bits (at most {MAX_BF16_TERMS} processes); use fp16, or "
+            "--strategy.route hierarchical, which compresses only between nodes"
+        )
 
 
 class PowerSGD:

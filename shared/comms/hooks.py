@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
 from shared.comms.allreduce import Flat, Ring, Route, all_peers, mesh_peers
-from shared.comms.compression import Compressor, HalfPrecision, NoCompression, Part, PowerSGD
+from shared.comms.compression import (
+    Compressor,
+    HalfPrecision,
+    NoCompression,
+    Part,
+    PowerSGD,
+    refuse_inexact_sum,
+)
 from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical, Stages
 
@@ -112,8 +119,12 @@ def gradient_exchange(
         route = "hierarchical" if equal_nodes and several and group.device.type == "cpu" else "flat"
     chosen: Route | Hierarchical
     if route == "hierarchical":
-        chosen = Hierarchical(*mesh_peers(group, shard), device=group.device)
+        inside, across, back = mesh_peers(group, shard)
+        refuse_inexact_sum(compression, across.size)
+        chosen = Hierarchical(inside, across, back, device=group.device)
     else:
+        if route == "ring" or group.device.type == "cpu":  # gloo sums in a ring, NCCL over many processes in trees
+            refuse_inexact_sum(compression, group.world)
         chosen = Ring(all_peers(group)) if route == "ring" else Flat(all_peers(group))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return GradientExchange(group, chosen, compressors[compression](), names)

@@ -15,7 +15,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 
 from shared.comms.allreduce import Flat, Peers, all_peers, mesh_peers, mesh_ranks
 from shared.comms.collective_log import CollectiveLog
-from shared.comms.compression import Compressor, HalfPrecision, NoCompression
+from shared.comms.compression import Compressor, HalfPrecision, NoCompression, refuse_inexact_sum
 from shared.comms.group import Group
 from shared.comms.hooks import refuse_different_models
 from shared.comms.sharded_state import local_tensor
@@ -59,6 +59,7 @@ class ShardedStrategy:
             # FSDP2 supports no other memory format, such as channels_last; the values do not change.
             parameter.data = parameter.data.contiguous()
         inside, across, _ = mesh_peers(group, self._shard)
+        refuse_inexact_sum(self._compression, across.size)
         self._inside, self._all = inside, all_peers(group)
         mesh = dist.device_mesh.DeviceMesh.from_group(inside.group, group.device.type, mesh_dim_names=("shard",))
         unsharded = set(self._unsharded)

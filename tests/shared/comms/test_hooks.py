@@ -4,18 +4,66 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from shared.comms.compression import MAX_BF16_TERMS, HalfPrecision
 from shared.comms.shaped_network import Job, succeed
 from shared.observe.events import read_events
 from shared.strategy import DDP, FSDP
 from tests.shared.comms import workers
 from tests.shared.engine.line import weights
+from tests.shared.processes import run
 
 ROUTES = ("flat", "ring", "hierarchical")
 POWERSGD = {
     route: DDP(route=route, compression="powersgd", powersgd_rank=1, powersgd_start=2)
     for route in ("flat", "hierarchical")
 }
+
+
+class Chain:
+    """Sums equal gradients of many processes as a ring does: one after the other, each sum in the type that is sent."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        own = tensor.clone()
+        for _ in range(self.processes - 1):
+            tensor += own
+
+
+@pytest.mark.parametrize(
+    ("dtype", "processes", "lost"),
+    [
+        (torch.bfloat16, MAX_BF16_TERMS, (-0.05, 0.05)),
+        (torch.bfloat16, 4 * MAX_BF16_TERMS, (0.5, 0.8)),
+        (torch.float16, 4 * MAX_BF16_TERMS, (-0.05, 0.05)),
+    ],
+)
+def test_a_long_ring_in_bf16_loses_most_of_the_gradient(dtype, processes, lost):
+    """Why more processes are refused: equal gradients are the worst case."""
+    mean = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    summed = mean / processes
+    HalfPrecision(dtype).sum(summed, (), Chain(processes), processes)
+    assert lost[0] < 1 - float(summed @ mean / (mean @ mean)) < lost[1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "per_node", "route", "compression", "accepted"),
+    [
+        (64, 8, "flat", "bf16", False),
+        (64, 8, "ring", "bf16", False),
+        (64, 8, "flat", "fp16", True),
+        (64, 8, "hierarchical", "bf16", True),
+        (257, 1, "hierarchical", "bf16", False),
+        (32, 8, "flat", "bf16", True),
+    ],
+)
+def test_bf16_is_refused_where_a_ring_would_lose_a_part_of_the_gradients(nodes, per_node, route, compression, accepted):
+    (message,) = run(workers.exchange_of_one_of_many, nodes, per_node, route, compression, processes=1)
+    assert (message == "accepted") == accepted, message
+    assert accepted or "use fp16" in message
 
 
 def test_gradients_equal_those_of_plain_ddp(hosts):

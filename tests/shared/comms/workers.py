@@ -19,9 +19,11 @@ from torch.utils import tensorboard  # noqa: F401 - slow to import, so once and 
 
 from shared.cli.main import main
 from shared.comms.allreduce import Flat, Ring, all_peers, mesh_peers
+from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical
+from shared.comms.hooks import gradient_exchange
 from shared.comms.joining import join, shorten_timeouts
-from shared.comms.watch import LostProcessError, Timeouts
+from shared.comms.watch import LostProcessError, Member, Timeouts
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
@@ -76,6 +78,21 @@ def join_through(interface: str) -> str:
             return "joined"
     except LostProcessError as error:
         return str(error)
+
+
+def exchange_of_one_of_many(nodes: int, per_node: int, route: str, compression: str) -> str:
+    """Why a process of a large cluster refuses an exchange of gradients. With torch's fake backend, nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    world = nodes * per_node
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    members = tuple(Member(f"node{number // per_node}", number % per_node, 1, number) for number in range(world))
+    try:
+        group = Group(0, world, torch.device("cpu"), members)
+        gradient_exchange(group, nn.Linear(2, 2), route=route, compression=compression)
+    except InvalidInputError as error:
+        return str(error)
+    return "accepted"
 
 
 def lose(how: str, victim: int) -> str:
