@@ -7,7 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,55 @@ def refuse_impure_batches(dataset: Dataset, indices: Indices, key: Key) -> None:
             f"the data set {class_name} returns two different batches for the same indices and key, so a run with it "
             "cannot be repeated or resumed; draw random numbers only from key.generator(index)"
         )
+
+
+def refuse_different_data(dataset: Dataset, indices: Indices, key: Key, group: Group) -> None:
+    """Raises ``InvalidInputError`` on every process if one of them reads other values for the same samples.
+
+    This happens if a host has an older copy of the data. Sizes, means and mean magnitudes of the arrays may differ by a
+    hundredth, because processors round differently.
+    """
+    if group.world == 1:
+        return
+    summaries = group.gather(list(_summaries(dataset.batch(indices, key))))
+    for rank, summary in enumerate(summaries):
+        if len(summary) != len(summaries[0]) or not all(map(_similar, summary, summaries[0])):
+            raise InvalidInputError(
+                f"rank {rank} ({group.members[rank].description}) reads other values than rank 0 "
+                f"({group.members[0].description}) for the samples {', '.join(map(str, indices))}: give every host the "
+                "same copy of the data"
+            )
+
+
+def _summaries(batch: Any) -> Iterator[tuple[int, float, float]]:
+    """The size, mean and mean magnitude of each array in a nested batch."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    elif is_dataclass(batch):
+        batch = [getattr(batch, field.name) for field in fields(batch)]
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _summaries(part)
+        return
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        batch = torch.from_numpy(batch)
+    if isinstance(batch, Tensor) and batch.layout is torch.strided and not batch.is_complex():
+        values = batch.double().nan_to_num()
+        yield (
+            batch.numel(),
+            float(values.sum()) / max(1, batch.numel()),
+            float(values.abs().sum()) / max(1, batch.numel()),
+        )
+
+
+def _similar(left: tuple[int, float, float], right: tuple[int, float, float]) -> bool:
+    (size, mean, magnitude), (other_size, other_mean, other_magnitude) = left, right
+    tolerance = 0.01 * max(magnitude, other_magnitude)
+    return (
+        abs(size - other_size) <= 0.01 * max(size, other_size)
+        and abs(mean - other_mean) <= tolerance
+        and abs(magnitude - other_magnitude) <= tolerance
+    )
 
 
 def _global_generators() -> dict[str, Any]:

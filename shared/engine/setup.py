@@ -20,6 +20,7 @@ from shared.data.loader import Loader
 from shared.data.order import Order, Permutation
 from shared.engine.checkpoint import Checkpoints, Progress, Stateful, read_progress
 from shared.engine.checks import (
+    refuse_different_data,
     refuse_different_processes,
     refuse_impure_batches,
     refuse_late_parameters,
@@ -269,7 +270,9 @@ def _refuse_faulty_input(training: Training) -> None:
     """
     step, loader, limits = training.progress.step, training.loader, training.recipe.limits
     if step < training.total_steps:
-        refuse_impure_batches(loader.dataset, loader.indices(step)[0][:4], training.order.key(step))
+        key, first_samples = training.order.key(step), training.order.indices(step)[:2].copy()
+        refuse_impure_batches(loader.dataset, loader.indices(step)[0][:4], key)
+        refuse_different_data(loader.dataset, first_samples, key, training.group)
     if not training.progress.history:
         model, task, group = training.model, training.task, training.group
         batch = training.evaluation_batch

@@ -88,6 +88,7 @@ UNLIKE = {
     "settings": "seed is 1",
     "batches": "the number of training samples is 44 there and 40 elsewhere",
     "dtypes": "float64",
+    "copies": "give every host the same copy of the data",
 }
 
 

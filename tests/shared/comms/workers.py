@@ -308,6 +308,8 @@ def _train_unlike(path: Path, odd: int, how: str) -> str:
     recipe = replace(line.recipe(steps=3), strategy=strategy)
     if rank == odd and how == "batches":
         recipe = replace(recipe, data=LongerThanItSays())
+    if rank == odd and how == "copies":
+        recipe = replace(recipe, data=OldCopy())
     if rank == odd and how == "dtypes":
         recipe = replace(recipe, model=InDouble())
     if rank == odd and how == "settings":
@@ -326,8 +328,18 @@ class LongerThanItSays(line.Data):
         return line.Points(self.length + 4)
 
 
-LongerThanItSays.__name__, LongerThanItSays.__qualname__ = line.Data.__name__, line.Data.__qualname__
-LongerThanItSays.__module__ = line.Data.__module__
+class OldCopy(line.Data):
+    """The same config as on the other processes, for a copy with other values."""
+
+    def train(self, input: Any = None) -> line.Points:
+        points = line.Points(self.length)
+        points.x = points.x * 1.1
+        return points
+
+
+for odd_data in (LongerThanItSays, OldCopy):
+    odd_data.__name__, odd_data.__qualname__ = line.Data.__name__, line.Data.__qualname__
+    odd_data.__module__ = line.Data.__module__
 
 
 class InDouble(line.Network):
