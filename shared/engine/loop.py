@@ -140,7 +140,8 @@ def accumulate(training: Training, step: Step) -> dict[str, Tensor]:
 def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
     """Reads the loss and the gradient norm from the device and writes them to the log and the events."""
     progress = training.progress
-    mean_loss, learning_rate = training.group.mean(loss).item(), float(training.schedule.get_last_lr()[0])
+    # With mixed precision the type of the loss may differ between processes, such as on one without positives.
+    mean_loss, learning_rate = training.group.mean(loss.float()).item(), float(training.schedule.get_last_lr()[0])
     speed = training.log.steps_per_second(progress.step, progress.seconds)
     training.events.write("train", progress.step, loss=mean_loss, norm=norm.item(), lr=learning_rate, steps_per_s=speed)
     training.log.step(progress.step, mean_loss, learning_rate, speed)

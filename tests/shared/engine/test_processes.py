@@ -116,3 +116,21 @@ def test_every_process_raises_what_the_leader_refuses(tmp_path):
     (tmp_path / "notes.txt").touch()
     for message in run(refusal, tmp_path):
         assert "holds files but is not a run" in message
+
+
+class HalfOnTheSecond(line.Regression):
+    """As in mixed precision: the loss of a process without positives has another type."""
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)["square"]
+        return {"square": loss.to(torch.bfloat16) if os.environ["RANK"] == "1" else loss}
+
+
+def train_with_losses_of_different_types(path):
+    line.run(line.recipe(HalfOnTheSecond, steps=2, log_every=1), path)
+    return [event["loss"] for event in read_events(path / "events.jsonl") if "lr" in event]
+
+
+def test_losses_of_different_types_are_averaged(tmp_path):
+    for losses in run(train_with_losses_of_different_types, tmp_path / "run"):
+        assert losses and all(0 < loss < 10 for loss in losses)
