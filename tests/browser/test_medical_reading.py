@@ -172,3 +172,54 @@ def test_the_current_row_is_legible_with_forced_colours(page: Page, site: str) -
     )
     on, off, row = colours
     assert on != off and on == row and on[0] != on[1]
+
+
+def test_only_the_result_is_scrolled_to_when_a_case_opens(page: Page, site: str) -> None:
+    """Scrolling to the first finding as well would stop the smooth scrolling to the result halfway."""
+    page.add_init_script(
+        """window.scrolledTo = [];
+        const scroll = Element.prototype.scrollIntoView;
+        Element.prototype.scrollIntoView = function (...options) {
+          window.scrolledTo.push(this.id || this.tagName);
+          scroll.apply(this, options);
+        };"""
+    )
+    page.set_viewport_size({"width": 1366, "height": 650})
+    open_chest(page, site)
+    page.reload()
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("scrolledTo.at(-1)") == "result"
+    page.keyboard.press("n")
+    assert page.evaluate("scrolledTo.at(-1)") == "LI"
+
+
+@pytest.mark.parametrize("height", [768, 650])
+def test_six_findings_fit_on_a_laptop_screen(page: Page, site: str, height: int) -> None:
+    """A browser leaves 650 pixels of 768 to the page."""
+    page.set_viewport_size({"width": 1366, "height": height})
+    page.emulate_media(reduced_motion="reduce")  # otherwise the positions may be read while the page scrolls
+    open_chest(page, site)
+    first, second = (
+        page.get_by_label(f"Accept finding {n}").locator("xpath=ancestor::li").bounding_box() for n in (1, 2)
+    )
+    assert first is not None and second is not None
+    assert first["y"] >= 0 and first["y"] + 5 * (second["y"] - first["y"]) + first["height"] <= height
+    expect(page.get_by_role("slider", name="Slice")).to_be_in_viewport(ratio=1)
+
+
+def test_a_weak_finding_is_described_as_such(page: Page, site: str) -> None:
+    open_chest(page, site)
+    rows = page.locator(".findings > li > button")
+    expect(rows.nth(1)).to_have_accessible_description("Below the operating score")
+    expect(rows.nth(0)).to_have_accessible_description("")
+
+
+def test_the_list_scrolls_to_the_finding_that_a_key_selects(page: Page, site: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 330})
+    open_chest(page, site)
+    row = page.get_by_label("Findings, highest score first").locator("li").nth(1)
+    expect(row).not_to_be_in_viewport(ratio=1)
+    page.keyboard.press("n")
+    expect(row.locator("[aria-current=true]")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport()
