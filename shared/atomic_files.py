@@ -1,9 +1,11 @@
-"""Atomic writes of files and directories that survive a power cut, and file locks between processes."""
+"""Atomic writes and removal of files and directories, and file locks between processes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it exists, to which other processes may still be writing.
+
+    It is renamed first: they then find no folder to write to. Otherwise a file written while its contents are being
+    removed would stay, and the folder with it.
+    """
+    removed = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    try:
+        folder.rename(removed)
+    except OSError:  # there is none, or it cannot be renamed
+        removed = folder
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 
 from shared.app import App
+from shared.atomic_files import remove_folder
 from shared.deploy.artifact import Artifact, Manifest
 from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
@@ -317,7 +318,7 @@ class Service:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
     def expire(self) -> None:
         """Deletes the cases and jobs that exceed the retention limits in the settings."""

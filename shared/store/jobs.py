@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import re
-import shutil
 import time
 import uuid
 from collections import Counter
@@ -22,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from typing_extensions import TypeAliasType
 
+from shared.atomic_files import remove_folder
 from shared.data.archive import member_names
 from shared.errors import InvalidInputError
 from shared.store.inputs import describe_inputs, digest_of_all
@@ -113,7 +113,7 @@ def remove_abandoned_files(engine: Engine, folder: Path, *, exclusive: bool) -> 
         with suppress(FileNotFoundError):
             old = exclusive or time.time() - job_folder.stat().st_mtime > _ABANDONED_AFTER_S
             if old and (row is None or row.state in FINAL):
-                shutil.rmtree(job_folder, ignore_errors=True)
+                remove_folder(job_folder)
 
 
 class JobStore:
@@ -168,7 +168,7 @@ class JobStore:
                 raise
             return known  # it was submitted twice at the same time; both use the same folder
         except BaseException:
-            shutil.rmtree(self._jobs / number, ignore_errors=True)
+            remove_folder(self._jobs / number)
             raise
         return Job.model_validate(row)
 
@@ -339,7 +339,7 @@ class JobStore:
         tell_ns = time.time_ns() if self._has_webhook else None
         changed = self._change(job_id, only_if, stage="", server=None, files=[], tell_ns=tell_ns, **values)
         if changed:
-            shutil.rmtree(self._jobs / job_id, ignore_errors=True)
+            remove_folder(self._jobs / job_id)
         return changed
 
     def _change(self, job_id: str, *conditions: Any, **values: Any) -> bool:

@@ -14,10 +14,11 @@ from apps.driving.types import Frame
 def write_frame(frame: Frame, root: Path, frame_id: str) -> None:
     """Writes ``velodyne``, ``image_2``, ``calib`` and, if there is ground truth, ``label_2`` below ``root``.
 
-    As in KITTI, the labels contain what is visible in the first camera.
+    As in KITTI, the labels contain what is visible in the first camera. The folder that contains ``root`` must exist.
     """
+    root.mkdir(exist_ok=True)
     for folder in ("velodyne", "image_2", "calib", "label_2"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder).mkdir(exist_ok=True)
     if frame.points_lidar_m is not None:
         (root / "velodyne" / f"{frame_id}.bin").write_bytes(frame.points_lidar_m.astype("<f4").tobytes())
     camera = next(iter(frame.cameras.values()))
