@@ -204,11 +204,6 @@ def test_an_unreachable_database_is_described_for_every_operation_but_probes(doc
             assert "503" in operation["responses"], (path, method)
 
 
-def test_events_are_described_as_text(document: dict[str, Any]) -> None:
-    events = document["paths"]["/api/finance/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
-    assert events == {"text/event-stream": {"schema": {"type": "string"}}}
-
-
 def test_a_configuration_matches_its_schema_with_and_without_batching(
     client: TestClient, document: dict[str, Any]
 ) -> None:

@@ -24,7 +24,7 @@ from shared.store.records import Origin
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
 _EVENTS: dict[int | str, dict[str, Any]] = {
-    200: content("text/event-stream", {"type": "string"}),
+    200: content("text/event-stream"),
     429: {"model": Problem, "description": "This client already follows the maximum number of jobs; see Retry-After"},
     503: {"model": Problem, "description": "Too many jobs are being followed; see Retry-After"},
 }
