@@ -90,8 +90,9 @@ def refuse_impure_batches(dataset: Dataset, indices: Indices, key: Key) -> None:
 def refuse_different_data(dataset: Dataset, indices: Indices, key: Key, group: Group) -> None:
     """Raises ``InvalidInputError`` on every process if one of them reads other values for the same samples.
 
-    This happens if a host has an older copy of the data. Sizes, means and mean magnitudes of the arrays may differ by a
-    hundredth, because processors round differently.
+    This happens if a host has an older copy of the data, or if a batch depends on the process: on its rank, or on the
+    order of a set of strings. Sizes, means and mean magnitudes of the arrays may differ by a hundredth, because
+    processors round differently.
     """
     if group.world == 1:
         return
@@ -101,7 +102,7 @@ def refuse_different_data(dataset: Dataset, indices: Indices, key: Key, group: G
             raise InvalidInputError(
                 f"rank {rank} ({group.members[rank].description}) reads other values than rank 0 "
                 f"({group.members[0].description}) for the samples {', '.join(map(str, indices))}: give every host the "
-                "same copy of the data"
+                f"same copy of the data, and let batch() of {type(dataset).__name__} depend only on its arguments"
             )
 
 
@@ -114,19 +115,31 @@ def _summaries(batch: Any) -> Iterator[tuple[int, float, float]]:
     if isinstance(batch, (list, tuple)):
         for part in batch:
             yield from _summaries(part)
-        return
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
-        batch = torch.from_numpy(batch)
-    if isinstance(batch, Tensor) and batch.layout is torch.strided and not batch.is_complex():
-        values = batch.double().nan_to_num()
-        yield (
-            batch.numel(),
-            float(values.sum()) / max(1, batch.numel()),
-            float(values.abs().sum()) / max(1, batch.numel()),
-        )
+    is_dense = isinstance(batch, Tensor) and batch.layout is torch.strided and not batch.is_complex()
+    if is_dense or (isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf"):
+        yield _summary(batch)
+
+
+def _summary(values: np.ndarray | Tensor) -> tuple[int, float, float]:
+    flat, total, magnitude = values.reshape(-1), 0.0, 0.0
+    # In parts, because doubles of all values would take several times the memory of the batch.
+    for start in range(0, len(flat), _SUMMED_AT_ONCE):
+        part = flat[start : start + _SUMMED_AT_ONCE]
+        # ``astype`` copies: torch takes neither reversed arrays nor other byte orders, and warns of read-only ones.
+        doubles = part.double() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float64))
+        # Without infinities, such as those of an attention mask: their difference is not a number.
+        doubles = doubles.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        total, magnitude = total + float(doubles.sum()), magnitude + float(doubles.abs().sum())
+    size = max(1, len(flat))
+    return len(flat), total / size, magnitude / size
+
+
+_SUMMED_AT_ONCE = 2**20
 
 
 def _similar(left: tuple[int, float, float], right: tuple[int, float, float]) -> bool:
+    if left == right:
+        return True
     (size, mean, magnitude), (other_size, other_mean, other_magnitude) = left, right
     tolerance = 0.01 * max(magnitude, other_magnitude)
     return (

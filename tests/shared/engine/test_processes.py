@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,61 @@ def train_with_losses_of_different_types(path):
 def test_losses_of_different_types_are_averaged(tmp_path):
     for losses in run(train_with_losses_of_different_types, tmp_path / "run"):
         assert losses and all(0 < loss < 10 for loss in losses)
+
+
+class WithArrays(line.Points):
+    """Values with which a sum, or torch, has difficulties, and which are the same on all processes."""
+
+    def batch(self, indices, key):
+        batch = super().batch(indices, key)
+        read_only = np.ones(4)
+        read_only.setflags(write=False)
+        return batch | {
+            "mask": torch.full((2, 4), -torch.inf),
+            "depth": torch.tensor([torch.inf, torch.inf, -torch.inf, torch.nan]),
+            "largest": np.full(3, np.finfo(np.float64).max),
+            "mirrored": np.arange(6.0).reshape(2, 3)[:, ::-1],
+            "big-endian": np.arange(3, dtype=">f4"),
+            "read-only": read_only,
+            "name": "a",
+        }
+
+
+class OfTheRank(line.Points):
+    """Is augmented in another way on each process."""
+
+    def batch(self, indices, key):
+        batch = super().batch(indices, key)
+        return batch | {"x": batch["x"] * (1 + int(os.environ["RANK"]))}
+
+
+class ArrayData(line.Data):
+    points: type[line.Points] = WithArrays
+
+    def train(self, input=None):
+        return self.points(self.length)
+
+
+class RankData(ArrayData):
+    points = OfTheRank
+
+
+def train_on_arrays(path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable")
+        return line.run(replace(line.recipe(steps=1), data=ArrayData()), path).steps
+
+
+def test_equal_batches_of_any_values_and_arrays_are_accepted(tmp_path):
+    assert run(train_on_arrays, tmp_path / "run") == [1, 1]
+
+
+def refused_on_rank_data(path):
+    with pytest.raises(InvalidInputError) as raised:
+        line.run(replace(line.recipe(), data=RankData()), path)
+    return str(raised.value)
+
+
+def test_batches_that_depend_on_the_rank_are_refused_with_their_data_set(tmp_path):
+    for message in run(refused_on_rank_data, tmp_path / "run"):
+        assert "rank 1 " in message and "let batch() of OfTheRank depend only on its arguments" in message
