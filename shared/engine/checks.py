@@ -40,9 +40,13 @@ def refuse_unusable_network(model: nn.Module) -> None:
 
 
 def refuse_late_parameters(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-    """Raises ``InvalidInputError`` if the first forward pass has added layers, which the optimizer does not know."""
+    """Raises ``InvalidInputError`` if the first forward pass has added layers, which the optimizer does not know.
+
+    Frozen ones are accepted: some networks extend a table of positions so.
+    """
     known = set(map(id, parameters))
-    if late := [name for name, parameter in model.named_parameters() if id(parameter) not in known]:
+    late = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in known]
+    if late:
         raise InvalidInputError(
             f"the first forward pass of the network made new parameters ({', '.join(late[:3])}), which would not be "
             "trained; make them where the recipe's model builds the network"

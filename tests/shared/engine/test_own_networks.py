@@ -64,6 +64,24 @@ def test_a_network_that_cannot_be_trained_is_refused_before_the_first_step(tmp_p
     assert not (tmp_path / "events.jsonl").exists()
 
 
+class ExtendsItsPositions(nn.Module):
+    """A network that replaces a frozen table by a longer one in the first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Linear(2, 1), nn.Parameter(torch.zeros(1, 1), requires_grad=False)
+
+    def forward(self, x):
+        if len(self.positions) < len(x):
+            self.positions = nn.Parameter(torch.zeros(len(x), 1), requires_grad=False)
+        return self.layer(x) + self.positions[: len(x)]
+
+
+def test_a_network_may_make_a_frozen_table_in_the_forward_pass(tmp_path):
+    assert line.run(recipe(ExtendsItsPositions, steps=5), tmp_path).steps == 5
+    assert weights(tmp_path, 5)["layer.weight"].any() and not weights(tmp_path, 5)["positions"].any()
+
+
 class Indexed(torch.utils.data.Dataset):
     """A data set of torch, which has no batches."""
 
