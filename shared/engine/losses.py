@@ -79,7 +79,9 @@ def _refuse_unusable(losses: Mapping[str, Any]) -> None:
     """Raises ``InvalidInputError`` for what cannot be trained on, with the name of the loss."""
     for name, loss in losses.items():
         value = loss.mean if isinstance(loss, WeightedLoss) else loss
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        # Beside other losses ``torch.tensor(0)`` is a constant, such as for a batch without objects.
+        is_constant = isinstance(loss, Tensor) and loss.ndim == 0 and not loss.is_complex() and len(losses) > 1
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or is_constant):
             kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
             raise InvalidInputError(
                 f"the loss {name} is {kind}; Task.loss returns a floating-point tensor, a WeightedLoss with one, or a "

@@ -15,8 +15,9 @@ class WeightedLoss(NamedTuple):
 
     The number of elements varies between micro-batches and processes. The engine uses it to weight the means, so that
     the model is trained on the mean over the global batch, for any number of processes. With a weight of 0 the mean
-    counts as 0, whatever it is (torch's mean over no elements is not a number). If a process splits its samples into
-    several micro-batches, the task must also know the number before the forward pass: see ``Counted``.
+    counts as 0, even if it is not a number, such as torch's mean over no elements. A masked sum must be divided by at
+    least 1, because the gradient of 0 / 0 is not a number either. If a process splits its samples into several
+    micro-batches, the task must also know the number before the forward pass: see ``Counted``.
     """
 
     mean: Tensor

@@ -40,6 +40,13 @@ def test_a_loss_that_cannot_be_trained_on_is_refused_by_name(tmp_path, make, mes
         train(tmp_path, task(make), steps=1)
 
 
+def test_a_whole_number_beside_other_losses_is_a_constant(tmp_path):
+    """Detectors return it for a batch without objects, which may come late in a run."""
+    with_constant = train(tmp_path / "two", task(lambda squares: {"class": squares.mean(), "box": torch.tensor(0)}))
+    alone = train(tmp_path / "one", task(lambda squares: {"class": squares.mean()}))
+    assert with_constant.steps == 30 and with_constant.scores == alone.scores
+
+
 def test_a_batch_without_any_of_the_elements_has_a_weighted_loss_of_zero(tmp_path):
     """torch's mean over no elements is not a number, and a network trains on without it."""
 
