@@ -88,10 +88,14 @@ def limit_library_threads() -> None:
 
 
 def limit_torch_threads() -> None:
-    """Lowers torch's number of threads to ``compute_threads()``; torch itself does not know a container's quota."""
+    """Lowers torch's number of threads to TRIVIUM_THREADS or a container's quota, which torch does not know.
+
+    It knows OMP_NUM_THREADS, which ``torchrun`` sets to 1: a script that has set more threads since then keeps them.
+    """
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), compute_threads()))
+    if os.environ.get("TRIVIUM_THREADS") or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), compute_threads()))
 
 
 def set_compute_threads() -> int:

@@ -141,6 +141,19 @@ def test_a_training_and_the_packing_of_its_data_keep_to_the_cores_of_their_conta
     assert set(parallel_imap(os.getpid, [(), ()])) == {os.getpid()}
 
 
+@pytest.mark.parametrize(("settings", "threads"), [({}, 3), ({"TRIVIUM_THREADS": "2"}, 2)])
+def test_a_training_keeps_the_threads_that_a_script_has_set_under_torchrun(monkeypatch, tmp_path, settings, threads):
+    for name, value in ({"OMP_NUM_THREADS": "1"} | settings).items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fit(recipe(steps=1), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_doctor_reports_the_cores_and_memory_of_the_container(monkeypatch, tmp_path, capsys):
     limit(monkeypatch, tmp_path, "0::/", {"cpu.max": "100000 100000", "memory.max": GIB})
     assert main(["doctor"]) == 1
