@@ -34,12 +34,13 @@ def _folders(controller: str) -> Iterator[Path]:
     """The folders of this process's group and of the groups above it, in version 2 and for a controller in version 1.
 
     A group limits all groups below it. In a container the path to the group is often that on the host, which does not
-    exist here: then only the mount, where the container's own group is, has the files.
+    exist here: then only the mount, where the container's own group is, has the files. So it is without /proc.
     """
     groups = []
     with suppress(OSError):
         groups = [line.split(":", 2) for line in MEMBERSHIP.read_text().splitlines()]
-    for number, controllers, path in [group for group in groups if len(group) == 3] or [["0", "", "/"]]:
+    at_mounts = [["0", "", "/"], ["1", controller, "/"]]
+    for number, controllers, path in [group for group in groups if len(group) == 3] or at_mounts:
         if number == "0" or controller in controllers.split(","):
             mount = MOUNT if number == "0" else MOUNT / controller
             parts = [part for part in path.split("/") if part and part != ".."]

@@ -67,6 +67,12 @@ LIMITS = {
     ),
     "another group's limit": ("0::/other", NESTED, None, None),
     "no control groups": ("", {}, None, None),
+    "version 1 without /proc": (
+        "",
+        {"cpu/cpu.cfs_quota_us": 150000, "cpu/cpu.cfs_period_us": 100000, "memory/memory.limit_in_bytes": GIB},
+        1.5,
+        GIB,
+    ),
 }
 
 
