@@ -139,7 +139,10 @@ def state_dict_in(content: Any, name: str) -> dict[str, Tensor]:
             }
             if state_dict:
                 return state_dict
-    raise InvalidInputError(f"{name} has no state dict, neither at the top level nor under {', '.join(_WEIGHT_KEYS)}")
+    raise InvalidInputError(
+        f"{name} has no state dict, neither at the top level nor under {', '.join(_WEIGHT_KEYS)}; save that of the "
+        "network, torch.save(model.state_dict(), FILE), not the network itself"
+    )
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {

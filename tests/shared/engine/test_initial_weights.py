@@ -101,6 +101,7 @@ def test_files_without_weights_for_the_model_are_refused(tmp_path):
         tmp_path / "text.pt": "cannot be read as a checkpoint that torch saved",
         write(tmp_path / "other.pt", {"encoder.weight": torch.ones(1)}): "none of its 1 tensors fits this model",
         write(tmp_path / "list.pt", [torch.ones(1)]): "has no state dict",
+        write(tmp_path / "network.pt", network()): r"has no state dict, .*; save .* torch\.save\(model\.state_dict\(\)",
         write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "has no state dict",
     }.items():
         with pytest.raises(InvalidInputError, match=message):
