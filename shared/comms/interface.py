@@ -1,7 +1,8 @@
 """Finds the network interface through which the hosts of a job reach each other, where gloo would choose the wrong one.
 
 Gloo listens on the address that the host's own name resolves to. On Debian and Ubuntu this is by default 127.0.1.1,
-which other hosts cannot reach, and in many networks the name does not resolve at all.
+which other hosts cannot reach, and in many networks the name does not resolve at all, or to another machine's address.
+Gloo then listens on the loopback interface.
 """
 
 from __future__ import annotations
@@ -20,18 +21,28 @@ _SIOCGIFADDR = 0x8915
 
 
 def choose_interface(own_address: str, other_addresses: Iterable[str]) -> None:
-    """Sets ``GLOO_SOCKET_IFNAME`` if it is not set and the name of this host does not resolve to a reachable address.
+    """Sets ``GLOO_SOCKET_IFNAME`` if it is not set and gloo would listen on an address that others cannot reach.
 
     ``own_address`` is this host's address on the way to the first host, and ``other_addresses`` are those of the
     other hosts. On the first host its own address may be a loopback address: the way to another host counts then.
     """
-    if os.environ.get(_VARIABLE) or is_reachable(local_address(socket.gethostname())):
+    if os.environ.get(_VARIABLE) or is_reachable(_default_address()):
         return
     candidates = [own_address, *(local_address(other) for other in other_addresses if is_reachable(other))]
     for address in filter(is_reachable, candidates):
         if interface := _interface_of(address):
             os.environ[_VARIABLE] = interface
             return
+
+
+def _default_address() -> str:
+    """The address that gloo would listen on: the first one of this host's name that is its own; empty if none is."""
+    with suppress(OSError):
+        for family, kind, _, _, address in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
+            with suppress(OSError), socket.socket(family, kind) as probe:
+                probe.bind(address)
+                return str(address[0])
+    return ""
 
 
 def local_address(host: str, port: int = 9) -> str:

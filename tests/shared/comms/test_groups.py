@@ -59,6 +59,12 @@ def test_hosts_whose_names_do_not_resolve_find_the_interface_between_them(hosts)
     assert succeed(Job(hosts, 2, workers.sum_without_interface).results(60)) == [(6.0, "eth0")] * 4
 
 
+def test_hosts_whose_names_resolve_to_another_machine_find_the_interface_between_them(hosts):
+    """As with an outdated entry of the DNS. gloo cannot listen on that address, and uses the loopback interface."""
+    others = [host.address for host in reversed(hosts)]
+    assert succeed(Job(hosts, 1, workers.sum_without_interface, others).results(60)) == [(1.0, "eth0")] * 2
+
+
 def test_processes_that_cannot_connect_say_through_which_interface_and_what_to_set(hosts):
     messages = succeed(Job(hosts, 1, workers.join_through, "lo").results(60))
     for number, message in enumerate(messages):

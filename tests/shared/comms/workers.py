@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,9 +64,18 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
         return {"nodes": group.nodes, "hosts": [m.host for m in group.members], "found": found}
 
 
-def sum_without_interface() -> tuple[float, str | None]:
-    """The sum of the ranks over hosts that were not told their interface, and the interface that was chosen."""
+def sum_without_interface(resolved: Sequence[str] = ()) -> tuple[float, str | None]:
+    """The sum of the ranks over hosts that were not told their interface, and the interface that was chosen.
+
+    ``resolved`` are the addresses, by rank, that the host's own name resolves to.
+    """
     del os.environ["GLOO_SOCKET_IFNAME"]
+    resolve, own_name = socket.getaddrinfo, socket.gethostname()
+    if resolved:
+        address = resolved[int(os.environ["RANK"])]
+        socket.getaddrinfo = lambda host, *more, **options: resolve(
+            address if host == own_name else host, *more, **options
+        )
     with join("cpu", timeouts=replace(QUICK, start_s=15)) as group:
         return float(group.sum(torch.tensor(float(group.rank)))), os.environ.get("GLOO_SOCKET_IFNAME")
 
