@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import tyro
@@ -23,6 +25,7 @@ _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in fina
 _COMMANDS_WITH_SETTINGS = (
     *(commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize, commands.Gateway),
 )
+_COMMANDS_THAT_PREDICT = (commands.Predict, commands.Evaluate)
 _MODULES: dict[type, str] = {
     commands.Import: "import_",
     **dict.fromkeys((commands.Backup, commands.Restore, commands.Purge), "store"),
@@ -104,5 +107,20 @@ def run(command: object, settings: Sequence[str]) -> int:
     """Runs ``command``. ``settings`` are the words of the command line that are not arguments of the command."""
     command_class = type(command)
     module = import_module(f"shared.cli.{_MODULES.get(command_class, command_class.__name__.lower())}")
-    code: int = module.run(command, settings) if command_class in _COMMANDS_WITH_SETTINGS else module.run(command)
+    with _program_log_printed() if command_class in _COMMANDS_THAT_PREDICT else nullcontext():
+        code: int = module.run(command, settings) if command_class in _COMMANDS_WITH_SETTINGS else module.run(command)
     return code
+
+
+@contextmanager
+def _program_log_printed() -> Iterator[None]:
+    """Prints to standard error what is slow at the first use of a model: its programs are exported and timed."""
+    log, handler = logging.getLogger("trivium.programs"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

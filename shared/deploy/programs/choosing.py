@@ -160,9 +160,13 @@ def _choose_and_load(network: Network, device: str, requested: str | None, store
             return replace(program, reason=choice.reason, remarks=_log_remarks(remarks))
         except ProgramError as error:
             remarks += (f"the program {choice.program}, chosen before, cannot be used: {error}",)
+    name = network.artifact.manifest.name
+    # It takes from seconds to minutes, in which a server does not answer yet.
+    _report_slow_stage(f"timing the programs of {name}, once on this machine")
     candidates, remarks = _ensure_onnx(network, candidates, build, place, remarks)
     program, choice, rejected = _fastest(network, candidates, build, place)
     write_choice(network.artifact, place, choice)
+    log.info("%s is computed by %s, %s", name, choice.program, choice.reason)
     return replace(program, reason=choice.reason, remarks=_log_remarks((*remarks, *rejected)))
 
 
@@ -225,7 +229,7 @@ def _ensure_onnx(
         reason = "onnxscript is not installed; install trivium[export]"
     if reason is not None:
         return files, (*remarks, f"no ONNX file was made: {reason}")
-    report_stage("exporting the network to ONNX, once")
+    _report_slow_stage(f"exporting {network.artifact.manifest.name} to ONNX, once on this machine")
     try:
         if not (dense := build()).has_onnx:
             return files, remarks
@@ -375,6 +379,11 @@ def _build_once(network: Network) -> Callable[[], DenseNetwork]:
         return built[0]
 
     return build_once
+
+
+def _report_slow_stage(stage: str) -> None:
+    report_stage(stage)
+    log.info("%s", stage)
 
 
 def _log_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from shared.deploy.programs.onnx_runtime import OnnxRuntime
 from shared.deploy.programs.openvino import OpenVino
 from shared.deploy.programs.program import ArrayCompute, Compute, relative_error
 from shared.deploy.programs.store import cache_folder
+from shared.progress import progress_listener
 from tests.shared.deploy.programs.edges import opened
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -104,3 +105,15 @@ def test_a_nan_difference_is_an_infinite_error() -> None:
     assert relative_error(expected, {"a": torch.ones(1), "b": torch.ones(2)}) == float("inf")
     assert relative_error(expected, {"a": torch.ones(2), "b": torch.full((2,), 1.5)}) == 0.5
     assert relative_error({"a": torch.ones(1)}, {"a": torch.full((1,), 1.5)}, {"a": torch.tensor([1.0, 5.0])}) == 0.1
+
+
+def test_choosing_a_program_is_announced_once_because_it_is_slow(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages: list[str] = []
+    with caplog.at_level("INFO", "trivium.programs"), progress_listener(stages.append):
+        program = opened(artifact)
+        assert stages == ["timing the programs of edges, once on this machine"]
+        assert caplog.messages == [*stages, f"edges is computed by {program.name}, {program.reason}"]
+        assert opened(artifact).name == program.name
+    assert len(stages) == 1 and len(caplog.messages) == 2
