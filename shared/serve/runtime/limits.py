@@ -17,6 +17,9 @@ _MAX_SAMPLES, _MIN_SAMPLES = 16, 4
 _RECENT_S = 2.0
 """Requests admitted within this time are expected to be computed before a new one."""
 
+_NOT_LOADED = "not been loaded yet: a server's first start on a machine times each network's programs, once"
+_LOADING_RETRY_AFTER_S = 30
+
 _MARGIN_S = 0.5
 """A margin for delays that are not measured here: a busy network and event loop. At most a tenth of the deadline."""
 
@@ -236,5 +239,5 @@ async def within_deadline(deadline: float, make_error: Callable[[], InvalidInput
 
 async def wait_until_loaded(model: LoadOnce[Loaded], deadline: float) -> Loaded:
     """The model, once it is loaded. Raises ``Busy`` if that takes until after the deadline."""
-    async with within_deadline(deadline, lambda: Busy(model.title, "not been loaded yet")):
+    async with within_deadline(deadline, lambda: Busy(model.title, _NOT_LOADED, _LOADING_RETRY_AFTER_S)):
         return await model.get()

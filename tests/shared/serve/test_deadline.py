@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from shared.app import App
+from shared.errors import InvalidInputError
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
 from tests.shared.serve.echo import Echo, csv, until
 
@@ -91,3 +96,22 @@ def test_an_answer_is_sent_before_later_requests_are_computed(
         finally:
             go.set()
         assert all(future.result().status_code == 200 for future in others)
+
+
+def test_a_request_that_the_load_outlasts_is_told_what_it_waits_for(settings: Settings, echo_app: App) -> None:
+    go = threading.Event()
+
+    def load_late(artifacts: Any, device: str) -> Any:
+        assert go.wait(20)
+        raise InvalidInputError("it is too late")
+
+    server = create_app(
+        settings.model_copy(update={"deadline_s": 0.2}), {"echo": replace(echo_app, predictor=load_late)}
+    )
+    with TestClient(server) as client:
+        try:
+            response = client.post(PREDICT, files=[csv(1)])
+        finally:
+            go.set()
+    assert response.status_code == 503 and response.headers["Retry-After"] == "30"
+    assert "first start on a machine times each network's programs, once; try again in 30" in response.json()["detail"]
