@@ -48,7 +48,10 @@ class LabelsAsPredictions:
             boxes = truth.take(np.argsort(truth.centre_lidar_m[:, 0]))
             boxes_of_frames.append(replace(boxes, scores=np.linspace(0.95, 0.5, len(boxes), dtype=np.float32)))
         return Response(
-            result={"frames": len(outputs)},
+            result={
+                "frames": [{"name": frame.name, "model": "labels"} for frame in outputs],
+                "versions": {"labels": 1},
+            },
             picture=picture.draw(outputs[0], boxes_of_frames[0]),
             files=view.files(list(outputs), boxes_of_frames),
         )
@@ -294,3 +297,9 @@ def test_the_focus_is_visible(page: Page, site: Site) -> None:
     page.keyboard.press("Tab")
     expect(canvas).to_be_focused()
     assert canvas.evaluate("canvas => getComputedStyle(canvas).outlineStyle") == "solid"
+
+
+def test_the_form_names_the_model_that_answered(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    expect(page.get_by_text("Model: labels version 1.", exact=True)).to_be_visible()

@@ -50,7 +50,8 @@ function details(answer) {
 
 async function show(answer, frame, stage, choices) {
   requested = frame;
-  const remarks = answer.result.frames?.find?.(({ name }) => name === frame.frame)?.remarks ?? [];
+  const { model, remarks = [] } = answer.result.frames?.find?.(({ name }) => name === frame.frame) ?? {};
+  const version = answer.result.versions?.[model];
   cloud?.dispose();
   cloud = null;
   // The generated sample has exact ground truth, which is shown by default; labels of real frames are shown on request.
@@ -118,7 +119,7 @@ async function show(answer, frame, stage, choices) {
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
       figure(plan, "From above; up is forward, rings every 20 m. Drag to pan, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
-      element("div", { class: "objects" }, list.node, review?.node ?? null)),
+      element("div", { class: "objects" }, list.node, model ? element("p", { class: "small" }, `Model: ${model}${version ? ` version ${version}` : ""}.`) : null, review?.node ?? null)),
     ...(points ? [space] : []),
   );
   redraw();
