@@ -85,17 +85,15 @@ class Table:
     def fit_input(self, input: FinanceInput) -> FinanceInput:
         """``input`` with a pytorch-forecasting network over the covariates, fitted on the training rows.
 
-        Unchanged if no covariates are named and no series names are to be embedded. A network that is trained further
-        keeps its settings.
+        Unchanged if no covariates are named and no series names are to be embedded, and for an imported network. A
+        network that is trained further keeps its settings.
         """
         if input.library is not None and input.library.further:
             return further_network(self.cases(), input, self.validation_share)
         if not (self.known or self.observed or self.groups):
             return input
         if input.library is not None and not input.library.trained_here:
-            raise InvalidInputError(
-                "the imported network has covariates of its own; leave out data.known, data.observed and data.groups"
-            )
+            return input
         return fit_network(
             self.cases(),
             input,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from apps.finance.datasets.columns import word_column
+from apps.finance.datasets.table import Table
 from apps.finance.models.calendar import columns_taken
 from apps.finance.models.library_encoders import NORMALIZERS, fit_encoders, normalizer_of, with_time_index
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft
@@ -85,11 +86,23 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
 
 
 def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """``recipe`` with the network and the input of an imported model, for further training."""
+    """``recipe`` with the network and the input of an imported model, for further training.
+
+    If the recipe's table names no covariates, it takes those of the network, so that columns of words are read too.
+    Raises InvalidInputError if it names other covariates.
+    """
     from apps.finance.models.stored import stored_settings
 
     model, input = stored_settings(settings)
-    return replace(recipe, model=model, input=input)
+    data = recipe.data
+    if isinstance(data, Table) and input.library is not None:
+        columns, named = columns_taken(input.library), {*data.known, *data.observed}
+        if data.groups or (named and named != {*columns}):
+            raise InvalidInputError(
+                "the imported network has covariates of its own; leave out data.known, data.observed and data.groups"
+            )
+        data = data.with_covariates(columns)
+    return replace(recipe, model=model, data=data, input=input)
 
 
 def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> None:
