@@ -83,6 +83,7 @@ class FinanceCodec:
                 table = replace(table, covariates=self.covariates, value_if_present=target, series_if_present=group)
             elif self.covariates:
                 raise _single_column_error(target, self.covariates)
+        _refuse_other_names(table.series, self.series_column if self.imported is None else self.imported.group)
         contents = read_contents(path, table)
         contents = _select_instrument(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _expand_columns(contents, request.options.get("columns", "").strip(), path.name)
@@ -155,6 +156,17 @@ def _options_for_network(table: TableOptions, library: LibraryTFT, columns: str)
     if columns.strip():
         raise _single_column_error(value, library.covariates)
     return replace(table, value=table.value or value, covariates=library.covariates)
+
+
+def _refuse_other_names(wanted: str | None, names: str | None) -> None:
+    """Raises InvalidInputError if a request names series by some of the columns that named them together in training,
+    or by these columns in another order: the network would know none of the series."""
+    parts, known = (wanted or "").split("+"), (names or "").split("+")
+    if len(known) > 1 and parts != known and {*parts} <= {*known}:
+        raise InvalidInputError(
+            f"the option series is {wanted!r}, but the network was trained on series named by {names}, in this order; "
+            "leave out the option"
+        )
 
 
 def _single_column_error(value: str, covariates: tuple[str, ...]) -> InvalidInputError:

@@ -73,7 +73,7 @@ def to_contents(
     for label in parts_of_names:
         values.pop(label, None)
         faults.pop(label, None)
-    series_label = _matching_label(data_columns, options.series, "series", name) if options.series else None
+    series_label = _matching_label(frame, options.series, "series", name) if options.series else None
     if series_label is None and options.series_if_present:
         series_label = columns.matching_label(options.series_if_present, data_columns.columns)
     series_label = series_label or columns.series_column(data_columns, values, clock.times_ns, name)
@@ -225,7 +225,11 @@ def _matching_label(frame: pl.DataFrame, wanted: str, option: str, name: str) ->
     label = columns.matching_label(wanted, frame.columns)
     if label is None:
         available = ", ".join(map(repr, frame.columns[:50]))
-        raise InvalidInputError(f"{name} has no column {wanted!r}, named by '{option}'; its columns are: {available}")
+        lacking = [part for part in wanted.split("+") if columns.matching_label(part, frame.columns) is None]
+        joined = f", and none named {' or '.join(map(repr, lacking))}" if option == "series" and "+" in wanted else ""
+        raise InvalidInputError(
+            f"{name} has no column {wanted!r}, named by '{option}'{joined}; its columns are: {available}"
+        )
     return label
 
 

@@ -29,17 +29,27 @@ def input_needed(artifact: Artifact) -> str | None:
     columns = [repr(name) for name in columns_taken(library)]
     if library.trained_here:
         series = (recipe.get("data") or {}).get("series")
-        series_text = [f"{series!r}, the names of series"] if isinstance(series, str) else []
+        series_text = _names_of_series(series) if isinstance(series, str) else []
         columns = [f"{library.columns[library.target]!r}, the value", *series_text, *columns]
     elif library.group in library.categories:
         known = list(library.categories[library.group])
         columns = [f"names of series among {', '.join(known[:5])}{', …' * (len(known) > 5)}", *columns]
+    elif columns and "+" in library.group:
+        joined = [repr(name) for name in library.group.split("+")]
+        columns = [f"{library.target!r}, the value", *_names_of_series(library.group), *columns]
+        columns = [column for column in columns if column not in joined]
     if not columns:
         return None
     return (
         "CSV, Parquet or Excel. The model was trained on a specific table and takes files with the same columns: "
         f"times, {', '.join(columns)}."
     )
+
+
+def _names_of_series(series: str) -> list[str]:
+    """What is said about the column that names the series, or about several columns that name them together."""
+    names = " and ".join(map(repr, series.split("+")))
+    return [f"{names}, which name the series together" if "+" in series else f"{names}, the names of series"]
 
 
 def sample_fault(artifact: Artifact, sample: Sample) -> str | None:

@@ -143,8 +143,12 @@ def test_series_named_by_several_columns_are_never_merged(tmp_path):
     found = read_contents(path, TableOptions(series="store+item", value="sold"))
     assert [series.name for series in found.series] == ["1+a", "1+b", "2+a", "2+b"]
     assert all(list(series.values) == ["sold"] for series in found.series)
-    with pytest.raises(InvalidInputError, match=r"has no column 'store\+shop', named by 'series'"):
+    with pytest.raises(
+        InvalidInputError, match=r"has no column 'store\+shop', named by 'series', and none named 'shop'; "
+    ):
         read_contents(path, TableOptions(series="store+shop"))
+    with pytest.raises(InvalidInputError, match=r"its columns are: 'time', 'store', 'item', 'sold'$"):
+        read_contents(path, TableOptions(series="shop", value="sold", covariates=("store", "item")))
     own = written(tmp_path, "time,store+item,sold", [f"{day},{name},1" for day in DAYS for name in ("x", "y")])
     assert [series.name for series in read_contents(own, TableOptions(series="store+item")).series] == ["x", "y"]
     rows = [f"{day},{a},{b},{row}" for row, day in enumerate(DAYS) for a, b in (("a+b", "c"), ("a", "b+c"))]

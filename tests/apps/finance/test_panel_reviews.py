@@ -3,6 +3,7 @@ further training."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,13 @@ def test_a_reviewed_panel_calibrates_and_trains_the_imported_network_further(cli
     assert (
         "the imported network has covariates of its own; leave out data.known, data.observed" in capsys.readouterr().err
     )
+
+
+def test_the_form_and_the_refusals_say_which_columns_name_the_series(client, registry):
+    page = html.unescape(client.get("/finance").text)
+    assert "times, 'sales', the value, 'agency' and 'sku', which name the series together, 'population', " in page
+    assert "Several columns are joined by a plus: exchange+symbol" in page
+    for wanted in ("agency", "sku+agency"):
+        refused = hand_in(client, registry, {"series": wanted})
+        named = "but the network was trained on series named by agency+sku, in this order; leave out the option"
+        assert (refused.status_code, named in refused.json()["detail"]) == (422, True), refused.text
