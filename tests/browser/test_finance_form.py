@@ -389,3 +389,10 @@ def test_a_file_too_large_even_for_a_job_is_not_sent_again(page: Page, site: str
     page.get_by_role("button", name="Find anomalies").click()
     expect(page.locator("[data-error]")).to_have_text(detail)
     assert [url.removeprefix(site) for url in posted] == ["/api/finance/predict"]
+
+
+def test_a_label_and_its_field_stay_together_among_the_options_of_the_table(page: Page, site: str) -> None:
+    page.goto(f"{site}/finance")
+    page.get_by_text("Format of the table").click()
+    lines = page.locator(".options details label").evaluate_all("all => all.map((one) => one.getClientRects().length)")
+    assert lines == [1] * 5
