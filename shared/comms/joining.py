@@ -91,7 +91,7 @@ def join(
         watch.report(lost)
         if launcher_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             # The store is in this process, and the other processes still read the cause from it.
-            time.sleep(limits.silence_s / 2)
+            watch.await_informed(limits.silence_s / 2)
         raise lost from error
     except BaseException as error:
         if not isinstance(error, (SystemExit, KeyboardInterrupt)):

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from shared.comms.collective_log import CollectiveLog
 
 _FAILED_KEY = "trivium/failed"
+_INFORMED_KEY = "trivium/informed"
+_POLL_INTERVAL_S = 0.05
 _SILENT = "no longer responds (killed, stopped or cut off)"
 
 
@@ -102,13 +104,25 @@ class Watch:
             self._thread.join(timeout=5)
 
     def report(self, error: BaseException) -> None:
-        """Reports to the other processes that this one fails with ``error``; only the first report of a run is kept."""
+        """Reports to the other processes that this one fails with ``error``; only the first report of a run is kept.
+
+        It also confirms that this process knows the cause and no longer reads it from the store.
+        """
         message = " ".join(str(error).split())[:500]
         lost = isinstance(error, LostProcessError)
         why = message if lost else f"{type(error).__name__}: {message}"
         report = {"rank": self._rank, "why": why, "position": self._log.position, "lost": lost}
         with suppress(RuntimeError):
             self._store.compare_set(_FAILED_KEY, "", json.dumps(report))
+            self._store.set(f"{_INFORMED_KEY}/{self._rank}", "")
+
+    def await_informed(self, timeout_s: float) -> None:
+        """Waits until all processes have reported an error, or for ``timeout_s``: a lost process never reports one."""
+        keys = [f"{_INFORMED_KEY}/{rank}" for rank in range(len(self._members))]
+        deadline = time.monotonic() + timeout_s
+        with suppress(RuntimeError):
+            while time.monotonic() < deadline and not self._store.check(keys):
+                self._stop.wait(_POLL_INTERVAL_S)
 
     def find_culprit(self, error: BaseException) -> str:
         """A message that names the process that made a collective of this process fail with ``error``."""
