@@ -16,7 +16,7 @@ from apps.driving.types import Camera, LidarInput
 from shared.errors import InvalidInputError
 
 TOLERANCE = 1e-3
-_POINT_COUNT = 20_000
+_POINT_COUNT = 5_000
 _IMAGE_SIZE = (192, 512)
 _SIZE_MULTIPLE = 64
 
@@ -127,7 +127,7 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
 
 
 def random_sweep(input: LidarInput) -> Tensor:
-    """(20000, 4) points, uniformly distributed in the range and in intensity."""
+    """(5000, 4) points, uniformly distributed in the range and in intensity."""
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(input.range_m[:3]), torch.tensor(input.range_m[3:])
     numbers = torch.rand(_POINT_COUNT, 4, generator=generator)

@@ -27,12 +27,12 @@ SMOKE = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"
 
 RAISED = {
     "PointPillars, KITTI": 2.35,
-    "PointPillars with dynamic voxelisation, KITTI": 1.8,
-    "PointPillars with FPN, nuScenes": 1.4,
-    "PointPillars with SECOND's FPN, nuScenes": 1.1,
-    "PointPillars with RegNet, nuScenes": 0.65,
-    "FreeAnchor, nuScenes": 1.4,
-    "SSN, nuScenes": 1.1,
+    "PointPillars with dynamic voxelisation, KITTI": 2.1,
+    "PointPillars with FPN, nuScenes": 1.49,
+    "PointPillars with SECOND's FPN, nuScenes": 1.35,
+    "PointPillars with RegNet, nuScenes": 0.75,
+    "FreeAnchor, nuScenes": 1.49,
+    "SSN, nuScenes": 1.33,
     "CenterPoint with pillars, nuScenes": -3.0,
     "CenterPoint with pillars and deformable convolution, nuScenes": -3.0,
     "FCOS3D with ResNet-101 and deformable convolution, nuScenes": 2.0,
