@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
+from apps.driving.datasets.synth.export import write_frame
 from apps.driving.datasets.synth.image import camera_rays
 from apps.driving.datasets.synth.layout import KINDS, SCATTERED, PlacedShape, Street, lay_out
 from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
@@ -378,3 +379,11 @@ def draw(seed):
 def grown(solid):
     middle = solid.corners.mean(axis=0)
     return replace(solid, corners=middle + 3 * (solid.corners - middle))
+
+
+def test_a_frame_is_not_written_to_a_folder_that_was_removed(tmp_path):
+    """The folder of a cancelled job would come back otherwise."""
+    frame = scene(np.random.default_rng(3), sensors=Sensors(image_scale=0.1), kind="street")
+    with pytest.raises(FileNotFoundError):
+        write_frame(frame, tmp_path / "removed" / "frames", "000000")
+    assert list(tmp_path.iterdir()) == []
