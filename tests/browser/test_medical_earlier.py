@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from apps.medical.adapters.nifti import nifti
 from tests.browser.medical_site import chest, medical_site, upload_and_analyse
@@ -22,6 +22,14 @@ pytestmark = pytest.mark.browser
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with medical_site(tmp_path_factory.mktemp("medical")) as address:
         yield address
+
+
+def expect_slices(slices: Locator, *, now: int, before: int) -> None:
+    """The slices that are shown beside each other, counted as the files store them."""
+    for canvas, number, when in ((slices.nth(1), now, "now"), (slices.nth(2), before, "before")):
+        expect(canvas).to_have_attribute(
+            "aria-label", f"Axial CT, slice {number} of 20 in the file, {when}, lung window"
+        )
 
 
 def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
@@ -44,12 +52,9 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     expect(page.get_by_text("Left out: 1 weaker mark of")).to_be_visible()
     slices = page.get_by_role("img", name="Axial CT")
     expect(slices).to_have_count(3)
-    label = "Axial CT, slice {} of 20 in the file, {}, lung window"
-    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(10, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(10, "before"))
+    expect_slices(slices, now=10, before=10)
     page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
-    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(13, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(13, "before"))
+    expect_slices(slices, now=13, before=13)
 
 
 def test_the_earlier_slices_follow_a_scan_that_is_stored_from_head_to_feet(
@@ -71,12 +76,9 @@ def test_the_earlier_slices_follow_a_scan_that_is_stored_from_head_to_feet(
     page.get_by_role("button", name="Compare").click()
     slices = page.get_by_role("img", name="Axial CT")
     expect(slices).to_have_count(3, timeout=60_000)
-    label = "Axial CT, slice {} of 20 in the file, {}, lung window"
-    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(11, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(10, "before"))
+    expect_slices(slices, now=11, before=10)
     page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
-    expect(slices.nth(1)).to_have_attribute("aria-label", label.format(13, "now"))
-    expect(slices.nth(2)).to_have_attribute("aria-label", label.format(8, "before"))
+    expect_slices(slices, now=13, before=8)
 
 
 def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
