@@ -387,6 +387,7 @@ def write_sweeps(folder: Path, count: int) -> None:
     """Writes synthetic scenes in KITTI's layout, two more for validation."""
     sensors = replace(LIDARS["hdl64e"], field_of_view_deg=90.0, image_scale=1.0)
     names = [f"{number:06d}" for number in range(count + 2)]
+    folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
         write_frame(scene(np.random.default_rng((9, number)), sensors=sensors), folder / "training", name)
     (folder / "ImageSets").mkdir()
