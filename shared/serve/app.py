@@ -46,8 +46,9 @@ from shared.serve.runtime.live_versions import LiveState, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.runtime.webhook import webhook_from_settings
-from shared.serve.service import INCOMING, Service, remove_leftover_uploads
+from shared.serve.service import Service
 from shared.serve.settings import Settings
+from shared.serve.upload_folders import INCOMING, remove_leftover_uploads
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
 from shared.store.database import empty_journal

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,6 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 
 from shared.app import App
-from shared.atomic_files import remove_folder
 from shared.deploy.artifact import Artifact, Manifest
 from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
@@ -40,15 +36,14 @@ from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.threads import Threads
 from shared.serve.samples import OfferedSamples
 from shared.serve.settings import Settings
+from shared.serve.upload_folders import INCOMING
 from shared.serve.worker.messages import Message
 from shared.store.cases import CaseStore
-from shared.store.disk import raising_disk_full
 from shared.store.inputs import describe_inputs
 from shared.store.jobs import Job, JobStore
 from shared.store.records import Case, Origin, Outputs
 
 log = logging.getLogger("trivium.serve")
-_MAX_UPLOAD_AGE_S = 86_400.0
 _JOBS_RETRY_AFTER_S = 60
 _DISK_SPACE_POLL_INTERVAL_S = 5.0
 
@@ -64,10 +59,6 @@ class Model:
     def manifest(self, name: str | None) -> Manifest:
         """The manifest of the model that answered; the default if the answer names none."""
         return self.manifests[0] if name is None else next(m for m in self.manifests if m.name == name)
-
-
-INCOMING = f"incoming-{secrets.token_hex(4)}"
-"""The folder for this server's uploads. It has a random suffix because other servers may share the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,18 +299,6 @@ class Service:
             reply = await model.workers.answer(Message(head, list(inline.values())), deadline, group=group)
         return bytes(reply.blobs[0])
 
-    @contextmanager
-    def upload_folder(self) -> Iterator[Path]:
-        """A folder for the files of one request, removed afterwards."""
-        home = self.settings.store / INCOMING
-        with raising_disk_full("the upload cannot be stored"):
-            home.mkdir(mode=0o700, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
-        try:
-            yield folder
-        finally:
-            remove_folder(folder)
-
     def expire(self) -> None:
         """Deletes the cases and jobs that exceed the retention limits in the settings."""
         app, days, settings = self.app.name, self._age_limit.days(), self.settings
@@ -390,11 +369,3 @@ class Service:
         )
         await pool.start()
         return Model(pool, metrics, manifests)
-
-
-def remove_leftover_uploads(store: Path, exclusive: bool) -> None:
-    """Removes uploads left by killed servers: all if no other server shares the store, else those over a day old."""
-    for left in store.glob("incoming*"):
-        with suppress(FileNotFoundError):
-            if exclusive or time.time() - left.stat().st_mtime > _MAX_UPLOAD_AGE_S:
-                shutil.rmtree(left, ignore_errors=True)

@@ -18,6 +18,7 @@ from shared.serve.middleware.accepted_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import receive_body
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
+from shared.serve.upload_folders import upload_folder
 from shared.store.disk import raising_disk_full
 from shared.store.records import Case, Origin
 
@@ -124,7 +125,7 @@ JobUploadDep = Annotated[Upload, Depends(get_job_upload, scope="function")]
 async def _receive(request: Request, service: Service, place: Place) -> AsyncIterator[Upload]:
     """Streams the form's files to a folder, within the server's limits. A folder that nothing took over is removed."""
     settings = service.settings
-    async with contextmanager_in_threadpool(service.upload_folder()) as folder:
+    async with contextmanager_in_threadpool(upload_folder(settings.store, service.app.name)) as folder:
         with raising_disk_full("the upload cannot be stored"):
             upload = await receive(
                 receive_body(request, settings, place),

@@ -15,8 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.deploy.predictor import Response
-from shared.serve.service import INCOMING
 from shared.serve.settings import Settings
+from shared.serve.upload_folders import INCOMING
 from tests.shared.serve.echo import Echo, csv, until
 
 Serve = Callable[..., TestClient]
