@@ -280,10 +280,17 @@ class Service:
             existing = await run_in_threadpool(self.store.file, case, name)
         if existing is not None:
             return existing
-        sources = await run_in_threadpool(self.store.sources, case, name)
-        if sources is None:
-            raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-        content = await self.make(name, sources, group)
+        try:
+            sources = await run_in_threadpool(self.store.sources, case, name)
+            if sources is None:
+                raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
+            content = await self.make(name, sources, group)
+        except InvalidInputError as error:
+            # Another request may have stored the file meanwhile, which deletes the sources that no other file needs.
+            stored = await run_in_threadpool(self.store.file, case, name) if error.status == 404 else None
+            if stored is None:
+                raise
+            return stored
         await run_in_threadpool(self.store.keep, case, name, content)
         return content
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from shared.deploy.predictor import Request, answer
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
+from shared.store.records import Case
 from tests.shared.serve.echo import Echo, csv, until
 
 PICTURE = b"\x89PNG[2.0, 4.0]2.0\n4.0"
@@ -66,6 +67,26 @@ def test_a_deleted_case_has_no_files(echo_client: TestClient, echo: Echo) -> Non
     case = ask(echo_client)
     assert echo_client.delete(f"/api/echo/cases/{case['case']}").status_code == 204
     assert echo_client.get(case["picture"]).status_code == 404 and echo.made == []
+
+
+@pytest.mark.parametrize("moment", ["before its sources are looked up", "before its sources are read"])
+def test_a_file_that_another_request_has_just_generated_is_sent(
+    echo_client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    case = ask(echo_client)
+    assert echo_client.get(case["files"]["sum.txt"]).status_code == 200  # the picture is the last file to be generated
+    find_sources = CaseStore.sources
+
+    def keep_meanwhile(store: CaseStore, case: Case, name: str) -> dict[str, Path | bytes] | None:
+        """The other request keeps the picture, which deletes its sources."""
+        found = find_sources(store, case, name)
+        store.keep(case, name, PICTURE)
+        return find_sources(store, case, name) if moment == "before its sources are looked up" else found
+
+    monkeypatch.setattr(CaseStore, "sources", keep_meanwhile)
+    picture = echo_client.get(case["picture"])
+    assert (picture.status_code, picture.content) == (200, PICTURE)
+    assert not (folder(settings, case) / ".source-numbers").exists()
 
 
 def test_generating_files_is_queued_like_requests_and_refused_without_room(
