@@ -135,12 +135,19 @@ class _StoredFile(FileResponse):
     """A file response that supports ranges, and that refuses invalid ones in JSON, like every other error."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Raises ``InvalidInputError`` (400) or ``HTTPException`` (416) before anything is sent."""
+        """Sends the response.
+
+        Before anything is sent, it raises ``InvalidInputError`` for an invalid range (400) or a file that no longer
+        exists (404), and ``HTTPException`` (416) for a range that the file does not have.
+        """
         if not Headers(scope=scope).get("range", "").strip().lower().startswith("bytes="):
             # A server must ignore a Range header with another unit (RFC 9110, section 14.2).
             scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
 
+        start: Message | None = None
+
         async def send_or_refuse(message: Message) -> None:
+            nonlocal start
             status = message.get("status")
             if status == 400:
                 raise InvalidInputError("the header Range is not valid; write it as bytes=0-99", status=400)
@@ -148,9 +155,18 @@ class _StoredFile(FileResponse):
                 size = self.headers["content-length"]
                 detail = f"the file has only {size} bytes; request a range within them, such as bytes=0-99"
                 raise HTTPException(416, detail, {"Content-Range": f"bytes */{size}"})
+            if message["type"] == "http.response.start":
+                start = message  # sent with the first part of the file: starlette opens the file after this message
+                return
+            if start is not None:
+                await send(start)
+                start = None
             await send(message)
 
-        await super().__call__(scope, receive, send_or_refuse)
+        try:
+            await super().__call__(scope, receive, send_or_refuse)
+        except FileNotFoundError:
+            raise InvalidInputError(f"the file {Path(self.path).name!r} is gone from the store", status=404) from None
 
 
 def _deleted(case: Case) -> InvalidInputError:

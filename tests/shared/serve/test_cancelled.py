@@ -1,11 +1,15 @@
-"""Jobs that are cancelled, and cases that are deleted, while a worker is about to read their files."""
+"""Jobs that are cancelled, and cases that are deleted, while their files are about to be read."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from fastapi.testclient import TestClient
 
@@ -55,6 +59,26 @@ def test_a_file_of_a_case_that_is_deleted_meanwhile_is_refused_and_not_a_fault(
         assert echo_client.delete(case["url"]).status_code == 204
         echo.gate.set()
         assert (running.result().status_code, picture.result().status_code) == (200, 404)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-1"}])
+def test_a_file_of_a_case_that_is_deleted_before_it_is_opened_is_refused_and_not_a_fault(
+    echo_client: TestClient,
+    headers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()
+    open_file = anyio.open_file
+
+    async def open_after_deletion(path: Path, **options: Any) -> Any:
+        shutil.rmtree(path.parent)
+        return await open_file(path, **options)
+
+    monkeypatch.setattr(anyio, "open_file", open_after_deletion)
+    response = echo_client.get(case["files"]["doubled.csv"], headers=headers)
+    assert response.status_code == 404 and "is gone from the store" in response.json()["detail"]
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
