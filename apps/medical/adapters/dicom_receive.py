@@ -86,12 +86,11 @@ def receive(
         (evt.EVT_SOP_COMMON, _private_classes),
         (evt.EVT_C_STORE, _StoreHandler(spool, max_slice_mm).store),
         (evt.EVT_C_ECHO, lambda event: SUCCESS),
-        (evt.EVT_REJECTED, rejection_log.write),
+        (evt.EVT_REJECTED, rejection_log.rejected),
     ]
+    server_class = _server_class(associations, rejection_log)
     try:
-        server = entity.make_server(
-            address, evt_handlers=handlers, ssl_context=tls, server_class=_server_class(associations)
-        )
+        server = entity.make_server(address, evt_handlers=handlers, ssl_context=tls, server_class=server_class)
     except OSError as error:
         raise InvalidInputError(f"cannot listen on port {address[1]} of {address[0]}: {error.strerror}") from error
     entity._servers.append(server)
@@ -208,13 +207,13 @@ def _number(value: Any) -> float:
 
 
 class _RejectionLog:
-    """Logs rejected associations, once for each address and reason, up to 100 of them."""
+    """Logs rejected associations and TLS handshakes, once for each address and reason, up to 100 of them."""
 
     def __init__(self, title: str) -> None:
         self._title, self._logged = title, set[tuple[str, str]]()
 
-    def write(self, event: Event) -> None:
-        address = str(event.assoc.remote.get("address"))
+    def rejected(self, event: Event) -> None:
+        """Logs the reason of an A-ASSOCIATE-RJ."""
         answer: Any = event.assoc.acceptor.primitive
         reasons = {
             (1, 3): "its AE title is not among those of --from",
@@ -222,12 +221,29 @@ class _RejectionLog:
             (3, 2): "there are too many simultaneous associations (--associations)",
         }
         reason = reasons.get((answer.result_source, answer.diagnostic), "it requests a service that is not offered")
+        self._write(event.assoc, reason)
+
+    def handshake_failed(self, association: Any, error: ssl.SSLError) -> None:
+        """Logs why a TLS handshake failed, unless the sender closed the connection without a reason."""
+        reasons = {
+            "WRONG_VERSION_NUMBER": "it does not use TLS, which --tls-cert requires",
+            "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it presents no certificate, which --tls-cert requires",
+        }
+        if isinstance(error, ssl.SSLCertVerificationError):
+            self._write(association, f"its certificate is not trusted (--tls-ca): {error.verify_message.rstrip('.')}")
+        elif not isinstance(error, ssl.SSLEOFError):
+            reason = error.reason or "unknown reason"
+            failure = "it refuses the gateway's certificate" if "_ALERT_" in reason else "the TLS handshake failed"
+            self._write(association, reasons.get(reason, f"{failure} ({reason})"))
+
+    def _write(self, association: Any, reason: str) -> None:
+        address = str(association.remote.get("address"))
         if (address, reason) not in self._logged and len(self._logged) < 100:
             self._logged.add((address, reason))
             log.warning("an association from %s was refused: %s", address, reason)
 
 
-def _server_class(associations: int) -> type[ThreadedAssociationServer]:
+def _server_class(associations: int, rejection_log: _RejectionLog) -> type[ThreadedAssociationServer]:
     """The server class for at most ``associations`` associations at a time, with limits on connections and memory."""
     from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
@@ -254,7 +270,11 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
 
         def recv(self, nr_bytes: int) -> bytearray:
             limit_unread_bytes()
-            return super().recv(nr_bytes)
+            try:
+                return super().recv(nr_bytes)
+            except ssl.SSLError as error:
+                rejection_log.handshake_failed(self.assoc, error)
+                raise
 
     class Handler(RequestHandler):
         def _create_association(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInputError
+from shared.job_client import connection_problem
 
 _CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S = 15, 60
 _MAX_RESPONSE_BYTES = 16 << 20
@@ -128,10 +130,29 @@ def _associate(sop_classes: set[str], title: str, archive: Archive, tls: ssl.SSL
             evt_handlers=[(evt.EVT_CONN_OPEN, limit_connection)],
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ArchiveUnavailable(f"{archive} cannot be reached") from error
+        raise ArchiveUnavailable(f"{archive} cannot be reached ({connection_problem(error)})") from error
+    if not connected:
+        raise ArchiveUnavailable(f"{archive} cannot be reached ({_connection_problem(archive, tls)})")
     if not association.is_established:
-        raise ArchiveUnavailable(_failure_reason(association, archive) if connected else f"{archive} cannot be reached")
+        raise ArchiveUnavailable(_failure_reason(association, archive, tls))
     return association
+
+
+def _connection_problem(archive: Archive, tls: ssl.SSLContext | None) -> str:
+    """Why connecting to the archive fails: it is tried once more, because pynetdicom does not return the reason."""
+    try:
+        connection = socket.create_connection((archive.host, archive.port), _CONNECT_TIMEOUT_S)
+    except OSError as error:
+        return connection_problem(error)
+    with connection:
+        try:
+            if tls is not None:
+                tls.wrap_socket(connection, server_hostname=archive.host).close()
+        except ssl.SSLCertVerificationError as error:
+            return f"its certificate is not trusted (--tls-ca): {error.verify_message.rstrip('.')}"
+        except OSError:
+            return "it does not accept TLS; check its port, and whether it accepts this gateway's certificate"
+    return "it did not accept the connection"
 
 
 def _store(association: Any, dataset: Any, number: int, archive: Archive) -> ReportRefused | None:
@@ -152,7 +173,7 @@ def _store(association: Any, dataset: Any, number: int, archive: Archive) -> Rep
     return ReportRefused(f"{archive} refuses it (status 0x{status:04X})")
 
 
-def _failure_reason(association: Any, archive: Archive) -> str:
+def _failure_reason(association: Any, archive: Archive, tls: ssl.SSLContext | None) -> str:
     if association.is_rejected:
         answer = association.acceptor.primitive
         hint = (
@@ -162,7 +183,10 @@ def _failure_reason(association: Any, archive: Archive) -> str:
         )
         return f"{archive} rejects the association ({hint})"
     if association.acceptor.primitive is None:
-        return f"{archive} does not respond as a DICOM server; check its address and port"
+        hint = (
+            "whether it requires TLS (--tls-cert)" if tls is None else "whether it accepts this gateway's certificate"
+        )
+        return f"{archive} does not respond as a DICOM server; check its address and port, and {hint}"
     return f"{archive} does not accept reports (Comprehensive 3D SR Storage)"
 
 

@@ -43,6 +43,9 @@ def around(stub, archive):
     return stub, archive
 
 
+UNREACHABLE = "cannot be reached (connection refused; is the server running?)"
+
+
 def fail(status: int, problem: str = "it cannot be read"):
     return {"state": "failed", "problem": problem, "status": status}
 
@@ -51,7 +54,7 @@ def test_the_log_warns_at_the_start_if_server_and_archive_are_unavailable(tmp_pa
     server, archive = free_port(), free_port()
     with gateway(tmp_path, f"http://127.0.0.1:{server}", archive):
         wait_for(lambda: f"the server at http://127.0.0.1:{server} does not answer" in log.text)
-        wait_for(lambda: f"PACS@127.0.0.1:{archive} cannot be reached; reports will wait" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{archive} {UNREACHABLE}; reports will wait" in log.text)
 
 
 def test_the_log_warns_at_the_start_about_a_wrong_server_and_says_that_the_archive_accepts_reports(
@@ -81,7 +84,7 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
         wait_for(lambda: log.text.count("does not answer") >= 2)
     stub = StubServer(server, report())
     with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
-        wait_for(lambda: log.text.count("cannot be reached; next try") >= 2)
+        wait_for(lambda: log.text.count(f"{UNREACHABLE}; next try") >= 2)
         assert re.search(r"the reports of series [0-9a-f]{12} wait: PACS@.* \(1 waiting in total\)", log.text)
         assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]
     stub.close()
@@ -96,7 +99,7 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
 def test_a_report_waits_at_most_a_minute_for_an_unavailable_archive(tmp_path, stub, log):
     with gateway(tmp_path, stub.address, free_port(), pauses=(200, 300)) as port:
         send(port, images())
-        wait_for(lambda: "cannot be reached; next try in 60 s" in log.text)
+        wait_for(lambda: f"{UNREACHABLE}; next try in 60 s" in log.text)
 
 
 def test_once_the_archive_accepts_a_report_all_waiting_ones_are_sent(tmp_path, stub, log):
@@ -104,7 +107,7 @@ def test_once_the_archive_accepts_a_report_all_waiting_ones_are_sent(tmp_path, s
     archive = free_port()
     with gateway(tmp_path, stub.address, archive, pauses=(50, 300)) as port:
         send(port, images())
-        wait_for(lambda: "cannot be reached; next try in 50 s" in log.text)
+        wait_for(lambda: f"{UNREACHABLE}; next try in 50 s" in log.text)
         pacs = Archive(archive)
         send(port, images("1.2.9"))
         wait_for(lambda: len(pacs.got) == 2)

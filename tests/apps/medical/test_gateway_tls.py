@@ -11,6 +11,7 @@ import pytest
 from pynetdicom import AE
 
 from apps.medical.adapters.gateway import DicomGateway
+from apps.medical.outputs.dicom_send import ArchiveUnavailable, StorageClient, read_archive
 from shared.errors import InvalidInputError
 from tests.apps.medical.pacs import (
     CT,
@@ -59,7 +60,7 @@ def settings(keys: Path) -> dict[str, Path]:
     return {"tls_cert": keys / "own.pem", "tls_key": keys / "own.key", "tls_ca": keys / "ca.pem"}
 
 
-def test_both_directions_are_secured(tmp_path, keys):
+def test_both_directions_are_secured(tmp_path, keys, caplog):
     stub = StubServer(report=report())
     archive = Archive(tls=context(keys, "own", ssl.PROTOCOL_TLS_SERVER))
     with gateway(tmp_path, stub.address, archive.port, **settings(keys)) as port:
@@ -73,10 +74,37 @@ def test_both_directions_are_secured(tmp_path, keys):
         assert [association.send_c_store(image).Status for image in images()] == [0] * 4
         association.release()
         assert not entity.associate("127.0.0.1", port, ae_title="TRIVIUM").is_established
+        distrusting = ssl.create_default_context(), "127.0.0.1"
+        assert not entity.associate("127.0.0.1", port, ae_title="TRIVIUM", tls_args=distrusting).is_established
         wait_for(lambda: archive.got)
         silent.close()
+        for reason in (
+            "its certificate is not trusted (--tls-ca): self-signed certificate",
+            "it does not use TLS, which --tls-cert requires",
+            "it refuses the gateway's certificate (TLSV1_ALERT_UNKNOWN_CA)",
+        ):
+            wait_for(lambda reason=reason: f"an association from 127.0.0.1 was refused: {reason}" in caplog.text)
     archive.close()
     stub.close()
+
+
+def test_the_log_says_why_an_archive_cannot_be_reached(keys):
+    def problem(archive: Archive, tls: ssl.SSLContext | None) -> str:
+        with pytest.raises(ArchiveUnavailable) as failure:
+            StorageClient("TRIVIUM", read_archive(f"PACS@127.0.0.1:{archive.port}"), tls).check()
+        return str(failure.value)
+
+    own, strange = (context(keys, name, ssl.PROTOCOL_TLS_CLIENT) for name in ("own", "strange"))
+    plain, secured, untrusted = (
+        Archive(tls=name and context(keys, name, ssl.PROTOCOL_TLS_SERVER)) for name in (None, "own", "strange")
+    )
+    assert "it does not accept TLS; check its port" in problem(plain, own)
+    assert "whether it requires TLS (--tls-cert)" in problem(secured, None)
+    assert "whether it accepts this gateway's certificate" in problem(secured, strange)
+    assert "its certificate is not trusted (--tls-ca): self-signed certificate" in problem(untrusted, own)
+    for archive in (plain, secured, untrusted):
+        archive.close()
+    assert "(connection refused" in problem(plain, own)
 
 
 @pytest.mark.parametrize(("name", "is_accepted"), [("own", True), ("elsewhere", False), ("strange", False)])
