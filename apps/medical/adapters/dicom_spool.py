@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from shared.atomic_files import write_whole
+
 _UNRELEASED_FACTOR = 10
 """The quiet time is this many times as long for a series whose sender has not released its association."""
 _JOB, _STUDY = "job", "study"
@@ -68,6 +70,7 @@ class _SeriesState:
     last_received: float = 0.0
     senders: list[Sender] = field(default_factory=list)
     is_aborted: bool = False
+    job: str | None = None
 
 
 class Spool:
@@ -104,8 +107,9 @@ class Spool:
             was_complete = whole_studies and max(map(_modified_ns, home.glob("*.dcm")), default=0) < submitted_ns.get(
                 study, 0
             )
+            job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
             self._states[home.name] = _SeriesState(
-                study=study, last_received=now, is_aborted=not (was_complete or (home / _JOB).exists())
+                study=study, last_received=now, is_aborted=job is None and not was_complete, job=job
             )
         self._bytes = _dicom_bytes(self._incoming) + _dicom_bytes(self._reports) + _dicom_bytes(self._aside)
 
@@ -137,12 +141,13 @@ class Spool:
                 home = self._incoming / series
                 home.mkdir(mode=0o700, exist_ok=True)
                 if not (home / _STUDY).exists():
-                    _write(home / _STUDY, [study.encode()])
+                    write_whole(home / _STUDY, study)
                 (home / _JOB).unlink(missing_ok=True)
                 replaced_bytes = (home / name).stat().st_size if (home / name).exists() else 0
                 temporary.replace(home / name)
                 self._bytes -= replaced_bytes
                 state = self._states.setdefault(series, _SeriesState(study=study))
+                state.job = None
                 state.image_count, state.last_received = state.image_count + 1, time.monotonic()
                 if sender not in state.senders:
                     state.senders = [*(other for other in state.senders if other.is_alive()), sender]
@@ -188,10 +193,9 @@ class Spool:
 
     def _snapshot(self, series: str) -> SeriesSnapshot:
         home = self._incoming / series
-        job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
         state = self._states[series]
         is_complete = not (state.senders or state.is_aborted)
-        return SeriesSnapshot(series, sorted(home.glob("*.dcm")), state.image_count, job, is_complete)
+        return SeriesSnapshot(series, sorted(home.glob("*.dcm")), state.image_count, state.job, is_complete)
 
     def is_unchanged(self, snapshot: SeriesSnapshot, others: Sequence[SeriesSnapshot] | None = None) -> bool:
         """Whether the series has received no image since its snapshot.
@@ -207,15 +211,17 @@ class Spool:
     def set_job(self, snapshot: SeriesSnapshot, job: str | None) -> None:
         """Stores the path of the series' job on the server, so that it is not submitted twice; None forgets the job.
 
-        Does nothing if the series has changed since its snapshot.
+        Does nothing if the series has changed since its snapshot. Raises ``OSError`` if the job cannot be written, as
+        on a full disk; it is then remembered until a restart.
         """
         with self._lock:
             if not self.is_unchanged(snapshot):
                 return
+            self._states[snapshot.series].job = job
             file = self._incoming / snapshot.series / _JOB
             file.unlink(missing_ok=True)
             if job is not None:
-                _write(file, [job.encode()])
+                write_whole(file, job)
 
     def replace_by_reports(
         self, snapshot: SeriesSnapshot, reports: Mapping[str, bytes], others: Sequence[SeriesSnapshot] | None = None
@@ -332,8 +338,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes a file and syncs it to disk. If that fails, as on a full disk, no part of it is left."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -96,8 +96,9 @@ class SeriesSubmitter:
             log.warning("series %s refused (%d) and deleted: %s", name, error.status, loggable_reason(error, snapshot))
             self._spool.remove(snapshot)
         except Exception as error:  # for example a full disk, or files that somebody deleted
-            log.error("series %s waits: %s", name, type(error).__name__)
-            self._backoff.failed(snapshot.series)
+            pause_s = self._backoff.failed(snapshot.series)
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            log.error("series %s waits: %s; next try in %.0f s", name, reason, pause_s)
             return
         self._backoff.forget(snapshot.series)
         del self._failures[snapshot.series]
