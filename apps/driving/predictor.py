@@ -18,6 +18,7 @@ from apps.driving.inference.video import overlapped
 from apps.driving.models import SECOND_STAGE
 from apps.driving.types import CORRECTABLE_MODELS, Boxes3D, Detections, Frame
 from shared.deploy.programs.store import weights_digest
+from shared.deploy.provenance import only_synthetic
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.progress import report_each
@@ -116,7 +117,7 @@ class DrivingPredictor:
             detectors=detectors,
             least_scores=thresholds,
             digests=digests,
-            rendered=[artifact.manifest.name for artifact in detecting if artifact.manifest.data.get("synthetic")],
+            rendered=[artifact.manifest.name for artifact in detecting if only_synthetic(artifact.manifest)],
             manifests=manifests,
             device=device,
         )

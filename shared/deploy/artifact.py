@@ -59,11 +59,12 @@ class ProgramEntry:
 class Manifest:
     """The description of an artifact.
 
-    ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` are the
-    validation scores, and ``calibration`` holds the operating point and other values that turn outputs into decisions.
-    ``files`` has the size and SHA-256 of every file of the artifact; other files are not read. ``source`` is the origin
-    of imported weights. ``inputs`` and ``outputs`` are empty if there is no exported network. ``programs`` has the
-    entries of the compiled programs by name.
+    ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...; for an imported model, whose
+    training data is not known, ``synthetic`` is None), ``scores`` are the validation scores, and ``calibration`` holds
+    the operating point and other values that turn outputs into decisions. ``files`` has the size and SHA-256 of every
+    file of the artifact; other files are not read. ``source`` is the origin of imported weights. ``inputs`` and
+    ``outputs`` are empty if there is no exported network. ``programs`` has the entries of the compiled programs by
+    name.
     """
 
     name: str

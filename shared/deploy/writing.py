@@ -31,6 +31,7 @@ from shared.deploy.artifact import (
 )
 from shared.deploy.onnx_network import tensor_spec, write_onnx
 from shared.deploy.programs.making import Examples, make_programs, random_examples
+from shared.deploy.provenance import UNKNOWN_DATA
 from shared.deploy.triton import triton_config
 from shared.errors import InvalidInputError
 from shared.recipe_file import to_mapping
@@ -95,7 +96,7 @@ def write_imported(app: App, importer: str, imported: Imported, registry: Path) 
         inputs=(),
         outputs=(),
         scores={},
-        data={"description": "trained elsewhere; see source", "synthetic": False},
+        data={"description": UNKNOWN_DATA, "synthetic": None},
         calibration=dict(imported.calibration),
         training={"torch": torch.__version__, "parameters": sum(p.numel() for p in network.parameters())},
         source={"importer": importer, **imported.source},

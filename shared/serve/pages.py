@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from shared.app import App
+from shared.deploy.provenance import only_synthetic, training_brief, training_text
 from shared.serve.case_line import case_line
 from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.security_headers import page_policy
@@ -84,12 +85,15 @@ class Pages:
 
 
 def _environment(*folders: Path) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(folder) for folder in folders]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(training_text=training_text, training_brief=training_brief)
+    environment.tests["only_synthetic"] = only_synthetic
+    return environment
 
 
 def _review_text(reviews: Iterable[ReviewLine]) -> str:

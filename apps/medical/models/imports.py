@@ -177,7 +177,7 @@ def load_monai_bundle(arguments: Sequence[str], data: DataConfig | None = None) 
         source={
             "file": path.name,
             "sha256": sha256,
-            "model": "MONAI model zoo, lung_nodule_ct_detection, models/model.pt",
+            "model": "RetinaNet, as in MONAI's bundle lung_nodule_ct_detection",
             "library": f"monai {monai.__version__}",
             "compared": f"outputs of MONAI's own RetinaNet on a patch of noise, {PARITY_PATCH} voxels, fp32",
             "largest_relative_difference": difference,

@@ -19,7 +19,7 @@ from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
 from shared.cli.main import main
-from shared.deploy.artifact import open_artifact
+from shared.deploy.artifact import open_artifact, write_manifest
 from shared.deploy.predictor import programs_of
 from shared.deploy.programs.choosing import use_program
 from shared.deploy.registry import Registry
@@ -149,6 +149,12 @@ def test_the_form_offers_what_is_loaded_and_says_where_a_camera_model_is_missing
     assert 'value="mmdet3d_camera"' in form(registry) and 'id="camera-note"' not in form(registry)
     without = form(None)
     assert 'value="mmdet3d_' not in without and "trivium import driving" in without
+    assert "(camera, a demonstration)" in without
+    shutil.copytree(app.weights / "fcos3d" / "1", tmp_path / "own" / "fcos3d" / "1")
+    manifest = open_artifact(tmp_path / "own" / "fcos3d" / "1").manifest
+    write_manifest(tmp_path / "own" / "fcos3d" / "1", replace(manifest, data={"description": "a", "synthetic": False}))
+    own = form(tmp_path / "own")
+    assert 'id="camera-note"' not in own and "a demonstration" not in own
 
 
 def test_an_imported_pointpillars_is_read_back_for_calibration():

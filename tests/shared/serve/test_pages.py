@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.app import App, Sample
-from shared.deploy.artifact import Artifact
+from shared.app import App, Sample, installed
+from shared.deploy.artifact import Artifact, open_artifact, write_manifest
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.pages import WEB
@@ -44,6 +44,26 @@ def test_a_form_shows_its_notice_and_the_samples(echo_client: TestClient) -> Non
     ):
         assert text in page
     assert 'aria-live="polite"' in page and 'role="alert"' in page
+
+
+def test_pages_do_not_call_the_unknown_data_of_an_imported_model_real(echo_app: App, tmp_path: Path) -> None:
+    folder = echo_app.weights / "echo" / "2"
+    manifest = open_artifact(folder).manifest
+    data = {"description": "trained elsewhere; see source", "synthetic": False}  # as earlier versions wrote it
+    source = {"importer": "echo-import", "file": "a.ckpt"}
+    write_manifest(folder, replace(manifest, data=data, source=source))
+    with TestClient(
+        create_app(Settings(store=tmp_path / "store", device="cpu", warm=False), {"echo": echo_app})
+    ) as client:
+        form, overview = client.get("/echo", headers=HTML).text, client.get("/", headers=HTML).text
+    assert "imported from a.ckpt (echo-import): Trivium does not know what these weights were trained on." in form
+    assert "imported, so what it was trained on is not known." in overview
+    assert "real data" not in form + overview
+
+
+def test_notices_leave_it_to_the_models_to_say_what_they_were_trained_on() -> None:
+    """A notice that says it contradicts what the page says about imported models."""
+    assert not [app.name for app in installed().values() if "trained" in app.notice]
 
 
 def test_samples_are_offered_if_their_columns_cannot_be_compared_with_the_model(echo_app: App, tmp_path: Path) -> None:
