@@ -169,8 +169,7 @@ class Service:
         seconds = self.settings.job_deadline_s
         files = tuple(folder / name for name in job.files)
         request = Request(files=files, options=job.options, seconds=seconds)
-        if self.job_model.value is None:
-            stage("loading the model")
+        self.job_model.on_stage = stage
         model = await self.job_model.get()
         with model.metrics.failures():
             origin = Origin(job.interface, job.group)
@@ -373,6 +372,7 @@ class Service:
             capacity=self.settings.request_limit,
             max_batch_s=settings.max_batch_s,
             metrics=metrics,
+            on_loading=(self.job_model if for_jobs else self.model).report_stage,
         )
         await pool.start()
         return Model(pool, metrics, manifests)

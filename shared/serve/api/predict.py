@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
 from shared.serve.api.deps import OriginDep, ServiceDep, UploadDep
-from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAnswer, Samples, case_document
+from shared.serve.api.schemas import CaseAnswer, ModelState, PredictForm, Problem, SampleAnswer, Samples, case_document
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected
@@ -33,6 +33,13 @@ router = APIRouter()
 def samples(service: ServiceDep) -> Samples:
     """The samples that can be predicted on without uploading a file."""
     return Samples(samples=[SampleAnswer.of(sample) for sample in service.samples.available()])
+
+
+@router.get("/model")
+async def model(service: ServiceDep) -> ModelState:
+    """Whether the models are loaded, so that a client can say what its first prediction waits for."""
+    loaded, failed = service.model.value is not None, service.model.failure is not None
+    return ModelState(predictor="loaded" if loaded else "failed" if failed else "not loaded", stage=service.model.stage)
 
 
 @router.post(

@@ -283,6 +283,13 @@ class AppHealth(BaseModel):
     workers: list[WorkerHealth]
 
 
+class ModelState(BaseModel):
+    """Whether an application's models are loaded. The first request loads them, if the server has not yet."""
+
+    predictor: PredictorState
+    stage: str | None = Field(description="what their loading does now; null if nothing is loaded now")
+
+
 class Alive(BaseModel):
     """The answer that the server runs."""
 

@@ -33,6 +33,10 @@ class LoadOnce(Generic[Loaded]):
         """Why the last load failed; None once a load succeeded."""
         self.unloaded: str | None = None
         """Why it was unloaded; None if it was not."""
+        self.stage: str | None = None
+        """What the current load is doing, in words; None if nothing is being loaded."""
+        self.on_stage: Callable[[str], None] | None = None
+        """Called with each stage of a load, if given."""
         self._load, self._check, self._close, self._usable = load, check, close, usable
         self._loading: asyncio.Task[Loaded] | None = None
         self._value: Loaded | None = None
@@ -95,6 +99,14 @@ class LoadOnce(Generic[Loaded]):
             self._close(new)
         return old
 
+    def report_stage(self, stage: str) -> None:
+        """Called by ``load`` with what it is doing."""
+        if self._loading is None:
+            return  # a later worker of the same value
+        self.stage = f"loading the model: {stage}" if stage else "loading the model"
+        if self.on_stage is not None:
+            self.on_stage(self.stage)
+
     def check(self) -> None:
         """Raises ``InvalidInputError`` if the value could not be loaded. Loads nothing."""
         self._check()
@@ -108,6 +120,7 @@ class LoadOnce(Generic[Loaded]):
             self._close(self._value)
 
     async def _load_value(self) -> Loaded:
+        self.report_stage("")
         try:
             self._value = await self._load()
         except InvalidInputError as refusal:
@@ -116,6 +129,8 @@ class LoadOnce(Generic[Loaded]):
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             raise
+        finally:
+            self.stage = None
         self.failure = None
         if self._closed:
             self._close(self._value)

@@ -83,7 +83,8 @@ class WorkerPool:
     A waiting request that can no longer be answered in time is refused (503), because its worker would have to be ended
     in the middle of it. A request that computes past its deadline is answered with 504 and its worker is ended; the
     other requests of its batch are computed once more. If a worker ends by itself, its requests are answered with 503.
-    Either way the worker is replaced. Times are those of ``time.monotonic``.
+    Either way the worker is replaced. Times are those of ``time.monotonic``. ``on_loading`` is called with each stage
+    of loading a worker.
     """
 
     def __init__(
@@ -94,12 +95,13 @@ class WorkerPool:
         capacity: int,
         metrics: ModelMetrics,
         max_batch_s: float = math.inf,
+        on_loading: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._max_batch_s, self._seconds_per_request = max_batch_s, 0.0
         self._batch_time, self._request_time = DurationEstimate(), DurationEstimate()
         self._title, self._capacity, self._metrics = title, capacity, metrics
         self._slots = [_Slot(worker) for worker in workers]
-        self._queue = GroupQueue[_Entry]()
+        self._queue, self._on_loading = GroupQueue[_Entry](), on_loading
         self._first_loaded: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -216,7 +218,10 @@ class WorkerPool:
 
     def on_stage(self, worker: Worker, stage: str) -> None:
         """Called when a worker reports its current stage."""
-        for entry in self._slot_of(worker).batch:
+        slot = self._slot_of(worker)
+        if slot.state == "loading":
+            self._on_loading(stage)
+        for entry in slot.batch:
             if entry.stage is not None:
                 entry.stage(stage)
 

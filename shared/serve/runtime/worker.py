@@ -16,7 +16,7 @@ class WorkerListener(Protocol):
         ...
 
     def on_stage(self, worker: Worker, stage: str) -> None:
-        """The worker has reached a stage of computing its batch."""
+        """The worker has reached a stage of loading, or of computing its batch."""
         ...
 
     def on_replies(self, worker: Worker, replies: Sequence[Message]) -> None:

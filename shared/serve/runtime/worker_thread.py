@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from shared.errors import InvalidInputError
+from shared.progress import progress_listener
 from shared.serve.runtime.worker import WorkerListener
-from shared.serve.worker.handler import Handler
+from shared.serve.worker.handler import Handler, Stage
 from shared.serve.worker.messages import Message
 
 log = logging.getLogger("trivium.serve")
@@ -35,19 +36,15 @@ class WorkerThread:
         """Starts loading on the thread."""
         self._listener = listener
         began = time.monotonic()
-        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._make_handler)
+        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load, self._stage_reporter())
         loading.add_done_callback(lambda done: self._finish_loading(done, began))
 
     def begin(self, batch: Sequence[Message]) -> bool:
         """Starts computing on the thread."""
         assert self._handler is not None
-        loop = asyncio.get_running_loop()
-
-        def stage(name: str) -> None:
-            with suppress(RuntimeError):  # the server's event loop is closed
-                loop.call_soon_threadsafe(self._report_stage, name)
-
-        computing = loop.run_in_executor(self._threads, self._handler.handle, batch, stage)
+        computing = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._handler.handle, batch, self._stage_reporter()
+        )
         computing.add_done_callback(self._finish_computing)
         return True
 
@@ -63,6 +60,20 @@ class WorkerThread:
     def describe(self) -> dict[str, int | None]:
         """None for both: it has no process of its own."""
         return {"pid": None, "memory_bytes": None}
+
+    def _load(self, stage: Stage) -> Handler:
+        with progress_listener(stage):
+            return self._make_handler()
+
+    def _stage_reporter(self) -> Stage:
+        """A function for the thread that reports a stage to the listener on the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def report(name: str) -> None:
+            with suppress(RuntimeError):  # the server's event loop is closed
+                loop.call_soon_threadsafe(self._report_stage, name)
+
+        return report
 
     def _report_stage(self, name: str) -> None:
         if self._listener is not None:

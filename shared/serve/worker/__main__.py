@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import InvalidInputError
+from shared.progress import progress_listener
 from shared.serve.log_lines import JsonLines
-from shared.serve.worker.handler import Handler, is_out_of_memory
+from shared.serve.worker.handler import Handler, Stage, is_out_of_memory
 from shared.serve.worker.messages import Message, bundle, receive, send, unbundle
 from shared.serve.worker.worker_spec import WorkerSpec, make_handler
 
@@ -38,9 +39,14 @@ def main(descriptor: int, spec: WorkerSpec) -> int:
     """
     connection = socket.socket(fileno=descriptor)
     began = time.monotonic()
+
+    def stage(name: str) -> None:
+        send(connection, Message({"event": "stage", "stage": name}))
+
     gc.disable()  # loading creates a million objects that stay; garbage collection would take a tenth of that time
     try:
-        handler = make_handler(spec)
+        with progress_listener(stage):
+            handler = make_handler(spec)
     except InvalidInputError as refusal:
         send(connection, Message({"event": "refused", "sentence": str(refusal)}))
         return 0
@@ -57,14 +63,11 @@ def main(descriptor: int, spec: WorkerSpec) -> int:
     ready = {"event": "ready", "max_requests": handler.max_requests, "load_s": time.monotonic() - began}
     send(connection, Message({**ready, "programs": getattr(handler, "programs", {})}))
     with suppress(BrokenPipeError, ConnectionResetError):
-        _serve_requests(connection, handler)
+        _serve_requests(connection, handler, stage)
     return 0
 
 
-def _serve_requests(connection: socket.socket, handler: Handler) -> None:
-    def stage(name: str) -> None:
-        send(connection, Message({"event": "stage", "stage": name}))
-
+def _serve_requests(connection: socket.socket, handler: Handler, stage: Stage) -> None:
     while (message := receive(connection)) is not None:
         replies = handler.handle(unbundle(message), stage)
         send(connection, bundle(replies))

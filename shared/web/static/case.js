@@ -108,7 +108,15 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   function showElapsedTime() {
     const started = Date.now();
-    const tick = () => showStatus(`Working … ${Math.round((Date.now() - started) / 1000)} s`);
+    const request = running;
+    let loaded = false;
+    const tick = async () => {
+      // The first analysis after the server's start waits for its models, on a new machine for a minute or two.
+      const state = loaded ? {} : await getJson(`${root}/api/${app}/model`).catch(() => ({}));
+      if (running !== request) return;
+      loaded ||= state.predictor === "loaded";
+      showStatus(`${capitalised(state.stage ?? "working")} … ${Math.round((Date.now() - started) / 1000)} s`);
+    };
     showStatus("Working …");
     // A screen reader reads every change aloud, so the time is updated only every five seconds.
     clock = setInterval(tick, 5000);
@@ -140,7 +148,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     const showStage = (current) => {
       const stage = current.state === "queued" ? "waiting for its turn" : current.stage || "starting";
       // The status is a live region, so it is updated only if its text has changed.
-      const text = disconnected ? "The server cannot be reached. Trying again …" : `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - created) / 1000))} s. The analysis continues if you close this page.`;
+      const text = disconnected ? "The server cannot be reached. Trying again …" : `${capitalised(stage)} … ${Math.max(0, Math.round((Date.now() - created) / 1000))} s. The analysis continues if you close this page.`;
       if (text !== shownText) showStatus(shownText = text);
     };
     running = { abort: () => fetch(job.url, { method: "DELETE", headers: { Accept: "application/json" } }).catch(() => showError("The server could not be reached.")) };
@@ -279,6 +287,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   else if (query.get("job")) openJob(query.get("job"));
   return { open, submit };
 }
+
+const capitalised = (text) => text[0].toUpperCase() + text.slice(1);
 
 async function getJson(url) {
   const response = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => { throw new Error("The server could not be reached. Is it still running? Reload the page to try again."); });
