@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 _NEEDS = {"lidar": "LiDAR sweep", "camera": "image with a calibration"}
+_ADD = {"lidar": "add its sweep (.bin, .pcd, .npy)", "camera": "add its image and calibration"}
+_OTHER = {"lidar": "camera", "camera": "LiDAR"}
 _RENDERED = (
     "{} was trained on rendered images only and finds hardly any object in real ones; import a camera checkpoint of "
     "mmdetection3d: trivium import driving CONFIG CHECKPOINT.pth --registry models"
@@ -177,20 +179,29 @@ class DrivingPredictor:
 
         Raises ``InvalidInputError`` if there is none.
         """
-        available = _sensors(frame)
-        if requested is not None:
-            if requested not in self.detectors:
-                raise InvalidInputError(f"the model {requested} is not loaded; loaded: {self._loaded}")
-            sensor = self.detectors[requested].sensor
-            if not available[sensor]:
-                others = [name for name, detector in self.detectors.items() if available[detector.sensor]]
-                instead = f"add it, or choose model={others[0]}" if others else "add it"
-                raise InvalidInputError(f"{frame.name} has no {_NEEDS[sensor]}, which {requested} needs; {instead}")
+        return self.choose_for_sensors(frame.name, _sensors(frame), requested)
+
+    def choose_for_sensors(self, name: str, available: Mapping[str, bool], requested: str | None = None) -> str:
+        """As ``choose_model``, for the frame ``name`` with the sensors (``lidar``, ``camera``) marked ``available``."""
+        if requested is not None and requested not in self.detectors:
+            raise InvalidInputError(f"the model {requested} is not loaded; loaded: {self._loaded}")
+        preferred = self.preferred_model(available)
+        if requested is None:
+            if preferred is not None:
+                return preferred
+            sensors = list(dict.fromkeys(detector.sensor for detector in self.detectors.values()))
+        elif available[self.detectors[requested].sensor]:
             return requested
-        if (preferred := self.preferred_model(available)) is not None:
-            return preferred
-        needed = " or ".join(_NEEDS[detector.sensor] for detector in self.detectors.values())
-        raise InvalidInputError(f"{frame.name} has no {needed}, which the loaded models need; loaded: {self._loaded}")
+        else:
+            sensors = [self.detectors[requested].sensor]
+        ways = [_ADD[sensor] for sensor in sensors]
+        if preferred is not None:
+            ways.append(f"choose model={preferred}")
+        elif len(sensors) == 1 and available.get("camera" if sensors[0] == "lidar" else "lidar"):
+            ways.append(f"use a {_OTHER[sensors[0]]} model instead: name its artifact with --artifact")
+        lacking, needing = " or ".join(_NEEDS[sensor] for sensor in sensors), requested or self._loaded
+        verb = "needs" if len(needing.split(", ")) == 1 else "need"
+        raise InvalidInputError(f"{name} has no {lacking}, which {needing} {verb}; {', or '.join(ways)}")
 
     def preferred_model(self, available: Mapping[str, bool]) -> str | None:
         """The first model for the sensors (``lidar``, ``camera``) that ``available`` marks as present, or None.

@@ -32,6 +32,10 @@ class DrivingCodec:
     def decode(self, request: Request) -> Decoded[Frame]:
         """The frames in the request's files. Raises ``InvalidInputError``, also if no model fits a frame."""
         options = read_options(request.options)
+        suggested = sensors_from_names(request.files)
+        if suggested == {"lidar": False, "camera": True}:
+            # Before the images are read: without the model, it would not help to add a missing calibration.
+            self._predictor.choose_for_sensors(request.files[0].name, suggested, options.model)
         frames = read_frames(request.files, options.topic)
         for frame in frames:
             self._predictor.choose_model(frame, options.model)

@@ -17,6 +17,7 @@ from apps.driving.inference.detect import LidarDetector, shown_boxes
 from apps.driving.inference.ground import set_on_ground
 from apps.driving.outputs import view
 from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.service import DrivingCodec
 from apps.driving.types import Boxes3D, Frame, LidarInput
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -137,6 +138,29 @@ def test_a_model_that_lacks_its_input_is_refused(codec, synthetic, tmp_path):
     copies = tuple(Path(shutil.copy(file, tmp_path)) for file in loose)
     with pytest.raises(InvalidInputError, match="no LiDAR sweep"):
         codec.decode(Request(files=copies, options={"model": "pointpillars"}))
+
+
+def test_a_model_of_the_other_sensor_is_named_as_a_way_out(predictor, synthetic):
+    """With the artifact of one model, as ``trivium predict --artifact`` loads it."""
+    sweep, image = (synthetic / folder for folder in ("velodyne/synthetic.bin", "image_2/synthetic.png"))
+
+    def refusal(model, file, options):
+        detectors = {model: predictor.detectors[model]}
+        codec = DrivingCodec(DrivingPredictor(detectors=detectors, least_scores={}))
+        with pytest.raises(InvalidInputError) as caught:
+            codec.decode(Request(files=(file,), options=options))
+        return str(caught.value)
+
+    for options in ({}, {"model": "pointpillars"}):
+        assert refusal("pointpillars", image, options) == (
+            "synthetic.png has no LiDAR sweep, which pointpillars needs; add its sweep (.bin, .pcd, .npy), or use a "
+            "camera model instead: name its artifact with --artifact"
+        )
+    for options in ({}, {"model": "fcos3d"}):
+        assert refusal("fcos3d", sweep, options) == (
+            "synthetic has no image with a calibration, which fcos3d needs; add its image and calibration, or use a "
+            "LiDAR model instead: name its artifact with --artifact"
+        )
 
 
 @pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
