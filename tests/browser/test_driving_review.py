@@ -65,6 +65,15 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
     expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
 
 
+def test_the_verdicts_are_visible_on_a_zoomed_page(page: Page, site: str, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 911, "height": 512})  # 1366 x 768 at 150 %
+    open_frames(page, site, tmp_path)
+    right_edges = "nodes => nodes.map(node => Math.round(node.getBoundingClientRect().right))"
+    (table,) = page.locator(".objects .scroll").evaluate_all(right_edges)
+    verdicts = page.locator(".objects .verdict").evaluate_all(right_edges)
+    assert verdicts and max(verdicts) <= table
+
+
 def test_accept_the_others_skips_boxes_that_the_filter_hides(page: Page, site: str, tmp_path: Path) -> None:
     open_frames(page, site, tmp_path)
     scores = [float(text) for text in page.locator(".objects tbody td:nth-child(2)").all_inner_texts()]
