@@ -10,7 +10,15 @@ from fastapi.concurrency import run_in_threadpool
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
 from shared.serve.api.deps import OriginDep, ServiceDep, UploadDep
-from shared.serve.api.schemas import CaseAnswer, ModelState, PredictForm, Problem, SampleAnswer, Samples, case_document
+from shared.serve.api.schemas import (
+    CaseAnswer,
+    LoadingState,
+    PredictForm,
+    Problem,
+    SampleAnswer,
+    Samples,
+    case_document,
+)
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected
@@ -36,10 +44,12 @@ def samples(service: ServiceDep) -> Samples:
 
 
 @router.get("/model")
-async def model(service: ServiceDep) -> ModelState:
+async def model(service: ServiceDep) -> LoadingState:
     """Whether the models are loaded, so that a client can say what its first prediction waits for."""
     loaded, failed = service.model.value is not None, service.model.failure is not None
-    return ModelState(predictor="loaded" if loaded else "failed" if failed else "not loaded", stage=service.model.stage)
+    return LoadingState(
+        predictor="loaded" if loaded else "failed" if failed else "not loaded", stage=service.model.stage
+    )
 
 
 @router.post(

@@ -283,7 +283,7 @@ class AppHealth(BaseModel):
     workers: list[WorkerHealth]
 
 
-class ModelState(BaseModel):
+class LoadingState(BaseModel):
     """Whether an application's models are loaded. The first request loads them, if the server has not yet."""
 
     predictor: PredictorState
