@@ -37,8 +37,8 @@ def connect(address: str, alternative: str) -> Engine:
     """An engine for the database at a URL, migrated to this version.
 
     SQLite uses its write-ahead log, so that readers and the writer do not wait for each other. The driver for
-    PostgreSQL is pg8000. Raises ``InvalidInputError`` if the database cannot be reached or belongs to another version.
-    In the latter case the message suggests the ``alternative``, such as "set TRIVIUM_STORE to another folder".
+    PostgreSQL is pg8000. Raises ``InvalidInputError`` if the database cannot be reached or belongs to another version;
+    the message suggests the ``alternative``, such as "set TRIVIUM_STORE to another folder".
     """
     try:
         url = make_url(address)
@@ -62,7 +62,10 @@ def connect(address: str, alternative: str) -> Engine:
             _migrate(connection, masked_url, alternative)
     except SQLAlchemyError as error:
         engine.dispose()
-        raise InvalidInputError(f"the store's database {masked_url} cannot be used: {reason_of(error)}") from error
+        local = engine.dialect.name == "sqlite"
+        remedy = "check its permissions and the free space on its disk" if local else "check that it runs and its URL"
+        reason = f"the store's database {masked_url} cannot be used: {reason_of(error)}; {remedy}, or {alternative}"
+        raise InvalidInputError(reason) from error
     except InvalidInputError:
         engine.dispose()
         raise

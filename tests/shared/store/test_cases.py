@@ -147,7 +147,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         ("postgresql://me:secret@localhost/trivium", r"the package pg8000; install trivium\[postgres\]"),
         ("nonsense", "TRIVIUM_STORE_URL is not the URL"),
         ("abacus://here", "TRIVIUM_STORE_URL is not the URL"),
-        ("sqlite:////nowhere/at/all.sqlite", "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open"),
+        (
+            "sqlite:////nowhere/at/all.sqlite",
+            "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open database file; check its permissions and "
+            "the free space on its disk, or set TRIVIUM_STORE_URL to another database",
+        ),
     ],
 )
 def test_an_unusable_database_url_is_refused(
