@@ -127,6 +127,10 @@ def create_app(
         readiness.stop()
         for service in services.values():
             await service.runner.stop()
+        # All workers are ended before any is waited for: on a busy machine each takes seconds to end.
+        for pool in (*networks.pools(), *(pool for service in services.values() for pool in service.pools())):
+            pool.stop_workers()
+        for service in services.values():
             service.close()
         networks.close()
         shutil.rmtree(settings.store / INCOMING, ignore_errors=True)

@@ -233,6 +233,10 @@ class Networks:
         """Every version of every model."""
         return [network for versions in self._models.values() for network in versions.values()]
 
+    def pools(self) -> list[WorkerPool]:
+        """The worker pools of the loaded networks."""
+        return [network.model.value for network in self.all() if network.model.value is not None]
+
     def close(self) -> None:
         """Refuses waiting requests and closes without waiting for running ones."""
         for network in self.all():

@@ -165,6 +165,11 @@ class WorkerPool:
         finally:
             self.close()
 
+    def stop_workers(self) -> None:
+        """Ends the workers without waiting for their end, as ``close`` does, which must be called next."""
+        for slot in self._slots:
+            slot.worker.stop()
+
     def close(self) -> None:
         """Accepts no more requests, refuses those that wait or compute, and ends the workers."""
         self._closed = True

@@ -8,9 +8,11 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +312,26 @@ def test_instances_select_the_gpu_of_a_process() -> None:
     for wrong in ("gpu=1", "cuda:0=0", "cuda=1", "cpu", "cpu=1,", "cuda:-1=1"):
         with pytest.raises(InvalidInputError, match="TRIVIUM_INSTANCES"):
             read_settings(instances=wrong)
+
+
+def test_all_workers_are_killed_before_the_stopping_server_waits_for_any(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, calls = serve(), list[tuple[str, int]]()
+    assert predict(client).status_code == 200
+    assert client.get("/v2/models/echo/ready").status_code == 200  # its network has a worker of its own
+    kill, wait = subprocess.Popen.kill, subprocess.Popen.wait
+
+    def record_kill(process: subprocess.Popen[bytes]) -> None:
+        calls.append(("kill", process.pid))
+        kill(process)
+
+    def record_wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        calls.append(("wait", process.pid))
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "kill", record_kill)
+    monkeypatch.setattr(subprocess.Popen, "wait", record_wait)
+    client.__exit__(None, None, None)
+    killed_first = {process for _, process in takewhile(lambda call: call[0] == "kill", calls)}
+    assert len(killed_first) == 2 and killed_first == {process for _, process in calls}
