@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -177,6 +178,16 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._announce, self._drain, self._drain_s = announce, drain, drain_s
         self._certificate_reloader = certificate_reloader
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Records a signal. On a second Ctrl+C uvicorn would leave out the application's shutdown.
+
+        The folders of workers, with unpacked uploads, would then stay. A third one still does that.
+        """
+        if len(self._captured_signals) == 1:
+            self._captured_signals.append(sig)
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening, and announces it."""

@@ -102,17 +102,17 @@ def test_accepted_requests_are_answered_and_new_ones_refused(tmp_path: Path, num
     assert "Traceback" not in server.end()
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_a_drain_ends_at_its_timeout_or_with_a_second_signal(tmp_path: Path, twice: bool) -> None:
-    server = Process(tmp_path, drain_s=60 if twice else 0.2)
+@pytest.mark.parametrize("second", [None, signal.SIGTERM, signal.SIGINT])
+def test_a_drain_ends_at_its_timeout_or_with_a_second_signal(tmp_path: Path, second: signal.Signals | None) -> None:
+    server = Process(tmp_path, drain_s=0.2 if second is None else 60)
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(server.predict)
         assert server.process.stdout is not None
         while (line := server.process.stdout.readline()) != "computing\n":
             assert line, "it ended"
-        server.process.send_signal(signal.SIGTERM)
-        if twice:
+        server.process.send_signal(second or signal.SIGTERM)
+        if second is not None:
             until(lambda: server.get("/v2/health/ready") == 503)
-            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(second)
         assert accepted.result().status_code == 503
     assert "Traceback" not in server.end()
