@@ -30,12 +30,18 @@ _CALENDAR = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 
 _UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "excel": DAY_NS}
 _MIN_NUMBER = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The minimum number of each unit since 1970; from March 1973 on, no two units overlap."""
-_QUARTERS = {r"(?i)^(\d{4})[ /-]Q([1-4])$": "${1}Q${2}", r"(?i)^Q([1-4])[ /-]?(\d{4})$": "${2}Q${1}"}
-"""1960-Q1 and Q1 1960, rewritten for pandas."""
+_PERIODS = {
+    r"(?i)^(\d{4})[ /-]Q([1-4])$": "${1}Q${2}",
+    r"(?i)^Q([1-4])[ /-]?(\d{4})$": "${2}Q${1}",
+    r"^(\d{4})-S1$": "${1}-01-01",
+    r"^(\d{4})-S2$": "${1}-07-01",
+}
+"""1960-Q1, Q1 1960 and SDMX's half-year 1960-S1, rewritten for pandas."""
 _SEASON_NS = 60 * DAY_NS
 """Clocks are not set back for winter twice within this time."""
 _OUT_OF_RANGE = "is not between 1900 and 2200; correct the date, or delete the row"
 _SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
+_SHORT_YEAR = r"^(\d{1,2}[/.-]\d{1,2}[/.-])(\d\d)($|[T, ])"
 _ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}
 _WITH_OFFSET = r"(?i)(?:Z|(?::\d\d|\d[T ]\d\d(?:\d\d){0,2})(?:[.,]\d+)?(?: ?[AP]M)? ?[+-]\d\d:?(?:\d\d)?)$"
 """A time with its offset from UTC, after a colon or in ISO 8601's basic form."""
@@ -101,8 +107,8 @@ def read_times(column: Column, options: TableOptions = DEFAULT_OPTIONS) -> Clock
             f"{column.location} holds {kind}, which is not a time; write times as 2024-01-31 09:30:00"
         )
     text = cells.str.strip_chars(" \"'")
-    for pattern, quarter in _QUARTERS.items():
-        text = text.str.replace(pattern, quarter)
+    for pattern, period in _PERIODS.items():
+        text = text.str.replace(pattern, period)
     rounded = text.str.contains(_ROUNDED)
     if rounded.sum() == text.str.contains(r"(?i)^\d[.,]?\d*e").sum():
         remedy = "format the column as a number without decimals in the original file, and save it again"
@@ -231,6 +237,8 @@ def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
             offsets |= {f"{local:%Z}": f"{local:%z}"} if f"{local:%Z}".isalpha() else {}
         for short, offset in offsets.items():
             text = text.str.replace(rf"(\d|[AP]M) ?{short}$", "${1}" + offset)
+    weeks = (text + "-1").str.to_date("%G-W%V-%u", strict=False)  # their Mondays
+    text = weeks.cast(pl.String).fill_null(text)
     text = text.str.replace(_WEEKDAY, "").str.replace(_TIME_FIRST, "${2} ${1}")
     text = _in_iso_order(text, column, options.unit)
     parsed = _parsed(text)
@@ -257,15 +265,24 @@ def _without_region(text: pl.Series, column: Column) -> tuple[pl.Series, str | N
 
 
 def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Series:
-    """(N,) text with 31/01/2024, 01/31/2024 and 31.01.2024 as 2024-01-31. Raises InvalidInputError if the rows leave
-    the order ambiguous."""
+    """(N,) text with 31/01/2024, 01/31/2024, 01/31/24 and 31.01.2024 as 2024-01-31. Raises InvalidInputError if the
+    rows leave the order ambiguous: in 31/01/24 either end may be the year."""
+    has_short_years = text.str.contains(_SHORT_YEAR).any()
+    if has_short_years:  # 69 to 99 are of the last century, as in POSIX
+        text = text.str.replace(_SHORT_YEAR.replace(r"\d\d", r"69|[7-9]\d"), "${1}19${2}${3}")
+        text = text.str.replace(_SHORT_YEAR, "${1}20${2}${3}")
     slashed = text.filter(text.str.contains(_SLASHED))
     if not len(slashed):
         return text
     points = bool(slashed.str.contains(r"^\d+\.").all())  # dates with points never have the month first
+    first_above_12, second_above_12 = (
+        bool(slashed.str.contains(before + r"(1[3-9]|[2-9]\d)").any()) for before in (r"^", r"^\d+[/.-]")
+    )
     possible = {
-        "day-first": not slashed.str.contains(r"^\d+[/.-](1[3-9]|[2-9]\d)").any(),
-        "month-first": not points and not slashed.str.contains(r"^(1[3-9]|[2-9]\d)").any(),
+        "day-first": not second_above_12 and (not has_short_years or unit == "day-first"),
+        "month-first": not first_above_12
+        and not points
+        and (not has_short_years or second_above_12 or unit in _ORDERS),
     }
     orders = [order for order, holds in possible.items() if holds and (unit == order or unit not in _ORDERS)]
     if len(orders) != 1:
@@ -297,6 +314,7 @@ def _parsed(text: pl.Series) -> Any:
 def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Clock:
     """Times written as numbers: in ``unit``, or by their digits or size if the whole column agrees."""
     column.refuse(~np.isfinite(numbers), "is not a time; fill it in or delete the row")
+    note = ""
     if unit not in _UNIT_NS:
         first_digits, distance_from_median = str(int(numbers[0])), np.abs(numbers - np.median(numbers))
         form, is_wrong = (
@@ -310,6 +328,7 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
                 times = _nanoseconds(dates.to_numpy(), column)
                 return Clock(times, np.ones(len(times), bool), "" if form == "%Y%m%d" else note)
             is_wrong = dates.isna().to_numpy() if dates.isna().nunique() == 2 else is_wrong
+        numbers, note = _in_one_unit(numbers)
         unit = next((candidate for candidate, minimum in _MIN_NUMBER.items() if minimum <= numbers.min()), "")
         if not unit or numbers.max() > _LATEST * SECOND_NS / _UNIT_NS[unit]:
             why = "may be seconds, days or a count, not clearly a time from 1973 to 2200; write times as"
@@ -326,7 +345,19 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
         times += np.round((since_1970 - whole_units) * unit_ns).astype(np.int64)
     if unit == "excel":  # rounded to seconds, because six decimals of a day are 86 ms
         times = (times + SECOND_NS // 2) // SECOND_NS * SECOND_NS
-    return Clock(times, np.full(len(times), unit_ns == DAY_NS))
+    return Clock(times, np.full(len(times), unit_ns == DAY_NS), note)
+
+
+def _in_one_unit(numbers: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """(N,) all in us, and a note, if the earlier times are in ms and the later ones in us, as in Binance's files of
+    2024 and 2025 below each other; unchanged otherwise."""
+    is_us = numbers >= _MIN_NUMBER["us"]
+    if is_us.all() or not is_us.any() or numbers.min() < _MIN_NUMBER["ms"]:
+        return numbers, ""
+    in_us = np.where(is_us, numbers, numbers * 1000)
+    if numbers.max() >= _MIN_NUMBER["ns"] or in_us[~is_us].max() >= in_us[is_us].min():
+        return numbers, ""
+    return in_us, f"{(~is_us).sum()} times were read as milliseconds and the {is_us.sum()} later ones as microseconds"
 
 
 def _nanoseconds(moments: NDArray[Any], column: Column) -> Times:

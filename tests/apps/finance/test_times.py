@@ -107,7 +107,7 @@ def test_more_ways_to_write_a_date(text, time):
 @pytest.mark.parametrize(
     "text",
     [
-        *("Jan-24", "15-Jan-24", "2024-02-30", "soon", "15/01/24", "01.01.24", "2024年1月", "2024-01-15,一", "45292,5"),
+        *("Jan-24", "15-Jan-24", "2024-02-30", "soon", "2024-W54", "2024年1月", "2024-01-15,一", "45292,5"),
         "2024-01-15T09:30-05:00[America/New_York]",
     ],
 )
@@ -254,6 +254,35 @@ def test_the_abbreviation_of_the_named_zone_resolves_the_repeated_hour(tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("texts", "unit", "days"),
+    [
+        (["1/31/24", "02/01/24 00:00"], None, ["2024-01-31", "2024-02-01"]),
+        (["12/31/68", "01/01/69"], None, ["2068-12-31", "1969-01-01"]),
+        (["31.01.24", "01.02.24"], "day-first", ["2024-01-31", "2024-02-01"]),
+        (["01/02/24", "01/03/24"], "month-first", ["2024-01-02", "2024-01-03"]),
+        (["01/31/24", "02/01/2024"], None, ["2024-01-31", "2024-02-01"]),
+    ],
+)
+def test_years_of_two_digits(texts, unit, days):
+    found = read_times(pl.Series("date", texts), TableOptions(unit=unit)).times_ns
+    assert [iso_utc(int(time))[:10] for time in found] == days
+
+
+@pytest.mark.parametrize("texts", [["31/01/24", "01/02/24"], ["01.01.24", "02.01.24"], ["24-01-30", "24-01-31"]])
+def test_years_of_two_digits_at_either_end_are_refused_without_the_option_unit(texts):
+    with pytest.raises(InvalidInputError, match=r"order of day and month is ambiguous.*unit=day-first"):
+        read_times(pl.Series("date", texts))
+
+
+def test_milliseconds_before_microseconds_are_read_and_noted_but_not_one_wrong_time():
+    cells = pl.Series("time", [1735689540000, 1735689600000000, 1735689660000000])
+    assert read_times(cells).note == "1 times were read as milliseconds and the 2 later ones as microseconds"
+    assert np.diff(read_times(cells).times_ns).tolist() == [60 * 10**9] * 2
+    with pytest.raises(InvalidInputError, match="line 4: '173568966000099' may be seconds"):
+        read_times(pl.Series("time", [1735689540000, 1735689600000, 173568966000099]))
+
+
+@pytest.mark.parametrize(
     "written",
     ["%a %d/%m/%Y", "%A, %d/%m/%Y", "%a %d.%m.%Y", "%a %d-%m-%Y", "%I:%M:%S %p %d/%m/%Y", "%H:%M %d/%m/%Y"],
 )
@@ -267,7 +296,7 @@ def test_one_order_of_day_and_month_holds_for_a_column_whatever_precedes_the_dat
 
 @pytest.mark.parametrize("text", ["10/07/24 09:30:00 AM +0000", "at 10/07/2024 AM"])
 def test_a_date_whose_month_may_be_either_is_not_guessed_cell_by_cell(text):
-    with pytest.raises(InvalidInputError, match="is not a time"):
+    with pytest.raises(InvalidInputError, match=r"is not a time|is ambiguous"):
         read_times(pl.Series("date", [text, text.replace("10/", "25/")]), TableOptions())
 
 
@@ -315,3 +344,7 @@ def test_quarters_are_their_first_days(form):
     texts = [form.format(1960 + number // 4, number % 4 + 1) for number in range(5)]
     days = ["1960-01-01", "1960-04-01", "1960-07-01", "1960-10-01", "1961-01-01"]
     assert times_of(texts) == [f"{day}T00:00:00Z" for day in days]
+
+
+def test_half_years_of_sdmx_are_their_first_days():
+    assert times_of(["2023-S1", "2023-S2"]) == ["2023-01-01T00:00:00Z", "2023-07-01T00:00:00Z"]
