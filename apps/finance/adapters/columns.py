@@ -39,7 +39,7 @@ _NOTES = _split_words(
 )  # their words do not name series
 ADJUSTED = _split_words("adj close|adjclose|adjusted close")
 PRICES = ADJUSTED + _split_words(
-    "close|close last|close price|收盘价|收盘|price|last|last price|px last|last px|px|prc|最新价|价格"
+    "close|close last|close price|收盘价|收盘|price|last|last price|px last|last px|px|prc|trdprc 1|最新价|价格"
     "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss|clôture|cierre|zamkniecie|zamknięcie|終値"
 )
 PRICE_WORDS = {"close", "price", "last", "nav", "px"}
@@ -49,8 +49,8 @@ VOLUMES = _split_words("volume|vol|成交量")
 _CHANGES = _split_words("change|chg|pct")
 _AMOUNTS = {*VOLUMES, *_CHANGES, *_split_words("count|quantity|qty|size|shares|trades|tickvol")}
 """Words in the names of columns that are scored only if there is nothing else."""
-BIDS = _split_words("bid|bid price|bid px|bid close|best bid|买一价")
-ASKS = _split_words("ask|ask price|ask px|ask close|best ask|offer|offer price|卖一价")
+BIDS = _split_words("bid|bid price|bid px|bid close|best bid|best bid price|买一价")
+ASKS = _split_words("ask|ask price|ask px|ask close|best ask|best ask price|offer|offer price|卖一价")
 _MODIFIERS = {*_AMOUNTS, *_CONTRACTS} | set(_split_words("open|high|low|bid|ask|offer|prev|previous|prior|id|limit"))
 _MODIFIERS |= set(_split_words("time|date|timestamp|updated|update|ratio|earnings|book|dividend|return"))
 _IDENTIFIERS = _split_words("|id|no|index|row|unnamed: 0|序号")

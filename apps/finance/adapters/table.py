@@ -11,6 +11,7 @@ import polars as pl
 
 from apps.finance.adapters import columns
 from apps.finance.adapters.covariates import EMPTY, NO_NUMBER, covariate_labels, take_covariates
+from apps.finance.adapters.crsp import unsign_crsp_prices
 from apps.finance.adapters.numbers import decimal_mark, find_formatted_amount, has_decimal_commas, read_column
 from apps.finance.adapters.options import DEFAULT_OPTIONS, TableOptions
 from apps.finance.adapters.times import Column, Rows, read_times, to_utc, zone_in_header
@@ -67,6 +68,7 @@ def to_contents(
     decimal = options.decimal or decimal_mark(data_columns.get_columns())
     is_european = _is_european(data_columns, frame[time], separator)
     values, faults = _read_values(data_columns, lines, decimal, is_european, notes)
+    notes += unsign_crsp_prices(values, data_columns.columns)
     covariate_names = covariate_labels(options, frame.columns, {"times": time, "labels": labels}, name)
     covariate_cells = take_covariates(data_columns, covariate_names, values, faults, name)
     data_columns = data_columns.drop(*covariate_names.values(), *parts_of_names, strict=False)

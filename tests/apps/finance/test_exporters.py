@@ -214,6 +214,37 @@ LATER = {
         ("5", [1.5, 1.25], "2024-01-31T09:31:00Z"),
         {"time": "1", "value": "5"},
     ),
+    "Bloomberg, a table of historical prices saved by Excel in the United States": (
+        "SPX Index,,,\nDate,Last Px,Volume,SMAVG (15)\n1/31/24,4905.5,12,4902.1\n1/30/24,4901.5,11,\n",
+        ("Last Px", [4901.5, 4905.5], "2024-01-31T00:00:00Z"),
+    ),
+    "The Wall Street Journal": (
+        "Date, Open, High, Low, Close, Volume\n01/31/24, 2, 4, 2, 3, 20\n01/04/24, 1, 3, 1, 2, 10\n",
+        ("Close", [2, 3], "2024-01-31T00:00:00Z"),
+    ),
+    "LSEG (Refinitiv), get_history": (
+        "Date,TRDPRC_1,HIGH_1,LOW_1,ACVOL_UNS,OPEN_PRC,BID,ASK,VWAP\n"
+        "2024-01-30,2,3,1,10,1,1.5,2.7,2\n2024-01-31,3,4,2,20,2,2.5,3.7,3\n",
+        ("TRDPRC_1", [2, 3], "2024-01-31T00:00:00Z"),
+    ),
+    "ECB, weekly series": (
+        "KEY,FREQ,TIME_PERIOD,OBS_VALUE\nILM.W.X,W,2020-W53,1.5\nILM.W.X,W,2021-W01,2.5\nILM.W.X,W,2021-W02,3.5\n",
+        ("OBS_VALUE", [1.5, 2.5, 3.5], "2021-01-11T00:00:00Z"),
+    ),
+    "Binance klines of 2024 and 2025 below each other, in milliseconds and microseconds": (
+        "1735689540000,1,3,1,2,10,1735689599999,5,6,7,8,0\n1735689600000000,1,3,1,3,10,1735689659999999,5,6,7,8,0\n",
+        ("close", [2, 3], "2025-01-01T00:00:00Z"),
+    ),
+    "Binance best bids and offers": (
+        "update_id,best_bid_price,best_bid_qty,best_ask_price,best_ask_qty,transaction_time,event_time\n"
+        "1,1.5,5,2.5,6,1706691600000,1706691600005\n2,2.5,5,3.5,6,1706691600137,1706691600139\n",
+        ("mid", [2, 3], "2024-01-31T09:00:00.137Z"),
+    ),
+    "CRSP, with a day without a trade and one without bid and ask": (
+        "PERMNO,date,TICKER,PRC,VOL,RET\n10107,2024-01-29,MSFT,2,10,0.1\n10107,2024-01-30,MSFT,-2.5,0,0.1\n"
+        "10107,2024-01-31,MSFT,0,0,\n10107,2024-02-01,MSFT,3,10,0.1\n",
+        ("PRC", [2, 2.5, None, 3], "2024-02-01T00:00:00Z"),
+    ),
     "CryptoDataDownload": (
         "https://www.CryptoDataDownload.com\nunix,date,symbol,open,high,low,close,Volume BTC\n"
         "1706695200,2024-01-31 10:00:00,BTC/USD,2,4,2,3,20\n1706691600,2024-01-31 09:00:00,BTC/USD,1,3,1,2,10\n",
