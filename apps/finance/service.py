@@ -15,6 +15,7 @@ from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_opti
 from apps.finance.datasets.covariates import horizon_notes, unit_notes, unknown_notes
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustment_note
+from apps.finance.inference.detectors.joint import first_joint_row
 from apps.finance.inference.forecasting import library_network
 from apps.finance.inference.options import Options
 from apps.finance.models.calendar import columns_taken
@@ -236,6 +237,11 @@ def _expand_columns(contents: Contents, wanted: str, name: str) -> Contents:
     all_series = (replace(series, name="all columns", joint=True), *parts)
     # Drop the note about which single column the reader would have scored.
     notes = tuple(note for note in contents.notes if not (note.startswith("column ") and "was scored" in note))
+    if len(series) <= (first := first_joint_row(len(series.values))):
+        notes += (
+            f"{len(series)} rows are too few to score {len(series.values)} columns jointly, which begins after {first} "
+            "rows; only each column by itself was scored",
+        )
     return replace(contents, series=all_series, series_column="column", notes=notes)
 
 

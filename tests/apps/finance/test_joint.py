@@ -14,12 +14,12 @@ from apps.finance.datasets.synth.baskets import KINDS, basket
 from apps.finance.inference.basket_trial import basket_trial
 from apps.finance.inference.detectors import JOINT
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.detectors.joint import contributing_columns
+from apps.finance.inference.detectors.joint import contributing_columns, first_joint_row, joint
 from apps.finance.inference.scoring import Calibration
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
-from apps.finance.types import Forecast, Series
+from apps.finance.types import DAY_NS, Forecast, Series
 from shared.deploy.predictor import Request, answer
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
@@ -48,6 +48,35 @@ def test_joint_scores_are_causal_and_need_several_columns():
         part = replace(series, times_ns=series.times_ns[:rows], values=values)
         np.testing.assert_allclose(scored(part), whole[:rows], atol=1e-9)
     assert not scored(replace(series, values={"share_0": series.target})).any()
+
+
+def test_a_shock_in_a_wide_panel_of_days_stands_out_from_the_first_scores():
+    """The first 64 changes are not scaled yet, and fewer rows than columns determine no components."""
+    random, days, shares, shock = np.random.default_rng(6), 1000, 50, 900
+    factor, loadings = 0.006 * random.standard_t(5, (days, 1)), random.uniform(0.5, 1.5, shares)
+    returns = factor * loadings + 0.006 * random.standard_t(4, (days, shares))
+    returns[shock] += np.where(np.arange(shares) < shares // 2, 0.05, -0.05)
+    prices = 100 * np.exp(np.cumsum(returns, axis=0))
+    values = {f"share_{number}": prices[:, number] for number in range(shares)}
+    series = Series(
+        name="panel", times_ns=np.arange(days) * DAY_NS, values=values, column="share_0", interval_ns=DAY_NS
+    )
+    statistic = joint(ForecastedSeries(series, NOTHING), 8000)
+    assert np.flatnonzero(np.isfinite(statistic))[0] == first_joint_row(shares) + 2  # a mean over half of six rows
+    assert np.nanmedian(statistic[200:400]) < 3
+    assert scored(series)[shock : shock + 6].max() > 3 > scored(series)[:shock].max()
+
+
+def test_too_few_rows_for_a_joint_score_are_noted(tmp_path):
+    whole = basket_series()
+    values = {name: column[:150] for name, column in whole.values.items()}
+    write_csv(tmp_path / "short.csv", replace(whole, times_ns=whole.times_ns[:150], values=values))
+    predictor = FinancePredictor.load(shipped(app), "cpu")
+    response = answer(
+        predictor, Request(files=(tmp_path / "short.csv",), options={"columns": "all"}), FinanceCodec(predictor)
+    )
+    note = "150 rows are too few to score 6 columns jointly, which begins after 192 rows"
+    assert any(note in text for text in response.result["series"]["notes"])
 
 
 def test_the_unit_of_a_column_and_missing_values_do_not_matter():

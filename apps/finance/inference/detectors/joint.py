@@ -6,16 +6,25 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import MAX_CONTRIBUTION, ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import block_starts, change, trailing_mean, usual_change
+from apps.finance.inference.detectors.trailing import BLOCK, block_starts, change, trailing_mean, usual_change
 from apps.finance.types import Floats, Forecast, Series
 
 _ROWS = 6
 _MAX_ROW_CONTRIBUTION = 50.0
 """The maximum contribution of a single row to the mean, in units of the mean in the past."""
-_CHUNK, _MIN_ROWS = 256, 128
+_CHUNK, _MIN_PAST = 256, 128
 _VARIANCE = 0.9
 _RIDGE = 1e-3
 _NO_FORECAST = Forecast(levels=(), quantiles=np.empty((0, 0)), surprise=np.empty((0, 0)))
+
+
+def first_joint_row(columns: int) -> int:
+    """The first row with a joint score of ``columns`` columns.
+
+    The changes of the first 64 rows have no typical change to be scaled by. Then there must be as many rows as columns,
+    because components of fewer rows fit only these, and later rows seem far from them.
+    """
+    return BLOCK + max(_MIN_PAST, columns)
 
 
 def joint(forecasted: ForecastedSeries, memory: int) -> Floats:
@@ -32,8 +41,9 @@ def joint(forecasted: ForecastedSeries, memory: int) -> Floats:
     result = np.full(length, np.nan)
     if columns < 2:
         return result
-    for start in (_MIN_ROWS + block for block in block_starts(max(forecasted.first - _MIN_ROWS, 0), length, _CHUNK)):
-        past = changes[max(1, start - memory) : start]
+    first_row = first_joint_row(columns)
+    for start in (first_row + block for block in block_starts(max(forecasted.first - first_row, 0), length, _CHUNK)):
+        past = changes[max(BLOCK, start - memory) : start]
         block = slice(start, start + _CHUNK)
         result[block] = np.maximum(*_relative_t2_and_q(changes[block], past))
     result = forecasted.extend_carried("T² and Q", result[forecasted.first :])
