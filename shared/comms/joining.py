@@ -82,21 +82,20 @@ def join(
         # All processes leave together: torch's teardown occasionally aborted a process that ended while the leader was
         # still writing.
         group.barrier()
-    except RuntimeError as error:
-        if not _is_collective_failure(error, watch):
-            watch.report(error)
-            raise
-        _stores.clear()
-        lost = LostProcessError(watch.find_culprit(error))
-        watch.report(lost)
+    except Exception as error:
+        failure = error
+        if isinstance(error, RuntimeError) and _is_collective_failure(error, watch):
+            _stores.clear()
+            failure = LostProcessError(watch.find_culprit(error))
+        watch.report(failure)
+        # The collectives of the other processes fail at once; each then reads the cause from the store.
+        abort_collectives()
         if launcher_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            # The store is in this process, and the other processes still read the cause from it.
+            # The store is in this process.
             watch.await_informed(limits.silence_s / 2)
-        raise lost from error
-    except BaseException as error:
-        if not isinstance(error, (SystemExit, KeyboardInterrupt)):
-            watch.report(error)
-        raise
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         watch.close()
         # A wrapped model keeps the group's threads alive; if they outlive the interpreter, they abort the process.

@@ -41,6 +41,15 @@ def test_the_remaining_processes_name_the_lost_one(hosts, how):
             assert "waits in all_reduce (all) since" in messages[rank]
 
 
+def test_the_first_process_says_why_it_failed_before_its_store_ends(hosts):
+    """Without ``torchrun``. The others are still computing when it fails."""
+    job = Job(hosts, 2, workers.lose, "raises", 0)
+    failure, *messages = job.results(30)
+    assert (failure.kind, failure.message) == ("ValueError", "no such sample")
+    expected = f"rank 0 (on node0, process {job.processes[0].pid}) failed at step 3: ValueError: no such sample"
+    assert messages == [expected] * 3
+
+
 def test_routes_sum_like_the_backend_and_ranks_of_a_host_are_adjacent(hosts):
     for result in succeed(Job(hosts, 2, workers.sums, [None], interleaved=True).results(60)):
         assert result["hosts"] == ["node0", "node0", "node1", "node1"]

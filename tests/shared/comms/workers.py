@@ -120,6 +120,8 @@ def lose(how: str, victim: int) -> str:
                 shorten_timeouts(group)
             for step in range(20):
                 group.log.position = f"step {step}"
+                if how == "raises" and group.rank != victim == 0 and step == 3:
+                    time.sleep(3)  # the first process would have ended by then
                 if group.rank == victim and step == 3:
                     if how == "sleeps":
                         time.sleep(8)
