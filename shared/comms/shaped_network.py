@@ -1,7 +1,8 @@
 """A small cluster on one machine: hosts are network namespaces, connected by links with a given rate.
 
 Linux only; needs iproute2 and root. Traffic between hosts goes through a bridge and a token bucket filter (``tc tbf``);
-traffic between processes of a host does not. Everything is removed at the end of the context.
+traffic between processes of a host does not. Everything is removed at the end of the context, and on SIGTERM, SIGHUP
+and Ctrl-C. What a process that was killed has left is removed when the next network is created.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import ctypes
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,6 +32,8 @@ MTU = 9000
 HEADER_BYTES = 66
 """Additional bytes of an Ethernet frame: the headers of Ethernet, IP and TCP with timestamps."""
 _CLONE_NEWUTS, _CLONE_NEWNET = 0x04000000, 0x40000000
+_PR_SET_PDEATHSIG = 1
+_NAMESPACES = Path("/var/run/netns")
 _network_numbers = itertools.count()
 
 
@@ -44,7 +50,7 @@ class Host:
         if not self.namespace:
             return
         libc = ctypes.CDLL(None, use_errno=True)
-        with Path(f"/var/run/netns/{self.namespace}").open() as file:
+        with (_NAMESPACES / self.namespace).open() as file:
             if libc.setns(file.fileno(), _CLONE_NEWNET) or libc.unshare(_CLONE_NEWUTS):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.namespace}")
         socket.sethostname(self.name)
@@ -76,28 +82,69 @@ def shaped_network(hosts: int, mbit_s: float) -> Iterator[list[Host]]:
     # The queue holds 200 ms, like a switch's: a shorter one drops packets when several connections send at once. A
     # larger burst would let small messages exceed the rate.
     shape = ("tbf", "rate", f"{mbit_s}mbit", "burst", "32kb", "latency", "200ms")
+    namespaces = (bridge, *(host.namespace for host in network_hosts))
+    _remove_left_behind()
+    with _on_termination(lambda: _remove(namespaces)):
+        try:
+            _run("ip", "netns", "add", bridge)
+            _run("ip", "-n", bridge, "link", "add", "br0", "type", "bridge")
+            _run("ip", "-n", bridge, "link", "set", "br0", "up", "mtu", str(MTU))
+            for number, host in enumerate(network_hosts):
+                port = f"port{number}"
+                _run("ip", "netns", "add", host.namespace)
+                link = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+                _run("ip", "-n", bridge, "link", "add", port, "mtu", str(MTU), *link)
+                _run("ip", "-n", bridge, "link", "set", port, "master", "br0", "up")
+                _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
+                _run("ip", "-n", host.namespace, "link", "set", "eth0", "up", "mtu", str(MTU))
+                _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
+                _run("tc", "-n", host.namespace, "qdisc", "add", "dev", "eth0", "root", *shape)
+                if hosts > 2:
+                    # Several hosts may send to the same host at once, so limit the receiving side as well.
+                    _run("tc", "-n", bridge, "qdisc", "add", "dev", port, "root", *shape)
+            yield network_hosts
+        finally:
+            _remove(namespaces)
+
+
+def _remove(namespaces: Iterable[str]) -> None:
+    """Removes the namespaces that exist, with their links."""
+    for namespace in namespaces:
+        with suppress(InvalidInputError):
+            _run("ip", "netns", "delete", namespace)
+
+
+def _remove_left_behind() -> None:
+    """Removes the namespaces of processes that no longer exist: they were killed before they could."""
+    if _NAMESPACES.is_dir():
+        owners = {
+            path.name: re.match(r"trivium(\d+)(n\d+(b|h\d+)|probe)$", path.name) for path in _NAMESPACES.iterdir()
+        }
+        _remove([name for name, owner in owners.items() if owner and not Path(f"/proc/{owner[1]}").exists()])
+
+
+@contextmanager
+def _on_termination(action: Callable[[], None]) -> Iterator[None]:
+    """Within the context, SIGTERM and SIGHUP run ``action`` before they end this process.
+
+    Only in the main thread, and only signals that have no handler.
+    """
+
+    def handle(number: int, frame: Any) -> None:
+        action()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    signals = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
+    for number in signals:
+        signal.signal(number, handle)
     try:
-        _run("ip", "netns", "add", bridge)
-        _run("ip", "-n", bridge, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", bridge, "link", "set", "br0", "up", "mtu", str(MTU))
-        for number, host in enumerate(network_hosts):
-            port = f"port{number}"
-            _run("ip", "netns", "add", host.namespace)
-            link = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
-            _run("ip", "-n", bridge, "link", "add", port, "mtu", str(MTU), *link)
-            _run("ip", "-n", bridge, "link", "set", port, "master", "br0", "up")
-            _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
-            _run("ip", "-n", host.namespace, "link", "set", "eth0", "up", "mtu", str(MTU))
-            _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
-            _run("tc", "-n", host.namespace, "qdisc", "add", "dev", "eth0", "root", *shape)
-            if hosts > 2:
-                # Several hosts may send to the same host at once, so limit the receiving side as well.
-                _run("tc", "-n", bridge, "qdisc", "add", "dev", port, "root", *shape)
-        yield network_hosts
+        yield
     finally:
-        for namespace in (bridge, *(host.namespace for host in network_hosts)):
-            with suppress(InvalidInputError):
-                _run("ip", "netns", "delete", namespace)
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Job:
@@ -201,6 +248,9 @@ def _run_on_host(
     host: Host, environment: dict[str, str], pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     try:
+        if host.namespace:
+            # If this job's process is killed, its fork server ends, and this process with it.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         host.enter()
         os.environ.update(environment)
         pipe.send(function(*arguments))

@@ -1,0 +1,42 @@
+"""The networks of the benchmarks leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.comms.shaped_network import missing_privileges, shaped_network
+
+PROGRAM = """
+import signal
+from shared.comms.shaped_network import shaped_network
+
+with shaped_network(1, 100):
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+def namespaces(owner: int) -> list[Path]:
+    """The network namespaces that the process has created."""
+    return list(Path("/var/run/netns").glob(f"trivium{owner}n*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_a_network_is_removed_however_its_process_ends(number: signal.Signals) -> None:
+    if reason := missing_privileges():
+        pytest.skip(f"no network namespaces here: {reason}")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], **options) as process:
+        assert process.stdout.readline() == "ready\n" and len(namespaces(process.pid)) == 2
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    if number == signal.SIGKILL:  # the next one removes what a killed process has left, but not what is in use
+        with shaped_network(0, 100) as first, shaped_network(0, 100) as second:
+            assert first == second == []
+            assert len(namespaces(Path("/proc/self").resolve().name)) == 2
+    assert not namespaces(process.pid)
