@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,10 +14,14 @@ _connections: set[str] = set()
 
 
 @contextmanager
-def connecting() -> Iterator[None]:
-    """Create process groups within this context: it records the connections to other processes that they open."""
+def connecting() -> Iterator[Callable[[], None]]:
+    """Create process groups within this context: it records the connections to other processes that they open.
+
+    It yields a function for another thread that makes torch leave its wait for the other processes' addresses: it shuts
+    down all connections opened in this context, that to the store included.
+    """
     before = set(_sockets())
-    yield
+    yield lambda: _shut_down(_sockets().keys() - before, keep_store=False)
     _connections.update(_sockets().keys() - before)
 
 
@@ -32,11 +36,18 @@ def abort_collectives() -> None:
     for group in list(distributed_c10d._world.pg_map):
         with suppress(RuntimeError):
             group.abort()
+    # Keep the connection to the store, through which the other processes learn the cause.
+    _shut_down(_connections, keep_store=True)
+
+
+def _shut_down(connections: Set[str], *, keep_store: bool) -> None:
+    """Shuts the sockets down, but for those of the job's store if it is in this process, and of its client if kept."""
+    store_port = os.environ.get("MASTER_PORT", "")
     for name, descriptor in _sockets().items():
-        if name in _connections:
+        if name in connections:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                # Keep the connection to the store, through which the other processes learn the cause.
-                if os.environ.get("MASTER_PORT", "") not in (_port(connection), _port(connection, peer=True)):
+                to_store = _port(connection, peer=True) == store_port
+                if _port(connection) != store_port and not (to_store and keep_store):
                     connection.shutdown(socket.SHUT_RDWR)
 
 

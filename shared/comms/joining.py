@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from shared.device import choose_device
 from shared.errors import InvalidInputError
 
 _POLL_INTERVAL_S = 0.05
+_STOP_CONNECTING_S = 2.0
 
 
 @contextmanager
@@ -57,34 +59,26 @@ def join(
     start_timeout = timedelta(seconds=limits.start_s)
     store, launcher_rank = _job_store(start_timeout)
     round_id, rank, members = _rendezvous(store, launcher_rank, world, local_rank, topology, limits.start_s)
-    own_address = members[rank].address
-    if other_addresses := {member.address for member in members} - {own_address}:
-        choose_interface(own_address, sorted(other_addresses))
     store = PrefixStore(f"trivium/{round_id}", store)
     log = CollectiveLog()
     # On a GPU, messages other than gradients are in host memory and need gloo.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    try:
-        with connecting():
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=start_timeout)
-    except RuntimeError as error:
-        through = os.environ.get("GLOO_SOCKET_IFNAME")
-        raise LostProcessError(
-            f"the processes of the job cannot connect to each other from {members[rank].host}"
-            f"{f' through the interface {through}' if through else ''}: {' '.join(str(error).split())[:300]}; if they "
-            "are all running, name the interface between the hosts in GLOO_SOCKET_IFNAME on each host (ip address "
-            "lists them) and open their TCP ports to each other"
-        ) from error
     watch = Watch(store.clone(), rank, members, log, limits, abort_collectives)
     group = Group(rank, world, torch_device, members, log, limits)
     try:
+        own_address = members[rank].address
+        if other_addresses := {member.address for member in members} - {own_address}:
+            choose_interface(own_address, sorted(other_addresses))
+        _connect(backend, store, group, watch)
         yield group
         # All processes leave together: torch's teardown occasionally aborted a process that ended while the leader was
         # still writing.
         group.barrier()
     except Exception as error:
         failure = error
-        if isinstance(error, RuntimeError) and _is_collective_failure(error, watch):
+        if isinstance(error, LostProcessError):
+            _stores.clear()
+        elif isinstance(error, RuntimeError) and _is_collective_failure(error, watch):
             _stores.clear()
             failure = LostProcessError(watch.find_culprit(error))
         watch.report(failure)
@@ -102,6 +96,50 @@ def join(
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _connect(backend: str, store: Any, group: Group, watch: Watch) -> None:
+    """Connects the processes. Raises ``LostProcessError`` once this or another process cannot, or after ``start_s``.
+
+    torch connects in a thread, because its wait for a process that cannot connect is up to five times ``start_s``.
+    """
+    timeouts = group.timeouts
+    problems: list[Exception] = []
+
+    def create_process_group(own_store: Any) -> None:
+        limit = timedelta(seconds=timeouts.start_s)
+        try:
+            dist.init_process_group(backend, store=own_store, rank=group.rank, world_size=group.world, timeout=limit)
+        except Exception as error:
+            problems.append(error)
+
+    with connecting() as stop, group.log.running("connect"):
+        thread = threading.Thread(target=create_process_group, args=(store.clone(),), name="connect", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + timeouts.start_s
+        try:
+            while thread.is_alive() and time.monotonic() < deadline:
+                thread.join(timeouts.beat_s)
+                if (cause := watch.verdict or watch.reported_failure()) is not None:
+                    raise LostProcessError(cause)
+            if thread.is_alive():
+                problems.append(TimeoutError(f"not within {timeouts.start_s:g} s"))
+            if problems:
+                raise LostProcessError(_describe_no_connection(group, problems[0])) from problems[0]
+        except BaseException:
+            stop()
+            thread.join(_STOP_CONNECTING_S)
+            raise
+
+
+def _describe_no_connection(group: Group, error: Exception) -> str:
+    through = os.environ.get("GLOO_SOCKET_IFNAME")
+    return (
+        f"the processes of the job cannot connect to each other from {group.members[group.rank].host}"
+        f"{f' through the interface {through}' if through else ''}: {' '.join(str(error).split())[:300]}; if they "
+        "are all running, name the interface between the hosts in GLOO_SOCKET_IFNAME on each host (ip address "
+        "lists them) and open their TCP ports to each other"
+    )
 
 
 def shorten_timeouts(group: Group) -> None:

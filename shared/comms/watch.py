@@ -124,6 +124,16 @@ class Watch:
             while time.monotonic() < deadline and not self._store.check(keys):
                 self._stop.wait(_POLL_INTERVAL_S)
 
+    def reported_failure(self) -> str | None:
+        """A message about the failure that a process has reported, or None. ``RuntimeError`` if the store is gone."""
+        if not self._store.check([_FAILED_KEY]):
+            return None
+        report = json.loads(self._store.get(_FAILED_KEY))
+        if report["lost"]:
+            return str(report["why"])
+        own = report["rank"] == self._rank
+        return None if own else f"{self._name(report['rank'])} failed at {report['position']}: {report['why']}"
+
     def find_culprit(self, error: BaseException) -> str:
         """A message that names the process that made a collective of this process fail with ``error``."""
         if self.verdict is not None:
@@ -183,12 +193,8 @@ class Watch:
     def _find_lost(self, silence_s: float) -> str | None:
         """A message about a process that failed, or was silent for ``silence_s`` while this process polled; or None."""
         try:
-            if self._store.check([_FAILED_KEY]):
-                report = json.loads(self._store.get(_FAILED_KEY))
-                if report["lost"]:
-                    return str(report["why"])
-                if report["rank"] != self._rank:
-                    return f"{self._name(report['rank'])} failed at {report['position']}: {report['why']}"
+            if (reported := self.reported_failure()) is not None:
+                return reported
             self._read_heartbeats()
         except RuntimeError as error:
             return (

@@ -77,10 +77,18 @@ def test_hosts_whose_names_resolve_to_another_machine_find_the_interface_between
 
 
 def test_processes_that_cannot_connect_say_through_which_interface_and_what_to_set(hosts):
-    messages = succeed(Job(hosts, 1, workers.join_through, "lo").results(60))
-    for number, message in enumerate(messages):
-        assert message.startswith(f"the processes of the job cannot connect to each other from node{number} through")
+    for message in succeed(Job(hosts, 1, workers.join_through, ["lo", "lo"], 5).results(60)):
+        assert message.startswith("the processes of the job cannot connect to each other from node")
         assert "the interface lo: " in message and "name the interface between the hosts in GLOO_SOCKET_I" in message
+
+
+@pytest.mark.parametrize("interfaces", [["ib0", "eth0"], ["eth0", "ib0"]])
+def test_all_processes_learn_at_once_that_one_cannot_connect(hosts, interfaces):
+    """The first process holds the store, so it must not end before the other has read the cause."""
+    messages = succeed(Job(hosts, 1, workers.join_through, interfaces, 240).results(30))
+    odd = interfaces.index("ib0")
+    expected = f"the processes of the job cannot connect to each other from node{odd} through the interface ib0: "
+    assert messages[0] == messages[1] and messages[0].startswith(expected)
 
 
 def test_machines_with_the_same_host_name_are_different_hosts():

@@ -80,11 +80,11 @@ def sum_without_interface(resolved: Sequence[str] = ()) -> tuple[float, str | No
         return float(group.sum(torch.tensor(float(group.rank)))), os.environ.get("GLOO_SOCKET_IFNAME")
 
 
-def join_through(interface: str) -> str:
-    """Joins a job through an interface that does not lead to the other host. Returns the message of the error."""
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
+def join_through(interfaces: Sequence[str], start_s: float) -> str:
+    """Joins a job through the interface of this rank. Returns the message of the error."""
+    os.environ["GLOO_SOCKET_IFNAME"] = interfaces[int(os.environ["RANK"])]
     try:
-        with join("cpu", timeouts=replace(QUICK, start_s=5)):
+        with join("cpu", timeouts=replace(QUICK, start_s=start_s)):
             return "joined"
     except LostProcessError as error:
         return str(error)
