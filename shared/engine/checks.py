@@ -207,9 +207,20 @@ def refuse_different_processes(recipe: Recipe, model: nn.Module, checkpoint: str
         found = [change for name in facts for change in differences(rank_facts[name], facts_by_rank[majority][name])]
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            other_facts = facts_by_rank[majority]["facts"]
+            wrong = (name for name, fact in rank_facts["facts"].items() if fact != other_facts[name])
+            remedy = next((f"; {_REMEDIES[name]}" for name in wrong if name in _REMEDIES), "")
             raise InvalidInputError(
-                f"process {rank} was started differently from process {majority}: {'; '.join(found[:3])}{more}"
+                f"process {rank} was started differently from process {majority}: {'; '.join(found[:3])}{more}{remedy}"
             )
+
+
+_REMEDIES = {
+    "the checkpoint to resume from": "the run's directory (--out) must be on a disk that all hosts share",
+    "torch's version": "install the same version of torch on every host",
+    "the hash of the installed sources": "install the same version of the code on every host",
+}
+"""What to do if a fact differs between processes."""
 
 
 def sources_digest(recipe: Recipe) -> str:

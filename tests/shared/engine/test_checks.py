@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from shared.comms.group import Group
 from shared.data.order import Key, Permutation
+from shared.engine.checks import refuse_different_processes
 from shared.engine.divergence import DivergenceError
 from shared.errors import InvalidInputError
 from shared.optimizers import SGD, AdamW, Constant, CosineRestarts
@@ -239,3 +241,21 @@ def train_at_another_rate(path):
 def test_processes_that_were_started_differently_do_not_train(tmp_path):
     for message in run(train_at_another_rate, tmp_path / "run"):
         assert "process 1 was started differently from process 0: optimizer.learning_rate is 0.5, not" in message
+
+
+@pytest.mark.parametrize(
+    ("fact", "remedy"),
+    [
+        ("the checkpoint to resume from", "must be on a disk that all hosts share"),
+        ("the hash of the installed sources", "install the same version of the code on every host"),
+        ("torch's version", "install the same version of torch on every host"),
+    ],
+)
+def test_a_difference_between_hosts_comes_with_a_remedy(fact, remedy):
+    class OtherHost(Group):
+        def gather(self, value):
+            return [value, {**value, "facts": {**value["facts"], fact: "other"}}]
+
+    recipe = resolve(line.recipe())
+    with pytest.raises(InvalidInputError, match=f"{fact} is other, not .*{remedy}"):
+        refuse_different_processes(recipe, recipe.model.build(), "step-5", OtherHost(0, 2, torch.device("cpu")))
