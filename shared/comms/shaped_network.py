@@ -32,7 +32,6 @@ MTU = 9000
 HEADER_BYTES = 66
 """Additional bytes of an Ethernet frame: the headers of Ethernet, IP and TCP with timestamps."""
 _CLONE_NEWUTS, _CLONE_NEWNET = 0x04000000, 0x40000000
-_PR_SET_PDEATHSIG = 1
 _NAMESPACES = Path("/var/run/netns")
 _network_numbers = itertools.count()
 
@@ -248,14 +247,19 @@ def _run_on_host(
     host: Host, environment: dict[str, str], pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     try:
-        if host.namespace:
-            # If this job's process is killed, its fork server ends, and this process with it.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         host.enter()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         os.environ.update(environment)
         pipe.send(function(*arguments))
     except BaseException as error:
         pipe.send(ProcessError(type(error).__name__, str(error), traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that has started the job ends, even if it was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _free_port() -> int:
