@@ -39,7 +39,8 @@ class DenseNetwork:
     ``16*x`` is a multiple of 16. ``logits`` are the outputs that hold logits of scores, one score per channel (axis 1).
     When a quantised network is compared with the original, the other outputs of a cell are weighted by its score.
     ``has_onnx`` is False if the network has an operation that cannot be exported to ONNX: programs that need ONNX are
-    then not tried.
+    then not tried. ``traceable`` is True if no branch or loop of ``forward`` depends on the values or sizes of its
+    inputs: one call is then traced to export it, which takes seconds where torch.export takes minutes.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class DenseNetwork:
     dynamic: Mapping[str, Mapping[int, str]] | None = None
     logits: Sequence[str] = ()
     has_onnx: bool = True
+    traceable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

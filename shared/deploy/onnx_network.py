@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shared.app import DenseNetwork
 from shared.deploy.artifact import TensorSpec
 from shared.errors import InvalidInputError
 
+log = logging.getLogger("trivium.programs")
 _DATATYPES = {
     torch.float32: "FP32",
     torch.float16: "FP16",
@@ -28,31 +30,68 @@ _DATATYPES = {
 }
 MAX_EXPORT_ERROR = 1e-3
 """The maximum difference between ONNX Runtime and torch at export, relative to the largest output."""
+_OPSET = 20
+"""The version of ONNX's operators in traced files: the newest that torch's tracing exporter writes."""
 
 
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
     """Writes the network as one ONNX file and returns its outputs on the example inputs.
 
+    A traceable network is traced. If its file differs from torch for the example or for larger inputs, and for all
+    other networks, torch.export is used.
+
     Raises ``InvalidInputError`` if the network does not fit its description or cannot be exported, and
     ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or if an axis that should be dynamic was exported
     with a fixed size.
     """
-    import onnxruntime as ort
-    from torch.onnx.errors import OnnxExporterError
-
     # These loggers write hundreds of lines on unchanged nodes and optimisation passes.
     for logger in ("onnxscript", "onnxscript.optimizer", "onnx_ir"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     module = dense.module.cpu().eval()
-    example = tuple(value.cpu() for value in dense.inputs.values())
+    example = {name: value.cpu() for name, value in dense.inputs.items()}
     with torch.no_grad():
-        expected_outputs = _outputs_by_name(dense, module(*example))
+        expected_outputs = _outputs_by_name(dense, module(*example.values()))
+    if dense.traceable:
+        try:
+            _trace(dense, module, example, path)
+            _compare(dense, path, example, expected_outputs)
+            larger = _larger_inputs(dense, example)
+            with torch.no_grad():
+                larger_outputs = _outputs_by_name(dense, module(*larger.values()))
+            _compare(dense, path, larger, larger_outputs)
+            return expected_outputs
+        except Exception as error:  # torch's tracer and ONNX Runtime raise many kinds of errors
+            reason = str(error).strip().partition("\n")[0]
+            log.info("the network cannot be exported by tracing (%s); torch.export is used, which takes longer", reason)
+    _export(dense, module, example, path)
+    _compare(dense, path, example, expected_outputs)
+    return expected_outputs
+
+
+def _trace(dense: DenseNetwork, module: torch.nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is deprecated, and sizes that it fixes are compared below
+        torch.onnx.export(
+            module,
+            tuple(example.values()),
+            str(path),
+            input_names=list(dense.inputs),
+            output_names=list(dense.outputs),
+            dynamic_axes=_dynamic_axes(dense),
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+
+
+def _export(dense: DenseNetwork, module: torch.nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    from torch.onnx.errors import OnnxExporterError
+
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                example,
+                tuple(example.values()),
                 input_names=list(dense.inputs),
                 output_names=list(dense.outputs),
                 dynamic_shapes=dynamic_shapes(dense),
@@ -71,11 +110,22 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
         # The exporter stores where each node came from, with paths of this machine: half the size of a small file.
         node.metadata_props.clear()
     program.save(str(path), external_data=False)
+
+
+def _compare(
+    dense: DenseNetwork, path: Path, inputs: Mapping[str, Tensor], expected_outputs: Mapping[str, Tensor]
+) -> None:
+    """Raises ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or a dynamic axis has a fixed size."""
+    import onnxruntime as ort
+
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feeds = {name: value.numpy() for name, value in zip(dense.inputs, example, strict=True)}
-    found_outputs = session.run(list(dense.outputs), feeds)
+    found_outputs = session.run(list(dense.outputs), {name: value.numpy() for name, value in inputs.items()})
     for (name, expected_output), found_output in zip(expected_outputs.items(), found_outputs, strict=True):
         expected = expected_output.numpy()
+        if expected.shape != found_output.shape:
+            raise ArithmeticError(
+                f"the exported network's output {name} has the shape {found_output.shape}, torch's {expected.shape}"
+            )
         if not np.issubdtype(expected.dtype, np.floating):  # differences of bool and uint8 are not numbers
             expected, found_output = expected.astype(np.float64), found_output.astype(np.float64)
         difference = float(np.abs(expected - found_output).max()) / max(float(np.abs(expected).max()), 1e-6)
@@ -89,7 +139,16 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
                 raise ArithmeticError(
                     f"axis {fixed_axes[0]} of {port.name} was exported as {port.shape}, not as dynamic"
                 )
-    return expected_outputs
+
+
+def _larger_inputs(dense: DenseNetwork, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The example inputs, each dynamic axis lengthened by the smallest step that its label allows."""
+    larger = dict(example)
+    for name, axes in _dynamic_axes(dense).items():
+        for axis, label in axes.items() if name in larger else ():
+            step = int(label.rpartition("*")[0] or 1)
+            larger[name] = torch.cat([larger[name], larger[name].narrow(axis, 0, step)], axis)
+    return larger
 
 
 def _outputs_by_name(dense: DenseNetwork, found: Any) -> dict[str, Tensor]:

@@ -89,4 +89,5 @@ def dense_camera(detector: nn.Module) -> DenseNetwork:
         dynamic=dynamic,
         logits=[name for name in fcos3d.OUTPUTS if name.startswith("scores")],
         has_onnx=not is_deformable(detector),
+        traceable=True,
     )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,9 +23,11 @@ from apps.driving.models.decoding import (
 )
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.models.fcos3d import example_image
 from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Camera
+from shared.deploy.onnx_network import write_onnx
 from shared.deploy.programs.program import Program
 from shared.deploy.programs.torch_eager import load_eager
 from tests import fake_cuda as fakes
@@ -128,6 +131,19 @@ def test_fcos3d_of_a_program(scale):
         maps = program({"image": recipe.model.colours(list(images))})
         for number, expected in enumerate(structures.predict(detector, data)):
             assert_same(expected, CameraDecoder()(maps, number, intrinsics, scale))
+
+
+def test_fcos3d_is_exported_in_seconds(tmp_path, monkeypatch):
+    """By tracing: torch.export needs a minute. The file takes images of any size in multiples of 32."""
+    monkeypatch.setattr(torch.export, "export", None)
+    torch.manual_seed(0)
+    recipe = RECIPES["fcos3d_tiny"]()
+    network = dense(recipe, lively(recipe.model.build(recipe.input)))
+    write_onnx(network, tmp_path / "model.onnx")
+    image = example_image(128, 192, batch=3)
+    found = ort.InferenceSession(tmp_path / "model.onnx").run(None, {"image": image.numpy()})
+    for values, expected in zip(found, load_eager(network)({"image": image}).values(), strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max())))
 
 
 def test_fcos3d():

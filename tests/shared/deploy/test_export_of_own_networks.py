@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -54,6 +55,25 @@ def dense(after, x=None, outputs=("y",), **settings):
 def test_a_network_that_is_not_as_described_is_refused_with_what_differs(tmp_path, network, message):
     with pytest.raises(trivium.InvalidInputError, match=message):
         write_onnx(network, tmp_path / "model.onnx")
+
+
+def refuse_torch_export(*arguments, **settings):
+    raise AssertionError("torch.export is used")
+
+
+def test_a_traceable_network_is_exported_without_torch_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", refuse_torch_export)
+    network = dense(lambda y, x: y * x.shape[0], traceable=True)
+    write_onnx(network, tmp_path / "model.onnx")
+    x = torch.rand(5, 2)
+    found = ort.InferenceSession(tmp_path / "model.onnx").run(["y"], {"x": x.numpy()})[0]
+    np.testing.assert_allclose(found, network.module(x).detach(), rtol=1e-5)
+
+
+def test_a_trace_that_fixes_a_size_is_not_kept(tmp_path):
+    network = dense(lambda y, x: y * int(x.shape[0]), traceable=True)
+    with pytest.raises(ArithmeticError, match=r"axis 0 of x was exported as \[2, 2\], not as dynamic"):
+        write_onnx(network, tmp_path / "model.onnx")  # torch.export, which is tried next, fixes the input's size
 
 
 def test_images_in_bytes_and_decisions_are_exported_with_their_types(tmp_path):
