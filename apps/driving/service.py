@@ -49,7 +49,8 @@ class DrivingCodec:
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
         """result.json, the benchmarks' result files, the viewer's files; later a picture of the first frames."""
         frames, boxes = decoded.inputs, [output.boxes for output in outputs]
-        files = dict(view.files(frames, boxes))
+        classes = [self._predictor.detectors[output.model].input.classes for output in outputs]
+        files = dict(view.files(frames, boxes, classes))
         for frame, found in zip(frames, boxes, strict=True):
             if frame.cameras:
                 text = kitti_results.write(found, next(iter(frame.cameras.values())))

@@ -136,3 +136,14 @@ def test_a_missed_object_can_have_a_class_of_several_words(page: Page, site: str
     (missed,) = review(page, site)["missed"]
     assert missed["name"] == "traffic_light" and missed["centre_lidar_m"][:2] == [20, -3]
     expect(page.get_by_role("list", name="Missed objects")).to_contain_text("missed: traffic light, 20.2 m away")
+
+
+def test_a_missed_object_can_be_of_any_class_of_the_network(page: Page, site: str, tmp_path: Path) -> None:
+    """Also if the frame has no box of the class; its size is then that of the network's class."""
+    open_frames(page, site, tmp_path, ("a",))
+    page.get_by_text("Missed an object?").click()
+    kinds = page.get_by_label("Class of the missed object")
+    assert kinds.locator("option").all_text_contents() == ["car", "pedestrian", "construction vehicle"]
+    kinds.select_option("construction vehicle")
+    sides = [page.get_by_label(f"{side}, m", exact=True).input_value() for side in ("Length", "Width", "Height")]
+    assert sides == ["6.4", "2.7", "3.1"]

@@ -11,20 +11,23 @@ import numpy as np
 from PIL import Image
 
 from apps.driving.adapters.projection import edge_pixels
-from apps.driving.types import Boxes3D, Camera, Floats, Frame, left_to_right
+from apps.driving.types import Boxes3D, Camera, Floats, Frame, ObjectClass, left_to_right
 
 MAX_POINTS = 60_000
 
 
-def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]:
+def files(
+    frames: Sequence[Frame], boxes: Sequence[Boxes3D], classes: Sequence[Sequence[ObjectClass]] | None = None
+) -> dict[str, bytes]:
     """``boxes.json``, and for each frame ``points.bin`` and ``image.jpg`` (other cameras under their own names).
 
     ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names except ``boxes.json``
     begin with the frame's name; ``boxes.json`` maps frames to files and has for each box, nearest first, its number in
     ``result.json``, class, score, size, position, corners in the LiDAR frame, and edges in each image (pixels).
+    ``classes`` are those of each frame's network with their sizes, which a reviewer's missed objects have.
     """
     views, contents, number = [], {}, 0
-    for frame, found in zip(frames, boxes, strict=True):
+    for frame, found, known in zip(frames, boxes, classes or [()] * len(frames), strict=True):
         points_file, images = file_names(frame, many=len(frames) > 1)
         thinned_points = None if frame.points_lidar_m is None else thin(frame.points_lidar_m)
         if thinned_points is not None and points_file is not None:
@@ -40,6 +43,7 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
                 "cameras": [
                     _image(name, images[name], camera) for name, camera in left_to_right(frame.cameras).items()
                 ],
+                "classes": {kind.name: kind.size_m for kind in known},
                 "boxes": _boxes(frame, found, number),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }

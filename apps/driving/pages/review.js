@@ -2,6 +2,7 @@
 import { element } from "../shared/case.js";
 import { verdictBoxes } from "../shared/review.js";
 
+// Also the classes of a frame that does not name those of its network, such as one of an earlier version.
 const DEFAULT_SIZES = { car: [4.2, 1.8, 1.5], pedestrian: [0.8, 0.6, 1.75], cyclist: [1.8, 0.6, 1.75] };
 const GROUND_M = -1.7;   // height of the ground relative to the LiDAR if the frame has no boxes to estimate it from
 
@@ -17,7 +18,9 @@ export function frameReview(review, frame, state, changed) {
     const input = element("input", { type: "number", step, value, oninput: () => updateAdd(), ...attributes });
     return [input, element("label", {}, `${label} `, input)];
   };
-  const names = [...new Set([...frame.boxes.map((box) => box.class), ...Object.keys(DEFAULT_SIZES)])];
+  const known = frame.classes ?? {};
+  const sizes = { ...known, ...DEFAULT_SIZES };
+  const names = [...new Set([...frame.boxes.map((box) => box.class), ...Object.keys(Object.keys(known).length ? known : DEFAULT_SIZES)])];
   const name = element("select", { "aria-label": "Class of the missed object", onchange: () => setSize() }, names.map((option) => element("option", { value: option }, option.replaceAll("_", " "))));
   const [ahead, aheadLabel] = number("Ahead, m", "", 0.1);
   const [left, leftLabel] = number("Left, m", "", 0.1);
@@ -31,10 +34,10 @@ export function frameReview(review, frame, state, changed) {
     element("p", { class: "small" }, "Click its position in the view from above, or enter it. Metres from the LiDAR; the heading is counter-clockwise from straight ahead."),
     element("div", { class: "controls" }, element("label", {}, "Class ", name), aheadLabel, leftLabel, bottomLabel, ...sides.map(([, label]) => label), headingLabel, add));
 
-  /** Sets the size for the class: the mean of its boxes in the frame, else a default. */
+  /** Sets the size for the class: the mean of its boxes in the frame, else a default, else that of the network's class. */
   function setSize() {
     const same = frame.boxes.filter((box) => box.class === name.value);
-    const size = same.length ? [0, 1, 2].map((side) => same.reduce((sum, box) => sum + box.size_m[side], 0) / same.length) : DEFAULT_SIZES[name.value];
+    const size = same.length ? [0, 1, 2].map((side) => same.reduce((sum, box) => sum + box.size_m[side], 0) / same.length) : sizes[name.value];
     size.forEach((value, side) => { sides[side][0].value = value.toFixed(1); });
     updateAdd();
   }

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from apps.driving.adapters.custom import frame_ids, read_frame
 from apps.driving.datasets.custom import Custom
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.service import DrivingCodec
-from apps.driving.types import Boxes3D, Detections, Frame
+from apps.driving.types import Boxes3D, Detections, Frame, LidarInput, ObjectClass
 from shared import cli
 from shared.app import find
 from shared.serve.app import create_app
@@ -28,12 +29,18 @@ from shared.serve.settings import Settings
 
 BOX = {"centre_lidar_m": [12.0, 3.0, -0.8], "size_m": [4.2, 1.8, 1.5], "yaw": 0.25}
 MISSED = {"frame": "b", "name": "van", "centre_lidar_m": [9.0, -4.0, -0.5], "size_m": [5.0, 2.0, 2.2], "yaw": 1.5}
+CLASSES = (
+    ObjectClass(name="car", size_m=(4.2, 1.8, 1.5), bottom_m=-1.7),
+    ObjectClass(name="pedestrian", size_m=(0.8, 0.6, 1.75), bottom_m=-1.7),
+    ObjectClass(name="construction_vehicle", size_m=(6.4, 2.7, 3.1), bottom_m=-1.7),
+)
 
 
 class Known:
     """Finds two boxes in every frame except one, which is empty."""
 
     second_stages: dict[str, str] = {}  # noqa: RUF012 - as the predictor has it
+    detectors = {"pointpillars": SimpleNamespace(input=LidarInput(classes=CLASSES))}  # noqa: RUF012 - likewise
 
     def choose_model(self, frame: Frame, wanted: str | None = None) -> str:
         return "pointpillars"
