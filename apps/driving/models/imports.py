@@ -362,12 +362,13 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.fcos3d import FCOS3D
-    from apps.driving.models.own_training import as_fcos3d, as_pointpillars
+    from apps.driving.models.own_training import as_fcos3d, as_pointpillars, check_shipped
     from apps.driving.models.pointpillars import PointPillars
     from apps.driving.types import CameraInput
 
     model = from_mapping(MMDet3DModel, settings["model"])
     if not model.is_own:
+        check_shipped(model)
         return recipe
     if model.own_camera is not None:
         fcos3d = as_fcos3d(model)

@@ -1,4 +1,4 @@
-"""Converts an imported network of the user's own configuration to a recipe's network, to train it further."""
+"""Converts an imported network to a recipe's network, to train it further, or says why it cannot be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from shared.recipe_file import differences
 
 _MAX_DIFFERENCES_SHOWN = 4
 _CODE_SIZE = 7
+_POINTPILLARS = ("VoxelNet", "DynamicVoxelNet")
+"""The types of mmdet3d's detectors for KITTI, whose parts ``PointPillars`` has."""
 
 
 def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
@@ -25,10 +27,18 @@ def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
     """
     assert model.own is not None
     own = model.own
-    if own.quarter_turn or own.earlier_sweeps or own.intensity != 1:
+    if own.model["type"] not in _POINTPILLARS:
+        raise _refusal(model, [f"model.type is {own.model['type']}, not {' or '.join(_POINTPILLARS)}"])
+    others = {
+        "other axes than x forward, y left": own.quarter_turn != 0,
+        f"{own.earlier_sweeps + 1} sweeps together": own.earlier_sweeps > 0,
+        f"intensities up to {own.intensity:g}": own.intensity != 1,
+    }
+    if trained_with := [name for name, applies in others.items() if applies]:
         raise InvalidInputError(
-            f"{model.config} was trained with other axes, on several sweeps or with another intensity scale; recipes "
-            "here train with x forward, on one sweep, with intensities up to 1"
+            f"{model.config} cannot be trained further here: it was trained with {', '.join(trained_with)}, and "
+            "recipes train with x forward, on one sweep, with intensities up to 1. Train it in mmdet3d, and import "
+            "the result"
         )
     try:
         pointpillars = _with_sizes(own.model, base)
@@ -73,6 +83,15 @@ def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
             "result"
         )
     return FCOS3D(own=own)
+
+
+def check_shipped(model: MMDet3DModel) -> None:
+    """Raises InvalidInputError if no recipe has a network with the parts of ``model``, a shipped configuration."""
+    if (model.sensor, model.family.data) == ("lidar", "nuScenes") or model.family.name.startswith("SMOKE"):
+        raise InvalidInputError(
+            f"{model.config} ({model.family.name}) cannot be trained further here: recipes train KITTI's PointPillars "
+            "and FCOS3D. Train it in mmdet3d, and import the result"
+        )
 
 
 def _colour_count(values: Any) -> int:

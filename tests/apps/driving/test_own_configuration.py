@@ -12,6 +12,7 @@ from apps.driving.models.detectors import point_layout
 from apps.driving.models.imports import IMPORTERS
 from apps.driving.models.parity import random_sweep
 from apps.driving.predictor import DrivingPredictor
+from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
@@ -133,7 +134,6 @@ def test_a_network_that_recipes_do_not_build_is_not_trained_further(tmp_path):
     config = own_config()
     config.model.backbone.layer_strides = [1, 2, 2]
     imported = importing(save(tmp_path / "a.pth", trained(config), config.pretty_text))
-    from apps.driving.recipes import RECIPES
     from shared.recipe_file import to_mapping
 
     settings = to_mapping(imported.recipe)
@@ -143,6 +143,33 @@ def test_a_network_that_recipes_do_not_build_is_not_trained_further(tmp_path):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), settings)
     with pytest.raises(InvalidInputError, match="--recipe full"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({}, "x forward, y left, 11 sweeps together, intensities up to 255, and recipes"),
+        ({"type": "MVXFasterRCNN"}, "network model.type is MVXFasterRCNN, not VoxelNet or DynamicVoxelNet"),
+    ],
+)
+def test_the_refusal_of_further_training_says_what_differs_and_where_to_train(artifact, model, reason):
+    settings = artifact.recipe()["recipe"]
+    own = settings["model"]["own"]
+    own["model"] = own["model"] | model
+    own |= {"intensity": 255.0, "quarter_turn": 1, "earlier_sweeps": 10}
+    with pytest.raises(InvalidInputError, match=rf"{reason}.*\. Train it in mmdet3d, and import the result"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), settings)
+
+
+@pytest.mark.parametrize(
+    "config", ["ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d", "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"]
+)
+def test_a_shipped_network_that_recipes_do_not_build_is_not_trained_further(config):
+    recipe = RECIPES["full"]()
+    with pytest.raises(InvalidInputError, match=rf"{config} \((SSN|SMOKE), .* Train it in mmdet3d, and import"):
+        IMPORTERS["mmdet3d"].fine_tuned(recipe, {"model": {"config": config}})
+    kitti = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
+    assert IMPORTERS["mmdet3d"].fine_tuned(recipe, {"model": {"config": kitti}}) == recipe
 
 
 def test_the_configuration_may_be_the_file_in_work_dirs(detector, tmp_path):
