@@ -142,14 +142,15 @@ def add_programs(response: Response, predictor: object) -> Response:
         for name, program in programs_of(predictor).items()
         if program.name and (response.model is None or name in answering_models)
     }
-    if not used:
-        return response
     versions = {name: program.version for name, program in used.items() if program.version is not None}
-    program_facts = {
-        **({"versions": versions} if versions else {}),
-        "programs": {name: program.name for name, program in used.items()},
-        "program_reasons": {name: program.reason for name, program in used.items()},
-    }
+    if response.model not in programs_of(predictor):
+        # A model that its library's own modules compute has no program, but a version like any other.
+        manifests = getattr(predictor, "manifests", ())
+        versions |= {manifest.name: manifest.version for manifest in manifests if manifest.name == response.model}
+    program_facts: dict[str, Any] = {"versions": versions} if versions else {}
+    if used:
+        program_facts["programs"] = {name: program.name for name, program in used.items()}
+        program_facts["program_reasons"] = {name: program.reason for name, program in used.items()}
     return replace(response, result={**response.result, **program_facts})
 
 

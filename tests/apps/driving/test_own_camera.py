@@ -113,8 +113,11 @@ def test_it_is_served_over_http(imported_model, tmp_path):
     with TestClient(create_app(settings, {"driving": app})) as client:
         response = client.post("/api/driving/predict", files=files, data={"score": "0"})
     assert response.status_code == 200, response.text
-    (frame,) = response.json()["result"]["frames"]
+    result = response.json()["result"]
+    (frame,) = result["frames"]
     assert frame["model"] == "mmdet3d_camera" and frame["boxes"]
+    # It has a version like any other model, although mmdet3d's modules compute it rather than a program.
+    assert result["versions"] == {"mmdet3d_camera": 1} and "programs" not in result
     assert {box["name"] for box in frame["boxes"]} <= set(NAMES)
 
 
