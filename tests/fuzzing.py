@@ -6,10 +6,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 
 def repeatable(examples: int) -> settings:
-    """Settings for a test with this many examples and no time limit per example."""
+    """Settings for a test with this many examples."""
     return settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.explicit, Phase.generate],

@@ -113,7 +113,7 @@ calibrations = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mount=calibrations, seed=st.integers(0, 10_000))
 def test_boxes_survive_the_round_trip_through_any_camera(mount, seed):
     roll, pitch, yaw, shift = mount

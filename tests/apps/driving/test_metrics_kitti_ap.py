@@ -219,7 +219,7 @@ def noisy(frames, seed):
     return found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_detections_and_frames_does_not_matter(scenes, seed):
     found = noisy(scenes, seed)
@@ -229,7 +229,7 @@ def test_the_order_of_detections_and_frames_does_not_matter(scenes, seed):
     assert evaluate(scenes, found) == pytest.approx(evaluate([scenes[i] for i in order], [shuffled[i] for i in order]))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_stricter_measures_score_no_higher(scenes, seed):
     result = evaluate(scenes, noisy(scenes, seed))

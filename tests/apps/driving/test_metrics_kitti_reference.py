@@ -169,7 +169,7 @@ def guesses(frame, draw):
     )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=416)  # a car that a van excuses
 def test_the_plain_protocol_gives_the_same_figures(scenes, seed):

@@ -208,7 +208,7 @@ def one_error(error, mine, theirs, name):
     return float(mine["attribute"] != theirs["attribute"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 @example(6713)
 def test_a_plain_implementation_gives_the_same_figures(seed):
@@ -235,7 +235,7 @@ def test_a_plain_implementation_gives_the_same_figures(seed):
                     assert result[f"{name}/{error}"] == pytest.approx(errors[error], abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_false_positives_never_raise_the_average_precision(seed):
     draw = np.random.default_rng(seed)

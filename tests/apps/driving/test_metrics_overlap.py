@@ -42,7 +42,7 @@ def test_height_counts_in_3d():
     assert box_iou(low, high + [0, 0, 5, 0, 0, 0, 0]) == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(first=rectangles, second=rectangles)
 def test_matches_shapely(first, second):
     first_polygon, second_polygon = (Polygon(corners(r[None])[0]) for r in (first, second))
@@ -50,7 +50,7 @@ def test_matches_shapely(first, second):
     assert paired_intersection_area(first[None], second[None])[0] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=rectangles, second=rectangles, turn=st.floats(-3, 3))
 def test_symmetric_bounded_and_blind_to_common_motion(first, second, turn):
     there, back = bev_iou(first[None], second[None]), bev_iou(second[None], first[None])

@@ -56,7 +56,7 @@ def test_a_sphere_is_hit_at_its_radius():
     assert hits.normal[met] == pytest.approx((points - centre) / 1.5, abs=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(x=st.floats(-40, 40), y=st.floats(-40, 40), yaw=st.floats(-4, 4))
 def test_no_ray_outside_the_window_would_hit_the_solid(x, y, yaw):
     solid = place(Shape([block((-2, -0.8, 0), (2, 0.8, 1.5), 4)], (4, 1.6, 1.5)), x, y, -1.73, yaw, 0)
@@ -158,7 +158,7 @@ def test_vehicles_do_not_overlap(scenes):
         assert overlap[~np.eye(len(boxes), dtype=bool)].max(initial=0) < 0.05
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_shapes_stay_within_their_size(seed):
     draw = np.random.default_rng(seed)

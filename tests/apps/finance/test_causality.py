@@ -46,7 +46,7 @@ def of(times: np.ndarray, values: np.ndarray) -> Series:
 shapes = st.sampled_from(["price", "counts", "plateau", "sensor", "bursts"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(30, 399), shapes, st.sampled_from([0, 0, 5, 40]))
 def test_scores_do_not_change_when_later_rows_are_cut_off(seed, cut, shape, unseen):
     whole = irregular(seed, 400, shape, unseen)

@@ -19,7 +19,7 @@ def series(times: np.ndarray) -> Series:
     return Series(name="s", times_ns=times.astype(np.int64), values=values, column="v", interval_ns=HOUR_NS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.02, 0.1]), st.integers(0, 299))
 def test_reports_do_not_depend_on_later_rows(values, start, step, cut):
     control, due = Control(start=start, step=step), 0.02 * np.arange(len(values))
@@ -29,7 +29,7 @@ def test_reports_do_not_depend_on_later_rows(values, start, step, cut):
     np.testing.assert_array_equal(whole.renewed[:cut], part.renewed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.05]))
 def test_the_first_row_above_the_threshold_is_reported_and_none_below(values, start, step):
     found = report(values, 0.01 * np.arange(len(values)), Control(start=start, step=step))

@@ -25,7 +25,7 @@ controls = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scores, controls)
 def test_events_are_disjoint_ordered_and_begin_at_reports(values, control):
     reported = report(values, 0.01 * np.arange(len(values)), control)

@@ -103,7 +103,7 @@ def test_no_covariate_of_the_forecast_rows_holds_their_values():
     assert len(COLUMNS) == found["encoder_cont"].shape[2]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 1000), st.integers(60, 290), st.sampled_from(["price", "counts", "plateau", "sensor"]))
 def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
     series = synthetic_series(seed, 300, shape)

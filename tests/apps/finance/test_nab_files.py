@@ -173,7 +173,7 @@ def procedure(corpus, profile):
     return best, threshold
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(PROFILES))
 def test_the_threshold_and_the_score_are_those_of_nab_s_sweep(seed, profile):
     random = np.random.default_rng(seed)
@@ -187,7 +187,7 @@ def test_the_threshold_and_the_score_are_those_of_nab_s_sweep(seed, profile):
     assert found.threshold == threshold
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_an_increasing_function_of_the_scores_does_not_change_the_result(seed):
     random = np.random.default_rng(seed)

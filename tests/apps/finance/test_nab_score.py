@@ -147,14 +147,14 @@ def corpus_of(drawn: list[tuple[np.ndarray, int]]) -> list[Scored]:
     return scored_series
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(series, min_size=1, max_size=3), st.sampled_from(PROFILES), st.sampled_from([0.25, 0.5, 1.0]))
 def test_equal_to_the_definition_row_by_row(drawn, profile, threshold):
     corpus = corpus_of(drawn)
     assert score_corpus(corpus, profile, threshold).raw == pytest.approx(reference(corpus, profile, threshold))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(series, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_the_order_of_the_series_does_not_matter(drawn, random):
     corpus = corpus_of(drawn)
@@ -165,7 +165,7 @@ def test_the_order_of_the_series_does_not_matter(drawn, random):
     assert count_detections(corpus, 0.5) == count_detections(shuffled, 0.5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(series, min_size=1, max_size=3))
 def test_no_threshold_beats_the_one_that_is_found(drawn):
     corpus = corpus_of(drawn)

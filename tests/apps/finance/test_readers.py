@@ -263,7 +263,7 @@ def test_parquet(tmp_path):
         read_series(written(tmp_path, b"PAR1 nonsense", "bad.parquet"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 10**6), min_size=2, max_size=30),
     st.lists(st.one_of(st.floats(-1e12, 1e12), st.just(float("nan"))), min_size=30, max_size=30),

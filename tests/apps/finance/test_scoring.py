@@ -49,7 +49,7 @@ def test_a_rows_probability_follows_its_rank_and_a_tail_beyond_the_maximum():
         assert np.mean(ordinary >= level) == pytest.approx(10.0**-level, rel=0.9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 99), st.floats(0.01, 1000))
 def test_scores_do_not_depend_on_the_unit(seed, unit):
     values = walk(seed, 700)

@@ -328,7 +328,7 @@ def test_labels_are_ranks_in_the_scan_s_own_grid(tmp_path, direction):
     assert set(np.unique(np.asarray(read_back.dataobj))) == {0, 1, 3} and read_back.get_data_dtype() == np.uint8
 
 
-@settings(max_examples=48, deadline=None)
+@settings(max_examples=48)
 @given(st.sampled_from(ORDERS), st.sampled_from(SIGNS))
 def test_a_mask_refers_to_the_voxels_of_the_scan_as_provided(order, signs):
     scan = CTVolume(

@@ -89,7 +89,7 @@ def test_a_cropped_margin_changes_no_finding(read, scan, expected, low, high):
     assert read(cropped(scan, low, high)) == pytest.approx(expected, abs=1e-3)
 
 
-@settings(max_examples=48, deadline=None)
+@settings(max_examples=48)
 @given(st.sampled_from(ORDERS), st.sampled_from(SIGNS), st.floats(-0.3, 0.3))
 def test_any_axis_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
     direction = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
