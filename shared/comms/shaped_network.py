@@ -63,7 +63,7 @@ def missing_privileges() -> str | None:
     """Why no network can be created on this machine, or None if it can."""
     if not shutil.which("ip") or not shutil.which("tc"):
         return "the commands ip and tc are missing (Debian: iproute2)"
-    namespace = f"trivium{os.getpid()}probe"
+    namespace = f"{_own_prefix()}probe"
     try:
         _run("ip", "netns", "add", namespace)
     except InvalidInputError as error:
@@ -75,7 +75,7 @@ def missing_privileges() -> str | None:
 @contextmanager
 def shaped_network(hosts: int, mbit_s: float) -> Iterator[list[Host]]:
     """Creates ``hosts`` hosts on a bridge, named node0, node1, ..., each with ``mbit_s`` Mbit/s in each direction."""
-    prefix = f"trivium{os.getpid()}n{next(_network_numbers)}"
+    prefix = f"{_own_prefix()}n{next(_network_numbers)}"
     bridge = f"{prefix}b"
     network_hosts = [Host(f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}") for number in range(hosts)]
     # The queue holds 200 ms, like a switch's: a shorter one drops packets when several connections send at once. A
@@ -113,12 +113,24 @@ def _remove(namespaces: Iterable[str]) -> None:
             _run("ip", "netns", "delete", namespace)
 
 
+def _own_prefix() -> str:
+    """How the names of this process's network namespaces begin.
+
+    Containers may share the folder of the network namespaces, and a process id means another process in each of them,
+    so the name also tells the PID namespace.
+    """
+    return f"trivium{_pid_namespace()}p{os.getpid()}"
+
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
 def _remove_left_behind() -> None:
-    """Removes the namespaces of processes that no longer exist: they were killed before they could."""
+    """Removes the namespaces of this PID namespace's processes that no longer exist: they were killed before."""
     if _NAMESPACES.is_dir():
-        owners = {
-            path.name: re.match(r"trivium(\d+)(n\d+(b|h\d+)|probe)$", path.name) for path in _NAMESPACES.iterdir()
-        }
+        pattern = rf"trivium{_pid_namespace()}p(\d+)(n\d+(b|h\d+)|probe)$"
+        owners = {path.name: re.match(pattern, path.name) for path in _NAMESPACES.iterdir()}
         _remove([name for name, owner in owners.items() if owner and not Path(f"/proc/{owner[1]}").exists()])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ with shaped_network(1, 100) as hosts:
 
 def namespaces(owner: int) -> list[Path]:
     """The network namespaces that the process has created."""
-    return list(Path("/var/run/netns").glob(f"trivium{owner}n*"))
+    return list(Path("/var/run/netns").glob(f"trivium*p{owner}n*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
@@ -42,3 +44,16 @@ def test_a_network_is_removed_however_its_process_ends(number: signal.Signals) -
             assert first == second == []
             assert len(namespaces(Path("/proc/self").resolve().name)) == 2
     assert not namespaces(process.pid)
+
+
+def test_a_container_does_not_remove_the_networks_of_processes_that_it_cannot_see() -> None:
+    reason = missing_privileges() or (None if shutil.which("unshare") else "the command unshare is missing")
+    if reason:
+        pytest.skip(f"no network namespaces here: {reason}")
+    program = "from shared.comms.shaped_network import shaped_network\nwith shaped_network(0, 100): print('created')"
+    container = ("unshare", "--pid", "--fork", "--mount-proc")
+    with shaped_network(0, 100):
+        own = namespaces(os.getpid())
+        created = subprocess.run([*container, sys.executable, "-c", program], capture_output=True, text=True)
+        assert created.stdout == "created\n", created.stderr
+        assert namespaces(os.getpid()) == own and len(own) == 1
