@@ -67,15 +67,16 @@ def test_a_shock_in_a_wide_panel_of_days_stands_out_from_the_first_scores():
     assert scored(series)[shock : shock + 6].max() > 3 > scored(series)[:shock].max()
 
 
-def test_too_few_rows_for_a_joint_score_are_noted(tmp_path):
+@pytest.mark.parametrize("rows", [60, 150])
+def test_too_few_rows_for_a_joint_score_are_noted(tmp_path, rows):
     whole = basket_series()
-    values = {name: column[:150] for name, column in whole.values.items()}
-    write_csv(tmp_path / "short.csv", replace(whole, times_ns=whole.times_ns[:150], values=values))
+    values = {name: column[:rows] for name, column in whole.values.items()}
+    write_csv(tmp_path / "short.csv", replace(whole, times_ns=whole.times_ns[:rows], values=values))
     predictor = FinancePredictor.load(shipped(app), "cpu")
     response = answer(
         predictor, Request(files=(tmp_path / "short.csv",), options={"columns": "all"}), FinanceCodec(predictor)
     )
-    note = "150 rows are too few to score 6 columns jointly, which begins after 192 rows"
+    note = f"{rows} rows are too few to score 6 columns jointly, which begins after 192 rows"
     assert any(note in text for text in response.result["series"]["notes"])
 
 

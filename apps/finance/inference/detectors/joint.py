@@ -42,7 +42,8 @@ def joint(forecasted: ForecastedSeries, memory: int) -> Floats:
     if columns < 2:
         return result
     first_row = first_joint_row(columns)
-    for start in (first_row + block for block in block_starts(max(forecasted.first - first_row, 0), length, _CHUNK)):
+    for block_start in block_starts(max(forecasted.first - first_row, 0), length - first_row, _CHUNK):
+        start = first_row + block_start
         past = changes[max(BLOCK, start - memory) : start]
         block = slice(start, start + _CHUNK)
         result[block] = np.maximum(*_relative_t2_and_q(changes[block], past))
