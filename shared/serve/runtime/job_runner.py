@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from shared.errors import InvalidInputError
 from shared.serve.runtime.limits import Busy
 from shared.serve.runtime.recurring_error import RecurringError, is_temporary
+from shared.serve.runtime.worker_errors import WorkerNotLoaded
 from shared.serve.worker.handler import WorkerFault
 from shared.store.database import reason_of
 from shared.store.jobs import FINAL, Job, JobStore
@@ -153,9 +154,11 @@ class JobRunner:
         except asyncio.CancelledError:
             if not computation.cancelled():
                 raise  # the server is shutting down
-        except Busy:
+        except Busy as refusal:
             # Its worker ended, or there was no room. Both may be temporary; this attempt counts towards the limit.
             await self._release_counted(job)
+            if isinstance(refusal, WorkerNotLoaded):
+                await asyncio.sleep(refusal.retry_after_s)  # until then no worker is started
         except InvalidInputError as refusal:
             await self._write_with_retries(self._jobs.fail, job, str(refusal), refusal.status)
         except Exception as error:

@@ -125,6 +125,8 @@ class LoadOnce(Generic[Loaded]):
             self._value = await self._load()
         except InvalidInputError as refusal:
             self.failure = str(refusal)
+            if refusal.status == 503:
+                raise  # it may say when to try again
             raise InvalidInputError(str(refusal), status=503) from refusal
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"

@@ -10,67 +10,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from shared.errors import InvalidInputError
 from shared.serve.metrics import ModelMetrics
 from shared.serve.runtime.group_queue import GroupQueue
 from shared.serve.runtime.limits import Busy, DurationEstimate, deadline_error
+from shared.serve.runtime.slots import Entry, Slot
 from shared.serve.runtime.worker import Worker
+from shared.serve.runtime.worker_errors import WorkerLost
 from shared.serve.worker.handler import checked_reply
 from shared.serve.worker.messages import Message
 
 log = logging.getLogger("trivium.serve")
-_RETRY_LOADING_S = 5.0
+_RETRY_LOADING_S = 5
 _MAX_ATTEMPTS = 2
-
-State = Literal["loading", "idle", "busy", "failed"]
-
-
-class WorkerLost(Busy):
-    """The worker that was computing a request ended (503)."""
-
-    def __init__(self, title: str, reason: str) -> None:
-        InvalidInputError.__init__(
-            self,
-            f"the worker that was computing this for {title} ended ({reason}) and is replaced; try again",
-            status=503,
-        )
-        self.retry_after_s = 5
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A request that is waiting or being computed. Times are those of ``time.monotonic``."""
-
-    request: Message
-    deadline: float
-    finish_s: float
-    arrived: float
-    answer: asyncio.Future[Message]
-    stage: Callable[[str], None] | None
-    group: str | None
-    attempts: int = 0
-    slot: _Slot | None = None
-    timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A worker with its current batch, and the history of its replacements."""
-
-    worker: Worker
-    state: State = "loading"
-    batch: list[_Entry] = field(default_factory=list)
-    began: float = 0.0
-    retryable: bool = False
-    """Whether its batch may be computed again: it did not reach the worker, or another request of it was too late."""
-    warm: bool = False
-    """Whether its worker has answered since it was loaded."""
-    restarts: int = 0
-    failure: str | None = None
-    failed_at: float = 0.0
 
 
 class WorkerPool:
@@ -100,8 +53,8 @@ class WorkerPool:
         self._max_batch_s, self._seconds_per_request = max_batch_s, 0.0
         self._batch_time, self._request_time = DurationEstimate(), DurationEstimate()
         self._title, self._capacity, self._metrics = title, capacity, metrics
-        self._slots = [_Slot(worker) for worker in workers]
-        self._queue, self._on_loading = GroupQueue[_Entry](), on_loading
+        self._slots = [Slot(worker) for worker in workers]
+        self._queue, self._on_loading = GroupQueue[Entry](), on_loading
         self._first_loaded: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -137,7 +90,7 @@ class WorkerPool:
             raise Busy(self._title)
         self._retry_failed_workers()
         loop = asyncio.get_running_loop()
-        entry = _Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage, group)
+        entry = Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage, group)
         self._queue.append(entry)
         self._dispatch()
         if entry.slot is None:
@@ -281,22 +234,26 @@ class WorkerPool:
         if self._closed:
             return
         if loading or refused:
-            self._mark_failed(slot, reason if refused else f"its worker ended while loading ({reason})")
+            if not refused:
+                reason = f"its worker ended while loading ({reason})"
+                log.error("%s: %s", self._title, reason)
+            slot.refused = refused
+            self._mark_failed(slot, reason)
             return
         if not retryable:
             log.error("a worker of %s ended (%s) and is replaced", self._title, reason)
         slot.restarts += 1
         self._load(slot)
 
-    def _load(self, slot: _Slot) -> None:
+    def _load(self, slot: Slot) -> None:
         slot.state, slot.warm = "loading", False
         slot.worker.start(self)
 
-    def _mark_failed(self, slot: _Slot, reason: str) -> None:
+    def _mark_failed(self, slot: Slot, reason: str) -> None:
         slot.state, slot.failure, slot.failed_at = "failed", reason, time.monotonic()
         if any(other.state != "failed" for other in self._slots):
             return
-        refusal = InvalidInputError(reason, status=503)
+        refusal = slot.load_error(_RETRY_LOADING_S)
         if self._first_loaded is not None and not self._first_loaded.done():
             self._first_loaded.set_exception(refusal)
         for entry in self._queue:
@@ -312,7 +269,7 @@ class WorkerPool:
             if time.monotonic() - slot.failed_at >= _RETRY_LOADING_S:
                 self._load(slot)
         if len(failed) == len(self._slots) and all(slot.state == "failed" for slot in self._slots):
-            raise InvalidInputError(str(failed[0].failure), status=503)
+            raise failed[0].load_error(_RETRY_LOADING_S)
 
     def _dispatch(self) -> None:
         for slot in self._slots:
@@ -327,13 +284,13 @@ class WorkerPool:
             slot.retryable = not slot.worker.begin([entry.request for entry in slot.batch])
         self._metrics.pending.set(len(self._queue))
 
-    def _take_batch(self, max_requests: int) -> list[_Entry]:
+    def _take_batch(self, max_requests: int) -> list[Entry]:
         """Takes the next requests out of the queue, only as many as can be computed before the earliest deadline.
 
         Every request of a batch waits for the whole batch. The first one is not always the oldest, because groups take
         turns.
         """
-        batch, remaining_s, now = list[_Entry](), math.inf, time.monotonic()
+        batch, remaining_s, now = list[Entry](), math.inf, time.monotonic()
         while self._queue and len(batch) < max_requests:
             entry = self._queue.first
             remaining_s = min(remaining_s, entry.deadline - entry.finish_s - now)
@@ -348,7 +305,7 @@ class WorkerPool:
             return self._capacity
         return max(1, int(self._max_batch_s / self._seconds_per_request))
 
-    def _handle_deadline(self, entry: _Entry) -> None:
+    def _handle_deadline(self, entry: Entry) -> None:
         """Refuses a request that is still waiting, or answers a computing one with an error and ends its worker."""
         if entry.slot is None:
             if not entry.answer.done():
@@ -363,7 +320,7 @@ class WorkerPool:
             problem = "for a client that is gone" if entry.answer.cancelled() else "past a deadline"
             log.warning("a worker of %s was computing %s; it is ended and replaced", self._title, problem)
 
-    def _handle_cancelled(self, entry: _Entry) -> None:
+    def _handle_cancelled(self, entry: Entry) -> None:
         """Drops a request that waits, or shortens the deadline of one that computes."""
         if entry.slot is None:
             self._remove_from_queue(entry)
@@ -372,7 +329,7 @@ class WorkerPool:
         entry.deadline = min(entry.deadline, time.monotonic() + entry.slot.worker.load_s)
         self._start_timer(entry)
 
-    def _start_timer(self, entry: _Entry) -> None:
+    def _start_timer(self, entry: Entry) -> None:
         """Starts the timer for the deadline, or for the last moment at which a waiting request can start in time."""
         if entry.timer is not None:
             entry.timer.cancel()
@@ -391,14 +348,14 @@ class WorkerPool:
             if entry.timer is not None:
                 self._handle_deadline(entry)
 
-    def _remove_from_queue(self, entry: _Entry) -> None:
+    def _remove_from_queue(self, entry: Entry) -> None:
         if self._queue.remove(entry):
             self._metrics.pending.set(len(self._queue))
 
-    def _detach(self, entry: _Entry) -> None:
+    def _detach(self, entry: Entry) -> None:
         entry.slot = None
         if entry.timer is not None:
             entry.timer.cancel()
 
-    def _slot_of(self, worker: Worker) -> _Slot:
+    def _slot_of(self, worker: Worker) -> Slot:
         return next(slot for slot in self._slots if slot.worker is worker)

@@ -47,6 +47,12 @@ class Fragile:
         return Response(result={"process": outputs[0]}, picture=b"\x89PNG", files={"large": large}, later=deferred)
 
 
+def _load(*_: object) -> Fragile:
+    if "FRAGILE_KILLED_WHILE_LOADING" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does if the machine is out of memory
+    return Fragile()
+
+
 def _unused(*_: object) -> Any:
     raise AssertionError("the server neither trains nor reproduces")
 
@@ -60,7 +66,7 @@ app = App(
     models=("echo",),
     recipes=_unused,
     dense=_unused,
-    predictor=lambda artifacts, device: Fragile(),
+    predictor=_load,
     codec=lambda predictor: predictor,
 )
 steady = replace(app, name="steady", title="Steady", models=("steady",))

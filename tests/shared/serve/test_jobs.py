@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import httpx2 as httpx
@@ -18,6 +20,8 @@ from sqlalchemy.exc import OperationalError
 from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.runtime import job_runner
+from shared.serve.runtime.worker_errors import WorkerNotLoaded
+from shared.serve.service import Service
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
 from shared.store.jobs import JobStore, without_names
@@ -160,6 +164,20 @@ def test_a_job_that_kills_every_server_is_given_up(serve: Serve, settings: Setti
     final = events(serve(), job)[-1]
     assert final["state"] == "failed" and "started 3 times" in final["problem"]
     echo.gate.set()
+
+
+def test_a_job_waits_until_a_new_worker_may_be_started(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[float] = []
+
+    async def run_job(*_: object) -> str:
+        started.append(time.monotonic())
+        raise WorkerNotLoaded("its worker ended while loading (SIGKILL)", 0.1)
+
+    monkeypatch.setattr(Service, "run_job", run_job)
+    client = serve()
+    final = events(client, add(client, 1))[-1]
+    assert final["state"] == "failed" and "its server or worker ended" in final["problem"] and len(started) == 3
+    assert min(later - earlier for earlier, later in pairwise(started)) >= 0.1
 
 
 def test_jobs_above_the_limit_are_refused(serve: Serve, echo: Echo) -> None:

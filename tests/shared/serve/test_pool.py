@@ -334,6 +334,23 @@ def test_a_worker_that_cannot_be_replaced_is_retried_later(monkeypatch: pytest.M
     play(script, Scripted())
 
 
+def test_requests_are_told_when_to_try_again_if_a_new_worker_ends_while_loading() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        worker.end()
+        (waiting,) = await ask(pool, 1)
+        worker.end("SIGKILL")
+        (later,) = await ask(pool, 2)
+        for refused in (waiting, later):
+            with pytest.raises(
+                Busy, match=r"while loading \(SIGKILL\); try again in 5 seconds.*out of memory"
+            ) as raised:
+                await refused
+            assert (raised.value.status, raised.value.retry_after_s) == (503, 5)
+        assert pool.states()[0]["failure"] == "its worker ended while loading (SIGKILL)"
+
+    play(script, Scripted())
+
+
 def test_closing_refuses_all_requests_and_ends_the_workers() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         tasks = await ask(pool, 1, 2)

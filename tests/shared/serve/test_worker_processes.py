@@ -96,6 +96,20 @@ def test_a_request_that_crashes_its_worker_is_503_and_the_next_is_answered(
     }
 
 
+def test_a_worker_killed_while_loading_is_503_with_advice_and_the_next_request_starts_another(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve()
+    monkeypatch.setenv("FRAGILE_KILLED_WHILE_LOADING", "yes")
+    refused = predict(client)
+    assert refused.status_code == 503 and refused.headers["Retry-After"] == "5"
+    for part in ("ended while loading (SIGKILL)", "try again in 5 seconds", "out of memory", "TRIVIUM_WORKERS"):
+        assert part in refused.json()["detail"]
+    assert "Fragile: its worker ended while loading (SIGKILL)" in caplog.text
+    monkeypatch.delenv("FRAGILE_KILLED_WHILE_LOADING")
+    assert process(client)
+
+
 def test_metrics_and_the_log_cover_worker_processes(
     serve: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
 ) -> None:
