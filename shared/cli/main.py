@@ -116,11 +116,14 @@ def run(command: object, settings: Sequence[str]) -> int:
 def _program_log_printed() -> Iterator[None]:
     """Prints to standard error what is slow at the first use of a model: its programs are exported and timed."""
     log, handler = logging.getLogger("trivium.programs"), logging.StreamHandler()
-    level = log.level
+    level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    # MONAI calls logging.info, which adds a handler to the root logger: it would print the lines again.
+    log.propagate = False
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+        log.propagate = propagate
