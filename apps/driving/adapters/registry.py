@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def _names(file: Path) -> Iterator[str]:
     if file.is_dir():
         yield from (path.name for path in file.rglob("*"))
     elif zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
+        # A reader says what is wrong with a damaged archive.
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError), zipfile.ZipFile(file) as archive:
             yield from archive.namelist()
     else:
         yield file.name

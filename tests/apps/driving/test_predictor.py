@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_a_model_of_the_other_sensor_is_named_as_a_way_out(predictor, synthetic)
             "synthetic has no image with a calibration, which fcos3d needs; add its image and calibration, or use a "
             "LiDAR model instead: name its artifact with --artifact"
         )
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"PK\x01\x02", b"PK\x01?"), ("é".encode(), b"\xff\xff")])
+def test_a_damaged_zip_is_refused(codec, tmp_path, old, new):
+    """Its directory is damaged, or a name in it is not UTF-8 although a flag says so."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("velodyne/é.bin", bytes(160))
+    (tmp_path / "frames.zip").write_bytes(content.getvalue().replace(old, new))
+    with pytest.raises(InvalidInputError, match=r"frames\.zip cannot be read as a zip archive"):
+        codec.decode(Request(files=(tmp_path / "frames.zip",), options={}))
 
 
 @pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
