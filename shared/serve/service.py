@@ -170,6 +170,8 @@ class Service:
         files = tuple(folder / name for name in job.files)
         request = Request(files=files, options=job.options, seconds=seconds)
         self.job_model.on_stage = stage
+        if self.job_model.stage is not None:
+            stage(self.job_model.stage)  # of a load that an earlier job began
         model = await self.job_model.get()
         with model.metrics.failures():
             origin = Origin(job.interface, job.group)

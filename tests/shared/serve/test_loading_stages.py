@@ -65,6 +65,19 @@ def test_the_stage_of_a_job_says_what_loading_the_model_does(
         until(lambda: client.get(job["url"]).json()["state"] == "done")
 
 
+def test_a_job_after_one_that_was_cancelled_has_the_stage_of_the_load_that_continues(
+    settings: Settings, slow_app: App, loaded: threading.Event
+) -> None:
+    with TestClient(create_app(settings, {"echo": slow_app})) as client:
+        cancelled = client.post("/api/echo/jobs", files=[csv(1)]).json()
+        until(lambda: client.get(cancelled["url"]).json()["stage"] == STAGE)
+        assert client.delete(cancelled["url"]).is_success
+        job = client.post("/api/echo/jobs", files=[csv(1)]).json()
+        until(lambda: client.get(job["url"]).json()["stage"] == STAGE)
+        loaded.set()
+        until(lambda: client.get(job["url"]).json()["state"] == "done")
+
+
 @pytest.mark.browser
 def test_the_form_says_what_the_first_analysis_waits_for(
     page: Page, settings: Settings, slow_app: App, loaded: threading.Event
