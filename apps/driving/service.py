@@ -60,12 +60,11 @@ class DrivingCodec:
         found_all = result(frames, outputs)
         if any(frame.lidar_to_global is not None for frame in frames):
             files[nuscenes.FILE] = "".join(nuscenes.submission(found_all["frames"])).encode()
-        models = {output.model for output in outputs}
         content, drawn_from = scene(frames[:_MAX_FRAMES_DRAWN], boxes[:_MAX_FRAMES_DRAWN], many=len(frames) > 1)
         return Response(
             result=found_all,
             files=files,
-            model=models.pop() if len(models) == 1 else None,
+            models=tuple(sorted({output.model for output in outputs})),
             later=DeferredFiles(
                 files={PICTURE: drawn_from},
                 sources={SCENE: content},

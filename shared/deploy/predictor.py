@@ -57,15 +57,20 @@ class Response:
     ``result`` is the content of ``result.json`` in JSON types. It is deterministic and has no times or paths, except
     for the latencies, measured once, in what ``add_programs`` adds. ``picture`` is a PNG for people to look at.
     ``files`` maps names (without folders) to contents: outputs in the field's formats, and files for the form's viewer.
-    ``model`` is the name of the model that answered, if the application has several. Files that take time and may not
-    be needed, including the picture, can be left for ``later``.
+    ``models`` are the names of those that answered, if the application chooses a model for each input. Files that take
+    time and may not be needed, including the picture, can be left for ``later``.
     """
 
     result: Mapping[str, object]
     picture: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
-    model: str | None = None
+    models: tuple[str, ...] = ()
     later: DeferredFiles | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The only model that answered; None if there are several, or if they are not named."""
+        return self.models[0] if len(self.models) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,20 +138,22 @@ def describe_programs(predictor: object) -> dict[str, str]:
 def add_programs(response: Response, predictor: object) -> Response:
     """Adds to the result, by model, the ``versions`` of the artifacts, the ``programs`` and the ``program_reasons``.
 
-    A program that no input has needed so far has no name and is left out. If one model answered, only that model and
-    its second stage are listed. So the same input gives the same result, whichever models were loaded before.
+    If ``response`` names the models that answered, only these and their second stages are listed, so that the same
+    input gives the same result, whichever models were loaded before. Else all programs that were needed so far are.
     """
-    answering_models = (response.model, second_stages_of(predictor).get(response.model or ""))
+    programs, stages = programs_of(predictor), second_stages_of(predictor)
+    answering = {*response.models, *(stages[name] for name in response.models if name in stages)}
     used = {
         name: program
-        for name, program in programs_of(predictor).items()
-        if program.name and (response.model is None or name in answering_models)
+        for name, program in programs.items()
+        if program.name and (not response.models or name in answering)
     }
     versions = {name: program.version for name, program in used.items() if program.version is not None}
-    if response.model not in programs_of(predictor):
-        # A model that its library's own modules compute has no program, but a version like any other.
-        manifests = getattr(predictor, "manifests", ())
-        versions |= {manifest.name: manifest.version for manifest in manifests if manifest.name == response.model}
+    # A model that its library's own modules compute has no program, but a version like any other.
+    manifests = getattr(predictor, "manifests", ())
+    versions |= {
+        each.name: each.version for each in manifests if each.name in response.models and each.name not in programs
+    }
     program_facts: dict[str, Any] = {"versions": versions} if versions else {}
     if used:
         program_facts["programs"] = {name: program.name for name, program in used.items()}

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from apps.driving.outputs import view
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.service import DrivingCodec
 from apps.driving.types import Boxes3D, Frame, LidarInput
-from shared.deploy.predictor import Request
+from shared.deploy.predictor import Request, add_programs
 from shared.errors import InvalidInputError
 
 
@@ -67,6 +68,27 @@ def test_a_batch_gives_the_same_as_single_frames(codec, ask, predictor, syntheti
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])
+
+
+def test_the_models_of_all_frames_are_named_with_their_versions(codec, predictor, synthetic, tmp_path):
+    for source, target in (
+        ("velodyne/synthetic.bin", "a.bin"),
+        ("image_2/synthetic.png", "b.png"),
+        ("calib/synthetic.txt", "b.txt"),
+    ):
+        folder = tmp_path / Path(source).parent
+        folder.mkdir()
+        shutil.copy(synthetic / source, folder / target)
+    decoded = codec.decode(Request(files=(tmp_path,)))
+    response = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
+    assert [frame["model"] for frame in response.result["frames"]] == ["pointpillars", "fcos3d"]
+    # The camera network as an imported one, which has no program; another sweep's model was loaded before.
+    program = predictor.programs["pointpillars"]
+    loaded = SimpleNamespace(
+        programs={"pointpillars": program, "mmdet3d_lidar": program}, manifests=predictor.manifests
+    )
+    result = add_programs(response, loaded).result
+    assert result["versions"] == {"pointpillars": 1, "fcos3d": 1} and list(result["programs"]) == ["pointpillars"]
 
 
 def test_the_model_depends_on_the_sensors_of_the_frame(ask, synthetic, tmp_path):

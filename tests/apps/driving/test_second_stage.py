@@ -317,7 +317,7 @@ def test_a_second_stage_serves_only_the_detector_it_was_trained_with(tmp_path):
         assert predictor.least_scores["pointpillars"] == {"car": 0.625}
         # Answers to a folder of frames are kept apart by them.
         assert sorted(predictor.digests) == [SECOND_STAGE, "pointpillars"]
-        programs = add_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
+        programs = add_programs(Response(result={}, models=("pointpillars",)), predictor).result["programs"]
         assert sorted(programs) == [SECOND_STAGE, "pointpillars"]
         likely = DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),)))
         assert likely == ["pointpillars", SECOND_STAGE]
