@@ -367,21 +367,23 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     from apps.driving.types import CameraInput
 
     model = from_mapping(MMDet3DModel, settings["model"])
+    fcos3d = None if model.own_camera is None else as_fcos3d(model)
     if not model.is_own:
         check_shipped(model)
+    if not isinstance(recipe.model, FCOS3D if model.sensor == "camera" else PointPillars):
+        kind, suitable = ("camera", "fcos3d_full") if model.sensor == "camera" else ("LiDAR", "full")
+        raise InvalidInputError(
+            f"{model.config} is a {kind} network; train it with a {kind} recipe: --recipe {suitable}"
+        )
+    if not model.is_own:
         return recipe
-    if model.own_camera is not None:
-        fcos3d = as_fcos3d(model)
-        if not isinstance(recipe.model, FCOS3D) or not isinstance(recipe.input, CameraInput):
-            raise InvalidInputError(
-                f"{model.config} is a camera network; train it with a camera recipe: --recipe fcos3d_full"
-            )
+    if model.own_camera is not None and fcos3d is not None:
+        assert isinstance(recipe.input, CameraInput)
         # Its test pipeline sets the image size but not the focal length: the user's option or the recipe does.
         focal_px = model.own_camera.focal_px or recipe.input.focal_px
         input = replace(recipe.input, classes=model.input().classes, focal_px=focal_px)
         return replace(recipe, model=fcos3d, input=input)
-    if not isinstance(recipe.model, PointPillars):
-        raise InvalidInputError(f"{model.config} is a LiDAR network; train it with a LiDAR recipe: --recipe full")
+    assert isinstance(recipe.model, PointPillars)
     return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())
 
 

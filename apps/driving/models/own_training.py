@@ -87,7 +87,7 @@ def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
 
 def check_shipped(model: MMDet3DModel) -> None:
     """Raises InvalidInputError if no recipe has a network with the parts of ``model``, a shipped configuration."""
-    if (model.sensor, model.family.data) == ("lidar", "nuScenes") or model.family.name.startswith("SMOKE"):
+    if (model.sensor, model.family.data) == ("lidar", "nuScenes") or model.family.name.startswith(("PGD", "SMOKE")):
         raise InvalidInputError(
             f"{model.config} ({model.family.name}) cannot be trained further here: recipes train KITTI's PointPillars "
             "and FCOS3D. Train it in mmdet3d, and import the result"

@@ -162,14 +162,31 @@ def test_the_refusal_of_further_training_says_what_differs_and_where_to_train(ar
 
 
 @pytest.mark.parametrize(
-    "config", ["ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d", "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"]
+    "config",
+    [
+        "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
+        "pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d",
+        "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d",
+    ],
 )
 def test_a_shipped_network_that_recipes_do_not_build_is_not_trained_further(config):
-    recipe = RECIPES["full"]()
-    with pytest.raises(InvalidInputError, match=rf"{config} \((SSN|SMOKE), .* Train it in mmdet3d, and import"):
-        IMPORTERS["mmdet3d"].fine_tuned(recipe, {"model": {"config": config}})
-    kitti = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
-    assert IMPORTERS["mmdet3d"].fine_tuned(recipe, {"model": {"config": kitti}}) == recipe
+    for recipe in ("full", "fcos3d_full"):
+        with pytest.raises(InvalidInputError, match=rf"{config} \((SSN|PGD|SMOKE), .* Train it in mmdet3d, and import"):
+            IMPORTERS["mmdet3d"].fine_tuned(RECIPES[recipe](), {"model": {"config": config}})
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "refused", "reason"),
+    [
+        ("pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class", "full", "fcos3d_full", "LiDAR network.*--recipe full"),
+        ("fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d", "fcos3d_full", "full", "camera.*--recipe fcos3d_full"),
+    ],
+)
+def test_a_shipped_network_is_trained_further_by_a_recipe_of_its_sensor(config, recipe, refused, reason):
+    settings = {"model": {"config": config}}
+    assert IMPORTERS["mmdet3d"].fine_tuned(RECIPES[recipe](), settings) == RECIPES[recipe]()
+    with pytest.raises(InvalidInputError, match=reason):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES[refused](), settings)
 
 
 def test_the_configuration_may_be_the_file_in_work_dirs(detector, tmp_path):
