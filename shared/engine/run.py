@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,27 +52,37 @@ class Run:
     def claimed(self) -> Iterator[None]:
         """Creates the directory and locks it, so that only one training uses it at a time.
 
-        Raises ``InvalidInputError`` if the directory has files but is not a run, if a file is where a directory is
-        needed, or if another process trains in it.
+        Raises ``InvalidInputError`` if the directory has files but is not a run, if it cannot be created or written to,
+        or if another process trains in it.
         """
-        if not self.recipe_file.exists() and self.path.is_dir():
-            other_files = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
-            if any(not name.startswith(f".{self.recipe_file.name}") for name in other_files):
-                raise InvalidInputError(f"{self.path} holds files but is not a run; name an empty or new directory")
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InvalidInputError(
-                f"no run can be created in {self.path}: a file is where a directory is needed; name another with --out"
-            ) from error
         with ExitStack() as stack:
             try:
+                self._refuse_other_files()
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(file_lock(self.lock_file, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
                     f"another process is training in {self.path}; wait until it ends, or name a new run"
                 ) from error
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InvalidInputError(
+                    f"no run can be created in {self.path}: a file is where a directory is needed; name another with "
+                    "--out"
+                ) from error
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InvalidInputError(
+                    f"the run {self.path} cannot be written: {error.strerror} ({error.filename}); name a directory "
+                    "in which you may write with --out"
+                ) from error
             yield
+
+    def _refuse_other_files(self) -> None:
+        if not self.recipe_file.exists() and self.path.is_dir():
+            other_files = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
+            if any(not name.startswith(f".{self.recipe_file.name}") for name in other_files):
+                raise InvalidInputError(f"{self.path} holds files but is not a run; name an empty or new directory")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,6 +285,11 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InvalidInputError, match="not a run"):
         train(tmp_path)
+
+
+def test_a_directory_that_cannot_be_created_is_refused():
+    with pytest.raises(InvalidInputError, match=r"No such file or directory \(/proc/absent\); .*--out"):
+        train(Path("/proc/absent/run"))
 
 
 def test_the_learning_rate_warms_up_and_restarts():
