@@ -28,6 +28,7 @@ TRAINING = (
 # signals sleep before this shell, so wait may return before the trap has run.
 STUB = """#!/bin/bash
 if [ -n "${WAITS:-}" ]; then trap 'exit 143' TERM; fi
+if [ "$SLURM_PROCID" = 1 ]; then sleep "${SECOND_NODE_TAKES:-0}"; fi
 echo "$SLURM_PROCID ${OMP_NUM_THREADS:-} $RUN $*" >> "$NOTES/$SLURM_JOB_ID"
 if [ -n "${SAVES:-}" ]; then mkdir -p "$RUN/checkpoints/step-$RANDOM$RANDOM"; fi
 if [ -n "${WAITS:-}" ]; then sleep 60 & wait; exit 143; fi
@@ -108,6 +109,14 @@ def test_only_a_job_that_was_signalled_to_stop_is_requeued(
     else:
         assert facts["JobState"] == ("FAILED" if code else "COMPLETED") and facts["ExitCode"] == f"{code}:0"
     assert ("stopped before anything was saved" in (tmp_path / f"out-{job}").read_text()) == (code == 138 and not saves)
+
+
+def test_a_node_that_ends_first_leaves_the_others_time_to_save(
+    slurm: Slurm, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    job = submit(slurm, tmp_path, SECOND_NODE_TAKES="3", ENDS_WITH="1", **stub)
+    slurm.wait(job)
+    assert len(records(tmp_path, job)) == 2, (tmp_path / f"out-{job}").read_text()
 
 
 @pytest.mark.parametrize("program", ["squeue", "scontrol"])

@@ -33,6 +33,8 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
+# srun ends a job's other tasks this many seconds after the first one, unless it is told to wait.
+WaitTime=1
 MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
