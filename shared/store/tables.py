@@ -77,7 +77,7 @@ class JobRow(Base):
     options: Mapped[dict[str, Any]]
     sample: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
-    stage: Mapped[str] = mapped_column(String(32))
+    stage: Mapped[str] = mapped_column(Text)
     server: Mapped[str | None] = mapped_column(String(64))
     attempts: Mapped[int]
     case_id: Mapped[str | None] = mapped_column(String(32))

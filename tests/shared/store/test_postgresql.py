@@ -163,3 +163,17 @@ def test_keys_are_said_to_be_in_the_database_whose_password_is_not_shown(
     for output in (added, listed):
         assert server.rpartition("@")[2] in output and "secret" not in output and str(tmp_path) not in output
     assert "store is new" not in added, "other servers may already use the database"
+
+
+def test_the_stage_of_a_job_can_name_the_network_that_is_loaded(server: str, tmp_path: Path) -> None:
+    """PostgreSQL refuses texts that are longer than their column; SQLite does not."""
+    stage = "loading the model: timing the programs of lung_nodule_candidates, once on this machine"
+    with closing(CaseStore(tmp_path, server)) as store:
+        jobs = JobStore(store.engine, store.folder, "one")
+        (tmp_path / "upload").mkdir()
+        job = jobs.add(
+            NewJob(app="staged", origin=Origin("json"), files=[], options={}, sample="three"), tmp_path / "upload"
+        )
+        jobs.claim("staged", 60, 3)
+        assert jobs.send_heartbeat(job, stage)
+        assert [found.stage for found in (jobs.get("staged", job.id),) if found is not None] == [stage]
