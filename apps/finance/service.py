@@ -260,7 +260,8 @@ def _drop_short_series(contents: Contents, name: str) -> tuple[tuple[Series, ...
     if not short:
         return enough, contents.notes
     first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
-    note = f"{len(short)} series with fewer than {MIN_ROWS} values were left out ({first})"
+    were = "were" if len(short) > 1 else "was"
+    note = f"{len(short)} series with fewer than {MIN_ROWS} values {were} left out ({first})"
     return enough, (*contents.notes, note)
 
 
@@ -271,7 +272,8 @@ def _ended_notes(series: Sequence[Series]) -> tuple[str, ...]:
     if not ended:
         return ()
     listed = ", ".join(f"{item.name!r} at {iso_utc(int(item.times_ns[-1]))}" for item in ended[:5])
-    return (f"{len(ended)} series end while others continue until {iso_utc(last)}: {listed}{', …' * (len(ended) > 5)}",)
+    verb, ellipsis = "end" if len(ended) > 1 else "ends", ", …" if len(ended) > 5 else ""
+    return (f"{len(ended)} series {verb} while others continue until {iso_utc(last)}: {listed}{ellipsis}",)
 
 
 def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:

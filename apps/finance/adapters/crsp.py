@@ -21,6 +21,7 @@ def unsign_crsp_prices(values: dict[str, Floats], labels: Sequence[str]) -> list
         return []
     means, missing = int((values[price] < 0).sum()), int((values[price] == 0).sum())
     values[price] = np.where(values[price] == 0, np.nan, np.abs(values[price]))
-    notes = [f"{means} negative values are means of bid and ask on days without a trade"] if means else []
-    notes += [f"{missing} zeros count as missing"] if missing else []
+    values_are = "values are means of bid and ask on days" if means > 1 else "value is the mean of bid and ask on a day"
+    notes = [f"{means} negative {values_are} without a trade"] if means else []
+    notes += [f"{missing} zero{'s count' if missing > 1 else ' counts'} as missing"] if missing else []
     return [f"column {price!r}, in CRSP's layout: {' and '.join(notes)}"] if notes else []

@@ -137,7 +137,8 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
         security_names(rows_of_cells[:header], labels) if len({*filter(None, labels)}) < sum(map(bool, labels)) else []
     )
     skipped = header - bool(security_labels)
-    notes = [f"the first {skipped} lines were left out: they precede line {filled[header] + 1}"] * (skipped > 0)
+    lines_were = f"{skipped} lines were left out: they precede" if skipped > 1 else "line was left out: it precedes"
+    notes = [f"the first {lines_were} line {filled[header] + 1}"] * (skipped > 0)
     if is_headerless:
         return separator, [str(number + 1) for number in range(width)], filled[header], notes, []
     below = rows_of_cells[header + 1 : header + _MAX_HEADER + 2]

@@ -111,7 +111,11 @@ def to_contents(
         corrections["dropped"],
     )
     notes += [f"{subject} were not in time order and have been sorted"] if corrections["sorted"] else []
-    notes += [f"{dropped} rows had the same time as another; the last of each was kept"] if dropped else []
+    notes += (
+        [f"{dropped} row{'s' * (dropped > 1)} had the same time as another; the last of each was kept"]
+        if dropped
+        else []
+    )
     return Contents(tuple(series), series_label or "", tuple(notes), tuple(windows))
 
 
@@ -289,7 +293,10 @@ def _read_values(
         elif numbers is not None:
             infinite = np.isinf(numbers)
             values[label] = np.where(infinite, np.nan, numbers)
-            notes += [f"column {label!r}: {infinite.sum()} infinite values count as missing"] if infinite.any() else []
+            values_count = "values count" if infinite.sum() > 1 else "value counts"
+            notes += (
+                [f"column {label!r}: {infinite.sum()} infinite {values_count} as missing"] if infinite.any() else []
+            )
     return values, faults
 
 

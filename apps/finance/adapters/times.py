@@ -182,8 +182,9 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
             second_ns[night[~second]] = first_ns[night[~second]]
             methods.add(method)
     if is_repeated.any():
+        rows_lie = "rows lie" if is_repeated.sum() > 1 else "row lies"
         notes.append(
-            f"{is_repeated.sum()} rows lie in an hour that occurs twice in {zone}; {', or '.join(sorted(methods))}"
+            f"{is_repeated.sum()} {rows_lie} in an hour that occurs twice in {zone}; {', or '.join(sorted(methods))}"
         )
     return np.where(clock.lacks_zone, second_ns, local_ns)
 
@@ -357,7 +358,9 @@ def _in_one_unit(numbers: NDArray[Any]) -> tuple[NDArray[Any], str]:
     in_us = np.where(is_us, numbers, numbers * 1000)
     if numbers.max() >= _MIN_NUMBER["ns"] or in_us[~is_us].max() >= in_us[is_us].min():
         return numbers, ""
-    return in_us, f"{(~is_us).sum()} times were read as milliseconds and the {is_us.sum()} later ones as microseconds"
+    earlier, later = int((~is_us).sum()), int(is_us.sum())
+    times_were, ones = "times were" if earlier > 1 else "time was", "ones" if later > 1 else "one"
+    return in_us, f"{earlier} {times_were} read as milliseconds and the {later} later {ones} as microseconds"
 
 
 def _nanoseconds(moments: NDArray[Any], column: Column) -> Times:

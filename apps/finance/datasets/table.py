@@ -184,7 +184,9 @@ def _read(table: Table) -> TableContents:
             "needed"
         )
     if len(enough) < len(items):
-        notes = (*notes, f"{len(items) - len(enough)} series with fewer than {MIN_ROWS} values are left out")
+        short = len(items) - len(enough)
+        are = "are" if short > 1 else "is"
+        notes = (*notes, f"{short} series with fewer than {MIN_ROWS} values {are} left out")
     return enough, notes
 
 

@@ -71,7 +71,7 @@ def test_a_series_that_ends_before_the_others_is_noted(predictor, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
     assert isinstance(context, service.FileContext)
-    note = "1 series end while others continue until 2023-11-15T23:08:20Z: 'B' at 2023-11-15T14:48:20Z"
+    note = "1 series ends while others continue until 2023-11-15T23:08:20Z: 'B' at 2023-11-15T14:48:20Z"
     assert note in context.notes
     (tmp_path / "a.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
     context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
@@ -88,7 +88,7 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
         sum(event["series"] == name for event in result["events"]) for name in names
     ]
     assert result["series"]["rows"] == 4 * ROWS and result["series"]["series_column"] == "ticker"
-    assert "1 series with fewer than 60 values were left out (young)" in result["series"]["notes"]
+    assert "1 series with fewer than 60 values was left out (young)" in result["series"]["notes"]
     drawn = json.loads(answered.files["series.json"])["parts"]
     assert [part["name"] for part in drawn] == names and drawn[1]["values"] == walk(1).tolist()
     lines = list(csv.reader(io.StringIO(answered.files["scores.csv"].decode())))

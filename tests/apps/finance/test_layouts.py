@@ -26,11 +26,14 @@ ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("https://example.org/export\ndate,close\n" + ROWS, "the first 1 lines were left out"),
+        ("https://example.org/export\ndate,close\n" + ROWS, "the first line was left out: it precedes line 2"),
         ("Prices of AAPL\nmade by hand\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
-        ("# a comment, with a comma\ndate,close\n" + ROWS, "the first 1 lines"),
+        ("# a comment, with a comma\ndate,close\n" + ROWS, "the first line was left out"),
         ("Symbol,AAPL\nCurrency,USD\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
-        ("sep=;\ndate;close\n2024-01-01;1,5\n2024-01-02;2,5\n2024-01-03;3,5\n", "the first 1 lines were left out"),
+        (
+            "sep=;\ndate;close\n2024-01-01;1,5\n2024-01-02;2,5\n2024-01-03;3,5\n",
+            "the first line was left out: it precedes line 2",
+        ),
         ("date,close\n(UTC),(EUR)\n" + ROWS, "1 further line of names below the header"),
         ("date,close\n" + ROWS + "Total,7.5\n", "everything from line 5 on was left out: 'Total' is not a time"),
         ("date,close\n" + ROWS + "\n# source: a bank\n", "from line 6 on was left out"),

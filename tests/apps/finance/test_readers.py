@@ -147,7 +147,7 @@ def test_missing_values_are_nan_and_nothing_else_is(tmp_path):
 def test_unsorted_and_repeated_times_are_corrected_with_a_note(tmp_path):
     series = read_series(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
     assert series.target.tolist() == [1, 2, 4]
-    assert "sorted" in series.notes[0] and "1 rows had the same time as another" in series.notes[1]
+    assert "sorted" in series.notes[0] and "1 row had the same time as another" in series.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_real_files_of_five_sources(data_root):
 def test_infinite_values_are_missing_and_counted(tmp_path, cell):
     series = read_series(written(tmp_path, f"time,value\n2024-01-01,1\n2024-01-02,{cell}\n2024-01-03,3\n"))
     np.testing.assert_array_equal(series.target, [1, np.nan, 3])
-    assert series.notes == ("column 'value': 1 infinite values count as missing",)
+    assert series.notes == ("column 'value': 1 infinite value counts as missing",)
 
 
 def test_of_rows_with_the_same_time_one_with_a_value_is_kept(tmp_path):

@@ -276,7 +276,7 @@ def test_years_of_two_digits_at_either_end_are_refused_without_the_option_unit(t
 
 def test_milliseconds_before_microseconds_are_read_and_noted_but_not_one_wrong_time():
     cells = pl.Series("time", [1735689540000, 1735689600000000, 1735689660000000])
-    assert read_times(cells).note == "1 times were read as milliseconds and the 2 later ones as microseconds"
+    assert read_times(cells).note == "1 time was read as milliseconds and the 2 later ones as microseconds"
     assert np.diff(read_times(cells).times_ns).tolist() == [60 * 10**9] * 2
     with pytest.raises(InvalidInputError, match="line 4: '173568966000099' may be seconds"):
         read_times(pl.Series("time", [1735689540000, 1735689600000, 173568966000099]))
