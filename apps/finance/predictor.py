@@ -97,11 +97,13 @@ class FinancePredictor:
 
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecast, scores and events of each series; the result for one series does not depend on the others."""
+        options = options or Options()
+        options.refuse_too_many_events(batch)
         with self.threads():
             detections = []
             for number, series in enumerate(report_each(batch, "series"), start=1):
                 with stage_prefix(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
-                    detections.append(self._detect(series, options or Options()))
+                    detections.append(self._detect(series, options))
             return detections
 
     def monitor(self, begin: Series | str | Path, options: Options | None = None) -> Monitor:

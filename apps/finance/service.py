@@ -13,7 +13,6 @@ import numpy as np
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
 from apps.finance.datasets.covariates import horizon_notes, unit_notes, unknown_notes
-from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustment_note
 from apps.finance.inference.detectors.joint import first_joint_row
 from apps.finance.inference.forecasting import library_network
@@ -41,7 +40,6 @@ ROWS_PER_SECOND = 2500
 requests."""
 MAX_ROWS = 2_000_000
 _OPTIONS = (*OPTION_NAMES, "instrument", "columns", "events_per_day", "events_per_1000_rows", "threshold")
-MAX_EVENTS_PER_1000_ROWS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,10 +97,11 @@ class FinanceCodec:
         notes += _ended_notes(series)
         notes += tuple(note for note in map(adjustment_note, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
+        wanted.refuse_too_many_events(series)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
             inputs=series,
-            options=_checked_for_series(wanted, series),
+            options=wanted,
             context=FileContext(name=path.name, series_column=contents.series_column, notes=notes, truth=truth),
         )
 
@@ -304,20 +303,6 @@ def _wanted_events(options: Mapping[str, str]) -> Options:
     return Options(
         threshold=_parse_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
     )
-
-
-def _checked_for_series(wanted: Options, series: Sequence[Series]) -> Options:
-    """``wanted``, checked against the series. Raises InvalidInputError if it asks for too many events."""
-    if wanted.events_per_day is None and wanted.events_per_1000_rows is None:
-        return wanted
-    budget = Budget(per_day=wanted.events_per_day, per_1000_rows=wanted.events_per_1000_rows)
-    rate = max(budget.rate(item) for item in series)
-    if rate > MAX_EVENTS_PER_1000_ROWS * (1 + 1e-9):
-        raise InvalidInputError(
-            f"this budget is one event every {1000 / rate:.3g} rows; ask for at most {MAX_EVENTS_PER_1000_ROWS:g} "
-            "events in 1,000 rows"
-        )
-    return wanted
 
 
 def _parse_budget(name: str, text: str) -> float | None:

@@ -57,6 +57,7 @@ class Monitor:
                 f"a monitor of {series.name} needs at least {MIN_HISTORY} rows of history, and there are "
                 f"{len(series)}; give more rows: a thousand are better, and 10,000 better still"
             )
+        options.refuse_too_many_events([series])
         network = library_network(predictor.model)
         if network is not None:
             series = _series_for_network(series, network.settings)

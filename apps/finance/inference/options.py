@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.scoring import Calibration
+from apps.finance.types import Series
 from shared.errors import InvalidInputError
+
+MAX_EVENTS_PER_1000_ROWS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,3 +45,15 @@ class Options:
         if self.events_per_1000_rows is None and self.events_per_day is None:
             return calibration.budget()
         return Budget(per_1000_rows=self.events_per_1000_rows, per_day=self.events_per_day)
+
+    def refuse_too_many_events(self, series: Sequence[Series]) -> None:
+        """Raises InvalidInputError if more than 10 events in 1,000 rows of one of ``series`` are requested."""
+        if self.events_per_day is None and self.events_per_1000_rows is None:
+            return
+        budget = Budget(per_1000_rows=self.events_per_1000_rows, per_day=self.events_per_day)
+        rate = max((budget.rate(item) for item in series), default=0.0)
+        if rate > MAX_EVENTS_PER_1000_ROWS * (1 + 1e-9):
+            most = f"{MAX_EVENTS_PER_1000_ROWS:g} events in 1,000 rows"
+            if self.events_per_day is not None:
+                most += f", here {self.events_per_day * MAX_EVENTS_PER_1000_ROWS / rate:.2g} a day"
+            raise InvalidInputError(f"this budget is one event every {1000 / rate:.3g} rows; ask for at most {most}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.calibration import calibrate, from_manifest
 from apps.finance.inference.detectors import CANDIDATES, DETECTORS
+from apps.finance.inference.options import Options
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.outputs.files import detector_csv
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.recipes import RECIPES, tiny
 from apps.finance.service import FinanceCodec
-from apps.finance.types import LabelledSeries
+from apps.finance.types import DAY_NS, LabelledSeries
 from shared.data.registry import read_registry
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -81,6 +83,13 @@ def test_the_number_of_events_follows_the_budget(predictor, file):
 
     # The rows are 5 minutes apart, so that 2.88 a day are 10 in 1,000 rows.
     assert count(events_per_1000_rows="10") == count(events_per_day="2.88") > count(events_per_1000_rows="0.5")
+
+
+def test_more_events_than_the_limit_are_refused_from_python_too(predictor, truth):
+    days = replace(truth.series, times_ns=np.arange(len(truth.series)) * DAY_NS, interval_ns=DAY_NS)
+    for refused in (predictor.predict, lambda batch, options: predictor.monitor(batch[0], options)):
+        with pytest.raises(InvalidInputError, match=r"at most 10 events in 1,000 rows, here 0\.01 a day"):
+            refused([days], Options(events_per_day=5.0))
 
 
 def test_parquet_and_csv_are_scored_alike(predictor, file, tmp_path):
