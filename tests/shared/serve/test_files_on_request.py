@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,21 @@ def test_a_file_that_another_request_has_just_generated_is_sent(
 def test_generating_files_is_queued_like_requests_and_refused_without_room(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
-    client = serve(queue_length=1, max_batch=1, deadline_s=0.5)
-    until(
-        lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422
-    )  # the model is loaded
+    client = serve(queue_length=1, max_batch=1, deadline_s=60)
     case = ask(client)
     echo.gate.clear()
-    assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it occupies the worker"
-    assert client.get(case["picture"]).status_code in (503, 504)
-    echo.gate.set()
+    echo.entered.clear()
+    with ThreadPoolExecutor(2) as pool:
+        computing = pool.submit(client.post, "/api/echo/predict", files=[csv(1)])
+        until(echo.entered.is_set)
+        waiting = pool.submit(client.get, case["picture"])
+        until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
+        refused = client.get(case["files"]["sum.txt"])
+        made = list(echo.made)
+        echo.gate.set()
+        assert computing.result().status_code == 200 and waiting.result().content == PICTURE
+    assert refused.status_code == 503 and "as many requests" in refused.json()["detail"]
+    assert made == [] and echo.made == ["picture.png"]
 
 
 def test_on_a_full_disk_files_are_sent_but_not_kept(

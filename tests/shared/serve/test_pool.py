@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -81,7 +80,8 @@ def play(
 
 
 async def ask(pool: WorkerPool, *numbers: int, deadline_s: float = 20) -> list[asyncio.Task[Message]]:
-    tasks = [asyncio.ensure_future(pool.answer(Message({"n": n}), time.monotonic() + deadline_s)) for n in numbers]
+    deadline = pool_module.time.monotonic() + deadline_s
+    tasks = [asyncio.ensure_future(pool.answer(Message({"n": n}), deadline)) for n in numbers]
     for _ in range(3):
         await asyncio.sleep(0)
     return tasks
@@ -89,6 +89,15 @@ async def ask(pool: WorkerPool, *numbers: int, deadline_s: float = 20) -> list[a
 
 async def value(task: asyncio.Task[Message]) -> Any:
     return (await task).head["n"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The pool's clock, which stands still; ``clock.now += seconds`` turns it on. Its timers run in real time."""
+    clock = SimpleNamespace(now=1000.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(pool_module, "time", clock)
+    return clock
 
 
 def test_a_single_request_is_dispatched_at_once_and_later_ones_form_a_batch() -> None:
@@ -169,12 +178,14 @@ def test_a_request_that_did_not_reach_its_worker_goes_to_another() -> None:
     play(script, Scripted())
 
 
-def test_a_request_past_its_deadline_is_stopped_and_the_rest_of_its_batch_is_retried() -> None:
+def test_a_request_past_its_deadline_is_stopped_and_the_rest_of_its_batch_is_retried(clock: SimpleNamespace) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         (first,) = await ask(pool, 0)
-        (late,) = await ask(pool, 1, deadline_s=0.05)
-        (mate,) = await ask(pool, 2)
+        (late,) = await ask(pool, 1, deadline_s=20)
+        (mate,) = await ask(pool, 2, deadline_s=60)
+        clock.now += 19.99
         worker.reply()
+        clock.now += 20
         assert worker.batches[-1] == [1, 2] and await value(first) == 0
         with pytest.raises(DeadlinePassed) as passed:
             await late
@@ -189,22 +200,21 @@ def test_a_request_past_its_deadline_is_stopped_and_the_rest_of_its_batch_is_ret
     play(script, Scripted())
 
 
-def test_a_request_that_cannot_start_in_time_is_refused_and_never_computed() -> None:
+def test_a_request_that_cannot_start_in_time_is_refused_and_never_computed(clock: SimpleNamespace) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         for number in (8, 0):
             (measured,) = await ask(pool, number)
-            await asyncio.sleep(0.02)
+            clock.now += 20
             worker.reply()
         (first,) = await ask(pool, 1)
-        for deadline_s, finish_s in ((0.01, 0.0), (60.0, 60.0)):
-            began = time.monotonic()
+        for deadline_s, finish_s in ((10.0, 0.0), (120.0, 70.0)):
             with pytest.raises(Busy, match="no worker free") as raised:
-                await pool.answer(Message({"n": 2}), began + deadline_s, finish_s=finish_s)
+                await pool.answer(Message({"n": 2}), clock.now + deadline_s, finish_s=finish_s)
             assert raised.value.status == 503
         worker.reply()
         assert await value(measured) == 0 and await value(first) == -1
         assert worker.batches == [[8], [0], [1]] and worker.stops == 0
-        (alone,) = await ask(pool, 3, deadline_s=0.01)
+        (alone,) = await ask(pool, 3, deadline_s=10)
         assert worker.batches[-1] == [3], "an idle worker always starts one request, whatever was measured"
         worker.reply()
         assert await value(alone) == -3
@@ -242,12 +252,12 @@ def test_a_batch_is_limited_by_the_earliest_deadline_of_any_group(
     play(script, Scripted(most=8))
 
 
-def test_the_first_batch_of_a_worker_is_not_measured() -> None:
+def test_the_first_batch_of_a_worker_is_not_measured(clock: SimpleNamespace) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         for _ in range(2):
             (first,) = await ask(pool, 0)
-            await asyncio.sleep(0.05)  # slow, as if it imported modules
-            waiting = await ask(pool, 1, 2, deadline_s=0.1)
+            clock.now += 10  # slow, as if it imported modules
+            waiting = await ask(pool, 1, 2, deadline_s=20)
             worker.reply()
             worker.reply()
             assert [await value(task) for task in (first, *waiting)] == [0, -1, -2]
