@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from apps.driving.adapters.kitti_layouts import IMAGES
 from apps.driving.adapters.registry import read_frames, sensors_from_names
 from apps.driving.inference.options import read_options
 from apps.driving.outputs import cityscapes3d, nuscenes, picture, view
@@ -35,7 +36,8 @@ class DrivingCodec:
         suggested = sensors_from_names(request.files)
         if suggested == {"lidar": False, "camera": True}:
             # Before the images are read: without the model, it would not help to add a missing calibration.
-            self._predictor.choose_for_sensors(request.files[0].name, suggested, options.model)
+            image = next((file for file in request.files if file.suffix.lower() in IMAGES), request.files[0])
+            self._predictor.choose_for_sensors(image.name, suggested, options.model)
         frames = read_frames(request.files, options.topic)
         for frame in frames:
             self._predictor.choose_model(frame, options.model)

@@ -166,21 +166,22 @@ def test_a_model_that_lacks_its_input_is_refused(codec, synthetic, tmp_path):
 def test_a_model_of_the_other_sensor_is_named_as_a_way_out(predictor, synthetic):
     """With the artifact of one model, as ``trivium predict --artifact`` loads it."""
     sweep, image = (synthetic / folder for folder in ("velodyne/synthetic.bin", "image_2/synthetic.png"))
+    calibration = synthetic / "calib" / "synthetic.txt"
 
-    def refusal(model, file, options):
+    def refusal(model, files, options):
         detectors = {model: predictor.detectors[model]}
         codec = DrivingCodec(DrivingPredictor(detectors=detectors, least_scores={}))
         with pytest.raises(InvalidInputError) as caught:
-            codec.decode(Request(files=(file,), options=options))
+            codec.decode(Request(files=files, options=options))
         return str(caught.value)
 
     for options in ({}, {"model": "pointpillars"}):
-        assert refusal("pointpillars", image, options) == (
+        assert refusal("pointpillars", (calibration, image), options) == (
             "synthetic.png has no LiDAR sweep, which pointpillars needs; add its sweep (.bin, .pcd, .npy), or use a "
             "camera model instead: name its artifact with --artifact"
         )
     for options in ({}, {"model": "fcos3d"}):
-        assert refusal("fcos3d", sweep, options) == (
+        assert refusal("fcos3d", (sweep,), options) == (
             "synthetic has no image with a calibration, which fcos3d needs; add its image and calibration, or use a "
             "LiDAR model instead: name its artifact with --artifact"
         )
