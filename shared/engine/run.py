@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Run:
                 stack.enter_context(file_lock(self.lock_file, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
-                    f"another process is training in {self.path}; wait until it ends, or name a new run"
+                    f"another process is training in {self.path}; wait until it ends, or name a new run{_srun_advice()}"
                 ) from error
             except (FileExistsError, NotADirectoryError) as error:
                 raise InvalidInputError(
@@ -83,6 +84,17 @@ class Run:
             other_files = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
             if any(not name.startswith(f".{self.recipe_file.name}") for name in other_files):
                 raise InvalidInputError(f"{self.path} holds files but is not a run; name an empty or new directory")
+
+
+def _srun_advice() -> str:
+    """What to do where ``srun`` started this command several times without ``torchrun``; otherwise empty."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks == 1 or "WORLD_SIZE" in os.environ:
+        return ""
+    return (
+        f"; srun started this command {tasks} times, and each is a training by itself: for one training on all of them "
+        "let srun start torchrun once on each node, as deploy/slurm/train.sbatch does"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shared.engine.checkpoint import Checkpoints
+from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.observe.events import Events
 from shared.optimizers import AdamW, CosineRestarts, Steps
@@ -290,6 +291,17 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 def test_a_directory_that_cannot_be_created_is_refused():
     with pytest.raises(InvalidInputError, match=r"No such file or directory \(/proc/absent\); .*--out"):
         train(Path("/proc/absent/run"))
+
+
+def test_tasks_of_srun_in_one_directory_are_told_of_torchrun(tmp_path, monkeypatch):
+    run = Run(tmp_path, "line", "tiny")
+    with run.claimed():
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+        with pytest.raises(InvalidInputError, match=r"srun started this command 2 times.*torchrun"), run.claimed():
+            pass
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InvalidInputError, match=r"name a new run$"), run.claimed():
+            pass
 
 
 def test_the_learning_rate_warms_up_and_restarts():
