@@ -268,7 +268,7 @@ def _without_region(text: pl.Series, column: Column) -> tuple[pl.Series, str | N
 def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Series:
     """(N,) text with 31/01/2024, 01/31/2024, 01/31/24 and 31.01.2024 as 2024-01-31. Raises InvalidInputError if the
     rows leave the order ambiguous: in 31/01/24 either end may be the year."""
-    has_short_years = text.str.contains(_SHORT_YEAR).any()
+    written, has_short_years = text, text.str.contains(_SHORT_YEAR).any()
     if has_short_years:  # 69 to 99 are of the last century, as in POSIX
         text = text.str.replace(_SHORT_YEAR.replace(r"\d\d", r"69|[7-9]\d"), "${1}19${2}${3}")
         text = text.str.replace(_SHORT_YEAR, "${1}20${2}${3}")
@@ -288,7 +288,8 @@ def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Serie
     orders = [order for order, holds in possible.items() if holds and (unit == order or unit not in _ORDERS)]
     if len(orders) != 1:
         remedy = "write dates as 2024-01-31, or give the option unit=day-first or unit=month-first"
-        dates = f"{slashed[0]!r} and {slashed[-1]!r}"
+        shown = written.filter(text.str.contains(_SLASHED))
+        dates = f"{shown[0]!r} and {shown[-1]!r}"
         raise InvalidInputError(f"{column.location}: the order of day and month is ambiguous in {dates}; {remedy}")
     return text.str.replace(_SLASHED, _ORDERS[orders[0]]).str.strip_chars()
 

@@ -270,7 +270,7 @@ def test_years_of_two_digits(texts, unit, days):
 
 @pytest.mark.parametrize("texts", [["31/01/24", "01/02/24"], ["01.01.24", "02.01.24"], ["24-01-30", "24-01-31"]])
 def test_years_of_two_digits_at_either_end_are_refused_without_the_option_unit(texts):
-    with pytest.raises(InvalidInputError, match=r"order of day and month is ambiguous.*unit=day-first"):
+    with pytest.raises(InvalidInputError, match=rf"month is ambiguous in '{texts[0]}' and .*unit=day-first"):
         read_times(pl.Series("date", texts))
 
 
