@@ -19,7 +19,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
 
 def trivium(*words: str | Path) -> str:
     """What the command prints in an ASCII locale."""
-    command = [sys.executable, "-m", "shared.cli", *map(str, words)]
+    command = [sys.executable, "-m", "trivium", *map(str, words)]
     completed = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
     return completed.stdout

@@ -30,10 +30,10 @@ def run(command: Keys) -> int:
         raise InvalidInputError(problem)
     if command.action != "add" and (command.group is not None or command.role != "user"):
         raise InvalidInputError(f"{command.action} takes neither --group nor --role: both are set when a key is added")
-    settings = read_settings()
+    settings = read_settings(store=command.store)
     # Keys can be added before the server has ever run.
     exists = is_store(settings.store, settings.store_url)
-    with closing(open_store(must_exist=command.action != "add" or exists)) as store:
+    with closing(open_store(must_exist=command.action != "add" or exists, folder=command.store)) as store:
         keys, location = StoredKeys(store.engine), store.location
         match command.action:
             case "add":
@@ -44,7 +44,9 @@ def run(command: Keys) -> int:
                 if command.group is not None and command.group not in groups:
                     print(f"no other key has the group {command.group}; see trivium keys list", file=sys.stderr)
                 if not exists and not store.shared:
-                    print("this store is new: only a server with TRIVIUM_STORE set to it has the key", file=sys.stderr)
+                    print(
+                        "this store is new: only a server on it (--store, TRIVIUM_STORE) has the key", file=sys.stderr
+                    )
             case "revoke":
                 keys.revoke(command.name)
                 print(f"the key of {command.name} is revoked")

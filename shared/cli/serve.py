@@ -23,6 +23,7 @@ def run(command: Serve) -> int:
         registry=command.registry,
         device=command.device,
         program=command.program,
+        store=command.store,
         keep_inputs=command.keep_inputs or None,
     )
     serve(settings, demo=command.demo)

@@ -38,6 +38,8 @@ class Serve:
     """The device to compute on; by default TRIVIUM_DEVICE, or else the GPU if there is one."""
     program: ProgramName = None
     """Use this program instead of the fastest; by default TRIVIUM_PROGRAM."""
+    store: Folder = None
+    """The folder for cases, jobs and keys; by default TRIVIUM_STORE, or else store."""
     keep_inputs: bool = False
     """Store the complete input with each case, for `trivium reviews`; by default TRIVIUM_KEEP_INPUTS, or else off."""
     demo: bool = False
@@ -75,17 +77,21 @@ class Backup:
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The file to write; it must not exist."""
+    store: Folder = None
+    """The folder of the store; by default TRIVIUM_STORE, or else store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restore:
     """Restore a backup into an empty store; the store may use another database system.
 
-    Example: TRIVIUM_STORE=new trivium restore cases.tar
+    Example: trivium restore cases.tar --store new
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """A file written by backup."""
+    store: Folder = None
+    """The folder of the store; by default TRIVIUM_STORE, or else store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,8 @@ class Purge:
     """Delete only cases and jobs of this application; by default of all."""
     group: Annotated[str | None, arg(metavar="GROUP")] = None
     """Delete only cases and jobs of this group of keys; by default of all groups, and those without a group."""
+    store: Folder = None
+    """The folder of the store; by default TRIVIUM_STORE, or else store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +166,8 @@ class Keys:
     """A user predicts, and reads and deletes cases; an operator also manages models and reads /admin and /metrics."""
     group: Annotated[str | None, arg(metavar="GROUP")] = None
     """Restrict the key to cases and jobs submitted with keys of this group; by default it sees all of them (add)."""
+    store: Folder = None
+    """The folder of the store; by default TRIVIUM_STORE, or else store."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ def run(command: Backup | Restore | Purge) -> int:
         raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
     match command:
         case Backup():
-            with closing(open_store(must_exist=True)) as store:
+            with closing(open_store(must_exist=True, folder=command.store)) as store:
                 print(f"{command.file}: {backup(store.engine, store.folder, command.file)} cases")
         case Restore():
-            with closing(open_store(must_exist=False)) as store:
+            with closing(open_store(must_exist=False, folder=command.store)) as store:
                 print(f"{store.folder}: {restore(store.engine, store.folder, command.file)} cases")
         case Purge():
             _purge(command)
@@ -43,7 +43,7 @@ def _purge(command: Purge) -> None:
     days = _age_in_days(command.older_than)
     with (
         raising_disk_full("not all old cases and jobs could be deleted"),
-        closing(open_store(must_exist=True)) as store,
+        closing(open_store(must_exist=True, folder=command.store)) as store,
     ):
         if command.group is not None:
             check_group(store.engine, command.group)
@@ -57,8 +57,8 @@ def _purge(command: Purge) -> None:
             print(f"{store.folder}: no cases, no jobs")
 
 
-def open_store(must_exist: bool, folder: Path | None = None) -> CaseStore:
-    """Opens the store named in the server's settings, or the one in ``folder``.
+def open_store(*, must_exist: bool, folder: Path | None) -> CaseStore:
+    """Opens the store in ``folder``, or else the one named in the server's settings.
 
     With ``must_exist`` the store must exist; a running server may be using it.
     """

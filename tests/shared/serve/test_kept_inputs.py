@@ -124,12 +124,11 @@ def test_inputs_are_backed_up_and_purged_with_their_case(
     with monkeypatch.context() as earlier:
         earlier.setattr("time.time_ns", lambda: 1_700_000_000 * 10**9)
         case = ask(client, 1, 2)
-    monkeypatch.setenv("TRIVIUM_STORE", str(settings.store))
-    assert cli.main(["backup", str(tmp_path / "all.tar")]) == 0
-    assert cli.main(["purge", "--older-than", "30d"]) == 0
+    store = ["--store", str(settings.store)]
+    assert cli.main(["backup", str(tmp_path / "all.tar"), *store]) == 0
+    assert cli.main(["purge", "--older-than", "30d", *store]) == 0
     assert not (settings.store / "cases" / case).exists()
-    monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "other"))
-    assert cli.main(["restore", str(tmp_path / "all.tar")]) == 0
+    assert cli.main(["restore", str(tmp_path / "all.tar"), "--store", str(tmp_path / "other")]) == 0
     restored = tmp_path / "other" / "cases" / case / ".input-given"
     assert restored.read_bytes() == b"[1.0, 2.0]" and restored.stat().st_mode & 0o777 == 0o600
 

@@ -310,7 +310,9 @@ def test_keys_are_added_listed_and_revoked_on_the_command_line(
     assert cli.main(["keys", "list"]) == 0
     listed = capsys.readouterr().out
     assert "anna" in listed and "operator" in listed and not any(key in listed for key in keys)
-    assert cli.main(["keys", "revoke", "anna"]) == 0
+    assert cli.main(["keys", "list", "--store", str(tmp_path / "other")]) == 2, "no store exists there"
+    monkeypatch.delenv("TRIVIUM_STORE")
+    assert cli.main(["keys", "revoke", "anna", "--store", str(tmp_path / "store")]) == 0
     stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert not any(key.encode() in stored for key in keys) and digest_of(keys[0]).encode() in stored
     assert digest_of(keys[1]).encode() not in stored
