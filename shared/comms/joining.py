@@ -32,6 +32,7 @@ from shared.errors import InvalidInputError
 
 _POLL_INTERVAL_S = 0.05
 _STOP_CONNECTING_S = 2.0
+_LATE_S = 1.0
 
 
 @contextmanager
@@ -120,8 +121,12 @@ def _connect(backend: str, store: Any, group: Group, watch: Watch) -> None:
         try:
             while thread.is_alive() and time.monotonic() < deadline:
                 thread.join(timeouts.beat_s)
-                if (cause := watch.verdict or watch.reported_failure()) is not None:
-                    raise LostProcessError(cause)
+                if thread.is_alive() and (cause := watch.verdict or watch.reported_failure()) is not None:
+                    # A process that connected first may have failed since. This one then connects, too, and learns it
+                    # in its next collective, unless it first raises the same error for itself.
+                    thread.join(_LATE_S)
+                    if thread.is_alive() or problems:
+                        raise LostProcessError(cause)
             if thread.is_alive():
                 problems.append(TimeoutError(f"not within {timeouts.start_s:g} s"))
             if problems:
