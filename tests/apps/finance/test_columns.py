@@ -158,11 +158,11 @@ def test_series_named_by_several_columns_are_never_merged(tmp_path):
 
 @pytest.mark.parametrize("label", ["PERMNO", "security_id", "instrument_id", "gvkey", "secid"])
 def test_series_named_by_a_number_column_are_kept_apart(tmp_path, label):
-    rows = [f"{day} 09:30,{number},{row * number}" for row, day in enumerate(DAYS) for number in (101, 204)]
+    rows = [f"{day} 09:30,{number},{row * number}" for row, day in enumerate(DAYS, 1) for number in (101, 204)]
     contents = read_contents(written(tmp_path, f"date,{label},PRC", rows))
     assert [series.name for series in contents.series] == ["101", "204"]
     assert [series.column for series in contents.series] == ["PRC", "PRC"]
-    assert contents.series[1].target.tolist() == [204 * row for row in range(30)]
+    assert contents.series[1].target.tolist() == [204 * row for row in range(1, 31)]
 
 
 @pytest.mark.parametrize("label", ["id", "desk_id", "account", "strike", "expiry", "Tenor"])
