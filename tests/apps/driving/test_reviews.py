@@ -45,6 +45,9 @@ class Known:
     def choose_model(self, frame: Frame, wanted: str | None = None) -> str:
         return "pointpillars"
 
+    def choose_for_sensors(self, name: str, available: object, requested: str | None = None) -> str:
+        return "pointpillars"
+
     def preferred_model(self, sensors: object) -> str:
         return "pointpillars"
 
