@@ -121,7 +121,8 @@ def _connect(backend: str, store: Any, group: Group, watch: Watch) -> None:
         try:
             while thread.is_alive() and time.monotonic() < deadline:
                 thread.join(timeouts.beat_s)
-                if thread.is_alive() and (cause := watch.verdict or watch.reported_failure()) is not None:
+                connected = not (thread.is_alive() or problems)
+                if not connected and (cause := watch.verdict or watch.reported_failure()) is not None:
                     # A process that connected first may have failed since. This one then connects, too, and learns it
                     # in its next collective, unless it first raises the same error for itself.
                     thread.join(_LATE_S)
