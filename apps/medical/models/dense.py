@@ -49,7 +49,7 @@ def dense_classifier(settings: CandidateClassifier, network: nn.Module) -> Dense
     batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
     # Two empty candidates in the second stage's input format.
     candidates = {"image": torch.zeros((2, len(SCALES), *settings.size)), "known": torch.zeros((2, 2))}
-    return DenseNetwork(module=network.eval(), inputs=candidates, outputs=["logit"], dynamic=batches)
+    return DenseNetwork(module=network.eval(), inputs=candidates, outputs=["logit"], dynamic=batches, traceable=True)
 
 
 def dense_network(detector: Any) -> DenseNetwork:
@@ -64,7 +64,12 @@ def dense_network(detector: Any) -> DenseNetwork:
     dynamic = {INPUT: {0: "batch", **sizes}} | {name: {0: "batch", **levels} for name in OUTPUTS}
     example = {INPUT: torch.zeros((2, 1, *size))}
     return DenseNetwork(
-        module=fold_batch_norm(detector), inputs=example, outputs=OUTPUTS, dynamic=dynamic, logits=OUTPUTS[:3]
+        module=fold_batch_norm(detector),
+        inputs=example,
+        outputs=OUTPUTS,
+        dynamic=dynamic,
+        logits=OUTPUTS[:3],
+        traceable=True,
     )
 
 

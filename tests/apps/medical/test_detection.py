@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given
@@ -17,10 +18,12 @@ from apps.medical.inference.marks import suppress
 from apps.medical.inference.pipeline import detect
 from apps.medical.inference.tiles import Tile, Tiling
 from apps.medical.models.boxes import BoxDecoder, decode
-from apps.medical.models.dense import fold_batch_norm
+from apps.medical.models.classifier import CandidateClassifier
+from apps.medical.models.dense import dense_classifier, dense_network, fold_batch_norm
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
 from apps.medical.types import ChestInput
+from shared.deploy.onnx_network import write_onnx
 from tests.apps.medical.chests import body_with_lungs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -121,6 +124,26 @@ def test_folding_batch_normalisation_changes_no_finding(detector):
     plain, fast = detect(detector, image, tiles), detect(detector, image, tiles, network=network)
     assert len(plain.scores) > 20
     assert_same(fast, {"box": plain.boxes, "label_scores": plain.scores, "label": plain.labels})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_both_networks_are_exported_in_seconds(detector, tmp_path, monkeypatch):
+    """By tracing: torch.export takes seven to fifteen times as long. The files take other sizes than the examples."""
+    monkeypatch.setattr(torch.export, "export", None)
+    settings = CandidateClassifier(channels=4, hidden=8)
+    second_stage = dense_classifier(settings, settings.build(ChestInput()))
+    image, known = torch.rand(3, 2, *settings.size), torch.randn(3, 2)
+    for network, inputs in (
+        (dense_network(detector), {"image": torch.rand(1, 1, 96, 48, 24)}),
+        (second_stage, {"image": image, "known": known}),
+    ):
+        write_onnx(network, tmp_path / "model.onnx")
+        session = ort.InferenceSession(tmp_path / "model.onnx")
+        found = session.run(list(network.outputs), {name: value.numpy() for name, value in inputs.items()})
+        with torch.inference_mode():
+            expected = network.module(*inputs.values())
+        for values, tensor in zip(found, [expected] if torch.is_tensor(expected) else expected, strict=True):
+            np.testing.assert_allclose(values, tensor, rtol=1e-3, atol=1e-4)
 
 
 @given(st.tuples(*[st.integers(16, 500)] * 3))
