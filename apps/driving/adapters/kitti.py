@@ -214,7 +214,8 @@ def _frame(name: str, files: FrameFiles, device: str = "cpu") -> Frame:
         if files.labels and files.labels.parent.name not in ("label_2", "label_02"):
             content = "has no row P2, R0_rect or Tr_velo_to_cam" if nonblank_lines(files.labels) else "is empty"
             problem = f"{files.labels.name} {content}, so it is not the calibration that images and labels need"
-        raise InvalidInputError(f"{problem}; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam)")
+        without = f", or leave {missing.name} out: a sweep needs no calibration" if files.points else ""
+        raise InvalidInputError(f"{problem}; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam){without}")
     cameras: dict[str, Camera] = {}
     remarks: tuple[str, ...] = ()
     if files.image and calibration:

@@ -18,8 +18,9 @@ from shared.errors import InvalidInputError
 
 IMAGES, TEXTS = (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
-UNSUPPORTED_SUFFIXES = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag", ".mcap", ".db3")
-"""Point formats that are refused among the files of frames; ROS bags must be given by themselves."""
+UNSUPPORTED_SUFFIXES = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".feather", ".bag", ".mcap", ".db3")
+"""Point formats that are refused among the files of frames; ROS bags and Argoverse 2 logs must be given by themselves.
+"""
 _FRAME_FOLDERS = ("velodyne", "velodyne_points", "image_2", "image_02")
 RAW_CALIBRATION = "calib_cam_to_cam.txt"
 
@@ -135,6 +136,11 @@ def unsupported_message(path: Path) -> str:
     """The error message for points in an unsupported format, with the way to convert them."""
     if path.suffix.lower() in (".bag", ".mcap", ".db3"):
         return f"{path.name} is a ROS bag, which holds many sweeps; give it without other files"
+    if path.suffix.lower() == ".feather":
+        return (
+            f"{path.name}: a feather file is read only as part of an Argoverse 2 log, by its folders calibration and "
+            "sensors/lidar; give the folder of the log, or a zip of it (in the form and over HTTP)"
+        )
     return (
         f"{path.name}: {path.suffix[1:].upper()} is not supported; write its points x, y, z (metres) and intensity as "
         f"PCD, or as an array (N, 4) into {path.stem}.npy (numpy.save)"

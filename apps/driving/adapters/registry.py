@@ -41,7 +41,10 @@ def _with_suffix(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
 
 
 def _read_log(calibration: Path) -> list[Frame]:
-    return argoverse2.read(calibration.parent.parent)
+    log = calibration.parent.parent
+    if not argoverse2.is_log(log):  # a dropped folder arrives as files without their folders
+        raise InvalidInputError(kitti_layouts.unsupported_message(calibration))
+    return argoverse2.read(log)
 
 
 def _read_custom(root: Path) -> list[Frame]:

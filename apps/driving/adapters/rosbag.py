@@ -160,9 +160,12 @@ def _no_clouds_message(name: str, counts: Mapping[tuple[str, str], int]) -> str:
         return f"{name} has no messages"
     kinds = {topic: kind.replace("/msg/", "/") for topic, kind in counts}
     raw = {topic: count for topic, count in recorded.items() if _RAW_LIDAR_TYPES.search(kinds[topic])}
-    remedy = (
-        "play it through the LiDAR's driver and record the output" if raw else "record the LiDAR's PointCloud2 topic"
-    )
+    if any("custommsg" in kinds[topic].lower() for topic in raw):  # Livox's driver writes these, but does not read them
+        remedy = "record PointCloud2 (xfer_format 0 of Livox's driver), or convert the messages to it"
+    elif raw:
+        remedy = "play it through the LiDAR's driver and record the output"
+    else:
+        remedy = "record the LiDAR's PointCloud2 topic"
     return f"{name} has no sweeps in sensor_msgs/PointCloud2, only {_format_topics(raw or recorded, kinds)}; {remedy}"
 
 

@@ -106,8 +106,8 @@ def test_an_invalid_calibration_is_not_reported_as_missing(synthetic, tmp_path, 
         shutil.copy(synthetic / part, tmp_path)
     calibration = tmp_path / "synthetic.txt"
     calibration.write_text(text)
-    for file_name in ("synthetic.png", "synthetic.bin"):
-        with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}.*, so it is not the calibration"):
+    for file_name, advice in (("synthetic.png", r"Tr_velo_to_cam\)$"), ("synthetic.bin", "leave synthetic.txt out")):
+        with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}.*, so it is not the .*{advice}"):
             read_frames([tmp_path / file_name, calibration])
     copy = shutil.copytree(synthetic, tmp_path / "tree")
     (copy / "calib" / "synthetic.txt").write_text(text)
@@ -115,3 +115,15 @@ def test_an_invalid_calibration_is_not_reported_as_missing(synthetic, tmp_path, 
         read_frames([copy])
     with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}; a KITTI calibration needs P2, R0_rect and"):
         read_frames([copy / "image_2" / "synthetic.png", copy / "calib" / "synthetic.txt"])
+
+
+def test_files_of_an_argoverse_log_without_their_folders_are_refused(tmp_path):
+    """A sweep by itself, and the files of a log as they arrive when its folder is dropped on the form."""
+    sweep, calibration = tmp_path / "1.feather", tmp_path / "egovehicle_SE3_sensor.feather"
+    for file in (sweep, calibration):
+        file.touch()
+    for files in ([sweep], [sweep, calibration]):
+        with pytest.raises(
+            InvalidInputError, match=r"part of an Argoverse 2 log.*give the folder of the log, or a zip"
+        ):
+            read_frames(files)

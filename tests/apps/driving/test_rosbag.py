@@ -177,7 +177,9 @@ def test_the_topic_is_the_only_one_with_clouds_or_the_one_named(ask, tmp_path):
 @pytest.mark.parametrize("ros1", [True, False])
 def test_the_error_for_a_bag_without_clouds_lists_its_topics(ros1, tmp_path):
     raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
+    livox = "livox_ros_driver2/msg/CustomMsg /livox/lidar"
     for name, messages, error_text in (
+        ("livox", [(livox, STAMP, b"points")], "CustomMsg, 1 messages); record PointCloud2 (xfer_format 0 of Livox's"),
         ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "only /velodyne_packets (velodyne_msgs/"
          "VelodyneScan, 1 messages); play it through the LiDAR's driver and record the output"),
         ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record the LiDAR's"),
