@@ -244,6 +244,9 @@ class ObjectClass:
     reach_m: float = 1.0
 
 
+ASSUMED_SIZE_M, ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
+"""Size and height of a class whose imported network does not state any, as CenterPoint's: those of a car."""
+
 KITTI_CLASSES = (
     ObjectClass(name="pedestrian", size_m=(0.8, 0.6, 1.73), bottom_m=-0.6, reach_m=0.5),
     ObjectClass(name="cyclist", size_m=(1.76, 0.6, 1.73), bottom_m=-0.6, reach_m=0.5),

@@ -143,7 +143,26 @@ def test_a_missed_object_can_be_of_any_class_of_the_network(page: Page, site: st
     open_frames(page, site, tmp_path, ("a",))
     page.get_by_text("Missed an object?").click()
     kinds = page.get_by_label("Class of the missed object")
-    assert kinds.locator("option").all_text_contents() == ["car", "pedestrian", "construction vehicle"]
+    assert kinds.locator("option").all_text_contents() == ["car", "pedestrian", "construction vehicle", "forklift"]
     kinds.select_option("construction vehicle")
     sides = [page.get_by_label(f"{side}, m", exact=True).input_value() for side in ("Length", "Width", "Height")]
     assert sides == ["6.4", "2.7", "3.1"]
+
+
+def test_a_size_that_the_network_does_not_state_is_asked_for(page: Page, site: str, tmp_path: Path) -> None:
+    """CenterPoint has no anchors, so that an imported one has a car's size for all of its classes."""
+    open_frames(page, site, tmp_path, ("a",))
+    page.get_by_text("Missed an object?").click()
+    page.get_by_label("Class of the missed object").select_option("forklift")
+    sides = [page.get_by_label(f"{side}, m", exact=True) for side in ("Length", "Width", "Height")]
+    assert [side.input_value() for side in sides] == ["", "", ""]
+    for field in ("Ahead, m", "Left, m"):
+        page.get_by_label(field, exact=True).fill("10")
+    add = page.get_by_role("button", name="Add", exact=True)
+    expect(add).to_be_disabled()
+    for side, value in zip(sides, ("2.6", "1.2", "2.1"), strict=True):
+        side.fill(value)
+    with page.expect_response(is_save):
+        add.click()
+    (missed,) = review(page, site)["missed"]
+    assert missed["name"] == "forklift" and missed["size_m"] == [2.6, 1.2, 2.1]

@@ -16,13 +16,12 @@ from apps.driving.models.own_settings import (
     numbers_setting,
     part_settings,
 )
-from apps.driving.types import LidarInput, ObjectClass
+from apps.driving.types import ASSUMED_BOTTOM_M, ASSUMED_SIZE_M, LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
 _MAX_CELLS = 2048 * 2048
 _MAX_ANCHORS = 1 << 27
 _MAX_PILLAR_POINTS = 1 << 24
-_ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +102,7 @@ class OwnConfiguration:
         """The classes with the sizes and heights of their anchors; of a car's size if there is no anchor per class."""
         if not self.has_anchor_sizes():
             return tuple(
-                ObjectClass(name=name, size_m=_ASSUMED_SIZE_M, bottom_m=_ASSUMED_BOTTOM_M) for name in self.classes
+                ObjectClass(name=name, size_m=ASSUMED_SIZE_M, bottom_m=ASSUMED_BOTTOM_M) for name in self.classes
             )
         anchors = self.part("bbox_head")["anchor_generator"]
         classes = []

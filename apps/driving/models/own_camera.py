@@ -14,7 +14,7 @@ from apps.driving.models.own_settings import (
     numbers_setting,
     part_settings,
 )
-from apps.driving.types import CameraInput, ObjectClass
+from apps.driving.types import ASSUMED_BOTTOM_M, ASSUMED_SIZE_M, CameraInput, ObjectClass
 from shared.errors import InvalidInputError
 
 _MAX_PIXELS = 1 << 23
@@ -22,7 +22,6 @@ _MAX_PIXELS = 1 << 23
 _MIN_SIDE = 32
 _MIN_FACTOR, _MAX_FACTOR = 0.05, 4.0
 _PAD_MULTIPLE = 32
-_ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +98,13 @@ class OwnCamera:
         sizes = self._base_sizes()
         if sizes is None:
             return tuple(
-                ObjectClass(name=name, size_m=_ASSUMED_SIZE_M, bottom_m=_ASSUMED_BOTTOM_M) for name in self.classes
+                ObjectClass(name=name, size_m=ASSUMED_SIZE_M, bottom_m=ASSUMED_BOTTOM_M) for name in self.classes
             )
         return tuple(
             ObjectClass(
                 name=name,
                 size_m=(length, width, height),
-                bottom_m=_ASSUMED_BOTTOM_M,
+                bottom_m=ASSUMED_BOTTOM_M,
                 reach_m=0.5 if length <= MAX_SHORT_LENGTH_M else 1.0,
             )
             for name, (length, height, width) in zip(self.classes, sizes, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from apps.driving.adapters.projection import edge_pixels
-from apps.driving.types import Boxes3D, Camera, Floats, Frame, ObjectClass, left_to_right
+from apps.driving.types import ASSUMED_SIZE_M, Boxes3D, Camera, Floats, Frame, ObjectClass, left_to_right
 
 MAX_POINTS = 60_000
 
@@ -24,7 +24,8 @@ def files(
     ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names except ``boxes.json``
     begin with the frame's name; ``boxes.json`` maps frames to files and has for each box, nearest first, its number in
     ``result.json``, class, score, size, position, corners in the LiDAR frame, and edges in each image (pixels).
-    ``classes`` are those of each frame's network with their sizes, which a reviewer's missed objects have.
+    ``classes`` are those of each frame's network with their sizes, which a reviewer's missed objects have; a size that
+    the network does not state is null.
     """
     views, contents, number = [], {}, 0
     for frame, found, known in zip(frames, boxes, classes or [()] * len(frames), strict=True):
@@ -43,7 +44,7 @@ def files(
                 "cameras": [
                     _image(name, images[name], camera) for name, camera in left_to_right(frame.cameras).items()
                 ],
-                "classes": {kind.name: kind.size_m for kind in known},
+                "classes": {kind.name: None if kind.size_m == ASSUMED_SIZE_M else kind.size_m for kind in known},
                 "boxes": _boxes(frame, found, number),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }

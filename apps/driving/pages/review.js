@@ -34,11 +34,12 @@ export function frameReview(review, frame, state, changed) {
     element("p", { class: "small" }, "Click its position in the view from above, or enter it. Metres from the LiDAR; the heading is counter-clockwise from straight ahead."),
     element("div", { class: "controls" }, element("label", {}, "Class ", name), aheadLabel, leftLabel, bottomLabel, ...sides.map(([, label]) => label), headingLabel, add));
 
-  /** Sets the size for the class: the mean of its boxes in the frame, else a default, else that of the network's class. */
+  /** Sets the size for the class: the mean of its boxes in the frame, else a default, else that of the network's class; if
+   *  it has none, the fields are empty and must be filled in. */
   function setSize() {
     const same = frame.boxes.filter((box) => box.class === name.value);
     const size = same.length ? [0, 1, 2].map((side) => same.reduce((sum, box) => sum + box.size_m[side], 0) / same.length) : sizes[name.value];
-    size.forEach((value, side) => { sides[side][0].value = value.toFixed(1); });
+    sides.forEach(([input], side) => { input.value = size ? size[side].toFixed(1) : ""; });
     updateAdd();
   }
 

@@ -21,7 +21,7 @@ from apps.driving.adapters.custom import frame_ids, read_frame
 from apps.driving.datasets.custom import Custom
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.service import DrivingCodec
-from apps.driving.types import Boxes3D, Detections, Frame, LidarInput, ObjectClass
+from apps.driving.types import ASSUMED_SIZE_M, Boxes3D, Detections, Frame, LidarInput, ObjectClass
 from shared import cli
 from shared.app import find
 from shared.serve.app import create_app
@@ -33,6 +33,7 @@ CLASSES = (
     ObjectClass(name="car", size_m=(4.2, 1.8, 1.5), bottom_m=-1.7),
     ObjectClass(name="pedestrian", size_m=(0.8, 0.6, 1.75), bottom_m=-1.7),
     ObjectClass(name="construction_vehicle", size_m=(6.4, 2.7, 3.1), bottom_m=-1.7),
+    ObjectClass(name="forklift", size_m=ASSUMED_SIZE_M, bottom_m=-1.7),
 )
 
 
