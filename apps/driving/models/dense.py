@@ -57,14 +57,16 @@ def dense_imported(model: MMDet3DModel, detector: nn.Module) -> DenseNetwork:
 def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
     """The dense network of a PointPillars that ``model`` built for ``input``."""
     example = {"pseudo_image": pointpillars.example_input(model, input)}
-    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
+    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1], traceable=True)
 
 
 def dense_boxes(network: nn.Module, input: BoxInput) -> DenseNetwork:
     """The whole network of a second stage, for any number of boxes."""
     batches = {name: {0: "batch"} for name in (*lidar_rcnn.INPUTS, lidar_rcnn.OUTPUT)}
     example = lidar_rcnn.example_inputs(input)
-    return DenseNetwork(module=network.eval(), inputs=example, outputs=[lidar_rcnn.OUTPUT], dynamic=batches)
+    return DenseNetwork(
+        module=network.eval(), inputs=example, outputs=[lidar_rcnn.OUTPUT], dynamic=batches, traceable=True
+    )
 
 
 def dense_heads(detector: nn.Module) -> DenseNetwork:
@@ -72,7 +74,7 @@ def dense_heads(detector: nn.Module) -> DenseNetwork:
     canvas: Any = detector.middle_encoder
     shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
     example = {"pseudo_image": torch.rand(shape, generator=torch.Generator().manual_seed(0))}
-    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
+    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1], traceable=True)
 
 
 def dense_camera(detector: nn.Module) -> DenseNetwork:

@@ -56,6 +56,7 @@ def dense_maps(detector: nn.Module) -> DenseNetwork:
         outputs=tuple(maps),
         # SSN's scores have the classes in their last axis.
         logits=[name for name, map_ in maps.items() if name.startswith(("scores", "heatmap")) and map_.ndim == 4],
+        traceable=True,
     )
 
 

@@ -146,6 +146,14 @@ def test_fcos3d_is_exported_in_seconds(tmp_path, monkeypatch):
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max())))
 
 
+@pytest.mark.parametrize("name", ["tiny", "second_stage"])
+def test_lidar_networks_are_exported_by_tracing(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)
+    recipe = RECIPES[name]()
+    network = dense(recipe, recipe.model.build(recipe.input).eval())
+    write_onnx(network, tmp_path / "model.onnx")  # compares the file with torch
+
+
 def test_fcos3d():
     torch.manual_seed(0)
     recipe = RECIPES["fcos3d_tiny"]()
