@@ -18,6 +18,7 @@ def _split_words(text: str) -> list[str]:
 TIMES = _split_words(
     "timestamp|datetime|date time|time|date|dates|ts|open time|time utc|timestamp utc|trade date|trading day|gmt time"
     "|day|local time|unix|unix timestamp|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
+    "|dly cal dt|dlycaldt|mth cal dt|mthcaldt"
 )
 """Normalised names of time columns (see ``normalised_label``), the likeliest first."""
 DATE_AND_TIME = _split_words("date+time|datum+uhrzeit|datum+zeit|日期+时间|trade date+trade time|交易日期+交易时间")
@@ -39,13 +40,14 @@ _NOTES = _split_words(
 )  # their words do not name series
 ADJUSTED = _split_words("adj close|adjclose|adjusted close")
 PRICES = ADJUSTED + _split_words(
-    "close|close last|close price|收盘价|收盘|price|last|last price|px last|last px|px|prc|trdprc 1|最新价|价格"
-    "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss|clôture|cierre|zamkniecie|zamknięcie|終値"
+    "close|close last|close price|收盘价|收盘|price|last|last price|px last|last px|px|prc|dly prc|dlyprc|mth prc"
+    "|mthprc|trdprc 1|最新价|价格|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss|clôture|cierre"
+    "|zamkniecie|zamknięcie|終値"
 )
 PRICE_WORDS = {"close", "price", "last", "nav", "px"}
 _VALUES = _split_words("value|数值|值|amount|金额|rate|汇率|level|成交额")
 VALUES = {*PRICES, *_VALUES}  # words in these columns are a fault
-VOLUMES = _split_words("volume|vol|成交量")
+VOLUMES = _split_words("volume|vol|dly vol|dlyvol|mth vol|mthvol|成交量")
 _CHANGES = _split_words("change|chg|pct")
 _AMOUNTS = {*VOLUMES, *_CHANGES, *_split_words("count|quantity|qty|size|shares|trades|tickvol")}
 """Words in the names of columns that are scored only if there is nothing else."""

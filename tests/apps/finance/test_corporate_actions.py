@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.finance.inference.corporate_actions import corporate_actions
 from apps.finance.outputs.files import result
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
@@ -90,6 +91,13 @@ def test_a_split_is_found_by_adjusted_close_or_volume_as_one_row(predictor, tmp_
     # The price after the split is as expected, and the fall 200 days later is a separate event.
     assert event["observed"] == pytest.approx(event["expected"], rel=0.1) and JUMP_DAY in found["jump"]
     assert all(SPLIT_DAY not in listed for kind, listed in found.items() if kind != name)
+
+
+def test_a_split_is_found_by_the_volume_in_crsps_newer_layout():
+    columns = share()
+    values = {"DlyPrc": columns["close"], "DlyVol": columns["volume"]}
+    found = corporate_actions(Series(name="s", times_ns=TIMES, values=values, column="DlyPrc", interval_ns=DAY_NS))
+    assert [(action.row, action.note) for action in found] == [(SPLIT, "4-for-1 split")]
 
 
 def test_a_halved_price_is_no_split_if_the_volume_suggests_a_crash(predictor, tmp_path):

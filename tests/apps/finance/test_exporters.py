@@ -245,6 +245,17 @@ LATER = {
         "10107,2024-01-31,MSFT,0,0,\n10107,2024-02-01,MSFT,3,10,0.1\n",
         ("PRC", [2, 2.5, None, 3], "2024-02-01T00:00:00Z"),
     ),
+    "CRSP's daily file in its newer layout, with a day without a trade": (
+        "PERMNO,HdrCUSIP,Ticker,SICCD,DlyCalDt,DlyPrc,DlyPrcFlg,DlyPrevDt,DlyRet,DlyVol,DlyClose,DlyBid,DlyAsk\n"
+        "10107,59491810,MSFT,7370,2024-01-30,2.5,BA,2024-01-29,0.1,0,,2,3\n"
+        "10107,59491810,MSFT,7370,2024-01-31,3,TR,2024-01-30,0.1,10,3,2,3\n",
+        ("DlyPrc", [2.5, 3], "2024-01-31T00:00:00Z"),
+    ),
+    "CRSP's monthly file in its newer layout, with the names in lower case as in its database": (
+        "permno,hdrcusip,mthcaldt,mthprc,mthprcflg,mthret,mthvol\n"
+        "10107,59491810,2024-01-31,2,TR,0.1,10\n10107,59491810,2024-02-29,3,TR,0.1,20\n",
+        ("mthprc", [2, 3], "2024-02-29T00:00:00Z"),
+    ),
     "CryptoDataDownload": (
         "https://www.CryptoDataDownload.com\nunix,date,symbol,open,high,low,close,Volume BTC\n"
         "1706695200,2024-01-31 10:00:00,BTC/USD,2,4,2,3,20\n1706691600,2024-01-31 09:00:00,BTC/USD,1,3,1,2,10\n",
