@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import report
-from apps.finance.inference.corporate_actions import corporate_actions, without_actions
+from apps.finance.inference.corporate_actions import CorporateAction, corporate_actions, without_actions
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.examples import example_windows
-from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast, library_network
+from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast_each, library_network
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.monitor import Monitor
 from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import Calibration, clip_scores, combine, improbability
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
-from apps.finance.types import Detection, FinanceInput, LibraryTFT, Series
+from apps.finance.types import Detection, FinanceInput, Floats, Forecast, LibraryTFT, Series
 from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
@@ -100,10 +100,13 @@ class FinancePredictor:
         options = options or Options()
         options.refuse_too_many_events(batch)
         with self.threads():
+            prepared = [_without_corporate_actions(series) for series in batch]
+            adjusted = [item.series for item in prepared]
+            forecasts = forecast_each(self.model, adjusted, stride=self.stride, device=self.device)
             detections = []
             for number, series in enumerate(report_each(batch, "series"), start=1):
                 with stage_prefix(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
-                    detections.append(self._detect(series, options))
+                    detections.append(self._detect(series, prepared[number - 1], next(forecasts), options))
             return detections
 
     def monitor(self, begin: Series | str | Path, options: Options | None = None) -> Monitor:
@@ -127,10 +130,8 @@ class FinancePredictor:
         """The context in which the network runs: one thread on a CPU."""
         return _one_thread() if self.device == "cpu" else nullcontext()
 
-    def _detect(self, series: Series, options: Options) -> Detection:
-        actions = corporate_actions(series)
-        adjusted, factor = without_actions(series, actions)
-        forecasted = forecast(self.model, [adjusted], stride=self.stride, device=self.device)[0]
+    def _detect(self, series: Series, prepared: _Adjusted, forecasted: Forecast, options: Options) -> Detection:
+        adjusted, actions, factor = prepared.series, prepared.actions, prepared.factor
         channels = improbability(adjusted, forecasted, self.calibration)
         forecasted = replace(forecasted, quantiles=forecasted.quantiles * factor[:, None])
         combined = combine(channels, alone=self.calibration.alone)
@@ -151,6 +152,21 @@ class FinancePredictor:
                 memory=self.calibration.memory,
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Adjusted:
+    """A series without the effect of its corporate actions, and (N,) the factors that restore its values."""
+
+    series: Series
+    actions: tuple[CorporateAction, ...]
+    factor: Floats
+
+
+def _without_corporate_actions(series: Series) -> _Adjusted:
+    actions = corporate_actions(series)
+    adjusted, factor = without_actions(series, actions)
+    return _Adjusted(adjusted, actions, factor)
 
 
 def _forecaster(

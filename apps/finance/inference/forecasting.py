@@ -57,22 +57,49 @@ def forecast(
     before the first observed value. ``rows_before`` is the number of each series' first row, if it is the end of a
     longer series: its windows then lie as in the whole. Raises ValueError if ``stride`` does not divide the horizon.
     """
+    return list(
+        forecast_each(model, series, stride=stride, device=device, batch=batch, first=first, rows_before=rows_before)
+    )
+
+
+def forecast_each(
+    model: AnyForecaster,
+    series: Sequence[Series],
+    *,
+    stride: int,
+    device: str = "cpu",
+    batch: int | None = None,
+    first: int = 0,
+    rows_before: int = 0,
+) -> Iterator[Forecast]:
+    """As ``forecast``, one series after the other. Short series share batches, because a program computes whole batches
+    only."""
     horizon = model.horizon
     if batch is None:
         on_cpu = _PROGRAM_BATCH if isinstance(model, ProgramForecaster) else CPU_BATCH
         batch = _GPU_BATCH if device.startswith("cuda") else on_cpu
     if horizon % stride:
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
-    forecasts = []
-    for item in series:
-        library = library_network(model)
-        if library is not None:
-            levels = library.quantiles
+    library = library_network(model)
+    if library is not None:
+        for item in series:
             batches = _library_batches(library, item, stride, device, batch, first, rows_before)
-        else:
-            levels, batches = QUANTILES, _batches(model, item, stride, device, batch, first, rows_before)
-        forecasts.append(_assemble(batches, len(item), levels, horizon=horizon, stride=stride))
-    return forecasts
+            yield _assemble(batches, len(item), library.quantiles, horizon=horizon, stride=stride)
+        return
+    for group in _groups(series, batch * stride):
+        yield from _forecast_group(model, group, stride, device, batch, first, rows_before)
+
+
+def _groups(series: Sequence[Series], max_rows: int) -> Iterator[list[Series]]:
+    """Consecutive series with at most ``max_rows`` rows together, or a single longer one."""
+    group: list[Series] = []
+    for item in series:
+        if group and sum(map(len, group)) + len(item) > max_rows:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecaster | None:
@@ -92,31 +119,57 @@ def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
     return () if library is None else columns_taken(library.settings)
 
 
-def _batches(
-    model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int, rows_before: int
-) -> Iterator[_Batch]:
-    """Forecasts by the application's own network, from the first observed value on."""
+def _forecast_group(
+    model: Forecaster | ProgramForecaster,
+    group: Sequence[Series],
+    stride: int,
+    device: str,
+    batch: int,
+    first: int,
+    rows_before: int,
+) -> Iterator[Forecast]:
+    """Forecasts by the application's own network, from each series' first observed value on.
+
+    The covariate tables lie behind each other, each with ``context`` rows in front and a horizon's rows after its end.
+    """
     context, horizon = model.context, model.horizon
-    table = covariate_table(series, context=context, horizon=horizon)
-    padding = np.zeros((horizon - 1, table.rows.shape[1]))
-    padding[:, 1], padding[:, -1] = 1, 1  # missing rows after the end, so that the last window can extend beyond it
-    padded = Covariates(np.concatenate([table.rows, padding]))
-    first_rows = [MIN_CONTEXT + -rows_before % stride] if rows_before else None
-    windows = Windows([padded], context=context, horizon=horizon, stride=stride, first_rows=first_rows)
-    observed = np.flatnonzero(np.isfinite(series.target))
-    first_observed = observed[0] if len(observed) else len(series)
-    windows.starts = windows.starts[windows.starts > max(int(first_observed), first - horizon)]
+    tables = []
+    for item in group:
+        table = covariate_table(item, context=context, horizon=horizon)
+        padding = np.zeros((horizon - 1, table.rows.shape[1]))
+        padding[:, 1], padding[:, -1] = 1, 1  # missing rows after the end, so that the last window can extend beyond it
+        tables.append(Covariates(np.concatenate([table.rows, padding])))
+    first_rows = [MIN_CONTEXT + -rows_before % stride] * len(group) if rows_before else None
+    windows = Windows(tables, context=context, horizon=horizon, stride=stride, first_rows=first_rows)
+    offsets = np.cumsum([0, *(len(table.rows) for table in tables[:-1])])
+    earliest = offsets + [max(_first_observed(item), first - horizon) for item in group]
+    windows.starts = windows.starts[windows.starts > earliest[np.searchsorted(offsets, windows.starts, "right") - 1]]
+    whole = _assemble(
+        _batches(model, windows, device, batch), len(windows.flat), QUANTILES, horizon=horizon, stride=stride
+    )
+    for item, offset in zip(group, offsets.tolist(), strict=True):
+        rows = slice(offset + context, offset + context + len(item))
+        yield Forecast(levels=QUANTILES, quantiles=whole.quantiles[rows], surprise=whole.surprise[rows])
+
+
+def _first_observed(series: Series) -> int:
+    """The first row with a value; the number of rows if there is none."""
+    observed = np.isfinite(series.target)
+    return int(np.argmax(observed)) if observed.any() else len(series)
+
+
+def _batches(model: Forecaster | ProgramForecaster, windows: Windows, device: str, batch: int) -> Iterator[_Batch]:
+    """Forecasts by the application's own network; rows are those of the windows' flat table."""
     for start in report_each(range(0, len(windows), batch), "forecasting, part"):
         indices = np.arange(start, min(start + batch, len(windows)))
         arrays = windows.arrays(indices)
         expected = _quantiles(model, arrays, device)
         scores = normal_scores(arrays["target"].astype(np.float64), expected)
         scores[arrays["observed"] < 0.5] = np.nan
-        # The window's first row is `start - context` in the series: the table has `context` rows in front.
-        yield windows.starts[indices], denormalise(expected, arrays["frame"]), scores
+        yield windows.starts[indices] + windows.context, denormalise(expected, arrays["frame"]), scores
 
 
-def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
+def _quantiles(model: Forecaster | ProgramForecaster, windows: Arrays, device: str) -> Floats:
     """(B, horizon, Q) the normalised quantiles."""
     if isinstance(model, ProgramForecaster):
         return model.quantiles(windows).astype(np.float64)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from apps.finance.datasets.synth import markets
@@ -16,11 +19,12 @@ from apps.finance.datasets.windows import COLUMNS, Windows, covariate_table, win
 from apps.finance.inference.forecasting import forecast, normal_scores
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.fast import Resize, accelerate, resize_matrix
-from apps.finance.models.settings import FinanceModel
+from apps.finance.models.settings import FinanceModel, ProgramForecaster
 from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import tiny
 from apps.finance.types import MINUTE_NS, QUANTILES, FinanceInput, Series
 from shared.data.order import Key
+from shared.deploy.programs.program import ArrayCompute, Arrays, Program
 
 pytestmark = [
     # Warnings of pytorch-forecasting and Lightning on import and on building a network.
@@ -137,6 +141,28 @@ def test_a_batch_gives_the_same_results_as_single_series():
         np.testing.assert_allclose(
             forecast(_MODEL, [single_series], stride=4, batch=7)[0].quantiles, expected.quantiles, rtol=1e-4, atol=1e-4
         )
+
+
+def test_short_series_share_a_programs_batches():
+    """A program computes whole batches: one for each series of 100 rows would take six times as long."""
+    calls: list[int] = []
+
+    def compute(windows: Arrays) -> dict[str, NDArray[Any]]:
+        calls.append(len(windows["static"]))
+        levels = windows["static"][:, :1, None] + np.arange(len(QUANTILES), dtype=np.float32)
+        return {"quantiles": np.repeat(levels, INPUT.horizon, axis=1)}
+
+    program = Program(name="counting", compute=ArrayCompute(compute))
+    model = ProgramForecaster(program=program, context=INPUT.context, horizon=INPUT.horizon)
+    series = [synthetic_series(number, length) for number, length in enumerate((100, 90, 300, 3000, 61, 110))]
+    series[4].target[:20] = np.nan
+    alone = [forecast(model, [item], stride=2)[0] for item in series]
+    assert len(calls) == 11
+    calls.clear()
+    for expected, found in zip(alone, forecast(model, series, stride=2), strict=True):
+        np.testing.assert_array_equal(found.quantiles, expected.quantiles)
+        np.testing.assert_array_equal(found.surprise, expected.surprise)
+    assert calls[0] == sum(len(range(16, length, 2)) for length in (100, 90, 300)) and len(calls) == 8
 
 
 def test_missing_values_and_constants_give_finite_forecasts():
