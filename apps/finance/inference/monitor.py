@@ -99,8 +99,9 @@ class Monitor:
     def update(self, times: Any, values: Any) -> tuple[Anomaly, ...]:
         """Adds rows and returns the events that are new with them, each as far as it is known so far.
 
-        ``times`` (M,) are UTC nanoseconds as integers, or anything ``pandas.to_datetime`` reads, taken as UTC if they
-        have no zone; they must increase. Rows at or before the last known time are ignored, so rows may be sent again.
+        ``times`` (M,) are UTC nanoseconds as integers, or anything ``pandas.to_datetime`` reads but texts that begin
+        with day or month, taken as UTC if they have no zone; they must increase. Rows at or before the last known time
+        are ignored, so rows may be sent again; ``scores`` then has the other rows only.
         ``values`` (M,) belongs to the scored column, NaN where missing, or maps each column of the series to (M,), as a
         DataFrame does: numbers, and texts in columns that a network takes as words. A single row may be two scalars, or
         a time and a row of a DataFrame. Raises ``InvalidInputError`` and changes nothing if the rows cannot be used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ _MIN_TIME_NS = 10**16
 """Smaller numbers are probably not nanoseconds."""
 _MAX_STEP_NS = 366 * DAY_NS
 """A row this long after the one before has a wrong time: if it were accepted, all rows until then would be ignored."""
+_DAY_OR_MONTH_FIRST = re.compile(r"\s*\d{1,2}[./-]\d{1,2}[./-]\d")
+"""A date as in 05.01.2026: read by itself, it may be in January or in May."""
 
 
 def read_rows(series: Series, times: Any, values: Any) -> tuple[Times, dict[str, Floats | Words]]:
@@ -66,7 +69,9 @@ def _numbers(values: Any, name: str) -> Floats:
     except (ValueError, TypeError) as error:
         booleans = boolean_numbers(_words(cells, name)) if cells.ndim == 1 else None
         if booleans is None:
-            raise InvalidInputError(f"the values of {name} are not numbers: {error}") from error
+            raise InvalidInputError(
+                f"the values of {name} are not numbers: {error}; pass numbers, NaN where missing"
+            ) from error
         numbers = booleans
     if (too_large := np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) > MAX_VALUE))).size:
         raise InvalidInputError(
@@ -104,10 +109,18 @@ def _to_nanoseconds(times: Any) -> Times:
     if array.dtype.kind not in "iuf":
         import pandas as pd
 
+        for time in array.tolist():
+            if isinstance(time, str) and _DAY_OR_MONTH_FIRST.match(time):
+                raise InvalidInputError(
+                    f"the time {time!r} does not say which number is the day; write it as 2026-01-05T10:00:00Z, or "
+                    "pass a pandas Timestamp"
+                )
         try:
             parsed = pd.DatetimeIndex(pd.to_datetime(list(array), utc=True))
         except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidInputError(f"the times cannot be read: {error}") from error
+            raise InvalidInputError(
+                f"the times cannot be read: {error}; write them as 2026-01-05T10:00:00Z, or pass pandas Timestamps"
+            ) from error
         if parsed.isna().any():
             raise InvalidInputError("a row has no time; leave it out")
         return np.asarray(parsed.as_unit("ns").asi8, np.int64)
