@@ -326,41 +326,6 @@ def test_a_long_series_is_drawn_row_by_row_when_zoomed_in(
     expect(thinning).to_have_text("Every row in view is drawn.", timeout=TIMEOUT_MS)
 
 
-def test_a_sudden_change_is_drawn_between_its_two_rows(page: Page, site: str) -> None:
-    page.goto(f"{site}/finance")
-    found = page.evaluate(
-        """async () => {
-        const { inView } = await import("/static/finance/view.js");
-        const number = 1000;
-        const names = ["times", "values", "thresholds", "low", "median", "high", "score"];
-        const at = (step) => ({ ...Object.fromEntries(names.map((name) => [name, []])), step });
-        const rows = at(1), thinned = at(11);
-        for (const drawn of [rows, thinned]) for (let row = 0; row < number; row += drawn.step) {
-            drawn.times.push(60 * row);
-            drawn.values.push(row < 505 ? 1 : 2);
-            drawn.score.push(row === 505 ? 1 : 0);
-            for (const name of ["thresholds", "low", "median", "high"]) drawn[name].push(0);
-        }
-        rows.values[700] = NaN;
-        const ramp = (drawn) => {
-            const after = drawn.values.findIndex((value) => value === 2);
-            return [drawn.times[after - 1], drawn.times[after]];
-        };
-        const near = inView(thinned, rows, 60 * 480, 60 * 530), far = inView(thinned, rows, 0, 60 * number, 100);
-        const sorted = (drawn) => drawn.times.every((time, row) => row === 0 || time > drawn.times[row - 1]);
-        const hole = inView(thinned, rows, 60 * 690, 60 * 710);
-        return {
-            before: ramp(thinned), near: ramp(near), ends: near.times.at(-1), every: [near.every, far.every],
-            far: far.times.includes(60 * 505), sorted: [sorted(near), sorted(far)],
-            gap: hole.values[hole.times.indexOf(60 * 700)],
-        };
-        }"""
-    )
-    assert found["before"] == [60 * 495, 60 * 506], "in the thinned series the change is a ramp of eleven minutes"
-    assert found["near"] == [60 * 504, 60 * 505] and found["every"] == [1, 10]
-    assert found["far"] and found["sorted"] == [True, True] and found["gap"] is None and found["ends"] == 60 * 990
-
-
 def test_a_small_file_with_too_many_rows_for_a_prediction_becomes_a_job(
     page: Page, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

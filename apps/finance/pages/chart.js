@@ -72,11 +72,11 @@ function shade(events, truth, missed, current) {
  */
 export function drawChart(container, thinned, { events, truth = [], missed = () => [], interval, total = 0, load = null, onDraw = () => {} }) {
   let data = thinned;   // the drawn rows; for a thinned series, the rows in view are replaced when the view changes
-  const axis = (extra = {}) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, size: 70, ...extra });
+  const axis = (extra) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, ...extra });
   const group = uPlot.sync("finance");
   const plots = [];
   const current = { event: null };
-  let isSyncing = false;
+  let [isSyncing, isDestroyed] = [false, false];
   // Both charts zoom together.
   const syncZoom = { hooks: { setScale: [(plot, key) => {
     if (key === "x") refineSoon();
@@ -86,6 +86,19 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
     for (const otherPlot of plots) if (otherPlot !== plot) otherPlot.setScale("x", { min, max });
     isSyncing = false;
   }] } };
+  // Both charts begin at the same distance from the left, which leaves room for the longest label of either so far.
+  let left = 70;
+  const leftSize = (plot, labels, index) => {
+    const yAxis = plot.axes[index];
+    plot.ctx.font = yAxis.font[0];
+    const widths = (labels ?? []).map((label) => plot.ctx.measureText(label ?? "").width / devicePixelRatio);
+    const needed = Math.ceil(Math.max(0, ...widths) + yAxis.ticks.size + yAxis.gap + 4);
+    if (needed > left) {
+      left = needed;
+      queueMicrotask(() => { for (const other of plots) if (!isDestroyed && other !== plot) other.setSize({ width: other.width, height: other.height }); });
+    }
+    return left;
+  };
   const chartWidth = () => Math.max(container.clientWidth - 20, 260);
   const time = { tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"), cursor: { sync: { key: group.key, setSeries: false }, drag: { x: true, y: false } }, width: chartWidth() };
   const valueColumns = () => [data.times, data.low, data.high, data.median, data.values];
@@ -112,7 +125,7 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
   const value = new uPlot({
     ...time, height: 360, plugins: [shading, syncZoom],
     scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
-    axes: [axis({ size: 54, values: CLOCK }), axis()],
+    axes: [axis({ size: 54, values: CLOCK }), axis({ size: leftSize })],
     series: [
       { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       { ...band, label: "low" }, { ...band, label: "high" },
@@ -124,7 +137,7 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
   const score = new uPlot({
     ...time, height: 130, plugins: [shading, syncZoom],
     scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * thinned.threshold)] } },
-    axes: [axis({ size: 54, values: CLOCK }), axis()],
+    axes: [axis({ size: 54, values: CLOCK }), axis({ size: leftSize })],
     series: [
       { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
@@ -138,7 +151,7 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
   resizeObserver.observe(container);
 
   const [first, last] = [thinned.times[0], thinned.times.at(-1)];
-  let [rows, pendingFrame, drawnView, isDestroyed] = [null, 0, "", false];
+  let [rows, pendingFrame, drawnView] = [null, 0, ""];
   const coarse = Math.ceil(total / thinned.times.length);
   const refine = () => {
     const { min, max } = value.scales.x;
