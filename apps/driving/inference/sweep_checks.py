@@ -14,6 +14,10 @@ _FAR_M, _FLAT_TOLERANCE_M, _MAX_SIDE_RATIO = 15.0, 0.5, 2.0
 """A road continues ahead of the vehicle: beyond 15 m, six real and 25 synthetic sweeps all had at most 1.6 times as
 many returns from flat ground within 30 degrees of the sideways axis as of the forward axis."""
 
+_LEVEL_TOLERANCE_M, _MAX_TOP_RATIO = 0.3, 2.0
+"""A road lies below the sensor: seven real and ten synthetic sweeps had at most 0.7 times as many returns this close to
+the level that 90 % of the returns ahead are below as to the level that 10 % are below."""
+
 _ROOF_HALF_SIDE_M, _MIN_ROOF_POINTS, _MAX_ROOF_WIDTH_RATIO = 1.2, 1000, 1.3
 """At least this many returns this close to the sensor come from the vehicle's own roof, which is longer than wide: in
 nuScenes' sample their standard deviation is 1.8 times as large along the vehicle as across it. KITTI's and Argoverse
@@ -44,8 +48,16 @@ def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[s
     near_z = z[(x > 0) & (distance > 4) & (distance < 25)]
     if len(near_z) < MIN_POINTS:
         return [f"Only {len(near_z)} points lie 4 to 25 m ahead. Are they in metres, with x ahead?"]
+    low, high = np.quantile(near_z, (0.1, 0.9))
+    at_low, at_high = (int((np.abs(near_z - level) < _LEVEL_TOLERANCE_M).sum()) for level in (low, high))
+    if at_high > _MAX_TOP_RATIO * at_low:
+        return [
+            f"Flat ground seems to lie above the sensor: {at_high} returns ahead are near z = {high:.1f} m, and "
+            f"{at_low} near z = {low:.1f} m. Is z up? If the sensor is mounted upside down, or its frame has z down, "
+            "negate y and z."
+        ]
     ground = float(np.quantile(near_z, 0.05))
-    flat = (distance > _FAR_M) & (np.abs(z - float(np.quantile(near_z, 0.1))) < _FLAT_TOLERANCE_M)
+    flat = (distance > _FAR_M) & (np.abs(z - low) < _FLAT_TOLERANCE_M)
     steepness = np.tan(np.deg2rad(30))
     along, across = (
         int((flat & (b < a * steepness)).sum()) for a, b in ((np.abs(x), np.abs(y)), (np.abs(y), np.abs(x)))

@@ -218,6 +218,12 @@ def test_a_sweep_with_x_and_y_swapped_gets_a_remark(data_root):
         assert "own roof" in remark and "Is x ahead and y to the left?" in remark
 
 
+def test_a_sweep_that_is_upside_down_gets_a_remark(data_root):
+    for frame in nuscenes.read(data_root / "driving" / "nuscenes_sample"):
+        (remark,) = remarks(frame.points_lidar_m * np.float32([1, -1, -1, 1]), RANGE, "pointpillars")
+        assert remark.startswith("Flat ground seems to lie above the sensor") and "negate y and z" in remark
+
+
 @pytest.mark.parametrize("lidar", sorted(LIDARS))
 def test_synthetic_sweeps_of_all_sensors_get_no_remark(lidar):
     for seed in range(3):
