@@ -86,6 +86,11 @@ class Manifest:
         """Whether there is a dense network, which can be served on its own."""
         return bool(self.inputs)
 
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 of every input and output of the dense network is its batch axis."""
+        return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:

@@ -43,14 +43,12 @@ def triton_config(manifest: Manifest, program: str = "onnx") -> str:
         known = ", ".join(BACKENDS)
         raise InvalidInputError(f"Triton has no backend for the program {program}; it has backends for {known}")
     backend, file = BACKENDS[program]
-    specs = (*manifest.inputs, *manifest.outputs)
-    batched = all(spec.shape[:1] == (-1,) for spec in specs)
-    num_batch_axes = 1 if batched else 0
+    num_batch_axes = 1 if manifest.batched else 0
     parts = [
         f'name: "{manifest.name}"',
         f'backend: "{backend}"',
         f'default_model_filename: "{file}"',
-        f"max_batch_size: {MAX_ROWS if batched else 0}",
+        f"max_batch_size: {MAX_ROWS if manifest.batched else 0}",
         _tensor_section("input", manifest.inputs, num_batch_axes),
         _tensor_section("output", manifest.outputs, num_batch_axes),
         "version_policy { latest { num_versions: 1 } }",
@@ -61,7 +59,7 @@ def triton_config(manifest: Manifest, program: str = "onnx") -> str:
         parts += [
             f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in settings.items()
         ]
-    if batched:
+    if manifest.batched:
         parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
     if all(-1 not in spec.shape[num_batch_axes:] for spec in manifest.inputs):
         parts.append(_warm_up(manifest.inputs, num_batch_axes))

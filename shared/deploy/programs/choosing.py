@@ -260,11 +260,8 @@ def _load(
     compute = runtime.load(source, format, place)
     if "torch" in sys.modules:  # a program that is read from a file does not need torch
         set_compute_threads()
-    batched = all(
-        spec.shape[:1] == (-1,) for spec in (*network.artifact.manifest.inputs, *network.artifact.manifest.outputs)
-    )
-    if not network.artifact.manifest.inputs:
-        batched = is_batched(build())
+    manifest = network.artifact.manifest
+    batched = manifest.batched if manifest.has_network else is_batched(build())
     return Program(name=name, compute=compute, device=place.device, batched=batched, max_batch=network.max_batch)
 
 

@@ -134,8 +134,7 @@ def index_of(networks: Networks, *, ready: bool) -> list[IndexEntry]:
 
 def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
     """A model's configuration. A model without a batch axis has ``max_batch_size`` 0, as in Triton."""
-    manifest = network.manifest
-    batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
+    manifest, batched = network.manifest, network.manifest.batched
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         return [_tensor(spec, spec.shape[1:] if batched else spec.shape) for spec in specs]
