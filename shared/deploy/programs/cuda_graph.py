@@ -8,12 +8,12 @@ with. The weights are stored on the device in the program's number format, convo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.programs.program import Compute, Format, Tensors
-from shared.deploy.programs.torch_eager import autocast_dtype
+from shared.deploy.programs.torch_eager import autocast_dtype, name_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def graph_compute(
 
     module = wrap(copy_for_inference(dense.module, dtype, device))
     names, outputs = list(dense.inputs), list(dense.outputs)
-    graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
+    graphs: OrderedDict[Any, tuple[list[Tensor], Any, Callable[[], None]]] = OrderedDict()
     # For each shape, the number of the last call without a graph, and of the last call with its graph.
     last_uncaptured: OrderedDict[Any, int] = OrderedDict()
     last_used: dict[Any, int] = {}
@@ -61,11 +61,11 @@ def graph_compute(
             return False
         return len(graphs) < _MAX_GRAPHS or last_used[next(iter(graphs))] < last_uncaptured[shapes]
 
-    def name_outputs(results: Sequence[Tensor]) -> dict[str, Tensor]:
+    def copy_outputs(results: Any) -> dict[str, Tensor]:
         # Copies, because the next replay overwrites these tensors.
         return {
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in zip(outputs, results, strict=True)
+            for name, value in name_outputs(outputs, results).items()
         }
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def graph_compute(
                 last_uncaptured.move_to_end(shapes)
                 if len(last_uncaptured) > _MAX_SEEN_SHAPES:
                     last_uncaptured.popitem(last=False)
-                return name_outputs(_as_list(module(*_copy_to_device([inputs[name] for name in names], dtype, device))))
+                return copy_outputs(module(*_copy_to_device([inputs[name] for name in names], dtype, device)))
             if shapes not in graphs:
                 if len(graphs) == _MAX_GRAPHS:
                     del last_used[graphs.popitem(last=False)[0]]
@@ -88,7 +88,7 @@ def graph_compute(
             for tensor, name in zip(graph_inputs, names, strict=True):
                 tensor.copy_(inputs[name], non_blocking=True)
             replay()
-            return name_outputs(results)
+            return copy_outputs(results)
 
     return compute
 
@@ -114,10 +114,9 @@ def _capture_shape(
     dtype: torch.dtype | None,
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
-) -> tuple[list[Tensor], list[Tensor], Callable[[], None]]:
+) -> tuple[list[Tensor], Any, Callable[[], None]]:
     graph_inputs = _copy_to_device(inputs, dtype, device)
-    graph_outputs, replay = capture(lambda: module(*graph_inputs))
-    return graph_inputs, _as_list(graph_outputs), replay
+    return graph_inputs, *capture(lambda: module(*graph_inputs))
 
 
 def _copy_to_device(inputs: list[Tensor], dtype: torch.dtype | None, device: str) -> list[Tensor]:
@@ -126,12 +125,6 @@ def _copy_to_device(inputs: list[Tensor], dtype: torch.dtype | None, device: str
 
     place = torch.device(device)
     return [value.to(device=place, dtype=dtype if value.is_floating_point() else None, copy=True) for value in inputs]
-
-
-def _as_list(outputs: Any) -> list[Tensor]:
-    import torch
-
-    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 
 def capture(call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:

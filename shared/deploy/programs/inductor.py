@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shared.deploy.programs.cuda_graph import capture, graph_compute
 from shared.deploy.programs.machine import vector_instructions
 from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
-from shared.deploy.programs.torch_eager import autocast_dtype
-from shared.precision import autocast
+from shared.deploy.programs.torch_eager import autocast_dtype, load_eager, name_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +94,7 @@ class AotInductor:
 
         def compute(inputs: Tensors) -> dict[str, Tensor]:
             with torch.inference_mode():
-                results = package(*(inputs[name] for name in input_names))
-            return dict(zip(output_names, [results] if isinstance(results, torch.Tensor) else results, strict=True))
+                return name_outputs(output_names, package(*(inputs[name] for name in input_names)))
 
         return compute
 
@@ -120,16 +119,6 @@ def load_compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
     """
     import torch
 
-    place = torch.device(device)
-    if place.type == "cuda":
+    if device == "cuda":
         return graph_compute(dense, autocast_dtype(format), device, capture, partial(torch.compile, dynamic=False))
-    module = torch.compile(dense.module.to(place).eval(), dynamic=True)
-    input_names, output_names, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
-
-    def compute(inputs: Tensors) -> dict[str, Tensor]:
-        with torch.no_grad(), autocast(dtype, place):
-            results = module(*(inputs[name] for name in input_names))
-        results = [results] if isinstance(results, torch.Tensor) else results
-        return {name: value.float() for name, value in zip(output_names, results, strict=True)}
-
-    return compute
+    return load_eager(replace(dense, module=torch.compile(dense.module, dynamic=True)), format, device)

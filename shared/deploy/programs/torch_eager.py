@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,14 +62,17 @@ def load_eager(dense: DenseNetwork, format: Format = "fp32", device: str = "cpu"
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
         with torch.inference_mode(), autocast(dtype, torch_device):
-            results = module(*(inputs[name] for name in input_names))
-        results = [results] if isinstance(results, torch.Tensor) else results
-        return {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in zip(output_names, results, strict=True)
-        }
+            outputs = name_outputs(output_names, module(*(inputs[name] for name in input_names)))
+        return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
 
     return compute
+
+
+def name_outputs(names: Sequence[str], outputs: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+    """The outputs of a module by name; a module with one output may return the tensor itself."""
+    import torch
+
+    return dict(zip(names, [outputs] if isinstance(outputs, torch.Tensor) else outputs, strict=True))
 
 
 def autocast_dtype(format: Format) -> torch.dtype | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+from shared.deploy.programs.torch_eager import name_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,7 @@ class TorchScript:
 
         def compute(tensors: Tensors) -> dict[str, Tensor]:
             with torch.inference_mode():
-                results = module(*(tensors[name] for name in input_names))
-            return dict(zip(output_names, [results] if isinstance(results, torch.Tensor) else results, strict=True))
+                return name_outputs(output_names, module(*(tensors[name] for name in input_names)))
 
         return compute
 

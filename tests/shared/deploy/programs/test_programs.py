@@ -26,7 +26,7 @@ from shared.deploy.artifact import (
 )
 from shared.deploy.programs.choices import clear_choices, read_choice, valid_choices
 from shared.deploy.programs.choosing import use_program
-from shared.deploy.programs.inductor import find_compiler
+from shared.deploy.programs.inductor import find_compiler, load_compiled
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
 from shared.deploy.programs.store import add_to_cache, cache_folder, stored_programs, weights_digest
@@ -141,6 +141,20 @@ def test_programs_that_need_a_missing_compiler_are_refused(tmp_path: Path, monke
     with pytest.raises(ProgramError, match="no C\\+\\+ compiler"):
         make_programs(network(), ["aotinductor"], tmp_path, "", random_examples(network()))
     assert "compiler" in str(RUNTIMES["compile"].why_not("fp32", "cpu"))
+
+
+def test_a_compiled_network_keeps_the_types_of_its_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+
+    class Classifier(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.argmax(1), x.softmax(1).max(1).values
+
+    x = torch.rand(4, 3)
+    dense = DenseNetwork(module=Classifier(), inputs={"x": x}, outputs=("class", "score"))
+    for load in (load_eager, load_compiled):
+        found = load(dense, "fp32", "cpu")({"x": x})
+        assert {name: value.dtype for name, value in found.items()} == {"class": torch.int64, "score": torch.float32}
 
 
 def test_a_program_with_other_outputs_is_not_made(tmp_path: Path) -> None:
