@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from shared.deploy.predictor import programs_of
 from shared.deploy.programs.artifact_network import dense_network
 from shared.deploy.programs.choices import clear_choices
 from shared.deploy.programs.choosing import use_program
+from shared.deploy.programs.machine import describe_machine
 from shared.deploy.programs.making import Examples, cache_onnx, largest_error
 from shared.deploy.programs.program import Format, Placement, Program, Source, is_batched
 from shared.deploy.programs.store import (
@@ -119,11 +121,11 @@ def quantize(
             entry = ProgramEntry(
                 file=file,
                 weights=weights_digest(artifact),
-                version=runtime.version(),
+                version=version(runtime.package),
                 error=float(f"{largest_error(program, [last], [reference(last)]):.3g}"),
                 latency_ms=float(f"{milliseconds[name]:.4g}"),
                 inputs=examples.description,
-                machine=_machine(place),
+                machine=describe_machine(place.device, place.threads),
                 scores={
                     "kept in floating point": written.floating_layers,
                     **written.measurements,
@@ -292,9 +294,3 @@ def _write_networks(
                 "inputs kept aside": len(holdout),
             },
         )
-
-
-def _machine(place: Placement) -> str:
-    from shared.deploy.programs.machine import describe_machine
-
-    return describe_machine(place.device, place.threads)

@@ -8,9 +8,11 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.atomic_files import write_whole
 from shared.deploy.programs.machine import describe_machine
 from shared.deploy.programs.program import Placement
 from shared.deploy.programs.store import cache_folder, stored_programs
@@ -57,8 +59,6 @@ def clear_choices(artifact: Artifact) -> None:
 
 def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
     """Remembers a choice; logs a warning if the cache cannot be written."""
-    from shared.atomic_files import write_whole
-
     file = _choice_file(artifact, place, _conditions(artifact, place.device))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,8 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
 
 def _conditions(artifact: Artifact, device: str) -> list[str]:
     """What a choice depends on besides the machine: the runtimes' versions and the existing programs."""
-    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _is_available(name, device)]
+    available = [(name, runtime) for name, runtime in RUNTIMES.items() if runtime.why_not("fp32", device) is None]
+    versions = [f"{name} {version(runtime.package)}" for name, runtime in available]
     return [*versions, *sorted(stored_programs(artifact)[0]), _CHOICE_VERSION]
 
 
@@ -83,7 +84,3 @@ def _read_file(file: Path) -> Choice | None:
         return Choice(**json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _is_available(runtime: str, device: str) -> bool:
-    return RUNTIMES[runtime].why_not("fp32", device) is None

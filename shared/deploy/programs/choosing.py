@@ -36,7 +36,7 @@ from shared.deploy.programs.program import (
     rms_error,
 )
 from shared.deploy.programs.store import StoredProgram, cache_folder, is_accepted, is_rejected, stored_programs
-from shared.deploy.programs.table import RUNTIMES, find_program
+from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure_latency
 from shared.errors import InvalidInputError
 from shared.precision import cpu_has_bf16
@@ -205,10 +205,10 @@ def candidates_on(device: str) -> list[str]:
     """
     if device != "cpu":
         return ["cudagraph-fp16", "torch-fp16", "torch-bf16", "torch", "onnx"]
-    formats = ["torch", "onnx", "openvino", "torchscript", "aotinductor"]
+    names = ["torch", "onnx", "openvino", "torchscript", "aotinductor"]
     if cpu_has_bf16():
-        formats = ["torch-bf16", "openvino-bf16", *formats]
-    return [name for name in (*formats, "openvino-int8", "onnx-int8") if name.partition("-")[0] in RUNTIMES]
+        names = ["torch-bf16", "openvino-bf16", *names]
+    return [*names, "openvino-int8", "onnx-int8"]
 
 
 def _ensure_onnx(

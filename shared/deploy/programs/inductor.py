@@ -40,13 +40,9 @@ class AotInductor:
     """fp32, compiled from torch.export. The file holds a shared object for this kind of CPU."""
 
     name = "aotinductor"
+    package = "torch"
     reads_onnx = False
     formats: tuple[Format, ...] = ("fp32",)
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return "aotinductor.pt2"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def make_programs(
         entries[name] = ProgramEntry(
             file=file,
             weights=weights,
-            version=runtime.version(),
+            version=version(runtime.package),
             error=float(f"{error:.3g}"),
             latency_ms=float(f"{latency_ms:.4g}"),
             inputs=examples.description,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +21,14 @@ class OnnxRuntime:
     """fp32 from ``model.onnx``; INT8 from ``onnx-int8.onnx``, written by onnxruntime's quantiser."""
 
     name = "onnx"
+    package = "onnxruntime"
     reads_onnx = True
     formats: tuple[Format, ...] = ("fp32", "int8")
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("onnxruntime")
 
     def file(self, format: Format) -> str | None:
         return NETWORK if format == "fp32" else "onnx-int8.onnx"
 
     def why_not(self, format: Format, device: str) -> str | None:
-        from importlib.util import find_spec
-
         if find_spec("onnxruntime") is None:
             return "onnxruntime is not installed; install trivium[export]"
         if device != "cpu" and "CUDAExecutionProvider" not in _available_providers():

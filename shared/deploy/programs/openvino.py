@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,20 +42,14 @@ class OpenVino:
     """
 
     name = "openvino"
+    package = "openvino"
     reads_onnx = True
     formats: tuple[Format, ...] = ("fp32", "bf16", "int8")
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("openvino")
 
     def file(self, format: Format) -> str | None:
         return "openvino-int8.xml" if format == "int8" else "openvino.xml"
 
     def why_not(self, format: Format, device: str) -> str | None:
-        from importlib.util import find_spec
-
         if device != "cpu":
             return "it runs only on the CPU"
         if find_spec("openvino") is None:
@@ -107,9 +102,8 @@ def compile_model(
         model = open_core().read_model(path)
         if format == "bf16":
             model = with_exact_image(model)
-        if rows is None:
-            return open_core().compile_model(model, "CPU", settings)
-        model.reshape({port.get_any_name(): [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
+        if rows is not None:
+            model.reshape({port.get_any_name(): [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
         return open_core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]

@@ -73,7 +73,7 @@ class Placement:
 
 
 class Runtime(Protocol):
-    """Compiles dense networks in the number formats ``formats``.
+    """Compiles dense networks in the number formats ``formats``. Its version is that of the Python ``package``.
 
     ``file`` returns the name of the file that ``write`` writes into a folder, or None if the runtime loads programs
     from the weights. ``reads_onnx`` is True if the runtime can read ``model.onnx`` instead, in every format but INT8.
@@ -85,12 +85,13 @@ class Runtime(Protocol):
     def name(self) -> str: ...
 
     @property
+    def package(self) -> str: ...
+
+    @property
     def formats(self) -> tuple[Format, ...]: ...
 
     @property
     def reads_onnx(self) -> bool: ...
-
-    def version(self) -> str: ...
 
     def file(self, format: Format) -> str | None: ...
 

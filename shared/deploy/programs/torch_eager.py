@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from shared.app import DenseNetwork
 
 
-_FORMATS: tuple[Format, ...] = ("fp32", "bf16", "fp16")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchModules:
     """A runtime that computes with the network's own modules. It needs only the weights, so it writes no file.
@@ -29,15 +26,11 @@ class TorchModules:
     """
 
     name: str
+    package: str = "torch"
     start: Callable[[DenseNetwork, Format, str], Compute]
     unavailable: Callable[[str], str | None] = lambda device: None
-    formats: tuple[Format, ...] = _FORMATS
+    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
     reads_onnx: bool = False
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return None

@@ -19,13 +19,9 @@ class TorchScript:
     """fp32. torch 2.14 deprecates making TorchScript, in favour of torch.export, but not loading it."""
 
     name = "torchscript"
+    package = "torch"
     reads_onnx = False
     formats: tuple[Format, ...] = ("fp32",)
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return "torchscript.pt"
