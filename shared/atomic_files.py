@@ -1,4 +1,4 @@
-"""Atomic writes and removal of files and directories, and file locks between processes."""
+"""Atomic writes and removal of files and directories, file locks between processes, and detection of changed files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from filelock import FileLock, Timeout
+
+FileState: TypeAlias = tuple[int, int, int] | None
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -76,6 +79,15 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def file_state(path: Path) -> FileState:
+    """What changes if a file is written again or replaced; None if there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _flush(path: Path) -> None:

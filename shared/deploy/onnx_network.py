@@ -99,7 +99,7 @@ def _export(dense: DenseNetwork, module: torch.nn.Module, example: Mapping[str, 
                 verbose=False,
             )
     except OnnxExporterError as error:
-        # The last line of torch's explanation names the operation or the guard; the first ones are general advice.
+        # The cause names the operation or the guard in its first line; torch's own explanation is general advice.
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise InvalidInputError(
             f"torch cannot export the network as ONNX: {cause}; change that part of it, or export only the part that "

@@ -7,8 +7,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from shared.atomic_files import FileState, file_state
 from shared.deploy.artifact import MANIFEST, Artifact, manifest_bytes, open_artifact
 from shared.errors import InvalidInputError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from shared.app import App
 
 log = logging.getLogger("trivium.registry")
-_FileState: TypeAlias = tuple[int, int, int] | None
 
 
 class Registry:
@@ -36,8 +36,8 @@ class Registry:
     ) -> None:
         self.roots = roots
         self._live, self._retired = live, retired
-        self._opened: dict[Path, tuple[_FileState, Artifact]] = {}
-        self._misplacements: dict[Path, tuple[_FileState, str | None]] = {}
+        self._opened: dict[Path, tuple[FileState, Artifact]] = {}
+        self._misplacements: dict[Path, tuple[FileState, str | None]] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -69,7 +69,7 @@ class Registry:
 
     def open(self, path: Path) -> Artifact:
         """Opens the artifact in a directory; its digests are checked only the first time that its manifest is seen."""
-        state = _file_state(path / MANIFEST)
+        state = file_state(path / MANIFEST)
         with self._lock:
             if path not in self._opened or self._opened[path][0] != state:
                 self._opened[path] = state, open_artifact(path)
@@ -128,21 +128,12 @@ class Registry:
         return [path for path in _version_folders(root.glob(f"{name}/*/{MANIFEST}")) if self._is_in_its_folder(path)]
 
     def _is_in_its_folder(self, path: Path) -> bool:
-        state = _file_state(path / MANIFEST)
+        state = file_state(path / MANIFEST)
         if path not in self._misplacements or self._misplacements[path][0] != state:
             self._misplacements[path] = state, (problem := misplacement(path))
             if problem is not None:
                 log.warning("%s; it is ignored", problem)
         return self._misplacements[path][1] is None
-
-
-def _file_state(path: Path) -> _FileState:
-    """What changes if a file is written again or replaced; None if there is no such file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def misplacement(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.atomic_files import FileState, file_state
 from shared.errors import InvalidInputError
 
 log = logging.getLogger("trivium")
@@ -70,13 +71,5 @@ class CertificateReloader:
         else:
             log.info("the certificate in %s was replaced and is now in use", self._certificate.chain)
 
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(file) for file in (self._certificate.chain, self._certificate.key)]
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    def _stamps(self) -> list[FileState]:
+        return [file_state(file) for file in (self._certificate.chain, self._certificate.key)]
