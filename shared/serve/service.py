@@ -276,7 +276,7 @@ class Service:
 
         Raises ``InvalidInputError``: 404 if the file is gone, or as ``submit`` does.
         """
-        existing: Path | bytes | None = self.store.unkept.content(case.id, name)
+        existing: Path | bytes | None = self.store.held_file(case, name)
         if existing is None:
             existing = await run_in_threadpool(self.store.file, case, name)
         if existing is not None:

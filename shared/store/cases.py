@@ -51,7 +51,7 @@ class CaseStore:
     ) -> None:
         self.folder = folder
         self.shared = url is not None
-        self.unkept = UnkeptCases()
+        self._unkept = UnkeptCases()
         self._cases = folder / "cases"
         if shared_with_server and not is_store(folder, url):
             raise InvalidInputError(f"there is no store in {folder}; set {setting} to the folder of the server's store")
@@ -158,7 +158,7 @@ class CaseStore:
 
         Returns the same case if there is still no space, and None if it is no longer held.
         """
-        if (outputs := self.unkept.outputs(case.id)) is None:
+        if (outputs := self._unkept.outputs(case.id)) is None:
             return None
         kept = case.model_copy(update={"remark": None})
         try:
@@ -166,17 +166,17 @@ class CaseStore:
                 self._write(kept, outputs)
         except DiskFull:
             return case
-        self.unkept.remove(case.id)
+        self._unkept.remove(case.id)
         return kept
 
     def _hold(self, case: Case, outputs: Outputs, remark: str) -> Case:
         case = case.model_copy(update={"remark": remark})
-        self.unkept.hold(case, outputs, file_contents(outputs))
+        self._unkept.hold(case, outputs)
         return case
 
     def get(self, app: str, case_id: str, group: str | None = None) -> Case | None:
         """The case with this id of an application, and of a ``group`` if one is given; None if there is none."""
-        case = self.unkept.get(case_id)
+        case = self._unkept.get(case_id)
         if case is None:
             with Session(self.engine) as session:
                 row = session.get(CaseRow, case_id)
@@ -198,7 +198,7 @@ class CaseStore:
 
     def remove(self, case: CaseSummary) -> None:
         """Deletes a case and its files, if it still exists."""
-        self.unkept.remove(case.id)
+        self._unkept.remove(case.id)
         self._remove(case.id)
 
     def apps(self) -> list[str]:
@@ -265,6 +265,12 @@ class CaseStore:
                 return "the store's database cannot be reached"
             raise
 
+    def held_file(self, case: Case, name: str) -> bytes | None:
+        """A file of a case that is held in memory; None if the case is not held or has no such file."""
+        outputs = self._unkept.outputs(case.id)
+        content = None if outputs is None else _file_contents(outputs).get(name)
+        return None if content is None else bytes(content)
+
     def file(self, case: Case, name: str) -> Path | None:
         """The path of a file of a case; None if the case has no file of this name, or it is not generated yet."""
         if name not in (RESULT, PICTURE, *case.files):
@@ -274,9 +280,10 @@ class CaseStore:
 
     def sources(self, case: Case, name: str) -> dict[str, Path | bytes] | None:
         """The sources of a file that is not generated yet, by name; None if it cannot be generated."""
-        if self.unkept.get(case.id) is not None:
-            return self.unkept.sources(case.id, name)
-        return later_files.sources(self._cases / case.id, name)
+        if (outputs := self._unkept.outputs(case.id)) is None:
+            return later_files.sources(self._cases / case.id, name)
+        contents = {**outputs.sources, **_file_contents(outputs)}
+        return {source: bytes(contents[source]) for source in outputs.later[name]} if name in outputs.later else None
 
     def lasting(self, case: Case, name: str) -> Path | None:
         """The path of a source that is kept as long as its case; None if there is none of this name."""
@@ -288,7 +295,7 @@ class CaseStore:
 
     def keep(self, case: Case, name: str, content: Bytes) -> None:
         """Keeps a file that was just generated. If that fails, as on a full disk, it is generated again on request."""
-        if self.unkept.get(case.id) is not None:
+        if self._unkept.get(case.id) is not None:
             return
         try:
             size = later_files.keep(self._cases / case.id, name, content)
@@ -345,7 +352,7 @@ class CaseStore:
             for name in (*outputs.files, *outputs.later, *outputs.sources, *outputs.inputs):
                 if not _is_free_name(name) and not (name == PICTURE and name in outputs.later):
                     raise ValueError(f"{name!r} cannot be the name of a case file: it has a folder or is reserved")
-            for name, content in file_contents(outputs).items():
+            for name, content in _file_contents(outputs).items():
                 write_private(partial / name, content)
             later_files.write(partial, outputs)
             publish(partial, self._cases / case_id)
@@ -365,7 +372,7 @@ def _make_private(path: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-def file_contents(outputs: Outputs) -> dict[str, Bytes]:
+def _file_contents(outputs: Outputs) -> dict[str, Bytes]:
     """The files that exist at once, rather than being generated on request, by name."""
     picture = {} if PICTURE in outputs.later else {PICTURE: outputs.picture}
     return {RESULT: outputs.result, **picture, **outputs.files}

@@ -6,6 +6,8 @@ import errno
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from shared.serve.settings import Settings
 from shared.store import cases, disk
 from shared.store.jobs import JobStore
 from shared.store.promotions import Promotions
+from shared.store.records import Outputs
 from tests.shared.serve.echo import Echo, csv, until
 
 PREDICT, READY = "/api/echo/predict", "/v2/health/ready"
@@ -58,6 +61,24 @@ def test_an_answer_that_cannot_be_kept_has_a_remark_and_is_held_for_a_while(
     assert echo_client.delete(place).status_code == 204 and echo_client.get(place).status_code == 404
     stored_response = echo_client.post(PREDICT, files=[csv(1)])
     assert stored_response.status_code == 200 and stored_response.json()["remark"] is None, "once there is space"
+
+
+def test_an_answer_in_memory_does_not_hold_the_memory_of_the_workers_reply(tmp_path: Path) -> None:
+    reply = bytearray(b"{}PNG1.0") + bytes(1_000_000)  # the rest is an input, which is not held
+    view = memoryview(reply)
+    with closing(cases.CaseStore(tmp_path)) as store:
+        case = store.add(
+            app="echo",
+            interface="json",
+            inputs=(),
+            options={},
+            artifact=("echo", 1),
+            outputs=Outputs(result=view[:2], picture=view[2:5], files={"out.csv": view[5:8]}),
+            max_bytes=1,
+        )
+        view.release()
+        assert case.remark is not None and store.held_file(case, "out.csv") == b"1.0"
+        reply.clear()  # raises BufferError while anything refers to this memory
 
 
 def test_a_database_that_cannot_grow_leaves_no_files(
