@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Engine, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from typing_extensions import TypeAliasType
@@ -32,6 +32,7 @@ from shared.utc_time import iso_utc
 
 JobState = TypeAliasType("JobState", Literal["queued", "running", "done", "failed", "cancelled"])
 FINAL = ("done", "failed", "cancelled")
+_UNANSWERED = ("queued", "running")
 _NS = 10**9
 _ABANDONED_AFTER_S = 3600.0
 _SHORT_NUMBER = re.compile(r"\d{1,5}")
@@ -195,28 +196,20 @@ class JobStore:
 
     def unanswered(self, app: str) -> dict[str, int]:
         """The numbers of an application's queued and running jobs, by state."""
-        states = ("queued", "running")
-        query = select(JobRow.state, func.count()).where(JobRow.app == app, JobRow.state.in_(states))
+        query = select(JobRow.state, func.count()).where(*_unanswered(app)).group_by(JobRow.state)
         with Session(self._engine) as session:
-            rows = session.execute(query.group_by(JobRow.state)).all()
-        return dict.fromkeys(states, 0) | {str(state): int(number) for state, number in rows}
+            rows = session.execute(query).all()
+        return dict.fromkeys(_UNANSWERED, 0) | {str(state): int(number) for state, number in rows}
 
     def number_waiting(self, app: str, group: str | None) -> int:
         """The number of unanswered jobs of an application and a group; for None, of those without a group."""
-        unanswered = (
-            JobRow.app == app,
-            JobRow.state.in_(("queued", "running")),
-            JobRow.group.is_not_distinct_from(group),
-        )
-        with Session(self._engine) as session:
-            return session.scalar(select(func.count()).select_from(JobRow).where(*unanswered)) or 0
+        return self.waiting_by_group(app).get(group, 0)
 
     def waiting_by_group(self, app: str) -> dict[str | None, int]:
         """The number of an application's unanswered jobs in each group that has any; None for jobs without a group."""
-        unanswered = JobRow.app == app, JobRow.state.in_(("queued", "running"))
+        query = select(JobRow.group, func.count()).where(*_unanswered(app)).group_by(JobRow.group)
         with Session(self._engine) as session:
-            rows = session.execute(select(JobRow.group, func.count()).where(*unanswered).group_by(JobRow.group)).all()
-        return {group: int(number) for group, number in rows}
+            return {group: int(number) for group, number in session.execute(query)}
 
     def states(self, app: str) -> dict[str, int]:
         """The number of an application's jobs in each state."""
@@ -234,9 +227,9 @@ class JobStore:
         be changed.
         """
         columns = JobRow.id, JobRow.attempts, JobRow.state, JobRow.changed_ns, JobRow.group
-        unanswered = JobRow.app == app, JobRow.state.in_(("queued", "running"))
+        query = select(*columns).where(*_unanswered(app)).order_by(JobRow.created_ns)
         with Session(self._engine) as session:
-            candidates = session.execute(select(*columns).where(*unanswered).order_by(JobRow.created_ns)).all()
+            candidates = session.execute(query).all()
         now, known = time.monotonic(), self._heartbeats.get(app, {})
         heartbeats = [(job.id, job.changed_ns) for job in candidates if job.state == "running"]
         first_seen = self._heartbeats[app] = {heartbeat: known.get(heartbeat, now) for heartbeat in heartbeats}
@@ -283,7 +276,7 @@ class JobStore:
 
     def cancel(self, job: Job) -> bool:
         """Cancels an unanswered job; returns False if the job has already ended."""
-        return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(("queued", "running")))
+        return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(_UNANSWERED))
 
     def claim_notification(self, min_interval_s: float, max_age_s: float) -> tuple[Job, bool] | None:
         """An ended job of which the webhook should be notified now, and whether this is the last attempt; or None.
@@ -347,3 +340,8 @@ class JobStore:
         with Session(self._engine) as session, session.begin():
             result = session.execute(update(JobRow).where(JobRow.id == job_id, *conditions).values(**changes))
         return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _unanswered(app: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The conditions that select an application's unanswered jobs."""
+    return JobRow.app == app, JobRow.state.in_(_UNANSWERED)
