@@ -117,13 +117,12 @@ def create_app(
         if webhook is not None:
             jobs = JobStore(store.engine, store.folder, server=INCOMING)
             background_tasks.append(asyncio.create_task(webhook.run(jobs)))
-        follow_task = asyncio.create_task(live_versions.follow()) if store.shared else None
+        if store.shared:
+            background_tasks.append(asyncio.create_task(live_versions.follow()))
         async with _grpc_server(server, settings):
             yield
         for task in background_tasks:
             task.cancel()
-        if follow_task is not None:
-            follow_task.cancel()
         readiness.stop()
         for service in services.values():
             await service.runner.stop()

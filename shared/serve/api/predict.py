@@ -40,7 +40,7 @@ router = APIRouter()
 @router.get("/samples")
 def samples(service: ServiceDep) -> Samples:
     """The samples that can be predicted on without uploading a file."""
-    return Samples(samples=[SampleAnswer.of(sample) for sample in service.samples.available()])
+    return Samples(samples=[SampleAnswer.model_validate(sample) for sample in service.samples.available()])
 
 
 @router.get("/model")

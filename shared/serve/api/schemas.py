@@ -10,8 +10,6 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from typing_extensions import TypeAliasType
 
-from shared.app import Sample
-from shared.deploy.artifact import Manifest
 from shared.review import Review, Verdict
 from shared.store.cases import PICTURE, RESULT
 from shared.store.jobs import Job, JobState
@@ -36,15 +34,12 @@ class PredictForm(BaseModel):
 class SampleAnswer(BaseModel):
     """A sample that the application offers."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     name: str
     title: str
     synthetic: bool
     source: str
-
-    @classmethod
-    def of(cls, sample: Sample) -> SampleAnswer:
-        """The answer for a sample."""
-        return cls(name=sample.name, title=sample.title, synthetic=sample.synthetic, source=sample.source)
 
 
 class Samples(BaseModel):
@@ -56,17 +51,16 @@ class Samples(BaseModel):
 class ArtifactVersion(BaseModel):
     """Name and version of a model."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     name: str
     version: int
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> ArtifactVersion:
-        """The answer for an artifact."""
-        return cls(name=manifest.name, version=manifest.version)
 
 
 class CaseReviewer(BaseModel):
     """Who reviewed a case, and when."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     reviewer: str | None = Field(description="null if no name was given")
     reviewed: str = Field(description="UTC, ISO 8601")
@@ -92,7 +86,7 @@ class CaseLine(BaseModel):
             interface=case.interface,
             inputs=case.names,
             label=label,
-            reviews=[CaseReviewer(reviewer=review.reviewer, reviewed=review.reviewed) for review in reviews],
+            reviews=[CaseReviewer.model_validate(review) for review in reviews],
             url=_address(case, root),
         )
 

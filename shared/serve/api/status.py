@@ -88,6 +88,6 @@ async def _state(service: Service) -> AppHealth:
     return AppHealth(
         predictor="failed" if failure else "loaded" if loaded else "not loaded",
         failure=failure,
-        artifacts=[ArtifactVersion.of(manifest) for manifest in manifests],
+        artifacts=[ArtifactVersion.model_validate(manifest) for manifest in manifests],
         workers=workers,
     )

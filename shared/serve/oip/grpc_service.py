@@ -241,12 +241,12 @@ class GrpcService:
         return response
 
     async def _load(self, request: Any, group: str | None) -> Any:
-        _repository_parameters(request).check_load()
+        RepositoryParameters(parameters=dict(request.parameters)).check_load()
         await self._networks.load(request.model_name)
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, request: Any, group: str | None) -> Any:
-        _repository_parameters(request).check_unload()
+        RepositoryParameters(parameters=dict(request.parameters)).check_unload()
         await self._networks.unload(request.model_name)
         return message("RepositoryModelUnloadResponse")()
 
@@ -352,11 +352,3 @@ def _address(peer: str) -> tuple[str, int]:
 
 def _to_message(name: str, model: BaseModel) -> Any:
     return json_format.ParseDict(model.model_dump(exclude_none=True), message(name)(), ignore_unknown_fields=True)
-
-
-def _repository_parameters(request: Any) -> RepositoryParameters:
-    parameters = {
-        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
-        for name, parameter in request.parameters.items()
-    }
-    return RepositoryParameters(parameters=parameters)

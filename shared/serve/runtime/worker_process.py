@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from shared.serve.runtime.worker import WorkerListener
@@ -65,7 +66,7 @@ class WorkerProcess:
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with child_end:
             self._process = subprocess.Popen(
-                [*command, str(child_end.fileno()), str(os.getpid()), json.dumps(self._spec.as_json())],
+                [*command, str(child_end.fileno()), str(os.getpid()), json.dumps(asdict(self._spec))],
                 pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,

@@ -18,10 +18,13 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class InputParameters(_Message):
-    """``binary_data_size`` is the number of bytes of the input after the JSON part of the body. Others are refused."""
+class _Parameters(_Message):
+    # Parameters that this server does not know are refused.
+    model_config = ConfigDict(extra="forbid")
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+
+class InputParameters(_Parameters):
+    """``binary_data_size`` is the number of bytes of the input after the JSON part of the body. Others are refused."""
 
     binary_data_size: Size | None = None
 
@@ -36,10 +39,8 @@ class RequestInput(_Message):
     data: list[Any] | None = None
 
 
-class OutputParameters(_Message):
+class OutputParameters(_Parameters):
     """Whether to return the output as binary data. Others (``classification``, shared memory) are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data: bool | None = None
 
@@ -51,15 +52,13 @@ class RequestOutput(_Message):
     parameters: OutputParameters | None = None
 
 
-class RequestParameters(_Message):
+class RequestParameters(_Parameters):
     """``binary_data_output``: whether to return all outputs as binary data, unless an output says otherwise.
 
     ``timeout``, in microseconds, counts from the request's arrival. ``triton_enable_empty_final_response`` only sets a
     flag in answers over gRPC, because each request has a single answer, the final one. Others (``priority``) are
     refused.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data_output: bool | None = None
     timeout: Annotated[int, Field(gt=0)] | None = None

@@ -1,11 +1,10 @@
-"""The specification of a worker, which can be sent as JSON, and the handler that it describes."""
+"""The specification of a worker, in JSON types, and the handler that it describes."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 from shared.app import GROUP, App
 from shared.deploy.artifact import open_artifact
@@ -37,10 +36,6 @@ class WorkerSpec:
     background: bool = False
     keep_inputs: bool = False
     log_json: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields in JSON types; ``WorkerSpec(**...)`` restores them."""
-        return asdict(self)
 
 
 def make_handler(spec: WorkerSpec, app: App | None = None) -> Handler:
