@@ -13,7 +13,6 @@ from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.known_keys import GroupDep, require_operator
-from shared.serve.metrics import Metrics
 from shared.serve.middleware.accepted_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import receive_body
 from shared.serve.runtime.places import Place
@@ -46,15 +45,8 @@ async def get_services(request: Request) -> Mapping[str, Service]:
     return services
 
 
-async def get_metrics(request: Request) -> Metrics:
-    """The metrics of the server."""
-    metrics: Metrics = request.app.state.metrics
-    return metrics
-
-
 ServiceDep = Annotated[Service, Depends(get_service)]
 ServicesDep = Annotated[Mapping[str, Service], Depends(get_services)]
-MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 LimitDep = Annotated[int, Query(ge=1, le=200, description="the maximum number of entries")]
 BeforeDep = Annotated[str | None, Query(description="the id of the last entry of a page, to get the next page")]
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from shared.serve.api.deps import MetricsDep, ServicesDep
+from shared.serve.api.deps import ServicesDep
 from shared.serve.api.schemas import Alive, AppHealth, ArtifactVersion, Health, Problem, WorkerHealth
 from shared.serve.known_keys import OperatorOnly
-from shared.serve.metrics import CONTENT_TYPE
+from shared.serve.metrics import CONTENT_TYPE, Metrics
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import content
 from shared.serve.service import Service
@@ -33,9 +33,10 @@ router = APIRouter(tags=["Server"])
         403: {"model": Problem, "description": "The key is not an operator's"},
     },
 )
-async def metrics(request: Request, counters: MetricsDep, services: ServicesDep) -> Response:
+async def metrics(request: Request, services: ServicesDep) -> Response:
     """Counters and gauges in Prometheus' text format, with Triton's names."""
     networks: Networks = request.app.state.networks
+    counters: Metrics = request.app.state.metrics
     pools = [(name, pool) for name, service in services.items() for pool in service.pools()]
     pools += [
         (network.manifest.name, network.model.value) for network in networks.all() if network.model.value is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,10 +54,10 @@ class AccessLog:
 
 
 def _route_pattern(scope: Scope) -> str:
-    """The path with its parameters' values replaced by their names; "other" if no route answered."""
-    if "route" not in scope:
+    """The path with the names of its parameters in place of their values; "other" if no route answered."""
+    route = scope.get("route")
+    if not isinstance(route, APIRoute):
         return "other"
-    pattern: str = scope["path"]
-    for name, value in scope.get("path_params", {}).items():
-        pattern = pattern.replace(f"/{value}", f"/{{{name}}}", 1)
-    return pattern
+    # The route's own pattern lacks the prefixes of the routers that include it.
+    prefixes = scope["path"].split("/")[: -route.path_format.count("/")]
+    return "/".join(prefixes) + route.path_format

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -31,11 +31,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"}
 }
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_PROBLEMS)
-
-
-async def get_readiness(request: Request) -> ServerReady:
-    """The ``server_readiness`` of the server that received the request."""
-    return await server_readiness(request.app.state)
 
 
 async def server_readiness(state: Any) -> ServerReady:
@@ -67,8 +62,9 @@ async def live() -> ServerLive:
 @router.get(
     "/health/ready", operation_id="oip_ready", response_model=ServerReady, responses={503: {"model": ServerReady}}
 )
-async def server_ready(state: Annotated[ServerReady, Depends(get_readiness)]) -> JSONResponse:
+async def server_ready(request: Request) -> JSONResponse:
     """Answers 200 if every model can answer and cases can be kept, else 503."""
+    state = await server_readiness(request.app.state)
     return JSONResponse(state.model_dump(exclude_none=True), 200 if state.ready else 503)
 
 
