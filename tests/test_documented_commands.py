@@ -44,9 +44,9 @@ def test_the_command_line_accepts_documented_commands(page, command):
     elif isinstance(parsed, commands.Quantize) and parsed.data is not None:
         # The artifact names the application, but does not exist here: use the application that has the data set.
         apps = [app for app in installed().values() if parsed.data in app.data_sets()]
-        parse_data(named_data_set(apps[0], parsed.data), settings, "trivium")
+        parse_data(apps[0], parsed.data, settings, "")
     elif isinstance(parsed, commands.Evaluate | commands.Calibrate | commands.Import) and parsed.data is not None:
-        parse_data(named_data_set(find(parsed.app), parsed.data), settings, "trivium")
+        parse_data(find(parsed.app), parsed.data, settings, "")
     elif isinstance(parsed, commands.Evaluate) and settings:
         # The result files that the applications' protocols take.
         assert {word for word in settings if word.startswith("--")} <= {

@@ -11,7 +11,7 @@ from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
-from shared.recipes import named_data_set, recipe_of
+from shared.recipes import recipe_of
 
 _LINE_LENGTH = 120
 
@@ -29,8 +29,7 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
         raise InvalidInputError(
             f"name a data set: trivium calibrate {app.name} --data NAME; `trivium models` lists them"
         )
-    data_class = named_data_set(app, command.data)
-    data = parse_data(data_class, settings, f"trivium calibrate {app.name} --data {command.data} --")
+    data = parse_data(app, command.data, settings, f"calibrate {app.name}")
     from shared.deploy.artifact import load_weights, open_artifact
     from shared.deploy.writing import write_recalibrated
 

@@ -14,7 +14,7 @@ from shared.cli.settings import parse_data
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig
-from shared.recipes import named_data_set, recipe_of
+from shared.recipes import recipe_of
 
 if TYPE_CHECKING:
     from shared.deploy.predictor import Predictor
@@ -30,8 +30,7 @@ def run(command: Evaluate, settings: Sequence[str]) -> int:
     if command.limit is not None and command.limit < 1:
         raise InvalidInputError(f"--limit is {command.limit}; it must be at least 1")
     if command.data is not None:
-        data_class = named_data_set(app, command.data)
-        data = parse_data(data_class, settings, f"trivium evaluate {app.name} --data {command.data} --")
+        data = parse_data(app, command.data, settings, f"evaluate {app.name}")
         if app.evaluate is None:
             return _evaluate_by_task(app, command, data)
         _evaluate_by_protocol(app.evaluate, app, command, data)

@@ -11,7 +11,6 @@ from shared.cli.options import named_options
 from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
 from shared.errors import InvalidInputError
-from shared.recipes import named_data_set
 
 
 def run(command: Import, settings: Sequence[str]) -> int:
@@ -22,8 +21,7 @@ def run(command: Import, settings: Sequence[str]) -> int:
         raise InvalidInputError(f"unknown argument {settings[0]}; see trivium import --help")
     data = None
     if command.data is not None:
-        data_class = named_data_set(app, command.data)
-        data = parse_data(data_class, settings, f"trivium import {app.name} {name} --data {command.data} --")
+        data = parse_data(app, command.data, settings, f"import {app.name} {name}")
     options = named_options(command.option)
     if unknown := sorted(options.keys() - importer.options.keys()):
         known = ", ".join(f"{option}={values}" for option, values in importer.options.items())

@@ -10,7 +10,7 @@ from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
 from shared.deploy.artifact import open_artifact
 from shared.errors import InvalidInputError
-from shared.recipes import named_data_set, recipe_of
+from shared.recipes import recipe_of
 
 
 def run(command: Quantize, settings: Sequence[str]) -> int:
@@ -23,8 +23,7 @@ def run(command: Quantize, settings: Sequence[str]) -> int:
         if not path.exists():
             raise InvalidInputError(f"{path} does not exist; name existing input files to calibrate on")
     if command.data is not None:
-        data_class = named_data_set(app, command.data)
-        data = parse_data(data_class, settings, f"trivium quantize --data {command.data} --")
+        data = parse_data(app, command.data, settings, "quantize")
     else:
         data = recipe_of(app, artifact.recipe()).data
     from shared.deploy.quantize import quantize

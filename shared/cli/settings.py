@@ -9,8 +9,10 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
+from shared.app import App
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig, Recipe
+from shared.recipes import named_data_set
 
 Settings = TypeVar("Settings")
 # The components' classes are already chosen, so their settings need no subcommands.
@@ -44,9 +46,13 @@ def parse_recipe(
     return replace(recipe, **{name: getattr(parsed, name) for name in values})
 
 
-def parse_data(data: type[DataConfig], words: Sequence[str], prog: str) -> DataConfig:
-    """Returns a data set of class ``data`` with the settings ``--data.NAME VALUE`` in ``words``."""
-    parsed: DataConfig = _parse(data, {}, {"data": _defaults(data)}, words, prog).data
+def parse_data(app: App, name: str, words: Sequence[str], command: str) -> DataConfig:
+    """Returns the application's data set ``name`` with the settings ``--data.NAME VALUE`` in ``words``.
+
+    ``command`` is the part of the command line before ``--data``, without ``trivium``.
+    """
+    data = named_data_set(app, name)
+    parsed: DataConfig = _parse(data, {}, {"data": _defaults(data)}, words, f"trivium {command} --data {name} --").data
     return parsed
 
 
