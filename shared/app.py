@@ -237,8 +237,8 @@ class App:
     input_needed: Callable[[Artifact], str | None] | None = None
     sample_fault: Callable[[Artifact, Sample], str | None] | None = None
     sample_jobs: bool = False
-    data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
-    importers: Callable[[], Mapping[str, Importer]] | None = None
+    data_sets: Callable[[], Mapping[str, type[DataConfig]]] = dict
+    importers: Callable[[], Mapping[str, Importer]] = dict
     fine_tuned: Callable[[Any, Mapping[str, Any]], Recipe] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None

@@ -47,7 +47,7 @@ def with_initial_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
     if recipe.init is None or not (recipe.init / "recipe.yaml").is_file():
         return recipe
     document = read_recipe_file(recipe.init / "recipe.yaml")
-    importer = (app.importers() if app.importers is not None else {}).get(str(document["name"]))
+    importer = app.importers().get(str(document["name"]))
     fine_tuned = app.fine_tuned if importer is None else importer.fine_tuned
     if fine_tuned is None or document["app"] != app.name:
         return recipe
@@ -84,9 +84,7 @@ def named_data_set(app: App, name: str, recipe: Recipe | None = None) -> type[Da
 
 
 def _data_sets(app: App, recipe: Recipe | None) -> Mapping[str, type[DataConfig]]:
-    if recipe is not None and recipe.data_sets is not None:
-        return recipe.data_sets
-    return app.data_sets() if app.data_sets is not None else {}
+    return app.data_sets() if recipe is None or recipe.data_sets is None else recipe.data_sets
 
 
 def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = None) -> Recipe:
@@ -117,7 +115,7 @@ def _read_without_data(app: App, document: Mapping[str, Any], settings: Mapping[
     recipes, name = app.recipes(), str(document["name"])
     if name in recipes or settings.keys() - {"model", "input"}:
         return _with_recorded_components(named_recipe(app, name), document.get("classes", {}), settings)
-    importer = (app.importers() if app.importers is not None else {}).get(name)
+    importer = app.importers().get(name)
     if importer is not None and importer.recipe is not None:
         return importer.recipe(settings)
     for make in recipes.values():

@@ -43,8 +43,7 @@ def run(command: Import, settings: Sequence[str]) -> int:
 
 def _find_importer(app: App, name_given: str, words: Sequence[str]) -> tuple[str, Importer, Sequence[str]]:
     """Returns the importer's name, the importer and its arguments; an application's only importer need not be named."""
-    importers = app.importers() if app.importers is not None else {}
-    if not importers:
+    if not (importers := app.importers()):
         raise InvalidInputError(f"{app.name} imports no checkpoints")
     name, arguments = name_given, list(words)
     if name_given not in importers and len(importers) == 1:

@@ -23,13 +23,13 @@ def run(command: Models) -> int:
 def rows(app: App) -> list[tuple[str, str, str]]:
     """The recipes, shipped artifacts, data sets and importers of an application: kind, name and summary of each."""
     recipes = [("recipe", name, _first_doc_line(called(build))) for name, build in app.recipes().items()]
-    sets = app.data_sets() if app.data_sets is not None else {}
     data = [
         ("data set", name, f"{_first_doc_line(data_class)} {_required_flags(data_class)}".strip())
-        for name, data_class in sets.items()
+        for name, data_class in app.data_sets().items()
     ]
-    importers = app.importers() if app.importers is not None else {}
-    imports = [("importer", _importer_usage(name, importer), importer.summary) for name, importer in importers.items()]
+    imports = [
+        ("importer", _importer_usage(name, importer), importer.summary) for name, importer in app.importers().items()
+    ]
     return [*recipes, *_shipped_rows(app), *data, *imports]
 
 
