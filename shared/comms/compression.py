@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.comms.allreduce import Route, equal_bounds
+from shared.comms.profiles import powersgd_compresses
 from shared.errors import InvalidInputError
 
 MAX_BF16_TERMS = 256
@@ -104,16 +105,15 @@ class PowerSGD:
     """Low-rank gradients with error feedback (Vogels, Karimireddy and Jaggi, 2019, algorithms 1 and 2).
 
     A gradient is a matrix M (n, m) and is sent as P = M Q and Q = Mᵀ P with ``rank`` columns each, starting from the Q
-    of the last step. The approximation error of this process's M is added to its next gradient. Gradients with fewer
-    than two dimensions are sent uncompressed, as are those for which P and Q together are larger than
-    ``1 / min_gain`` of M, and all gradients in the first ``start`` steps, when they change fastest.
+    of the last step. The approximation error of this process's M is added to its next gradient. Gradients that this
+    would not halve (``powersgd_compresses``) are sent uncompressed, as are all gradients in the first ``start`` steps,
+    when they change fastest.
 
     The error stays with the process that computed it, so each process has its own state.
     """
 
-    def __init__(self, rank: int, start: int, *, min_gain: float = 2.0) -> None:
-        self.rank, self.start, self.min_gain = rank, start, min_gain
-        self.step = 0
+    def __init__(self, rank: int, start: int) -> None:
+        self.rank, self.start, self.step = rank, start, 0
         self.errors: dict[str, Tensor] = {}
         self.bases: dict[str, Tensor] = {}
 
@@ -132,8 +132,10 @@ class PowerSGD:
     def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
         if self.step < self.start:
             return route.all_reduce(flat)
-        matrices = [(part, self._matrix(flat, part)) for part in parts if self._is_compressed(part.shape)]
-        uncompressed = [flat[part.start : part.stop] for part in parts if not self._is_compressed(part.shape)]
+        matrices = [(part, self._matrix(flat, part)) for part in parts if powersgd_compresses(part.shape, self.rank)]
+        uncompressed = [
+            flat[part.start : part.stop] for part in parts if not powersgd_compresses(part.shape, self.rank)
+        ]
         for part, matrix in matrices:
             if (error := self.errors.get(part.name)) is not None:
                 matrix += error
@@ -160,12 +162,6 @@ class PowerSGD:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.errors, self.bases = dict(state["errors"]), dict(state["bases"])
-
-    def _is_compressed(self, shape: tuple[int, ...]) -> bool:
-        if len(shape) < 2:
-            return False
-        rows, columns = shape[0], math.prod(shape[1:])
-        return (rows + columns) * self.rank * self.min_gain <= rows * columns
 
     def _matrix(self, flat: Tensor, part: Part) -> Tensor:
         return flat[part.start : part.stop].view(part.shape[0], -1)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _VARIABLE = "GLOO_SOCKET_IFNAME"
+_DISCARD_PORT = 9
 _SIOCGIFADDR = 0x8915
 """The request for an interface's IPv4 address (netdevice(7))."""
 
@@ -45,10 +46,10 @@ def _default_address() -> str:
     return ""
 
 
-def local_address(host: str, port: int = 9) -> str:
+def local_address(host: str) -> str:
     """This host's address on the way to ``host``, or empty if there is no way. Nothing is sent."""
     with suppress(OSError):
-        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+        for family, kind, _, _, address in socket.getaddrinfo(host, _DISCARD_PORT, type=socket.SOCK_DGRAM):
             with suppress(OSError), socket.socket(family, kind) as probe:
                 probe.connect(address)
                 return str(probe.getsockname()[0])

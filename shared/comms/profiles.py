@@ -41,23 +41,26 @@ class Profile:
         """Operations of a forward pass of one sample; a multiplication and an addition count as two."""
         return sum(layer.flops for layer in self.layers)
 
-    def powersgd_sent_fraction(self, rank: int, min_gain: float = 2.0) -> float:
+    def powersgd_sent_fraction(self, rank: int) -> float:
         """The fraction of the gradient's bytes that PowerSGD sends (``shared/comms/compression.py``)."""
         sent = 0
         for layer in self.layers:
             rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
-            compressed = len(layer.shape) > 1 and (rows + columns) * rank * min_gain <= rows * columns
-            sent += (rows + columns) * rank if compressed else layer.parameters
+            sent += (rows + columns) * rank if powersgd_compresses(layer.shape, rank) else layer.parameters
         return sent / self.parameters
 
-    def powersgd_flops(self, rank: int, min_gain: float = 2.0) -> float:
+    def powersgd_flops(self, rank: int) -> float:
         """Operations of PowerSGD in one step: M Q, Mᵀ P and P Qᵀ, and the orthogonalisation of P."""
-        total = 0.0
-        for layer in self.layers:
-            rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
-            if len(layer.shape) > 1 and (rows + columns) * rank * min_gain <= rows * columns:
-                total += 6 * layer.parameters * rank + 2 * rows * rank**2
-        return total
+        compressed = [layer for layer in self.layers if powersgd_compresses(layer.shape, rank)]
+        return sum(6.0 * layer.parameters * rank + 2.0 * layer.shape[0] * rank**2 for layer in compressed)
+
+
+def powersgd_compresses(shape: tuple[int, ...], rank: int) -> bool:
+    """Whether PowerSGD sends a gradient of this shape as matrices P and Q, which are then at most half as large."""
+    if len(shape) < 2:
+        return False
+    rows, columns = shape[0], math.prod(shape[1:])
+    return 2 * (rows + columns) * rank <= rows * columns
 
 
 def resnet50() -> Profile:
@@ -86,17 +89,18 @@ def resnet50() -> Profile:
     return Profile("resnet50", layers, activation_bytes=45e6)
 
 
-def bert_base(tokens: int = 128) -> Profile:
-    """BERT base (Devlin et al., 2019) on ``tokens`` tokens: 110 million parameters."""
-    return _bert("bert-base", layers=12, width=768, tokens=tokens)
+def bert_base() -> Profile:
+    """BERT base (Devlin et al., 2019) on 128 tokens: 110 million parameters."""
+    return _bert("bert-base", layers=12, width=768)
 
 
-def bert_large(tokens: int = 128) -> Profile:
-    """BERT large: 335 million parameters."""
-    return _bert("bert-large", layers=24, width=1024, tokens=tokens)
+def bert_large() -> Profile:
+    """BERT large on 128 tokens: 335 million parameters."""
+    return _bert("bert-large", layers=24, width=1024)
 
 
-def _bert(name: str, *, layers: int, width: int, tokens: int) -> Profile:
+def _bert(name: str, *, layers: int, width: int) -> Profile:
+    tokens = 128
     parameters = [Layer((30522, width), 0.0), Layer((512, width), 0.0), Layer((2, width), 0.0)]
 
     def linear(inputs: int, outputs: int) -> None:

@@ -21,6 +21,8 @@ from shared.errors import InvalidInputError
 
 Compression: TypeAlias = Literal["none", "bf16", "powersgd"]
 Sharding: TypeAlias = Literal["DDP", "FSDP", "HSDP"]
+_GRADIENT_BYTES = 4
+"""The bytes of an uncompressed element of a gradient, which is in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,6 @@ class Workload:
     device: Device
     compute_s: float | None = None
     bucket_bytes: float = 25 * 2**20
-    gradient_bytes: int = 4
     jitter: float = 0.0
     powersgd_rank: int = 4
 
@@ -112,7 +113,7 @@ def predict(workload: Workload, cluster: Cluster, option: CommunicationOption) -
     if option not in communication_options(cluster):
         raise InvalidInputError(f"{option} is not possible on {cluster.nodes} nodes with {cluster.per_node} processes")
     profile = workload.profile
-    size = float(profile.parameters * workload.gradient_bytes)
+    size = float(profile.parameters * _GRADIENT_BYTES)
     sent_fraction, compression_s = _compression(workload, option.compression)
     if option.sharding == "HSDP":
         compression_s /= cluster.per_node  # each process compresses its shard
@@ -168,12 +169,12 @@ def rank_options(workload: Workload, cluster: Cluster, memory_bytes: float | Non
 
 def _compression(workload: Workload, compression: Compression) -> tuple[float, float]:
     """The fraction of the bytes that is left, and the seconds that compression takes."""
-    size = workload.profile.parameters * workload.gradient_bytes
+    size = workload.profile.parameters * _GRADIENT_BYTES
     if compression == "none":
         return 1.0, 0.0
     if compression == "bf16":
         # Read full, write half, read half, write full: three times the size in memory traffic.
-        return 2 / workload.gradient_bytes, 3 * size / workload.device.memory_s
+        return 2 / _GRADIENT_BYTES, 3 * size / workload.device.memory_s
     rank = workload.powersgd_rank
     # M is read three times and written twice; thin matrix products are memory-bound on every device.
     return workload.profile.powersgd_sent_fraction(rank), max(
@@ -184,7 +185,7 @@ def _compression(workload: Workload, compression: Compression) -> tuple[float, f
 def _buckets(workload: Workload) -> list[tuple[float, float]]:
     """For each bucket, the fraction of the backward pass after which it is ready, and its fraction of the bytes."""
     profile = workload.profile
-    limit = max(1.0, workload.bucket_bytes / workload.gradient_bytes)
+    limit = max(1.0, workload.bucket_bytes / _GRADIENT_BYTES)
     buckets: list[tuple[float, float]] = []
     done = parameters = 0.0
     for layer in reversed(profile.layers):
@@ -202,7 +203,7 @@ def _ddp_timing(
     workload: Workload, cluster: Cluster, route: Route, sent_fraction: float, compute: float
 ) -> tuple[float, float]:
     """The seconds that communication takes, and the time at which it ends after the start of the step."""
-    size = float(workload.profile.parameters * workload.gradient_bytes)
+    size = float(workload.profile.parameters * _GRADIENT_BYTES)
     forward, backward = compute / 3, 2 * compute / 3
     total, end = 0.0, 0.0
     for ready, fraction in _buckets(workload):
@@ -220,7 +221,7 @@ def _sharded_timing(
 
     One bucket is gathered ahead; all transfers share the links. Only the sum across copies is compressed.
     """
-    size = float(workload.profile.parameters * workload.gradient_bytes)
+    size = float(workload.profile.parameters * _GRADIENT_BYTES)
     buckets = _buckets(workload)
     forward, backward = compute / 3, 2 * compute / 3
     gathers = [_shard_transfer(size * fraction, cluster, option) for _, fraction in buckets]

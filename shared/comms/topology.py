@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from shared.errors import InvalidInputError
 
+_LEVEL_GAP = 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -104,12 +106,12 @@ def count_exits(order: Sequence[str], inside: set[str]) -> int:
     return sum(a in inside and b not in inside for a, b in zip(order, [*order[1:], order[0]], strict=True))
 
 
-def tree_from_latency(latency_us: Mapping[tuple[str, str], float], *, gap: float = 1.5) -> Tree:
+def tree_from_latency(latency_us: Mapping[tuple[str, str], float]) -> Tree:
     """Infers switches from measured latencies: hosts with a low latency between them are below the same switch.
 
     ``latency_us`` has the time between each pair of hosts in one or both directions (the smaller counts). The hosts are
-    clustered by single linkage (Kruskal's algorithm). A merge at more than ``gap`` times the latency of the previous
-    one starts a new level, so that noise within a level does not. Raises ``InvalidInputError`` if a latency is not
+    clustered by single linkage (Kruskal's algorithm). A merge at more than 1.5 times the latency of the previous one
+    starts a new level, so that noise within a level does not. Raises ``InvalidInputError`` if a latency is not
     positive, or if no chain of measurements connects two hosts.
     """
     hosts = sorted({host for pair in latency_us for host in pair}, key=natural_key)
@@ -128,8 +130,10 @@ def tree_from_latency(latency_us: Mapping[tuple[str, str], float], *, gap: float
         (left, left_us), (right, right_us) = clusters[source], clusters[target]
         if left is right:
             continue
-        parts = _parts_to_merge(left, left_us, value, gap) + _parts_to_merge(right, right_us, value, gap)
-        height = max([us for _, us in ((left, left_us), (right, right_us)) if us and value <= us * gap] or [value])
+        parts = _parts_to_merge(left, left_us, value) + _parts_to_merge(right, right_us, value)
+        height = max(
+            [us for _, us in ((left, left_us), (right, right_us)) if us and value <= us * _LEVEL_GAP] or [value]
+        )
         merged = Tree(f"within {height:.3g} µs", tuple(parts))
         for host in merged.leaves():
             clusters[host] = (merged, height)
@@ -139,6 +143,6 @@ def tree_from_latency(latency_us: Mapping[tuple[str, str], float], *, gap: float
     return tree
 
 
-def _parts_to_merge(tree: Tree, height_us: float, value_us: float, gap: float) -> list[Tree]:
+def _parts_to_merge(tree: Tree, height_us: float, value_us: float) -> list[Tree]:
     """The children of the cluster if the new merge is on the same level as its own, else the cluster itself."""
-    return list(tree.children) if tree.children and value_us <= height_us * gap else [tree]
+    return list(tree.children) if tree.children and value_us <= height_us * _LEVEL_GAP else [tree]

@@ -115,20 +115,19 @@ def _range_numbers(ranges: str) -> list[str]:
     return numbers
 
 
-def kubernetes_tree(document: Mapping[str, Any], labels: Sequence[str] = KUBERNETES_LABELS) -> Tree:
-    """The tree of the nodes in the output of ``kubectl get nodes -o json``, grouped by ``labels`` from coarse to fine.
-
-    Only labels that occur are used.
-    """
+def kubernetes_tree(document: Mapping[str, Any]) -> Tree:
+    """The tree of the nodes in the output of ``kubectl get nodes -o json``, by those labels for location that occur."""
     nodes = {}
     for item in document.get("items", [document] if document.get("kind") == "Node" else []):
         meta = item.get("metadata", {})
         nodes[str(meta.get("name"))] = {str(k): str(v) for k, v in (meta.get("labels") or {}).items()}
     if not nodes:
         raise InvalidInputError("it contains no nodes; use the output of kubectl get nodes -o json")
-    used = [label for label in labels if any(label in node_labels for node_labels in nodes.values())]
+    used = [label for label in KUBERNETES_LABELS if any(label in node_labels for node_labels in nodes.values())]
     if not used:
-        raise InvalidInputError(f"no node has a label for its rack or zone, such as {', '.join(labels[-3:])}")
+        raise InvalidInputError(
+            f"no node has a label for its rack or zone, such as {', '.join(KUBERNETES_LABELS[-3:])}"
+        )
     return _by_labels("all", list(nodes), nodes, used)
 
 

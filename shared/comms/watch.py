@@ -24,6 +24,7 @@ from shared.comms.collective_log import CollectiveLog
 _FAILED_KEY = "trivium/failed"
 _INFORMED_KEY = "trivium/informed"
 _POLL_INTERVAL_S = 0.05
+_LEAVE_S = 20.0
 _SILENT = "no longer responds (killed, stopped or cut off)"
 
 
@@ -73,7 +74,7 @@ class Watch:
     """A thread that writes this process's heartbeats to the store, and reads the others' if a collective is slow.
 
     If another process is lost, the thread calls ``abort``, so that the training thread leaves its collective. If it
-    does not within ``leave_s``, this process exits with code 1 and the same message.
+    does not within ``_LEAVE_S``, this process exits with code 1 and the same message.
     """
 
     def __init__(
@@ -84,10 +85,9 @@ class Watch:
         log: CollectiveLog,
         timeouts: Timeouts,
         abort: Callable[[], None],
-        leave_s: float = 20.0,
     ) -> None:
         self._store, self._rank, self._members, self._log = store, rank, members, log
-        self._timeouts, self._abort, self._leave_s = timeouts, abort, leave_s
+        self._timeouts, self._abort = timeouts, abort
         self._beat_count = 0
         self._last_seen: dict[int, tuple[int, float]] = {}
         self._status: dict[int, dict[str, Any]] = {}
@@ -168,7 +168,7 @@ class Watch:
         """Makes the training thread leave its collective; if that fails, exits the process."""
         with suppress(RuntimeError):
             self._abort()
-        if not self._stop.wait(self._leave_s):
+        if not self._stop.wait(_LEAVE_S):
             sys.stderr.write(f"trivium: {self.verdict}\n")
             sys.stderr.flush()
             os._exit(1)

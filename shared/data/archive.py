@@ -25,8 +25,10 @@ from typing import IO
 from shared.errors import InvalidInputError
 
 _CHUNK_BYTES = 1 << 20
+_MAX_EXPANSION = 200
+"""The maximum of unpacked bytes per packed byte."""
 _ALWAYS_ALLOWED_BYTES = 16 << 20
-"""The expansion limit does not apply to archives that unpack to at most this: constant data compresses to nearly
+"""That limit does not apply to archives that unpack to at most this: constant data compresses to nearly
 nothing."""
 
 _DIRECTORY_BYTES_PER_FILE = 1024
@@ -44,11 +46,10 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchiveLimits:
-    """The maximum number of files, unpacked bytes, and unpacked bytes per packed byte of an archive."""
+    """The maximum number of files and unpacked bytes of an archive."""
 
     files: int = 10_000
     unpacked_bytes: int = 4 << 30
-    expansion: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +198,10 @@ def _list_members(file: Path, archive: zipfile.ZipFile, limits: ArchiveLimits) -
         raise InvalidInputError(f"{file.name} contains {len(entries)} files; the maximum is {limits.files}", status=413)
     size = sum(entry.file_size for entry in entries)
     packed = max(file.stat().st_size, 1)
-    if size > min(limits.unpacked_bytes, max(limits.expansion * packed, _ALWAYS_ALLOWED_BYTES)):
+    if size > min(limits.unpacked_bytes, max(_MAX_EXPANSION * packed, _ALWAYS_ALLOWED_BYTES)):
         raise InvalidInputError(
             f"{file.name} would unpack to {size / 2**20:,.1f} MiB, {size / packed:,.0f} times its size; the maximum "
-            f"is {limits.unpacked_bytes / 2**20:,.1f} MiB and {limits.expansion} times its size",
+            f"is {limits.unpacked_bytes / 2**20:,.1f} MiB and {_MAX_EXPANSION} times its size",
             status=413,
         )
     lock = threading.Lock()

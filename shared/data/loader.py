@@ -20,7 +20,8 @@ from shared.errors import InvalidInputError
 
 _SLOW_BATCHES_BEFORE_THREADS = 3
 """After this many consecutive slow batches, further batches are loaded ahead in threads."""
-
+_AHEAD = 2
+"""How many steps, at least, are loaded in advance."""
 
 _SWITCH_INTERVAL_S = 2e-4
 """The interpreter's switch interval while loader threads run: how long one may keep the interpreter lock.
@@ -50,7 +51,7 @@ class Step(NamedTuple):
 
 
 class Loader:
-    """Loads the batches of ``dataset`` in ``order`` for process ``rank`` of ``world``, ``ahead`` steps in advance.
+    """Loads the batches of ``dataset`` in ``order`` for process ``rank`` of ``world``, a few steps in advance.
 
     ``micro_batch`` is the maximum number of samples in a part of a step; if it is None, a step has one part. It may
     change between two steps: steps that were loaded ahead are then loaded again.
@@ -70,7 +71,6 @@ class Loader:
         world: int = 1,
         micro_batch: int | None = None,
         threads: int = 1,
-        ahead: int = 2,
         handover_s: float = 5e-4,
     ) -> None:
         if (batch := len(order.indices(0))) < world:
@@ -78,7 +78,7 @@ class Loader:
                 f"a global batch of {batch} samples cannot be split over {world} processes; use fewer processes"
             )
         self.dataset, self.order, self.device, self.micro_batch = dataset, order, device, micro_batch
-        self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
+        self.rank, self.world, self.threads = rank, world, threads
         self.handover_s = handover_s
 
     def indices(self, number: int) -> list[Indices]:
@@ -121,7 +121,7 @@ class Loader:
             ThreadPoolExecutor(self.threads, "loader", initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             pending: deque[Future[Step]] = deque(
-                pool.submit(self.make, number) for number in islice(upcoming, self.ahead + 1)
+                pool.submit(self.make, number) for number in islice(upcoming, max(_AHEAD, self.threads) + 1)
             )
             try:
                 while pending:

@@ -8,7 +8,6 @@ the environment variable TRIVIUM_DATA names, then in the user's cache.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import urllib.request
@@ -113,7 +112,7 @@ def read_registry(path: Path) -> dict[str, Entry]:
     """The entries of a ``registry.json`` by name; empty if the file does not exist."""
     if not path.is_file():
         return {}
-    entries = TypeAdapter(list[Entry]).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    entries = TypeAdapter(list[Entry]).validate_json(path.read_bytes())
     return {entry.name: entry for entry in entries}
 
 
