@@ -98,7 +98,6 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops the thread."""
         self._stop.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)

@@ -69,7 +69,6 @@ class ArchiveMember:
     _lock: threading.Lock
 
     def read(self) -> bytes:
-        """Returns the whole content."""
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:

@@ -47,7 +47,6 @@ class TrainingLog:
             )
 
     def info(self, text: str) -> None:
-        """Writes one line."""
         if self._bar is not None:
             self._bar.console.print(text, soft_wrap=True, markup=False, highlight=False)
         elif self._enabled:

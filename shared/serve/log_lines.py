@@ -19,7 +19,6 @@ class JsonLines(logging.Formatter):
         self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON."""
         timestamp = iso_utc(record.created)
         line = {"time": timestamp, "level": record.levelname, **self._worker, "message": record.getMessage()}
         if record.exc_info:

@@ -169,7 +169,6 @@ class ModelMetrics:
         }
 
     def waiting(self) -> int:
-        """The number of waiting requests."""
         return int(next(iter(self.pending.collect())).samples[0].value)
 
     def latency_quantile_s(self, quantile: float) -> float | None:

@@ -53,7 +53,6 @@ class Pages:
         return HTMLResponse(text, status, headers={"Content-Security-Policy": page_policy(nonce)})
 
     def error(self, heading: str, sentence: str, status: int) -> HTMLResponse:
-        """An error page with a heading and one sentence."""
         return self.render("error.html", status=status, heading=heading, sentence=sentence)
 
     def router(self) -> APIRouter:

@@ -190,7 +190,6 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts listening, and announces it."""
         await super().startup(sockets)
         if self.started:
             reduce_garbage_collection()

@@ -34,7 +34,6 @@ class AcceptedHosts:
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
         if scope["type"] == "http" and self._hosts is not None:
             host = Headers(scope=scope).get("host", "").lower()
             if not {host, host.rpartition(":")[0]} & set(self._hosts):

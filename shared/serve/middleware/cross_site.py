@@ -22,7 +22,6 @@ class CrossSiteWrites:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
         if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and _is_cross_site(Headers(scope=scope)):
             sentence = "writes from pages of other sites are refused; behind a proxy, have it forward the Host header"
             await json_error(scope["path"], sentence, 403)(scope, receive, send)

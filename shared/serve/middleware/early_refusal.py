@@ -36,7 +36,6 @@ class EarlyRefusal:
         self._pause_s, self._paused = min(_MAX_PAUSE_S, _PAUSE_SHARE_OF_DEADLINE * deadline_s), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
         check = self._checks.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         try:
             if check is not None:

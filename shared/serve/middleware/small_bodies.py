@@ -32,7 +32,6 @@ class SmallBodies:
         self._app, self._json_routes, self._json_limits = app, json_routes, (max_bytes, timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
         limits = self._limits(scope)
         if limits is None:
             await self._app(scope, receive, send)

@@ -59,7 +59,6 @@ class DirectRoute(APIRoute):
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
         if self.methods and scope["method"] not in self.methods:
             await super().handle(scope, receive, send)  # 405
             return
@@ -128,7 +127,6 @@ class PartsResponse(Response):
         self._parts, self._size, self._held = parts, size, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         remaining = self._size
         for part in self._parts:

@@ -210,7 +210,6 @@ class Networks:
                 self._models.setdefault(manifest.name, {})[network.version] = network
 
     def names(self) -> list[str]:
-        """The names of all models."""
         return sorted(self._models)
 
     def versions(self, name: str) -> list[str]:
@@ -230,7 +229,6 @@ class Networks:
         return versions[chosen]
 
     def all(self) -> list[NetworkModel]:
-        """Every version of every model."""
         return [network for versions in self._models.values() for network in versions.values()]
 
     def pools(self) -> list[WorkerPool]:

@@ -35,7 +35,6 @@ class GroupQueue(Generic[Entry]):
         return chain.from_iterable(self._waiting.values())
 
     def count(self, group: str | None) -> int:
-        """The number of waiting entries of a group."""
         return len(self._waiting.get(group, ()))
 
     def append(self, entry: Entry) -> None:
@@ -70,7 +69,6 @@ class GroupQueue(Generic[Entry]):
         return True
 
     def clear(self) -> None:
-        """Removes all entries."""
         self._waiting.clear()
 
     def _next_group(self) -> str | None:

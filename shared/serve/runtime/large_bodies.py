@@ -58,7 +58,6 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._protocol.flow.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The memory to write the next bytes to."""
         if self._buffer is None:
             self._discard()
             return _DISCARD_BUFFER[: self.left]
@@ -95,17 +94,14 @@ class BodyReceiver(asyncio.BufferedProtocol):
         """The client has finished sending: the connection closes."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has disconnected."""
         self.disconnected = True
         self._wake.set()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Forwards to the replaced protocol."""
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Forwards to the replaced protocol."""
         self._protocol.resume_writing()
 
 
@@ -121,7 +117,6 @@ class LargeBodyProtocol(HttpToolsProtocol):
     _receiver: BodyReceiver | None = None
 
     def on_headers_complete(self) -> None:
-        """Starts a request."""
         self._left = _stated_size(self.headers)
         self._rest = None
         if self._left >= MIN_LARGE_BODY:
@@ -130,7 +125,6 @@ class LargeBodyProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Counts a part of the body."""
         self._left -= len(body)
         super().on_body(body)
 

@@ -68,7 +68,6 @@ class LiveVersions:
         )
 
     def models(self) -> list[str]:
-        """The names of all models."""
         return self._registry.names()
 
     async def stages(self, model: str) -> dict[int, VersionStage]:

@@ -167,7 +167,6 @@ class WorkerPool:
         return any(slot.state in ("idle", "busy") for slot in self._slots)
 
     def on_ready(self, worker: Worker) -> None:
-        """Called when a worker has loaded."""
         slot = self._slot_of(worker)
         slot.state, slot.failure = "idle", None
         if self._first_loaded is not None and not self._first_loaded.done():
@@ -175,7 +174,6 @@ class WorkerPool:
         self._dispatch()
 
     def on_stage(self, worker: Worker, stage: str) -> None:
-        """Called when a worker reports its current stage."""
         slot = self._slot_of(worker)
         if slot.state == "loading":
             self._on_loading(stage)
@@ -184,7 +182,6 @@ class WorkerPool:
                 entry.stage(stage)
 
     def on_replies(self, worker: Worker, replies: Sequence[Message]) -> None:
-        """Called when a worker has computed its batch."""
         slot = self._slot_of(worker)
         batch, slot.batch = slot.batch, []
         slot.state = "idle"

@@ -67,11 +67,9 @@ class _BoundedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         self._connections: list[BoundedConnection] = []
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        """The answer over HTTP."""
         return self.do_open(partial(self._connect, BoundedConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        """The answer over TLS."""
         return self.do_open(partial(self._connect, BoundedTLSConnection), req)
 
     def _connect(self, kind: type[BoundedConnection], *args: Any, **kwargs: Any) -> BoundedConnection:
@@ -81,7 +79,6 @@ class _BoundedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return connection
 
     def end(self) -> None:
-        """Closes the connections."""
         for connection in self._connections:
             connection.end()
 

@@ -75,7 +75,6 @@ class WorkerProcess:
         asyncio.get_running_loop().add_reader(self._connection, self._read)
 
     def begin(self, batch: Sequence[Message]) -> bool:
-        """Sends the requests."""
         if self._connection is None:
             return False
         try:

@@ -33,14 +33,12 @@ class WorkerThread:
         self._listener: WorkerListener | None = None
 
     def start(self, listener: WorkerListener) -> None:
-        """Starts loading on the thread."""
         self._listener = listener
         began = time.monotonic()
         loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load, self._stage_reporter())
         loading.add_done_callback(lambda done: self._finish_loading(done, began))
 
     def begin(self, batch: Sequence[Message]) -> bool:
-        """Starts computing on the thread."""
         assert self._handler is not None
         computing = asyncio.get_running_loop().run_in_executor(
             self._threads, self._handler.handle, batch, self._stage_reporter()
