@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from shared.errors import InvalidInputError
+from shared.serve.metrics import METHODS
 from shared.serve.middleware.error_answers import json_error, wants_page
 from shared.serve.middleware.per_client import TooMany
 from shared.serve.oip.routes import EXTENSIONS
@@ -21,7 +22,6 @@ from shared.serve.runtime.limits import Busy
 _HEADINGS = {404: "Page not found", 405: "Method not allowed", 503: "Temporarily unavailable"}
 _UNREADABLE_JSON = "There was an error parsing the body"
 """FastAPI's message for a JSON body that is not valid Unicode, or nested too deeply."""
-_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _DEFAULT_CONTENT_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 """The content types that HTTP tools send a body with by default."""
 
@@ -74,5 +74,5 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
 
 def _allowed_methods(server: FastAPI, request: Request) -> list[str]:
     """The methods that any route accepts at the request's path."""
-    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
     return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in server.routes)]

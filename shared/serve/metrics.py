@@ -22,7 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 600, 3600, 21600)
 _REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-_METHODS = ("GET", "HEAD", "POST", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+"""The methods of the routes."""
 
 
 class Metrics:
@@ -80,7 +81,7 @@ class Metrics:
 
     def observe_http_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Records an HTTP request; ``route`` is the path's pattern, to keep the number of label values small."""
-        self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
+        self.http.labels(route, method if method in METHODS else "other", str(status)).observe(seconds)
 
     def set_gauges(
         self,

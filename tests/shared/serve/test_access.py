@@ -55,12 +55,14 @@ def test_the_log_line_has_the_trace_id_of_the_request(
 def test_latencies_are_recorded_by_path_pattern(echo_client: TestClient) -> None:
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
     echo_client.get("/api/echo/cases/none")
+    echo_client.put("/api/echo/cases/none/review", json={})
     echo_client.get("/v2/models/model")  # a name that another part of the path begins with
     text = echo_client.get("/metrics").text
     assert (
         'trivium_http_request_duration_seconds_count{method="POST",route="/api/echo/predict",status="200"} 1.0' in text
     )
     assert 'method="GET",route="/api/echo/cases/{case_id}",status="404"} 1.0' in text
+    assert 'method="PUT",route="/api/echo/cases/{case_id}/review",status="404"} 1.0' in text
     assert 'method="GET",route="/v2/models/{name}",status="404"} 1.0' in text
     assert 'trivium_inference_request_duration_seconds_bucket{le="+Inf",model="echo",version="2"} 1.0' in text
 
