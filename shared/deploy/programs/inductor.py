@@ -117,4 +117,5 @@ def load_compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
 
     if device == "cuda":
         return graph_compute(dense, autocast_dtype(format), device, capture, partial(torch.compile, dynamic=False))
-    return load_eager(replace(dense, module=torch.compile(dense.module, dynamic=True)), format, device)
+    compiled: Any = torch.compile(dense.module, dynamic=True)
+    return load_eager(replace(dense, module=compiled), format, device)
