@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import polars as pl
 
@@ -58,6 +59,7 @@ _MODIFIERS |= set(_split_words("time|date|timestamp|updated|update|ratio|earning
 _IDENTIFIERS = _split_words("|id|no|index|row|unnamed: 0|序号")
 
 
+@lru_cache(maxsize=4096)
 def normalised_label(label: str) -> str:
     """A column's name without case, brackets, bracketed units and separators: 'Close (USD)' becomes 'close'."""
     text = re.sub(r"\s*[\(\[（【][^\)\]）】]*[\)\]）】]", "", label.strip().strip("<>\"'*†"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import polars as pl
 
@@ -43,9 +41,11 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
         column = column.cast(pl.String).cast(pl.Float64)
     if column.dtype != pl.String and not column.dtype.is_numeric():
         return None, ""
-    factor, missing = np.ones(len(column)), column.is_null()
+    factor, is_wrong = np.ones(len(column)), np.zeros(len(column), bool)
     numbers, example_row = column.cast(pl.Float64, strict=False), None
-    if column.dtype == pl.String and (european or decimal == "," or numbers.null_count() > missing.sum()):
+    # Most columns need no more, which matters for many: each text operation is computed by another thread, for which a
+    # busy machine has to be waited for.
+    if column.dtype == pl.String and (european or decimal == "," or numbers.null_count() > column.null_count()):
         text = column.fill_null("").str.replace_all(_SPACES, " ").str.strip_chars()
         missing = _is_missing(text)
         text, factor = _strip_decoration(text)
@@ -69,11 +69,11 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
         )
         text = text.str.replace_all({",": ".", ".": ","}[mark], "", literal=True).set(violates[mark], "odd")
         numbers = text.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
-    is_invalid = numbers.is_null() & ~missing
-    if int(is_invalid.sum()) > 0.5 * int((~missing).sum()):
-        return None, ""
-    values = numbers.fill_null(np.nan).to_numpy() * factor
-    is_wrong = is_invalid.to_numpy() | (np.isfinite(values) & (np.abs(values) > MAX_VALUE))
+        is_wrong = (numbers.is_null() & ~missing).to_numpy()
+        if int(is_wrong.sum()) > 0.5 * int((~missing).sum()):
+            return None, ""
+    values = numbers.to_numpy() * factor  # NaN where missing
+    is_wrong = is_wrong | (np.isfinite(values) & (np.abs(values) > MAX_VALUE))
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
         form = (
@@ -101,25 +101,40 @@ def _strip_decoration(text: pl.Series) -> tuple[pl.Series, Floats]:
     return text.str.replace_all("[ '’]", "").zip_with(text.str.contains(_GROUPED), text), factor
 
 
-def has_decimal_commas(column: pl.Series) -> bool:
+def has_decimal_commas(frame: pl.DataFrame) -> bool:
     """Whether the numbers in a text column certainly have a decimal comma, or points between thousands."""
-    if column.dtype != pl.String:
-        return False
-    text = column.drop_nulls().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
-    text = text.filter(text.str.contains(_DIGITS))
-    return bool(text.str.contains(_FORMS[","]).all() and not text.str.contains(_FORMS["."]).all())
+    digits, text = _digits()
+    return _any_column(frame, _all_match(text, digits, ",") & ~_all_match(text, digits, "."))
 
 
-def decimal_mark(columns: Iterable[pl.Series]) -> str | None:
+def decimal_mark(frame: pl.DataFrame) -> str | None:
     """The decimal mark of a table whose text columns have numbers with both marks, such as 10.003,77; None if none has,
     or if they differ. Whoever wrote them separates thousands in other columns too, where 1.234 alone is ambiguous."""
-    marks: set[str] = set()
-    for column in columns:
-        if column.dtype == pl.String:
-            text = column.drop_nulls().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
-            both = text.filter(text.str.contains(_DIGITS) & text.str.contains(",.*\\.|\\..*,"))
-            marks |= {mark for mark, form in _FORMS.items() if len(both) and both.str.contains(form).all()}
-    return marks.pop() if len(marks) == 1 else None
+    digits, text = _digits()
+    both = digits & text.str.contains(",.*\\.|\\..*,")
+    marks = [mark for mark in _FORMS if _any_column(frame, both.any() & _all_match(text, both, mark))]
+    return marks[0] if len(marks) == 1 else None
+
+
+def _digits() -> tuple[pl.Expr, pl.Expr]:
+    """For each column, which cells are numbers in digits, and the cells without spaces and signs."""
+    text = pl.all().str.replace_all(_SPACES, " ").str.replace(r" ?[%€]$", "").str.strip_chars()
+    return text.str.contains(_DIGITS), text
+
+
+def _all_match(text: pl.Expr, cells: pl.Expr, mark: str) -> pl.Expr:
+    """Whether all of ``cells`` have the form of numbers with this decimal mark."""
+    return (~cells | text.str.contains(_FORMS[mark])).all()
+
+
+def _any_column(frame: pl.DataFrame, condition: pl.Expr) -> bool:
+    """Whether the condition holds for a text column in which some cell is not written as Python writes numbers."""
+    texts = [
+        column
+        for column in frame.get_columns()
+        if column.dtype == pl.String and column.cast(pl.Float64, strict=False).null_count() > column.null_count()
+    ]
+    return any(any(row) for row in pl.DataFrame(texts).select(condition).rows())
 
 
 def find_formatted_amount(column: pl.Series) -> str | None:

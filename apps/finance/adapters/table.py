@@ -65,7 +65,7 @@ def to_contents(
     labels = _matching_label(frame, options.labels, "labels", name) if options.labels else TRUTH
     frame, parts_of_names = columns.with_joined_names(frame, options.series or options.series_if_present or "", name)
     data_columns = frame.drop(time, labels, strict=False)
-    decimal = options.decimal or decimal_mark(data_columns.get_columns())
+    decimal = options.decimal or decimal_mark(data_columns)
     is_european = _is_european(data_columns, frame[time], separator)
     values, faults = _read_values(data_columns, lines, decimal, is_european, notes)
     notes += unsign_crsp_prices(values, data_columns.columns)
@@ -166,7 +166,7 @@ def _with_one_column_of_times(frame: pl.DataFrame, time: str, name: str) -> pl.D
 def _is_european(values: pl.DataFrame, times: pl.Series, separator: str) -> bool:
     """Whether 1,5 has a decimal comma: cells are separated by semicolons, or there are such numbers, or German
     dates."""
-    if separator == ";" or any(has_decimal_commas(values[label].head(_SAMPLED_ROWS)) for label in values.columns):
+    if separator == ";" or has_decimal_commas(values.head(_SAMPLED_ROWS)):
         return True
     if (
         separator not in "\t|" or times.dtype != pl.String
