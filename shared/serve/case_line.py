@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from shared.serve.service import Service
-from shared.store.cases import RESULT
 from shared.store.records import CaseSummary
 
 
@@ -15,11 +14,7 @@ def case_line(service: Service, case: CaseSummary) -> str:
     label = f"{case.label}, {megabytes:.3g} MB" if megabytes >= 0.1 else case.label
     if service.app.case_label is None:
         return label
-    full_case = service.store.get(service.app.name, case.id)
-    result = None if full_case is None else service.store.file(full_case, RESULT)
-    if result is None:
-        return label
     try:
-        return f"{service.app.case_label(json.loads(result.read_bytes()))} ({label})"
+        return f"{service.app.case_label(json.loads(service.store.read_result(case)))} ({label})"
     except FileNotFoundError:  # the case was deleted in the meantime
         return label

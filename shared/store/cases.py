@@ -265,6 +265,10 @@ class CaseStore:
                 return "the store's database cannot be reached"
             raise
 
+    def read_result(self, case: CaseSummary) -> bytes:
+        """The ``result.json`` of a case in a list. Raises ``FileNotFoundError`` if the case was deleted since."""
+        return (self._cases / case.id / RESULT).read_bytes()
+
     def held_file(self, case: Case, name: str) -> bytes | None:
         """A file of a case that is held in memory; None if the case is not held or has no such file."""
         outputs = self._unkept.outputs(case.id)
