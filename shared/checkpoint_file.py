@@ -145,8 +145,13 @@ def state_dict_in(content: Any, name: str) -> dict[str, Tensor]:
     )
 
 
+def _make_bytearray(*values: Any) -> Any:
+    """Makes a bytearray from bytes or text; returns a stub for other arguments, such as a size to allocate."""
+    return bytearray(*values) if all(isinstance(value, (bytes, str)) for value in values) else Stub()
+
+
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("builtins", "bytearray"): lambda *values: _make_bytearray(*values),
+    ("builtins", "bytearray"): _make_bytearray,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
@@ -160,11 +165,6 @@ _CLASSES: dict[tuple[str, str], type] = {
     ("builtins", "slice"): slice,
     ("builtins", "complex"): complex,
 }
-
-
-def _make_bytearray(*values: Any) -> Any:
-    """Makes a bytearray from bytes or text; returns a stub for other arguments, such as a size to allocate."""
-    return bytearray(*values) if all(isinstance(value, (bytes, str)) for value in values) else Stub()
 
 
 class _Unpickler(pickle.Unpickler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,7 +115,9 @@ class ShardedStrategy:
             for parameter, mean in zip(self._unsharded, joined, strict=True):
                 parameter.grad = mean.clone()
         gradients = [local_tensor(parameter.grad) for parameter in self._sharded if parameter.grad is not None]
-        square = torch.stack(_norms(gradients)).square().sum() if gradients else torch.zeros((), device=device)
+        square = (
+            torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else torch.zeros((), device=device)
+        )
         self._inside.all_reduce(square)
         unsharded = [parameter.grad for parameter in self._unsharded if parameter.grad is not None]
         total_norm = (square + sum(gradient.square() for gradient in unsharded)).sqrt()
@@ -177,10 +179,6 @@ def units(model: nn.Module, min_bytes: float) -> list[nn.Module]:
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_norm(list(gradients)))
 
 
 class _LoggedAllGather(DefaultAllGather):

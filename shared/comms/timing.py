@@ -107,16 +107,17 @@ class Totals:
         self.nccl_time += length((span.start, span.end) for span in spans)
         self.exposed += length([*waiting, *after_backward])
         self.bytes += sum(span.bytes for span in spans)
-        for span in spans:
-            name = f"{span.name} ({span.group})"
-            self.by_collective[name] = self.by_collective.get(name, 0.0) + span.end - span.start
+        self._add_to_collectives(spans)
 
     def add_kernels(self, kernels: Sequence[Kernel], seconds: float) -> None:
         """Adds a step of ``seconds`` with the GPU activity ``kernels``."""
         communication, exposed = gpu_exposed(kernels)
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
         self.nccl_time, self.exposed = self.nccl_time + communication, self.exposed + exposed
-        for span in (_to_span(kernel) for kernel in kernels if kernel.is_communication):
+        self._add_to_collectives(map(_to_span, filter(lambda kernel: kernel.is_communication, kernels)))
+
+    def _add_to_collectives(self, spans: Iterable[Span]) -> None:
+        for span in spans:
             name = f"{span.name} ({span.group})"
             self.by_collective[name] = self.by_collective.get(name, 0.0) + span.end - span.start
 

@@ -122,11 +122,6 @@ def programs_of(predictor: object) -> dict[str, Program]:
     return dict(getattr(predictor, "programs", {}))
 
 
-def second_stages_of(predictor: object) -> dict[str, str]:
-    """By the name of a model, the name of the second-stage model that corrects its findings; empty without any."""
-    return dict(getattr(predictor, "second_stages", {}))
-
-
 def describe_programs(predictor: object) -> dict[str, str]:
     """By model name: the program that it uses, the reason, and remarks on programs that could not be used."""
     return {
@@ -141,7 +136,7 @@ def add_programs(response: Response, predictor: object) -> Response:
     If ``response`` names the models that answered, only these and their second stages are listed, so that the same
     input gives the same result, whichever models were loaded before. Else all programs that were needed so far are.
     """
-    programs, stages = programs_of(predictor), second_stages_of(predictor)
+    programs, stages = programs_of(predictor), getattr(predictor, "second_stages", {})
     answering = {*response.models, *(stages[name] for name in response.models if name in stages)}
     used = {
         name: program

@@ -125,7 +125,8 @@ class Registry:
         return paths
 
     def _versions_in(self, root: Path, name: str) -> list[Path]:
-        return [path for path in _version_folders(root.glob(f"{name}/*/{MANIFEST}")) if self._is_in_its_folder(path)]
+        folders = [manifest.parent for manifest in root.glob(f"{name}/*/{MANIFEST}")]
+        return [path for path in folders if path.name.isdecimal() and self._is_in_its_folder(path)]
 
     def _is_in_its_folder(self, path: Path) -> bool:
         state = file_state(path / MANIFEST)
@@ -183,7 +184,3 @@ def newest_partner(name: str, belongs_to: Callable[[Artifact], bool], roots: Ite
             if belongs_to(artifact := registry.open_partner(path)):
                 return artifact
     return None
-
-
-def _version_folders(manifests: Iterable[Path]) -> list[Path]:
-    return [path.parent for path in manifests if path.parent.name.isdecimal()]

@@ -152,9 +152,8 @@ def write_openvino_model(artifact: Artifact, repository: Path, program: str = "o
     """
     runtime, format = find_program(program)
     if runtime.name != "openvino":
-        raise InvalidInputError(
-            f"{program} is not an OpenVINO program; choose one of {', '.join(_openvino_programs())}"
-        )
+        choices = [name for name, (backend, _) in BACKENDS.items() if backend == "openvino"]
+        raise InvalidInputError(f"{program} is not an OpenVINO program; choose one of {', '.join(choices)}")
     stored = stored_programs(artifact)[0].get("openvino" if format == "bf16" else program)
     if stored is None and format == "int8":
         raise InvalidInputError(
@@ -173,10 +172,6 @@ def write_openvino_model(artifact: Artifact, repository: Path, program: str = "o
         for file in (network, network.with_suffix(".bin")):
             shutil.copy(file, model.with_suffix(file.suffix))
     return _write_config(artifact, version, program)
-
-
-def _openvino_programs() -> list[str]:
-    return [program for program, (backend, _) in BACKENDS.items() if backend == "openvino"]
 
 
 def _create_version_folder(artifact: Artifact, repository: Path) -> Path:

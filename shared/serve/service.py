@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,14 +130,12 @@ class Service:
                 place = stack.enter_context(self._limit.admit(group))
             yield place
 
-    @contextmanager
-    def admit_job(self, group: str | None) -> Iterator[Place]:
+    def admit_job(self, group: str | None) -> AbstractContextManager[Place]:
         """Holds a place for a job of a group while it is submitted. Raises ``Busy`` (503).
 
         These places are separate from those of requests.
         """
-        with self._jobs_limit.admit(group) as place:
-            yield place
+        return self._jobs_limit.admit(group)
 
     async def submit(
         self,
