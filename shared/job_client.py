@@ -30,6 +30,8 @@ _NO_KEY_HINT = "; it requires a key: set TRIVIUM_KEY"
 _WRONG_KEY_HINT = "; the key is unknown or was revoked"
 _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 """Error codes of X509_verify_cert for a certificate from an authority that is not trusted."""
+_NOT_RFC_5280 = range(80, 94)
+"""Error codes of X509_verify_cert with X509_V_FLAG_X509_STRICT, which Python 3.13 sets and earlier versions do not."""
 
 
 class ServerUnavailable(Exception):
@@ -194,8 +196,14 @@ def connection_problem(error: Exception) -> str:
     """Why the connection to a server failed, with a remedy if its certificate or TLS is the cause."""
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        unknown = cause.verify_code in _UNKNOWN_AUTHORITY
-        hint = "; set SSL_CERT_FILE to the file of its authority's certificate" if unknown else ""
+        hint = ""
+        if cause.verify_code in _UNKNOWN_AUTHORITY:
+            hint = "; set SSL_CERT_FILE to the file of its authority's certificate"
+        elif cause.verify_code in _NOT_RFC_5280:
+            hint = (
+                "; Python 3.13 requires this of certificates (RFC 5280): have it, or its authority's, issued anew, "
+                "or run Trivium on Python 3.12"
+            )
         return f"its certificate is not trusted: {cause.verify_message.rstrip('.')}{hint}"
     if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
         return "it does not use TLS; write its address with http://"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,7 @@ import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient, ServerUnavailable
+from shared.job_client import JobClient, ServerUnavailable, connection_problem
 from shared.secure.tls import read_certificate
 from shared.serve.oip.grpc_messages import PACKAGE, message
 from tests.servers import make_certificate
@@ -153,6 +154,24 @@ def test_the_commands_trust_the_authority_in_the_environment(
         assert cli.main([*arguments[:-1], f"{wrong}:{ports['https']}"]) == 2
         stderr = capsys.readouterr().err
         assert words in stderr and "SSL_CERT_FILE" not in stderr
+
+
+def test_a_certificate_that_only_python_3_13_refuses_gets_a_remedy(tmp_path: Path) -> None:
+    authority, authority_key, chain, key = (tmp_path / name for name in ("ca.crt", "ca.key", "tls.crt", "tls.key"))
+    make_certificate(authority, authority_key, "an authority without a key usage")
+    make_certificate(chain, key, "localhost", "-CA", str(authority), "-CAkey", str(authority_key))
+    client, server = ssl.create_default_context(cafile=authority), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_STRICT  # the default since Python 3.13
+    server.load_cert_chain(chain, key)
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(received, sent), server.wrap_bio(sent, received, server_side=True)
+    with pytest.raises(ssl.SSLCertVerificationError) as refused:
+        for end in ends * 2:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    problem = connection_problem(refused.value)
+    assert "key usage" in problem and "RFC 5280" in problem and "SSL_CERT_FILE" not in problem
 
 
 def test_a_renewed_certificate_is_used_for_new_connections(home: Path, ports: dict[str, int]) -> None:
