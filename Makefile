@@ -14,8 +14,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
 	  --require-hashes -r requirements.lock
-	@# pip would compile on one core. A few packages contain files that are not valid in this Python version.
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib/python*/site-packages >/dev/null || true
+	@# pip would compile on one core. A few packages contain files that are not valid in this Python version, or that
+	@# Python 3.12 and later warn about.
+	@$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib/python*/site-packages >/dev/null || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
