@@ -94,9 +94,18 @@ def test_a_missed_event_takes_the_times_that_the_chart_shows(page: Page, site: s
     with page.expect_response(is_save):
         page.get_by_role("button", name=re.compile("^Remove the missed event")).click()
     assert review(page, site, case)["missed"] == []
+    # Times are understood as the page shows them.
+    page.get_by_text("Missed an event?").click()
+    page.get_by_label("Start of the missed event").fill("2024-01-03")
+    page.get_by_label("End of the missed event").fill("2024-01-03 04:00")
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Add", exact=True).click()
+    (missed,) = review(page, site, case)["missed"]
+    assert (missed["start"], missed["end"]) == (time(48), time(52))
+    with page.expect_response(is_save):
+        page.get_by_role("button", name=re.compile("^Remove the missed event")).click()
     # An event outside the series is reported next to the review and not saved.
     page.expected_errors += ["422"]  # type: ignore[attr-defined]
-    page.get_by_text("Missed an event?").click()
     page.get_by_label("Start of the missed event").fill(time(500))
     page.get_by_label("End of the missed event").fill(time(501))
     page.get_by_role("button", name="Add", exact=True).click()

@@ -3,6 +3,12 @@ import { element } from "../shared/case.js";
 import { verdictBoxes } from "../shared/review.js";
 import { seconds, shortTime } from "./chart.js";
 
+/** A time in the format of events, if it is written as on the page: 2024-08-05 13:31; a day begins at midnight. */
+function eventTime(text) {
+  const [, day, minute, second] = text.trim().match(/^(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d)(:\d\d(?:\.\d+)?)?)?Z?$/) ?? [];
+  return day ? `${day}T${minute ?? "00:00"}${second ?? ":00"}Z` : text.trim();
+}
+
 /**
  * The review of the series `part` of a result with its own `events`. `chart()` returns its chart once it is drawn,
  * `times()` its rows' times in seconds. In the result, `cell(event)` is the element with the verdict on an event and
@@ -36,7 +42,7 @@ export function seriesReview(review, result, part, events, { chart, times }) {
   }
 
   function addMissed() {
-    review.add({ ...(result.parts ? { series: part.name } : {}), start: start.value.trim(), end: end.value.trim() });
+    review.add({ ...(result.parts ? { series: part.name } : {}), start: eventTime(start.value), end: eventTime(end.value) });
     start.value = end.value = "";
     offer();
   }
