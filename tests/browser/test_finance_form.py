@@ -201,6 +201,10 @@ def test_a_file_without_a_series_is_refused(page: Page, site: str, tmp_path: Pat
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
     expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times", timeout=TIMEOUT_MS)
+    # The field of the option that the refusal names is in a section that was closed, under another label.
+    expect(page.get_by_label("Column of times")).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_label("Column of times")).to_be_visible()
+    expect(page.get_by_label("Time zone")).to_have_attribute("aria-invalid", "false")
 
 
 def open_sample(page: Page, site: str) -> str:

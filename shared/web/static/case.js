@@ -67,9 +67,18 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   function showError(text) {
     part("error").textContent = text;
     part("error").hidden = !text;
+    markFields(text);
     if (!text) return;
     fold(false);
     part("error").scrollIntoView({ block: "nearest" });
+  }
+  /** Marks the fields of the options that a refusal names, because their labels are longer, and opens their sections. */
+  function markFields(text) {
+    for (const field of form.querySelectorAll(".options [name]")) {
+      const isNamed = new RegExp(`option '?${field.name}\\b|\\b${field.name}=`).test(text);
+      field.setAttribute("aria-invalid", String(isNamed));
+      if (isNamed) field.closest("details")?.setAttribute("open", "");
+    }
   }
   /** Collapses the form to one button, so that the result is at the top. */
   const fold = (on) => { form.classList.toggle("folded", on); part("again").hidden = !on; };
