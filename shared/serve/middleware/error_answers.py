@@ -8,11 +8,17 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Scope
 
+_PAGE = (
+    '<!doctype html><html lang="en"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark"><title>The request failed · Trivium</title>'
+    "<main><h1>The request failed</h1><p>{}</p></main></html>"
+)
+
 
 def error_answer(scope: Scope, sentence: str, status: int) -> Response:
     """The answer to a request that cannot be served. Needs no templates."""
     if wants_page(scope):
-        return HTMLResponse(f"<!doctype html><title>Error</title><p>{escape(sentence)}", status)
+        return HTMLResponse(_PAGE.format(escape(sentence)), status)
     return json_error(scope["path"], sentence, status)
 
 

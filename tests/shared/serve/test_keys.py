@@ -82,6 +82,12 @@ def test_an_invalid_key_is_refused_with_a_sentence(keyed: TestClient, authorizat
     assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": authorization.encode("latin-1")}).json()["error"]
 
 
+def test_a_browser_gets_a_refusal_as_a_page_with_a_language_and_a_heading(keyed: TestClient) -> None:
+    page = keyed.get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 401 and page.text.startswith('<!doctype html><html lang="en">')
+    assert "<h1>The request failed</h1>" in page.text and "enter the key as the password" in page.text
+
+
 def test_a_key_may_be_sent_as_x_api_key_behind_a_proxy(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     key = add(keyed, "anna")["Authorization"].removeprefix("Bearer ")
     proxy_s = basic("anna", "password of the proxy's")

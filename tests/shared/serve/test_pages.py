@@ -102,6 +102,11 @@ def test_a_browser_gets_errors_as_pages(echo_client: TestClient) -> None:
     assert echo_client.get("/nowhere").json() == {"detail": "there is nothing at /nowhere"}
 
 
+def test_the_title_of_a_page_names_the_server(echo_client: TestClient) -> None:
+    titles = [re.findall("<title>(.+) · Trivium</title>", echo_client.get(path).text) for path in ("/", "/docs")]
+    assert titles == [["Overview"], ["JSON interface"]]
+
+
 def test_every_page_has_a_policy_with_a_new_nonce(echo_client: TestClient) -> None:
     policies = [echo_client.get("/echo").headers["Content-Security-Policy"] for _ in range(2)]
     nonces = [re.search(r"'nonce-([\w-]+)'", policy) for policy in policies]
