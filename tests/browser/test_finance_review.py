@@ -86,6 +86,7 @@ def test_a_missed_event_takes_the_times_that_the_chart_shows(page: Page, site: s
     with page.expect_response(is_save):
         page.get_by_role("button", name="Add", exact=True).click()
     assert review(page, site, case)["missed"] == [{"series": "C", "start": start, "end": end}]
+    expect(page.get_by_label("Start of the missed event")).to_be_focused()
     row = page.get_by_role("list", name="Missed events").get_by_role("listitem")
     expect(row).to_have_count(1)
     page.get_by_role("button", name="A", exact=True).click()
@@ -94,6 +95,7 @@ def test_a_missed_event_takes_the_times_that_the_chart_shows(page: Page, site: s
     with page.expect_response(is_save):
         page.get_by_role("button", name=re.compile("^Remove the missed event")).click()
     assert review(page, site, case)["missed"] == []
+    expect(page.get_by_text("Missed an event?")).to_be_focused()
     # Times are understood as the page shows them.
     page.get_by_text("Missed an event?").click()
     page.get_by_label("Start of the missed event").fill("2024-01-03")

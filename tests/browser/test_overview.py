@@ -107,22 +107,30 @@ def test_the_form_works_with_the_keyboard_alone_and_announces_its_status(page: P
 def test_a_request_can_be_cancelled(page: Page, address: str, echo: Echo) -> None:
     page.goto(f"{address}/echo")
     echo.gate.clear()
-    page.get_by_role("button", name="Three numbers").click()
-    page.get_by_role("button", name="Cancel").click()
+    sample = page.get_by_role("button", name="Three numbers")
+    sample.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_have_text("Cancelled.")
     echo.gate.set()
-    expect(page.get_by_role("button", name="Three numbers")).to_be_enabled()
+    expect(sample).to_be_enabled()
+    expect(sample).to_be_focused()
 
 
 def test_errors_are_shown_on_the_page(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(f"{address}/echo")
     page.get_by_role("button", name="Analyse").click()
     expect(page.get_by_role("alert")).to_have_text("Choose a file or a sample first.")
+    files = page.get_by_label("Files")
+    expect(files).to_have_attribute("aria-invalid", "true")
+    expect(files).to_have_accessible_description(re.compile("Choose a file or a sample first."))
     (tmp_path / "bad.csv").write_text("x")
     (tmp_path / "large.csv").write_bytes(b"1," * 1_500_000)
     page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
     page.get_by_role("button", name="Analyse").click()
     expect(page.get_by_role("alert")).to_contain_text("larger (3.0 MB) than this server accepts (2.0 MB)")
+    expect(files).to_be_focused()
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
     expect(page.get_by_role("alert")).to_be_hidden()

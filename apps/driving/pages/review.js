@@ -1,5 +1,5 @@
 // Reviews a frame: verdicts on its boxes, and missed objects, which are placed by a click in the view from above.
-import { element } from "../shared/case.js";
+import { element, replaceItems, withhold } from "../shared/case.js";
 import { verdictBoxes } from "../shared/review.js";
 
 // Also the classes of a frame that does not name those of its network, such as one of an earlier version.
@@ -30,7 +30,8 @@ export function frameReview(review, frame, state, changed) {
   const add = element("button", { type: "button", disabled: true, onclick: () => addMissed() }, "Add");
   const missedList = element("ul", { "aria-label": "Missed objects" });
   const others = element("button", { type: "button", title: "Accept each shown box of this frame that has no verdict", onclick: () => review.acceptOthers(state.frame.boxes.map((box) => box.number)) }, "Accept the others");
-  const adding = element("details", { class: "adding" }, element("summary", {}, "Missed an object?"),
+  const summary = element("summary", {}, "Missed an object?");
+  const adding = element("details", { class: "adding" }, summary,
     element("p", { class: "small" }, "Click its position in the view from above, or enter it. Metres from the LiDAR; the heading is counter-clockwise from straight ahead."),
     element("div", { class: "controls" }, element("label", {}, "Class ", name), aheadLabel, leftLabel, bottomLabel, ...sides.map(([, label]) => label), headingLabel, add));
 
@@ -46,7 +47,7 @@ export function frameReview(review, frame, state, changed) {
   /** Enables Add once the object has a position, a heading and a size. */
   function updateAdd() {
     const complete = [ahead, left, bottom, heading].every((field) => field.value !== "");
-    add.disabled = !complete || sides.some(([input]) => !(Number(input.value) > 0));
+    withhold(add, "disabled", !complete || sides.some(([input]) => !(Number(input.value) > 0)), name);
   }
 
   function addMissed() {
@@ -69,10 +70,10 @@ export function frameReview(review, frame, state, changed) {
   function update() {
     for (const verdict of verdicts.values()) verdict.update();
     state.missed = review.state.missed.filter((missed) => missed.frame === frame.frame);
-    missedList.replaceChildren(...state.missed.map((missed) => element("li", {},
-      element("button", { type: "button", onclick: () => review.remove(missed), "aria-label": `Remove the missed ${missed.name}` }, "−"),
-      ` missed: ${missed.name.replaceAll("_", " ")}, ${Math.hypot(...missed.centre_lidar_m.slice(0, 2)).toFixed(1)} m away`)));
-    others.hidden = !state.frame.boxes.some((box) => review.verdict(box.number) === null);
+    replaceItems(missedList, state.missed.map((missed) => element("li", {},
+      element("button", { type: "button", onclick: () => review.remove(missed), "aria-label": `Remove the missed ${missed.name.replaceAll("_", " ")}, ${Math.hypot(...missed.centre_lidar_m.slice(0, 2)).toFixed(1)} m away` }, "−"),
+      ` missed: ${missed.name.replaceAll("_", " ")}, ${Math.hypot(...missed.centre_lidar_m.slice(0, 2)).toFixed(1)} m away`)), summary);
+    withhold(others, "hidden", !state.frame.boxes.some((box) => review.verdict(box.number) === null), summary);
     changed();
   }
 

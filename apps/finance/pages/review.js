@@ -1,5 +1,5 @@
 // Reviewing a series: verdicts on its events, and missed events, whose times can be taken from the chart's view.
-import { element } from "../shared/case.js";
+import { element, replaceItems, withhold } from "../shared/case.js";
 import { verdictBoxes } from "../shared/review.js";
 import { seconds, shortTime } from "./chart.js";
 
@@ -24,12 +24,13 @@ export function seriesReview(review, result, part, events, { chart, times }) {
   const missedList = element("ul", { "aria-label": "Missed events" });
   const isOwn = (event) => !result.parts || event.series === part.name;
   const missed = () => review.state.missed.filter(isOwn);
+  const summary = element("summary", {}, "Missed an event?");
   const node = element("div", { class: "series-review" }, acceptOthersButton, missedList,
-    element("details", {}, element("summary", {}, "Missed an event?"),
+    element("details", {}, summary,
       element("p", { class: "small" }, "Zoom in on it, or enter its times, in UTC as in the placeholders."),
       element("p", { class: "tools" }, element("button", { type: "button", onclick: () => useView() }, "Use the times in view"), start, " to ", end, add)));
 
-  const offer = () => { add.disabled = !(start.value.trim() && end.value.trim()); };
+  const offer = () => withhold(add, "disabled", !(start.value.trim() && end.value.trim()), start);
 
   /** Fills in the times of the first and the last row in view. */
   function useView() {
@@ -49,10 +50,10 @@ export function seriesReview(review, result, part, events, { chart, times }) {
 
   function update() {
     for (const boxes of verdicts.values()) boxes.update();
-    acceptOthersButton.hidden = !events.some((event) => review.verdict(number(event)) === null);
-    missedList.replaceChildren(...missed().map((event) => element("li", {},
+    withhold(acceptOthersButton, "hidden", !events.some((event) => review.verdict(number(event)) === null), summary);
+    replaceItems(missedList, missed().map((event) => element("li", {},
       element("button", { type: "button", onclick: () => review.remove(event), "aria-label": `Remove the missed event of ${shortTime(event.start)}` }, "−"),
-      ` missed: ${shortTime(event.start)} to ${shortTime(event.end)}`)));
+      ` missed: ${shortTime(event.start)} to ${shortTime(event.end)}`)), summary);
     chart()?.redraw();
   }
   return {

@@ -11,11 +11,12 @@ export function earlierScan(answer, { slices }) {
   const days = element("input", { type: "number", min: 1, max: 36525, step: 1, placeholder: "days", "aria-label": "Days between the scans" });
   const button = element("button", { type: "button", onclick: () => compare() }, "Compare");
   const errorNode = element("p", { class: "error", role: "alert", hidden: true });
-  const resultNode = element("div", { "aria-live": "polite" });
+  const status = element("p", { role: "status" });
+  const resultNode = element("div");
   const node = element("details", { class: "earlier" },
     element("summary", {}, "Compare with an earlier scan of this patient"),
     element("p", { class: "small" }, element("label", {}, "Case ", cases), " ", element("label", {}, "acquired ", days, " days before"), " ", button),
-    errorNode, resultNode);
+    errorNode, status, resultNode);
   node.addEventListener("toggle", () => { if (node.open && !cases.options.length) list(); });
 
   async function list() {
@@ -31,19 +32,23 @@ export function earlierScan(answer, { slices }) {
   }
 
   async function compare() {
-    button.disabled = true;
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true";   // not disabled, which would take the keyboard's focus from it
     showError("");
-    resultNode.replaceChildren(element("p", {}, "Aligning the two scans …"));
+    resultNode.replaceChildren();
+    status.textContent = "Aligning the two scans …";
     try {
       const query = new URLSearchParams({ prior: cases.value, ...(days.value ? { days: days.value } : {}) });
       const comparison = await ask("GET", `${answer.url}/comparison?${query}`);
       const earlier = await ask("GET", `${answer.url.slice(0, answer.url.lastIndexOf("/"))}/${cases.value}`);
       await show(comparison, earlier);
+      status.textContent = "The two scans are compared below.";
     } catch (error) {
       resultNode.replaceChildren();
+      status.textContent = "";
       showError(`The scans could not be compared: ${error.message}`);
     }
-    button.disabled = false;
+    button.ariaDisabled = "false";
   }
 
   async function show(comparison, earlier) {

@@ -1,5 +1,5 @@
 // Nodules that a reader adds to the findings, at the cross or at the line that the reader measured.
-import { element } from "../shared/case.js";
+import { element, replaceItems, withhold } from "../shared/case.js";
 import { position, sliceName, statedGeometry } from "./volume.js";
 
 const MIN_MM = 0.5;
@@ -47,11 +47,11 @@ export function missedList(review, { volume, viewer }) {
     const state = JSON.stringify([review.state.missed, others]);
     if (state !== shownState) {
       shownState = state;
-      rows.replaceChildren(...review.state.missed.map(row), ...others.map(othersRow));
+      replaceItems(rows, [...review.state.missed.map(row), ...others.map(othersRow)], diameter);
       rows.hidden = !rows.childElementCount;
     }
     const marked = viewer()?.pointed() ?? null;
-    button.disabled = !marked;
+    withhold(button, "disabled", !marked, diameter);
     hint.textContent = marked ? "" : "Click it in the slice (or Shift + arrow keys), or drag across it: ";
     // The length of a line across the nodule is its diameter.
     if (marked?.diameter_mm && marked.diameter_mm !== lastMeasured) diameter.value = marked.diameter_mm.toFixed(1);

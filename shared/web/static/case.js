@@ -21,6 +21,23 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Replaces the items of a list. The keyboard's focus stays at its place in the list, or moves to `next` if no item is left. */
+export function replaceItems(list, items, next) {
+  const focused = document.activeElement;
+  const place = [...list.children].findIndex((item) => item.contains(focused));
+  const position = place < 0 ? -1 : [...list.children[place].querySelectorAll("button")].indexOf(focused);
+  list.replaceChildren(...items);
+  if (place < 0) return;
+  const buttons = items[Math.min(place, items.length - 1)]?.querySelectorAll("button") ?? [];
+  (buttons[position] ?? buttons[0] ?? next).focus();
+}
+
+/** Hides or disables a button, by the attribute `how`. If it has the keyboard's focus, that moves to `next`. */
+export function withhold(button, how, on, next) {
+  if (on && button.contains(document.activeElement)) next.focus();
+  button[how] = on;
+}
+
 /** A table in a scrollable frame. Cells are texts, numbers or elements; numbers are right-aligned. */
 export function table(columns, rows, caption = "") {
   const cell = (value) => element("td", typeof value === "number" ? { class: "number" } : {}, value instanceof Node ? value : String(value ?? ""));
@@ -55,6 +72,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   const limit = Number(document.body.dataset.maxUploadBytes) || Infinity;
   let dropped = [];
   let running = null;
+  let started = null;   // the button that started the analysis
   let clock = 0;
   let address = location.search;
 
@@ -64,10 +82,12 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     // It is below the fields and may be out of view.
     if (appeared) part("status").scrollIntoView({ block: "nearest" });
   }
-  function showError(text) {
+  /** `isFile` says that the chosen files are at fault. */
+  function showError(text, isFile = false) {
     part("error").textContent = text;
     part("error").hidden = !text;
     markFields(text);
+    input.setAttribute("aria-invalid", String(isFile));
     if (!text) return;
     fold(false);
     part("error").scrollIntoView({ block: "nearest" });
@@ -77,6 +97,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     for (const field of form.querySelectorAll(".options [name]")) {
       const isNamed = new RegExp(`option '?${field.name}\\b|\\b${field.name}=`).test(text);
       field.setAttribute("aria-invalid", String(isNamed));
+      field.setAttribute("aria-describedby", isNamed ? "upload-error" : "");
       if (isNamed) field.closest("details")?.setAttribute("open", "");
     }
   }
@@ -106,11 +127,16 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     showError("");
   }
 
+  /** A disabled or hidden button loses the keyboard's focus: it moves to Cancel and, afterwards, back. */
   function setBusy(on) {
+    const focused = form.contains(document.activeElement) ? document.activeElement : null;
     form.setAttribute("aria-busy", String(on));
     for (const button of form.querySelectorAll("button")) button.disabled = on;
     part("cancel").hidden = !on;
     part("cancel").disabled = !on;
+    if (on && focused) part("cancel").focus();
+    if (on) started = focused;
+    else if (focused === part("cancel")) started?.focus({ preventScroll: true });
     clearInterval(clock);
     if (!on) { running = null; showStatus(""); }
   }
@@ -261,13 +287,15 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const body = fields(null);
-    if (!body.has("files")) { showError("Choose a file or a sample first."); input.focus(); return; }
+    if (!body.has("files")) { showError("Choose a file or a sample first.", true); input.focus(); return; }
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
-    if (bytes > limit) { showError(`The files are larger (${formatSize(bytes)}) than this server accepts (${formatSize(limit)}).`); return; }
+    if (bytes > limit) { showError(`The files are larger (${formatSize(bytes)}) than this server accepts (${formatSize(limit)}).`, true); input.focus(); return; }
     submit(body);
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
   part("cancel").addEventListener("click", () => running?.abort());
+  // It gets the focus when an analysis starts, and the Enter that started it may still be held down.
+  part("cancel").addEventListener("keydown", (event) => { if (event.repeat) event.preventDefault(); });
   part("again").addEventListener("click", () => { fold(false); input.focus(); form.scrollIntoView({ block: "nearest" }); });
   input.addEventListener("change", () => choose([]));
   folder?.addEventListener("change", () => choose([...folder.files], input));
@@ -288,7 +316,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     choose(tooMany ? [] : found);
     input.value = "";
     showChosen();
-    showError(tooMany ? `Only one file can be analysed at a time. ${found.length} files were dropped and none was chosen; drop a single file.` : "");
+    showError(tooMany ? `Only one file can be analysed at a time. ${found.length} files were dropped and none was chosen; drop a single file.` : "", tooMany);
   });
 
   const query = new URLSearchParams(location.search);

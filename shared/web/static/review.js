@@ -6,7 +6,7 @@
 //   list.append(verdictBoxes(review, 1)); place.append(review.node);
 //
 // A finding is identified by its number in result.json, from 1.
-import { element } from "./case.js";
+import { element, replaceItems, withhold } from "./case.js";
 
 const STORAGE_KEY = "trivium-reviewer";
 const RETRY_INTERVAL_MS = 4000;
@@ -24,6 +24,13 @@ export function isolated(text) {
 const displayName = (reviewer) => (reviewer === null ? "a reader without a name" : isolated(reviewer));
 /** A missed finding as text, with its fields sorted, because the server may return them in another order than the page. */
 const asText = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
+
+/** The numbers of verdicts and missed findings of a review: "2 accepted, 1 missed". */
+function totalsOf({ verdicts, missed }) {
+  const given = Object.values(verdicts);
+  const counts = [[given.filter((v) => v === "accepted").length, "accepted"], [given.filter((v) => v === "rejected").length, "rejected"], [missed.length, "missed"]];
+  return counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
+}
 
 /**
  * The reader's own review of a case, and the list of its other reviewers. `changed()` is called when the review is loaded
@@ -48,6 +55,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const reviewList = element("div", { class: "small reviewers" });
   const errorText = element("span");
   const retryButton = element("button", { type: "button", onclick: () => save() }, "Try again");
+  const announcement = element("p", { class: "unseen", "aria-live": "polite" });
   const errorBox = element("p", { class: "error", role: "alert", hidden: true }, errorText, " ", retryButton);
   const nameInput = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: reviewer ?? "", onchange: () => changeReviewer() });
   const noteInput = element("textarea", { rows: 2, maxlength: 2000, onchange: () => saveNote() });
@@ -56,7 +64,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const nameLabel = element("label", {}, "Reviewer ", nameInput);
   const summary = element("summary", {}, "Reviewer and note");
   const details = element("details", { class: "small" }, summary, nameLabel, element("label", {}, "Note ", noteInput), element("p", {}, markButton, " ", withdrawButton));
-  const node = element("section", { class: "review", "aria-label": "Review" }, reviewList, errorBox, details);
+  const node = element("section", { class: "review", "aria-label": "Review" }, reviewList, announcement, errorBox, details);
   node.hidden = !kept;
 
   const ownName = () => key ?? reviewer;
@@ -65,9 +73,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
 
   function show() {
     const lines = reviews.map((review) => {
-      const verdicts = Object.values(review.verdicts);
-      const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [review.missed.length, "missed"]];
-      const totals = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
+      const totals = totalsOf(review);
       const byWhom = review.reviewer === null ? "" : ` by ${displayName(review.reviewer)}`;
       const isOwn = review.reviewer === ownName();
       return element("p", {}, `Reviewed${byWhom} at ${review.reviewed.slice(0, 16).replace("T", " ")} UTC${totals ? `: ${totals}` : ""}.`,
@@ -75,10 +81,10 @@ export function openReview(answer, { changed = () => {} } = {}) {
         // With a key, the server uses the key's name, so there is no unnamed review to adopt.
         review.reviewer === null && !isOwn && key === null ? [" ", element("button", { type: "button", title: "Moves the verdicts, missed findings and note that were entered without a name to your review, where yours has none", onclick: () => adoptUnnamed() }, "Add it to my review")] : null);
     });
-    reviewList.replaceChildren(...lines);
+    replaceItems(reviewList, lines, summary);
     // On a shared computer, the name of the previous reader may still be stored.
     summary.textContent = `Reviewer and note${ownName() ? ` (${isolated(ownName())})` : ""}`;
-    withdrawButton.hidden = !reviewBy(ownName());
+    withhold(withdrawButton, "hidden", !reviewBy(ownName()), markButton);
     // Does not overwrite a note that is being edited.
     if (noteInput.value === shownNote) noteInput.value = state.note;
     shownNote = state.note;
@@ -88,7 +94,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
   function showError(text, canRetry = false) {
     errorText.textContent = text;
     retryButton.hidden = !canRetry;
-    errorBox.hidden = !text;
+    withhold(errorBox, "hidden", !text, summary);
   }
 
   /** Sets `review` as the saved one, and applies the pending changes to it again. */
@@ -146,6 +152,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
         reviews = [stored, ...reviews.filter((review) => review.reviewer !== stored.reviewer)];
         showError("");
         show();
+        announcement.textContent = `Review saved: ${totalsOf(stored) || "no verdict"}`;
       } catch (refusal) {
         let error = refusal;
         try {
@@ -180,6 +187,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
       await ask("DELETE", key === null && name ? `${address}?reviewer=${encodeURIComponent(name)}` : address);
       reviews = reviews.filter((review) => review.reviewer !== name);
       if (name === null) [unnamedChanges, foundUnnamed] = [[], false];
+      announcement.textContent = "Review withdrawn";
       if (name !== ownName()) { show(); return; }
       pending.length = 0;
       clearTimeout(retryTimer);
