@@ -54,6 +54,7 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
         page.get_by_role("button", name="Accept the others").click()
     expect(page.get_by_label("Accept car at 12.4 m")).to_be_checked()
     expect(page.get_by_role("button", name="Accept the others")).to_be_hidden()
+    expect(page.get_by_text("Missed an object?")).to_be_focused()
     assert review(page, site)["verdicts"] == {"1": "accepted", "2": "rejected"}
     page.get_by_role("button", name="b", exact=True).click()
     expect(page.get_by_label("Accept car at 12.4 m")).not_to_be_checked()
@@ -63,6 +64,29 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
     assert review(page, site)["verdicts"] == {"1": "accepted", "2": "rejected", "3": "rejected"}
     page.reload()
     expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
+
+
+def test_single_keys_can_be_turned_off(page: Page, site: str, tmp_path: Path) -> None:
+    open_frames(page, site, tmp_path)
+    expect(page.get_by_role("region", name="Result")).to_be_focused()
+    plan = page.get_by_role("application", name="Objects and LiDAR points seen from above")
+    plan.focus()
+    page.keyboard.press("n")
+    expect(page.get_by_role("button", name="b", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(plan).to_be_focused()
+    switch = page.get_by_label("Keys act on the whole page")
+    switch.uncheck()
+    page.locator(".objects tbody button").first.focus()
+    for key in ("a", "p"):
+        page.keyboard.press(key)
+    expect(page.get_by_role("button", name="b", exact=True)).to_have_attribute("aria-pressed", "true")
+    accepted = page.locator(".objects").get_by_label("Accept").first
+    expect(accepted).not_to_be_checked()
+    plan.focus()
+    page.keyboard.press("a")
+    expect(accepted).to_be_checked()
+    page.reload()
+    expect(switch).not_to_be_checked()
 
 
 def test_the_verdicts_are_visible_on_a_zoomed_page(page: Page, site: str, tmp_path: Path) -> None:
@@ -109,6 +133,7 @@ def test_a_missed_object_is_added_where_the_birds_eye_view_was_clicked(page: Pag
         add.click()
     # A second click does not add it twice.
     expect(add).to_be_disabled()
+    expect(page.get_by_label("Class of the missed object")).to_be_focused()
     (missed,) = review(page, site)["missed"]
     assert missed["frame"] == "a" and missed["name"] == "pedestrian" and missed["size_m"] == [0.8, 0.6, 1.8]
     assert missed["centre_lidar_m"][:2] == [ahead, left] and missed["yaw"] == -1.5708
@@ -123,6 +148,7 @@ def test_a_missed_object_is_added_where_the_birds_eye_view_was_clicked(page: Pag
     with page.expect_response(is_save):
         page.get_by_role("button", name="Remove the missed pedestrian").click()
     assert review(page, site)["missed"] == []
+    expect(page.get_by_text("Missed an object?")).to_be_focused()
 
 
 def test_a_missed_object_can_have_a_class_of_several_words(page: Page, site: str, tmp_path: Path) -> None:

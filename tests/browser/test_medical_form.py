@@ -99,7 +99,7 @@ def test_the_first_finding_is_shown_and_a_click_shows_another(page: Page, site: 
     expect(rows.first).to_contain_text("R 60.0, P 0.0, F 355.0 mm")
     expect(rows.nth(1)).to_contain_text("L 60.0, P 6.0, F 330.0 mm")
     expect(rows.first).to_have_attribute("aria-current", "true")
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     assert count_circle_pixels(page) > 50
     rows.nth(1).click()
@@ -121,7 +121,7 @@ def test_a_sample_is_analysed_as_a_job(page: Page, site: str) -> None:
 def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     canvas.focus()
     for key, label in (
         ("ArrowUp", "slice 11 of 20 in the file, lung"),
@@ -144,7 +144,7 @@ def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) ->
 def test_keys_work_everywhere_except_in_a_field(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     rows = page.locator(".findings button")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     # First without any click, then with the focus on a finding, on a window button, and on the slider.
@@ -174,7 +174,7 @@ def test_keys_work_everywhere_except_in_a_field(page: Page, site: str) -> None:
 def test_the_readout_shows_hounsfield_units_and_patient_coordinates(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     expect(canvas).to_be_visible()
     canvas.focus()
     page.keyboard.press("z")
@@ -243,7 +243,7 @@ def test_a_click_shows_a_position_and_a_drag_measures(page: Page, site: str) -> 
     page.emulate_media(reduced_motion="reduce")
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     expect(canvas).to_be_visible()
     box = canvas.bounding_box()
     assert box is not None
@@ -291,7 +291,7 @@ def test_the_limits_of_the_result_are_stated_beside_it(page: Page, site: str) ->
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()
     expect(result).to_contain_text("This does not mean that there are no nodules.")
-    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+    expect(page.get_by_role("application", name="Axial CT")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (390, 844)], ids=lambda size: str(size[0]))
@@ -302,7 +302,7 @@ def test_the_heading_and_the_whole_slice_are_visible(page: Page, site: str, size
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="1 finding")).to_be_in_viewport(ratio=1)
-    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("application", name="Axial CT")).to_be_in_viewport(ratio=1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -315,7 +315,7 @@ def test_in_a_low_window_the_measures_of_a_finding_fit_on_one_line(page: Page, s
     )
     expect(line).to_be_visible()
     assert line.evaluate("node => node.clientHeight") < 30
-    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("application", name="Axial CT")).to_be_in_viewport(ratio=1)
 
 
 def test_labels_of_neighbouring_marks_do_not_overlap(page: Page, site: str) -> None:

@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def open_chest(page: Page, site: str) -> Locator:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT")
+    canvas = page.get_by_role("application", name="Axial CT")
     expect(canvas).to_be_visible(timeout=30_000)
     page.wait_for_load_state("networkidle")
     return canvas
@@ -73,6 +73,61 @@ def test_a_touchpad_scrolls_no_faster_than_a_wheel(page: Page, site: str) -> Non
     expect(canvas).to_have_attribute("aria-label", re.compile("slice 12 of 20"))
     page.mouse.wheel(0, 100)
     expect(canvas).to_have_attribute("aria-label", re.compile("slice 11 of 20"))
+
+
+def test_a_distance_is_measured_without_dragging(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    readout = page.locator(".slices output").nth(1)
+    measure = page.get_by_role("button", name="Measure")
+    x, y = centre(canvas)
+    measure.click()
+    page.mouse.click(x - 30, y)
+    expect(readout).to_have_text(re.compile("the other end"))
+    page.mouse.click(x + 30, y)
+    expect(readout).to_have_text(re.compile(r"^\d+\.\d mm measured$"))
+    expect(measure).to_have_attribute("aria-pressed", "false")
+    # By keys: the cross is one end, and Shift with the arrow keys moves the other, by voxels of 3 mm.
+    page.keyboard.press("Escape")
+    for key in ("Shift+ArrowRight", "l", "Shift+ArrowRight", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    expect(readout).to_have_text("6.0 mm measured")
+    page.keyboard.press("l")
+    expect(measure).to_have_attribute("aria-pressed", "false")
+    expect(readout).to_have_text("6.0 mm measured")
+
+
+def test_the_window_can_be_entered(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    level = page.get_by_label("Level of the window in HU")
+    expect(level).to_have_value("-600")
+    level.fill("-375")
+    level.press("Enter")
+    expect(canvas).to_have_accessible_name(re.compile(r"window level -375, width 1500 HU$"))
+
+
+def test_single_keys_can_be_turned_off(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    page.get_by_label("Keys act on the whole page").uncheck()
+    current = page.locator(".findings button[aria-current=true] .rank")
+    page.keyboard.press("n")
+    page.keyboard.press("a")
+    expect(current).to_have_text("1")
+    expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
+    canvas.focus()
+    page.keyboard.press("n")
+    expect(current).to_have_text("2")
+    page.reload()
+    expect(page.get_by_label("Keys act on the whole page")).not_to_be_checked()
+
+
+def test_the_keyboard_s_focus_is_visible_on_the_current_finding(page: Page, site: str) -> None:
+    open_chest(page, site)
+    current = page.locator(".findings button[aria-current=true]")
+    outline = "node => [getComputedStyle(node).outlineColor, getComputedStyle(node).outlineOffset]"
+    before = current.evaluate(outline)
+    page.keyboard.press("Tab")  # from now on the focus is shown
+    current.focus()
+    assert current.evaluate(outline) != before
 
 
 def test_the_label_of_a_measurement_stays_within_the_slice(page: Page, site: str) -> None:
@@ -187,7 +242,7 @@ def test_only_the_result_is_scrolled_to_when_a_case_opens(page: Page, site: str)
     page.set_viewport_size({"width": 1366, "height": 650})
     open_chest(page, site)
     page.reload()
-    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+    expect(page.get_by_role("application", name="Axial CT")).to_be_visible()
     page.wait_for_load_state("networkidle")
     assert page.evaluate("scrolledTo.at(-1)") == "result"
     page.keyboard.press("n")
@@ -222,4 +277,4 @@ def test_the_list_scrolls_to_the_finding_that_a_key_selects(page: Page, site: st
     expect(row).not_to_be_in_viewport(ratio=1)
     page.keyboard.press("n")
     expect(row.locator("[aria-current=true]")).to_be_in_viewport(ratio=1)
-    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport()
+    expect(page.get_by_role("application", name="Axial CT")).to_be_in_viewport()

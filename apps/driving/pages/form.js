@@ -1,7 +1,9 @@
 // The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
-import { filterControls, freshChoices, passes } from "./filter.js";
 import { openReview } from "../shared/review.js";
+import { onShortcut, shortcutSwitch } from "../shared/shortcuts.js";
+import { viewButtons, viewKeys } from "./controls.js";
+import { filterControls, freshChoices, passes } from "./filter.js";
 import { frameSwitcher } from "./frames.js";
 import { frameReview } from "./review.js";
 import { colourOf, dragPlan, drawImage, drawPlan, initialPlan, movePlan, pickImage, pickPlan, pointPlan } from "./views.js";
@@ -30,7 +32,7 @@ async function render(answer) {
   choices.review = numbered ? openReview(answer, { changed: () => shownReview?.update() }) : null;
   if (frames.length > 1) {
     const switcher = frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => showError(stage, frame, error)), (box) => passes(box, choices));
-    choices.changed = switcher.update;
+    [choices.changed, choices.announce] = [switcher.update, switcher.announce];
     result.append(switcher.node);
   }
   result.append(stage, ...(choices.review ? [choices.review.node] : []), details(answer));
@@ -52,6 +54,7 @@ async function show(answer, frame, stage, choices) {
   requested = frame;
   const { model, remarks = [] } = answer.result.frames?.find?.(({ name }) => name === frame.frame) ?? {};
   const version = answer.result.versions?.[model];
+  const focused = stage.contains(document.activeElement) ? document.activeElement : null;
   cloud?.dispose();
   cloud = null;
   // The generated sample has exact ground truth, which is shown by default; labels of real frames are shown on request.
@@ -70,7 +73,7 @@ async function show(answer, frame, stage, choices) {
   }));
   const review = choices.review && frameReview(choices.review, frame, state, () => drawPlan(plan, points, state));
   shownReview = review;
-  const list = objectTable(state, choose, review);
+  const list = objectTable(state, choose, review, Boolean(choices.announce));
 
   function redraw() {
     for (const view of views) drawImage(view.canvas, view.image, view.camera, state);
@@ -89,12 +92,14 @@ async function show(answer, frame, stage, choices) {
   const wasDragged = dragPlan(plan, state, () => drawPlan(plan, points, state));
   choosable(plan, (event) => (wasDragged() ? state.chosen : pickPlan(plan, state, event)), choose);
   if (review) plan.addEventListener("click", (event) => { if (!wasDragged() && pickPlan(plan, state, event) < 0) review.point(pointPlan(plan, state, event)); });
-  if (review) verdictKeys(plan, review);
-  viewKeys(plan, state, choose, (event) => {
-    if (!movePlan(state, event.key)) return false;
+  // A and R accept and reject the chosen box.
+  if (review) onShortcut(plan, (event) => review.key(event.key.toLowerCase()));
+  const planKey = ({ key }) => {
+    if (!movePlan(state, key)) return false;
     drawPlan(plan, points, state);
     return true;
-  });
+  };
+  viewKeys(plan, state, choose, planKey);
 
   const controls = element("div", { class: "controls" });
   if (frame.truth?.length) {
@@ -118,13 +123,17 @@ async function show(answer, frame, stage, choices) {
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
-      figure(plan, "From above; up is forward, rings every 20 m. Drag to pan, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
+      figure(plan, ["From above; up is forward, rings every 20 m. Drag to pan, wheel to zoom once clicked. Keys: arrows, + and −, Home; Tab steps through the boxes, Esc ends that. ", viewButtons("View from above", planKey)]),
       element("div", { class: "objects" }, list.node, model ? element("p", { class: "small" }, `Model: ${model}${version ? ` version ${version}` : ""}.`) : null, review?.node ?? null)),
     ...(points ? [space] : []),
   );
+  // N and P are pressed in a view or in the table, whose successor gets the focus.
+  if (focused && document.activeElement === document.body) (focused.closest(".objects") ? list.node.firstChild : plan).focus({ preventScroll: true });
+  choices.announce?.(`${frame.frame}: ${summary(frame)}`);
   redraw();
   review?.update();
-  if (points) await showCloud(space, points, state, choose);
+  // Not awaited: a browser may need seconds for it, and the page moves to the result when this function ends.
+  if (points) showCloud(space, points, state, choose);
 }
 
 /** Hovering a box with a mouse chooses it, and so does a click; a click outside all boxes clears the choice. */
@@ -144,41 +153,11 @@ async function showCloud(space, points, state, choose) {
     if (state.whole !== requested) return;
     cloud = openCloud(space, points, state, (index) => choose(index, true));
     viewKeys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
-    space.append(element("figcaption", {}, "Point cloud. Drag to rotate, right-drag to pan, wheel to zoom. Keys: arrows, with Shift to pan, + and −, Home, Tab."));
+    space.append(element("figcaption", {}, "Point cloud. Drag to rotate, right-drag to pan, wheel to zoom. Keys: arrows, with Shift to pan, + and −, Home; Tab steps through the boxes, Esc ends that. ", viewButtons("Point cloud", cloud.key, true)));
   } catch (error) {
     console.warn("no point cloud:", error);
     space.replaceWith(element("p", { class: "small" }, "This browser cannot show the point cloud in 3D (WebGL is not available). The image and the view from above show the same boxes."));
   }
-}
-
-/**
- * The keys of a view: Tab and Shift+Tab step through its boxes and leave the view after the last; Escape clears the
- * choice, and the next Tab leaves. `handle` gets the other keys and returns whether it handled them.
- */
-function viewKeys(canvas, state, choose, handle) {
-  let stepping = true;
-  canvas.addEventListener("focus", () => { stepping = true; });
-  canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Escape") {
-      stepping = false;
-      choose(-1);
-    } else if (event.key === "Tab") {
-      const next = state.chosen === -1 && event.shiftKey ? -1 : state.chosen + (event.shiftKey ? -1 : 1);
-      if (!stepping || next < 0 || next >= state.frame.boxes.length) return;
-      choose(next, true);
-    } else if (!handle(event)) return;
-    event.preventDefault();
-  });
-}
-
-/** A and R accept and reject the chosen box while the page shows its frame. */
-function verdictKeys(plan, review) {
-  document.addEventListener("keydown", function pressed(event) {
-    if (!plan.isConnected) { document.removeEventListener("keydown", pressed); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select, textarea")) return;
-    if (review.key(event.key.toLowerCase())) event.preventDefault();
-  });
 }
 
 function summary(frame) {
@@ -201,8 +180,8 @@ function bearing([x, y]) {
   return `${Math.abs(x).toFixed(1)} m ${x < 0 ? "behind" : "ahead"}, ${Math.abs(y).toFixed(1)} m to the ${y < 0 ? "right" : "left"}`;
 }
 
-/** The table of boxes; hovering or focusing a row highlights its box in every view. */
-function objectTable(state, choose, review) {
+/** The table of boxes; hovering or focusing a row highlights its box in every view. `isOneOfMany`: the case has more frames. */
+function objectTable(state, choose, review, isOneOfMany) {
   const row = (box, index) => {
     const name = element("button", { type: "button", onfocus: () => choose(index), onclick: () => choose(index) },
       element("span", { class: "swatch", style: `background:${colourOf(box.class)}` }), box.class.replaceAll("_", " "));
@@ -224,7 +203,8 @@ function objectTable(state, choose, review) {
       element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
       body));
   const node = element("div", {}, frame, status,
-    element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${review ? "A, R: accept or reject the chosen box. " : ""}${note}`));
+    element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${note}`),
+    review || isOneOfMany ? element("p", { class: "small" }, `${isOneOfMany ? "N, P: next and previous frame. " : ""}${review ? "A, R: accept or reject the chosen box. " : ""}`, shortcutSwitch()) : null);
   function select(index, scroll) {
     [...body.rows].forEach((row, rowIndex) => row.setAttribute("aria-selected", String(rowIndex === index)));
     const box = state.frame.boxes[index];

@@ -1,11 +1,13 @@
 // Switches between the frames of a case.
 import { element } from "../shared/case.js";
+import { onShortcut } from "../shared/shortcuts.js";
 
 const MAX_BUTTONS = 12;   // up to this many frames have a button each; more are in a list
 
 /**
  * The frame switcher: one button per frame or, for many frames, a list with Previous and Next, in the original order or
- * with the most boxes first. Keys N and P also step. `counted` says whether a box counts; `update` recounts.
+ * with the most boxes first. Keys N and P also step. `counted` says whether a box counts; `update` recounts; what is
+ * passed to `announce` is read out by a screen reader.
  */
 export function frameSwitcher(frames, choose, counted = () => true) {
   const few = frames.length <= MAX_BUTTONS;
@@ -38,16 +40,16 @@ export function frameSwitcher(frames, choose, counted = () => true) {
     list.replaceChildren(...order.map((index) => element("option", { value: index }, `${frames[index].frame} (${boxes(counts[index])})`)));
     list.value = String(shown);
   }
-  const node = element("div", { class: "frames", role: "group", "aria-label": "Frames", title: "Keys N and P: next and previous frame" },
+  const announcement = element("span", { class: "unseen", "aria-live": "polite" });
+  const node = element("div", { class: "frames", role: "group", "aria-label": "Frames", title: "Keys N and P: next and previous frame" }, announcement,
     few ? buttons : [element("label", {}, title, list), stepButton(-1, "Previous"), stepButton(1, "Next"), element("label", {}, mostBoxesFirst, " Most boxes first")]);
   update();
-  document.addEventListener("keydown", function pressed(event) {
-    if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select, textarea")) return;
+  onShortcut(node, (event) => {
     const offset = { n: 1, p: -1 }[event.key.toLowerCase()];
-    if (offset) { event.preventDefault(); step(offset); }
+    if (offset) step(offset);
+    return Boolean(offset);
   });
-  return { node, update };
+  return { node, update, announce: (text) => { announcement.textContent = text; } };
 }
 
 const boxes = (count) => `${count} ${count === 1 ? "box" : "boxes"}`;

@@ -145,6 +145,7 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
     ],
   }, scoreColumns(), container);
   plots.push(value, score);
+  for (const plot of plots) makeLegendOperable(plot);
   const resizeObserver = new ResizeObserver(() => {
     for (const plot of plots) if (Math.abs(plot.width - chartWidth()) > 2) plot.setSize({ width: chartWidth(), height: plot.height });
   });
@@ -202,6 +203,30 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
     redraw() { for (const plot of plots) plot.redraw(); },
     destroy() { isDestroyed = true; resizeObserver.disconnect(); for (const plot of plots) plot.destroy(); },
   };
+}
+
+/** A click on a name in the legend hides its line; so do Enter and the space bar on it. */
+function makeLegendOperable(plot) {
+  plot.root.querySelectorAll(".u-legend .u-label").forEach((label, index) => {
+    if (!index) return;   // the time, which has no line
+    const show = () => label.setAttribute("aria-pressed", String(plot.series[index].show));
+    for (const [name, value] of [["role", "button"], ["tabindex", "0"], ["title", "Show or hide the line"]]) label.setAttribute(name, value);
+    label.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      label.click();
+    });
+    plot.hooks.setSeries = [...(plot.hooks.setSeries ?? []), show];
+    show();
+  });
+}
+
+/** Buttons that move and zoom the chart, for readers who do not drag. */
+export function viewButtons(chart) {
+  const button = (text, act, name = text) => element("button", { type: "button", "aria-label": name, title: name, onclick: () => chart() && act(chart()) }, text);
+  return element("span", { class: "view-buttons", role: "group", "aria-label": "View of the chart" },
+    button("Zoom in", (shown) => shown.zoom(0.5)), button("Zoom out", (shown) => shown.zoom(2)),
+    button("←", (shown) => shown.pan(-0.25), "Earlier"), button("→", (shown) => shown.pan(0.25), "Later"));
 }
 
 export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series, A and R accept or reject the event.";

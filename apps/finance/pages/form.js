@@ -3,7 +3,7 @@ import { caseForm, element, table, downloads } from "../shared/case.js";
 import { openReview } from "../shared/review.js";
 import { seriesReview } from "./review.js";
 import { readRows } from "./view.js";
-import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "./chart.js";
+import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime, viewButtons } from "./chart.js";
 
 const form = document.querySelector("[data-case-form]");
 let lastButton = null;   // the last button used, so that another column of the same series can be requested
@@ -251,7 +251,7 @@ caseForm({
     keyboard(chartFrame, () => chart, { step: stepEvents, whole: showAll, more: { a: decide("accepted"), r: decide("rejected") } });
     const tools = element("div", { class: "tools" }, columnChoice(result),
       seriesList && parts.length > 1 ? [element("button", { type: "button", onclick: () => moveSeries(-1) }, "Previous series"), element("button", { type: "button", onclick: () => moveSeries(1) }, "Next series")] : null,
-      element("button", { type: "button", onclick: showAll }, "Whole series"));
+      element("button", { type: "button", onclick: showAll }, "Whole series"), viewButtons(() => chart));
     container.append(...summary(result), ...(seriesList?.nodes ?? []).filter(Boolean),
       // For one series its events come first; for several, each series' events are below its name.
       ...(seriesList ? [name, tools, list] : [list, name, tools]),

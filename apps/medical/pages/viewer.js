@@ -2,7 +2,9 @@
 import { element } from "../shared/case.js";
 import { placeLabels } from "./labels.js";
 import { outline } from "./outline.js";
-import { position, sideOf } from "./volume.js";
+import { drawCrosshair, drawRuler, drawSideLetters, outlinedText } from "./overlay.js";
+import { onShortcut, shortcutSwitch } from "../shared/shortcuts.js";
+import { position } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
 const SIGNS = { accepted: " ✓", rejected: " ✗" };
@@ -21,29 +23,36 @@ const HELD_STEP = 4;   // voxels that the cross moves for each repeat of a key t
 export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: moreKeys = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null, sliceName: "" };
+  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, measuring: false, from: null, labels: null, sliceName: "" };
   // Radiological orientation: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
   const pixels = new ImageData(width, height);
   const sheet = new OffscreenCanvas(width, height);
   const extentMm = [width * volume.spacing[0], height * volume.spacing[1]];
-  const canvas = element("canvas", { tabindex: "0", role: "img", "aria-label": "Axial CT slice" });
+  const canvas = element("canvas", keyboard ? { tabindex: "0", role: "application", "aria-describedby": "slice-keys" } : { role: "img" });
   canvas.style.aspectRatio = `${extentMm[0]} / ${extentMm[1]}`;
   const slider = element("input", { type: "range", min: 0, max: depth - 1, step: 1, "aria-label": "Slice" });
   const label = element("output", {});
-  const readout = element("output", { "aria-live": "off" });
+  const readout = element("output", {});
+  const windowField = (name, attributes) => element("input", { type: "number", step: 10, "aria-label": `${name} of the window in HU`, onchange: () => setWindow(), ...attributes });
+  const [levelField, widthField] = [windowField("Level", {}), windowField("Width", { min: 1 })];
   const windows = Object.entries(WINDOWS).map(([name, [level, wide]]) =>
     element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => chooseWindow(name) }, name));
   const zoom = element("button", { type: "button", title: "Key Z", onclick: () => toggleZoom() }, "Zoom");
-
+  const measure = element("button", { type: "button", title: "The distance between two points. Key L", "aria-pressed": "false", onclick: () => toggleMeasure() }, "Measure");
   const outlines = labels && element("button", { type: "button", title: "Show the measured voxels. Key O", "aria-pressed": "false", onclick: () => toggleOutlines() }, "Outline");
 
-  /** The window's level and width in HU: those of the preset, or those set by dragging with the right button. */
+  /** The window's level and width in HU: those of the preset, or those entered or set by dragging with the right button. */
   const window = () => state.own ?? WINDOWS[state.window];
 
   function chooseWindow(name) {
     [state.window, state.own] = [name, null];
+    draw();
+  }
+
+  function setWindow() {
+    if (levelField.value && widthField.value) state.own = [Math.round(Number(levelField.value)), Math.max(1, Math.round(Number(widthField.value)))];
     draw();
   }
 
@@ -120,28 +129,39 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       pen.arc((i + 0.5) * sx + dx, (j + 0.5) * sy + dy, Math.max(nodule.diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit), 0, 2 * Math.PI);
       pen.stroke();
     }
-    drawCrosshair(pen, unit, [sx, sy, dx, dy]);
-    drawRuler(pen, unit, [sx, sy, dx, dy]);
-    drawSideLetters(pen, unit);
+    const onPicture = (isFlipped, n) => volume.axes[n].map((v) => (isFlipped ? -v : v));
+    if (state.cross && Math.round(state.cross[2]) === state.slice) drawCrosshair(pen, unit, [sx, sy, dx, dy], state.cross);
+    if (state.ruler) drawRuler(pen, unit, [sx, sy, dx, dy], state.ruler, `${length(state.ruler).toFixed(1)} mm`);
+    drawSideLetters(pen, unit, ...flip.map(onPicture));
     const corner = volume.toLps([0, 0, state.slice]);
     const sliceName = name(Math.min(whole.size[2] - 1, Math.max(0, Math.round(whole.toIndex(corner)[2]))));
     const middle = volume.toLps([(width - 1) / 2, (height - 1) / 2, state.slice]);
     state.sliceName = sliceName;
     const hint = sliceName.startsWith("image") ? " (instance number)" : "";
-    label.textContent = `${sliceName[0].toUpperCase()}${sliceName.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
+    announce(label, `${sliceName[0].toUpperCase()}${sliceName.slice(1)}${hint} · ${position(middle).split(", ")[2]}`);
     const [level, wide] = window();
     const windowText = state.own ? `window level ${level}, width ${wide} HU` : `${state.window.toLowerCase()} window`;
     canvas.setAttribute("aria-label", `Axial CT, ${sliceName}, ${windowText}`);
     outlinedText(pen, unit, `L ${level}  W ${wide}`, 8 * unit, canvas.height - 8 * unit, "#fff");
-    readout.textContent = readoutText();
+    [levelField.value, widthField.value] = [level, wide];
+    announce(readout, readoutText());
     slider.value = state.slice;
+    slider.setAttribute("aria-valuetext", sliceName);
+    measure.setAttribute("aria-pressed", String(state.measuring));
     windows.forEach((button, n) => button.setAttribute("aria-pressed", String(!state.own && Object.keys(WINDOWS)[n] === state.window)));
     zoom.setAttribute("aria-pressed", String(state.zoom));
+  }
+
+  /** Sets the text of a live region, which is read out: not if it is unchanged, and not what is under the pointer. */
+  function announce(region, text, live = "polite") {
+    region.setAttribute("aria-live", live);
+    if (region.textContent !== text) region.textContent = text;
   }
 
   /** The measured length, or the value and position at the cross; else the finding that the keys act on and its verdict, with its slice if another is shown. */
   function readoutText() {
     if (state.ruler) return `${length(state.ruler).toFixed(1)} mm measured`;
+    if (state.measuring) return `Measure: click ${state.from ? "the other end, or use Shift + arrow keys" : "one end"}`;
     if (!state.cross && verdict && state.chosen) {
       const findingSlice = name(state.chosen.slice - 1);
       return `Finding ${state.chosen.rank}${findingSlice === state.sliceName ? "" : ` in ${findingSlice}`}: ${verdict(state.chosen) ?? "undecided"}`;
@@ -155,57 +175,26 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     return Math.hypot((to[0] - from[0]) * volume.spacing[0], (to[1] - from[1]) * volume.spacing[1]);
   }
 
-  function drawCrosshair(pen, unit, [sx, sy, dx, dy]) {
-    if (!state.cross || Math.round(state.cross[2]) !== state.slice) return;
-    const [x, y] = [(state.cross[0] + 0.5) * sx + dx, (state.cross[1] + 0.5) * sy + dy];
-    const gap = 12 * unit;
-    pen.strokeStyle = "#7dff9b";
-    pen.lineWidth = unit;
-    pen.beginPath();
-    for (const [x1, y1, x2, y2] of [[0, y, x - gap, y], [x + gap, y, canvas.width, y], [x, 0, x, y - gap], [x, y + gap, x, canvas.height]]) {
-      pen.moveTo(x1, y1);
-      pen.lineTo(x2, y2);
-    }
-    pen.stroke();
+  /** Starts measuring, at the cross if there is one on the slice; the second time it ends, and the measured line stays. */
+  function toggleMeasure() {
+    const cross = state.cross && Math.round(state.cross[2]) === state.slice ? state.cross.slice(0, 2) : null;
+    state.measuring = !state.measuring || Boolean(cross && !state.from);
+    state.from = state.measuring ? cross : null;
+    if (state.measuring) state.ruler = null;
+    draw();
+    onPoint();
   }
 
-  function drawRuler(pen, unit, [sx, sy, dx, dy]) {
-    if (!state.ruler) return;
-    const [a, b] = state.ruler.map(([i, j]) => [(i + 0.5) * sx + dx, (j + 0.5) * sy + dy]);
-    pen.strokeStyle = "#7dff9b";
-    pen.lineWidth = 2 * unit;
-    pen.beginPath();
-    pen.moveTo(...a);
-    pen.lineTo(...b);
-    pen.stroke();
-    const text = `${length(state.ruler).toFixed(1)} mm`;
-    const textWidth = pen.measureText(text).width + 6 * unit;
-    const [x, y] = [Math.min(b[0] + 6 * unit, canvas.width - textWidth), Math.max(b[1] - 6 * unit, 18 * unit)];
-    outlinedText(pen, unit, text, x, y, "#7dff9b");
-  }
-
-  function outlinedText(pen, unit, text, x, y, colour) {
-    pen.lineWidth = 4 * unit;
-    pen.strokeStyle = "#000";
-    pen.strokeText(text, x, y);
-    pen.fillStyle = colour;
-    pen.fillText(text, x, y);
-  }
-
-  function drawSideLetters(pen, unit) {
-    const opposite = (axis) => axis.map((v) => -v);
-    const right = flip[0] ? opposite(volume.axes[0]) : volume.axes[0];
-    const down = flip[1] ? opposite(volume.axes[1]) : volume.axes[1];
-    const write = (text, x, y) => outlinedText(pen, unit, text, x, y, "#fff");
-    write(sideOf(opposite(right)), 8 * unit, canvas.height / 2);
-    write(sideOf(right), canvas.width - 20 * unit, canvas.height / 2);
-    write(sideOf(opposite(down)), canvas.width / 2, 20 * unit);
-    write(sideOf(down), canvas.width / 2, canvas.height - 8 * unit);
+  /** Places the cross or, while measuring, the ends of the line. */
+  function place(at) {
+    const from = state.from;
+    Object.assign(state, from ? { ruler: [from, at], cross: null, from: null, measuring: false } : { ruler: null, cross: [...at, state.slice], from: state.measuring ? at : null });
+    draw();
   }
 
   function go(slice) {
     state.slice = Math.max(0, Math.min(depth - 1, slice));
-    state.ruler = null;
+    state.ruler = state.from = null;
     draw();
     onPoint();
     onSlice();
@@ -229,7 +218,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       console.error(error);
       fetched = null;
       outlines.setAttribute("aria-pressed", "false");
-      readout.textContent = `The outlines cannot be displayed: ${error.message}.`;
+      announce(readout, `The outlines cannot be displayed: ${error.message}.`);
       return;
     }
     draw();
@@ -250,30 +239,33 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     show(listed[(listed.indexOf(state.chosen) + by + listed.length) % listed.length]);
   }
 
-  /** Moves the cross by `by` voxels to the right and down on the picture; the first time it is placed in the middle. */
+  /** Moves the cross by `by` voxels to the right and down on the picture; the first time it is placed in the middle. While
+   *  measuring, moves the second end of the line. */
   function moveCross([right, down], by) {
     const last = [width - 1, height - 1];
-    const from = state.cross ?? (state.zoom ? state.centre : [width / 2, height / 2]);
-    const steps = state.cross ? [flip[0] ? -right : right, flip[1] ? -down : down] : [0, 0];
-    state.ruler = null;
-    state.cross = [...[0, 1].map((axis) => Math.max(0, Math.min(last[axis], Math.round(from[axis]) + by * steps[axis]))), state.slice];
+    const moved = state.from ? state.ruler?.[1] ?? state.from : state.cross;
+    const start = moved ?? (state.zoom ? state.centre : [width / 2, height / 2]);
+    const steps = moved ? [flip[0] ? -right : right, flip[1] ? -down : down] : [0, 0];
+    const at = [0, 1].map((axis) => Math.max(0, Math.min(last[axis], Math.round(start[axis]) + by * steps[axis])));
+    Object.assign(state, state.from ? { ruler: [state.from, at] } : { ruler: null, cross: [...at, state.slice] });
     draw();
     onPoint();
   }
 
   const crossSteps = { ArrowUp: [0, -1], ArrowRight: [1, 0], ArrowDown: [0, 1], ArrowLeft: [-1, 0] };
   const sliceSteps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
-  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...moreKeys };
-  document.addEventListener("keydown", function pressed(event) {
-    if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
-    if (!keyboard || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, l: toggleMeasure, n: () => step(1), p: () => step(-1), Escape: clear, ...moreKeys };
+  const press = (event) => {
+    // The slider handles its own keys, and the page scrolls by page keys.
+    if (event.target === slider ? event.key.length > 1 : event.target !== canvas && /^(Page|Home|End)/.test(event.key)) return false;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (event.shiftKey && key in crossSteps) moveCross(crossSteps[key], event.repeat ? HELD_STEP : 1);
     else if (key in sliceSteps) go(state.slice + sliceSteps[key]);
     else if (key in keys) keys[key]();
-    else if (key in { 1: 0, 2: 0, 3: 0 }) chooseWindow(Object.keys(WINDOWS)[key - 1]); else return;
-    event.preventDefault();
-  });
+    else if (key in { 1: 0, 2: 0, 3: 0 }) chooseWindow(Object.keys(WINDOWS)[key - 1]);
+    else return false;
+    return true;
+  };
   let scrolled = 0;
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -284,7 +276,8 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     scrolled = 0;
   }, { passive: false });
   function clear() {
-    state.cross = state.ruler = null;
+    state.cross = state.ruler = state.from = null;
+    state.measuring = false;
     draw();
     onPoint();
   }
@@ -336,41 +329,32 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     }
     const at = voxelAt(event);
     if (pressed && at && length([pressed, at]) > 1.5) {
-      state.ruler = [pressed, at];
+      Object.assign(state, { ruler: [pressed, at], from: null, measuring: false });
       draw();
-    } else if (!pressed && !state.ruler && !state.cross) {
+    } else if (!pressed && !state.ruler && !state.cross && !state.measuring) {
       const nearest = at?.map(Math.round);
-      readout.textContent = nearest ? `${volume.voxels[(state.slice * height + nearest[1]) * width + nearest[0]]} HU at ${position(volume.toLps([...nearest, state.slice]))}` : readoutText();
+      announce(readout, nearest ? `${volume.voxels[(state.slice * height + nearest[1]) * width + nearest[0]]} HU at ${position(volume.toLps([...nearest, state.slice]))}` : readoutText(), "off");
     }
   });
   canvas.addEventListener("pointerup", (event) => {
     const at = voxelAt(event);
-    if (pressed && at && !(state.ruler && length([pressed, at]) > 1.5)) {
-      state.ruler = null;
-      state.cross = [...at, state.slice];
-      draw();
-    }
+    if (pressed && at && !(state.ruler && length([pressed, at]) > 1.5)) place(at);
     if (pressed) onPoint();
     pressed = windowing = null;
   });
-  canvas.addEventListener("pointerleave", () => { readout.textContent = readoutText(); });
+  canvas.addEventListener("pointerleave", () => announce(readout, readoutText(), "off"));
   slider.addEventListener("input", () => go(Number(slider.value)));
   new ResizeObserver(() => draw()).observe(canvas);
 
+  const keyHints = `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${moreKeys.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click or Shift + arrow keys: place a cross and read its position; drag or L: measure; Esc: clear both. Right-drag: level and width.`;
   const node = element("div", { class: "slices" },
-    element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, outlines, label),
-    element("div", { class: "bar" }, readout),
+    element("div", { class: "bar", role: "group", "aria-label": "Window and tools" }, ...windows, zoom, outlines, measure, label),
+    element("div", { class: "bar" }, readout, element("span", { class: "window" }, "Level ", levelField, " Width ", widthField)),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${moreKeys.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click or Shift + arrow keys: place a cross and read its position; drag: measure; Esc: clear both. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
+    element("p", { class: "small" }, element("span", { id: keyboard ? "slice-keys" : null }, keyboard ? keyHints : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."), keyboard ? [" ", shortcutSwitch()] : null));
+  if (keyboard) onShortcut(node, press);
   return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
-}
-
-/** Whether the focused element handles the key itself: fields handle all keys, the slider its own, and the page scrolls by page keys. */
-function isTaken(event, slider, canvas) {
-  if (event.target === canvas) return false;
-  if (event.target === slider) return event.key.length > 1;
-  return event.target.matches("input:not([type=checkbox]), select, textarea, [contenteditable]") || /^(Page|Home|End)/.test(event.key);
 }
 
 /** The slices that a finding's box touches. */
