@@ -1,6 +1,11 @@
-"""The error for invalid input."""
+"""The error for invalid input, and the error numbers of a full disk."""
 
 from __future__ import annotations
+
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The ``errno`` of an ``OSError`` on a full disk or when the user's quota is used up."""
 
 
 class InvalidInputError(Exception):

@@ -6,7 +6,6 @@ Exit codes: 0 success, 1 failure, 2 invalid input or command line (the message s
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import os
@@ -18,7 +17,7 @@ from importlib import import_module
 import tyro
 
 from shared.cli import arguments as commands
-from shared.errors import InvalidInputError
+from shared.errors import DISK_FULL, InvalidInputError
 from shared.threads import limit_library_threads
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("trivium: interrupted; run a training again to resume it from its last checkpoint", file=sys.stderr)
         code = 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         where = f" for {error.filename}" if error.filename else ""
         print(

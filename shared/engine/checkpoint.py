@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from shared.atomic_files import publish
 from shared.comms.group import Group
 from shared.comms.sharded_state import gather_tensors, is_sharded, shard_like, shard_optimizer_state
-from shared.errors import InvalidInputError
+from shared.errors import DISK_FULL, InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
 _READ_ATTEMPTS = 20
@@ -226,9 +226,7 @@ def _write_tensors(folder: Path, name: str, values: Any) -> Any:
             save_file({key: _contiguous_copy(value) for key, value in tensors.items()}, file)
         except SafetensorError as error:
             # safetensors raises its own error, which contains the error number only in its text.
-            number = next(
-                (code for code in (errno.ENOSPC, errno.EDQUOT) if f"os error {code})" in str(error)), errno.EIO
-            )
+            number = next((code for code in DISK_FULL if f"os error {code})" in str(error)), errno.EIO)
             raise OSError(number, str(error), str(file)) from error
     return encoded
 

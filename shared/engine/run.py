@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.atomic_files import file_lock, write_whole
-from shared.errors import InvalidInputError
+from shared.errors import DISK_FULL, InvalidInputError
 from shared.observe.events import without_nan
 
 _LOCK = "run.lock"
@@ -71,7 +70,7 @@ class Run:
                     "--out"
                 ) from error
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno in DISK_FULL:
                     raise
                 raise InvalidInputError(
                     f"the run {self.path} cannot be written: {error.strerror} ({error.filename}); name a directory "

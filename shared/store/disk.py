@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from shared.errors import InvalidInputError
+from shared.errors import DISK_FULL, InvalidInputError
 
 MIN_FREE_BYTES = 64_000_000
 """With less free space than this a store counts as full, because an answer with its files may take as much."""
 
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "free space there, delete cases, or set TRIVIUM_KEEP_DAYS or TRIVIUM_KEEP_CASES"
 
 
@@ -31,7 +29,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error from the file system or from SQLite means that the disk is full."""
     if isinstance(error, OperationalError):
         return "is full" in str(error.orig)
-    return isinstance(error, OSError) and error.errno in _FULL_ERRNOS
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shared.errors import InvalidInputError
+from shared.errors import DISK_FULL, InvalidInputError
 from shared.serve.worker.messages import Message
 
 log = logging.getLogger("trivium.serve")
@@ -98,7 +97,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_out_of_space(error: BaseException) -> bool:
     """Whether a disk was full; polars only says so in the message."""
-    full = (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, OSError) and (
-        error.errno in full or any(os.strerror(number) in str(error) for number in full)
+        error.errno in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL)
     )
