@@ -28,8 +28,9 @@ from shared.serve.server import listen
 from shared.serve.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-_PAGE_TIMEOUT_MS = 30_000
-"""Timeout of page operations and expectations. Playwright's default of 5 s is too short on a busy machine."""
+_PAGE_TIMEOUT_MS = 120_000
+"""Timeout of page operations and expectations, for all tests. Playwright's defaults of 30 s and 5 s are too short on a
+busy machine, where a click alone waited for 30 s for the page to change its hash."""
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -175,8 +176,8 @@ def watched_page(browser: Browser, **options: Any) -> Iterator[Page]:
     ``page.expected_errors.append("422")``, errors that contain the text are allowed.
     """
     context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    context.set_default_timeout(_PAGE_TIMEOUT_MS)
     opened = context.new_page()
-    opened.set_default_timeout(_PAGE_TIMEOUT_MS)
     errors: list[str] = []
     expected: list[str] = []
     opened.expected_errors = expected  # type: ignore[attr-defined]

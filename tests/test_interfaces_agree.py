@@ -52,9 +52,7 @@ def test_command_route_and_form_give_the_same_result(case, server: str, page: Pa
     assert json_response.json()["result"] == by_command
 
     page.goto(f"{server}/{app}")
-    with page.expect_response(
-        lambda response: response.url.endswith(f"/api/{app}/predict"), timeout=120_000
-    ) as response_info:
+    with page.expect_response(lambda response: response.url.endswith(f"/api/{app}/predict")) as response_info:
         page.set_input_files("input[type=file]", [str(path) for path in upload_files])
         page.click("[data-case-form] button[type=submit]")
     by_form = response_info.value.json()

@@ -117,4 +117,4 @@ def upload_and_analyse(page: Page, site: str, *files: Path, folder: bool = False
     page.goto(f"{site}/medical")
     page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
     page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("application", name="Axial CT")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("application", name="Axial CT")).to_be_visible()

@@ -40,7 +40,6 @@ pytestmark = [
 ]
 PAGES = Path(finance.root) / "pages"
 ROWS = 1500
-TIMEOUT_MS = 30_000
 
 
 def predictor() -> FinancePredictor:
@@ -93,7 +92,7 @@ def test_a_sample_is_shown_with_its_events_and_its_chart(page: Page, site: str) 
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.first).to_be_visible(timeout=TIMEOUT_MS)
+    expect(rows.first).to_be_visible()
     expect(page.locator("#result h2").first).to_contain_text("event")
     expect(page.locator(".chart canvas")).to_have_count(2)
     assert count_drawn_pixels(page) > 5000
@@ -119,7 +118,7 @@ def test_events_are_sorted_and_filtered_by_score(page: Page, site: str, tmp_path
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.nth(6)).to_be_visible(timeout=TIMEOUT_MS)
+    expect(rows.nth(6)).to_be_visible()
 
     def strengths() -> list[float]:
         cells = page.locator(".events tbody tr:not([hidden]) td[data-label=Score]")
@@ -162,7 +161,7 @@ def test_keys_step_through_the_events_in_list_order_and_announce_their_start(pag
     page.get_by_label("Events wanted per 1,000 rows").fill("8")
     page.get_by_role("button", name="A market").click()
     rows = page.locator(".events tbody tr")
-    expect(rows.nth(6)).to_be_visible(timeout=TIMEOUT_MS)
+    expect(rows.nth(6)).to_be_visible()
     page.locator(".tools select").first.select_option("strength")
     start = rows.first.get_by_role("button").inner_text()
     expect(page.locator("#result .finding")).to_contain_text(f"The strongest: {start} UTC")
@@ -187,9 +186,9 @@ def test_another_column_of_the_series_can_be_selected(page: Page, site: str) -> 
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
     choice = page.get_by_label("Scored column")
-    expect(choice).to_have_value("close", timeout=TIMEOUT_MS)
+    expect(choice).to_have_value("close")
     choice.select_option("volume")
-    expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile("volume"), timeout=TIMEOUT_MS)
+    expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile("volume"))
     expect(page.get_by_label("Scored column")).to_have_value("volume")
 
 
@@ -200,7 +199,7 @@ def test_a_file_without_a_series_is_refused(page: Page, site: str, tmp_path: Pat
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times", timeout=TIMEOUT_MS)
+    expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times")
     # The field of the option that the refusal names is in a section that was closed, under another label.
     expect(page.get_by_label("Column of times")).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_label("Column of times")).to_be_visible()
@@ -211,7 +210,7 @@ def open_sample(page: Page, site: str) -> str:
     """Opens the sample; returns the picture of its chart."""
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
-    expect(page.locator(".chart canvas")).to_have_count(2, timeout=TIMEOUT_MS)
+    expect(page.locator(".chart canvas")).to_have_count(2)
     page.wait_for_function("() => document.querySelector('.chart canvas').width > 0")
     return chart_picture(page)
 
@@ -299,7 +298,7 @@ def test_the_series_of_one_file_are_listed_searched_and_opened(page: Page, site:
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.locator("#result h2").first).to_contain_text("of 12 series", timeout=TIMEOUT_MS)
+    expect(page.locator("#result h2").first).to_contain_text("of 12 series")
     series = page.locator(".parts tbody tr")
     expect(series).to_have_count(12)
     strongest = [float(text.replace("–", "0")) for text in page.locator(".parts td:nth-child(3)").all_inner_texts()]
@@ -327,7 +326,7 @@ def test_a_long_series_is_drawn_row_by_row_when_zoomed_in(
     expect(thinning).to_contain_text("Of every 5 rows")
     with page.expect_response(re.compile(r"rows\.bin")):
         page.locator(".events tbody tr").first.get_by_role("button").click()
-    expect(thinning).to_have_text("Every row in view is drawn.", timeout=TIMEOUT_MS)
+    expect(thinning).to_have_text("Every row in view is drawn.")
 
 
 def test_a_small_file_with_too_many_rows_for_a_prediction_becomes_a_job(
@@ -342,7 +341,7 @@ def test_a_small_file_with_too_many_rows_for_a_prediction_becomes_a_job(
     page.goto(f"{site}/finance")
     page.get_by_label("Series", exact=True).set_input_files(tmp_path / "market.csv")
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"), timeout=TIMEOUT_MS)
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"))
     assert [url.removeprefix(site) for url in posted] == ["/api/finance/predict", "/api/finance/jobs"]
     expect(page.locator("[data-error]")).to_be_hidden()
 

@@ -39,7 +39,7 @@ def open_table(page: Page, site: str, folder: Path, spikes: dict[str, tuple[int,
     page.get_by_label("Series", exact=True).set_input_files(str(folder / "prices.csv"))
     page.get_by_label("Events wanted per 1,000 rows").fill("10")
     page.get_by_role("button", name="Find anomalies").click()
-    expect(page.locator(".events tbody tr").first).to_be_visible(timeout=30_000)
+    expect(page.locator(".events tbody tr").first).to_be_visible()
     page.wait_for_load_state("networkidle")
     case = page.request.get(f"{site}/api/finance/cases?limit=1").json()["cases"][0]
     return dict(page.request.get(f"{site}{case['url']}").json())

@@ -23,7 +23,7 @@ def open_chest(page: Page, site: str) -> Locator:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
     canvas = page.get_by_role("application", name="Axial CT")
-    expect(canvas).to_be_visible(timeout=30_000)
+    expect(canvas).to_be_visible()
     page.wait_for_load_state("networkidle")
     return canvas
 

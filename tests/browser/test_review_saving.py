@@ -75,7 +75,7 @@ def test_a_failed_save_is_retried_until_the_server_accepts_it(page: Page, site: 
     assert dialogs == ["beforeunload"]
     assert reviews(page, site) == []
     page.unroute(_REVIEW_URL)
-    expect(alert).to_be_hidden(timeout=15_000)
+    expect(alert).to_be_hidden()
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
 
 

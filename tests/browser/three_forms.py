@@ -13,7 +13,6 @@ from tests.browser.test_driving_form import driving_app, write_two_frames
 from tests.browser.test_finance_form import finance_app
 
 VIEWERS = {"medical": ".slices canvas", "driving": "canvas", "finance": ".chart canvas"}
-TIMEOUT_MS = 60_000
 
 
 def three_apps(root: Path) -> dict[str, App]:
@@ -35,10 +34,10 @@ def go_through(page: Page, address: str) -> None:
         page.locator(f"#{app}-title").get_by_role("link").click()
         page.wait_for_load_state("load")  # a click before the scripts are loaded does nothing
         page.locator("[data-sample]").first.click()
-        expect(page).to_have_url(re.compile(rf"{re.escape(address)}/{app}\?case=[0-9a-f]{{32}}$"), timeout=TIMEOUT_MS)
-        expect(page.locator(viewer).first).to_be_visible(timeout=TIMEOUT_MS)
+        expect(page).to_have_url(re.compile(rf"{re.escape(address)}/{app}\?case=[0-9a-f]{{32}}$"))
+        expect(page.locator(viewer).first).to_be_visible()
         page.reload()
-        expect(page.locator(viewer).first).to_be_visible(timeout=TIMEOUT_MS)
+        expect(page.locator(viewer).first).to_be_visible()
         page.wait_for_load_state("networkidle")
         expect(page.locator("[data-error]")).to_be_hidden()
         page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
