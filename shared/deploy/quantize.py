@@ -155,6 +155,12 @@ def quantize(
             f"{artifact.manifest.name} loses more than {MAX_SCORE_LOSS:.0%} of a score in INT8; use --force to accept "
             "the loss"
         )
+    if before and not any(score.value for score in before):
+        names = ", ".join(score.name for score in before)
+        report(
+            f"{names}: 0 already before, so that it cannot show what INT8 loses; quantise again with --data in which "
+            "the network finds something"
+        )
     if into_artifact:
         _copy_into_artifact(artifact, name, entry)
     for remark in _rejection_remarks(app, artifact, name):

@@ -254,7 +254,8 @@ def _load(
     if (file_name := runtime.file(format)) is not None:
         stored = files.get(name) or (files.get("onnx") if runtime.reads_onnx and format != "int8" else None)
         if stored is None:
-            raise ProgramError(f"there is no {file_name} for these weights; `trivium programs` makes it")
+            command = "quantize" if format == "int8" else "programs"
+            raise ProgramError(f"there is no {file_name} for these weights; `trivium {command}` makes it")
         file = stored.path
     source = Source(file, build, compiled=cache_folder(network.artifact) / "compiled", rows=network.rows)
     compute = runtime.load(source, format, place)

@@ -126,6 +126,9 @@ def images(folder: Path, text: str) -> list[Path]:
 def test_a_quantised_program_is_accepted_or_rejected_by_its_score(artifact: Artifact, tmp_path: Path) -> None:
     data: Any = None
     lines: list[str] = []
+    with use_program("openvino-int8"):
+        (remark,) = BlurPredictor(artifact).programs["blur"].remarks
+    assert "there is no openvino-int8.xml for these weights; `trivium quantize` makes it" in remark
     entry = quantize(make_app(0.799), artifact, data, files=images(tmp_path, "12"), report=lines.append)
     assert entry.scores["accepted"] is True and entry.scores["before"][0]["value"] == 0.8
     assert entry.scores["after"][0]["count"] == "3 nodules" and "12 inputs of images.txt" in entry.inputs
@@ -137,17 +140,24 @@ def test_a_quantised_program_is_accepted_or_rejected_by_its_score(artifact: Arti
     expected = Blur().eval()(image).detach()
     assert (program({"image": image})["blurred"] - expected).abs().max() < 0.1 * expected.abs().max()
     assert not program.remarks
+    assert not any("cannot show" in line for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("brightness", "times"), [(1.0, 0), (1000.0, 1)])
-def test_it_is_reported_if_predictors_reject_an_accepted_program(
+def test_it_is_reported_if_predictors_reject_an_accepted_program_or_its_score_shows_nothing(
     artifact: Artifact, tmp_path: Path, brightness: float, times: int
 ) -> None:
     data: Any = None
     lines: list[str] = []
-    app = replace(make_app(0.8), predictor=lambda artifacts, device: BlurPredictor(artifacts[0], brightness))
+    nothing_found = (DomainScore(name="AP", value=0.0, count="3 objects", data="nothing"),)
+    app = replace(
+        make_app(0.8),
+        predictor=lambda artifacts, device: BlurPredictor(artifacts[0], brightness),
+        score=lambda predictor, data, limit: nothing_found,
+    )
     assert quantize(app, artifact, data, files=images(tmp_path, "12"), report=lines.append).scores["accepted"] is True
+    assert any(line.startswith("AP: 0 already before, so that it cannot show what INT8 loses") for line in lines)
     rejections = [
         line for line in lines if line.startswith("openvino-int8 is rejected: its outputs differ from torch's")
     ]
