@@ -103,6 +103,7 @@ def test_a_sample_is_shown_with_its_events_and_its_chart(page: Page, site: str) 
     page.get_by_role("button", name="Whole series").click()
     page.wait_for_function("before => document.querySelector('.chart canvas').toDataURL() === before", arg=whole)
     expect(page.get_by_role("link", name="scores.csv")).to_be_visible()
+    expect(page.locator("#result .facts").last).to_have_text("Model: untrained.")
     folder = os.environ.get("TRIVIUM_SCREENSHOTS")
     if folder:
         page.screenshot(path=f"{folder}/finance.png", full_page=True)

@@ -139,7 +139,9 @@ function facts(result) {
   const series = result.series;
   const missing = series.missing ? `, ${series.missing} of them without a value` : "";
   const text = `${countText(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold} at the start${series.threshold_at_the_end === undefined ? "" : ` and ${series.threshold_at_the_end} at the end`}; score: ${result.score}.`;
-  return [element("p", { class: "facts" }, text), ...series.notes.map((note) => element("p", { class: "facts" }, `Note: ${note}.`))];
+  return [element("p", { class: "facts" }, text), ...series.notes.map((note) => element("p", { class: "facts" }, `Note: ${note}.`)),
+    // The notice at the top names the version that is live now.
+    result.model ? element("p", { class: "facts" }, `Model: ${result.model}.`) : null].filter(Boolean);
 }
 
 /** The labelled windows of a synthetic series, in a collapsed section. */
