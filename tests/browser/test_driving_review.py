@@ -66,10 +66,13 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
     expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
 
 
-def test_single_keys_can_be_turned_off(page: Page, site: str, tmp_path: Path) -> None:
+def test_views_need_no_dragging_and_single_keys_can_be_turned_off(page: Page, site: str, tmp_path: Path) -> None:
     open_frames(page, site, tmp_path)
     expect(page.get_by_role("region", name="Result")).to_be_focused()
     plan = page.get_by_role("application", name="Objects and LiDAR points seen from above")
+    before = plan.evaluate("canvas => canvas.toDataURL()")
+    page.get_by_role("group", name="View from above").get_by_role("button", name="Zoom in").click()
+    assert plan.evaluate("canvas => canvas.toDataURL()") != before
     plan.focus()
     page.keyboard.press("n")
     expect(page.get_by_role("button", name="b", exact=True)).to_have_attribute("aria-pressed", "true")

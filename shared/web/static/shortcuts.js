@@ -22,7 +22,7 @@ export function onShortcut(node, handle) {
 /** The checkbox that turns the shortcuts of all pages on and off. The browser keeps the choice. */
 export function shortcutSwitch() {
   const checkbox = element("input", { type: "checkbox", checked: isOn, onchange: () => store(isOn = checkbox.checked) });
-  return element("label", { class: "nobreak" }, checkbox, " Keys act on the whole page");
+  return element("label", {}, checkbox, " Keys act on the whole page");
 }
 
 // A browser may have no storage for a page, and throw an error on access.
