@@ -81,9 +81,10 @@ def max_points(series: int) -> int:
 
 def several_scores_csv(detections: Sequence[Detection]) -> bytes:
     """NAB's layout with the name of the series as the first column, made safe by ``text_cell``."""
-    lines = ["series,timestamp,value,anomaly_score,label"]
+    parts = [b"series,timestamp,value,anomaly_score,label\n"]
     for detection in detections:
         name = io.StringIO()
-        csv.writer(name, lineterminator="").writerow([text_cell(detection.series.name)])
-        lines += [f"{name.getvalue()},{line}" for line in scores_csv(detection).decode().splitlines()[1:]]
-    return ("\n".join(lines) + "\n").encode()
+        csv.writer(name, lineterminator=",").writerow([text_cell(detection.series.name)])
+        prefix, rows = name.getvalue().encode(), scores_csv(detection).partition(b"\n")[2]
+        parts += [prefix, rows[:-1].replace(b"\n", b"\n" + prefix), b"\n"]
+    return b"".join(parts)

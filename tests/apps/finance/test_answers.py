@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from apps.finance.outputs.files import detector_csv, scores_csv, series_json
 from apps.finance.outputs.rows_file import has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import read_scored_rows, scored_rows
 from apps.finance.outputs.series_csv import write_csv
+from apps.finance.outputs.several import several_scores_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
 from apps.finance.types import Anomaly, Detection, Forecast, Series, iso_utc
@@ -278,6 +280,29 @@ def test_the_times_of_scores_csv_have_as_many_decimals_as_they_need_also_before_
     moments = [line.split(",")[0] for line in detector_csv(series, np.zeros(4)).splitlines()[1:]]
     assert moments == [iso_utc(int(time)).replace("T", " ").removesuffix("Z") for time in times]
     assert moments[2:] == ["1970-01-01 00:00:01.000000001", "2014-01-01 00:00:00.123"]
+
+
+def test_scores_csv_takes_little_more_memory_than_its_content(monkeypatch):
+    monkeypatch.setattr("apps.finance.outputs.files._ROWS_PER_PART", 500, raising=False)
+
+    def scored(name: str, rows: int) -> Detection:
+        times, numbers = np.arange(rows) * 10**9, np.random.default_rng(0).normal(size=rows)
+        series = Series(name=name, times_ns=times, values={"x": numbers}, column="x", interval_ns=10**9)
+        forecast = Forecast(levels=(0.5,), quantiles=np.empty((rows, 1)), surprise=np.empty((rows, 0)))
+        return Detection(series=series, forecast=forecast, scores=numbers, thresholds=numbers, anomalies=())
+
+    columns = [scored(f'c"{number}"\n', 2500) for number in range(4)]
+    tracemalloc.start()
+    single = scores_csv(scored("a", 10_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    several = several_scores_csv(columns)
+    peak = max(peak, tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert peak < 4 * len(single)
+    rows = list(csv.reader(io.StringIO(several.decode(), newline="")))
+    assert len(rows) == 10_001 and rows[2501] == ['c"1"\n', *rows[1][1:]]
+    assert single.decode().splitlines()[:2501] == [",".join(row[1:]) for row in rows[:2501]]
 
 
 def test_the_notes_of_a_wide_file_mention_columns_all(predictor, tmp_path):
