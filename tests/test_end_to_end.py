@@ -23,9 +23,11 @@ from shared.deploy.registry import Registry
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.medical.chests import annotated_chests, chest
+from tests.shared.line_app import install
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+ROOT = Path(__file__).parents[1]
 FINDINGS_KEYS = {"medical": "findings", "driving": "boxes", "finance": "events"}
 APPS = tuple(FINDINGS_KEYS)
 # Torch's export unrolls the forecaster's recurrent layers over time, so a short context is exported faster.
@@ -99,17 +101,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(app, tmp_path):
 
 def test_torchrun_trains_on_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [
-        "--no-python",
-        str(Path(sys.executable).with_name("trivium")),
-        "train",
-        "finance",
-        "--recipe",
-        "tiny",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    completed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    command += ["--no-python", str(Path(sys.executable).with_name("trivium"))]
+    command += ["train", "line", "--recipe", "tiny", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{install(tmp_path / 'site')}"}
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
     begin = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[0])
     assert begin["world"] == 2
