@@ -9,8 +9,10 @@ import httpx2 as httpx
 import pytest
 from playwright.sync_api import Page
 
+from apps.medical.adapters.nifti import nifti
 from shared import cli
 from shared.app import installed
+from tests.apps.medical.chests import chest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -23,9 +25,13 @@ FINDINGS_KEYS = {"medical": "findings", "driving": "boxes", "finance": "events"}
 
 @pytest.fixture(scope="session", params=APPS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
-    """An application and the files of its synthetic sample."""
+    """An application and the files of its synthetic sample, but a small chest instead of the phantom."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "medical":
+        (folder / "chest.nii.gz").write_bytes(nifti(chest()))
+        return request.param, [folder / "chest.nii.gz"]
     sample = next(sample for sample in installed()[request.param].samples() if sample.synthetic)
-    return request.param, list(sample.files(tmp_path_factory.mktemp(request.param)))
+    return request.param, list(sample.files(folder))
 
 
 def uploads(files: list[Path]) -> list[Path]:
