@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
@@ -86,8 +86,9 @@ def forecast_each(
             batches = _library_batches(library, item, stride, device, batch, first, rows_before)
             yield _assemble(batches, len(item), library.quantiles, horizon=horizon, stride=stride)
         return
+    own = cast("Forecaster | ProgramForecaster", model)
     for group in _groups(series, batch * stride):
-        yield from _forecast_group(model, group, stride, device, batch, first, rows_before)
+        yield from _forecast_group(own, group, stride, device, batch, first, rows_before)
 
 
 def _groups(series: Sequence[Series], max_rows: int) -> Iterator[list[Series]]:
