@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 import numpy as np
 
 from apps.medical.inference.candidates import Candidates, find_candidates
-from apps.medical.inference.grid import reorient_to_lps, stored_piece, triple
+from apps.medical.inference.grid import reorient_to_lps, stored_piece
 from apps.medical.inference.options import MAX_FINDINGS
 from apps.medical.inference.options import Options as Options
 from apps.medical.inference.partners import is_trained_for
@@ -26,7 +26,7 @@ from apps.medical.models.dense import (
     dense_network,
     fold_batch_norm,
 )
-from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
+from apps.medical.types import ChestInput, CTVolume, Findings, Nodule, triple
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
 from shared.deploy.programs.store import weights_digest
@@ -315,5 +315,4 @@ def measure_nodules(
 
 def _lung_box_lps_mm(volume: CTVolume, lungs: Lungs) -> tuple[float, float, float, float, float, float]:
     ends = volume.to_lps_mm([lungs.low_ijk, [n - 1 for n in lungs.high_ijk]])
-    low, high = ends.min(axis=0).tolist(), ends.max(axis=0).tolist()
-    return (low[0], low[1], low[2], high[0], high[1], high[2])
+    return (*triple(ends.min(axis=0).tolist()), *triple(ends.max(axis=0).tolist()))

@@ -6,7 +6,9 @@ z to the head. A voxel index is (i, j, k) along (x, y, z); the array is stored a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +17,7 @@ from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 
 Float64 = NDArray[np.float64]
+Number = TypeVar("Number", int, float)
 MAX_VOXELS = 1 << 29
 """More voxels than any CT has. Readers refuse larger images."""
 
@@ -23,6 +26,12 @@ MAX_THIN_SLICE_MM = 2.5
 
 NODULE = "nodule"
 """The class of every finding when a model has only one class."""
+
+
+def triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
+    """Exactly three values, for x, y, z or i, j, k, as a tuple."""
+    first, second, third = values
+    return first, second, third
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from apps.medical.adapters.hounsfield import require_hounsfield
 from apps.medical.adapters.series import AXIAL
-from apps.medical.types import CTVolume, Float64
+from apps.medical.types import CTVolume, Float64, triple
 from shared.errors import InvalidInputError
 
 AXES_REORDERED = "The file's slices are not axial: its axes were reordered, and slices are counted along the body."
@@ -38,8 +38,8 @@ def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifie
     voxels = np.clip(np.rint(values_zyx), -1024, 32767).astype(np.int16)
     return CTVolume(
         voxels_zyx=np.ascontiguousarray(voxels.transpose(2 - k, 2 - j, 2 - i)),
-        spacing_mm=(float(spacing[i]), float(spacing[j]), float(spacing[k])),
-        origin_lps_mm=(float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])),
+        spacing_mm=triple(spacing[[i, j, k]].tolist()),
+        origin_lps_mm=triple(affine[:3, 3].tolist()),
         direction=direction[:, [i, j, k]],
         identifiers=identifiers,
         remarks=() if (i, j, k) == (0, 1, 2) else (AXES_REORDERED,),

@@ -35,7 +35,7 @@ from apps.medical.adapters.series import (
     slice_thickness_mm,
 )
 from apps.medical.adapters.stack import Stack, stack
-from apps.medical.types import MAX_THIN_SLICE_MM, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
+from apps.medical.types import MAX_THIN_SLICE_MM, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage, triple
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
@@ -273,7 +273,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     return CTVolume(
         voxels_zyx=voxels,
         spacing_mm=grid.spacing_mm,
-        origin_lps_mm=_triple(grid.positions_lps_mm[0]),
+        origin_lps_mm=triple(grid.positions_lps_mm[0].tolist()),
         direction=grid.direction,
         identifiers={key: uid for key in _IDENTIFIERS if (uid := _uid(header, key))},
         images=tuple(
@@ -353,12 +353,7 @@ def _source_image(part: Slice, position: Float64) -> SourceImage:
     return SourceImage(
         instance_number=integer(part, "InstanceNumber"),
         sop_instance_uid=_uid(part.header, "SOPInstanceUID"),
-        position_lps_mm=_triple(position),
+        position_lps_mm=triple(position.tolist()),
         sop_class_uid=str(part.header.get("SOPClassUID") or ""),
         frame=part.frame,
     )
-
-
-def _triple(vector: Float64) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in vector)
-    return x, y, z

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from apps.medical.adapters.axial import axial_volume
-from apps.medical.types import MAX_VOXELS, CTVolume, Float64
+from apps.medical.types import MAX_VOXELS, CTVolume, Float64, triple
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _shape(file: Path, header: Nifti1Header) -> tuple[int, int, int]:
         raise InvalidInputError(f"{file.name} is not one volume: its size is {tuple(shape)}; provide a single 3D CT")
     if np.prod([float(n) for n in shape]) > MAX_VOXELS:
         raise InvalidInputError(f"{file.name} states {tuple(shape)} voxels, which is too large for a CT", status=413)
-    return shape[0], shape[1], shape[2]
+    return triple(shape)
 
 
 def _stored(file: Path, stream: IO[bytes], header: Nifti1Header, shape: tuple[int, int, int]) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.types import AnnotatedScan, ChestInput, Float64, Nodule
+from apps.medical.types import AnnotatedScan, ChestInput, Float64, Nodule, triple
 from shared.data.build_cache import get_or_build
 from shared.deploy.programs.store import weights_digest
 from shared.errors import InvalidInputError
@@ -166,7 +166,6 @@ def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan
     volume = scan.volume
     slices = volume.size_ijk[2]
     first, last = int(slices * random.uniform(0.1, 0.45)), int(slices * random.uniform(0.6, 0.95))
-    origin = volume.to_lps_mm([0, 0, first])
     kept: list[Nodule] = []
     cut: list[Nodule] = []
     for nodule in scan.nodules:
@@ -179,7 +178,7 @@ def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan
     cropped = replace(
         volume,
         voxels_zyx=np.ascontiguousarray(volume.voxels_zyx[first:last]),
-        origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
+        origin_lps_mm=triple(volume.to_lps_mm([0, 0, first]).tolist()),
     )
     return AnnotatedScan(name=scan.name, volume=cropped, nodules=tuple(kept), excluded=(*scan.excluded, *cut))
 

@@ -19,7 +19,7 @@ from apps.medical.datasets.lidc_xml import Characteristic
 from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.scan_files import Mark, ScanFile
 from apps.medical.datasets.splits import Split, split_patients
-from apps.medical.types import NODULE, ChestInput
+from apps.medical.types import NODULE, ChestInput, triple
 from shared.errors import InvalidInputError
 
 READERS = 4
@@ -136,9 +136,8 @@ class Lidc(ScanData):
         ratings = sorted(mark.ratings[characteristic] for mark in marks if characteristic in mark.ratings)
         if len({mark.reader for mark in marks}) < self.readers or (characteristic and not ratings):
             return None
-        x, y, z = (float(value) for value in np.mean([mark.centre_lps_mm for mark in marks], axis=0))
         return Mark(
-            centre=(x, y, z),
+            centre=triple(np.mean([mark.centre_lps_mm for mark in marks], axis=0).tolist()),
             diameter_mm=float(np.mean([self._size(mark) for mark in marks])),
             # The upper median, since LIDC's scales rise with the characteristic.
             label=f"{characteristic} {ratings[len(ratings) // 2]}" if characteristic else NODULE,

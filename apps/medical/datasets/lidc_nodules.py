@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from apps.medical.datasets.lidc_xml import Outline, ReaderMark
 from apps.medical.metrics.diameter import Mask, axes_mm
-from apps.medical.types import Float64
+from apps.medical.types import Float64, triple
 from shared.errors import InvalidInputError
 
 Diameter: TypeAlias = Literal["volume", "axial"]
@@ -95,11 +95,10 @@ def place(mark: ReaderMark, reader: int, grid: ImageGrid) -> PlacedMark:
 
 
 def _placed_mark(mark: ReaderMark, reader: int, centre: Float64, volume_mm: float, axial_mm: float) -> PlacedMark:
-    x, y, z = (float(value) for value in centre)
     return PlacedMark(
         reader=reader,
         kind=mark.kind,
-        centre_lps_mm=(x, y, z),
+        centre_lps_mm=triple(centre.tolist()),
         volume_mm=volume_mm,
         axial_mm=axial_mm,
         ratings=mark.ratings,

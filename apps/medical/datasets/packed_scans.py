@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from apps.medical.datasets.patches import augment, clip_boxes, collate
 from apps.medical.datasets.scan_files import ScanFile
-from apps.medical.types import ChestInput, Float64
+from apps.medical.types import ChestInput, Float64, triple
 from shared.data.build_cache import get_or_build, packs_folder, parallel_map
 from shared.errors import InvalidInputError
 
@@ -147,7 +147,7 @@ def _open_scan(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
         remarks=tuple(description["remarks"]),
     )
     spacing, size = np.array(input.spacing_mm), tuple(description["grid"]["size"])
-    grid = Grid(np.array(description["grid"]["origin_lps_mm"]), spacing, (size[0], size[1], size[2]))
+    grid = Grid(np.array(description["grid"]["origin_lps_mm"]), spacing, triple(size))
     boxes, labels, outside, away_from_lungs = [], [], 0, 0
     for mark in scan.nodules:
         centre_lps_mm = scan.to_lps_mm(geometry, mark.centre)

@@ -20,7 +20,7 @@ from apps.medical.inference.marks import Marks, concatenate, fetch, suppress_mar
 from apps.medical.inference.pipeline import search
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
-from apps.medical.types import ChestInput, CTVolume, Float64
+from apps.medical.types import ChestInput, CTVolume, Float64, triple
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -112,8 +112,7 @@ def _averaged_grid(grid: Grid, times: int, image: Tensor) -> Grid:
     """The grid of an image that is averaged over ``times`` voxels of ``grid`` along each axis."""
     # The centre of the first averaged voxel is the mean of the centres that it averages.
     origin = grid.centres_lps_mm(np.full(3, (times - 1) / 2))
-    size = image.shape
-    return Grid(origin, grid.spacing_mm * times, (size[0], size[1], size[2]))
+    return Grid(origin, grid.spacing_mm * times, triple(image.shape))
 
 
 def _large_marks(marks: Marks, grid: Grid, times: int) -> Marks:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from apps.medical.inference.registration import Alignment
-from apps.medical.types import Float64
+from apps.medical.types import Float64, triple
 
 GROWTH_MM = 1.5
 GROWTH_VOLUME_RATIO = 1.25
@@ -97,7 +97,7 @@ def match_findings(
     followed = [
         MatchedFinding(
             finding=finding,
-            place_lps_mm=_triple(position),
+            place_lps_mm=triple(position.tolist()),
             earlier=earlier[pairs[n]] if n in pairs else None,
             distance_mm=float(distances[n, pairs[n]]) if n in pairs else None,
         )
@@ -106,7 +106,7 @@ def match_findings(
     unmatched = [finding for n, finding in enumerate(earlier) if n not in pairs.values()]
     later_positions = alignment.inverse_transform_points([finding.centre_lps_mm for finding in unmatched])
     return followed, [
-        UnmatchedFinding(earlier=finding, place_lps_mm=_triple(position))
+        UnmatchedFinding(earlier=finding, place_lps_mm=triple(position.tolist()))
         for finding, position in zip(unmatched, later_positions, strict=True)
     ]
 
@@ -126,8 +126,3 @@ def _match(
     # A forbidden pair costs more than all allowed pairs together.
     rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
     return {int(n): int(m) for n, m in zip(rows, columns, strict=True) if allowed[n, m]}, np.asarray(distances)
-
-
-def _triple(position: Float64) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in position)
-    return x, y, z

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.medical.types import CTVolume, Float64, Piece
+from apps.medical.types import CTVolume, Float64, Piece, triple
 from shared.device import to_device
-
-Number = TypeVar("Number", int, float)
 
 RIGHT_ANTERIOR_SUPERIOR = np.diag([-1.0, -1.0, 1.0])
 """Directions of the grid's axes in LPS, as columns: MONAI's orientation RAS."""
@@ -89,12 +86,6 @@ def _nearest_axes(direction: Float64) -> tuple[int, int, int]:
     cosines = np.abs(direction)
     orders = [triple(order) for order in permutations(range(3))]
     return max(orders, key=lambda order: float(sum(cosines[row, order[row]] for row in range(3))))
-
-
-def triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
-    """Exactly three values, for x, y, z or i, j, k, as a tuple."""
-    first, second, third = values
-    return first, second, third
 
 
 def cover(

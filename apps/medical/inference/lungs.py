@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.medical.inference.grid import triple
-from apps.medical.types import CTVolume, Float64
+from apps.medical.types import CTVolume, Float64, triple
 
 COARSE_MM = 2.5
 AIR_HU = -400
@@ -148,8 +147,7 @@ def _dilate(mask: NDArray[np.bool_], spacing_mm: Float64, radius_mm: float) -> N
 def _sampling_start(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int]:
     """The first index of the subsampling along i, j, k. Sample positions are fixed in space for any crop of a scan."""
     origin = np.array(volume.origin_lps_mm) @ volume.direction / volume.spacing_mm
-    first = [int(-np.floor(at + 0.51) % step) for at, step in zip(origin, steps, strict=True)]
-    return (first[0], first[1], first[2])
+    return triple(int(-np.floor(at + 0.51) % step) for at, step in zip(origin, steps, strict=True))
 
 
 def _air_inside_body(

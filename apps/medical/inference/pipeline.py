@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.medical.inference.grid import triple
 from apps.medical.inference.marks import Detections, Marks, concatenate, fetch, no_marks, suppress_marks
 from apps.medical.inference.tiles import Tile, Voxels
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
+from apps.medical.types import triple
 from shared.device import to_device
 from shared.precision import autocast
 from shared.progress import report_each

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.medical.inference.cutting import cut
-from apps.medical.inference.grid import triple
+from apps.medical.types import triple
 
 Voxels: TypeAlias = "tuple[int, int, int]"
 """Numbers of voxels along x, y, z."""
@@ -45,7 +45,7 @@ class Tiling:
         for length, tile, overlap, stride in zip(image, self.size, self.margin, divisible, strict=True):
             count = max(1, -(-(length - overlap) // (tile - overlap)))
             sizes.append(-(-(length + (count - 1) * overlap) // (count * stride)) * stride)
-        return replace(self, size=(sizes[0], sizes[1], sizes[2]))
+        return replace(self, size=triple(sizes))
 
     def tiles(self, image: Sequence[int], divisible: Sequence[int]) -> list[Tile]:
         """The tiles of an image in MONAI's order. The last ones may extend beyond the end of the image."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from apps.medical.inference.registration import align
 from apps.medical.inference.same_vessels import vessel_correlation
 from apps.medical.outputs.slab import SLAB
 from apps.medical.schemas import MedicalChange, MedicalComparison, MedicalGone, MedicalResult, MedicalVolume
-from apps.medical.types import CTVolume
+from apps.medical.types import CTVolume, triple
 from shared.app import Table
 from shared.errors import InvalidInputError
 
@@ -160,18 +160,13 @@ def _sized(result: MedicalResult) -> list[MeasuredFinding]:
     return [
         MeasuredFinding(
             rank=finding["rank"],
-            centre_lps_mm=_point(finding["centre_lps_mm"]),
+            centre_lps_mm=triple(finding["centre_lps_mm"]),
             mean_diameter_mm=finding["mean_diameter_mm"],
             volume_mm3=finding["volume_mm3"],
             is_above=finding["above_operating_score"],
         )
         for finding in result["findings"]
     ]
-
-
-def _point(values: Sequence[float]) -> tuple[float, float, float]:
-    x, y, z = values
-    return x, y, z
 
 
 def _change(pair: MatchedFinding, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:

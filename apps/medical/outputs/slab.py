@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.outputs.volume_archive import read_volume_archive, volume_archive
-from apps.medical.types import CTVolume, Findings
+from apps.medical.types import CTVolume, Findings, triple
 
 SLAB = "slab.nii.gz"
 MAX_VOXELS = 24_000_000
@@ -51,8 +51,8 @@ def slab(volume: CTVolume, findings: Findings) -> CTVolume:
         voxels = _quantised(part)
     return CTVolume(
         voxels_zyx=np.ascontiguousarray(voxels),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
+        spacing_mm=triple(spacing.tolist()),
+        origin_lps_mm=triple(origin.tolist()),
         direction=volume.direction,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.types import CTVolume
+from apps.medical.types import CTVolume, triple
 
 
 def volume_archive(volume: CTVolume, **compressed: bytes) -> bytes:
@@ -38,15 +38,9 @@ def read_volume_archive(
     ``name`` is that of the compressed voxels; ``decompress`` takes them and the size (slices, rows, columns).
     """
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        size_z, size_y, size_x = (int(size) for size in arrays["size_zyx"])
         return CTVolume(
-            voxels_zyx=decompress(arrays[name].tobytes(), (size_z, size_y, size_x)),
-            spacing_mm=_triple(arrays["spacing_mm"]),
-            origin_lps_mm=_triple(arrays["origin_lps_mm"]),
+            voxels_zyx=decompress(arrays[name].tobytes(), triple(arrays["size_zyx"].tolist())),
+            spacing_mm=triple(arrays["spacing_mm"].tolist()),
+            origin_lps_mm=triple(arrays["origin_lps_mm"].tolist()),
             direction=arrays["direction"],
         )
-
-
-def _triple(values: NDArray[Any]) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
