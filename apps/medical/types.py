@@ -68,6 +68,9 @@ class ChestInput(InputSpec):
                 raise InvalidInputError(f"input.{name} is {sizes}; expected multiples of 16, 16, 8 voxels")
 
 
+CT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.2{ending}" for ending in ("", ".1", ".2"))
+"""CT Image Storage, Enhanced CT Image Storage, Legacy Converted Enhanced CT Image Storage."""
+
 PATIENT_KEYWORDS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),

@@ -35,7 +35,7 @@ from apps.medical.adapters.series import (
     slice_thickness_mm,
 )
 from apps.medical.adapters.stack import Stack, stack
-from apps.medical.types import MAX_THIN_SLICE_MM, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage, triple
+from apps.medical.types import CT_IMAGES, MAX_THIN_SLICE_MM, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage, triple
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
@@ -52,7 +52,6 @@ _ALLOWED_BYTES, _MAX_EXPANSION, _CHUNK_BYTES = 16 << 20, 200, 1 << 20
 """Limits for deflated datasets, see ``_limit_expansion``."""
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 """The tag of PixelData (7FE0,0010), little-endian."""
-_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
     *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesNumber"),
     *("InstanceNumber", "NumberOfFrames", "SliceThickness", *_IDENTIFIERS),
@@ -183,7 +182,7 @@ def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slic
     except Exception as error:
         raise InvalidInputError(f"{member.label} is a damaged DICOM file ({error}); export it again") from error
     kind = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
-    if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
+    if not is_harmless(member.label) and (not kind or kind in CT_IMAGES):
         raise InvalidInputError(f"{member.label} is a DICOM file that ends within the header; export it again")
     return []
 

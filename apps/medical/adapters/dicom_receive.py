@@ -20,6 +20,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.adapters.dicom_spool import Spool, SpoolFull
+from apps.medical.types import CT_IMAGES
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trivium.gateway")
 
-CT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.2{ending}" for ending in ("", ".1", ".2"))
-"""CT Image Storage, Enhanced CT Image Storage, Legacy Converted Enhanced CT Image Storage."""
 _VERIFICATION = "1.2.840.10008.1.1"
 _STANDARD, _STANDARD_STORAGE, _STORAGE_SERVICE = "1.2.840.10008.", "1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.4.2"
 TRANSFER_SYNTAXES = (

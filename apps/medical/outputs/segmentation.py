@@ -23,16 +23,14 @@ from apps.medical.outputs.report import (
     versions,
     without_time,
 )
-from apps.medical.types import PATIENT_KEYWORDS, CTVolume, Findings, Float64, Piece
+from apps.medical.types import CT_IMAGES, PATIENT_KEYWORDS, CTVolume, Findings, Float64, Piece
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SEGMENTATION = "findings.seg.dcm"
 _SERIES_NUMBER = 9901
-_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-_MULTI_FRAME = (f"{_CT_IMAGE}.1", f"{_CT_IMAGE}.2")
-"""Enhanced CT and legacy converted enhanced CT."""
+_CT_IMAGE, *_MULTI_FRAME = CT_IMAGES
 _MAX_VERSION_LENGTH = 64
 """The maximum length of a software version (LO, PS3.5 6.2)."""
 
