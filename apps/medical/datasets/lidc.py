@@ -65,12 +65,10 @@ class Lidc(ScanData):
 
     def fingerprint(self) -> dict[str, Any]:
         collection = self._collection()
-        split = self._split(collection)
         return {
             "description": f"LIDC-IDRI, nodules of 3 mm and more by {self.readers} readers",
             "synthetic": False,
-            "scans": [len(split.training), len(split.validation)],
-            "nodules": [sum(len(scan.nodules) for scan in part) for part in (split.training, split.validation)],
+            **self._split(collection).counts(),
             "readers": self.readers,
             "diameter": self.diameter,
             "annotations_sha256": collection.xml_sha256,

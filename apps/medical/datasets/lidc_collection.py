@@ -19,7 +19,7 @@ from itertools import starmap
 from pathlib import Path
 
 from apps.medical.adapters.members import first_few
-from apps.medical.adapters.series import Slice, is_capture, is_scout
+from apps.medical.adapters.series import Slice, is_capture, is_scout, slice_thickness_mm
 from apps.medical.adapters.stack import stack
 from apps.medical.datasets.lidc_nodules import ImageGrid, PlacedMark, place
 from apps.medical.datasets.lidc_xml import RADIOGRAPH, Message, read_message
@@ -264,8 +264,7 @@ def _slices_by_series(files: Sequence[Path]) -> dict[str, list[Slice]]:
 def _series_images(uid: str, folders: tuple[Path, ...], slices: list[Slice]) -> _SeriesImages:
     """The images of a series, with their grid if they stack to a usable volume."""
     header = slices[0].header
-    patient, stated_thickness = str(header.get("PatientID") or ""), header.get("SliceThickness")
-    thickness = float(stated_thickness) if isinstance(stated_thickness, float | int) else 0.0
+    patient, thickness = str(header.get("PatientID") or ""), slice_thickness_mm(header)
     names = frozenset(str(part.header.get("SOPInstanceUID") or "") for part in slices)
     try:
         with warnings.catch_warnings():

@@ -64,8 +64,7 @@ class Luna16(ScanData):
             "description": f"{source}, validated on subset {self.fold}",
             "synthetic": False,
             "fold": self.fold,
-            "scans": [len(split.training), len(split.validation)],
-            "nodules": [sum(len(scan.nodules) for scan in part) for part in (split.training, split.validation)],
+            **split.counts(),
             "annotations_sha256": files_digest(tables),
         }
 

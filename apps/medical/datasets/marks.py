@@ -61,12 +61,10 @@ class Marks(ScanData):
         return replace(input, classes=tuple(sorted({row["class"] for _, row in self._rows() if "class" in row})))
 
     def fingerprint(self) -> dict[str, Any]:
-        split = self.split()
         return {
             "description": "CTs with a table of marks",
             "synthetic": False,
-            "scans": [len(split.training), len(split.validation)],
-            "nodules": [sum(len(scan.nodules) for scan in part) for part in (split.training, split.validation)],
+            **self.split().counts(),
             "annotations_sha256": files_digest([self._table_file()]),
         }
 

@@ -26,6 +26,14 @@ class Split:
     training: tuple[ScanFile, ...]
     validation: tuple[ScanFile, ...]
 
+    def counts(self) -> dict[str, list[int]]:
+        """The numbers of scans and of nodules, each for training and for validation, for a fingerprint."""
+        parts = (self.training, self.validation)
+        return {
+            "scans": [len(part) for part in parts],
+            "nodules": [sum(len(scan.nodules) for scan in part) for part in parts],
+        }
+
     def train(self, input: ChestInput, length: int | None) -> ScanPatches:
         """A data set of ``length`` training patches per epoch; None is two per nodule, or one per scan if that is more.
 
