@@ -198,10 +198,6 @@ def _label(box: Mapping[str, Any]) -> str:
     return " ".join((*(f"{value:.4f}" for value in values), "_".join(box["name"].split()))) + "\n"
 
 
-def _count(result: Mapping[str, Any]) -> int:
-    return len(result["boxes"])
-
-
 def _check(missed: Sequence[DrivingMissed], result: Mapping[str, Any]) -> None:
     """Raises ``InvalidInputError`` if a missed object is in a frame that the case does not have."""
     names = {frame["name"] for frame in result["frames"]}
@@ -213,4 +209,4 @@ def _check(missed: Sequence[DrivingMissed], result: Mapping[str, Any]) -> None:
             )
 
 
-REVIEWING = Reviewing(count=_count, check=_check, export=export)
+REVIEWING = Reviewing(count=lambda result: len(result["boxes"]), check=_check, export=export)

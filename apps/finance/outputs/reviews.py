@@ -160,10 +160,6 @@ def _write_table(
             writer.writerow((time, *("" if value == "nan" else value for value in values), label))
 
 
-def _count_events(result: Mapping[str, Any]) -> int:
-    return len(result["events"])
-
-
 def _check_missed(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
     """Raises InvalidInputError if a missed event does not lie in its series."""
     parts = {part["name"]: part for part in result.get("parts", ())}
@@ -183,4 +179,4 @@ def _check_missed(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) ->
             )
 
 
-REVIEWING = Reviewing(count=_count_events, check=_check_missed, export=export)
+REVIEWING = Reviewing(count=lambda result: len(result["events"]), check=_check_missed, export=export)

@@ -145,10 +145,6 @@ def _write_scan(volume: CTVolume, file: Path) -> None:
     SimpleITK.WriteImage(image, str(file), True)
 
 
-def _count(result: Mapping[str, Any]) -> int:
-    return len(result["findings"])
-
-
 def _check(missed: Sequence[MedicalMissed], result: Mapping[str, Any]) -> None:
     """Raises ``InvalidInputError`` if the centre of a missed nodule lies outside the scan."""
     volume = result["volume"]
@@ -160,4 +156,4 @@ def _check(missed: Sequence[MedicalMissed], result: Mapping[str, Any]) -> None:
             raise InvalidInputError(f"the missed nodule at {centre} mm is outside the scan; give its centre in LPS mm")
 
 
-REVIEWING = Reviewing(count=_count, check=_check, export=export)
+REVIEWING = Reviewing(count=lambda result: len(result["findings"]), check=_check, export=export)
