@@ -18,7 +18,6 @@ from apps.finance.inference.detectors.joint import first_joint_row
 from apps.finance.inference.forecasting import library_network
 from apps.finance.inference.options import Options
 from apps.finance.models.calendar import columns_taken
-from apps.finance.outputs import files
 from apps.finance.outputs.events_csv import events_csv
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
@@ -124,7 +123,7 @@ class FinanceCodec:
         if self.covariates:
             document["series"]["columns"] = [document["series"]["column"]]  # the other columns are covariates
         names = [PICTURE, "events.csv", "scores.csv", "series.json"]
-        names += [ROWS] if has_rows_file(outputs, _max_points(outputs)) else []
+        names += [ROWS] if has_rows_file(outputs, max_points(len(outputs))) else []
         return Response(
             result=document,
             later=DeferredFiles(
@@ -176,11 +175,6 @@ def _single_column_error(value: str, covariates: tuple[str, ...]) -> InvalidInpu
         f"the model forecasts {value!r}{others} and cannot score all columns; leave out the option 'columns', or use a "
         "model that takes only the value"
     )
-
-
-def _max_points(outputs: Sequence[Detection]) -> int:
-    """The maximum number of rows of each series in the drawing before the viewer zooms in."""
-    return files.MAX_POINTS if len(outputs) == 1 else max_points(len(outputs))
 
 
 def _single_file(files: tuple[Path, ...]) -> Path:
@@ -297,29 +291,19 @@ def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
 
 def _wanted_events(options: Mapping[str, str]) -> Options:
     """The options that say how many events are wanted."""
-    by_day, by_rows = (
-        _parse_budget(name, options.get(name, "")) for name in ("events_per_day", "events_per_1000_rows")
-    )
-    return Options(
-        threshold=_parse_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
-    )
+    examples = {
+        "threshold": "above 0 and at most 1, such as 0.3",
+        "events_per_day": "above 0, such as 0.5",
+        "events_per_1000_rows": "above 0, such as 0.5",
+    }
+    return Options(**{name: _parse_number(name, options.get(name, ""), example) for name, example in examples.items()})
 
 
-def _parse_budget(name: str, text: str) -> float | None:
+def _parse_number(name: str, text: str, example: str) -> float | None:
+    """The number in an option, with a decimal point or comma; None if the option is empty."""
     if not text.strip():
         return None
     try:
         return float(text.replace(",", "."))
     except ValueError as error:
-        raise InvalidInputError(f"{name} is {text!r}, not a number; give a number above 0, such as 0.5") from error
-
-
-def _parse_threshold(text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        return float(text.replace(",", "."))
-    except ValueError as error:
-        raise InvalidInputError(
-            f"the threshold {text!r} is not a number; give a number above 0 and at most 1, such as 0.3"
-        ) from error
+        raise InvalidInputError(f"{name} is {text!r}, not a number; give a number {example}") from error

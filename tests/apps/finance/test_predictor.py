@@ -110,7 +110,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"threshold": "high"}, "'high' is not a number"),
+        ({"threshold": "high"}, "threshold is 'high', not a number"),
         ({"threshold": "2"}, "give a number above 0 and at most 1"),
         ({"threshold": "0.3", "events_per_day": "1"}, "events_per_day and threshold both say"),
         ({"events_per_day": "often"}, "events_per_day is 'often', not a number"),
