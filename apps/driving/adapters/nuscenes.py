@@ -49,7 +49,7 @@ class KeyFrameDescriptions:
     ) -> Frame:
         """The frame of one of ``samples``. Raises ``InvalidInputError``."""
         description = sample if labelled else {name: part for name, part in sample.items() if name != "instances"}
-        with _in_info_layout(self.info):
+        with in_info_layout(self.info):
             return read_described(
                 description,
                 self.classes,
@@ -80,7 +80,7 @@ def describe(path: Path) -> KeyFrameDescriptions:
             f"{info.parent.name}/{info.name} is one of nuScenes' own tables; to process the data set, use the command "
             "line: trivium predict driving NUSCENES --each --out DIR"
         )
-    with _in_info_layout(info):
+    with in_info_layout(info):
         samples = content["data_list"]
         _check_no_repeated_files(samples, info.name)
         _check_unique_names([frame_name(sample) for sample in samples], info.name)
@@ -88,7 +88,7 @@ def describe(path: Path) -> KeyFrameDescriptions:
 
 
 @contextmanager
-def _in_info_layout(info: Path) -> Iterator[None]:
+def in_info_layout(info: Path) -> Iterator[None]:
     """Turns errors in reading a description into an ``InvalidInputError`` about the info layout."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are refused

@@ -89,7 +89,9 @@ class NuScenes(FrameData):
         key = listing_digest(self.root, sources, f"{_VERSION} {self.version}")[:24]
 
         def make(folder: Path) -> None:
-            descriptions = self._from_tables() if tables.is_dir() else _from_infos(sources)
+            descriptions = (
+                nuscenes_tables.key_frames(self.root, self.version) if tables.is_dir() else _from_infos(sources)
+            )
             end = 0
             with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("wb") as table:
                 for scene, description in descriptions:
@@ -98,26 +100,21 @@ class NuScenes(FrameData):
 
         return get_or_build(f"driving-nuscenes-{key}", make)
 
-    def _from_tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        try:
-            yield from nuscenes_tables.key_frames(self.root, self.version)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"the tables in {self.root / self.version} are inconsistent: {type(error).__name__} {error}"
-            ) from error
-
 
 def _from_infos(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Descriptions with class names filled in; the drive is taken from the name of the sweep's file."""
     for file in files:
-        content = json.loads(file.read_bytes())
-        names = nuscenes.class_names(content)
-        part = "val " if "val" in file.stem else ""
-        for description in content["data_list"]:
-            for instance in description.get("instances", ()):
-                instance["name"] = names.get(instance["bbox_label_3d"], "other")
-            sweep = description.get("lidar_points", {}).get("lidar_path", file.stem)
-            yield part + Path(sweep).name.split("__")[0], description
+        described = []
+        with nuscenes.in_info_layout(file):
+            content = json.loads(file.read_bytes())
+            names = nuscenes.class_names(content)
+            part = "val " if "val" in file.stem else ""
+            for description in content["data_list"]:
+                for instance in description.get("instances", ()):
+                    instance["name"] = names.get(instance["bbox_label_3d"], "other")
+                sweep = description.get("lidar_points", {}).get("lidar_path", file.stem)
+                described.append((part + Path(sweep).name.split("__")[0], description))
+        yield from described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +156,10 @@ class DescribedFrames:
             file.seek(start)
             description = json.loads(file.read(ends[number] - start))
         earlier = nuscenes.read_points if points and self.with_sweeps else None
-        return nuscenes.read_described(
-            description, {}, self._find, with_points=points, with_images=images, earlier=earlier
-        )
+        with nuscenes.in_info_layout(self.root):
+            return nuscenes.read_described(
+                description, {}, self._find, with_points=points, with_images=images, earlier=earlier
+            )
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.index.name} {self.numbers}".encode()).hexdigest()
@@ -170,7 +168,7 @@ class DescribedFrames:
         """The path of a file. Tables name files by their path below the root; infos give bare names of files beside the
         infos, or in samples or sweeps."""
         file = Path(name).name
-        sensor = file.split("__")[1] if "__" in name else ""
+        sensor = file.split("__")[1] if "__" in file else ""
         folders = (self.root / "samples" / sensor, self.root / "sweeps" / sensor)
         for path in (self.root / name, self.root / file, *(folder / file for folder in folders)):
             if path.is_file():

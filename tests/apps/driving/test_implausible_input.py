@@ -291,3 +291,27 @@ def test_files_of_different_frames_are_not_combined(root, tmp_path):
     ):
         (frame,) = kitti.read_files(handed(*names))
         assert frame.points_lidar_m is not None and frame.cameras
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data_list": [{"images": {}}]},
+        {"metainfo": {"categories": {}}, "data_list": [3]},
+        {"metainfo": {"categories": {}}, "data_list": [{"images": {}, "instances": [{}]}]},
+        {"metainfo": {"categories": {}}, "data_list": [{"timestamp": 1.0, "instances": []}]},
+    ],
+)
+def test_infos_in_another_layout_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "infos.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidInputError, match="is not in the info layout"):
+        NuScenes(root=tmp_path).all_frames().read(0)
+
+
+def test_infos_may_name_files_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sample = {"lidar_points": {"lidar_path": "drive__7/000001.bin"}, "images": {}, "instances": []}
+    (tmp_path / "infos.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": [sample]}))
+    np.ones((10, 5), np.float32).tofile(tmp_path / "000001.bin")
+    assert len(NuScenes(root=tmp_path).all_frames().read(0).points_lidar_m) == 10
