@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Configurations that run in the same way. ``operators`` are the compiled mmcv operators that they call.
+    """Configurations that run in the same way.
 
     ``data`` is the data set that they were trained on, which sets the layout of points, the axes and the classes.
     """
@@ -23,10 +23,7 @@ class Family:
     sensor: Literal["lidar", "camera"]
     data: Literal["KITTI", "nuScenes"]
     configurations: tuple[str, ...]
-    operators: tuple[str, ...]
 
-
-_HARD_VOXELIZE_AND_NMS = ("hard_voxelize", "nms_rotated")
 
 FAMILIES = (
     Family(
@@ -39,14 +36,12 @@ FAMILIES = (
             "hv_pointpillars_secfpn_3x8_100e_det3d_kitti-3d-car",
             "hv_pointpillars_secfpn_4x8_80e_pcdet_kitti-3d-3class",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with dynamic voxelisation, KITTI",
         sensor="lidar",
         data="KITTI",
         configurations=("pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car",),
-        operators=("dynamic_voxelize", "dynamic_point_to_voxel", "nms_rotated"),
     ),
     Family(
         name="PointPillars with FPN, nuScenes",
@@ -56,7 +51,6 @@ FAMILIES = (
             "pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_fpn_sbn-all_8xb2-amp-2x_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with SECOND's FPN, nuScenes",
@@ -66,7 +60,6 @@ FAMILIES = (
             "pointpillars_hv_secfpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_secfpn_sbn-all_8xb2-amp-2x_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="PointPillars with RegNet, nuScenes",
@@ -77,7 +70,6 @@ FAMILIES = (
             "pointpillars_hv_regnet-400mf_fpn_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_regnet-1.6gf_fpn_sbn-all_8xb4-2x_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="FreeAnchor, nuScenes",
@@ -91,7 +83,6 @@ FAMILIES = (
             "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
             "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-strong-aug-3x_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="SSN, nuScenes",
@@ -101,7 +92,6 @@ FAMILIES = (
             "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
             "ssn_hv_regnet-400mf_secfpn_sbn-all_16xb2-2x_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="CenterPoint with pillars, nuScenes",
@@ -111,7 +101,6 @@ FAMILIES = (
             "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d",
             "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d",
         ),
-        operators=_HARD_VOXELIZE_AND_NMS,
     ),
     Family(
         name="CenterPoint with pillars and deformable convolution, nuScenes",
@@ -121,7 +110,6 @@ FAMILIES = (
             "centerpoint_pillar02_second_secfpn_head-dcn_8xb4-cyclic-20e_nus-3d",
             "centerpoint_pillar02_second_secfpn_head-dcn-circlenms_8xb4-cyclic-20e_nus-3d",
         ),
-        operators=("hard_voxelize", "deform_conv", "nms_rotated"),
     ),
     Family(
         name="FCOS3D with ResNet-101 and deformable convolution, nuScenes",
@@ -131,7 +119,6 @@ FAMILIES = (
             "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d",
             "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d_finetune",
         ),
-        operators=("modulated_deform_conv", "nms_rotated"),
     ),
     Family(
         name="PGD, nuScenes",
@@ -143,21 +130,18 @@ FAMILIES = (
             "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d",
             "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d_finetune",
         ),
-        operators=("modulated_deform_conv", "nms_rotated"),
     ),
     Family(
         name="PGD, KITTI",
         sensor="camera",
         data="KITTI",
         configurations=("pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d",),
-        operators=("nms_rotated",),
     ),
     Family(
         name="SMOKE, KITTI",
         sensor="camera",
         data="KITTI",
         configurations=("smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d",),
-        operators=("modulated_deform_conv",),
     ),
 )
 
@@ -251,29 +235,21 @@ def family_of(configuration: str) -> Family:
     )
 
 
-def rows() -> list[tuple[str, str, str, str]]:
-    """A row for each configuration that runs and each group of those that do not.
-
-    The columns are name, family, the compiled mmcv operators that it calls, and what is tested or why it is refused.
-    """
+def table() -> Table:
+    """The table of public models that ``trivium models driving`` prints."""
     running = [
-        (name, family.name, ", ".join(family.operators), "imported, run and compared" if number == 0 else "built")
+        (name, family.name, "imported, run and compared" if number == 0 else "built")
         for family in FAMILIES
         for number, name in enumerate(family.configurations)
     ]
     refused = [
-        (", ".join(f"{prefix}..." for prefix in prefixes), name, "", f"refused: {reason}")
+        (", ".join(f"{prefix}..." for prefix in prefixes), name, f"refused: {reason}")
         for name, prefixes, reason in REFUSED
     ]
-    return running + refused
-
-
-def table() -> Table:
-    """The table of public models that ``trivium models driving`` prints."""
     return Table(
         title="mmdet3d's configurations",
         columns=("configuration", "family", "tests"),
-        rows=[(name, family, tested) for name, family, _, tested in rows()],
+        rows=running + refused,
         notes=(
             "Built from the unmodified configuration in mmdet3d's wheel. `trivium import driving CONFIGURATION "
             "CHECKPOINT.pth` imports weights for one.",
