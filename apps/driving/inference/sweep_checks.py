@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apps.driving.types import Floats, Frame
+from apps.driving.types import Floats, Frame, within
 
 MIN_POINTS = 200
 GROUND_RANGE_M = (-2.9, -0.9)
@@ -37,9 +37,9 @@ def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[s
     """Remarks on a sweep that is implausible for ``model``, whose range is ``range_m`` (minima, then maxima of x, y, z,
     in metres)."""
     x, y, z = points_N4[:, :3].T
-    x0, y0, z0, x1, y1, z1 = range_m
-    count = int(((x >= x0) & (x < x1) & (y >= y0) & (y < y1) & (z >= z0) & (z < z1)).sum())
+    count = int(within(points_N4, range_m).sum())
     if count < MIN_POINTS:
+        x0, y0, z0, x1, y1, z1 = range_m
         return [
             f"Only {count} of the {len(points_N4)} points lie in the range of {model} (x {x0:g} to {x1:g} m, y {y0:g} "
             f"to {y1:g} m, z {z0:g} to {z1:g} m). Are they in metres, with x ahead and z up?"
