@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,13 @@ from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 
 Floats = NDArray[np.float32]
+_Angles = TypeVar("_Angles", NDArray[np.float32], NDArray[np.float64])
+
+
+def wrap_angle(angle: _Angles) -> _Angles:
+    """Angles wrapped into [-pi, pi), in radians."""
+    wrapped: _Angles = np.mod(angle + np.pi, 2 * np.pi) - np.pi
+    return wrapped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from apps.driving.adapters.box_values import box_numbers, check_units
 from apps.driving.adapters.calibration import read_text_file
 from apps.driving.adapters.kitti_layouts import TEXTS, UNSUPPORTED_SUFFIXES, find_file, unsupported_message
 from apps.driving.adapters.point_files import SWEEPS, read_sweep
-from apps.driving.types import Boxes3D, Frame
+from apps.driving.types import Boxes3D, Frame, wrap_angle
 from shared.errors import InvalidInputError
 
 POINTS, LABELS = "points", "labels"
@@ -121,6 +121,6 @@ def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
     return Boxes3D(
         centre_lidar_m=table[:, :3].astype(np.float32),
         size_m=table[:, 3:6].astype(np.float32),
-        yaw=((table[:, 6] + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
+        yaw=wrap_angle(table[:, 6]).astype(np.float32),
         names=tuple(names),
     )

@@ -39,7 +39,7 @@ from apps.driving.adapters.kitti_layouts import (
     unsupported_message,
 )
 from apps.driving.adapters.point_files import SWEEPS, read_sweep
-from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from apps.driving.types import Boxes3D, Camera, Floats, Frame, wrap_angle
 from shared.data.archive import unpacked
 from shared.errors import InvalidInputError
 
@@ -185,7 +185,7 @@ def from_rectified(
     """Gravity centre (N, 3) and yaw (N,) in the LiDAR frame of boxes given by bottom centre and rotation_y."""
     centre = location_N3 - np.stack([0 * height_N, height_N / 2, 0 * height_N], axis=-1) + camera.reference_offset_m
     rotation, translation = camera.lidar_to_camera[:3, :3].astype(np.float64), camera.lidar_to_camera[:3, 3]
-    yaw = _wrap_angle(_forward_yaw(camera) - rotation_N - np.pi / 2)
+    yaw = wrap_angle(_forward_yaw(camera) - rotation_N - np.pi / 2)
     return ((centre - translation) @ rotation).astype(np.float32), yaw.astype(np.float32)
 
 
@@ -194,17 +194,13 @@ def to_rectified(boxes: Boxes3D, camera: Calibration | Camera) -> tuple[np.ndarr
     rotation, translation = camera.lidar_to_camera[:3, :3].astype(np.float64), camera.lidar_to_camera[:3, 3]
     centre = boxes.centre_lidar_m @ rotation.T + translation - camera.reference_offset_m
     location = centre + boxes.size_m[:, 2:] / 2 * np.array([0.0, 1.0, 0.0])
-    return location, _wrap_angle(_forward_yaw(camera) - boxes.yaw.astype(np.float64) - np.pi / 2)
+    return location, wrap_angle(_forward_yaw(camera) - boxes.yaw.astype(np.float64) - np.pi / 2)
 
 
 def _forward_yaw(camera: Calibration | Camera) -> float:
     # Boxes are upright in both frames, so the frames differ in yaw only.
     ahead = camera.lidar_to_camera[2, :3]
     return float(np.arctan2(ahead[1], ahead[0]))
-
-
-def _wrap_angle(angle: np.ndarray) -> np.ndarray:
-    return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 def _frame(name: str, files: FrameFiles, device: str = "cpu") -> Frame:

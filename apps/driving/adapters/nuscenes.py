@@ -22,7 +22,7 @@ from apps.driving.adapters.calibration import check_lidar_to_camera, check_rigid
 from apps.driving.adapters.image_files import read_image, resize_remarks
 from apps.driving.adapters.nuscenes_tables import MAX_SWEEPS
 from apps.driving.adapters.point_files import dropped_remarks, finite_points
-from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
+from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame, wrap_angle
 from shared.errors import InvalidInputError
 
 COLUMNS = 5
@@ -255,11 +255,10 @@ def _earlier_sweeps(
 
 def _boxes(instances: list[dict[str, Any]], names: Mapping[int, str]) -> Boxes3D:
     table = box_numbers([item["bbox_3d"][:7] for item in instances], "bbox_3d").reshape(-1, 7)
-    yaw = table[:, 6] - np.pi / 2
     return Boxes3D(
         centre_lidar_m=(table[:, :3] @ _TO_FRAME_AXES.T).astype(np.float32),
         size_m=table[:, 3:6].astype(np.float32),
-        yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
+        yaw=wrap_angle(table[:, 6] - np.pi / 2).astype(np.float32),
         names=tuple(item.get("name") or names.get(item["bbox_label_3d"], "other") for item in instances),
         point_counts=np.array([item.get("num_lidar_pts", -1) for item in instances], np.int64),
     )

@@ -13,7 +13,7 @@ from apps.driving.adapters.projection import to_camera_boxes
 from apps.driving.datasets.packing import BOX_2D, CLASS, OCCLUSION, RETURNS, TRUNCATION, Pack
 from apps.driving.datasets.sampling import ImageSampling
 from apps.driving.datasets.sweeps import class_numbers
-from apps.driving.types import CameraInput, Floats
+from apps.driving.types import CameraInput, Floats, wrap_angle
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 
@@ -65,7 +65,7 @@ class Images:
                 image = image[:, ::-1]
                 intrinsics[0, 2] = width - 1 - intrinsics[0, 2]
                 boxes[:, 0] *= -1
-                boxes[:, 6] = np.mod(np.pi - boxes[:, 6] + np.pi, 2 * np.pi) - np.pi
+                boxes[:, 6] = wrap_angle(np.pi - boxes[:, 6])
                 centres[:, 0] = width - 1 - centres[:, 0]
                 boxes_2d = np.concatenate(
                     [width - 1 - boxes_2d[:, 2:3], boxes_2d[:, 1:2], width - 1 - boxes_2d[:, :1], boxes_2d[:, 3:]], 1
@@ -114,7 +114,7 @@ def zoom_and_tilt(
     bearing = np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
     boxes_camera[:, 2] /= scale
     yaw = boxes_camera[:, 6] - bearing + np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
-    boxes_camera[:, 6] = np.mod(yaw + np.pi, 2 * np.pi) - np.pi
+    boxes_camera[:, 6] = wrap_angle(yaw)
     boxes_2d[:] = (boxes_2d * scale + np.tile(offset, 2)).clip(0, (width - 1, height - 1) * 2)
     return image
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.datasets.pasting import ObjectBank
 from apps.driving.datasets.sampling import SweepSampling
-from apps.driving.types import Floats, LidarInput, ObjectClass, within
+from apps.driving.types import Floats, LidarInput, ObjectClass, within, wrap_angle
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 
@@ -99,5 +99,5 @@ def augment_sweep(
         array[:, :2] = array[:, :2] @ plane
         array[:, 2] = array[:, 2] * scale + lift
     boxes[:, 3:6] *= scale
-    boxes[:, 6] = np.mod(side * boxes[:, 6] + rotation + np.pi, 2 * np.pi) - np.pi
+    boxes[:, 6] = wrap_angle(side * boxes[:, 6] + rotation)
     return points, boxes

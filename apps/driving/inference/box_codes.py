@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.driving.types import Floats
+from apps.driving.types import Floats, wrap_angle
 
 MIN_SCORE_MARGIN = 1e-4
 """The detector's scores are clipped to at least this distance from 0 and 1."""
@@ -63,7 +63,7 @@ def decode_boxes(boxes_N7: Floats, outputs: Floats) -> tuple[Floats, Floats]:
     boxes[:, 2] += up
     boxes[:, 3:6] *= np.exp(np.clip(outputs[:, 4:7], -MAX_LOG_SCALE, MAX_LOG_SCALE))
     boxes[:, 6] += outputs[:, 7] + np.where(outputs[:, FLIPPED] > 0, math.pi, 0)
-    boxes[:, 6] = np.mod(boxes[:, 6] + math.pi, 2 * math.pi) - math.pi
+    boxes[:, 6] = wrap_angle(boxes[:, 6])
     return boxes, (0.5 + 0.5 * np.tanh(outputs[:, 0].astype(np.float64) / 2)).astype(np.float32)
 
 

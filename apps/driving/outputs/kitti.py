@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.driving.adapters.kitti import to_rectified
 from apps.driving.adapters.projection import image_boxes
-from apps.driving.types import Boxes3D, Camera
+from apps.driving.types import Boxes3D, Camera, wrap_angle
 
 _SPELLING = {"person_sitting": "Person_sitting", "dontcare": "DontCare"}
 
@@ -23,8 +23,7 @@ def write(boxes: Boxes3D, camera: Camera) -> str:
     projected, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
     box_2d = projected if boxes.box_2d is None else boxes.box_2d
     truncation = cut if boxes.truncation is None else boxes.truncation
-    alpha = rotation - np.arctan2(location[:, 0], location[:, 2])
-    alpha = (alpha + np.pi) % (2 * np.pi) - np.pi
+    alpha = wrap_angle(rotation - np.arctan2(location[:, 0], location[:, 2]))
     lines = []
     for index, name in enumerate(boxes.names):
         if np.isnan(box_2d[index]).any():
