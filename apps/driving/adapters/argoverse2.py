@@ -8,7 +8,7 @@ LiDAR frame has the axes of the vehicle frame and its origin at the upper LiDAR,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,10 @@ def read_frame(
 
 
 def _frame(log: Path, timestamp_ns: int, *, points: bool, images: bool, labelled: bool) -> Frame:
-    origin = _sensors_to_vehicle(log)[LIDAR][:3, 3]
+    poses = _sensors_to_vehicle(log)
+    origin = poses[LIDAR][:3, 3]
     sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
-    cameras = _cameras(log, timestamp_ns, origin) if images else {}
+    cameras = _cameras(log, timestamp_ns, poses) if images else {}
     for name, camera in cameras.items():
         remarks += resize_remarks(f"{name} of {log.name}", camera.image_HWC.shape, camera.intrinsics)
     return Frame(
@@ -105,7 +106,8 @@ def _boxes(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> Boxes3D
     )
 
 
-def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[str, Camera]:
+def _cameras(log: Path, timestamp_ns: int, poses: Mapping[str, NDArray[np.float64]]) -> dict[str, Camera]:
+    """The nearest image of each ring camera; ``poses`` are those of all sensors in the vehicle frame."""
     folders = sorted((log / "sensors" / "cameras").glob("ring_*"))
     if not folders:
         return {}
@@ -116,15 +118,15 @@ def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[
         str(name): np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
         for name, fx, fy, cx, cy in zip(*intrinsics.values(), strict=True)
     }
+    # Boxes and points are relative to the LiDAR's origin, and have the axes of the vehicle frame.
+    to_vehicle = np.eye(4)
+    to_vehicle[:3, 3] = poses[LIDAR][:3, 3]
     cameras = {}
     for folder in folders:
         images = sorted(folder.glob("*.jpg"), key=lambda file: abs(int(file.stem) - timestamp_ns))
         if not images or abs(int(images[0].stem) - timestamp_ns) > MAX_TIME_DIFFERENCE_NS or folder.name not in focal:
             continue
-        # Boxes and points are relative to the LiDAR's origin, which is at ``origin`` in the vehicle frame.
-        to_vehicle = np.eye(4)
-        to_vehicle[:3, 3] = origin
-        lidar_to_camera = np.linalg.inv(_sensors_to_vehicle(log)[folder.name]) @ to_vehicle
+        lidar_to_camera = np.linalg.inv(poses[folder.name]) @ to_vehicle
         check_lidar_to_camera(lidar_to_camera, f"{folder.name} of {log.name}")
         cameras[folder.name] = Camera(
             image_HWC=read_image(images[0]),
