@@ -39,12 +39,7 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     config: type[Any] = configs[name]
     model: Any = from_mapping(config, settings["model"])
     if name.startswith("mmdet3d_"):
-        imported_settings: LidarInput | CameraInput = (
-            from_mapping(LidarInput, settings["input"])
-            if model.sensor == "lidar"
-            else from_mapping(CameraInput, settings["input"])
-        )
-        return _open_imported(artifact, model, imported_settings, device)
+        return _open_imported(artifact, model, model.read_input(settings["input"]), device)
     if model.sensor == "lidar":
         lidar_settings = from_mapping(LidarInput, settings["input"])
         weights = _weights_with_prefix(artifact, "voxel_encoder.")

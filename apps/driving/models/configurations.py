@@ -20,6 +20,7 @@ from apps.driving.models.own_camera import OwnCamera
 from apps.driving.models.own_settings import build_network
 from apps.driving.types import KITTI_CLASSES, CameraInput, LidarInput, ObjectClass
 from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
 
 _NUSCENES_SIZES_CONFIG = "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d"
 """The configuration that nuScenes' class sizes and heights are taken from: it has an anchor for each class."""
@@ -81,6 +82,10 @@ class MMDet3DModel:
         if self.family.data == "nuScenes":
             x0, y0, x1, y1 = y0, -x1, y1, -x0
         return LidarInput(range_m=(x0, y0, z0, x1, y1, z1), classes=classes)
+
+    def read_input(self, settings: Mapping[str, Any]) -> LidarInput | CameraInput:
+        """The input in an artifact's settings."""
+        return from_mapping(LidarInput, settings) if self.sensor == "lidar" else from_mapping(CameraInput, settings)
 
     def settings(self) -> dict[str, Any]:
         """mmdet3d's settings of the model, without those that would download weights."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
+from apps.driving.models.decoding import BoxTensors
 from apps.driving.models.fast import FastPointPillars, fast_camera, fold_batch_norms, has_fast_pillars
 from apps.driving.models.head_maps import compute_by
 from apps.driving.models.own_camera import ImageResize
@@ -24,9 +25,6 @@ from apps.driving.types import Camera, Floats, Frame
 from shared.deploy.programs.program import Program
 
 _OWN_VEHICLE_HALF_SIDE_M = 1.0
-
-BoxTensors = tuple[Tensor, Tensor, Tensor]
-"""Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
 
 
 @dataclass(frozen=True, slots=True)

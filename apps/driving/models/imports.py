@@ -342,15 +342,10 @@ def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
     """A recipe with the network and input of a model that ``load_mmdet3d`` imported, for calibration."""
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.recipes import RECIPES
-    from apps.driving.types import CameraInput, LidarInput
 
     model = from_mapping(MMDet3DModel, settings["model"])
-    input: LidarInput | CameraInput = (
-        from_mapping(LidarInput, settings["input"])
-        if model.sensor == "lidar"
-        else from_mapping(CameraInput, settings["input"])
-    )
-    return replace(RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"](), model=model, input=input)
+    recipe = RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"]()
+    return replace(recipe, model=model, input=model.read_input(settings["input"]))
 
 
 def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

@@ -9,14 +9,14 @@ from typing import Any
 
 from apps.driving.models.own_settings import (
     LIDAR_DETECTORS,
-    MAX_SHORT_LENGTH_M,
     as_text,
     check_classes,
     checked_settings,
     numbers_setting,
+    object_class,
     part_settings,
 )
-from apps.driving.types import ASSUMED_BOTTOM_M, ASSUMED_SIZE_M, LidarInput, ObjectClass
+from apps.driving.types import LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
 _MAX_CELLS = 2048 * 2048
@@ -101,16 +101,13 @@ class OwnConfiguration:
     def object_classes(self) -> tuple[ObjectClass, ...]:
         """The classes with the sizes and heights of their anchors; of a car's size if there is no anchor per class."""
         if not self.has_anchor_sizes():
-            return tuple(
-                ObjectClass(name=name, size_m=ASSUMED_SIZE_M, bottom_m=ASSUMED_BOTTOM_M) for name in self.classes
-            )
+            return tuple(map(object_class, self.classes))
         anchors = self.part("bbox_head")["anchor_generator"]
         classes = []
         for number, name in enumerate(self.classes):
             length, width, height = numbers_setting({"sizes": anchors["sizes"][number]}, "sizes", 3)
             bottom = numbers_setting({"ranges": anchors["ranges"][number % len(anchors["ranges"])]}, "ranges", 6)[2]
-            reach = 0.5 if length <= MAX_SHORT_LENGTH_M else 1.0
-            classes.append(ObjectClass(name=name, size_m=(length, width, height), bottom_m=bottom, reach_m=reach))
+            classes.append(object_class(name, (length, width, height), bottom))
         return tuple(classes)
 
     def _check_head(self) -> None:

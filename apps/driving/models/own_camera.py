@@ -8,13 +8,13 @@ from typing import Any
 
 from apps.driving.models.own_settings import (
     CAMERA_DETECTORS,
-    MAX_SHORT_LENGTH_M,
     check_classes,
     checked_settings,
     numbers_setting,
+    object_class,
     part_settings,
 )
-from apps.driving.types import ASSUMED_BOTTOM_M, ASSUMED_SIZE_M, CameraInput, ObjectClass
+from apps.driving.types import CameraInput, ObjectClass
 from shared.errors import InvalidInputError
 
 _MAX_PIXELS = 1 << 23
@@ -97,16 +97,9 @@ class OwnCamera:
     def _object_classes(self) -> tuple[ObjectClass, ...]:
         sizes = self._base_sizes()
         if sizes is None:
-            return tuple(
-                ObjectClass(name=name, size_m=ASSUMED_SIZE_M, bottom_m=ASSUMED_BOTTOM_M) for name in self.classes
-            )
+            return tuple(map(object_class, self.classes))
         return tuple(
-            ObjectClass(
-                name=name,
-                size_m=(length, width, height),
-                bottom_m=ASSUMED_BOTTOM_M,
-                reach_m=0.5 if length <= MAX_SHORT_LENGTH_M else 1.0,
-            )
+            object_class(name, (length, width, height))
             for name, (length, height, width) in zip(self.classes, sizes, strict=True)
         )
 

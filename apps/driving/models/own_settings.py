@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from apps.driving.models.library import build
+from apps.driving.types import ASSUMED_BOTTOM_M, ASSUMED_SIZE_M, ObjectClass
 from shared.errors import InvalidInputError
 
 LIDAR_DETECTORS = ("VoxelNet", "DynamicVoxelNet", "MVXFasterRCNN", "CenterPoint")
@@ -58,7 +59,7 @@ _POSITIVE_KEYS = ("strides", "dilations", "channels", "pad_size_divisor")
 _MAX_PAD_DIVISOR = 256
 _MAX_LENGTH = 256
 """Maximum length of a list or a string."""
-MAX_SHORT_LENGTH_M = 2.5
+_MAX_SHORT_LENGTH_M = 2.5
 """Maximum length in metres of a short class: its detections match objects within half a metre, as KITTI's pedestrians
 and cyclists do; those of longer classes within a metre."""
 _MAX_PARAMETERS = 200_000_000
@@ -88,6 +89,14 @@ def check_classes(classes: Sequence[str], head_classes: Any) -> None:
         raise InvalidInputError(
             f"its head has {head_classes} classes; the classes of its data are {', '.join(classes) or 'not given'}"
         )
+
+
+def object_class(
+    name: str, size_m: tuple[float, float, float] = ASSUMED_SIZE_M, bottom_m: float = ASSUMED_BOTTOM_M
+) -> ObjectClass:
+    """A class of the network; of the assumed size and height if the network states none."""
+    reach = 0.5 if size_m[0] <= _MAX_SHORT_LENGTH_M else 1.0
+    return ObjectClass(name=name, size_m=size_m, bottom_m=bottom_m, reach_m=reach)
 
 
 def _checked_value(value: Any, path: str, key: str) -> Any:
