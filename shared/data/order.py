@@ -89,3 +89,10 @@ class Permutation:
 def samples_of_rank(indices: Indices, rank: int, world: int) -> Indices:
     """The contiguous slice of a global batch for process ``rank`` of ``world``; slice sizes differ by at most one."""
     return indices if world == 1 else np.array_split(indices, world)[rank]
+
+
+def evenly_spaced(length: int, limit: int | None = None) -> list[int]:
+    """The indices of at most ``limit`` of ``length`` samples, evenly spaced from the first to the last; all if None."""
+    count = length if limit is None else min(limit, length)
+    chosen: list[int] = np.unique(np.linspace(0, length - 1, count).round().astype(np.int64)).tolist()
+    return chosen

@@ -22,6 +22,7 @@ from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
 from apps.driving.types import CORRECTABLE_MODELS, Boxes3D, BoxInput, Floats, Frame, LidarInput
 from shared.data.build_cache import get_or_build
+from shared.data.order import evenly_spaced
 from shared.deploy.artifact import RECIPE, Artifact, open_artifact
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import Registry, newest_partner
@@ -246,8 +247,7 @@ def detect_in_pack(
     assert isinstance(detector, LidarDetector)
     detector = replace(detector, second_stage=second_stage)
     numbers = class_numbers(pack.names, merge, input.classes)
-    count = len(pack) if most is None else min(most, len(pack))
-    chosen = np.unique(np.linspace(0, len(pack) - 1, count).round().astype(int)).tolist()
+    chosen = evenly_spaced(len(pack), most)
     for index in progress_bar(chosen, len(chosen), "detecting in sweeps"):
         points, table = pack.points(index), pack.table(index)
         found = detector.detect(Frame(name=str(index), points_lidar_m=points, cameras={}))

@@ -13,6 +13,7 @@ import numpy as np
 from apps.driving.datasets.packing import CLASS, RETURNS, FrameList, Pack
 from apps.driving.datasets.sampling import ImageSampling, SweepSampling
 from apps.driving.types import BoxInput, CameraInput, Floats, Frame, LidarInput, ObjectClass, within
+from shared.data.order import evenly_spaced
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class FrameData(ABC):
 def training_frames(data: FrameData, input: Input, most: int) -> Iterator[Frame]:
     """At most ``most`` training frames with data for the input's sensor, evenly chosen."""
     frames = data.frames("train", input)
-    for number in np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)).tolist():
+    for number in evenly_spaced(len(frames), most):
         frame = frames.read(number)
         if frame.points_lidar_m is not None if isinstance(input, LidarInput) else frame.cameras:
             yield frame

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from apps.driving.types import BoxInput, CameraInput, LidarInput, within
+from shared.data.order import evenly_spaced
 
 if TYPE_CHECKING:
     from apps.driving.datasets.frame_data import FrameData
@@ -35,7 +36,7 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         return _operating_point(recipe, *score_second_stage(recipe, recipe.input, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_SAMPLES, len(dataset))).round().astype(np.int64))
+    indices = evenly_spaced(len(dataset), MAX_SAMPLES)
     model.eval()
     with torch.inference_mode():
         for index in indices:

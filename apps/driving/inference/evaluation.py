@@ -15,6 +15,7 @@ from apps.driving.metrics import kitti_ap, nuscenes_detection
 from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.types import Boxes3D, Camera, Frame, LidarInput, within
 from shared.app import DomainScore, Table
+from shared.data.order import evenly_spaced
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
@@ -227,8 +228,7 @@ def _is_visible(camera: Camera, boxes: Boxes3D) -> NDArray[np.bool_]:
 def labelled_frames(data: FrameData, detector: Detector, limit: int | None) -> Iterator[Frame]:
     """The validation frames that the detector can read, evenly spaced if there is a limit."""
     cases = data.cases()
-    count = len(cases) if limit is None else min(limit, len(cases))
-    indices = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist()
+    indices = evenly_spaced(len(cases), limit)
     for index in progress_bar(indices, len(indices), "detecting in frames"):
         frame = cases.read(index)
         if frame.truth is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from apps.medical.datasets.scan_files import ScanFile
 from apps.medical.types import AnnotatedScan, ChestInput
+from shared.data.order import evenly_spaced
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -53,9 +54,8 @@ class Split:
 
     def training_scans(self, max_scans: int) -> Iterator[AnnotatedScan]:
         """At most ``max_scans`` whole training scans, evenly chosen, read one at a time."""
-        count = min(max_scans, len(self.training))
-        chosen = np.unique(np.linspace(0, len(self.training) - 1, count).round().astype(int))
-        return (self.training[number].read_annotated() for number in chosen.tolist())
+        chosen = evenly_spaced(len(self.training), max_scans)
+        return (self.training[number].read_annotated() for number in chosen)
 
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
         """Counts and ranges of the data, and doubtful marks. Packs the scans first if they are not packed yet."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.data.loader import Loader
-from shared.data.order import Key, Permutation, samples_of_rank
+from shared.data.order import Key, Permutation, evenly_spaced, samples_of_rank
 
 
 @given(length=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 2**31))
@@ -103,3 +103,11 @@ def test_an_error_in_the_data_set_reaches_the_caller():
 def test_an_empty_order_is_an_error(length, batch):
     with pytest.raises(ValueError, match="sample"):
         Permutation(seed=0, length=length, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "indices"),
+    [(10, 4, [0, 3, 6, 9]), (3, 10, [0, 1, 2]), (3, None, [0, 1, 2]), (5, 1, [0]), (0, 3, [])],
+)
+def test_evenly_spaced_samples_reach_from_the_first_to_the_last(length, limit, indices):
+    assert evenly_spaced(length, limit) == indices
