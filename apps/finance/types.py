@@ -117,11 +117,11 @@ class Series:
         """(N,) the column that is scored."""
         return self.values[self.column]
 
-    def from_row(self, first: int) -> Series:
-        """The rows from ``first`` on."""
-        values = {name: numbers[first:] for name, numbers in self.values.items()}
-        words = {name: cells[first:] for name, cells in self.words.items()}
-        return replace(self, times_ns=self.times_ns[first:], values=values, words=words)
+    def from_row(self, first: int, end: int | None = None) -> Series:
+        """The rows from ``first`` on, before ``end``."""
+        values = {name: numbers[first:end] for name, numbers in self.values.items()}
+        words = {name: cells[first:end] for name, cells in self.words.items()}
+        return replace(self, times_ns=self.times_ns[first:end], values=values, words=words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

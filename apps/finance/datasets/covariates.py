@@ -17,7 +17,7 @@ from apps.finance.datasets.columns import (
     word_code,
     word_column,
 )
-from apps.finance.datasets.splits import first_validation_row, head
+from apps.finance.datasets.splits import training_part
 from apps.finance.datasets.windows import fill_missing
 from apps.finance.types import (
     DAY_NS,
@@ -55,7 +55,7 @@ def fit_network(
     Scalers, words and series names come from the training rows: all but the last ``validation_share`` of each series.
     Raises InvalidInputError for a column without a value there, and for one with more than ``MAX_CATEGORIES`` words.
     """
-    training = [head(item.series, first_validation_row(len(item.series), validation_share)) for item in items]
+    training = [training_part(item.series, validation_share) for item in items]
     columns: dict[str, str] = {}
     for column in (*known, *observed):
         columns[_network_name(column, columns)] = column
@@ -127,7 +127,7 @@ def further_network(items: Sequence[LabelledSeries], input: FinanceInput, valida
     if "" in library.target_scales:
         return input
     new = (item.series for item in items if item.series.name not in library.target_scales)
-    heads = (head(series, first_validation_row(len(series), validation_share)) for series in new)
+    heads = (training_part(series, validation_share) for series in new)
     scales = {series.name: _scale(series, input.context) for series in heads}
     return replace(input, library=replace(library, target_scales={**library.target_scales, **scales}))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +21,9 @@ def first_validation_row(length: int, validation_share: float) -> int:
     return length - round(validation_share * length)
 
 
-def head(series: Series, rows: int) -> Series:
-    """The first ``rows`` rows of a series."""
-    values = {name: numbers[:rows] for name, numbers in series.values.items()}
-    words = {name: cells[:rows] for name, cells in series.words.items()}
-    return replace(series, times_ns=series.times_ns[:rows], values=values, words=words)
+def training_part(series: Series, validation_share: float) -> Series:
+    """The rows of a series before those for validation."""
+    return series.from_row(0, first_validation_row(len(series), validation_share))
 
 
 def training_windows(
@@ -41,11 +38,11 @@ def training_windows(
         return _not_empty(_library_windows(items, spans, input, stride), input)
     tables = []
     for item in items:
-        rows = first_validation_row(len(item.series), validation_share)
-        table = covariate_table(head(item.series, rows), context=input.context, horizon=input.horizon)
+        series = training_part(item.series, validation_share)
+        table = covariate_table(series, context=input.context, horizon=input.horizon)
         for first, last in window_rows(item.series.times_ns, item.windows).tolist():
             # Marked as missing, so that it is neither an input nor a target.
-            table.rows[input.context + first : input.context + min(last + 1, rows), 1] = 1
+            table.rows[input.context + first : input.context + min(last + 1, len(series)), 1] = 1
         tables.append(table)
     return _not_empty(Windows(tables, context=input.context, horizon=input.horizon, stride=stride), input)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.finance.adapters import read_contents
-from apps.finance.datasets.splits import first_validation_row, head
+from apps.finance.datasets.splits import training_part
 from apps.finance.datasets.table import Table
 from apps.finance.datasets.windows import Windows, covariate_table
 from apps.finance.models.calendar import columns_taken
@@ -53,4 +53,4 @@ def training_series(data: DataConfig, input: FinanceInput, max_series: int) -> I
         )
     items = data.with_covariates(columns_taken(library)).cases()
     chosen = items[:: -(-len(items) // max_series)]
-    return (head(item.series, first_validation_row(len(item.series), data.validation_share)) for item in chosen)
+    return (training_part(item.series, data.validation_share) for item in chosen)
