@@ -18,6 +18,8 @@ from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 
 Floats = NDArray[np.float32]
+BEV_COLUMNS = [0, 1, 3, 4, 6]
+"""x, y, length, width and yaw among the seven values of a box: its rectangle in the bird's-eye view."""
 _Angles = TypeVar("_Angles", NDArray[np.float32], NDArray[np.float64])
 
 

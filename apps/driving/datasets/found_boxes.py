@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
-from apps.driving.types import CORRECTABLE_MODELS, Boxes3D, BoxInput, Floats, Frame, LidarInput
+from apps.driving.types import BEV_COLUMNS, CORRECTABLE_MODELS, Boxes3D, BoxInput, Floats, Frame, LidarInput
 from shared.data.build_cache import get_or_build
 from shared.data.order import evenly_spaced
 from shared.deploy.artifact import RECIPE, Artifact, open_artifact
@@ -292,8 +292,7 @@ def match_objects(
     if not len(boxes_N7) or not len(objects_M7):
         return targets, overlaps, usable
     boxes, objects = boxes_N7.astype(np.float64), objects_M7.astype(np.float64)
-    plane = [0, 1, 3, 4, 6]
-    bev, space = bev_iou(boxes[:, plane], objects[:, plane]), box_iou(boxes, objects)
+    bev, space = bev_iou(boxes[:, BEV_COLUMNS], objects[:, BEV_COLUMNS]), box_iou(boxes, objects)
     same_class = np.where(labels_N[:, None] == numbers_M, bev, 0)
     best = same_class.argmax(axis=1)
     rows = np.arange(len(boxes))

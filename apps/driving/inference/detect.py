@@ -21,7 +21,7 @@ from apps.driving.models.decoding import CameraDecoder, Normalisation
 from apps.driving.models.detectors import CameraNetwork, LidarNetwork
 from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
 from apps.driving.models.pillars import ProgramPillars
-from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
+from apps.driving.types import BEV_COLUMNS, Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
 from shared.deploy.programs.program import Program
 
 _PAD_MULTIPLE = 32
@@ -271,7 +271,7 @@ def shown_boxes(detections: Boxes3D, min_score: Mapping[str, float] | float) -> 
 
 def _same_object_pairs(detections: Boxes3D) -> np.ndarray:
     """(N, N) whether two boxes are the same object, by their overlap in the bird's-eye view."""
-    plane = torch.from_numpy(detections.array[:, [0, 1, 3, 4, 6]])
+    plane = torch.from_numpy(detections.array[:, BEV_COLUMNS])
     iou, over_first = torch.zeros(2, len(plane) ** 2)
     box_iou_rotated(plane, plane, iou)
     box_iou_rotated(plane, plane, over_first, mode_flag=1)
@@ -292,7 +292,7 @@ def _suppress_duplicates(
     kept = []
     for label in torch.unique(labels_N).tolist():
         of_class = (labels_N == label).nonzero().squeeze(1)
-        plane = boxes_N7[of_class][:, [0, 1, 3, 4, 6]]
+        plane = boxes_N7[of_class][:, BEV_COLUMNS]
         kept.append(of_class[nms_rotated(plane, scores_N[of_class], of_class, plane, labels_N, iou_threshold, False)])
     chosen = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
     return boxes_N7[chosen], scores_N[chosen], labels_N[chosen]

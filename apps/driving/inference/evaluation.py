@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 RANGE_M = 50.0
 """The range around the vehicle in which a class that nuScenes does not have is scored, in metres."""
-_TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 
 
 def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> Table:
@@ -156,7 +155,7 @@ def kitti_rows(
     for name in (kind.name for kind in detector.input.classes if kind.name in kitti_ap.MIN_OVERLAPS):
         counts = (f"{scores[f'{name}/objects/{level}']:.0f}" for level in kitti_ap.DIFFICULTIES)
         rows.append((model, name, "objects", *counts))
-        for measure, title in _TITLES.items():
+        for measure, title in kitti_ap.TITLES.items():
             values = (scores.get(f"{name}/{measure}/{level}") for level in kitti_ap.DIFFICULTIES)
             rows.append((model, name, title, *("-" if value is None else f"{value:.2f}" for value in values)))
     note = ["A class with n < 41 objects reaches at most 100 (n - 1) / 40, even if all are found."]

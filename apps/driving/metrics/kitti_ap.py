@@ -17,17 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apps.driving.metrics.kitti_matching import Candidates, Counts, counts_at, matched_scores
 from apps.driving.metrics.kitti_objects import IGNORED_REGION, Integers, KittiObjects, pairs_within_frames
 from apps.driving.metrics.overlap import Doubles, paired_bev_iou, paired_box_iou, paired_image_iou
-from apps.driving.types import Boxes3D, Frame
+from apps.driving.types import BEV_COLUMNS, Boxes3D, Frame
 
 MIN_OVERLAPS: Mapping[str, float] = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}
 NEIGHBOURING_CLASSES: Mapping[str, Sequence[str]] = {"car": ("van",), "pedestrian": ("person_sitting", "person")}
 """Objects of these classes are ignored for the class; the tracking benchmark calls a sitting person ``Person``."""
 MEASURES = ("2d", "bev", "3d")
+TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 MAX_THRESHOLDS = 41
 
 
@@ -71,7 +71,7 @@ def average_precision(
 
     ``aos`` is computed with ``2d``; it is absent if a detection of the class has no observation angle.
     """
-    objects, regions = _select(truth, ~truth.named(IGNORED_REGION)), _select(truth, truth.named(IGNORED_REGION))
+    objects, regions = truth.take(~truth.named(IGNORED_REGION)), truth.take(truth.named(IGNORED_REGION))
     rows, columns = pairs_within_frames(objects, detections)
     overlap_by_measure = {measure: _overlap(measure, objects, detections, rows, columns) for measure in measures}
     region_rows, region_columns = pairs_within_frames(regions, detections)
@@ -110,19 +110,6 @@ def average_precision(
     return result
 
 
-def _select(objects: KittiObjects, mask: NDArray[np.bool_]) -> KittiObjects:
-    return KittiObjects(
-        frame_N=objects.frame_N[mask],
-        names_N=objects.names_N[mask],
-        truncation_N=objects.truncation_N[mask],
-        occlusion_N=objects.occlusion_N[mask],
-        alpha_N=objects.alpha_N[mask],
-        box_2d_N4=objects.box_2d_N4[mask],
-        upright_N7=objects.upright_N7[mask],
-        scores_N=objects.scores_N[mask],
-    )
-
-
 def _overlap(
     measure: str, objects: KittiObjects, detections: KittiObjects, rows: Integers, columns: Integers
 ) -> Doubles:
@@ -131,8 +118,7 @@ def _overlap(
         return paired_image_iou(objects.box_2d_N4[rows], detections.box_2d_N4[columns])
     first, second = objects.upright_N7[rows], detections.upright_N7[columns]
     if measure == "bev":
-        plane = [0, 1, 3, 4, 6]
-        return paired_bev_iou(first[:, plane], second[:, plane])
+        return paired_bev_iou(first[:, BEV_COLUMNS], second[:, BEV_COLUMNS])
     return paired_box_iou(first, second)
 
 

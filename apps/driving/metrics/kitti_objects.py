@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
@@ -45,6 +45,10 @@ class KittiObjects:
         """(N,) which objects are of one of the classes."""
         is_of_class: NDArray[np.bool_] = np.isin(self.names_N, [*names])
         return is_of_class
+
+    def take(self, mask: NDArray[np.bool_]) -> Self:
+        """The objects selected by a mask (N,)."""
+        return type(self)(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
     @classmethod
     def of_rows(cls, frames: Sequence[int], names: Sequence[str], rows_N15: Doubles) -> Self:

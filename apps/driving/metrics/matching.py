@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
-from apps.driving.types import Boxes3D, Frame
+from apps.driving.types import BEV_COLUMNS, Boxes3D, Frame
 
 Criterion = Literal["iou", "centre"]
 _IGNORED_CLASSES = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
@@ -120,8 +120,7 @@ def count(
 def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doubles:
     truth_boxes, predicted_boxes = truth.array.astype(np.float64), predicted.array.astype(np.float64)
     if criterion == "iou":
-        plane = [0, 1, 3, 4, 6]
-        return bev_iou(truth_boxes[:, plane], predicted_boxes[:, plane])
+        return bev_iou(truth_boxes[:, BEV_COLUMNS], predicted_boxes[:, BEV_COLUMNS])
     distance: Doubles = np.linalg.norm(truth_boxes[:, None, :2] - predicted_boxes[None, :, :2], axis=-1)
     return -distance
 

@@ -12,12 +12,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.driving.types import BEV_COLUMNS
+
 Doubles = NDArray[np.float64]
 
 _CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float64) / 2
 _MAX_VERTICES = 8
 _PAIRS_PER_BATCH = 20_000
-_BEV_COLUMNS = [0, 1, 3, 4, 6]
 
 
 def corners(rectangles_N5: Doubles) -> Doubles:
@@ -68,7 +69,7 @@ def paired_bev_iou(first_K5: Doubles, second_K5: Doubles) -> Doubles:
 
 def paired_box_iou(first_K7: Doubles, second_K7: Doubles) -> Doubles:
     """(K,) IoU of the two upright 3D boxes in each row."""
-    common_area = paired_intersection_area(first_K7[:, _BEV_COLUMNS], second_K7[:, _BEV_COLUMNS])
+    common_area = paired_intersection_area(first_K7[:, BEV_COLUMNS], second_K7[:, BEV_COLUMNS])
     top = np.minimum(first_K7[:, 2] + first_K7[:, 5] / 2, second_K7[:, 2] + second_K7[:, 5] / 2)
     bottom = np.maximum(first_K7[:, 2] - first_K7[:, 5] / 2, second_K7[:, 2] - second_K7[:, 5] / 2)
     intersection = common_area * np.maximum(top - bottom, 0)

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.driving.metrics.kitti_ap import DIFFICULTIES, MEASURES, MIN_OVERLAPS, average_precision
+from apps.driving.metrics.kitti_ap import DIFFICULTIES, MEASURES, MIN_OVERLAPS, TITLES, average_precision
 from apps.driving.metrics.kitti_files import KittiFiles, read_folders
 from apps.driving.metrics.nuscenes_detection import ERRORS, RANGES_M, THRESHOLDS_M, evaluate
 from apps.driving.metrics.nuscenes_files import NuscenesFiles, read_submission
 from shared.app import Table
 from shared.errors import InvalidInputError
-
-_TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 
 
 def score_files(files: Mapping[str, Path]) -> Table:
@@ -89,15 +87,13 @@ def kitti_table(files: KittiFiles) -> Table:
     if has_no_2d:
         detections = replace(detections, box_2d_N4=np.tile([0.0, 0.0, 0.0, 1e4], (len(detections), 1)))
     scores = average_precision(files.truth, detections, measures=measures)
-    shown_measures = [name for name in _TITLES if name in measures or (name == "aos" and "2d" in measures)]
+    shown_measures = [name for name in TITLES if name in measures or (name == "aos" and "2d" in measures)]
     rows = []
     for name, min_overlap in MIN_OVERLAPS.items():
         rows.append([name, "objects", *(f"{scores[f'{name}/objects/{level}']:.0f}" for level in DIFFICULTIES)])
         for measure in shown_measures:
             values = (scores.get(f"{name}/{measure}/{level}") for level in DIFFICULTIES)
-            rows.append(
-                [name, f"{_TITLES[measure]} {min_overlap}", *("-" if v is None else f"{v:.2f}" for v in values)]
-            )
+            rows.append([name, f"{TITLES[measure]} {min_overlap}", *("-" if v is None else f"{v:.2f}" for v in values)])
     notes = [
         f"AP R40 in percent; {files.scored} of {files.labelled} labelled {files.unit}s are scored, "
         f"{len(detections)} detections."
