@@ -106,13 +106,7 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
     if not numbered and (known := binance_columns(sample[: -1 if len(sample) > 1 else None])):
         note = f"the file has no header; its columns are those of Binance's {known[0]}"
         return ",", known[1], filled[0], [note], []
-    split = {
-        mark: [[cell.strip() for cell in next(csv.reader([line], delimiter=mark))] for line in sample]
-        for mark in _SEPARATORS
-    }
-    widths = ((mark, width) for mark, rows in split.items() for width in map(len, rows) if width > 1)
-    (separator, width), _ = max(Counter(widths).items(), key=lambda item: (item[1], item[0][1]), default=((",", 1), 0))
-    rows_of_cells = split[separator]
+    separator, width, rows_of_cells = _split_cells(sample)
     if width < 2:
         raise InvalidInputError(
             f"{name} has a single column ({sample[0][:40]!r}); it needs a column of times and a column of values"
@@ -143,29 +137,43 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
         return separator, [str(number + 1) for number in range(width)], filled[header], notes, []
     below = rows_of_cells[header + 1 : header + _MAX_HEADER + 2]
     extra_lines = next((n for n, row in enumerate(below) if not _describes_columns(row, below)), 0)
-    notes += (
-        [f"{extra_lines} further line{'s' * (extra_lines > 1)} of names below the header were read as part of it"]
-        if extra_lines
-        else []
-    )
-    for row in below[:extra_lines]:
-        if normalised_label(row[0]) in TIMES and normalised_label(labels[0]) not in TIMES:
-            labels[0] = row[0]
-        label_counts, row = Counter(labels), [*row, *[""] * width]
-        labels = [
-            f"{label} {cell}".strip() if label_counts[label] > 1 else label
-            for label, cell in zip(labels, row, strict=False)
-        ]
-    label_counts = Counter(labels)
-    for index, name in enumerate(security_labels):
-        if label_counts[labels[index]] > 1 and labels[index] and normalised_label(labels[index]) not in TIMES:
-            labels[index] = f"{name} {labels[index]}".strip()
-    earlier_counts = [labels[:index].count(label) for index, label in enumerate(labels)]
-    labels = [
-        f"{label} ({count + 1})".strip() if count else label
-        for label, count in zip(labels, earlier_counts, strict=True)
-    ]
+    if extra_lines:
+        further = f"{extra_lines} further line{'s' * (extra_lines > 1)}"
+        notes.append(f"{further} of names below the header were read as part of it")
+    labels = _unique_labels(labels, below[:extra_lines], security_labels)
     return separator, labels, filled[header + extra_lines] + 1, notes, security_labels
+
+
+def _split_cells(lines: list[str]) -> tuple[str, int, list[list[str]]]:
+    """The separator, the number of cells in most lines, and the cells of each line."""
+    split = {
+        mark: [[cell.strip() for cell in next(csv.reader([line], delimiter=mark))] for line in lines]
+        for mark in _SEPARATORS
+    }
+    widths = ((mark, width) for mark, rows in split.items() for width in map(len, rows) if width > 1)
+    (separator, width), _ = max(Counter(widths).items(), key=lambda item: (item[1], item[0][1]), default=((",", 1), 0))
+    return separator, width, split[separator]
+
+
+def _unique_labels(labels: list[str], further_lines: list[list[str]], security_labels: list[str]) -> list[str]:
+    """The header's names, with repeated ones made unique: by the cells below them, by the names of the securities above
+    them, or by numbers."""
+    for row in further_lines:
+        if normalised_label(row[0]) in TIMES and normalised_label(labels[0]) not in TIMES:
+            labels = [row[0], *labels[1:]]
+        counts, cells = Counter(labels), [*row, *[""] * len(labels)]
+        labels = [
+            f"{label} {cell}".strip() if counts[label] > 1 else label
+            for label, cell in zip(labels, cells, strict=False)
+        ]
+    counts = Counter(labels)
+    for index, name in enumerate(security_labels):
+        if counts[labels[index]] > 1 and labels[index] and normalised_label(labels[index]) not in TIMES:
+            labels[index] = f"{name} {labels[index]}".strip()
+    return [
+        f"{label} ({count + 1})".strip() if (count := labels[:index].count(label)) else label
+        for index, label in enumerate(labels)
+    ]
 
 
 def _describes_columns(row: list[str], below: list[list[str]]) -> bool:

@@ -106,16 +106,11 @@ def to_contents(
     if series_label:
         omitted = f"; {len(parts) - len(series)} with a single time were left out" if len(series) < len(parts) else ""
         notes.insert(0, f"the file holds {len(parts)} series, identified by column {series_label!r}{omitted}")
-    subject, dropped = (
-        f"{corrections['sorted']} of the {len(parts)} series" if series_label else "rows",
-        corrections["dropped"],
-    )
-    notes += [f"{subject} were not in time order and have been sorted"] if corrections["sorted"] else []
-    notes += (
-        [f"{dropped} row{'s' * (dropped > 1)} had the same time as another; the last of each was kept"]
-        if dropped
-        else []
-    )
+    if corrections["sorted"]:
+        subject = f"{corrections['sorted']} of the {len(parts)} series" if series_label else "rows"
+        notes.append(f"{subject} were not in time order and have been sorted")
+    if dropped := corrections["dropped"]:
+        notes.append(f"{dropped} row{'s' * (dropped > 1)} had the same time as another; the last of each was kept")
     return Contents(tuple(series), series_label or "", tuple(notes), tuple(windows))
 
 
