@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.finance.models.tft import Forecaster, library_loss
+from apps.finance.models.library_tft import library_loss
+from apps.finance.models.tft import Forecaster
 from apps.finance.types import QUANTILES
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss

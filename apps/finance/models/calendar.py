@@ -54,13 +54,16 @@ def is_of_calendar(name: str, codes: Mapping[str, int]) -> bool:
     return name in CALENDAR and all(word.isdigit() or word == "nan" for word in codes)
 
 
+def computed_reals(target: str) -> set[str]:
+    """The target, and the real covariates that the library computes from the rows of a window."""
+    return {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length"}
+
+
 def columns_taken(library: LibraryTFT) -> tuple[str, ...]:
     """The columns of a table that a network, trained here or elsewhere, takes in addition to the value."""
     if library.trained_here:
         return library.covariates
-    target = library.target
-    computed = {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length"}
-    computed |= {library.time_idx} - library.columns.keys()
+    computed = computed_reals(library.target) | ({library.time_idx} - library.columns.keys())
     reals = [name for name in library.network["x_reals"] if name not in computed | CALENDAR.keys()]
     categories = [name for name in library.network.get("x_categoricals") or [] if name != library.group]
     return (*reals, *(name for name in categories if not is_of_calendar(name, library.categories.get(name, {}))))

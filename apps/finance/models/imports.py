@@ -170,8 +170,6 @@ def _covariate_columns(
 
 def _with_joined_series(data: DataConfig | None, groups: Sequence[str], name: str) -> DataConfig | None:
     """``data`` with the series that several columns name together, unless it names others."""
-    from apps.finance.datasets.table import Table
-
     if len(groups) < 2 or not isinstance(data, Table):
         return data
     if data.series in groups:
@@ -186,7 +184,6 @@ def _read_series(
 ) -> list[LabelledSeries]:
     """The series of the table with these covariates. Raises InvalidInputError if several columns name a series, and
     the table's series are others."""
-    from apps.finance.datasets.table import Table
     from apps.finance.inference.calibration import with_covariates
     from apps.finance.inference.evaluation import EvaluationData
 

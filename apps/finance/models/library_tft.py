@@ -6,7 +6,8 @@ the two, and an import compares the network with the library's own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.windows import after_values, fill_missing, last_values, uniform
+from apps.finance.models.calendar import computed_reals
 from apps.finance.models.library_covariates import (
     LAGGED_VALUES,
     category_codes,
@@ -46,27 +48,36 @@ class Length:
 
 def build_library_tft(settings: LibraryTFT) -> Any:
     """The library's network, built by its own constructor, with random weights."""
-    import warnings
-
-    from pytorch_forecasting import TemporalFusionTransformer
-    from pytorch_forecasting.data.encoders import TorchNormalizer
-    from pytorch_forecasting.metrics import QuantileLoss
-
     network = dict(settings.network)
     network["embedding_sizes"] = {
         # An integer is the number of categories; the library then chooses the embedding size.
         name: size if isinstance(size, int) else tuple(size)
         for name, size in network.get("embedding_sizes", {}).items()
     }
+    return new_tft(network, settings.quantiles, settings.transformation)
+
+
+def new_tft(arguments: Mapping[str, Any], levels: Sequence[float], transformation: str | None = None) -> Any:
+    """A ``TemporalFusionTransformer`` that forecasts the quantile ``levels``, with random weights."""
+    from pytorch_forecasting import TemporalFusionTransformer
+    from pytorch_forecasting.data.encoders import TorchNormalizer
+
     with warnings.catch_warnings():
         # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
         warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
         return TemporalFusionTransformer(
-            **network,
-            loss=QuantileLoss(list(settings.quantiles)),
-            output_transformer=TorchNormalizer(method="identity", transformation=settings.transformation),
+            **arguments,
+            loss=library_loss(levels),
+            output_transformer=TorchNormalizer(method="identity", transformation=transformation),
             logging_metrics=nn.ModuleList(),
         )
+
+
+def library_loss(levels: Sequence[float]) -> Any:
+    """pytorch-forecasting's ``QuantileLoss`` at the quantile ``levels``."""
+    from pytorch_forecasting.metrics import QuantileLoss
+
+    return QuantileLoss(list(levels))
 
 
 class LibraryForecaster(nn.Module):
@@ -159,7 +170,7 @@ class LibraryWindows:
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
         for index, name in enumerate(self.names):
-            if name in self._computed():
+            if name in computed_reals(settings.target):
                 continue
             if name in lagged:
                 self.reals[:, index] = np.pad(lagged[name], (0, horizon), mode="edge")
@@ -176,10 +187,6 @@ class LibraryWindows:
         scales = settings.target_scales
         self.target_scale = scales.get(series.name, scales.get("", (0.0, 1.0)))
         self.known_series = series.name in scales or "" in scales
-
-    def _computed(self) -> set[str]:
-        target = self.settings.target
-        return {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length"}
 
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """``reals``, ``categories`` and ``target_scale`` of ``LibraryForecaster.forward``."""

@@ -6,8 +6,6 @@ import Lightning, which is not used: to the engine the network is an ``nn.Module
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN
 from apps.finance.models.fast_forward import forecast_windows
-from apps.finance.models.library_tft import LibraryForecaster, dense_library
+from apps.finance.models.library_tft import LibraryForecaster, dense_library, new_tft
 from apps.finance.types import QUANTILES, FinanceInput
 from shared.app import DenseNetwork
 
@@ -23,40 +21,23 @@ if TYPE_CHECKING:
     from apps.finance.models.settings import FinanceModel
 
 
-def library_loss(levels: Sequence[float]) -> Any:
-    """pytorch-forecasting's ``QuantileLoss`` at the quantile ``levels``."""
-    from pytorch_forecasting.metrics import QuantileLoss
-
-    return QuantileLoss(list(levels))
-
-
 def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
     """The library's ``TemporalFusionTransformer`` with these settings and this application's covariates."""
-    from pytorch_forecasting import TemporalFusionTransformer
-    from pytorch_forecasting.data.encoders import TorchNormalizer
-    from pytorch_forecasting.metrics import QuantileLoss
-
-    known = [name for name in COLUMNS if name not in UNKNOWN]
-    with warnings.catch_warnings():
-        # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
-        warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
-        network: nn.Module = TemporalFusionTransformer(
-            hidden_size=settings.hidden,
-            hidden_continuous_size=settings.hidden_continuous,
-            attention_head_size=settings.heads,
-            lstm_layers=settings.lstm_layers,
-            dropout=settings.dropout,
-            max_encoder_length=input.context,
-            output_size=len(QUANTILES),
-            loss=QuantileLoss(list(QUANTILES)),
-            static_reals=list(STATIC_REALS),
-            time_varying_reals_encoder=list(COLUMNS),
-            time_varying_reals_decoder=known,
-            x_reals=[*STATIC_REALS, *COLUMNS],
-            output_transformer=TorchNormalizer(method="identity"),
-            logging_metrics=nn.ModuleList(),
-            mask_bias=-float("inf"),  # the default, -1e9, overflows in half precision; the softmax is the same
-        )
+    arguments = {
+        "hidden_size": settings.hidden,
+        "hidden_continuous_size": settings.hidden_continuous,
+        "attention_head_size": settings.heads,
+        "lstm_layers": settings.lstm_layers,
+        "dropout": settings.dropout,
+        "max_encoder_length": input.context,
+        "output_size": len(QUANTILES),
+        "static_reals": list(STATIC_REALS),
+        "time_varying_reals_encoder": list(COLUMNS),
+        "time_varying_reals_decoder": [name for name in COLUMNS if name not in UNKNOWN],
+        "x_reals": [*STATIC_REALS, *COLUMNS],
+        "mask_bias": -float("inf"),  # the default, -1e9, overflows in half precision; the softmax is the same
+    }
+    network: nn.Module = new_tft(arguments, QUANTILES)
     return network
 
 
