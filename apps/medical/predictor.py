@@ -20,14 +20,17 @@ from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.classifier import NAME as SECOND_STAGE
 from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.dense import (
-    ProgramLogits,
-    ProgramMaps,
+    CLASSIFIER_INPUTS,
+    CLASSIFIER_OUTPUT,
+    INPUT,
+    OUTPUTS,
     dense_classifier,
     dense_network,
     fold_batch_norm,
 )
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule, triple
 from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.module import ProgramModule
 from shared.deploy.programs.program import Program, Tensors
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
@@ -87,14 +90,14 @@ class NodulePredictor:
             assert detector is not None
             self.network: nn.Module = fold_batch_norm(detector.to(device).eval())
         else:
-            self.network = ProgramMaps(program)
+            self.network = ProgramModule(program, (INPUT,), OUTPUTS)
         self.decoder = decoder or BoxDecoder.of_detector(detector)
         self.programs = {} if program is None else {model: program}
         self.input, self.device = input, device
         self.operating_score = operating_score
         self.second_stage = second_stage
         self.digests = dict(digests or {})
-        if second_stage is not None and isinstance(second_stage[0], ProgramLogits):
+        if second_stage is not None and isinstance(second_stage[0], ProgramModule):
             self.programs[SECOND_STAGE] = second_stage[0].program
         self.tiling = tiling or Tiling(
             size=input.tile_size,
@@ -247,7 +250,7 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
         ),
         device,
     )
-    return ProgramLogits(program), settings.size
+    return ProgramModule(program, CLASSIFIER_INPUTS, (CLASSIFIER_OUTPUT,)), settings.size
 
 
 def _example_tiles(input: ChestInput, divisible: Sequence[int]) -> Tensors:

@@ -20,6 +20,7 @@ from apps.driving.models.pillars import ProgramPillars, pillar_encoder
 from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.deploy.artifact import RECIPE, WEIGHTS, Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.module import ProgramModule
 from shared.deploy.programs.program import Program
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
@@ -96,18 +97,7 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
         formats=("fp32", "bf16", "fp16"),
     )
     program = open_program(network, device)
-    return SecondStage(_ProgramNetwork(program), input, device, program)
-
-
-class _ProgramNetwork(nn.Module):
-    """A program with the call signature of the second stage's network."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.program(dict(zip(INPUTS, inputs, strict=True)))[OUTPUT]
+    return SecondStage(ProgramModule(program, INPUTS, (OUTPUT,)), input, device, program)
 
 
 def _weights_with_prefix(artifact: Artifact, prefix: str) -> dict[str, Tensor]:

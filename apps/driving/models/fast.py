@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from apps.driving.models import structures
 from apps.driving.models.fast_layers import with_fast_layers
 from apps.driving.models.library import load
-from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, ProgramHeads, fold_layer
+from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, fold_layer, program_heads
 from shared.deploy.programs.program import Program
 
 _POINT_FEATURES = 10
@@ -162,7 +162,7 @@ class FastPointPillars(nn.Module):
                 "the fast path supports VoxelNet only with a pillar encoder of one layer over x, y, z and intensity"
             )
         self.encode = pillar_encoder_from_detector(detector)
-        self.heads: nn.Module = FoldedHeads(detector) if program is None else ProgramHeads(program)
+        self.heads: nn.Module = FoldedHeads(detector) if program is None else program_heads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = CachedAnchors(self.bbox_head.prior_generator)
 

@@ -12,6 +12,7 @@ from apps.driving.models.decoding import LIDAR, AnchorDecoder, BoxTensors, ancho
 from apps.driving.models.ops.voxels import group_pillars, group_points
 from apps.driving.models.pointpillars import PointPillars
 from apps.driving.types import LidarInput
+from shared.deploy.programs.module import ProgramModule
 from shared.deploy.programs.program import Program
 
 HEADS = ("scores", "boxes", "directions")
@@ -88,17 +89,9 @@ class PillarEncoder(nn.Module):
         return canvas.view(1, -1, self.rows, self.columns)
 
 
-class ProgramHeads(nn.Module):
-    """A program with the call signature of ``FoldedHeads``."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
-        """The outputs ``HEADS`` for a pseudo-image (B, C, rows, columns)."""
-        outputs = self.program({"pseudo_image": pseudo_image})
-        return tuple(outputs[name] for name in HEADS)
+def program_heads(program: Program) -> ProgramModule:
+    """A program in the place of ``FoldedHeads``: the outputs ``HEADS`` for a pseudo-image (B, C, rows, columns)."""
+    return ProgramModule(program, ("pseudo_image",), HEADS)
 
 
 def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
@@ -129,7 +122,7 @@ class ProgramPillars(nn.Module):
     def __init__(self, model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor], program: Program) -> None:
         super().__init__()
         self.encoder = pillar_encoder(model, input, weights)
-        self.heads = ProgramHeads(program)
+        self.heads = program_heads(program)
         self.input = input
         self.suppression = replace(
             LIDAR, candidates=model.candidates, min_score=model.least_score, boxes=model.most_boxes

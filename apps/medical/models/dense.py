@@ -12,7 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from apps.medical.models.classifier import SCALES, CandidateClassifier
 from shared.app import DenseNetwork
-from shared.deploy.programs.program import Program
 
 
 class Maps(nn.Module):
@@ -34,6 +33,7 @@ class Maps(nn.Module):
 
 
 INPUT = "image"
+CLASSIFIER_INPUTS, CLASSIFIER_OUTPUT = ("image", "known"), "logit"
 OUTPUTS = tuple(f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3))
 
 
@@ -46,10 +46,12 @@ def dense(recipe: Any, detector: Any) -> DenseNetwork:
 
 def dense_classifier(settings: CandidateClassifier, network: nn.Module) -> DenseNetwork:
     """The second stage's network, unchanged, for any number of candidates."""
-    batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
+    batches = {name: {0: "batch"} for name in (*CLASSIFIER_INPUTS, CLASSIFIER_OUTPUT)}
     # Two empty candidates in the second stage's input format.
     candidates = {"image": torch.zeros((2, len(SCALES), *settings.size)), "known": torch.zeros((2, 2))}
-    return DenseNetwork(module=network.eval(), inputs=candidates, outputs=["logit"], dynamic=batches, traceable=True)
+    return DenseNetwork(
+        module=network.eval(), inputs=candidates, outputs=[CLASSIFIER_OUTPUT], dynamic=batches, traceable=True
+    )
 
 
 def dense_network(detector: Any) -> DenseNetwork:
@@ -105,28 +107,3 @@ class _Convolution(nn.Conv3d):
         return torch.mkldnn_convolution(
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
-
-
-class ProgramMaps(nn.Module):
-    """A program with the interface of ``Maps``."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Maps ``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
-        outputs = self.program({INPUT: image})
-        return tuple(outputs[name] for name in OUTPUTS)
-
-
-class ProgramLogits(nn.Module):
-    """A program with the interface of the second stage's network."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, image: Tensor, known: Tensor) -> Tensor:
-        """Maps ``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,)."""
-        return self.program({"image": image, "known": known})["logit"]
