@@ -1,11 +1,11 @@
-"""The chart of a series in the finance form, drawn from values that the tests make up."""
+"""The finance form on values that the tests make up: the chart of a series, and an event of all columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from shared.app import find
 from shared.serve.app import create_app
@@ -54,6 +54,35 @@ def test_the_labels_of_the_values_are_not_cut_off(page: Page, site: str, middle:
     )
     assert len(found["labels"]) > 8 and min(left for _, left in found["labels"]) >= 0, found["labels"]
     assert len({*found["edges"]}) == 1, "the two charts have the same times below each other"
+
+
+def test_an_event_of_all_columns_has_no_value_of_another_column(page: Page, site: str) -> None:
+    day = "2024-01-02T00:00:00Z"
+    event = {"series": "all columns", "start": day, "end": day, "peak": day, "score": 0.9, "observed": 3.0596}
+    event |= {
+        "expected": 3.061,
+        "low": 2.97,
+        "high": 3.17,
+        "direction": "inside",
+        "channel": "joint",
+        "columns": ["2Y"],
+    }
+    event |= {"reason": "columns do not move together as before: 2Y", "size": None, "deviations": None}
+    facts = {"rows": 2, "missing": 0, "start": "2024-01-01T00:00:00Z", "end": day}
+    series = {**facts, "name": "a.csv", "series_column": "column", "column": "1Y", "columns": ["1Y", "2Y"], "notes": []}
+    part = {**facts, "name": "all columns", "events": 1, "strongest": 0.9, "interval_s": 86400}
+    result = {"events": [event], "series": series, "parts": [part], "threshold": 0.3, "score": "", "model": "a"}
+    case = {"case": "1", "url": "/api/finance/cases/1", "result": result, "files": {"series.json": "/series.json"}}
+    lines = {name: [3.0, 3.1] for name in ("values", "low", "median", "high", "score", "thresholds")}
+    drawing = {"parts": [{"column": "1Y", "times": [1.7e9, 1.7e9 + 86400], **lines, "threshold": 0.3}]}
+    page.route("**/api/finance/cases/1", lambda route: route.fulfill(json=case))
+    page.route("**/api/finance/cases/1/review", lambda route: route.fulfill(json={"reviewer": None, "reviews": []}))
+    page.route("**/series.json", lambda route: route.fulfill(json=drawing))
+    page.goto(f"{site}/finance?case=1")
+    summary = page.locator("#result .finding")
+    expect(summary).to_have_text("all columns, 2024-01-02 UTC: columns do not move together as before: 2Y; score 0.9.")
+    expect(page.locator(".events tbody td").nth(3)).to_have_text("–")
+    expect(page.locator(".events tbody td").nth(4)).to_have_text("–")
 
 
 def test_a_sudden_change_is_drawn_between_its_two_rows(page: Page, site: str) -> None:

@@ -29,6 +29,8 @@ function reasonText(event) {
   if (event.reason === undefined) return [CHANNELS[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
   return [event.reason, event.note && !event.reason.includes(event.note) ? event.note : null].filter(Boolean).join("; ");
 }
+/** Whether an event is of all columns: its value is that of one of them, and not of those that it names. */
+const isJoint = (event) => event.channel === "joint";
 const countText = (count, singular, plural = `${singular}s`) => `${count} ${count === 1 ? singular : plural}`;
 
 function durationText(event) {
@@ -42,9 +44,10 @@ function durationText(event) {
 /** An event in a sentence, for the summary and for screen readers: its start, as in the list, and the values at its peak. */
 function describeEvent(event) {
   const channel = event.channel ? `; ${reasonText(event)}` : "";
+  const what = isJoint(event) ? reasonText(event) : `${number(event.observed, decimals(event))}, ${DIRECTIONS[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}`;
   const sameDay = event.peak.slice(0, 10) === event.start.slice(0, 10);
   const peak = event.peak === event.start ? "" : `, strongest at ${sameDay ? event.peak.slice(11).replace(/(\.\d+)?Z$/, "") : shortTime(event.peak)}`;
-  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.start)} UTC${peak}: ${number(event.observed, decimals(event))}, ${DIRECTIONS[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
+  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.start)} UTC${peak}: ${what}; score ${event.score}`;
 }
 
 function summary(result) {
@@ -74,8 +77,8 @@ function eventTable(events, showEvent, cell) {
   const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Why", "Right?"];
   const rows = events.map((event, index) => [
     element("button", { type: "button", onclick: () => showEvent(index) }, shortTime(event.start)),
-    durationText(event), event.score, number(event.observed, decimals(event)),
-    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, reasonText(event), cell(event),
+    durationText(event), event.score, isJoint(event) ? "–" : number(event.observed, decimals(event)),
+    isJoint(event) ? "–" : `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, reasonText(event), cell(event),
   ]);
   const list = table(columns, rows, "Choose an event to see it in the chart");
   list.classList.add("events");
