@@ -6,7 +6,6 @@ Exit codes: 0 success, 1 failure, 2 invalid input or command line (the message s
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -51,9 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if arguments is None:  # the command has the process to itself
             limit_library_threads()
-            # Imports create a million objects that live on. Collecting after every 700 allocations would take a tenth
-            # of the command's start-up time.
-            gc.set_threshold(10_000)
         return run(command, [word for word in unknown if word != "--"])
     except InvalidInputError as refusal:
         print(f"trivium: {refusal}", file=sys.stderr)
