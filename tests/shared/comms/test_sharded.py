@@ -25,6 +25,7 @@ from shared.comms.sharded import units
 from shared.comms.sharded_state import local_tensor
 from shared.comms.watch import LostProcessError, Member
 from shared.deploy.export import export
+from shared.deploy.programs.inductor import find_compiler
 from shared.errors import InvalidInputError
 from shared.observe.events import read_events
 from shared.optimizers import SGD, AdamW
@@ -176,6 +177,8 @@ def test_two_copies_sharded_over_two_processes_each_train_like_ddp(four_processe
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=list(REFUSED))
 def test_impossible_settings_are_refused_on_every_process(four_processes, number):
+    if "--compile" in list(REFUSED)[number] and find_compiler() is None:
+        pytest.skip("there is no C++ compiler, which is refused first")
     for messages in four_processes[1]:
         assert list(REFUSED)[number] in messages[number]
 
