@@ -21,7 +21,7 @@ from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.settings import FinanceModel
-from apps.finance.outputs import files
+from apps.finance.outputs import files, several
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
@@ -239,7 +239,7 @@ def test_the_summary_comes_first_and_the_synthetic_truth_is_labelled(page: Page,
 def test_keys_move_the_chart_and_its_position_is_announced(page: Page, site: str) -> None:
     whole = open_sample(page, site)
     chart, rows = page.get_by_role("group", name=re.compile("Chart of close")), page.locator(".events tbody tr")
-    page.get_by_role("button", name="Whole series").focus()
+    page.get_by_role("button", name="Later").focus()
     page.keyboard.press("Tab")
     expect(chart).to_be_focused()
     assert chart.evaluate("chart => getComputedStyle(chart).outlineStyle") == "solid"
@@ -321,7 +321,8 @@ def test_the_series_of_one_file_are_listed_searched_and_opened(page: Page, site:
 def test_a_long_series_is_drawn_row_by_row_when_zoomed_in(
     page: Page, site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_POINTS", ROWS // 5)
+    for module in (files, several):
+        monkeypatch.setattr(module, "MAX_POINTS", ROWS // 5)
     open_sample(page, site)
     thinning = page.locator(".thinning")
     expect(thinning).to_contain_text("Of every 5 rows")
