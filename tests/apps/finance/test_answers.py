@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,15 +171,16 @@ def test_a_prediction_uses_one_thread_and_keeps_the_limits_of_other_threads(pred
     decoded = decode(predictor, Request(files=(several(tmp_path),)))
     thread_counts: list[int] = []
 
-    def forecasting(*arguments: object, **options: object) -> object:
-        thread = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        thread_counts.append(torch.get_num_threads())
-        return real(*arguments, **options)  # type: ignore[arg-type]
+    def forecasting(*arguments: object, **options: object) -> Iterator[object]:
+        for forecast in real(*arguments, **options):  # type: ignore[arg-type]
+            thread = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            thread_counts.append(torch.get_num_threads())
+            yield forecast
 
-    real = predicting.forecast
-    monkeypatch.setattr(predicting, "forecast", forecasting)
+    real = predicting.forecast_each
+    monkeypatch.setattr(predicting, "forecast_each", forecasting)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
