@@ -42,7 +42,7 @@ class Entered(NamedTuple):
 class CollectiveLog:
     """The collectives that this process has entered and finished, in any of its threads.
 
-    ``position`` describes the progress of the training (``step 12``); ``finished`` counts the finished collectives;
+    ``position`` describes the progress of the training (``at step 12``); ``finished`` counts the finished collectives;
     ``gradients_ready`` is when the latest gradient was computed, in seconds of ``time.perf_counter``.
     """
 

@@ -32,7 +32,6 @@ from shared.errors import InvalidInputError
 
 _POLL_INTERVAL_S = 0.05
 _STOP_CONNECTING_S = 2.0
-_LATE_S = 1.0
 
 
 @contextmanager
@@ -71,6 +70,8 @@ def join(
         if other_addresses := {member.address for member in members} - {own_address}:
             choose_interface(own_address, sorted(other_addresses))
         _connect(backend, store, group, watch)
+        # A process that raises before another has connected would be reported there in place of that one's own error.
+        group.sum(torch.zeros(1))
         yield group
         # All processes leave together: torch's teardown occasionally aborted a process that ended while the leader was
         # still writing.
@@ -121,13 +122,8 @@ def _connect(backend: str, store: Any, group: Group, watch: Watch) -> None:
         try:
             while thread.is_alive() and time.monotonic() < deadline:
                 thread.join(timeouts.beat_s)
-                connected = not (thread.is_alive() or problems)
-                if not connected and (cause := watch.verdict or watch.reported_failure()) is not None:
-                    # A process that connected first may have failed since. This one then connects, too, and learns it
-                    # in its next collective, unless it first raises the same error for itself.
-                    thread.join(_LATE_S)
-                    if thread.is_alive() or problems:
-                        raise LostProcessError(cause)
+                if (cause := watch.verdict or watch.reported_failure()) is not None:
+                    raise LostProcessError(cause)
             if thread.is_alive():
                 problems.append(TimeoutError(f"not within {timeouts.start_s:g} s"))
             if problems:

@@ -131,7 +131,7 @@ class Watch:
         if report["lost"]:
             return str(report["why"])
         own = report["rank"] == self._rank
-        return None if own else f"{self._name(report['rank'])} failed at {report['position']}: {report['why']}"
+        return None if own else f"{self._name(report['rank'])} failed {report['position']}: {report['why']}"
 
     def find_culprit(self, error: BaseException) -> str:
         """A message that names the process that made a collective of this process fail with ``error``."""
@@ -255,7 +255,7 @@ class Watch:
             if status is None:
                 sentences.append(f"{self._name(rank)} {problem}; it has sent no heartbeat since it joined")
                 continue
-            at = f"at {status['position']}"
+            at = str(status["position"])
             if status["in"] is not None:
                 name, group, since = status["in"]
                 at += f", in {name} ({group}) since {_clock_time(since)}"

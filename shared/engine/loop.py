@@ -64,7 +64,7 @@ def _train(training: Training, stop_check: StopCheck) -> Result | int:
 
     training.wrapped_model.train()
     for step in training.loader.steps(progress.step, progress.step if reason else total_steps):
-        group.log.position = f"step {step.number + 1}"
+        group.log.position = f"at step {step.number + 1}"
         with training.timer.step(step.number):
             loss, norm = train_step(training, step)
         progress.step = step.number + 1

@@ -41,6 +41,12 @@ def test_the_remaining_processes_name_the_lost_one(hosts, how):
             assert "waits in all_reduce (all) since" in messages[rank]
 
 
+@pytest.mark.parametrize("slow", [0, 1])
+def test_each_process_raises_its_own_error_although_one_connects_late(hosts, slow):
+    messages = succeed(Job(hosts, 1, workers.refuse_after_joining, slow).results(30))
+    assert messages == ["this job cannot run"] * 2
+
+
 def test_the_first_process_says_why_it_failed_before_its_store_ends(hosts):
     """Without ``torchrun``. The others are still computing when it fails."""
     job = Job(hosts, 2, workers.lose, "raises", 0)

@@ -119,7 +119,7 @@ def lose(how: str, victim: int) -> str:
             if waits:
                 shorten_timeouts(group)
             for step in range(20):
-                group.log.position = f"step {step}"
+                group.log.position = f"at step {step}"
                 if how == "raises" and group.rank != victim == 0 and step == 3:
                     time.sleep(3)  # the first process would have ended by then
                 if group.rank == victim and step == 3:
@@ -238,6 +238,23 @@ def calibrate(file: str) -> int:
     """``trivium plan --calibrate`` on the hosts of this job; its exit code."""
     torch.set_num_threads(1)
     return main(["plan", "--calibrate", file])
+
+
+def refuse_after_joining(slow: int) -> str:
+    """Joins a job and then raises on every process. Process ``slow`` notices 3 s late that it is connected."""
+    connect = dist.init_process_group
+
+    def connect_late(*arguments: Any, **options: Any) -> None:
+        connect(*arguments, **options)
+        time.sleep(3)
+
+    if int(os.environ["RANK"]) == slow:
+        dist.init_process_group = connect_late
+    try:
+        with join("cpu", timeouts=QUICK):
+            raise InvalidInputError("this job cannot run")
+    except (InvalidInputError, LostProcessError) as error:
+        return str(error)
 
 
 def meet_without(absent: int) -> str:
