@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import tempfile
 import zlib
@@ -21,7 +22,7 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     import SimpleITK
 
-_MAX_HEADER_BYTES = 1 << 18
+_MAX_HEADER_BYTES, _MAX_FIELD_BYTES = 1 << 18, 1 << 10
 _SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-superior", b"left-anterior-superior")
 
 _MATRIX, _ORIGIN = (rb"^\s*(TransformMatrix|Rotation|Orientation)\s*[=:]", rb"^\s*(Offset|Position|Origin)\s*[=:]")
@@ -185,18 +186,21 @@ def _identifiers(stem: str) -> dict[str, str]:
 def _checked_header(file: Path, ending: str) -> bytes:
     """The header of a NRRD or MetaImage file. Its data file, if it names one, must be in the same folder.
 
-    The check is stricter than the readers: any text in the header that could be read as a file name is checked.
+    The check is stricter than the readers: any text in the header that could be read as a file name is checked. The
+    readers also accept such a name after the part that is checked, so the header must end within it.
     """
     with file.open("rb") as content:
         header = content.read(_MAX_HEADER_BYTES)
+    is_whole_file = file.stat().st_size <= _MAX_HEADER_BYTES
     if ending.startswith(".n"):
         header, blank, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
         found = re.findall(rb"data ?file\s*:(.*)", header, re.I)
         # Without a blank line at the end of the header, ITK parses voxels as header lines, and crashes with SIGSEGV.
-        is_complete = bool(blank or found) and not re.search(rb"[\0-\x08\x0b-\x1f]", header)
+        ends = bool(blank) or (bool(found) and is_whole_file)
+        is_complete = ends and not re.search(rb"[\0-\x08\x0b-\x1f]", header)
     else:
         found = re.findall(rb"ElementDataFile[\s=:]*(.*)", header, re.I)
-        is_complete = bool(found)
+        is_complete = bool(found) and (is_whole_file or not _has_later_data_file(file))
     if not is_complete:
         raise InvalidInputError(f"{file.name} has no readable header in its first {_MAX_HEADER_BYTES >> 10} KiB")
     for value in found:
@@ -209,6 +213,15 @@ def _checked_header(file: Path, ending: str) -> bytes:
                 f"{file.name} keeps its voxels in {named!r}; provide that file with it, or a single-file image"
             )
     return header
+
+
+def _has_later_data_file(metaimage: Path) -> bool:
+    """Whether the field that ends a MetaImage's header occurs after the checked part.
+
+    MetaIO reads on to it if it takes the field in the checked part for something else, such as a part of a comment.
+    """
+    with metaimage.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"ElementDataFile", _MAX_HEADER_BYTES - _MAX_FIELD_BYTES) >= 0
 
 
 READERS: Mapping[str, Callable[[Path, dict[str, str]], CTVolume]] = {

@@ -310,6 +310,34 @@ def test_a_header_cannot_name_a_file_elsewhere_on_the_machine(tmp_path, name, he
         read_volume([tmp_path / name])
 
 
+_CT = (
+    "ElementSpacing = 1 1 1\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n",
+    "space: LPS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n",
+)
+_FILLER = ("#" + "x" * 400 + "=\n") * 700
+"""Lines that both formats allow, longer than the part of a header that is checked."""
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("sly.mha", _META + _CT[0] + "elementdatafile = LOCAL\n" + _FILLER + "ElementDataFile = {}\n"),
+        ("sly.mhd", _META + _CT[0] + "Comment = ElementDataFile = near.raw\n" + _FILLER + "ElementDataFile = {}\n"),
+        ("sly.mha", _META + _CT[0] + "no field\nElementDataFile = LOCAL\n" + _FILLER + "ElementDataFile = {}\n"),
+        ("sly.nhdr", _NRRD + _CT[1] + "# data file: near.raw\n" + _FILLER + "data file: {}\n"),
+        ("sly.nrrd", _NRRD + _CT[1] + "# data file: near.raw\n" + _FILLER + "data file: {}\n\n"),
+    ],
+)
+def test_a_header_cannot_name_a_file_elsewhere_after_the_part_that_is_checked(tmp_path, name, header):
+    elsewhere, near = tmp_path / "other" / "scan.raw", tmp_path / "near.raw"
+    elsewhere.parent.mkdir()
+    for file in (elsewhere, near):
+        np.linspace(-1000, 1000, 512).astype("<i2").tofile(file)
+    (tmp_path / name).write_text(header.format(elsewhere))
+    with pytest.raises(InvalidInputError, match=rf"{name} has no readable header"):
+        read_volume([tmp_path / name, near])
+
+
 @pytest.mark.realdata
 def test_real_dicom_without_modality_is_refused(medical_data):
     with pytest.raises(InvalidInputError, match="Modality"):
