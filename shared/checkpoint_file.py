@@ -167,6 +167,22 @@ _CLASSES: dict[tuple[str, str], type] = {
 }
 
 
+class _Function:
+    """A function without attributes that a pickle could set.
+
+    If a checkpoint in the old layout gave a function another ``__name__`` and ``dump_patches``, torch would write text
+    from the checkpoint to a file of that name.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+
 class _Unpickler(pickle.Unpickler):
     """Restores the functions and classes above and torch's dtypes; any other name becomes a new subclass of ``Stub``.
 
@@ -176,8 +192,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         module_name = {"__builtin__": "builtins"}.get(module_name, module_name)
         if function := _FUNCTIONS.get((module_name, global_name)):
-            # A new function each time: a pickle may set attributes of the function that it gets.
-            return lambda *arguments: function(*arguments)
+            return _Function(function)  # a new one each time, because a pickle may replace its slot
         if cls := _CLASSES.get((module_name, global_name)):
             return cls
         if module_name == "torch" and isinstance(dtype := getattr(torch, global_name, None), torch.dtype):

@@ -109,9 +109,23 @@ def test_a_hostile_file_cannot_alter_the_reader_of_later_files(tmp_path):
     opcodes = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}U\x0c__defaults__)s\x86b."
     head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     (tmp_path / "a.pth").write_bytes(b"".join(head) + opcodes + pickle.dumps([], 2))
-    with pytest.raises(InvalidInputError, match="has no state dict"):
+    with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read"):
         read_state_dict(tmp_path / "a.pth")
     assert torch._utils._rebuild_tensor_v2 is rebuild and rebuild.__defaults__ == before
+
+
+def test_a_hostile_file_cannot_have_torch_write_a_file(tmp_path):
+    """In the old layout, torch saves a difference in a class's source as CLASS.patch, if the class asks for it."""
+    target = tmp_path / "written"
+    names = b"".join(pickle.dumps(name, 2)[2:-1] for name in ("__name__", str(target), "dump_patches"))
+    function = b"ctorch._utils\n_rebuild_tensor\nN}(" + names + b"\x88u\x86b"
+    source = b"".join(pickle.dumps(text, 2)[2:-1] for text in ("a.py", "#!/bin/sh\n"))
+    module = b"\x80\x02(X\x06\0\0\0module" + function + source + b"tQ."
+    head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    (tmp_path / "a.pth").write_bytes(b"".join(head) + module + pickle.dumps([], 2))
+    with pytest.raises(InvalidInputError):
+        read_state_dict(tmp_path / "a.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
 
 
 def test_safetensors_are_read(tmp_path):
