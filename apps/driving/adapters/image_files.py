@@ -13,6 +13,8 @@ from apps.driving.adapters.device_jpeg import decode_on_device
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
+_FORMATS = ("PNG", "JPEG")
+"""Pillow would decode any other format that it knows too, whatever the file's name; for EPS it starts Ghostscript."""
 MAX_PIXELS = 40_000_000
 MAX_CENTRE_OFFSET = 0.2
 """If an image was not cropped or resized, its principal point is no farther from the image centre than this fraction of
@@ -30,7 +32,7 @@ def read_image(path: Path, device: str = "cpu") -> np.ndarray[tuple[int, ...], n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InvalidInputError(
                         f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are accepted"
@@ -43,7 +45,9 @@ def read_image(path: Path, device: str = "cpu") -> np.ndarray[tuple[int, ...], n
                 return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
         # Pillow's own message names the in-memory buffer instead of the file.
-        raise InvalidInputError(f"{path.name} cannot be read as an image: its format is unknown") from error
+        raise InvalidInputError(
+            f"{path.name} cannot be read as an image: it is neither PNG nor JPEG; convert it"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidInputError(f"{path.name} cannot be read as an image: {error}") from error
 

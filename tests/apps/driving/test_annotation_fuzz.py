@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from pyarrow import feather
 
 from apps.driving.adapters import nuscenes, nuscenes_tables
@@ -302,3 +302,14 @@ def test_an_image_with_too_many_pixels_is_refused_before_decoding(folder):
     with pytest.raises(InvalidInputError, match="9000 x 9000 pixels; at most 40 million"):
         read_image(folder / "large.png")
     assert time.process_time() - began < 1
+
+
+def test_only_png_and_jpeg_are_decoded(folder, monkeypatch):
+    """Pillow starts Ghostscript, if it is installed, for a file with the content of EPS."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append("gs"))
+    for name, kind in (("page.png", "EPS"), ("page.jpg", "TIFF")):
+        Image.new("RGB", (8, 8)).save(folder / name, format=kind)
+        with pytest.raises(InvalidInputError, match=rf"{name} cannot be read as an image: it is neither PNG nor JPEG"):
+            read_image(folder / name)
+    assert started == []
