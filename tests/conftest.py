@@ -91,7 +91,7 @@ def log_for_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 
 @pytest.fixture(scope="session")
 def networks_of_shipped() -> None:
-    """Exports every shipped network that has no ONNX file in its artifact, into the cache; takes a minute once."""
+    """Exports every shipped network that has no ONNX file in its artifact, into the cache; takes seconds once."""
     for app in installed().values():
         for artifact in shipped(app):
             onnx_file(artifact)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[1]
 FINDINGS_KEYS = {"medical": "findings", "driving": "boxes", "finance": "events"}
 APPS = tuple(FINDINGS_KEYS)
-# Torch's export unrolls the forecaster's recurrent layers over time, so a short context is exported faster.
+# With a short context the forecaster trains and is exported faster.
 RECIPES = [
     ("medical", "tiny", ()),
     ("driving", "tiny", ()),

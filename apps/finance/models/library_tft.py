@@ -125,7 +125,7 @@ def dense_library(model: LibraryForecaster) -> DenseNetwork:
     """The whole network for export: from the inputs of ``LibraryForecaster.forward`` to ``quantiles``."""
     inputs = random_windows(model.settings, context=model.context, horizon=model.horizon, batch=2)
     module = model if "categories" in inputs else _WithoutCategories(model)
-    return DenseNetwork(module=module.eval(), inputs=inputs, outputs=("quantiles",))
+    return DenseNetwork(module=module.eval(), inputs=inputs, outputs=("quantiles",), traceable=True)
 
 
 def random_windows(settings: LibraryTFT, *, context: int, horizon: int, batch: int) -> dict[str, Tensor]:

@@ -109,4 +109,4 @@ def dense(model: nn.Module) -> DenseNetwork:
     if not model.fast:
         raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")
     inputs = example_input(FinanceInput(context=model.context, horizon=model.horizon), 2)
-    return DenseNetwork(module=model, inputs=inputs, outputs=("quantiles",))
+    return DenseNetwork(module=model, inputs=inputs, outputs=("quantiles",), traceable=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -12,7 +15,8 @@ from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.datasets.windows import windows_of
 from apps.finance.models.fast import accelerate
 from apps.finance.models.stored import stored_settings
-from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
+from apps.finance.models.tft import Forecaster, build_tft, dense, tft_inputs
+from shared.deploy.onnx_network import write_onnx
 from shared.deploy.registry import shipped
 
 pytestmark = [
@@ -41,3 +45,23 @@ def test_the_shipped_weights_forecast_the_same_on_the_fast_path_as_in_the_librar
         with torch.no_grad():
             expected, found = original(tft_inputs(*inputs))["prediction"], ours.raw(*inputs)
         assert float((found - expected).abs().max()) < EXACT * max(1.0, float(expected.abs().max())), shape
+
+
+def test_the_network_is_exported_in_seconds(tmp_path, monkeypatch):
+    """By tracing: torch.export takes twenty times as long. The file takes other batches than the example."""
+    monkeypatch.setattr(torch.export, "export", None)
+    settings, input = stored_settings(shipped(app)[0].recipe()["recipe"])
+    input = replace(input, context=12)
+    model = Forecaster(
+        accelerate(build_tft(settings, input), context=input.context, horizon=input.horizon),
+        context=input.context,
+        horizon=input.horizon,
+        fast=True,
+    )
+    network = dense(model.eval())
+    write_onnx(network, tmp_path / "model.onnx")
+    inputs = {name: torch.randn(5, *example.shape[1:]) for name, example in network.inputs.items()}
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    (found,) = ort.InferenceSession(tmp_path / "model.onnx").run(None, feeds)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network.module(*inputs.values()), rtol=1e-4, atol=1e-5)
