@@ -67,20 +67,28 @@ def _refuse_large(path: Path) -> None:
     its very end makes a table of 17 thousand million cells."""
     with open_archive(path, _LIMITS) as members:
         for member in members:
-            if not (member.path.parent.name == "worksheets" and member.path.suffix == ".xml"):
-                continue
             content = member.read()
-            columns = {_column_number(letters) for letters in {*re.findall(rb"\br\s*=\s*[\"']([A-Z]{1,3})\d", content)}}
-            rows = {int(digits) for digits in {*re.findall(rb"\br\s*=\s*[\"'][A-Z]{0,3}(\d{1,7})[\"']", content)}}
-            if (size := max(columns, default=0) * max(rows, default=0)) > _MAX_CELLS:
+            if b"sheetData" in content and (size := _cells(content)) > _MAX_CELLS:
                 problem = f"a sheet of {size} cells, including empty ones, and at most {_MAX_CELLS} can be read"
                 remedy = "delete rows and columns beyond the table, or convert it to CSV or Parquet"
                 raise InvalidInputError(f"{path.name} has {problem}; {remedy}", status=413)
 
 
+def _cells(sheet: bytes) -> int:
+    """The number of cells of a sheet's table, at least a quarter of what the reader makes of any sheet.
+
+    Cells and rows state their position, or follow the one before them.
+    """
+    columns = {_column_number(letters[:8]) for letters in {*re.findall(rb"\br\s*=\s*[\"']([A-Za-z]+)", sheet)}}
+    digits = {*re.findall(rb"\br\s*=\s*[\"'][A-Za-z]*(\d+)", sheet)}
+    rows = {int(number.lstrip(b"0")[:8] or 0) for number in digits}
+    tags = b"".join(re.findall(rb"<(?:[^\s<>/:]+:)?(c|row)[\s/>]", sheet)).split(b"row")
+    return max(len(tags) - 1, *rows, 0) * max(*map(len, tags), *columns, 0)
+
+
 def _column_number(letters: bytes) -> int:
     """The number of a column: 1 for A, 27 for AA."""
-    return reduce(lambda number, letter: 26 * number + letter - 64, letters, 0)
+    return reduce(lambda number, letter: 26 * number + letter - 64, letters.upper(), 0)
 
 
 def _choose_sheet(sheets: list[tuple[str, pl.DataFrame]], name: str, numbered: bool) -> tuple[str, Any]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from apps.finance.adapters import read_contents
+from apps.finance.adapters import excel, read_contents
 from apps.finance.adapters.options import table_options
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
@@ -110,3 +110,25 @@ def test_invalid_and_oversized_workbooks_are_refused(tmp_path):
             far.writestr(name, old.read(name).replace(b"</sheetData>", last))
     with pytest.raises(InvalidInputError, match="a sheet of 17179869184 cells, including empty ones"):
         read_contents(tmp_path / "d.xlsx")
+
+
+@needs_fastexcel
+@pytest.mark.parametrize(
+    ("last", "folder"),
+    [
+        ('<row r="100"><c r="z100"><v>1</v></c></row>', "worksheets"),
+        ('<row r="100">' + "<c><v>1</v></c>" * 26 + "</row>", "worksheets"),
+        ('<row><c r="Z000000100"><v>1</v></c></row>', "worksheets"),
+        ('<row r="100"><c r="Z100"><v>1</v></c></row>', "elsewhere"),
+    ],
+)
+def test_a_sheet_of_too_many_cells_is_refused_however_it_states_them(tmp_path, monkeypatch, last, folder):
+    """Cells may have lower-case references or none, numbers may begin with zeros, and sheets may be in any folder."""
+    monkeypatch.setattr(excel, "_MAX_CELLS", 2000)
+    write_workbook(tmp_path / "a.xlsx", {"A": [["Date", "Close"], *ROWS]})
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as old, zipfile.ZipFile(tmp_path / "b.xlsx", "w") as new:
+        for name in old.namelist():
+            content = old.read(name).replace(b"</sheetData>", last.encode() + b"</sheetData>")
+            new.writestr(*(text.replace("worksheets/", f"{folder}/") for text in (name, content.decode())))
+    with pytest.raises(InvalidInputError, match="a sheet of 2600 cells, including empty ones"):
+        read_contents(tmp_path / "b.xlsx")
