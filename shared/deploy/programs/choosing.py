@@ -35,7 +35,14 @@ from shared.deploy.programs.program import (
     relative_error,
     rms_error,
 )
-from shared.deploy.programs.store import StoredProgram, cache_folder, is_accepted, is_rejected, stored_programs
+from shared.deploy.programs.store import (
+    StoredProgram,
+    cache_folder,
+    is_accepted,
+    is_rejected,
+    stored_programs,
+    usable_programs,
+)
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure_latency
 from shared.errors import InvalidInputError
@@ -140,7 +147,7 @@ def _not_loaded(inputs: Tensors) -> dict[str, Tensor]:
 
 def _choose_and_load(network: Network, device: str, requested: str | None, stored: StoredProgram | None) -> Program:
     place = _place_for(network, device)
-    candidates, remarks = stored_programs(network.artifact)
+    candidates, remarks = usable_programs(network.artifact, requested)
     build = _build_once(network)
     if requested is not None:
         if stored is not None:
@@ -184,7 +191,7 @@ def _preload_chosen(network: Network, device: str) -> Program | None:
     choice = read_choice(network.artifact, place)
     if choice is None or not _reads_file(choice.program):
         return None
-    candidates, remarks = stored_programs(network.artifact)
+    candidates, remarks = usable_programs(network.artifact, requested=None)
     program = _load(choice.program, network, candidates, network.build, place)
     return replace(program, reason=choice.reason, remarks=_log_remarks(remarks))
 

@@ -24,6 +24,9 @@ from shared.errors import InvalidInputError
 _CACHE_VERSION = 2
 """Increase it when exported networks or the choice of programs change: older programs are then made again."""
 
+_WITH_CODE = ("aotinductor", "torchscript")
+"""Programs whose file runs as a program does: machine code, and TorchScript, which can also read and write files."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramIndex:
@@ -96,6 +99,20 @@ def stored_programs(artifact: Artifact) -> tuple[dict[str, StoredProgram], tuple
             "`trivium export` makes an artifact that records its weights"
         )
     return found, tuple(remarks)
+
+
+def usable_programs(artifact: Artifact, requested: str | None) -> tuple[dict[str, StoredProgram], tuple[str, ...]]:
+    """``stored_programs`` without programs of the artifact itself that contain code, unless one is ``requested``.
+
+    Opening an artifact from others must not run their code. Programs in the cache were made on this machine.
+    """
+    found, remarks = stored_programs(artifact)
+    withheld = [name for name in _WITH_CODE if name in found and found[name].path.parent == artifact.path]
+    for name in withheld:
+        if name != requested:
+            del found[name]
+            remarks += (f"{name} in {artifact.path} contains code, so it is used only on request: --program {name}",)
+    return found, remarks
 
 
 def is_accepted(entry: ProgramEntry) -> bool:

@@ -309,6 +309,31 @@ def test_an_artifact_s_own_program_of_other_weights_is_not_used(
         assert expected or "made from weights other than" in program.remarks[0]
 
 
+@pytest.mark.parametrize("name", ["torchscript", "aotinductor"])
+def test_a_program_with_code_is_loaded_from_an_artifact_only_on_request(
+    artifact: Artifact, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, format = find_program(name)
+    file = str(runtime.file(format))
+    (artifact.path / file).write_bytes(b"somebody's code")
+    files = {**artifact.manifest.files, file: describe_file(artifact.path / file)}
+    entry = replace(artifact.manifest.programs["onnx"], file=file)
+    with_code = replace(artifact.manifest, programs={**artifact.manifest.programs, name: entry}, files=files)
+    loaded = []
+
+    def load(_: object, source: Source, *__: object) -> None:
+        loaded.append(source.file)
+        raise ProgramError("it is not loaded in this test")
+
+    monkeypatch.setattr(type(runtime), "load", load)
+    program = opened(Artifact(artifact.path, with_code))
+    assert loaded == [] and any(f"contains code, so it is used only on request: --program {name}" in remark
+                                for remark in program.remarks)  # fmt: skip
+    with use_program(name):
+        opened(Artifact(artifact.path, with_code))
+    assert loaded[0] == artifact.path / file
+
+
 def test_an_altered_program_in_the_cache_is_not_used(artifact: Artifact, tmp_path: Path) -> None:
     aside = tmp_path / "aside"
     aside.mkdir()
