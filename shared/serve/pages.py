@@ -1,9 +1,9 @@
-"""The HTML pages: the overview, every application's form, the API documentation, and errors."""
+"""The HTML pages: the overview, the form and the cases of every application, the API documentation, and errors."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import bidirectional
@@ -19,10 +19,12 @@ from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.security_headers import page_policy
 from shared.serve.service import Service
 from shared.serve.settings import Settings
+from shared.store.records import CaseSummary
 from shared.store.reviews import ReviewLine
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 _RECENT_CASES = 5
+_CASES_PER_PAGE = 50
 _MAX_REVIEWERS_SHOWN = 3
 _DIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Bidirectional classes of the control characters that change the direction of the text after them."""
@@ -82,6 +84,20 @@ class Pages:
             samples = service.samples.available()
             return self.render(template, app=app, samples=samples, needed=needed, artifacts=service.manifests)
 
+        @router.api_route(f"/{app.name}/cases", methods=["GET", "HEAD"])
+        def cases(group: GroupDep, before: str | None = None) -> HTMLResponse:
+            kept = service.store.recent(app.name, _CASES_PER_PAGE + 1, before, group)
+            page = kept[:_CASES_PER_PAGE]
+            jobs = service.jobs.recent(app.name, group=group) if before is None else []
+            return self.render(
+                "cases.html",
+                app=app,
+                cases=_case_entries(service, page),
+                jobs=[job for job in jobs if job.state in ("queued", "running", "failed")],
+                older=page[-1].id if len(kept) > len(page) else None,
+                is_first=before is None,
+            )
+
 
 def _environment(*folders: Path) -> Environment:
     environment = Environment(
@@ -90,7 +106,7 @@ def _environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(training_text=training_text, training_brief=training_brief)
+    environment.filters.update(training_text=training_text, training_brief=training_brief, short_time=_short_time)
     environment.tests["only_synthetic"] = only_synthetic
     return environment
 
@@ -117,17 +133,25 @@ def _isolate_direction(name: str) -> str:
     return f"\u2068{plain}\u2069" if has_right_to_left else plain
 
 
-def _overview_entry(service: Service, group: str | None) -> dict[str, Any]:
-    recent = service.store.recent(service.app.name, _RECENT_CASES, group=group)
-    reviews = service.store.reviews.lines(case.id for case in recent)
-    cases = [
+def _short_time(created: str) -> str:
+    """A time in ISO 8601, UTC, to the minute."""
+    return f"{created[:10]} {created[11:16]} UTC"
+
+
+def _case_entries(service: Service, cases: Sequence[CaseSummary]) -> list[dict[str, str]]:
+    """The cases as the pages list them: what they are, when they were made, and who reviewed them."""
+    reviews = service.store.reviews.lines(case.id for case in cases)
+    return [
         {
             "id": case.id,
             "label": case_line(service, case),
             "created": case.created,
-            "created_short": f"{case.created[:10]} {case.created[11:16]} UTC",
             "reviewed": _review_text(reviews.get(case.id, ())),
         }
-        for case in recent
+        for case in cases
     ]
-    return {"app": service.app, "artifacts": service.manifests, "cases": cases}
+
+
+def _overview_entry(service: Service, group: str | None) -> dict[str, Any]:
+    recent = service.store.recent(service.app.name, _RECENT_CASES, group=group)
+    return {"app": service.app, "artifacts": service.manifests, "cases": _case_entries(service, recent)}

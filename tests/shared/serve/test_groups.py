@@ -99,9 +99,10 @@ def test_lists_hold_the_cases_and_jobs_of_the_keys_own_group(
     assert cases(keyed, desk) == cases(keyed, colleague) == [own]
     assert cases(keyed, stranger) == [others] and cases(keyed, everyone) == [nobodys, others, own]
     assert jobs(keyed, colleague) == jobs(keyed, everyone) == [job["job"]] and jobs(keyed, stranger) == []
-    page = keyed.get("/", headers=desk).text
-    assert own in page and others not in page and nobodys not in page
-    assert others in keyed.get("/", headers=everyone).text
+    for path in ("/", "/echo/cases"):
+        page = keyed.get(path, headers=desk).text
+        assert own in page and others not in page and nobodys not in page
+        assert others in keyed.get(path, headers=everyone).text
 
 
 def test_no_route_reveals_another_groups_case_or_job(
@@ -126,7 +127,7 @@ def test_no_route_reveals_another_groups_case_or_job(
                 assert keyed.get(known_path, headers=colleague).status_code == 200, path
             checked += 1
     assert checked >= 10
-    for path, last in ((CASES, case), (JOBS, job["job"])):
+    for path, last in ((CASES, case), (JOBS, job["job"]), ("/echo/cases", case)):
         assert keyed.get(path, params={"before": last}, headers=stranger).status_code == 404
         assert keyed.get(path, params={"before": last}, headers=colleague).status_code == 200
     assert cases(keyed, desk) == [case], "no other group could delete it"

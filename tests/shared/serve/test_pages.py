@@ -33,6 +33,37 @@ def test_the_overview_has_a_card_for_each_application_and_its_recent_cases(echo_
     assert "trained on synthetic data" in page.text
 
 
+def test_all_cases_of_an_application_are_listed_in_pages(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "There is no case yet." in echo_client.get("/echo/cases").text
+    monkeypatch.setattr("shared.serve.pages._CASES_PER_PAGE", 2)
+    made = [echo_client.post("/api/echo/predict", files=[csv(n, name=f"{n}.csv")]).json()["case"] for n in (1, 2, 3)]
+    echo_client.put(f"/api/echo/cases/{made[2]}/review", json={"reviewer": "Ada"})
+
+    def listed(page: str) -> list[str]:
+        return re.findall(r'href="/echo\?case=(\w+)"', page)
+
+    first = echo_client.get("/echo/cases", headers=HTML).text
+    assert listed(first) == [made[2], made[1]] and "reviewed by Ada" in first and "3.csv" in first
+    (older,) = re.findall(r'href="(/echo/cases\?before=\w+)"', first)
+    second = echo_client.get(older, headers=HTML).text
+    assert listed(second) == [made[0]] and "before=" not in second and 'href="/echo/cases"' in second
+    assert 'href="/echo/cases"' in echo_client.get("/").text and 'href="/echo/cases"' in echo_client.get("/echo").text
+    assert echo_client.get("/echo/cases?before=none", headers=HTML).status_code == 404
+
+
+def test_jobs_without_a_case_are_listed_with_the_cases(echo_client: TestClient) -> None:
+    bad = ("files", ("bad.csv", b"x", "text/csv"))
+    ended = [echo_client.post("/api/echo/jobs", files=[csv(1)]), echo_client.post("/api/echo/jobs", files=[bad])]
+    done, failed = (answer.json() for answer in ended)
+    for job in (done, failed):
+        until(lambda job=job: echo_client.get(job["url"]).json()["state"] in ("done", "failed"))
+    page = echo_client.get("/echo/cases").text
+    assert f'href="/echo?job={failed["job"]}"' in page and "is not a CSV of numbers" in page
+    assert f"job={done['job']}" not in page
+
+
 def test_a_form_shows_its_notice_and_the_samples(echo_client: TestClient) -> None:
     page = echo_client.get("/echo", headers=HTML).text
     for text in (
