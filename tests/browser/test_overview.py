@@ -85,6 +85,40 @@ def test_a_result_of_an_application_without_its_own_reviews_can_be_accepted(page
     expect(page.locator(".review")).to_contain_text("1 accepted")
 
 
+def test_a_case_is_deleted_after_its_user_confirms_it(page: Page, address: str) -> None:
+    page.goto(f"{address}/echo")
+    page.get_by_role("button", name="Three numbers").click()
+    expect(page).to_have_title(re.compile(r"^three\.csv, \d{4}-\d\d-\d\d \d\d:\d\d UTC · Echo · Trivium$"))
+    page.get_by_text("Reviewer and note").click()
+    page.get_by_label("Reviewer", exact=True).fill("Ada")
+    page.get_by_label("Accept the result").check()
+    expect(page.locator(".review")).to_contain_text("1 accepted")
+    button, dialog = page.get_by_role("button", name="Delete this case"), page.get_by_role("dialog")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("three.csv")
+    expect(dialog).to_contain_text("with all files and reviews that the server has of it. It cannot be undone.")
+    expect(dialog.get_by_role("status")).to_have_text("It has been reviewed by Ada.")
+    expect(dialog.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(button).to_be_focused()
+    button.click()
+    page.route("**/cases/*", lambda route: route.fulfill(status=503, json={"detail": "the server is being shut down"}))
+    page.expected_errors.append("503")  # type: ignore[attr-defined]
+    dialog.get_by_role("button", name="Delete the case").click()
+    expect(dialog.get_by_role("alert")).to_have_text("The case could not be deleted: the server is being shut down.")
+    page.unroute("**/cases/*")
+    dialog.get_by_role("button", name="Delete the case").click()
+    expect(page.locator("[data-status]")).to_have_text("The case was deleted.")
+    expect(page.get_by_label("Files")).to_be_focused()
+    expect(page.get_by_role("region", name="Result")).to_be_empty()
+    expect(page).to_have_url(f"{address}/echo")
+    expect(page).to_have_title("Echo · Trivium")
+    page.get_by_role("link", name="All cases").click()
+    expect(page.locator("main")).to_contain_text("There is no case yet.")
+
+
 def test_the_form_works_with_the_keyboard_alone_and_announces_its_status(page: Page, address: str, echo: Echo) -> None:
     page.goto(f"{address}/echo")
     page.keyboard.press("Tab")
@@ -198,10 +232,18 @@ def test_beside_a_result_the_form_collapses_to_one_button(page: Page, address: s
 
 def test_no_page_is_wider_than_a_phone(page: Page, server: str) -> None:
     page.set_viewport_size({"width": 320, "height": 568})  # also 1280 pixels at 400 %, as WCAG 2.2, 1.4.10 asks
-    for path in ("/", "/docs", "/medical", "/driving", "/finance"):
+    for path in ("/", "/docs", "/medical", "/medical/cases", "/driving", "/finance"):
         page.goto(server + path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
+
+
+def test_file_options_and_button_are_in_view_on_a_laptop(page: Page, server: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})  # what a browser leaves of 1280 by 720 pixels
+    for app in ("medical", "driving", "finance"):
+        page.goto(f"{server}/{app}")
+        for part in ("input[type=file][name=files]", ".options", "button[type=submit]"):
+            expect(page.locator(part)).to_be_in_viewport(ratio=1)
 
 
 def test_the_browser_has_webgl_2(page: Page, server: str) -> None:

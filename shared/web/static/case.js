@@ -5,60 +5,14 @@
 //
 // `render(case)` gets the answer of POST /api/<app>/predict: { case, app, result, picture, files: {name: url}, inputs,
 // artifact, created, interface }. It fills the element #result, which is empty when it is called; it may be async.
+import { caseBar, caseTitle } from "./case_bar.js";
+import { element } from "./elements.js";
+import { filesIn, formatSize, postForm } from "./upload.js";
+
+export { downloads, element, picture, replaceItems, table, withhold } from "./elements.js";
 
 /** The path under which the server is reached, such as /trivium; empty by default. */
 const root = document.body.dataset.root ?? "";
-
-/** Creates an element: element("td", { class: "number" }, "12.5"). Text is never parsed as HTML. */
-export function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
-  }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-/** Replaces the items of a list. The keyboard's focus stays at its place in the list, or moves to `next` if no item is left. */
-export function replaceItems(list, items, next) {
-  const focused = document.activeElement;
-  const place = [...list.children].findIndex((item) => item.contains(focused));
-  const position = place < 0 ? -1 : [...list.children[place].querySelectorAll("button")].indexOf(focused);
-  list.replaceChildren(...items);
-  if (place < 0) return;
-  const buttons = items[Math.min(place, items.length - 1)]?.querySelectorAll("button") ?? [];
-  (buttons[position] ?? buttons[0] ?? next).focus();
-}
-
-/** Hides or disables a button, by the attribute `how`. If it has the keyboard's focus, that moves to `next`. */
-export function withhold(button, how, on, next) {
-  if (on && button.contains(document.activeElement)) next.focus();
-  button[how] = on;
-}
-
-/** A table in a scrollable frame. Cells are texts, numbers or elements; numbers are right-aligned. */
-export function table(columns, rows, caption = "") {
-  const cell = (value) => element("td", typeof value === "number" ? { class: "number" } : {}, value instanceof Node ? value : String(value ?? ""));
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "Table" },
-    element("table", {},
-      caption ? element("caption", {}, caption) : null,
-      element("thead", {}, element("tr", {}, columns.map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell))))));
-}
-
-/** The files of a case as a list of links. */
-export function downloads(answer, heading = "Files") {
-  return element("section", { class: "downloads" },
-    element("h2", {}, heading),
-    element("ul", {}, Object.entries(answer.files).map(([name, url]) => element("li", {}, element("a", { href: url, download: name }, name)))));
-}
-
-/** The picture of a case. */
-export function picture(answer, description) {
-  return element("img", { class: "picture", src: answer.picture, alt: description });
-}
 
 /** Connects the form of the macro `upload` to the server. Returns { open(id), submit(FormData) }. */
 export function caseForm({ render, app = document.body.dataset.app } = {}) {
@@ -75,6 +29,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let started = null;   // the button that started the analysis
   let clock = 0;
   let address = location.search;
+  let bar = null;   // the line of the case that is shown
+  const pageTitle = document.title;
 
   function showStatus(text) {
     const appeared = text && !part("status").textContent;
@@ -159,6 +115,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   async function show(answer) {
     result.replaceChildren();
+    bar?.remove();
     try {
       await render(answer);
       if (answer.remark) result.prepend(element("p", { class: "notice", role: "status" }, `Note: ${answer.remark}.`));
@@ -167,11 +124,25 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       showError(`The result was computed, but could not be displayed: ${error.message}`);
       return;
     }
+    bar = caseBar(answer, { deleted: leaveDeletedCase });
+    part("again").after(" ", bar);
+    document.title = `${caseTitle(answer)} · ${pageTitle}`;
     // The status and the form are hidden before scrolling, because that moves the result.
     setBusy(false);
     fold(true);
     result.focus({ preventScroll: true });
     result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+
+  /** Shows the empty form. The address of a case that no longer exists is not left in the history. */
+  function leaveDeletedCase() {
+    result.replaceChildren();
+    history.replaceState(null, "", location.pathname);
+    address = location.search;
+    document.title = pageTitle;
+    fold(false);
+    input.focus();
+    showStatus("The case was deleted.");
   }
 
   /** Shows the progress of a job until it has ended, then its case. The job continues if this page is closed. */
@@ -264,6 +235,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     showError("");
     fold(true);
     setBusy(true);
+    part("cancel").hidden = true;   // there is nothing to cancel
     showStatus("Opening the case …");
     try {
       await show(await getJson(`${root}/api/${app}/cases/${encodeURIComponent(id)}`));
@@ -332,48 +304,4 @@ async function getJson(url) {
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
   return answer;
-}
-
-// Uses XMLHttpRequest because fetch does not report the progress of an upload.
-function postForm(url, body, { started, progress, uploaded }) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", url);
-    request.responseType = "json";
-    request.setRequestHeader("Accept", "application/json");
-    request.setRequestHeader("Trivium-Interface", "form");
-    request.upload.onprogress = (event) => { if (event.lengthComputable && event.loaded < event.total) progress(event.loaded / event.total); };
-    request.upload.onload = uploaded;
-    request.onload = () => {
-      if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
-      else reject(Object.assign(new Error(request.response?.detail ?? `The server answered ${request.status} without an explanation.`), { status: request.status }));
-    };
-    request.onerror = () => reject(new Error("The server could not be reached, or it closed the connection; is it still running?"));
-    request.onabort = () => reject(new Error("Cancelled."));
-    started(request);
-    request.send(body);
-  });
-}
-
-async function filesIn(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return [...transfer.files];
-  return (await Promise.all(entries.map(filesInEntry))).flat();
-}
-
-async function filesInEntry(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    // readEntries returns at most a hundred entries at a time, and none after the last.
-    const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!batch.length) return found;
-    found.push(...(await Promise.all(batch.map(filesInEntry))).flat());
-  }
-}
-
-function formatSize(bytes) {
-  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
-  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 }

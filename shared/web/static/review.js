@@ -6,7 +6,7 @@
 //   list.append(verdictBoxes(review, 1)); place.append(review.node);
 //
 // A finding is identified by its number in result.json, from 1.
-import { element, replaceItems, withhold } from "./case.js";
+import { element, replaceItems, withhold } from "./elements.js";
 
 const STORAGE_KEY = "trivium-reviewer";
 const RETRY_INTERVAL_MS = 4000;

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Route, expect
 import shared.errors
 
 pytestmark = pytest.mark.browser
-SCRIPT = Path(shared.errors.__file__).parent / "web" / "static" / "case.js"
+SCRIPTS = Path(shared.errors.__file__).parent / "web" / "static"
 FORM = """<!doctype html><body data-app="finance"><form data-case-form><div data-drop><input type="file" name="files">
 <p data-chosen hidden></p></div><button>Go</button><button type="button" data-cancel hidden>Cancel</button>
 <button type="button" data-again hidden>Again</button>
@@ -25,8 +25,9 @@ DROP = """names => {
 
 
 def answered(route: Route) -> None:
-    if route.request.url.endswith("/case.js"):
-        route.fulfill(body=SCRIPT.read_text(encoding="utf-8"), content_type="text/javascript")
+    name = route.request.url.rpartition("/")[2]
+    if name.endswith(".js"):
+        route.fulfill(body=(SCRIPTS / name).read_text(encoding="utf-8"), content_type="text/javascript")
     else:
         route.fulfill(body=FORM, content_type="text/html")
 
