@@ -51,6 +51,7 @@ def review(page: Page, site: str, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_events_are_accepted_and_rejected_by_mouse_and_keys(page: Page, site: str, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
     case = open_table(page, site, tmp_path, {"A": (200, 300)})
     count = len(case["result"]["events"])
     with page.expect_response(is_save):
@@ -63,6 +64,21 @@ def test_events_are_accepted_and_rejected_by_mouse_and_keys(page: Page, site: st
         page.keyboard.press("a")
     verdicts = review(page, site, case)["verdicts"]
     assert list(verdicts.values()) == ["accepted"] and verdicts.keys() == first.keys()
+    # On a laptop, the list is out of view when the chart shows an event: its verdict is beside the chart, too.
+    page.locator(".events tbody").get_by_role("button").first.click()
+    beside = page.get_by_label("Reject the event in the chart")
+    expect(beside).to_be_in_viewport(ratio=1)
+    expect(page.locator(".chart")).to_be_in_viewport(ratio=1)
+    with page.expect_response(is_save):
+        beside.check()
+    assert list(review(page, site, case)["verdicts"].values()) == ["rejected"]
+    expect(page.get_by_label(re.compile("^Reject the event of")).first).to_be_checked()
+    # The keys act on the whole page, as in the other forms.
+    page.keyboard.press("n")
+    page.keyboard.press("p")
+    expect(page.locator(".event-status")).to_contain_text(f"Event 1 of {count}")
+    with page.expect_response(is_save):
+        page.keyboard.press("a")
     if count > 1:
         with page.expect_response(is_save):
             page.get_by_role("button", name="Accept the others").click()

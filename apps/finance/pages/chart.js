@@ -122,8 +122,10 @@ export function drawChart(container, thinned, { events, truth = [], missed = () 
   const show = (_, value) => number(value, value !== null && Math.abs(value) < 1 ? 6 : 3);
   const band = { stroke: colour("--line"), width: 0.5, points: { show: false }, value: show };
   const shading = shade(events, truth, missed, current);
+  // With the line above it and the score below, it fits into the window of a laptop.
+  const height = Math.min(360, Math.max(200, innerHeight - 340));
   const value = new uPlot({
-    ...time, height: 360, plugins: [shading, syncZoom],
+    ...time, height, plugins: [shading, syncZoom],
     scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
     axes: [axis({ size: 54, values: CLOCK }), axis({ size: leftSize })],
     series: [
@@ -229,15 +231,16 @@ export function viewButtons(chart) {
     button("←", (shown) => shown.pan(-0.25), "Earlier"), button("→", (shown) => shown.pan(0.25), "Later"));
 }
 
-export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series, A and R accept or reject the event.";
+export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series.";
+export const LETTER_KEYS = "N, P: next and previous event. A, R: accept or reject it. ";
 
-/** Adds keyboard controls to `container`; `step(by)` moves between events, `whole()` shows all; `more` has further keys. */
-export function keyboard(container, chart, { step, whole, more = {} }) {
+/** Adds keyboard controls to `container`; `step(by)` moves between events, `whole()` shows all. */
+export function keyboard(container, chart, { step, whole }) {
   const actions = {
     ArrowUp: () => step(-1), ArrowDown: () => step(1), PageUp: () => step(-1), PageDown: () => step(1),
     ArrowLeft: () => chart().pan(-0.25), ArrowRight: () => chart().pan(0.25),
     "+": () => chart().zoom(0.5), "=": () => chart().zoom(0.5), "-": () => chart().zoom(2), "_": () => chart().zoom(2),
-    Home: () => chart().edge(false), End: () => chart().edge(true), "0": whole, Escape: whole, ...more,
+    Home: () => chart().edge(false), End: () => chart().edge(true), "0": whole, Escape: whole,
   };
   container.addEventListener("keydown", (event) => {
     const action = actions[event.key];

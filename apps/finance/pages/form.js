@@ -1,9 +1,10 @@
 // The finance form: the summary, the list of events, then the series with its expected band, the events and the score.
 import { caseForm, element, table, downloads } from "../shared/case.js";
 import { openReview } from "../shared/review.js";
+import { onShortcut, shortcutSwitch } from "../shared/shortcuts.js";
 import { seriesReview } from "./review.js";
 import { readRows } from "./view.js";
-import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime, viewButtons } from "./chart.js";
+import { KEYS, LETTER_KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime, viewButtons } from "./chart.js";
 
 const form = document.querySelector("[data-case-form]");
 let lastButton = null;   // the last button used, so that another column of the same series can be requested
@@ -138,6 +139,13 @@ function partList(result, chooseSeries) {
   };
 }
 
+/** Scrolls the list, not the page, to a row that is out of view. */
+function showRow(row) {
+  const list = row.closest(".events");
+  const head = row.closest("table").tHead.offsetHeight;   // stays at the top of the list
+  list.scrollTop = Math.min(Math.max(list.scrollTop, row.offsetTop + row.offsetHeight - list.clientHeight), row.offsetTop - head);
+}
+
 function facts(result) {
   const series = result.series;
   const missing = series.missing ? `, ${series.missing} of them without a value` : "";
@@ -188,10 +196,15 @@ caseForm({
 
     const hint = element("p", { class: "small", id: "chart-hint" }, "Drag over the chart to zoom. ", element("span", { class: "keys" }, KEYS));
     const statusLine = element("p", { class: "event-status", role: "status", "aria-live": "polite" });
+    // Beside the chart, because the list of events is out of view there on most screens.
+    const verdictPlace = element("span");
+    const eventTools = element("span", { class: "view-buttons", hidden: true }, verdictPlace,
+      element("button", { type: "button", onclick: () => stepEvents(-1) }, "Previous event"), element("button", { type: "button", onclick: () => stepEvents(1) }, "Next event"));
     const thinningNote = element("p", { class: "small thinning" });
     const name = element("h2", {});
     const list = element("div", {});
     const chartFrame = frame(hint.id);
+    const stage = element("div", { class: "stage" }, element("div", { class: "event-line" }, statusLine, eventTools), chartFrame);
 
     /** The events in the order of the list, without the filtered ones. */
     const listed = () => [...list.querySelectorAll(".events tbody tr:not([hidden])")].map((row) => Number(row.dataset.place));
@@ -199,7 +212,7 @@ caseForm({
       const here = Number(row.dataset.place) === index;
       row.classList.toggle("current", here);
       const button = row.querySelector("button");
-      if (here) { button.setAttribute("aria-current", "true"); row.scrollIntoView({ block: "nearest" }); } else button.removeAttribute("aria-current");
+      if (here) { button.setAttribute("aria-current", "true"); showRow(row); } else button.removeAttribute("aria-current");
     });
     const showEvent = (index) => {
       shown = index;
@@ -207,14 +220,16 @@ caseForm({
       markCurrent(index);
       const order = listed();
       statusLine.textContent = `Event ${order.indexOf(index) + 1} of ${order.length}: ${describeEvent({ ...events[index], series: "" })}`;
-      chartFrame.scrollIntoView({ block: "nearest" });
+      verdictPlace.replaceChildren(reviewed.shown(events[index]));
+      eventTools.hidden = false;
+      stage.scrollIntoView({ block: "nearest" });
     };
     const stepEvents = (by) => {
       const order = listed();
       const from = order.indexOf(shown);
       if (order.length) showEvent(order[from < 0 ? (by > 0 ? 0 : order.length - 1) : Math.min(Math.max(from + by, 0), order.length - 1)]);
     };
-    const showAll = () => { shown = -1; chart?.all(); markCurrent(-1); statusLine.textContent = "The whole series"; };
+    const showAll = () => { shown = -1; chart?.all(); markCurrent(-1); eventTools.hidden = true; statusLine.textContent = "The whole series"; };
     const chooseSeries = (index) => {
       chosen = index;
       shown = -1;
@@ -226,6 +241,7 @@ caseForm({
       list.replaceChildren(...(events.length ? [eventTable(events, showEvent, reviewed.cell)] : []));
       reviewed.update();
       statusLine.textContent = "";
+      eventTools.hidden = true;
       chartFrame.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${countText(events.length, "event")}`);
       seriesList?.markCurrent(index);
       draw();
@@ -253,14 +269,16 @@ caseForm({
     const seriesList = result.parts ? partList(result, chooseSeries) : null;
     const moveSeries = (by) => chooseSeries(seriesList.order.at((seriesList.order.indexOf(chosen) + by) % seriesList.order.length));
     const decide = (verdict) => () => reviewed.decide(events[shown], verdict);
-    keyboard(chartFrame, () => chart, { step: stepEvents, whole: showAll, more: { a: decide("accepted"), r: decide("rejected") } });
+    keyboard(chartFrame, () => chart, { step: stepEvents, whole: showAll });
+    const letters = { n: () => stepEvents(1), p: () => stepEvents(-1), a: decide("accepted"), r: decide("rejected") };
+    onShortcut(chartFrame, ({ key }) => { letters[key.toLowerCase()]?.(); return key.toLowerCase() in letters; });
     const tools = element("div", { class: "tools" }, columnChoice(result),
       seriesList && parts.length > 1 ? [element("button", { type: "button", onclick: () => moveSeries(-1) }, "Previous series"), element("button", { type: "button", onclick: () => moveSeries(1) }, "Next series")] : null,
       element("button", { type: "button", onclick: showAll }, "Whole series"), viewButtons(() => chart));
     container.append(...summary(result), ...(seriesList?.nodes ?? []).filter(Boolean),
       // For one series its events come first; for several, each series' events are below its name.
       ...(seriesList ? [name, tools, list] : [list, name, tools]),
-      statusLine, chartFrame, thinningNote, hint, reviewPlace, review.node, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
+      stage, thinningNote, hint, element("p", { class: "small keys" }, LETTER_KEYS, shortcutSwitch()), reviewPlace, review.node, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
     chooseSeries(seriesList ? seriesList.order[0] : 0);
     const response = await fetch(answer.files["series.json"]);
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);

@@ -11,12 +11,13 @@ function eventTime(text) {
 
 /**
  * The review of the series `part` of a result with its own `events`. `chart()` returns its chart once it is drawn,
- * `times()` its rows' times in seconds. In the result, `cell(event)` is the element with the verdict on an event and
- * `missed()` returns the missed events that were added.
+ * `times()` its rows' times in seconds. In the result, `cell(event)` is the element with the verdict on an event, and
+ * `shown(event)` a second one for the event in the chart; `missed()` returns the missed events that were added.
  */
 export function seriesReview(review, result, part, events, { chart, times }) {
   const number = (event) => result.events.indexOf(event) + 1;
   const verdicts = new Map(events.map((event) => [event, verdictBoxes(review, number(event), `the event of ${shortTime(event.start)}`)]));
+  let shownVerdict = null;   // the verdict beside the chart
   const field = (label) => element("input", { type: "text", size: 24, maxlength: 40, placeholder: part.start, "aria-label": label, oninput: () => offer() });
   const [start, end] = [field("Start of the missed event"), field("End of the missed event")];
   const add = element("button", { type: "button", disabled: true, onclick: () => addMissed() }, "Add");
@@ -50,6 +51,7 @@ export function seriesReview(review, result, part, events, { chart, times }) {
 
   function update() {
     for (const boxes of verdicts.values()) boxes.update();
+    shownVerdict?.update();
     withhold(acceptOthersButton, "hidden", !events.some((event) => review.verdict(number(event)) === null), summary);
     replaceItems(missedList, missed().map((event) => element("li", {},
       element("button", { type: "button", onclick: () => review.remove(event), "aria-label": `Remove the missed event of ${shortTime(event.start)}` }, "−"),
@@ -59,6 +61,11 @@ export function seriesReview(review, result, part, events, { chart, times }) {
   return {
     node, update, missed,
     cell: (event) => verdicts.get(event).node,
+    shown(event) {
+      shownVerdict = verdictBoxes(review, number(event), "the event in the chart");
+      shownVerdict.update();
+      return shownVerdict.node;
+    },
     /** Accepts or rejects an event; the same verdict again makes it undecided. */
     decide(event, verdict) { if (event) review.decide(number(event), review.verdict(number(event)) === verdict ? null : verdict); },
   };

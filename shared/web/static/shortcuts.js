@@ -14,7 +14,7 @@ export function onShortcut(node, handle) {
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || event.target.matches(FIELDS)) return;
-    if (event.key.length === 1 && !isOn && !event.target.matches("canvas")) return;
+    if (event.key.length === 1 && !isOn && !event.target.closest("canvas, .chart")) return;
     if (handle(event)) event.preventDefault();
   });
 }
