@@ -21,7 +21,8 @@ async function render(answer) {
   const synthetic = "synthetic" in result.dataset;
   const listed = [...findings];
   const list = element("ol", { class: "findings" });
-  const slicesNode = element("div", { "aria-busy": "true" }, element("p", {}, "Loading the slices …"));
+  const loadingText = element("p", {}, "Loading the slices …");
+  const slicesNode = element("div", { "aria-busy": "true" }, loadingText);
   const above = findings.filter((finding) => finding.above_operating_score).length;
   const weaker = findings.length - above;
   let viewer = null;
@@ -77,7 +78,7 @@ async function render(answer) {
     if (number) review.decide(number, review.verdict(number) === verdict ? null : verdict);
   };
   try {
-    slices = await loadVolume(answer.files["slab.nii.gz"]);
+    slices = await loadVolume(answer.files["slab.nii.gz"], (fraction) => { loadingText.textContent = `Loading the slices … ${Math.round(100 * fraction)} %`; });
     viewer = sliceViewer(slices, statedGeometry(volume), findings, {
       name: (k) => sliceName(volume, k),
       order: () => listed,

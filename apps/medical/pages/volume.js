@@ -1,10 +1,17 @@
 // A NIfTI-1 volume (int16 or uint8, gzip) and its geometry, in the DICOM patient frame LPS, in mm.
 
-/** Fetches and decompresses a .nii.gz of int16 or uint8. */
-export async function loadVolume(url) {
+/** Fetches and decompresses a .nii.gz of int16 or uint8. `progress(fraction)` is called while it arrives, if its size is known. */
+export async function loadVolume(url, progress = () => {}) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`the slices could not be fetched (${response.status})`);
-  const bytes = await new Response(response.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const sizeBytes = Number(response.headers.get("Content-Length"));
+  let receivedBytes = 0;
+  const counter = new TransformStream({ transform(chunk, controller) {
+    receivedBytes += chunk.length;
+    if (sizeBytes) progress(receivedBytes / sizeBytes);
+    controller.enqueue(chunk);
+  } });
+  const bytes = await new Response(response.body.pipeThrough(counter).pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
   const header = new DataView(bytes);
   const type = { 2: Uint8Array, 4: Int16Array }[header.getInt16(70, true)];
   if (!type) throw new Error("the slices are neither int16 nor uint8");
