@@ -145,6 +145,11 @@ def test_a_request_can_be_cancelled(page: Page, address: str, echo: Echo) -> Non
     sample.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    # The page asks before it is left, because the analysis would be lost.
+    with page.expect_event("dialog") as dialog_info:
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.close(run_before_unload=True)
+    assert dialog_info.value.type == "beforeunload"
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_have_text("Cancelled.")
     echo.gate.set()

@@ -266,6 +266,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
   part("cancel").addEventListener("click", () => running?.abort());
+  // An upload, and an analysis that is not a job, would be lost with the page.
+  addEventListener("beforeunload", (event) => { if (running instanceof XMLHttpRequest) event.preventDefault(); });
   // It gets the focus when an analysis starts, and the Enter that started it may still be held down.
   part("cancel").addEventListener("keydown", (event) => { if (event.repeat) event.preventDefault(); });
   part("again").addEventListener("click", () => { fold(false); input.focus(); form.scrollIntoView({ block: "nearest" }); });
