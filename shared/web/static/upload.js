@@ -17,7 +17,7 @@ export function postForm(url, body, { started, progress, uploaded }) {
       if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
       else reject(Object.assign(new Error(request.response?.detail ?? `The server answered ${request.status} without an explanation.`), { status: request.status }));
     };
-    request.onerror = () => reject(new Error("The server could not be reached, or it closed the connection; is it still running?"));
+    request.onerror = () => reject(new Error("The connection to the server broke off before its answer arrived. Your choices are still in the form: try again, and if it fails again, ask whether the server is running."));
     request.onabort = () => reject(new Error("Cancelled."));
     started(request);
     request.send(body);
