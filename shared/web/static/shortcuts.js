@@ -7,13 +7,15 @@ const FIELDS = "input:not([type=checkbox], [type=range]), select, textarea, [con
 let isOn = readStored();
 
 /**
- * Calls `handle(event)` for the keys pressed on the page while `node` is on it, except in fields and with Ctrl, Alt or
- * Meta; `handle` returns whether it handled the key. While shortcuts are off, a letter or digit acts only in a focused view.
+ * Calls `handle(event)` for the keys pressed on the page while `node` is on it, except in fields and dialogs and with
+ * Ctrl, Alt or Meta; `handle` returns whether it handled the key. While shortcuts are off, a letter or digit acts only
+ * in a focused view.
  */
 export function onShortcut(node, handle) {
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || event.target.matches(FIELDS)) return;
+    if (document.querySelector("dialog[open]")) return;   // its keys are not the page's
     if (event.key.length === 1 && !isOn && !event.target.closest("canvas, .chart")) return;
     if (handle(event)) event.preventDefault();
   });
