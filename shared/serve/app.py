@@ -46,6 +46,7 @@ from shared.serve.runtime.live_versions import LiveState, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.runtime.webhook import webhook_from_settings
+from shared.serve.runtime.worker_folder import remove_leftover_worker_folders
 from shared.serve.service import Service
 from shared.serve.settings import Settings
 from shared.serve.upload_folders import INCOMING, remove_leftover_uploads
@@ -95,6 +96,7 @@ def create_app(
     live = LiveState(Promotions(store.engine))
     registry = _open_registry(settings, apps_by_name.values(), live)
     remove_leftover_uploads(settings.store, exclusive=not store.shared)
+    remove_leftover_worker_folders()
     remove_abandoned_files(store.engine, settings.store, exclusive=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in apps_by_name.items()}
     networks = Networks(registry, settings, metrics, live.serving)

@@ -6,17 +6,16 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from shared.serve.runtime.worker import WorkerListener
+from shared.serve.runtime.worker_folder import WorkerFolder
 from shared.serve.worker.messages import (
     MAX_SHARED_BODIES,
     BrokenMessage,
@@ -43,7 +42,7 @@ class WorkerProcess:
         self.programs: dict[str, str] = {}
         self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
-        self._temporary_folder: Path | None = None
+        self._temporary_folder: WorkerFolder | None = None
         self._connection: socket.socket | None = None
         self._listener: WorkerListener | None = None
         self._failure: str | None = None
@@ -59,9 +58,9 @@ class WorkerProcess:
             environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._spec.threads))
         if self._spec.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._spec.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
-        # The server removes this folder when the worker ends, even if killed: unpacked uploads may be patient data.
-        self._temporary_folder = Path(tempfile.mkdtemp(prefix="trivium-worker-"))
-        environment["TMPDIR"] = str(self._temporary_folder)
+        # The server removes this folder when the worker ends, even if killed.
+        self._temporary_folder = WorkerFolder()
+        environment["TMPDIR"] = str(self._temporary_folder.path)
         # -P keeps the working directory off the import path: a user's folder may have the name of one of our packages.
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with child_end:
@@ -148,7 +147,7 @@ class WorkerProcess:
 
     def _remove_temporary_folder(self) -> None:
         if self._temporary_folder is not None:
-            shutil.rmtree(self._temporary_folder, ignore_errors=True)
+            self._temporary_folder.remove()
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from fastapi.testclient import TestClient
 from shared.app import App
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.runtime.worker_folder import WorkerFolder
 from shared.serve.runtime.worker_process import only_gpu
 from shared.serve.settings import Settings, read_settings
 from shared.serve.worker.messages import (
@@ -174,6 +176,22 @@ def test_the_unpacked_files_of_a_killed_worker_are_removed(serve: Callable[..., 
     until(lambda: not folder.parent.exists())
     assert "trivium-worker-" in folder.parent.name
     assert process(client)
+
+
+def test_the_unpacked_files_of_a_killed_server_are_removed_when_the_next_one_starts(
+    serve: Callable[..., TestClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = "import os; from shared.serve.runtime.worker_folder import *; (WorkerFolder().path / 'scan').touch()"
+    killed = [sys.executable, "-c", f"{program}; os._exit(9)"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run(killed, env=environment, cwd=Path(__file__).parents[3], check=False)
+    (left,) = tmp_path.glob("trivium-worker-*/scan")
+    own = WorkerFolder()
+    serve(workers=0)
+    assert not left.parent.exists() and own.path.exists(), "only the folders of servers that have ended are removed"
+    own.remove()
+    assert not own.path.exists()
 
 
 def test_a_request_above_the_memory_limit_of_a_worker_is_413(serve: Callable[..., TestClient]) -> None:
