@@ -104,7 +104,7 @@ def load_line(arguments: Sequence[str], data: DataConfig | None) -> Imported:
 
 
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
-    return DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",))
+    return DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",), traceable=True)
 
 
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Blur(nn.Module):
 
 
 def dense() -> DenseNetwork:
-    return DenseNetwork(module=Blur().eval(), inputs={"image": torch.rand(2, 1, 8, 8)}, outputs=("blurred",))
+    inputs = {"image": torch.rand(2, 1, 8, 8)}
+    return DenseNetwork(module=Blur().eval(), inputs=inputs, outputs=("blurred",), traceable=True)
 
 
 class BlurPredictor:

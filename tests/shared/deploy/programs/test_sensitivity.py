@@ -50,9 +50,12 @@ class Glaring(nn.Module):
 
 def dense() -> DenseNetwork:
     torch.manual_seed(0)
-    return DenseNetwork(
-        module=Glaring().eval(), inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",), logits=("logits",)
-    )
+    return dense_of(Glaring().eval())
+
+
+def dense_of(network: nn.Module) -> DenseNetwork:
+    inputs = {"image": torch.rand(2, 1, 16, 16)}
+    return DenseNetwork(module=network, inputs=inputs, outputs=("logits",), logits=("logits",), traceable=True)
 
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
@@ -176,10 +179,7 @@ class Joined(Unequal):
 @pytest.mark.parametrize("kind", [Unequal, Joined])
 def test_smoothing_of_unequal_channels_is_folded_into_layers(kind: type[nn.Module], tmp_path: Path) -> None:
     network = kind().eval()
-    write_onnx(
-        DenseNetwork(module=network, inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
-        tmp_path / "model.onnx",
-    )
+    write_onnx(dense_of(network), tmp_path / "model.onnx")
     model = read_network(tmp_path / "model.onnx")
     images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
     expected = [run(model)(image) for image in images]
@@ -214,10 +214,7 @@ class Shared(Unequal):
 
 
 def test_weights_shared_by_two_layers_are_not_scaled_for_one(tmp_path: Path) -> None:
-    write_onnx(
-        DenseNetwork(module=Shared().eval(), inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
-        tmp_path / "model.onnx",
-    )
+    write_onnx(dense_of(Shared().eval()), tmp_path / "model.onnx")
     model = read_network(tmp_path / "model.onnx")
     images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
     expected = [run(model)(image) for image in images]
