@@ -21,7 +21,8 @@ from shared.store.jobs import FINAL
 from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow, ReviewRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
-_MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
+_IDENTIFIER = r"[0-9a-f]{32}"
+_MEMBER = re.compile(rf"(cases|jobs)/{_IDENTIFIER}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
 # Jobs are written before cases, so that the case of a job that is done is in the backup too. Reviews are written after
 # cases, because they refer to them.
 _TABLES = {
@@ -119,6 +120,10 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         raise InvalidInputError(f"{source} cannot be read as a backup: {error}") from error
     if not rows or rows[0].get("format") != FORMAT:
         raise InvalidInputError(f"{source} is not a backup, or is truncated; `trivium backup FILE` writes one")
+    for entry in rows[1:]:
+        # Cases and jobs have folders of these names, which are deleted with them.
+        if entry["table"] in _FOLDERS and not re.fullmatch(_IDENTIFIER, str(entry["row"]["id"])):
+            raise InvalidInputError(f"{source} contains {entry['row']['id']!r}, which is no identifier of a store")
     _remove_orphaned_files(folder, rows[1:])
     for table in _FOLDERS:
         (folder / table).mkdir(mode=0o700, exist_ok=True)

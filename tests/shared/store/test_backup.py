@@ -194,6 +194,27 @@ def test_an_archive_member_outside_the_store_is_refused(tmp_path: Path, name: st
     assert not (tmp_path / "escaped").exists() and not (tmp_path / "store" / "escaped").exists()
 
 
+def test_a_case_whose_folder_would_be_outside_the_store_is_refused(tmp_path: Path) -> None:
+    """Deleting such a case, as when it expires, would delete that folder."""
+    with closing(CaseStore(tmp_path / "one")) as store:
+        identifier = keep(store).id
+        backup(store.engine, store.folder, tmp_path / "good.tar")
+    with tarfile.open(tmp_path / "good.tar") as archive:
+        rows = archive.extractfile(ROWS)
+        assert rows is not None
+        changed = rows.read().replace(identifier.encode(), b"../../outside")
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        member = tarfile.TarInfo(ROWS)
+        member.size = len(changed)
+        archive.addfile(member, io.BytesIO(changed))
+    (tmp_path / "outside").mkdir()
+    with closing(CaseStore(tmp_path / "two")) as store:
+        with pytest.raises(InvalidInputError, match=r"contains '\.\./\.\./outside', which is no identifier of a store"):
+            restore(store.engine, store.folder, tmp_path / "bad.tar")
+        store.expire("echo", number=0)
+    assert (tmp_path / "outside").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar", None])
 def test_a_file_that_is_not_a_backup_is_refused(tmp_path: Path, content: bytes | None) -> None:
     source = tmp_path / "bad.tar"
