@@ -278,3 +278,32 @@ def test_the_list_scrolls_to_the_finding_that_a_key_selects(page: Page, site: st
     page.keyboard.press("n")
     expect(row.locator("[aria-current=true]")).to_be_in_viewport(ratio=1)
     expect(page.get_by_role("application", name="Axial CT")).to_be_in_viewport()
+
+
+def test_a_verdict_given_by_a_key_is_shown_beside_the_slices(page: Page, site: str) -> None:
+    """On a narrow screen the list is not visible, and another slice than that of the current finding may be shown."""
+    page.set_viewport_size({"width": 820, "height": 900})
+    open_chest(page, site)
+    verdict = page.locator(".slices output").nth(1)
+    expect(verdict).to_have_text("Finding 1: undecided")
+    page.keyboard.press("a")
+    expect(verdict).to_have_text("Finding 1: accepted")
+    expect(page.get_by_label("Accept finding 1")).not_to_be_in_viewport()
+    # A tablet has no keys: the verdict is under the slices, too.
+    page.set_viewport_size({"width": 820, "height": 1180})
+    beside = page.get_by_label("Accept the finding in the slices")
+    expect(beside).to_be_checked()
+    expect(beside).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Next finding").click()
+    expect(beside).not_to_be_checked()
+    beside.check()
+    expect(verdict).to_have_text("Finding 2: accepted")
+    page.get_by_role("button", name="Previous finding").click()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("r")
+    prefix = "Finding 1 in slice 10 of 20 in the file: "
+    expect(verdict).to_have_text(f"{prefix}rejected")
+    page.keyboard.press("r")
+    expect(verdict).to_have_text(f"{prefix}undecided")
+    page.get_by_role("application", name="Axial CT").click()
+    expect(verdict).to_contain_text(" HU at ")

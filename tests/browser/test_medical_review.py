@@ -72,25 +72,6 @@ def test_keys_accept_and_reject_the_finding_that_is_shown(page: Page, site: str)
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
 
 
-def test_a_verdict_given_by_a_key_is_shown_beside_the_slices(page: Page, site: str) -> None:
-    """On a narrow screen the list is not visible, and another slice than that of the current finding may be shown."""
-    page.set_viewport_size({"width": 820, "height": 900})
-    open_chest(page, site)
-    verdict = page.locator(".slices output").nth(1)
-    expect(verdict).to_have_text("Finding 1: undecided")
-    page.keyboard.press("a")
-    expect(verdict).to_have_text("Finding 1: accepted")
-    expect(page.get_by_label("Accept finding 1")).not_to_be_in_viewport()
-    page.keyboard.press("ArrowUp")
-    page.keyboard.press("r")
-    prefix = "Finding 1 in slice 10 of 20 in the file: "
-    expect(verdict).to_have_text(f"{prefix}rejected")
-    page.keyboard.press("r")
-    expect(verdict).to_have_text(f"{prefix}undecided")
-    page.get_by_role("application", name="Axial CT").click()
-    expect(verdict).to_contain_text(" HU at ")
-
-
 def test_a_missed_nodule_is_added_from_the_keyboard(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     readout = page.locator(".slices output").nth(1)

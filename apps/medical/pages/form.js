@@ -37,6 +37,10 @@ async function render(answer) {
   files.querySelector("ul").append(reviewed.node);
   let slices = null;
   let isOpen = false;
+  let shownVerdict = null;   // the verdict under the slices
+  const verdictPlace = element("span");
+  const underSlices = findings.length ? element("p", { class: "under-slices" }, verdictPlace,
+    element("button", { type: "button", onclick: () => viewer.step(-1) }, "Previous finding"), element("button", { type: "button", onclick: () => viewer.step(1) }, "Next finding")) : "";
   const earlier = earlierScan(answer, { slices: () => slices });
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
@@ -60,6 +64,7 @@ async function render(answer) {
       verdicts.get(finding).update();
       item.classList.toggle("left-out", !isIncluded(finding));
     }
+    shownVerdict?.update();
     missed.update();
     reviewed.update();
     copy.hidden = !findings.length && !review.state.missed.length;
@@ -88,14 +93,17 @@ async function render(answer) {
       onPoint: missed.update,
       labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
       onFinding: (finding) => {
+        shownVerdict = verdictBoxes(review, finding.rank, "the finding in the slices");
+        shownVerdict.update();
+        verdictPlace.replaceChildren(shownVerdict.node);
         for (const [listedFinding, button] of buttons) button.setAttribute("aria-current", String(listedFinding === finding));
         // Scroll the list only if the slices are beside it: slices above the list would scroll out of view. Not for the
         // first finding: the page may still be scrolling to the result, which this would stop.
         if (isOpen && list.getBoundingClientRect().left >= slicesNode.getBoundingClientRect().right) items.get(finding).scrollIntoView({ block: "nearest" });
       },
     });
-    for (const [finding, button] of buttons) button.addEventListener("click", () => { viewer.show(finding); viewer.node.scrollIntoView({ block: "nearest" }); });
-    slicesNode.replaceChildren(viewer.node);
+    for (const [finding, button] of buttons) button.addEventListener("click", () => { viewer.show(finding); slicesNode.scrollIntoView({ block: "nearest" }); });
+    slicesNode.replaceChildren(viewer.node, underSlices);
     if (findings.length) viewer.show(findings[0]);
     else viewer.draw();
     isOpen = true;

@@ -19,7 +19,7 @@ const HELD_STEP = 4;   // voxels that the cross moves for each repeat of a key t
  *  the findings. `keys` maps further keys to functions; with `keyboard: false` no keys are handled. `onFinding(finding)`
  *  is called when a finding is shown, `onPoint()` when the cross or the measured line changes, `onSlice()` when the slice
  *  changes.
- *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear(), slice(), go(slice) }. */
+ *  Returns { node, show(finding), step(by), draw(), look(lps), pointed(), chosen(), clear(), slice(), go(slice) }. */
 export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: moreKeys = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
@@ -354,7 +354,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, slider),
     element("p", { class: "small" }, element("span", { id: keyboard ? "slice-keys" : null }, keyboard ? keyHints : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."), keyboard ? [" ", shortcutSwitch()] : null));
   if (keyboard) onShortcut(node, press);
-  return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
+  return { node, show, step, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
 }
 
 /** The slices that a finding's box touches. */
