@@ -17,12 +17,12 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
+from shared.store.cases import RESULT
 from shared.store.jobs import FINAL
 from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow, ReviewRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
-_IDENTIFIER = r"[0-9a-f]{32}"
-_MEMBER = re.compile(rf"(cases|jobs)/{_IDENTIFIER}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
+_MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
 # Jobs are written before cases, so that the case of a job that is done is in the backup too. Reviews are written after
 # cases, because they refer to them.
 _TABLES = {
@@ -120,10 +120,9 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         raise InvalidInputError(f"{source} cannot be read as a backup: {error}") from error
     if not rows or rows[0].get("format") != FORMAT:
         raise InvalidInputError(f"{source} is not a backup, or is truncated; `trivium backup FILE` writes one")
-    for entry in rows[1:]:
-        # Cases and jobs have folders of these names, which are deleted with them.
-        if entry["table"] in _FOLDERS and not re.fullmatch(_IDENTIFIER, str(entry["row"]["id"])):
-            raise InvalidInputError(f"{source} contains {entry['row']['id']!r}, which is no identifier of a store")
+    for name in _named_files(rows[1:]):
+        if not _MEMBER.match(name):
+            raise InvalidInputError(f"{source} contains {name!r}, which does not belong to a store")
     _remove_orphaned_files(folder, rows[1:])
     for table in _FOLDERS:
         (folder / table).mkdir(mode=0o700, exist_ok=True)
@@ -133,6 +132,13 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         for entry in rows[1:]:
             connection.execute(insert(_TABLES[entry["table"]]).values(**entry["row"]))
     return sum(entry["table"] == "cases" for entry in rows[1:])
+
+
+def _named_files(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The files that rows name: a job reads its files, and deletes its folder, by these names."""
+    for entry in rows:
+        if (table := entry["table"]) in _FOLDERS:
+            yield from (f"{table}/{entry['row']['id']}/{name}" for name in (RESULT, *entry["row"]["files"]))
 
 
 def _remove_orphaned_files(folder: Path, rows: list[dict[str, Any]]) -> None:

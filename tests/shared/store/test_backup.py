@@ -194,25 +194,25 @@ def test_an_archive_member_outside_the_store_is_refused(tmp_path: Path, name: st
     assert not (tmp_path / "escaped").exists() and not (tmp_path / "store" / "escaped").exists()
 
 
-def test_a_case_whose_folder_would_be_outside_the_store_is_refused(tmp_path: Path) -> None:
-    """Deleting such a case, as when it expires, would delete that folder."""
+@pytest.mark.parametrize("part", ["identifier", "file"])
+def test_a_job_with_files_outside_the_store_is_refused(tmp_path: Path, part: str) -> None:
+    """The job would read any file of the machine, and at its end delete the folder that its identifier names."""
     with closing(CaseStore(tmp_path / "one")) as store:
-        identifier = keep(store).id
+        job = add_job(JobStore(store.engine, store.folder, server="one"), tmp_path)
         backup(store.engine, store.folder, tmp_path / "good.tar")
     with tarfile.open(tmp_path / "good.tar") as archive:
         rows = archive.extractfile(ROWS)
         assert rows is not None
-        changed = rows.read().replace(identifier.encode(), b"../../outside")
+        old = job.id if part == "identifier" else job.files[0]
+        changed = rows.read().replace(old.encode(), b"../../outside")
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
         member = tarfile.TarInfo(ROWS)
         member.size = len(changed)
         archive.addfile(member, io.BytesIO(changed))
-    (tmp_path / "outside").mkdir()
     with closing(CaseStore(tmp_path / "two")) as store:
-        with pytest.raises(InvalidInputError, match=r"contains '\.\./\.\./outside', which is no identifier of a store"):
+        with pytest.raises(InvalidInputError, match=r"contains 'jobs/.*\.\./\.\./outside.*', which does not belong"):
             restore(store.engine, store.folder, tmp_path / "bad.tar")
-        store.expire("echo", number=0)
-    assert (tmp_path / "outside").exists()
+        assert JobStore(store.engine, store.folder, server="two").claim("echo", 60, 3) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", None])
