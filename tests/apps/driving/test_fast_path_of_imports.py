@@ -1,11 +1,15 @@
 """Imports whose fast path differs from mmdet3d's own modules, and imports whose outputs are not finite."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.parity import is_equal, parity
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.types import Frame
 from shared.cli.main import main
@@ -81,11 +85,9 @@ def test_a_truncated_file_is_refused_with_one_sentence(length, tmp_path, capsys)
     assert "a.pth cannot be read: it is truncated; copy or save it again" in stderr and len(stderr) < 200
 
 
-def test_large_images_are_not_computed_for_the_comparison(tmp_path):
-    config = own_camera_config("smoke")
-    step = {"type": "AffineResize", "img_scale": (3840, 2160), "down_ratio": 4}
-    config.test_dataloader.dataset.pipeline[1] = step
-    file = save(tmp_path / "a.pth", trained(config), config.pretty_text)
+@contextmanager
+def convolved_sizes():
+    """Collects the numbers of pixels of the maps that are convolved within the context."""
     sizes = set()
 
     def note(module, inputs):
@@ -94,9 +96,37 @@ def test_large_images_are_not_computed_for_the_comparison(tmp_path):
 
     handle = register_module_forward_pre_hook(note)
     try:
-        assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
+        yield sizes
     finally:
         handle.remove()
-    assert 0 < max(sizes) <= 576 * 256
+
+
+@pytest.mark.parametrize(
+    ("config", "largest"),
+    [
+        ("pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class", 112 * 112),
+        ("centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d", 128 * 128),
+    ],
+)
+def test_large_grids_are_not_computed_for_the_comparison(config, largest):
+    model = MMDet3DModel(config=config)
+    network = model.build().eval()
+    encoder = network.middle_encoder if hasattr(network, "middle_encoder") else network.pts_middle_encoder
+    voxels, shape = network.data_preprocessor.voxel_layer, (encoder.ny, encoder.nx)
+    full_range = list(voxels.point_cloud_range)
+    with convolved_sizes() as sizes:
+        result = parity(model, network)
+    assert max(sizes) == largest and is_equal(result)
+    assert (encoder.ny, encoder.nx) == shape and list(voxels.point_cloud_range) == full_range
+
+
+def test_large_images_are_not_computed_for_the_comparison(tmp_path):
+    config = own_camera_config("smoke")
+    step = {"type": "AffineResize", "img_scale": (3840, 2160), "down_ratio": 4}
+    config.test_dataloader.dataset.pipeline[1] = step
+    file = save(tmp_path / "a.pth", trained(config), config.pretty_text)
+    with convolved_sizes() as sizes:
+        assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
+    assert 0 < max(sizes) <= 320 * 256
     model = open_artifact(tmp_path / "mmdet3d_camera" / "1").recipe()["recipe"]["model"]
     assert model["own_camera"]["affine"] == [3840, 2160, 4]
