@@ -162,11 +162,11 @@ def train_by_command(folder: Path, site: Path) -> int:
     return main(["train", *TRAINING.split(), "--out", str(folder)])
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_stopped_and_preempted_training_ends_with_the_same_weights(slurm: Slurm, tmp_path: Path) -> None:
     """The job's steps receive SIGUSR1, as before a time limit; later a job with higher priority causes a SIGTERM."""
     site = install(tmp_path / "site")
-    assert run(train_by_command, tmp_path / "whole", site, limit_s=200) == [0, 0]
+    assert run(train_by_command, tmp_path / "whole", site, limit_s=500) == [0, 0]
     # The real script, with the python and trivium of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {"PATH": path, "PYTHONPATH": f"{ROOT}:{site}", "OMP_NUM_THREADS": "1"}
@@ -178,7 +178,7 @@ def test_a_stopped_and_preempted_training_ends_with_the_same_weights(slurm: Slur
     slurm.wait(job, restarts=1)
     wait_until(lambda: ", learning rate" in log.read_text().partition("resumed from")[2])
     assert slurm.wait(preempt(slurm))["JobState"] == "COMPLETED"
-    facts = slurm.wait(job, limit_s=200)
+    facts = slurm.wait(job, limit_s=500)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), log.read_text()
     assert log.read_text().count("start the same command again to resume") == 2
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -190,7 +190,7 @@ def test_a_stopped_and_preempted_training_ends_with_the_same_weights(slurm: Slur
         )
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 300) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "the job did not reach the expected state in time"
