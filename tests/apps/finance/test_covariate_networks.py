@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _refuse_to_export(model: Any) -> Any:
-    """Replaces the ONNX export, which takes half a minute; the test of imports exports its networks."""
+    """Replaces the ONNX export; the test of imports exports its networks."""
     raise NotImplementedError("not here")
 
 
