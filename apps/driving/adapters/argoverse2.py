@@ -164,8 +164,9 @@ def _columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     try:
         table = feather.read_table(file, columns=list(names), memory_map=False)
+        table.validate(full=True)  # Arrow reads texts at the offsets in the file, which may be outside of its memory
+        return {name: table[name].to_numpy() for name in names}
     except (OSError, KeyError, ValueError, ArrowException) as error:
         raise InvalidInputError(
             f"{file} cannot be read as a feather table with {', '.join(names)}: {str(error)[:200]}"
         ) from error
-    return {name: table[name].to_numpy() for name in names}

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import struct
 import time
 from functools import cache
 from pathlib import Path
@@ -293,6 +294,18 @@ def test_a_log_of_argoverse(folder, place, column):
     else:
         tables[name] = dict.fromkeys(tables[name], column)
     log_in(folder, tables)
+
+
+def test_texts_beyond_a_feather_table_are_not_read(folder):
+    """Arrow would read the worker's memory from there: it checks offsets only if it is told to."""
+    log_in(folder, LOG)
+    file = folder / "log" / "annotations.feather"
+    feather.write_feather(pa.table(LOG["annotations.feather"]), file, compression="uncompressed")
+    content, offsets = file.read_bytes(), struct.pack("<3i", 0, 3, 6)
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 3, 100_000)))
+    with pytest.raises(InvalidInputError, match=r"annotations\.feather cannot be read as a feather table .*Invalid"):
+        read_frames([folder / "log"])
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_decoding(folder):
