@@ -56,6 +56,12 @@ def trained(config, raised=2.8):
     return detector
 
 
+def literals(config):
+    """``config`` as assignments of literals, as in ``config.pretty_text``, without yapf's formatting: it takes half a
+    second."""
+    return "".join(f"{name} = {value!r}\n" for name, value in config.to_dict().items())
+
+
 def save(path, detector, config_text, classes=CLASSES):
     """The part of what ``Runner.save_checkpoint`` writes that an import reads."""
     meta = {"epoch": 80, "iter": 9, "cfg": config_text, "experiment_name": "own_20260101_120000", "seed": 0}

@@ -212,7 +212,7 @@ def test_fine_tuning_the_shipped_pointpillars_lowers_its_loss_on_the_real_frames
         (root / "ImageSets" / f"{part}.txt").write_text("".join(f"{n:06d}\n" for n in range(5 if part == "val" else 4)))
     data = Kitti(root=root)
     recipe = dataclasses.replace(
-        base, data=data, init=artifact.path, limits=dataclasses.replace(base.limits, epochs=10, steps=20)
+        base, data=data, init=artifact.path, limits=dataclasses.replace(base.limits, steps=20, validate_every=20)
     )
     before = load_weights(base.model.build(base.input), artifact, "cpu")
     loss = losses_of(recipe, before)

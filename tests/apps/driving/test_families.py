@@ -3,6 +3,7 @@
 import collections
 import importlib.resources
 import os
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -121,18 +122,22 @@ def test_detections_are_boxes_with_scores_and_labels(config):
     assert set(labels.tolist()) <= set(range(len(model.input().classes)))
 
 
+@cache
+def module_types(config):
+    model = MMDet3DModel(config=config)
+    return {type(module) for module in model.build(model.input()).modules()}
+
+
 @pytest.mark.parametrize("config", [config for family in FAMILIES for config in family.configurations[1:]])
 def test_the_other_configurations_of_a_family_are_built_from_the_same_parts(config):
     """The tests of a family's first configuration hold for its others, because they have no module of another type."""
     first = family_of(config).configurations[0]
-    model = MMDet3DModel(config=config)
-    others = {type(module) for module in model.build(model.input()).modules()}
     fpn = {"torch.nn.modules.conv.ConvTranspose2d", "mmdet.models.necks.fpn.FPN",
            "mmcv.cnn.bricks.conv_module.ConvModule",
            "mmdet3d.models.necks.second_fpn.SECONDFPN", "mmdet3d.models.backbones.nostem_regnet.NoStemRegNet",
            "mmdet.models.backbones.resnext.Bottleneck", "mmdet.models.layers.res_layer.ResLayer",
            "mmdet3d.models.backbones.second.SECOND"}  # fmt: skip
-    new = others - {type(module) for module in MMDet3DModel(config=first).build().modules()}
+    new = module_types(config) - module_types(first)
     assert {f"{kind.__module__}.{kind.__qualname__}" for kind in new} <= fpn
 
 

@@ -25,7 +25,7 @@ from shared.recipe_file import from_mapping
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.driving.own_camera_checkpoints import RAISED, SIZES, mmdet3d_test, own_camera_config
-from tests.apps.driving.own_checkpoints import CLASSES, save, shipped, trained
+from tests.apps.driving.own_checkpoints import CLASSES, literals, save, shipped, trained
 
 NAMES = [name.lower() for name in CLASSES]
 KINDS = ("fcos3d", "pgd", "smoke")
@@ -253,7 +253,7 @@ STEP = "test_dataloader.dataset.pipeline.1"
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_refused_with_one_sentence(tmp_path, kind, path, value, message):
-    file = save(tmp_path / "a.pth", untrained(kind), changed(kind, path, value).pretty_text)
+    file = save(tmp_path / "a.pth", untrained(kind), literals(changed(kind, path, value)))
     with pytest.raises(InvalidInputError, match=message) as raised:
         importing(file)
     assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
