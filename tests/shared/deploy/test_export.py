@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def dense(recipe, model) -> DenseNetwork:
-    return DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",))
+    return DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",), traceable=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,10 @@ def test_an_artifact_has_all_files_for_serving(app, run, tmp_path):
     np.testing.assert_allclose(y, model(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_onnx_file_names_no_folder_of_the_machine_that_wrote_it(app, run, tmp_path):
-    artifact = export(run, app, tmp_path)
+@pytest.mark.parametrize("traceable", [False, True])
+def test_the_onnx_file_names_no_folder_of_the_machine_that_wrote_it(app, run, tmp_path, traceable):
+    described = replace(app, dense=lambda recipe, model: replace(dense(recipe, model), traceable=traceable))
+    artifact = export(run, described, tmp_path)
     written = (artifact.path / "model.onnx").read_bytes()
     assert b"Linear" in written or b"Gemm" in written  # it is not empty of names
     assert str(Path(torch.__file__).parent).encode() not in written and b"stack_trace" not in written
