@@ -37,8 +37,8 @@ _OPSET = 20
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
     """Writes the network as one ONNX file and returns its outputs on the example inputs.
 
-    A traceable network is traced. If its file differs from torch for the example or for larger inputs, and for all
-    other networks, torch.export is used.
+    A traceable network is traced. If its file differs from torch for the example or for inputs of other sizes, and
+    for all other networks, torch.export is used.
 
     Raises ``InvalidInputError`` if the network does not fit its description or cannot be exported, and
     ``ArithmeticError`` if ONNX Runtime's outputs differ from torch's, or if an axis that should be dynamic was exported
@@ -55,10 +55,10 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
         try:
             _trace(dense, module, example, path)
             _compare(dense, path, example, expected_outputs)
-            larger = _larger_inputs(dense, example)
+            resized = _resized_inputs(dense, example)
             with torch.no_grad():
-                larger_outputs = _outputs_by_name(dense, module(*larger.values()))
-            _compare(dense, path, larger, larger_outputs)
+                resized_outputs = _outputs_by_name(dense, module(*resized.values()))
+            _compare(dense, path, resized, resized_outputs)
             return expected_outputs
         except Exception as error:  # torch's tracer and ONNX Runtime raise many kinds of errors
             reason = str(error).strip().partition("\n")[0]
@@ -141,14 +141,18 @@ def _compare(
                 )
 
 
-def _larger_inputs(dense: DenseNetwork, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The example inputs, each dynamic axis lengthened by the smallest step that its label allows."""
-    larger = dict(example)
+def _resized_inputs(dense: DenseNetwork, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The example inputs with another size of each dynamic axis: a batch of several is cut to its first row, which is
+    computed soonest, and other axes are lengthened by the smallest step that their label allows."""
+    resized = dict(example)
     for name, axes in _dynamic_axes(dense).items():
-        for axis, label in axes.items() if name in larger else ():
+        for axis, label in axes.items() if name in resized else ():
+            if label == "batch" and resized[name].shape[axis] > 1:
+                resized[name] = resized[name].narrow(axis, 0, 1)
+                continue
             step = int(label.rpartition("*")[0] or 1)
-            larger[name] = torch.cat([larger[name], larger[name].narrow(axis, 0, step)], axis)
-    return larger
+            resized[name] = torch.cat([resized[name], resized[name].narrow(axis, 0, step)], axis)
+    return resized
 
 
 def _outputs_by_name(dense: DenseNetwork, found: Any) -> dict[str, Tensor]:

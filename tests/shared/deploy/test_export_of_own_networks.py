@@ -70,6 +70,14 @@ def test_a_traceable_network_is_exported_without_torch_export(tmp_path, monkeypa
     np.testing.assert_allclose(found, network.module(x).detach(), rtol=1e-5)
 
 
+def test_a_batch_is_not_made_larger_than_the_example_for_the_comparison(tmp_path):
+    """The example may fill the memory: a batch of another size is its first row."""
+    sizes = []
+    network = dense(lambda y, x: y if torch.jit.is_tracing() else sizes.append(len(x)) or y, traceable=True)
+    write_onnx(network, tmp_path / "model.onnx")
+    assert sizes == [2, 1]
+
+
 def test_a_trace_that_fixes_a_size_is_not_kept(tmp_path):
     network = dense(lambda y, x: y * int(x.shape[0]), traceable=True)
     with pytest.raises(ArithmeticError, match=r"axis 0 of x was exported as \[2, 2\], not as dynamic"):
