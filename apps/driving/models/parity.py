@@ -89,7 +89,7 @@ def small_grid(model: MMDet3DModel, detector: nn.Module) -> Iterator[LidarInput 
     voxels = network.data_preprocessor.voxel_layer
     canvas = getattr(network, "pts_middle_encoder", None) or network.middle_encoder
     full_range, shape = voxels.point_cloud_range, (canvas.ny, canvas.nx)
-    coder = getattr(getattr(network, "pts_bbox_head", None), "bbox_coder", None)
+    coder: Any = getattr(getattr(network, "pts_bbox_head", None), "bbox_coder", None)
     if hasattr(coder, "out_size_factor"):
         least = max(_SIZE_MULTIPLE, coder.out_size_factor * math.sqrt(coder.max_num))
     else:
