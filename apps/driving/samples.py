@@ -17,7 +17,7 @@ def samples() -> Sequence[Sample]:
             name="synthetic",
             title="Synthetic street, LiDAR and camera",
             synthetic=True,
-            source="made on this machine by apps.driving.datasets.synth",
+            source="generated on request",
             files=_synthetic_folder,
         )
     ]

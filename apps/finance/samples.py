@@ -30,7 +30,7 @@ def samples() -> Sequence[Sample]:
             name="synthetic_market",
             title="A market in 5-minute bars with a pump and dump, a jump, a burst and a halt",
             synthetic=True,
-            source="made on the spot by apps.finance.datasets.synth",
+            source="generated on request",
             files=_market,
             columns=(*_BARS, TRUTH),
         )
