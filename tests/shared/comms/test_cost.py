@@ -146,9 +146,9 @@ def test_the_slowest_of_several_processes_takes_as_long_as_order_statistics_say(
 def test_the_network_of_a_job_is_calibrated_and_used_for_a_plan(hosts, tmp_path, capsys):
     file = tmp_path / "network.json"
     assert succeed(Job(hosts, 2, workers.calibrate, str(file)).results(120)) == [0] * 4
-    # At most 200 Mbit/s between the hosts plus the burst of their queue. Both rates fall while other programs run.
+    # 200 Mbit/s between the hosts plus the burst of their queue; less if other programs run.
     found = json.loads(file.read_text())
-    assert 1e6 < found["inter"]["bytes_s"] < min(28e6, found["intra"]["bytes_s"])
+    assert 10e6 < found["inter"]["bytes_s"] < 28e6 < found["intra"]["bytes_s"]
     links = ["--inter", f"{file}:inter", "--intra", f"{file}:intra"]
     assert main(["plan", "--model", "resnet50", "--nodes", "2", "--gpus", "4", "--ports", "1", *links]) == 0
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["share"] > 0.5
